@@ -1,0 +1,18 @@
+"""ace-dist: Action Concept Enhancement (ACE) of video-language models, trained from one CPU to a SLURM cluster."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ace_dist.evaluation.classifier import Classifier
+
+__version__ = "0.1.0"
+__all__ = ["Classifier", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Classifier` on first use: `import ace_dist` alone stays free of torch."""
+    if name == "Classifier":
+        from ace_dist.evaluation.classifier import Classifier
+
+        return Classifier
+    raise AttributeError(f"module 'ace_dist' has no attribute {name!r}")

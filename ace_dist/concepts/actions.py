@@ -1,0 +1,80 @@
+"""Actions as verb and object: splitting labels with phrasal verbs, and joining them again (ACE section 3.2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from ace_dist.errors import UserError
+
+__all__ = ["Action", "ActionError"]
+
+
+class ActionError(UserError):
+    """A label that cannot be split into a verb and an object."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Action:
+    """An action `a = v ⊕ o`: a verb, possibly phrasal, and an object phrase. `str` gives the label."""
+
+    verb: str
+    object: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "verb", normalise(self.verb))
+        object.__setattr__(self, "object", normalise(self.object))
+        if not self.verb:
+            raise ActionError(f"an action with the object {self.object!r} has no verb")
+        if not self.object:
+            raise ActionError(
+                f"the action {self.verb!r} has no object; where there is none, write a placeholder such as "
+                f"'ingredient' or 'item' (column `object` of the annotations, or the words after the verb)"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.object}"
+
+    def with_verb(self, verb: str) -> Action:
+        """The same object under another verb, `verb ⊕ O(a)`."""
+        return Action(verb, self.object)
+
+    @classmethod
+    def parse(cls, label: str, verbs: Iterable[str] = ()) -> Action:
+        """Split `label` at its verb: the longest of `verbs` that it begins with, else its first word.
+
+        `Action.parse("lay down side panel", verbs=["lay", "lay down"])` has the verb "lay down". A particle that
+        follows the first word ("pick up item") belongs to the verb even when `verbs` does not list it, provided that
+        an object is left. Raises `ActionError` when no object is left.
+        """
+        words = normalise(label).split(" ")
+        if words == [""]:
+            raise ActionError(f"the label {label!r} is empty")
+        length = longest_verb(words, [normalise(verb).split(" ") for verb in verbs]) or leading_verb(words)
+        verb, object_ = " ".join(words[:length]), " ".join(words[length:])
+        if not object_:
+            raise ActionError(
+                f"the label {label!r} has no object after its verb {verb!r}; write one, such as '{verb} item'"
+            )
+        return cls(verb, object_)
+
+
+# Adverbial particles that make English verbs phrasal. Prepositions that usually open an object phrase ("in", "on",
+# "to") are left out: "insert in box" has the verb "insert".
+PARTICLES = frozenset({"up", "down", "away", "apart", "together", "over", "off", "out", "back", "aside", "upright"})
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces, no underscores."""
+    return re.sub(r"[\s_]+", " ", text).strip().lower()
+
+
+def longest_verb(words: list[str], verbs: Collection[list[str]]) -> int:
+    """Number of leading words that form the longest known verb, 0 when none fits."""
+    return max((len(verb) for verb in verbs if verb != [""] and words[: len(verb)] == verb), default=0)
+
+
+def leading_verb(words: list[str]) -> int:
+    """Length of an unknown verb: one word, or two when a particle follows and an object is left."""
+    return 2 if len(words) > 2 and words[1] in PARTICLES else 1

@@ -1,0 +1,119 @@
+"""Label sets of a test: root labels, the ten sets of the Synonym Robustness Test, and free labels of a user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ace_dist.concepts.actions import Action
+from ace_dist.concepts.sampler import Phrases, label_phrases
+from ace_dist.concepts.trees import SynonymTrees
+from ace_dist.errors import UserError
+
+__all__ = ["FreeLabel", "LabelError", "LabelSet", "free_labels", "load_srt", "root_labels", "srt_labels"]
+
+
+class LabelError(UserError):
+    """A label set that does not fit its classes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """One way to name K classes: `labels[k]` is shown, `phrases[k]` are averaged (Eq. 3)."""
+
+    labels: tuple[str, ...]
+    phrases: Phrases
+
+
+@dataclass(frozen=True, slots=True)
+class FreeLabel:
+    """A label that a user typed, what is averaged for it, and the tree that says so (`None`: it stands alone)."""
+
+    label: str
+    phrases: tuple[str, ...]
+    tree: str | None
+
+
+def root_labels(actions: Sequence[Action], trees: SynonymTrees, leaves: bool) -> LabelSet:
+    """Root labels; with `leaves`, each averaged over the first-order children of its verb."""
+    if not leaves:
+        return LabelSet(tuple(map(str, actions)), tuple((str(action),) for action in actions))
+    trees.require(action.verb for action in actions)
+    return LabelSet(
+        tuple(map(str, actions)), tuple(label_phrases(action, trees, action.verb, drawn=False) for action in actions)
+    )
+
+
+def load_srt(path: str | Path) -> list[dict[str, str]]:
+    """Read the runs of an SRT file: per run, root label → label to use. Raises `LabelError` naming the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise LabelError(f"SRT file {path} does not exist; set dataset.srt to a JSON file of label sets")
+    try:
+        runs: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise LabelError(f"SRT file {path} (dataset.srt) is not an object with a list 'runs': {error!r}") from error
+    well_formed = isinstance(runs, list) and runs and all(isinstance(run, dict) and run for run in runs)
+    if not well_formed or any(not isinstance(text, str) for run in runs for text in (*run, *run.values())):
+        raise LabelError(f"SRT file {path} (dataset.srt): every entry of 'runs' must map root labels to labels")
+    return runs
+
+
+def srt_labels(
+    actions: Sequence[Action], runs: Sequence[dict[str, str]], trees: SynonymTrees, leaves: bool, source: str
+) -> list[LabelSet]:
+    """One label set per SRT run for the novel `actions`, in class order.
+
+    With `leaves`, a label whose verb is a child of its root's tree is averaged over the children of that node, a
+    label equal to the root over the first-order children, and any other verb stands alone (nothing is known of its
+    synonyms). Raises `LabelError` when a run misses a class or gives two classes the same label.
+    """
+    sets = []
+    for number, run in enumerate(runs, start=1):
+        missing = [str(action) for action in actions if str(action) not in run]
+        if missing:
+            raise LabelError(f"{source}: run {number} has no label for {', '.join(map(repr, missing))}")
+        chosen = [Action.parse(run[str(action)], verbs=known_verbs(action, trees)) for action in actions]
+        if len(set(chosen)) < len(chosen):
+            raise LabelError(f"{source}: run {number} gives two classes the same label: {sorted(map(str, chosen))}")
+        phrases = tuple(srt_phrases(a, c, trees) if leaves else (str(c),) for a, c in zip(actions, chosen, strict=True))
+        sets.append(LabelSet(tuple(map(str, chosen)), phrases))
+    return sets
+
+
+def srt_phrases(action: Action, label: Action, trees: SynonymTrees) -> tuple[str, ...]:
+    """Phrases averaged for the SRT label of `action`."""
+    if action.verb not in trees or label.verb not in trees.children(action.verb):
+        return (str(label),)
+    return label_phrases(label, trees, action.verb, drawn=label.verb != action.verb)
+
+
+def known_verbs(action: Action, trees: SynonymTrees) -> tuple[str, ...]:
+    """Verbs that a label of `action` may begin with: its own and those of its tree, phrasal ones whole."""
+    children = trees.children(action.verb) if action.verb in trees else ()
+    return (action.verb, *children)
+
+
+def free_labels(texts: Sequence[str], trees: SynonymTrees | None) -> list[FreeLabel]:
+    """Labels typed by a user. A verb that is a root is averaged over its children; any other label stands alone.
+
+    Raises `LabelError` for an empty list, an empty label or a repeated one.
+    """
+    labels = [" ".join(text.lower().split()) for text in texts]
+    if len(labels) < 2:
+        raise LabelError(f"actions={list(texts)}: give at least two labels to choose between")
+    if "" in labels or len(set(labels)) < len(labels):
+        raise LabelError(f"actions={list(texts)}: every label must be non-empty and occur once")
+    return [free_label(text, trees) for text in labels]
+
+
+def free_label(text: str, trees: SynonymTrees | None) -> FreeLabel:
+    """One typed label. Words before an object are needed only when a tree is to be used."""
+    roots = trees.roots if trees is not None else ()
+    verb = max((root for root in roots if text.startswith(root + " ")), key=len, default=None)
+    if verb is None or trees is None:
+        return FreeLabel(text, (text,), None)
+    action = Action(verb, text[len(verb) :])
+    return FreeLabel(text, label_phrases(action, trees, verb, drawn=False), verb)

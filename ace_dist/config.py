@@ -1,0 +1,393 @@
+"""The typed schema of every setting, and its composition from `configs/` and `key=value` overrides; reads no data."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ace_dist.data.tabletop.world import TabletopConfig
+from ace_dist.errors import UserError
+
+__all__ = [
+    "ClipConfig",
+    "Config",
+    "ConfigError",
+    "DatasetConfig",
+    "EncodingConfig",
+    "EvaluationConfig",
+    "LoaderConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "TextConfig",
+    "TrainingConfig",
+    "VideoConfig",
+    "config_dir",
+    "load_config",
+    "read_config",
+    "to_yaml",
+]
+
+
+class ConfigError(UserError):
+    """A setting that does not exist, has the wrong type, or contradicts another one."""
+
+
+@dataclass
+class ClipConfig:
+    """What one clip is: `frames` frames over `seconds` seconds; a test video is seen through `views` clips."""
+
+    frames: int = 8
+    seconds: float = 2.0
+    views: int = 3
+
+
+@dataclass
+class EncodingConfig:
+    """The canonical encoding of stored clips. NVDEC decodes h264; DALI's CPU decoder knows vp9 and mjpeg only."""
+
+    codec: str = "vp9"
+    short_side: int = 256  # pixels; 0 keeps the size of the source
+    fps: float | None = None  # frames per second; null keeps the rate of the source
+    gop: int = 8  # frames from key frame to key frame
+    quality: int = 20  # the codec's own scale, lower is better: CRF for h264 and vp9, qscale for mjpeg
+    margin_s: float = 0.25  # seconds kept on each side of a segment
+
+
+@dataclass
+class DatasetConfig:
+    """Where labels and clips come from, and which actions are novel."""
+
+    name: str = MISSING
+    kind: str = MISSING  # csv | tabletop
+    annotations: str | None = None  # the CSV file of kind `csv`
+    shards: str = MISSING  # folder of the WebDataset shards
+    synonyms: str | None = None  # synonym tree file (JSON)
+    srt: str | None = None  # label sets of the Synonym Robustness Test (JSON)
+    novel: list[str] | None = None  # novel actions; null: those without a training clip
+    fold: int = 0
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    clips_per_shard: int = 128
+    workers: int = 0  # processes that build shards; 0: one per core
+    allow_quarantine: bool = False  # finish a build without the segments that failed, listed in quarantine.jsonl
+    world: TabletopConfig = field(default_factory=TabletopConfig)
+
+
+@dataclass
+class VideoConfig:
+    """The TimeSformer. `frames` is the length of the checkpoint's `time_embed`, resized to the clip's."""
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16
+    image_size: int = 224
+    frames: int = 8
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.1
+    embed_dim: int = 512
+    time_embed_resize: str = "nearest"  # nearest | linear
+    attention: str = "auto"  # auto | xformers | sdpa
+    trained_blocks: int = 3  # counted from the last
+    train_head: bool = False
+    train_norm: bool = False
+    train_time_embed: bool = False
+    weights: str | None = None  # safetensors file
+
+
+@dataclass
+class TextConfig:
+    """The text tower: CLIP's text transformer at any width, or all-MiniLM-L6-v2."""
+
+    tower: str = "clip"  # clip | minilm
+    width: int = 512
+    depth: int = 12
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    embed_dim: int = 512
+    trained_layers: int = 0  # counted from the last
+    train_projection: bool = True
+    weights: str | None = None  # safetensors file
+
+
+@dataclass
+class ModelConfig:
+    """Both encoders. `init: random` builds them untrained, for tests and ablations."""
+
+    init: str = "weights"  # weights | random
+    video: VideoConfig = field(default_factory=VideoConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+
+
+@dataclass
+class MethodConfig:
+    """The objective: ACE with its ablation switches (Table 3), or a baseline."""
+
+    name: str = "ace"  # ace | procvlr
+    temperature: float = 0.02
+    leaf_augmentation: bool = True  # Eq. 3: average over the children of a label's verb
+    shadow_negatives: bool = True  # Eq. 6 to 8
+    fixed_labels: bool = True  # L_fixed
+    random_labels: bool = True  # L_rand
+    children: int | None = None  # M of the first order; null: all children of the tree file
+    grandchildren: int | None = None  # M of the second order; null: all
+    children_include_parent: bool = True  # M counts the parent verb itself
+    exclude_real_classes: bool = False  # a shadow negative may not equal a seen class
+    independent_draws: bool = False  # draw per class instead of once per root verb
+
+
+@dataclass
+class LoaderConfig:
+    """Decoding and augmentation. Training: short side uniform in [min, max], random crop, flip; test: centre crop."""
+
+    backend: str = "auto"  # auto | dali | pyav
+    threads: int = 2
+    prefetch: int = 2  # batches decoded ahead
+    crop: int = 224
+    short_side_min: int = 256
+    short_side_max: int = 320
+    test_short_side: int = 256
+    flip: float = 0.5  # probability
+    mean: list[float] = field(default_factory=lambda: [0.45, 0.45, 0.45])  # of RGB in [0, 1]
+    std: list[float] = field(default_factory=lambda: [0.225, 0.225, 0.225])
+
+
+@dataclass
+class TrainingConfig:
+    """The optimisation. Batch sizes are global; learning rates are functions of the step."""
+
+    device: str = "auto"  # auto | cpu | cuda
+    precision: str = "auto"  # auto | fp32 | bf16; auto: bf16 on CUDA devices that have it
+    epochs: float = 15.0
+    batch_size: int = 16  # clips per optimizer step, over all ranks
+    accumulation: int = 1  # micro-batches that make one optimizer step
+    lr_video: float = 0.005
+    lr_text: float = 0.005
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    schedule: str = "steps"  # steps | cosine | constant
+    milestones: list[float] = field(default_factory=lambda: [0.7333, 0.9333])  # of `steps`: shares of the run
+    gamma: float = 0.1
+    warmup: float = 0.0  # share of the run
+    log_every_steps: int = 10
+    save_every_steps: int = 200
+    keep_checkpoints: int = 2
+    stop_after_steps: int | None = None  # stop early and save, as a preempted job would
+    max_steps: int | None = None  # shortens the schedule itself
+
+
+@dataclass
+class EvaluationConfig:
+    """How a test video is scored (spec, section 2 and 4)."""
+
+    batch_size: int = 16  # clips per forward pass of one rank
+    view_fusion: str = "softmax_sum"  # softmax_sum | logit_mean | embedding_mean
+    srt_leaves: bool = True  # with leaf augmentation: SRT labels too are averaged over their children
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    name: str = MISSING
+    run_dir: str = "runs/${name}"
+    seed: int = 0
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # passed to DeepSpeed as it is
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def config_dir() -> Path:
+    """Folder of the YAML files: `configs/` of the checkout, or the copy inside an installed wheel."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package.parent / "configs", package / "configs"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(f"no configs/config.yaml beside or inside {package}; reinstall ace-dist or run from a checkout")
+
+
+def load_config(argv: Sequence[str]) -> Config:
+    """Compose the configuration from `configs/` and Hydra overrides such as `experiment=demo training.epochs=2`.
+
+    The flag `--local_rank`, which DeepSpeed's launcher adds, is ignored. Relative paths stay relative to the working
+    folder; `${configs}` in a YAML file stands for the configuration folder. Raises `ConfigError`, with the nearest
+    existing name when a key or a file does not exist.
+    """
+    overrides = [arg for arg in argv if not re.match(r"--?local[_-]rank", arg)]
+    for flag in overrides:
+        if flag.startswith("-"):
+            raise ConfigError(f"{flag!r} is not an option; settings are written key=value, for example seed=1")
+        if "=" not in flag and not flag.startswith("~"):
+            raise ConfigError(f"{flag!r} is not a setting; settings are written key=value, for example seed=1")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            composed = compose("config", overrides=overrides)
+        return validated(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(str(error), overrides)) from error
+
+
+def validated(composed: DictConfig) -> Config:
+    """Resolve, convert to `Config`, and check what the types cannot say."""
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    choices = {
+        "dataset.kind": (config.dataset.kind, ("csv", "tabletop")),
+        "dataset.encoding.codec": (config.dataset.encoding.codec, ("vp9", "mjpeg", "h264")),
+        "model.init": (config.model.init, ("weights", "random")),
+        "model.text.tower": (config.model.text.tower, ("clip", "minilm")),
+        "model.video.time_embed_resize": (config.model.video.time_embed_resize, ("nearest", "linear")),
+        "model.video.attention": (config.model.video.attention, ("auto", "xformers", "sdpa")),
+        "method.name": (config.method.name, ("ace", "procvlr")),
+        "loader.backend": (config.loader.backend, ("auto", "dali", "pyav")),
+        "training.device": (config.training.device, ("auto", "cpu", "cuda")),
+        "training.precision": (config.training.precision, ("auto", "fp32", "bf16")),
+        "training.schedule": (config.training.schedule, ("steps", "cosine", "constant")),
+        "evaluation.view_fusion": (config.evaluation.view_fusion, ("softmax_sum", "logit_mean", "embedding_mean")),
+    }
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
+    positive = {
+        "dataset.clip.frames": config.dataset.clip.frames,
+        "dataset.clip.seconds": config.dataset.clip.seconds,
+        "dataset.clip.views": config.dataset.clip.views,
+        "method.temperature": config.method.temperature,
+        "loader.crop": config.loader.crop,
+        "training.batch_size": config.training.batch_size,
+        "training.accumulation": config.training.accumulation,
+        "training.epochs": config.training.epochs,
+        "training.log_every_steps": config.training.log_every_steps,
+        "training.save_every_steps": config.training.save_every_steps,
+        "training.keep_checkpoints": config.training.keep_checkpoints,
+        "evaluation.batch_size": config.evaluation.batch_size,
+    }
+    for key, number in positive.items():
+        if number <= 0:
+            raise ConfigError(f"{key}={number} must be greater than zero")
+    check_combinations(config)
+    return config
+
+
+def check_combinations(config: Config) -> None:
+    """Settings that contradict each other; each message names both."""
+    if not (config.method.fixed_labels or config.method.random_labels):
+        raise ConfigError("method.fixed_labels=false and method.random_labels=false leave no loss; switch one on")
+    if config.loader.crop != config.model.video.image_size:
+        raise ConfigError(
+            f"loader.crop={config.loader.crop} differs from model.video.image_size={config.model.video.image_size}"
+        )
+    if config.model.video.embed_dim != config.model.text.embed_dim:
+        raise ConfigError(
+            f"model.video.embed_dim={config.model.video.embed_dim} differs from "
+            f"model.text.embed_dim={config.model.text.embed_dim}: both towers must end in one space"
+        )
+    if not config.loader.short_side_min <= config.loader.short_side_max:
+        raise ConfigError(
+            f"loader.short_side_min={config.loader.short_side_min} exceeds "
+            f"loader.short_side_max={config.loader.short_side_max}"
+        )
+    for key in ("short_side_min", "test_short_side"):
+        if getattr(config.loader, key) < config.loader.crop:
+            raise ConfigError(
+                f"loader.{key}={getattr(config.loader, key)} is smaller than loader.crop={config.loader.crop}"
+            )
+    if config.training.batch_size % config.training.accumulation:
+        raise ConfigError(
+            f"training.batch_size={config.training.batch_size} is not a multiple of "
+            f"training.accumulation={config.training.accumulation}"
+        )
+
+
+def explain(message: str, overrides: Sequence[str]) -> str:
+    """One line out of Hydra's message, with the nearest existing key or file."""
+    first = " ".join(message.split("\n")[0].split())
+    missing_file = re.search(r"Could not find '([\w-]+)/([^']+)'", message)
+    if missing_file:
+        group, name = missing_file.groups()
+        known = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+        return f"{group}={name} does not exist in configs/{group}/; there are {', '.join(known)}" + did_you_mean(
+            name, known
+        )
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        if key and key.split(".")[0] in ("deepspeed", "experiment"):
+            continue
+        if key and key not in known_keys():
+            return f"unknown setting {key!r} in {override!r}{did_you_mean(key, known_keys())}"
+    if "MissingMandatoryValue" in message or "Missing mandatory value" in message:
+        key = message.split("Missing mandatory value:")[-1].split("\n")[0].strip()
+        return f"{key} is not set; give it on the command line as {key}=VALUE"
+    return first
+
+
+def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, groups included."""
+    keys = [] if prefix else ["experiment"]
+    probe = schema()
+    for entry in fields(schema):
+        keys.append(prefix + entry.name)
+        value = getattr(probe, entry.name)
+        if is_dataclass(value):
+            keys += known_keys(type(value), f"{prefix}{entry.name}.")
+    return keys
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` when a known word is near, else nothing."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, sorted as the schema is."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def read_config(run_dir: Path) -> Config:
+    """Read back `config.yaml` of a run folder. Raises `ConfigError` when there is none or it does not fit the schema."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder (launchers/train.py makes one)")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        assert isinstance(merged, DictConfig)
+        return validated(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path} does not fit this version: {' '.join(str(error).split())}") from error
+
+
+def resolve_path(value: str) -> Path:
+    """A path of a setting, with `~` and environment variables expanded."""
+    return Path(os.path.expandvars(value)).expanduser()
+
+
+def run_launcher(main: Any) -> None:
+    """Call `main(argv)`; print a `UserError` as one line on stderr and exit with 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
