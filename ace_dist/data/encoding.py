@@ -1,0 +1,159 @@
+"""Owns the canonical form of a stored clip: how raw frames become one small mp4 file, and the proof that it decodes.
+
+Constant frame rate, closed short groups of pictures (GOP) without B-frames, 8-bit 4:2:0, even sizes, BT.601 colours.
+The container is mp4 for every codec: PyAV and both backends of DALI's `fn.decoders.video` read it from memory.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from numpy.typing import NDArray
+
+from ace_dist.data.segments import DataError, RawClip
+
+if TYPE_CHECKING:
+    from ace_dist.config import EncodingConfig
+
+__all__ = ["CONTAINER", "EncodedClip", "check_encoding", "encode", "encoder_options", "resample", "scaled_size"]
+
+CONTAINER = "mp4"
+ENCODERS = {"vp9": "libvpx-vp9", "mjpeg": "mjpeg", "h264": "libx264"}
+QUALITY = {"vp9": (0, 63), "mjpeg": (2, 31), "h264": (0, 51)}  # each encoder's own scale, lower is better
+# Sharp and repeatable: area averaging against aliasing, every chroma sample used, rounding independent of the CPU.
+SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """One stored clip: an mp4 file in memory, and what it holds."""
+
+    data: bytes
+    frames: int
+    width: int
+    height: int
+    fps: float
+
+
+def check_encoding(encoding: EncodingConfig) -> None:
+    """Raise `DataError` when a setting of `dataset.encoding` cannot be used."""
+    if encoding.codec not in ENCODERS:
+        raise DataError(f"dataset.encoding.codec={encoding.codec} is not one of {', '.join(ENCODERS)}")
+    low, high = QUALITY[encoding.codec]
+    if not low <= encoding.quality <= high:
+        raise DataError(
+            f"dataset.encoding.quality={encoding.quality} is outside {low}..{high}, the scale of {encoding.codec}"
+        )
+    if encoding.fps is not None and not 0 < encoding.fps < math.inf:
+        raise DataError(f"dataset.encoding.fps={encoding.fps} must be greater than zero, or null for the source's rate")
+    for key, least in (("gop", 1), ("margin_s", 0), ("short_side", 0)):
+        if not getattr(encoding, key) >= least:
+            raise DataError(f"dataset.encoding.{key}={getattr(encoding, key)} must be at least {least}")
+
+
+def encoder_options(encoding: EncodingConfig) -> dict[str, str]:
+    """What is asked of FFmpeg's encoder. One thread, because the number of threads changes the bits."""
+    gop, quality = str(encoding.gop), str(encoding.quality)
+    common = {"g": gop, "keyint_min": gop, "bf": "0", "threads": "1"}
+    if encoding.codec == "mjpeg":
+        return {"qmin": quality, "qmax": quality, "threads": "1"}
+    if encoding.codec == "h264":
+        return common | {"crf": quality, "preset": "veryfast", "sc_threshold": "0", "x264-params": "open-gop=0"}
+    # Real-time mode at its fastest: a canonical clip is decoded thousands of times and looked at by nobody.
+    live = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "auto-alt-ref": "0"}
+    return common | live | {"crf": quality, "b": "0", "row-mt": "0"}
+
+
+def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width with the shorter one brought to `short_side`, the other rounded to the nearest integer."""
+    if height <= width:
+        return short_side, max(short_side, math.floor(width * short_side / height + 0.5))
+    return max(short_side, math.floor(height * short_side / width + 0.5)), short_side
+
+
+def canonical_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Even height and width of the stored clip. Never larger than the source: enlarging adds bytes and no detail."""
+    if short_side and min(height, width) > short_side:
+        height, width = scaled_size(height, width, short_side - short_side % 2)
+        return 2 * math.floor(height / 2 + 0.5), 2 * math.floor(width / 2 + 0.5)
+    return height - height % 2, width - width % 2
+
+
+def resample(raw: RawClip, fps: float | None) -> RawClip:
+    """The clip at another constant rate, each frame the nearest one in time. None keeps the rate."""
+    if fps is None or fps == raw.fps:
+        return raw
+    count = math.floor((len(raw.frames) - 1) * fps / raw.fps + 0.5) + 1
+    nearest = np.floor(np.arange(count) * raw.fps / fps + 0.5).astype(int)
+    return RawClip(raw.frames[np.minimum(nearest, len(raw.frames) - 1)], fps, raw.start_s)
+
+
+def encode(raw: RawClip, encoding: EncodingConfig) -> EncodedClip:
+    """Encode raw frames canonically, decode them again, and return the file only if every frame is there.
+
+    Raises `DataError` when the frames are too small for an even size, or when something else comes back.
+    """
+    raw = resample(raw, encoding.fps)
+    count, source_height, source_width = raw.frames.shape[:3]
+    height, width = canonical_size(source_height, source_width, encoding.short_side)
+    if min(height, width) < 2:
+        raise DataError(f"frames of {source_width}x{source_height} pixels are too small to encode")
+    if min(source_height, source_width) <= max(encoding.short_side, 0) or not encoding.short_side:
+        raw = RawClip(raw.frames[:, :height, :width], raw.fps, raw.start_s)  # at most the odd row or column goes
+    rate = Fraction(raw.fps).limit_denominator(1001)
+    data = write_file(raw.frames, rate, height, width, encoding)
+    check_decodes(data, count, height, width, encoding.gop)
+    return EncodedClip(data, count, width, height, float(rate))
+
+
+def write_file(frames: NDArray[np.uint8], rate: Fraction, height: int, width: int, encoding: EncodingConfig) -> bytes:
+    """The mp4 file of uint8 RGB frames [N, H, W, 3]. Resizes on the way when the frames have another size."""
+    buffer = io.BytesIO()
+    full = encoding.codec == "mjpeg"  # JPEG knows no limited range
+    with av.open(buffer, "w", format=CONTAINER, options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(ENCODERS[encoding.codec], rate=rate, options=encoder_options(encoding))
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuvj420p" if full else "yuv420p"
+        context = stream.codec_context
+        context.colorspace = Colorspace.ITU601
+        context.color_range = ColorRange.JPEG if full else ColorRange.MPEG
+        for index, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
+                width,
+                height,
+                stream.pix_fmt,
+                dst_colorspace=Colorspace.ITU601,
+                dst_color_range=context.color_range,
+                interpolation=SCALING,
+                threads=1,
+            )
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def check_decodes(data: bytes, count: int, height: int, width: int, gop: int) -> None:
+    """Decode a file just written; raise `DataError` unless all frames come back, at that size."""
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            keys, shapes, formats = [], set(), set()
+            for frame in container.decode(video=0):
+                keys.append(frame.key_frame)
+                shapes.add((frame.height, frame.width))
+                formats.add(frame.format.name)
+    except av.error.FFmpegError as error:
+        raise DataError(f"the encoded clip cannot be decoded again: {error}") from error
+    if len(keys) != count:
+        raise DataError(f"encoded {count} frames, but {len(keys)} come back from the encoded clip")
+    if shapes != {(height, width)} or not formats <= {"yuv420p", "yuvj420p"}:
+        raise DataError(f"encoded {width}x{height} in 8-bit 4:2:0, but {shapes} in {formats} come back")
+    if not all(keys[::gop]):
+        raise DataError(f"the encoded clip has no key frame at every {gop}th frame (dataset.encoding.gop)")

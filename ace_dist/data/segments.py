@@ -1,0 +1,86 @@
+"""Owns what a labelled stretch of video is, and the interface of everything that can supply its frames."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ace_dist.errors import UserError
+
+__all__ = ["SPLITS", "DataError", "RawClip", "Reader", "Segment", "clip_window"]
+
+SPLITS = ("train", "test")
+
+
+class DataError(UserError):
+    """Something is wrong with an annotation, a video or a shard folder; the message names it and the setting."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One action in one video.
+
+    `id` is unique in its data set and safe as a file name; times are seconds from the video's first frame; `video` is a
+    path, or empty when the reader renders; `group` is whatever a split must not cut (participant, environment, camera).
+    """
+
+    id: str
+    video: str
+    start_s: float
+    end_s: float
+    verb: str
+    object: str
+    split: str
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.id):
+            raise DataError(f"segment id {self.id!r} may hold letters, digits, '_' and '-' only: it names files")
+        if self.split not in SPLITS:
+            raise DataError(f"segment {self.id}: split {self.split!r} is not one of {', '.join(SPLITS)}")
+        if not self.start_s < self.end_s:
+            raise DataError(f"segment {self.id}: start_s={self.start_s} is not before end_s={self.end_s}")
+
+
+@dataclass(frozen=True)
+class RawClip:
+    """Decoded or rendered frames at a constant rate: uint8 RGB [N, H, W, 3], frame 0 at `start_s` of the source."""
+
+    frames: NDArray[np.uint8]
+    fps: float
+    start_s: float
+
+    @property
+    def end_s(self) -> float:
+        """Time in the source at which the last frame stops being shown, in seconds."""
+        return self.start_s + len(self.frames) / self.fps
+
+
+class Reader(Protocol):
+    """A data set. Must be picklable: shard workers receive a copy."""
+
+    def segments(self) -> list[Segment]:
+        """Every segment, in an order that depends on the data set alone."""
+        ...
+
+    def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
+        """Frames of the segment's source from `start_s` to `end_s` seconds, clamped to what exists.
+
+        Raises `DataError` when the source cannot supply a frame of the segment.
+        """
+        ...
+
+
+def clip_window(segment: Segment, seconds: float, margin_s: float) -> tuple[float, float]:
+    """What a stored clip must cover, in seconds of the source and before clamping to it.
+
+    The segment, and the window of `seconds` about its middle that training and a short segment's test views look at.
+    """
+    middle = (segment.start_s + segment.end_s) / 2
+    start = min(segment.start_s, middle - seconds / 2) - margin_s
+    end = max(segment.end_s, middle + seconds / 2) + margin_s
+    return start, end

@@ -1,0 +1,202 @@
+"""Owns the shard folder: tar files in WebDataset's layout, DALI index files beside them, and one manifest for all.
+
+A shard holds, for each clip, `KEY.mp4` and `KEY.json`. Everything that could differ between two builds of the same
+input (times, owners, order) is fixed, so that equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tarfile
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ace_dist.data.segments import SPLITS, DataError
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "ClipRecord",
+    "ShardFiles",
+    "ShardSet",
+    "file_sha256",
+    "write_atomically",
+    "write_shard",
+]
+
+FORMAT = "ace-dist shards 1"
+MANIFEST = "manifest.json"
+INDEX_VERSION = "v1.2"  # of DALI's wds2idx
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One stored clip: where its bytes lie, what they hold, and what happens in it.
+
+    `offset` and `size` are the video's bytes inside the tar file `shard`; segment times count from stored frame 0.
+    """
+
+    key: str
+    shard: str
+    offset: int
+    size: int
+    frames: int
+    fps: float
+    width: int
+    height: int
+    segment_start_s: float
+    segment_end_s: float
+    verb: str
+    object: str
+    split: str
+    group: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A finished shard folder."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    records: list[ClipRecord]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ShardSet:
+        """Read `manifest.json`. Raises `DataError` when there is none, or when a shard is missing or cut short."""
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise DataError(
+                f"{path} does not exist: dataset.shards={folder} holds no finished build; make it with "
+                f"launchers/build_shards.py dataset.shards={folder}"
+            )
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise DataError(f"{path} has format {manifest['format']!r}, this version reads {FORMAT!r}; build again")
+            records = [ClipRecord(**entry) for entry in manifest["clips"]]
+            sizes = {shard["name"]: shard["size"] for shard in manifest["shards"]}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is no manifest of this version ({error}); build dataset.shards again") from error
+        for name, size in sizes.items():
+            found = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if found != size:
+                state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+                raise DataError(f"{folder / name} {state}; build dataset.shards={folder} again")
+        return cls(folder, manifest, records)
+
+    def split(self, name: str) -> list[ClipRecord]:
+        """The clips of `train` or `test`, in manifest order."""
+        assert name in SPLITS
+        return [record for record in self.records if record.split == name]
+
+    @property
+    def codec(self) -> str:
+        """Codec of every stored clip: vp9, mjpeg or h264."""
+        return str(self.manifest["configuration"]["encoding"]["codec"])
+
+    @property
+    def seconds(self) -> float:
+        """The clip length that the stored windows were cut for."""
+        return float(self.manifest["configuration"]["clip_seconds"])
+
+    def verify(self) -> None:
+        """Compare every shard with its checksum; raises `DataError` for the first that differs."""
+        for shard in self.manifest["shards"]:
+            if file_sha256(self.folder / shard["name"]) != shard["sha256"]:
+                raise DataError(f"{self.folder / shard['name']} differs from its checksum in {MANIFEST}; build again")
+
+
+class ShardFiles:
+    """Random access to the clips of a folder. One descriptor a shard, opened when first needed; thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.descriptors: dict[str, int] = {}
+        self.lock = threading.Lock()
+
+    def read(self, record: ClipRecord) -> bytes:
+        """The bytes of one stored video. Raises `DataError` when the shard is shorter than its manifest says."""
+        with self.lock:
+            if record.shard not in self.descriptors:
+                self.descriptors[record.shard] = os.open(self.folder / record.shard, os.O_RDONLY)
+        data = os.pread(self.descriptors[record.shard], record.size, record.offset)
+        if len(data) != record.size:
+            raise DataError(f"{self.folder / record.shard} ends inside clip {record.key}; build dataset.shards again")
+        return data
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        with self.lock:
+            while self.descriptors:
+                os.close(self.descriptors.popitem()[1])
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary name and rename, so that `path` is either absent or whole, also after a power cut."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a file with fixed owner, time and mode; returns the offset of its bytes in the tar file."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    tar.addfile(info, io.BytesIO(data))
+    assert tar.fileobj is not None
+    return tar.offset - (len(data) + tarfile.BLOCKSIZE - 1) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+
+
+def write_shard(folder: Path, name: str, clips: Iterable[tuple[ClipRecord, bytes]], suffix: str) -> list[ClipRecord]:
+    """Write `name` and its index; returns the records with `shard`, `offset` and `size` filled in.
+
+    The index is written first: a tar file that exists is complete and has its index.
+    """
+    buffer, index, placed = io.BytesIO(), [], []
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for record, data in clips:
+            text = json.dumps(clip_description(record), sort_keys=True).encode()
+            video, meta = f"{record.key}.{suffix}", f"{record.key}.json"
+            offset, text_offset = add_member(tar, video, data), add_member(tar, meta, text)
+            index.append(f"{suffix} {offset} {len(data)} {video} json {text_offset} {len(text)} {meta}")
+            placed.append(dataclasses.replace(record, shard=name, offset=offset, size=len(data)))
+    lines = "\n".join([f"{INDEX_VERSION} {len(index)}", *index]) + "\n"
+    write_atomically((folder / name).with_suffix(".idx"), lines.encode())
+    write_atomically(folder / name, buffer.getvalue())
+    return placed
+
+
+def clip_description(record: ClipRecord) -> dict[str, Any]:
+    """What `KEY.json` says: the record without the place of its bytes."""
+    fields = dataclasses.asdict(record)
+    return {name: value for name, value in fields.items() if name not in ("shard", "offset", "size")}
+
+
+def action_counts(records: Sequence[ClipRecord]) -> dict[str, dict[str, int]]:
+    """Clips of each action, by split: {"train": {"spin block": 12, ...}, "test": {...}}."""
+    counts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+    for record in sorted(records, key=lambda entry: (entry.verb, entry.object)):
+        action = f"{record.verb} {record.object}"
+        counts[record.split][action] = counts[record.split].get(action, 0) + 1
+    return counts
