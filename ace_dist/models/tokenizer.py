@@ -1,0 +1,66 @@
+"""Owns CLIP's byte-pair tokens: open_clip's tokenizer, padded to the longest phrase of the call instead of to 77."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ace_dist.errors import UserError
+
+__all__ = ["CONTEXT_LENGTH", "EOS", "ClipTokenizer", "PhraseLengthError"]
+
+CONTEXT_LENGTH = 77  # tokens, BOS and EOS included (CLIP)
+EOS = 49407  # also the largest id, and the padding of Hugging Face's CLIP
+VOCABULARY = 49408
+
+
+class PhraseLengthError(UserError):
+    """A phrase has more tokens than CLIP can read."""
+
+
+class ClipTokenizer:
+    """Phrases to CLIP's token ids; text is fixed, unescaped, lower-cased and its white space joined, as CLIP does."""
+
+    def __init__(self) -> None:
+        self.bpe = open_clip_tokenizer().SimpleTokenizer()
+
+    def encode(self, phrases: Sequence[str]) -> Tensor:
+        """Ids int64 [S,L]: BOS, tokens, EOS, then EOS up to the longest phrase.
+
+        Cutting the padding is exact, as CLIP's mask is causal and it reads the first EOS. Raises `PhraseLengthError`
+        for a phrase of more than 77 tokens, and names it.
+        """
+        rows = [[self.bpe.sot_token_id, *self.bpe.encode(phrase), self.bpe.eot_token_id] for phrase in phrases]
+        for phrase, row in zip(phrases, rows, strict=True):
+            if len(row) > CONTEXT_LENGTH:
+                raise PhraseLengthError(
+                    f"the phrase {phrase!r} has {len(row)} CLIP tokens, more than {CONTEXT_LENGTH}; shorten the label "
+                    "or its synonym"
+                )
+        longest = max((len(row) for row in rows), default=0)
+        return torch.tensor([row + [EOS] * (longest - len(row)) for row in rows], dtype=torch.int64)
+
+
+def token_lengths(ids: Tensor) -> Tensor:
+    """Tokens up to and with the first EOS, int64 [S], of ids [S,L]."""
+    return (ids == EOS).int().argmax(1) + 1
+
+
+@lru_cache
+def open_clip_tokenizer() -> ModuleType:
+    """`open_clip/tokenizer.py` alone: importing the package would import its models too, which takes seconds."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise UserError("CLIP's vocabulary comes with open_clip, which is missing: pip install open_clip_torch")
+    path = Path(package.origin).with_name("tokenizer.py")
+    spec = importlib.util.spec_from_file_location("ace_dist_open_clip_tokenizer", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

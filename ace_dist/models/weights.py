@@ -1,0 +1,158 @@
+"""Owns reading and writing of weight files: safetensors, by exact key, with every difference reported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ace_dist.errors import UserError
+from ace_dist.models.timesformer import TimeSformer, resize_positions, resize_times
+
+__all__ = ["LoadReport", "WeightsError", "load_text_weights", "load_video_weights", "save_safetensors"]
+
+VIDEO_SETTING, TEXT_SETTING = "model.video.weights", "model.text.weights"
+IMAGE_SIDE_OF_CLIP = ("vision_model.", "visual_projection.", "logit_scale")  # in the files of a whole CLIP model
+POSITION_IDS = "text_model.embeddings.position_ids"  # a constant buffer in files of older transformers
+
+
+class WeightsError(UserError):
+    """A weight file is missing, unreadable, or does not fit the model."""
+
+
+@dataclass
+class LoadReport:
+    """What a load did with each key."""
+
+    path: Path
+    loaded: int = 0
+    missing: list[str] = field(default_factory=list)  # the model has it, the file has not
+    unexpected: list[str] = field(default_factory=list)  # the file has it, the model has not
+    mismatched: list[str] = field(default_factory=list)  # both have it, in shapes that do not fit
+    resized: list[str] = field(default_factory=list)  # position or time embedding brought to the model's length
+    ignored: list[str] = field(default_factory=list)  # known to belong to another part, such as CLIP's image side
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        parts = [f"{self.path}: {self.loaded} tensors loaded"]
+        for name in ("resized", "ignored", "missing", "unexpected", "mismatched"):
+            keys = getattr(self, name)
+            if keys:
+                shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+                parts.append(f"{len(keys)} {name} ({shown})")
+        return "; ".join(parts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of the model came from the file and nothing was left over."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+
+def load_video_weights(model: TimeSformer, path: Path | str | None, strict: bool = True) -> LoadReport:
+    """Load a TimeSformer from safetensors with the keys of `TimeSformer.state_dict`.
+
+    `pos_embed` and `time_embed` of other lengths are resized (time by `model.video.time_embed_resize`) and reported.
+    With `strict`, any other difference raises `WeightsError`, which names `model.video.weights`; without, the report
+    alone tells.
+    """
+    file, state = read_safetensors(path, VIDEO_SETTING)
+    report = LoadReport(file)
+    for name, resize in (("pos_embed", resize_pos_embed), ("time_embed", resize_time_embed)):
+        wanted = getattr(model, name)
+        if name in state and state[name].shape != wanted.shape:
+            found = state[name].shape
+            resized = resize(state[name].float(), model)
+            if resized is not None:
+                state[name] = resized
+                report.resized.append(f"{name} {list(found)} to {list(wanted.shape)}")
+    return assign(model, state, report, VIDEO_SETTING, strict)
+
+
+def load_text_weights(tower: nn.Module, path: Path | str | None, strict: bool = True) -> LoadReport:
+    """Load a text tower from safetensors with the keys of its `state_dict`; for CLIP these are Hugging Face's.
+
+    The image side of a whole CLIP file is left out and reported as ignored. With `strict`, any difference raises
+    `WeightsError`, which names `model.text.weights`.
+    """
+    file, state = read_safetensors(path, TEXT_SETTING)
+    ignored = [key for key in state if key.startswith(IMAGE_SIDE_OF_CLIP) or key == POSITION_IDS]
+    kept = {key: value for key, value in state.items() if key not in ignored}
+    return assign(tower, kept, LoadReport(file, ignored=ignored), TEXT_SETTING, strict)
+
+
+def save_safetensors(
+    state: Mapping[str, Tensor],
+    path: Path | str,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors to `path` through a temporary name in the same folder, so no half-written file ever has the name.
+
+    With `dtype` (torch.float16 halves the file) floating tensors are stored so; loading brings them back to the model's
+    own type. Raises `WeightsError` when a finite value would overflow in `dtype`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {}
+    for key, tensor in state.items():
+        target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        stored[key] = tensor.detach().to("cpu", target).contiguous().clone()
+        if target.is_floating_point and not bool(stored[key].isfinite().all()) and bool(tensor.isfinite().all()):
+            raise WeightsError(f"{key} overflows {target}; store it in another type")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(stored, temporary, dict(metadata) if metadata else None)
+    os.replace(temporary, path)
+
+
+def read_safetensors(path: Path | str | None, setting: str) -> tuple[Path, dict[str, Tensor]]:
+    """Every tensor of a file, on the CPU. Raises `WeightsError`, which names the setting."""
+    if path is None:
+        raise WeightsError(f"{setting} is not set; give a safetensors file, or model.init=random to train from nothing")
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(f"{file} does not exist ({setting}); give a safetensors file, or model.init=random")
+    try:
+        return file, load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} is not a readable safetensors file ({setting}): {error}") from error
+
+
+def assign(model: nn.Module, state: dict[str, Tensor], report: LoadReport, setting: str, strict: bool) -> LoadReport:
+    """Copy the tensors that fit into the model, after the report is complete and, with `strict`, clean."""
+    own = model.state_dict()
+    report.missing = [key for key in own if key not in state]
+    report.unexpected = [key for key in state if key not in own]
+    report.mismatched = [
+        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if strict and not report.complete:
+        raise WeightsError(f"{setting} does not fit the model: {report}")
+    with torch.no_grad():
+        for key, tensor in own.items():
+            if key in state and state[key].shape == tensor.shape:
+                tensor.copy_(state[key])
+                report.loaded += 1
+    return report
+
+
+def resize_pos_embed(embed: Tensor, model: TimeSformer) -> Tensor | None:
+    """Position embedding of a file at the model's grid; None when it is not one of the model's width."""
+    patches = embed.shape[1] - 1 if embed.dim() == 3 else 0
+    if embed.dim() != 3 or embed.shape[2] != model.config.width or round(patches**0.5) ** 2 != patches or not patches:
+        return None
+    return resize_positions(embed, model.pos_embed.shape[1] - 1)
+
+
+def resize_time_embed(embed: Tensor, model: TimeSformer) -> Tensor | None:
+    """Time embedding of a file at the model's length; None when it is not one of the model's width."""
+    if embed.dim() != 3 or embed.shape[2] != model.config.width:
+        return None
+    return resize_times(embed, model.config.frames, model.config.time_embed_resize)
