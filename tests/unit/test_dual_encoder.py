@@ -1,0 +1,55 @@
+"""Protects the dual encoder: one space, the two groups that train, and the split of its state dict."""
+
+import secrets
+
+import pytest
+import torch
+
+from ace_dist.config import TextConfig, VideoConfig
+from ace_dist.models.dual_encoder import DualEncoder, EmbeddingWidthError
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed():
+    torch.manual_seed(secrets.randbits(32))
+
+
+def build(embed_dim=32, **text):
+    video = VideoConfig(width=64, depth=3, heads=1, patch=8, image_size=16, embed_dim=32, trained_blocks=1)
+    return DualEncoder(video, TextConfig(width=64, depth=2, heads=1, embed_dim=embed_dim, **text))
+
+
+def test_default_trainable_set_is_the_papers():
+    """ACE: the last three TimeSformer blocks and CLIP's text projection, 30,389,248 parameters (reference 0.5)."""
+    with torch.device("meta"):
+        groups = DualEncoder(VideoConfig(), TextConfig()).trainable_parameters()
+    counts = {name: sum(p.numel() for p in group) for name, group in groups.items()}
+    assert counts == {"video": 30_127_104, "text": 262_144} and sum(counts.values()) == 30_389_248
+
+
+def test_forward_trains_both_groups():
+    model = build(trained_layers=1).train()
+    bank = model.make_bank(["spin block", "hammer pin", "lift the cup"])
+    video, text = model(torch.randn(2, 4, 3, 16, 16), bank, torch.tensor([2, 0, 2, 1]))
+    assert video.shape == (2, 32) and text.shape == (4, 32)
+    assert torch.equal(text[0], text[2])
+    (video.square().sum() + text.square().sum()).backward()
+    for group in model.trainable_parameters().values():
+        assert group and all(parameter.grad is not None for parameter in group)
+
+
+def test_state_dict_splits_in_two():
+    model = build()
+    trained, frozen, whole = model.trainable_state_dict(), model.frozen_state_dict(), model.state_dict()
+    assert set(trained) | set(frozen) == set(whole) and not set(trained) & set(frozen)
+    assert {name.split(".")[0] for name in trained} == {"video", "text"}
+    assert all(name.startswith(("video.blocks.2.", "text.text_projection.")) for name in trained)
+    other = build()
+    other.load_state_dict({**trained, **frozen}, strict=True)
+    video = torch.randn(1, 4, 3, 16, 16)
+    assert torch.equal(other.eval().encode_video(video), model.eval().encode_video(video))
+
+
+def test_towers_of_different_widths_are_refused():
+    with pytest.raises(EmbeddingWidthError, match=r"model\.video\.embed_dim=32 .* model\.text\.embed_dim=48"):
+        build(embed_dim=48)
