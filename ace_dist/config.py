@@ -14,6 +14,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,6 +38,9 @@ __all__ = [
     "config_dir",
     "load_config",
     "read_config",
+    "resolve_path",
+    "run_launcher",
+    "simple_settings",
     "to_yaml",
 ]
 
@@ -216,6 +220,7 @@ class Config:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("configs", lambda: str(config_dir()), replace=True)
 
 
 def config_dir() -> Path:
@@ -231,7 +236,7 @@ def load_config(argv: Sequence[str]) -> Config:
     """Compose the configuration from `configs/` and Hydra overrides such as `experiment=demo training.epochs=2`.
 
     The flag `--local_rank`, which DeepSpeed's launcher adds, is ignored. Relative paths stay relative to the working
-    folder; `${configs}` in a YAML file stands for the configuration folder. Raises `ConfigError`, with the nearest
+    folder; `${configs:}` in a YAML file stands for the configuration folder. Raises `ConfigError`, with the nearest
     existing name when a key or a file does not exist.
     """
     overrides = [arg for arg in argv if not re.match(r"--?local[_-]rank", arg)]
@@ -240,13 +245,16 @@ def load_config(argv: Sequence[str]) -> Config:
             raise ConfigError(f"{flag!r} is not an option; settings are written key=value, for example seed=1")
         if "=" not in flag and not flag.startswith("~"):
             raise ConfigError(f"{flag!r} is not a setting; settings are written key=value, for example seed=1")
+        key = flag.split("=")[0].lstrip("+~")
+        if key not in known_keys() and not key.startswith("deepspeed."):
+            raise ConfigError(f"unknown setting {key!r} in {flag!r}{did_you_mean(key, known_keys())}")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             composed = compose("config", overrides=overrides)
         return validated(composed)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(str(error), overrides)) from error
+        raise ConfigError(explain(str(error), error.__cause__)) from error
 
 
 def validated(composed: DictConfig) -> Config:
@@ -321,9 +329,9 @@ def check_combinations(config: Config) -> None:
         )
 
 
-def explain(message: str, overrides: Sequence[str]) -> str:
+def explain(message: str, cause: BaseException | None) -> str:
     """One line out of Hydra's message, with the nearest existing key or file."""
-    first = " ".join(message.split("\n")[0].split())
+    first = message.split("\n")[0].strip() + (f": {str(cause).splitlines()[0]}" if cause else "")
     missing_file = re.search(r"Could not find '([\w-]+)/([^']+)'", message)
     if missing_file:
         group, name = missing_file.groups()
@@ -331,12 +339,6 @@ def explain(message: str, overrides: Sequence[str]) -> str:
         return f"{group}={name} does not exist in configs/{group}/; there are {', '.join(known)}" + did_you_mean(
             name, known
         )
-    for override in overrides:
-        key = override.split("=")[0].lstrip("+~")
-        if key and key.split(".")[0] in ("deepspeed", "experiment"):
-            continue
-        if key and key not in known_keys():
-            return f"unknown setting {key!r} in {override!r}{did_you_mean(key, known_keys())}"
     if "MissingMandatoryValue" in message or "Missing mandatory value" in message:
         key = message.split("Missing mandatory value:")[-1].split("\n")[0].strip()
         return f"{key} is not set; give it on the command line as {key}=VALUE"
@@ -367,7 +369,7 @@ def to_yaml(config: Config) -> str:
 
 
 def read_config(run_dir: Path) -> Config:
-    """Read back `config.yaml` of a run folder. Raises `ConfigError` when there is none or it does not fit the schema."""
+    """Read back `config.yaml` of a run folder. Raises `ConfigError` when there is none or it does not fit."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder (launchers/train.py makes one)")
@@ -391,3 +393,48 @@ def run_launcher(main: Any) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def simple_settings(
+    argv: Sequence[str], required: dict[str, str], optional: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Settings of a launcher that works on a run folder: `key=value`, no composition.
+
+    `required` and `optional` map each key to what it is, for messages. `actions` is a list in Hydra's grammar, `*_s` a
+    number of seconds, anything else the text as it stands. A missing optional key is `None`.
+    """
+    meanings = {**required, **(optional or {})}
+    given: dict[str, Any] = dict.fromkeys(meanings)
+    for arg in argv:
+        if re.match(r"--?local[_-]rank", arg):
+            continue
+        key, equals, text = arg.partition("=")
+        if not equals:
+            raise ConfigError(f"{arg!r} is not a setting; settings are written key=value: {', '.join(meanings)}")
+        if key not in meanings:
+            raise ConfigError(
+                f"unknown setting {key!r}{did_you_mean(key, list(meanings))}; there are {', '.join(meanings)}"
+            )
+        given[key] = parse_value(key, text)
+    for key, meaning in required.items():
+        if given[key] is None:
+            raise ConfigError(f"{key} is not set: give {meaning} as {key}=...")
+    return given
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value of a simple setting."""
+    if key == "actions":
+        try:
+            value = OverridesParser.create().parse_override(f"{key}={text}").value()
+        except HydraException as error:
+            raise ConfigError(f"actions={text} is not a list; write actions='[spin block, hammer pin]'") from error
+        if not isinstance(value, list):
+            raise ConfigError(f"actions={text} is not a list; write actions='[spin block, hammer pin]'")
+        return [str(item) for item in value]
+    if key.endswith("_s"):
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(f"{key}={text} is not a number of seconds") from None
+    return text

@@ -1,7 +1,17 @@
 """Actions, synonym trees, and the labels drawn from them. Knows no tensors and no clips."""
 
 from ace_dist.concepts.actions import Action, ActionError
-from ace_dist.concepts.labels import FreeLabel, LabelError, LabelSet, free_labels, load_srt, root_labels, srt_labels
+from ace_dist.concepts.classes import ClassError, ClassLists, split_classes
+from ace_dist.concepts.labels import (
+    FreeLabel,
+    LabelError,
+    LabelSet,
+    draw_srt,
+    free_labels,
+    load_srt,
+    root_labels,
+    srt_labels,
+)
 from ace_dist.concepts.sampler import (
     ConceptDraw,
     ConceptSampler,
@@ -15,6 +25,8 @@ from ace_dist.concepts.trees import MissingTree, SynonymTrees, TreeError
 __all__ = [
     "Action",
     "ActionError",
+    "ClassError",
+    "ClassLists",
     "ConceptDraw",
     "ConceptSampler",
     "EmptyShadowPool",
@@ -25,10 +37,12 @@ __all__ = [
     "Phrases",
     "SynonymTrees",
     "TreeError",
+    "draw_srt",
     "free_labels",
     "label_phrases",
     "load_srt",
     "root_labels",
     "shadow_pool",
+    "split_classes",
     "srt_labels",
 ]

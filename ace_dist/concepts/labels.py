@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from ace_dist.concepts.sampler import Phrases, label_phrases
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.errors import UserError
 
-__all__ = ["FreeLabel", "LabelError", "LabelSet", "free_labels", "load_srt", "root_labels", "srt_labels"]
+__all__ = ["FreeLabel", "LabelError", "LabelSet", "draw_srt", "free_labels", "load_srt", "root_labels", "srt_labels"]
 
 
 class LabelError(UserError):
@@ -81,6 +82,28 @@ def srt_labels(
         phrases = tuple(srt_phrases(a, c, trees) if leaves else (str(c),) for a, c in zip(actions, chosen, strict=True))
         sets.append(LabelSet(tuple(map(str, chosen)), phrases))
     return sets
+
+
+def draw_srt(actions: Sequence[Action], trees: SynonymTrees, runs: int = 10, seed: int = 0) -> list[dict[str, str]]:
+    """SRT runs for a data set that brings none: run 1 the root labels, then first-order synonyms, drawn per class.
+
+    A class keeps its synonyms in a shuffled cycle, so that ten runs show as many words as its tree has. When two
+    classes would get the same label in a run, the later one moves on in its cycle; where its whole tree is taken it
+    keeps its root label.
+    """
+    trees.require(action.verb for action in actions)
+    cycles = [list(trees.children(action.verb)) for action in actions]
+    for action, cycle in zip(actions, cycles, strict=True):
+        random.Random(f"srt/{seed}/{action}").shuffle(cycle)
+    drawn = [{str(action): str(action) for action in actions}]
+    for number in range(runs - 1):
+        run: dict[str, str] = {}
+        for action, cycle in zip(actions, cycles, strict=True):
+            turn = number % len(cycle)
+            labels = [str(action.with_verb(verb)) for verb in cycle[turn:] + cycle[:turn]]
+            run[str(action)] = next((label for label in labels if label not in run.values()), str(action))
+        drawn.append(run)
+    return drawn
 
 
 def srt_phrases(action: Action, label: Action, trees: SynonymTrees) -> tuple[str, ...]:

@@ -1,0 +1,38 @@
+"""What differs between methods: which parts train, what the labels look like, which objective."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ace_dist.concepts import Action, ConceptSampler, SynonymTrees
+from ace_dist.methods import ace, procvlr
+from ace_dist.methods.objective import ConceptObjective, Losses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ace_dist.config import Config
+    from ace_dist.models.dual_encoder import DualEncoder
+
+__all__ = ["ConceptObjective", "Losses", "build_objective", "prepare"]
+
+
+def prepare(config: Config) -> Config:
+    """The configuration as the chosen method trains it; called once, before anything is built."""
+    return {"ace": ace.prepare, "procvlr": procvlr.prepare}[config.method.name](config)
+
+
+def build_objective(
+    config: Config, model: DualEncoder, actions: Sequence[Action], trees: SynonymTrees
+) -> ConceptObjective:
+    """The objective of a prepared configuration over the seen `actions`, in class order."""
+    sampler = ConceptSampler(
+        actions,
+        trees,
+        config.seed,
+        leaf_augmentation=config.method.leaf_augmentation,
+        shadow_negatives=config.method.shadow_negatives,
+        exclude_real_classes=config.method.exclude_real_classes,
+        independent_draws=config.method.independent_draws,
+    )
+    return ConceptObjective(model, model.make_bank(sampler.reachable()), sampler, config.method)

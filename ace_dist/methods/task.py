@@ -1,0 +1,115 @@
+"""Owns the assembly of a run from its configuration: classes, trees, labelled clips, and the encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ace_dist.concepts import Action, ClassLists, SynonymTrees, split_classes
+from ace_dist.config import Config, resolve_path
+from ace_dist.data.shards import ClipRecord, ShardSet
+from ace_dist.errors import UserError
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.weights import load_text_weights, load_video_weights
+
+if TYPE_CHECKING:
+    from ace_dist.config import ModelConfig
+
+__all__ = ["Task", "build_model", "load_task", "load_trees"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run learns and is tested on. A record's action is its verb and object."""
+
+    classes: ClassLists
+    trees: SynonymTrees
+    shards: ShardSet
+
+    def training_clips(self) -> tuple[list[ClipRecord], list[int]]:
+        """Training clips of base actions with their class indices; clips of novel actions are left out."""
+        return labelled(self.shards.split("train"), self.classes.base)
+
+    def test_clips(self, novel: bool) -> tuple[list[ClipRecord], list[int]]:
+        """Test clips of the novel, or of the base, actions with their class indices."""
+        return labelled(self.shards.split("test"), self.classes.novel if novel else self.classes.base)
+
+
+def labelled(records: Sequence[ClipRecord], actions: Sequence[Action]) -> tuple[list[ClipRecord], list[int]]:
+    """The records that show one of `actions`, and which."""
+    position = {action: index for index, action in enumerate(actions)}
+    kept = [(record, position[action]) for record in records if (action := action_of(record)) in position]
+    return [record for record, _ in kept], [index for _, index in kept]
+
+
+def action_of(record: ClipRecord) -> Action:
+    """The action that a clip shows."""
+    return Action(record.verb, record.object)
+
+
+def load_trees(config: Config) -> SynonymTrees:
+    """The synonym trees, cut to the M of the method."""
+    if config.dataset.synonyms is None:
+        raise UserError(
+            "dataset.synonyms is not set; give a JSON file of synonym trees, such as those of configs/synonyms"
+        )
+    return SynonymTrees.load(
+        resolve_path(config.dataset.synonyms),
+        config.method.children,
+        config.method.grandchildren,
+        config.method.children_include_parent,
+    )
+
+
+def load_task(config: Config) -> Task:
+    """Open the shards and trees of a configuration and decide the classes. Every verb must have a tree."""
+    shards = ShardSet.load(resolve_path(config.dataset.shards))
+    trees = load_trees(config)
+    train, test = (map(action_of, shards.split(name)) for name in ("train", "test"))
+    classes = split_classes(train, test, config.dataset.novel)
+    trees.require(action.verb for action in (*classes.base, *classes.novel))
+    return Task(classes, trees, shards)
+
+
+def build_model(config: ModelConfig, seed: int, weights: Path | None = None) -> DualEncoder:
+    """Both encoders: with the weights of the configuration, of a run (`weights` = its model folder), or untrained.
+
+    Random weights depend on `seed` alone, so every rank builds the same.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DualEncoder(config.video, config.text)
+    if weights is not None:
+        load_run_weights(model, weights)
+    elif config.init == "weights":
+        load_video_weights(model.video, located(config.video.weights))
+        if config.text.tower == "clip" or config.text.weights is not None:
+            load_text_weights(model.text, located(config.text.weights))
+    return model
+
+
+def located(path: str | None) -> Path | None:
+    """A weight path of the configuration, expanded."""
+    return None if path is None else resolve_path(path)
+
+
+def load_run_weights(model: DualEncoder, folder: Path) -> None:
+    """Load `frozen.safetensors` and `trained.safetensors` of a run; together they must be the whole model."""
+    from safetensors.torch import load_file
+
+    state: dict[str, torch.Tensor] = {}
+    for name in ("frozen", "trained"):
+        path = folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise UserError(
+                f"{path} does not exist: the run has not finished training (launchers/train.py continues it)"
+            )
+        state.update(load_file(path))
+    own = set(model.state_dict())
+    if own != set(state):
+        raise UserError(f"{folder} does not hold this model: {sorted(own ^ set(state))[:4]} differ")
+    model.load_state_dict(state)

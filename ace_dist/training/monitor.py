@@ -1,0 +1,96 @@
+"""Owns what a run says about itself while it trains: progress bar, `metrics.jsonl`, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ace_dist.distributed import Ranks
+    from ace_dist.methods import Losses
+
+__all__ = ["Monitor"]
+
+
+class Monitor:
+    """Sums losses on the device and reads them once every `every` steps, so that other steps do not wait for it.
+
+    A line of `metrics.jsonl` covers the steps since the line before: `loss`, `loss_fixed`, `loss_random` (means over
+    these steps and all ranks), `step` (steps done), `epoch`, `lr_video`, `lr_text`, `clips_per_s` (all ranks),
+    `data_wait_share` (of this rank's time), `elapsed_s` (since the start or continuation).
+    """
+
+    def __init__(self, run_dir: Path, ranks: Ranks, start: int, steps: int, every: int, batch_size: int) -> None:
+        self.ranks, self.every, self.batch_size = ranks, every, batch_size
+        self.sums: dict[str, Tensor] = {}
+        self.micro_steps = 0
+        self.start_s = self.last_s = time.perf_counter()
+        self.last_wait_s = 0.0
+        self.last_step = start
+        self.steps = steps
+        if not ranks.is_first:
+            return
+        from torch.utils.tensorboard.writer import SummaryWriter
+        from tqdm import tqdm
+
+        self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start)
+        self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", dynamic_ncols=True, mininterval=1.0)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.ranks.is_first:
+            self.file.close()
+            self.board.close()
+            self.bar.close()
+
+    def add(self, losses: Losses) -> None:
+        """Add one micro-batch; no host sync."""
+        parts = {"loss": losses.total, "loss_fixed": losses.fixed, "loss_random": losses.random}
+        for name, value in parts.items():
+            if value is not None:
+                self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.micro_steps += 1
+
+    def record(self, done: int, epoch: float, rates: dict[str, float], wait_s: float) -> None:
+        """End step number `done` (counted from 1). `wait_s`: seconds this rank has waited for data so far."""
+        if self.ranks.is_first:
+            self.bar.update(1)
+        if done % self.every and done != self.steps:
+            return
+        means = self.ranks.mean({name: value / self.micro_steps for name, value in self.sums.items()})
+        now = time.perf_counter()
+        taken_s = now - self.last_s
+        line = {
+            "step": done,
+            "epoch": round(epoch, 4),
+            **means,
+            **rates,
+            "clips_per_s": (done - self.last_step) * self.batch_size / taken_s,
+            "data_wait_share": (wait_s - self.last_wait_s) / taken_s,
+            "elapsed_s": now - self.start_s,
+        }
+        self.sums, self.micro_steps = {}, 0
+        self.last_s, self.last_wait_s, self.last_step = now, wait_s, done
+        if self.ranks.is_first:
+            self.write(line)
+
+    def write(self, line: dict[str, float]) -> None:
+        """One line to the file, the same to TensorBoard, the gist to the bar."""
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for name, value in line.items():
+            if name != "step":
+                self.board.add_scalar(name, value, int(line["step"]))
+        self.bar.set_postfix_str(
+            f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
+        )

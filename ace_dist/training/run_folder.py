@@ -1,0 +1,107 @@
+"""Owns a run's folder: its claim on one configuration, `config.yaml`, and `environment.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from ace_dist.config import Config, to_yaml
+from ace_dist.errors import UserError
+from ace_dist.files import write_json, write_text
+
+__all__ = ["RunFolderError", "claim", "environment"]
+
+# Settings that may change between a run and its continuation without changing what is computed.
+FREE_SETTINGS = (
+    "run_dir",
+    "training.stop_after_steps",
+    "training.log_every_steps",
+    "training.save_every_steps",
+    "training.keep_checkpoints",
+    "loader.threads",
+    "loader.prefetch",
+    "dataset.workers",
+    "evaluation.batch_size",
+)
+PACKAGES = ("torch", "deepspeed", "transformers", "timm", "triton", "xformers", "nvidia-dali-cuda130", "av", "numpy")
+
+
+class RunFolderError(UserError):
+    """A run folder that belongs to another configuration."""
+
+
+def claim(run_dir: Path, config: Config) -> None:
+    """Make the folder, or check that it belongs to this configuration. Writes `config.yaml` and `environment.json`.
+
+    Raises `RunFolderError` naming the first settings that differ and the ways out.
+    """
+    path = run_dir / "config.yaml"
+    if path.is_file():
+        differences = changed_settings(OmegaConf.to_container(OmegaConf.load(path)), to_container(config))
+        if differences:
+            shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differences[:4])
+            raise RunFolderError(
+                f"run folder {run_dir} belongs to another configuration ({shown}); choose another one with "
+                f"run_dir=DIR, or delete the folder"
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(path, to_yaml(config))
+    write_json(run_dir / "environment.json", environment())
+
+
+def to_container(config: Config) -> Any:
+    """The configuration as plain dictionaries and lists."""
+    return OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def changed_settings(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted key, old and new value of every setting that differs and matters."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            change
+            for key in keys
+            for change in changed_settings(old.get(key), new.get(key), f"{prefix}{'.' if prefix else ''}{key}")
+        ]
+    return [] if old == new or prefix in FREE_SETTINGS else [(prefix, old, new)]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit, hardware and command line, for `environment.json`."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "versions": versions,
+        "git": git_state(),
+        "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "cuda": cuda},
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the checkout and whether it was modified; `commit: null` outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not (root / ".git").exists():
+        return {"commit": None, "modified": None}
+    return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}

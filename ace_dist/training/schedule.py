@@ -1,0 +1,32 @@
+"""Learning-rate factors as pure functions of the step, so that a resumed run needs no scheduler state."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ace_dist.config import TrainingConfig
+
+__all__ = ["lr_factor", "total_steps"]
+
+
+def total_steps(settings: TrainingConfig, clips: int) -> int:
+    """Optimizer steps of a run: enough to see `epochs * clips` clips, unless `max_steps` says otherwise."""
+    steps = math.ceil(settings.epochs * clips / settings.batch_size)
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
+def lr_factor(settings: TrainingConfig, step: int, steps: int) -> float:
+    """What the base rates are multiplied by at `step` of `steps`, in [0, 1].
+
+    `steps`: times `gamma` at each milestone, a share of the run (ProcedureVRL's fine-tuning: at 11/15 and 14/15);
+    `cosine`: half a cosine to 0; `constant`. A linear warm-up takes the first `warmup` share of the run.
+    """
+    progress = step / max(1, steps)
+    ramp = min(1.0, (step + 1) / (settings.warmup * steps)) if settings.warmup else 1.0
+    if settings.schedule == "cosine":
+        return ramp * 0.5 * (1 + math.cos(math.pi * progress))
+    if settings.schedule == "steps":
+        return ramp * settings.gamma ** sum(progress >= milestone for milestone in settings.milestones)
+    return ramp
