@@ -1,0 +1,76 @@
+"""Fixtures shared by all tests: small trees, small encoders, and a way to run launchers as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ace_dist.concepts import Action, SynonymTrees
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def small_tree(root, *synonyms):
+    """A tree whose second order is the first, in another order for every child."""
+    verbs = [root, *synonyms]
+    return {verb: [verb, *(other for other in reversed(verbs) if other != verb)] for verb in verbs}
+
+
+@pytest.fixture
+def trees():
+    """Six verbs, one phrasal, two of which share a synonym."""
+    return SynonymTrees(
+        {
+            "spin": small_tree("spin", "rotate", "turn"),
+            "lift": small_tree("lift", "raise", "hoist"),
+            "push": small_tree("push", "shove", "nudge"),
+            "put down": small_tree("put down", "set down", "lower"),
+            "shake": small_tree("shake", "rattle", "jiggle"),
+            "drop": small_tree("drop", "let fall", "lower"),
+        }
+    )
+
+
+@pytest.fixture
+def actions():
+    """Seen actions with shared verbs and shared objects."""
+    return [Action("spin", "block"), Action("lift", "block"), Action("spin", "pin"), Action("put down", "side panel")]
+
+
+@pytest.fixture
+def launch():
+    """Run a launcher in a subprocess: `launch("train", "experiment=demo", ranks=2)` goes through DeepSpeed's launcher.
+
+    Returns the completed process with text output; `check=False` for launches that must fail.
+    """
+
+    def run(name, *settings, ranks=0, check=True, timeout=600, cwd=None):
+        script = str(ROOT / "launchers" / f"{name}.py")
+        folder = Path(sys.executable).parent
+        command = [sys.executable, script] if not ranks else [
+            str(folder / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port()), script,
+        ]  # fmt: skip
+        environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, *settings],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
+            cwd=cwd,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{name} {settings} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return run
+
+
+def free_port():
+    """A free TCP port, so that tests can run side by side."""
+    from ace_dist.distributed import free_port as find
+
+    return find()

@@ -1,0 +1,93 @@
+"""Composition of settings, and the messages for settings that cannot be right."""
+
+import pytest
+
+from ace_dist.config import ConfigError, config_dir, known_keys, load_config, read_config, simple_settings, to_yaml
+
+EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_survives_the_disk(experiment, tmp_path):
+    """Each file of configs/experiment fits the schema, and `config.yaml` reads back to the same configuration."""
+    config = load_config([f"experiment={experiment}", "seed=7"])
+    assert config.seed == 7 and config.run_dir.endswith(config.name)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("group", ["dataset", "method", "model", "loader", "deepspeed"])
+def test_every_choice_of_every_group_composes(group):
+    """No YAML file of a group is dead."""
+    for path in (config_dir() / group).glob("*.yaml"):
+        extra = ["loader=paper"] if path.stem == "timesformer_b16" else []
+        if path.stem == "paper":
+            extra = ["model=timesformer_b16"]
+        load_config([f"{group}={path.stem}", *extra])
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "seconds", "m", "epochs", "novel"),
+    [("ata", 30, 3.0, 11, 15, 5), ("ikea", 25, 2.0, 2, 12, 10), ("gtea", 15, 1.0, 9, 12, 4)],
+)
+def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
+    """Spec section 3, as printed in the paper."""
+    config = load_config([f"experiment={name}_ace"])
+    assert (config.dataset.clip.frames, config.dataset.clip.seconds, config.dataset.clip.views) == (frames, seconds, 3)
+    assert (config.method.children, config.method.grandchildren, config.method.temperature) == (m, m, 0.02)
+    assert (config.training.epochs, config.training.batch_size) == (epochs, 16)
+    assert len(config.dataset.novel) == novel
+    assert (config.model.video.trained_blocks, config.model.text.trained_layers) == (3, 0)
+    assert config.model.text.train_projection and not config.model.video.train_head
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["training.epoch=3"], "unknown setting 'training.epoch'.*did you mean 'training.epochs'"),
+        (["+anything=3"], "unknown setting 'anything'"),
+        (["method=acee"], "method=acee does not exist.*there are ace.*did you mean 'ace'"),
+        (["experiment=dmo"], "experiment=dmo does not exist.*did you mean 'demo'"),
+        (["training.epochs=many"], "training.epochs=many"),
+        (["training.epochs=0"], "training.epochs=0.* greater than zero"),
+        (["loader.backend=dal"], "loader.backend=dal is not one of auto, dali, pyav"),
+        (["model.text.embed_dim=32"], "model.video.embed_dim=64 differs from model.text.embed_dim=32"),
+        (["loader.crop=32"], "loader.crop=32 differs from model.video.image_size=48"),
+        (["method.fixed_labels=false", "method.random_labels=false"], "leave no loss"),
+        (["training.batch_size=10", "training.accumulation=4"], "not a multiple"),
+        (["loader.short_side_min=60"], "exceeds"),
+        (["train"], "'train' is not a setting"),
+        (["--help-me"], "'--help-me' is not an option"),
+    ],
+)
+def test_wrong_settings_are_explained(settings, words):
+    """Each message names the key, the value, and what would do."""
+    with pytest.raises(ConfigError, match=words):
+        load_config(settings)
+
+
+def test_deepspeed_passes_anything_and_local_rank_is_ignored():
+    """DeepSpeed's own settings are not typed by us, and its launcher's flag is no setting."""
+    config = load_config(["--local_rank=1", "deepspeed=zero2", "deepspeed.zero_optimization.stage=1"])
+    assert config.deepspeed["zero_optimization"]["stage"] == 1
+
+
+def test_known_keys_cover_nested_settings():
+    """The list behind "did you mean" reaches every level."""
+    assert {"seed", "dataset.clip.frames", "model.text.tower", "dataset.world.seed"} <= set(known_keys())
+
+
+def test_settings_of_run_launchers():
+    """Values keep their characters; lists follow Hydra's grammar; numbers are numbers; mistakes are named."""
+    required = {"run": "a run folder", "actions": "a list"}
+    given = simple_settings(["run=a (b)/ü=1", "actions=[spin block, lay down x]"], required, {"start_s": "start"})
+    assert given == {"run": "a (b)/ü=1", "actions": ["spin block", "lay down x"], "start_s": None}
+    for wrong, words in (
+        (["run=a"], "actions is not set"),
+        (["run=a", "actions=spin block"], "not a list"),
+        (["run=a", "action=[a, b]"], "did you mean 'actions'"),
+        (["run=a", "actions=[a, b]", "start_s=x"], "not a number of seconds"),
+        (["run"], "not a setting"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            simple_settings(wrong, required, {"start_s": "start"})
