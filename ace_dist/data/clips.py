@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from ace_dist.config import ClipConfig, LoaderConfig
     from ace_dist.data.shards import ClipRecord
 
-__all__ = ["ClipRequest", "TestPlan", "TrainPlan", "coinciding_views", "train_frames", "view_frames", "view_starts"]
+__all__ = [
+    "ClipRequest",
+    "TestPlan",
+    "TrainPlan",
+    "coinciding_views",
+    "crop_box",
+    "scaled_size",
+    "train_frames",
+    "view_frames",
+    "view_starts",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,22 @@ class ClipRequest:
     flip: bool
     label: int
     view: int
+
+
+def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width with the shorter one brought to `short_side`, the other rounded to the nearest integer."""
+    if height <= width:
+        return short_side, max(short_side, math.floor(width * short_side / height + 0.5))
+    return max(short_side, math.floor(height * short_side / width + 0.5)), short_side
+
+
+def crop_box(request: ClipRequest) -> tuple[int, int, int, int]:
+    """Height and width to resize the stored frame to, then top and left of the crop in it, in pixels."""
+    height, width = scaled_size(request.record.height, request.record.width, request.short_side)
+    assert request.crop <= request.short_side
+    top = math.floor(request.crop_y * (height - request.crop) + 0.5)
+    left = math.floor(request.crop_x * (width - request.crop) + 0.5)
+    return height, width, top, left
 
 
 def window_frames(record: ClipRecord, start_s: float, clip: ClipConfig) -> tuple[int, ...]:

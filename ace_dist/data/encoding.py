@@ -17,12 +17,13 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
 
+from ace_dist.data.clips import scaled_size
 from ace_dist.data.segments import DataError, RawClip
 
 if TYPE_CHECKING:
     from ace_dist.config import EncodingConfig
 
-__all__ = ["CONTAINER", "EncodedClip", "check_encoding", "encode", "encoder_options", "resample", "scaled_size"]
+__all__ = ["CONTAINER", "EncodedClip", "check_encoding", "encode", "encoder_options", "resample"]
 
 CONTAINER = "mp4"
 ENCODERS = {"vp9": "libvpx-vp9", "mjpeg": "mjpeg", "h264": "libx264"}
@@ -69,13 +70,6 @@ def encoder_options(encoding: EncodingConfig) -> dict[str, str]:
     # Real-time mode at its fastest: a canonical clip is decoded thousands of times and looked at by nobody.
     live = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "auto-alt-ref": "0"}
     return common | live | {"crf": quality, "b": "0", "row-mt": "0"}
-
-
-def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width with the shorter one brought to `short_side`, the other rounded to the nearest integer."""
-    if height <= width:
-        return short_side, max(short_side, math.floor(width * short_side / height + 0.5))
-    return max(short_side, math.floor(height * short_side / width + 0.5)), short_side
 
 
 def canonical_size(height: int, width: int, short_side: int) -> tuple[int, int]:
