@@ -6,6 +6,7 @@ checkpoints without their `model.` prefix. The module is written from the publis
 
 - patches stay in one [B,P,T,D] tensor and cls in a [B,1,D] one, so temporal attention copies nothing and spatial
   attention copies once, when cls is put in front of every frame;
+- the two linear maps after temporal attention are one;
 - the last block computes queries, projection and MLP for cls alone, as nothing else is read after it.
 """
 
@@ -63,8 +64,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, backend: AttentionBackend) -> Tensor:
         """Attend within the second-last axis: [...,N,D] -> [...,N,D]."""
+        return cast(Tensor, self.proj(self.mix(x, backend)))
+
+    def mix(self, x: Tensor, backend: AttentionBackend) -> Tensor:
+        """`forward` before its last projection, [...,N,D] -> [...,N,D]."""
         q, k, v = self.qkv(x).view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // self.heads).unbind(2)
-        return cast(Tensor, self.proj(attend(q, k, v, backend).reshape(x.shape)))
+        return attend(q, k, v, backend).reshape(x.shape)
 
     def first_query(self, x: Tensor, backend: AttentionBackend) -> Tensor:
         """The output of the first token alone, [...,N,D] -> [...,1,D]: queries of the others are never formed."""
@@ -109,9 +114,18 @@ class Block(nn.Module):
         return self.feed_forward(cls + out.mean(1), masks)
 
     def temporal(self, patches: Tensor, masks: DropMasks | None, backend: AttentionBackend) -> Tensor:
-        """Every patch attends over its T frames; the residual is added after `temporal_fc`."""
-        out = drop(self.temporal_attn(self.temporal_norm1(patches), backend), masks and masks.temporal)
-        return cast(Tensor, patches + self.temporal_fc(out))
+        """Every patch attends over its T frames; the residual is added after `temporal_fc`.
+
+        Nothing but stochastic depth stands between the attention's projection and `temporal_fc`, so the two matrices
+        are multiplied first: one product of D x D for 1/17 of the block's work on all tokens.
+        """
+        inner, outer = self.temporal_attn.proj, self.temporal_fc
+        mixed = self.temporal_attn.mix(self.temporal_norm1(patches), backend)
+        weight = outer.weight @ inner.weight
+        if masks is None:
+            return patches + functional.linear(mixed, weight, functional.linear(inner.bias, outer.weight, outer.bias))
+        out = functional.linear(mixed, weight, outer.weight @ inner.bias)
+        return patches + outer.bias + out * masks.temporal
 
     def frames(self, cls: Tensor, patches: Tensor) -> Tensor:
         """Normalised input of spatial attention, [B,T,1+P,D]: cls in front of every frame. The one copy of a block."""

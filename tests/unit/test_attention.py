@@ -19,10 +19,10 @@ def fresh_choice(monkeypatch):
     choose_attention.cache_clear()
 
 
-@pytest.mark.parametrize("queries", [1, 7])
-def test_equals_the_formula(queries):
+@pytest.mark.parametrize(("queries", "keys"), [(1, 7), (7, 7), (70, 70), (1, 70)])
+def test_equals_the_formula(queries, keys):
     """softmax(q k' / sqrt(d)) v, also on strided slices of one tensor and with fewer queries than keys."""
-    q, k, v = torch.randn(3, 7, 3, 2, 16).unbind(2)
+    q, k, v = torch.randn(3, keys, 3, 2, 16).unbind(2)
     q = q[:, :queries]
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k) / 4
     expected = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v)
