@@ -39,7 +39,7 @@ def actions():
     return [Action("spin", "block"), Action("lift", "block"), Action("spin", "pin"), Action("put down", "side panel")]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def launch():
     """Run a launcher in a subprocess: `launch("train", "experiment=demo", ranks=2)` goes through DeepSpeed's launcher.
 

@@ -77,14 +77,15 @@ class Checkpoints:
         if found is None:
             return 0
         path, about = found
-        for key, ours, setting in (
-            ("world_size", self.ranks.world, "the number of ranks"),
-            ("zero_stage", self.engine.deepspeed.zero_optimization_stage(), "deepspeed.zero_optimization.stage"),
+        stage = int(self.engine.deepspeed.zero_optimization_stage())
+        for key, ours, remedy in (
+            ("world_size", self.ranks.world, f"{about['world_size']} ranks"),
+            ("zero_stage", stage, f"deepspeed.zero_optimization.stage={about['zero_stage']}"),
         ):
-            if about[key] != int(ours):
+            if about[key] != ours:
                 raise CheckpointError(
-                    f"{path} was written with {key} {about[key]}, this run has {int(ours)}; start it again with "
-                    f"{setting} of {about[key]}, or choose another run_dir"
+                    f"{path} was written with {key} {about[key]}, this run has {ours}: continue with {remedy}, or "
+                    f"choose another run_dir"
                 )
         self.engine.deepspeed.load_checkpoint(str(self.folder), tag=path.name, load_module_strict=False)
         self.saved = int(about["step"])
