@@ -36,7 +36,6 @@ class CsvReader:
     def __init__(self, path: str | Path, *, fps: float | None = None, short_side: int = 0) -> None:
         self.path = Path(path)
         self.fps, self.short_side = fps, short_side
-        self.lines: dict[str, int] = {}
         self.rows = self.parse()
 
     def segments(self) -> list[Segment]:
@@ -44,11 +43,8 @@ class CsvReader:
         return list(self.rows)
 
     def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
-        """See `Reader.read`. Errors name the CSV line."""
-        try:
-            return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side)
-        except DataError as error:
-            raise DataError(f"{self.path} line {self.lines[segment.id]}: {error}") from error
+        """See `Reader.read`."""
+        return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side)
 
     def parse(self) -> list[Segment]:
         """All rows as segments; raises `AnnotationError` with every fault of the file."""
@@ -57,14 +53,14 @@ class CsvReader:
         first_line: dict[tuple[object, ...], int] = {}
         for line, row in self.numbered_rows():
             try:
-                segment = self.parse_row(row)
+                segment = self.parse_row(row, line)
                 identity = (segment.video, segment.start_s, segment.end_s, segment.verb, segment.object)
                 if identity in first_line:
                     raise DataError(f"repeats line {first_line[identity]}: same video, times and action")
             except DataError as fault:
                 faults.append(f"line {line}: {fault}")
                 continue
-            first_line[identity] = self.lines[segment.id] = line
+            first_line[identity] = line
             segments.append(segment)
         if faults:
             raise self.error(faults)
@@ -98,7 +94,7 @@ class CsvReader:
         except (UnicodeDecodeError, csv.Error) as error:
             raise self.error([f"is not a CSV file in UTF-8: {error}"]) from error
 
-    def parse_row(self, row: Mapping[str, str]) -> Segment:
+    def parse_row(self, row: Mapping[str, str], line: int) -> Segment:
         """One row as a segment; raises `DataError` with what is wrong and what to write instead."""
         if short := [column for column in COLUMNS if column not in row]:
             raise DataError(f"has no value for {', '.join(short)}")
@@ -124,6 +120,7 @@ class CsvReader:
             object=" ".join(row["object"].split()),
             split=row["split"],
             group=row["group"],
+            origin=f"{self.path} line {line}",
         )
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from ace_dist.data.clips import ClipRequest, crop_box
+from ace_dist.data.encoding import CONTAINER
 from ace_dist.data.loading import Batch, Loader, assemble, normalisation
 from ace_dist.data.segments import DataError
 from ace_dist.data.shard_format import ShardFiles
@@ -47,7 +48,7 @@ def decode_frames(data: bytes, wanted: Sequence[int]) -> NDArray[np.uint8]:
     needed = set(wanted)
     pictures: dict[int, NDArray[np.uint8]] = {}
     reformatter = VideoReformatter()
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), format=CONTAINER) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
         context.thread_count = 1  # clips are decoded side by side instead

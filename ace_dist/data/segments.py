@@ -25,7 +25,8 @@ class Segment:
     """One action in one video.
 
     `id` is unique in its data set and safe as a file name; times are seconds from the video's first frame; `video` is a
-    path, or empty when the reader renders; `group` is whatever a split must not cut (participant, environment, camera).
+    path, or empty when the reader renders; `group` is whatever a split must not cut (participant, environment, camera);
+    `origin` tells a user where the segment was annotated.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Segment:
     object: str
     split: str
     group: str = ""
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.id):

@@ -52,10 +52,11 @@ class BuildError(DataError):
 
 @dataclass(frozen=True)
 class Failure:
-    """A segment that gave no clip: its id, its video, and why."""
+    """A segment that gave no clip: its id, its video, where it was annotated, and why."""
 
     id: str
     video: str
+    origin: str
     reason: str
 
 
@@ -69,30 +70,32 @@ class Cutter:
 
     def cut(self, segment: Segment) -> tuple[ClipRecord, bytes] | Failure:
         """Read, encode and check one segment. What is wrong with the input becomes a `Failure`; a bug is raised."""
-        start, end = clip_window(segment, self.clip_seconds, self.encoding.margin_s)
         try:
-            raw = self.reader.read(segment, start, end)
-            check_covers(raw, segment, start, end, self.clip_seconds)
+            segment, raw = self.read(segment)
             encoded = encode(raw, self.encoding)
         except (DataError, av.error.FFmpegError, OSError) as error:
-            return Failure(segment.id, segment.video, " ".join(str(error).split()))
+            return Failure(segment.id, segment.video, segment.origin, " ".join(str(error).split()))
         return clip_record(segment, raw, encoded), encoded.data
 
+    def read(self, segment: Segment) -> tuple[Segment, RawClip]:
+        """The frames around a segment. One that is annotated past the end of its video ends where the video ends.
 
-def check_covers(raw: RawClip, segment: Segment, start_s: float, end_s: float, clip_seconds: float) -> None:
-    """Raise when the reader's frames miss the segment, or are all there is and still shorter than a clip."""
-    if not len(raw.frames):
-        raise DataError("the reader gave no frame")
-    if raw.end_s <= segment.start_s:
-        raise DataError(f"the segment starts at {segment.start_s:g} s, but the video ends at {raw.end_s:.2f} s")
-    half_frame_s = 0.5 / raw.fps
-    clamped_on_both_sides = start_s < raw.start_s and raw.end_s < end_s - half_frame_s
-    duration_s = raw.end_s - raw.start_s
-    if clamped_on_both_sides and duration_s < clip_seconds - half_frame_s:
-        raise DataError(
-            f"the video lasts {duration_s:.2f} s, less than one clip (dataset.clip.seconds={clip_seconds:g}); "
-            "make clips shorter or leave the video out"
-        )
+        Raises `DataError` when the segment lies wholly past the end, or the whole video is shorter than a clip.
+        """
+        start_s, end_s = clip_window(segment, self.clip_seconds, self.encoding.margin_s)
+        raw = self.reader.read(segment, start_s, end_s)
+        if raw.end_s <= segment.start_s:
+            raise DataError(f"the segment starts at {segment.start_s:g} s, but the video ends at {raw.end_s:.2f} s")
+        half_frame_s, length_s = 0.5 / raw.fps, raw.end_s - raw.start_s
+        if raw.end_s < segment.end_s - half_frame_s:  # its middle is another one now, and so is the window
+            return self.read(dataclasses.replace(segment, end_s=raw.end_s))
+        is_whole = start_s <= 0 and raw.end_s < end_s - half_frame_s
+        if is_whole and length_s < self.clip_seconds - half_frame_s:
+            raise DataError(
+                f"the video lasts {length_s:.2f} s, less than one clip (dataset.clip.seconds={self.clip_seconds:g}); "
+                "make clips shorter or leave the video out"
+            )
+        return segment, raw
 
 
 def clip_record(segment: Segment, raw: RawClip, encoded: EncodedClip) -> ClipRecord:
@@ -229,7 +232,7 @@ def describe(
 def segment_identity(segment: Segment) -> dict[str, Any]:
     """A segment with its video's name and size for its path: moving a data set does not make it another one."""
     size = os.stat(segment.video).st_size if segment.video and os.path.isfile(segment.video) else None
-    return dataclasses.asdict(segment) | {"video": os.path.basename(segment.video), "video_bytes": size}
+    return dataclasses.asdict(segment) | {"video": os.path.basename(segment.video), "video_bytes": size, "origin": ""}
 
 
 def tool_versions() -> dict[str, Any]:
@@ -415,7 +418,10 @@ def finish(
 
 def failure_report(folder: Path, failures: Sequence[Failure], total: int) -> str:
     """All failed segments, one a line, and what can be done about them."""
-    lines = [f"  {failure.id} ({failure.video or 'rendered'}): {failure.reason}" for failure in failures]
+    lines = [
+        f"  {failure.id} ({', '.join(filter(None, (failure.video or 'rendered', failure.origin)))}): {failure.reason}"
+        for failure in failures
+    ]
     return (
         f"{len(failures)} of {total} segments could not be stored in dataset.shards={folder}:\n"
         + "\n".join(lines)

@@ -18,6 +18,7 @@ from ace_dist.data.segments import DataError, RawClip
 
 __all__ = ["read_window"]
 
+CAMERA_FPS = 120  # what ordinary cameras reach; a higher claim is checked by counting
 EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
@@ -38,7 +39,7 @@ def read_window(
     Raises `DataError` when the file is missing, is not a video, breaks off, or ends before `start_s`.
     """
     with opened(path, threads) as (container, stream):
-        rate = fps or frame_rate(path, stream)
+        rate = fps or frame_rate(path, container, stream)
         shown = timed_frames(container, stream, start_s - 1 / rate, rate)
         frames, first_s = nearest_frames(shown, start_s, end_s, rate, Upright(stream, short_side))
     if not frames:
@@ -65,12 +66,16 @@ def opened(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
         raise DataError(f"{path} cannot be read as a video: {error.strerror or error}") from error
 
 
-def frame_rate(path: str | Path, stream: Any) -> float:
-    """Average frames per second of a stream."""
+def frame_rate(path: str | Path, container: Any, stream: Any) -> float:
+    """Average frames per second. Counted when the file claims more than a camera does: it may mean its clock instead."""
     rate = float(stream.average_rate or stream.guessed_rate or 0)
-    if not rate > 0:
+    if 0 < rate <= CAMERA_FPS:
+        return rate
+    times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+    container.seek(stream.start_time or 0, stream=stream, backward=True)
+    if len(times) < 2 or min(times) == max(times):
         raise DataError(f"{path} does not say its frame rate; set dataset.encoding.fps")
-    return rate
+    return (len(times) - 1) / float((max(times) - min(times)) * stream.time_base)
 
 
 def timed_frames(container: Any, stream: Any, from_s: float, rate: float) -> Iterator[tuple[float, Any]]:
@@ -137,7 +142,7 @@ def nearest_frames(
 
 
 class Upright:
-    """Turns decoded frames into upright RGB of square pixels, uint8 [H, W, 3], at most `short_side` on the short side."""
+    """Turns decoded frames into upright RGB of square pixels, uint8 [H, W, 3]; shorter side at most `short_side`."""
 
     def __init__(self, stream: Any, short_side: int) -> None:
         self.reformatter = VideoReformatter()

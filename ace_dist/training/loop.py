@@ -63,7 +63,8 @@ def train(config: Config, ranks: Ranks) -> Path | None:
             rates = engine.set_learning_rates(step)
             for micro in range(engine.accumulation):
                 batch = next(stream)  # decoded on the device, already normalised
-                model.set_step(config.seed, step * engine.accumulation + micro, ranks.rank, ranks.world)
+                part = ranks.rank * engine.accumulation + micro  # of the global batch
+                model.set_step(config.seed, step, part, ranks.world * engine.accumulation)
                 losses = engine.forward(batch, draw)
                 engine.backward(losses.total)
                 engine.step()
