@@ -1,0 +1,439 @@
+"""The drawings of the report: one function a figure, each a pure function of arrays and a theme.
+
+Nothing here reads files or touches matplotlib's global state; figures are drawn with the Agg canvas, without a display.
+Panels are small (about 4.4 x 3 inches), so that they stay readable when a phone shows them 360 pixels wide.
+Shape letters: K classes, R runs of the SRT, S phrases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Theme",
+    "class_f1_figure",
+    "concept_figure",
+    "confusion_figure",
+    "curve_figure",
+    "result_figure",
+    "save",
+    "srt_figure",
+]
+
+FloatArray = npt.NDArray[np.float64]
+
+DPI = 170
+PANEL_WIDTH = 4.4  # inches
+NAMED_ACTIONS = 16  # more names than that hide the points
+GAUSSIAN_RADIUS = 2.0  # standard deviations: an ellipse holds 86 % of a 2-D Gaussian
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one rendering; seen is green and unseen red, as in the paper's Fig. 5."""
+
+    name: str
+    paper: str
+    ink: str
+    muted: str
+    grid: str
+    seen: str
+    unseen: str
+    series: tuple[str, ...]
+
+
+_LIGHT_SERIES = ("#2f5fd0", "#d9822b", "#7a52a8", "#0f8b8d", "#a23b5a", "#6b7280")
+_DARK_SERIES = ("#83a8ff", "#f0a95a", "#bb97ea", "#52c8c4", "#ee86a5", "#a4abb8")
+LIGHT = Theme("light", "#ffffff", "#1b2330", "#5b6574", "#e3e7ed", "#15803d", "#c62f2f", _LIGHT_SERIES)
+DARK = Theme("dark", "#161b24", "#e7ebf2", "#9aa5b5", "#2c3442", "#4fcb84", "#ff7b72", _DARK_SERIES)
+
+
+# ------------------------------------------------------------------------------------------------------- SRT runs
+def srt_figure(runs: Mapping[str, FloatArray], random: float, metric: str, theme: Theme = LIGHT) -> Figure:
+    """Box and dots of one metric over the SRT runs, a row a method; the first is the run of the report.
+
+    `runs`: method -> [R] percent, run 1 first (the root labels, drawn as a diamond). `random`: the guessing baseline.
+    """
+    figure, axes = _panel(theme, PANEL_WIDTH, 1.25 + 0.62 * len(runs))
+    values = [np.asarray(run, dtype=np.float64) for run in runs.values()]
+    _srt_rows(axes, values, random, theme)
+    axes.set_yticks(range(len(runs)), [_short(name) for name in runs], color=theme.ink)
+    axes.set_ylim(len(runs) - 0.45, -0.55)
+    axes.set_xlim(0, min(100.0, 10 * np.ceil(max(random, *(row.max() for row in values)) / 10 + 0.5)))
+    axes.set_xlabel(f"{metric} of each run (%)")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _srt_rows(axes: Axes, values: Sequence[FloatArray], random: float, theme: Theme) -> None:
+    """One box with dots for each row of values, and the dashed line of guessing."""
+    axes.axvline(random, color=theme.muted, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+    axes.annotate(
+        "random",
+        (random, 1.0),
+        (3, -2),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        fontsize=8,
+        color=theme.muted,
+        va="top",
+    )
+    for row, run in enumerate(values):
+        colour = theme.series[row % len(theme.series)]
+        line = {"color": colour, "linewidth": 1.3}
+        axes.boxplot(
+            run,
+            positions=[row],
+            orientation="horizontal",
+            widths=0.5,
+            showfliers=False,
+            patch_artist=True,
+            boxprops={"facecolor": to_rgba(colour, 0.14), "edgecolor": colour},
+            manage_ticks=False,
+            medianprops={**line, "linewidth": 2.2},
+            whiskerprops=line,
+            capprops=line,
+        )
+        height = row + np.linspace(-0.17, 0.17, len(run))
+        axes.scatter(run[1:], height[1:], s=20, color=colour, edgecolor=theme.paper, linewidth=0.6, zorder=4)
+        axes.scatter(run[:1], [row], s=46, marker="D", color=theme.paper, edgecolor=colour, linewidth=1.6, zorder=5)
+
+
+# ---------------------------------------------------------------------------------------------------- single runs
+def confusion_figure(counts: npt.NDArray[np.int64], classes: Sequence[str], theme: Theme = LIGHT) -> Figure:
+    """Confusion matrix [K, K], row = true class: colour is the share of the row, the number the count of samples."""
+    size = len(classes)
+    figure, axes = _panel(theme, PANEL_WIDTH, min(7.5, 1.6 + max(0.26 * size, 1.6)))
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ramp = LinearSegmentedColormap.from_list("share", [theme.paper, theme.series[0]])
+    axes.imshow(share, cmap=ramp, vmin=0, vmax=1, aspect="auto")
+    axes.set_yticks(range(size), [f"{_short(name, 24)}  {i + 1}" for i, name in enumerate(classes)], color=theme.ink)
+    axes.set_xticks(range(size), [str(i + 1) for i in range(size)])
+    axes.tick_params(axis="both", labelsize=9 if size <= 14 else 7, length=0)
+    axes.set_xlabel("predicted class")
+    axes.grid(visible=False)
+    axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color=theme.grid, linewidth=0.6)
+    axes.tick_params(which="minor", length=0)
+    font = 9 if size <= 10 else 7 if size <= 18 else 5
+    for row, column in np.argwhere(counts > 0):
+        ink = theme.paper if share[row, column] > 0.5 else theme.ink
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=font, color=ink)
+    return figure
+
+
+def class_f1_figure(
+    scores: FloatArray, support: npt.NDArray[np.int64], classes: Sequence[str], seen: bool, theme: Theme = LIGHT
+) -> Figure:
+    """F1 of each class in percent as bars [K], with the number of test samples; a class without one has no bar."""
+    figure, axes = _panel(theme, PANEL_WIDTH, min(8.0, 1.0 + max(0.3 * len(classes), 1.4)))
+    rows = np.arange(len(classes))
+    axes.barh(rows, np.nan_to_num(scores), height=0.66, color=theme.seen if seen else theme.unseen)
+    for row, (score, samples) in enumerate(zip(scores, support, strict=True)):
+        label = "no test sample" if np.isnan(score) else f"{score:.0f}  (n={samples})"
+        axes.annotate(
+            label,
+            (np.nan_to_num(score), row),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=theme.muted,
+        )
+    axes.set_yticks(rows, [_short(name, 24) for name in classes], color=theme.ink)
+    axes.set_ylim(len(classes) - 0.4, -0.6)
+    axes.set_xlim(0, 122)
+    axes.set_xticks(range(0, 101, 25))
+    axes.set_xlabel("F1 (%)")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def curve_figure(
+    curves: Mapping[str, tuple[FloatArray, FloatArray]], label: str, zero: bool, theme: Theme = LIGHT
+) -> Figure:
+    """Lines over the training step: name -> (steps, values). A long series gets a running mean over the raw line.
+
+    `zero`: the axis starts at 0.
+    """
+    figure, axes = _panel(theme, PANEL_WIDTH, 2.75)
+    for colour, (name, (steps, values)) in zip(_cycle(theme, len(curves)), curves.items(), strict=True):
+        smooth = len(steps) >= 60
+        axes.plot(
+            steps,
+            values,
+            color=colour,
+            alpha=0.25 if smooth else 1.0,
+            linewidth=1.0 if smooth else 1.7,
+            marker="o" if len(steps) < 3 else None,
+            label=None if smooth else name,
+        )
+        if smooth:
+            width = len(steps) // 30
+            axes.plot(steps[width - 1 :], _running_mean(values, width), color=colour, linewidth=1.9, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if zero:
+        axes.set_ylim(bottom=0)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
+    return figure
+
+
+def _running_mean(values: FloatArray, width: int) -> FloatArray:
+    """Mean of each window of `width` values, [n - width + 1]."""
+    return np.convolve(values, np.full(width, 1.0 / width), mode="valid")
+
+
+# -------------------------------------------------------------------------------------------------- concept space
+def concept_figure(
+    points: FloatArray,
+    actions: Sequence[str],
+    seen: npt.NDArray[np.bool_],
+    theme: Theme = LIGHT,
+    size: tuple[float, float] = (PANEL_WIDTH, 4.1),
+) -> Figure:
+    """Phrases as points [S, 2], each action as a Gaussian: outlined green when seen in training, red when not."""
+    figure, axes = _panel(theme, *size)
+    draw_concepts(axes, points, actions, seen, theme)
+    return figure
+
+
+def draw_concepts(
+    axes: Axes,
+    points: FloatArray,
+    actions: Sequence[str],
+    seen: npt.NDArray[np.bool_],
+    theme: Theme,
+    fontsize: float = 8.0,
+) -> None:
+    """Draw a concept space into `axes`; up to `NAMED_ACTIONS` actions carry their name, more carry a number."""
+    names = list(dict.fromkeys(actions))
+    member = np.array([names.index(action) for action in actions])
+    labels: list[Text] = []
+    floor = 1e-4 * float(np.ptp(points, axis=0).max()) ** 2  # so that an action of one or two phrases is still visible
+    for index, name in enumerate(names):
+        mine = points[member == index]
+        edge = theme.seen if seen[member == index][0] else theme.unseen
+        marker = "o" if seen[member == index][0] else "^"
+        ellipse = _gaussian(mine, floor, edge)
+        axes.add_patch(ellipse)
+        axes.scatter(mine[:, 0], mine[:, 1], s=15, marker=marker, color=edge, alpha=0.75, linewidth=0, zorder=3)
+        text = _plain(name) if len(names) <= NAMED_ACTIONS else str(index + 1)
+        x, y = (
+            ellipse.get_center()[0],
+            float(ellipse.get_path().transformed(ellipse.get_patch_transform()).get_extents().y1),
+        )
+        halo = [withStroke(linewidth=2.6, foreground=theme.paper)]
+        label = axes.text(x, y, text, fontsize=fontsize, color=theme.ink, ha="center", va="bottom", path_effects=halo)
+        labels.append(label)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.margins(0.09)
+    axes.autoscale_view()
+    for side in axes.spines.values():
+        side.set_visible(True)
+    _part_labels(axes, labels)
+
+
+def _gaussian(points: FloatArray, floor: float, colour: str) -> Ellipse:
+    """The ellipse of two standard deviations of points [n, 2]; no axis has a variance below `floor`."""
+    centre = points.mean(axis=0)
+    spread = (points - centre).T @ (points - centre) / len(points)
+    lengths, axes = np.linalg.eigh(spread)
+    width, height = 2 * GAUSSIAN_RADIUS * np.sqrt(np.maximum(lengths, floor))
+    angle = float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0])))
+    return Ellipse(
+        (float(centre[0]), float(centre[1])),
+        width,
+        height,
+        angle=angle,
+        facecolor=to_rgba(colour, 0.10),
+        edgecolor=colour,
+        linewidth=1.4,
+        zorder=2,
+    )
+
+
+def _part_labels(axes: Axes, labels: Sequence[Text], rounds: int = 200) -> None:
+    """Push overlapping labels apart and back into the frame, in pixels, a little each round."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.canvas.draw()
+    frame = axes.get_window_extent()
+    boxes = [label.get_window_extent().padded(1.0) for label in labels]
+    half = np.array([[box.width / 2, box.height / 2] for box in boxes])
+    centre = np.array([[(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2] for box in boxes])
+    low, high = np.array([frame.x0, frame.y0]) + half, np.array([frame.x1, frame.y1]) - half
+    for _ in range(rounds):
+        gap = centre[:, None] - centre[None]
+        overlap = half[:, None] + half[None] - np.abs(gap)
+        hit = (overlap > 0).all(axis=2) & ~np.eye(len(labels), dtype=bool)
+        if not hit.any():
+            break
+        order = np.sign(np.arange(len(labels))[:, None] - np.arange(len(labels))[None])
+        direction = np.where(gap[..., 1] != 0, np.sign(gap[..., 1]), order)
+        centre[:, 1] += (hit * direction * np.minimum(overlap[..., 1], 3.0)).sum(axis=1) / 2  # apart vertically
+        centre = np.clip(centre, low, np.maximum(low, high))
+    for label, position in zip(labels, np.clip(centre, low, np.maximum(low, high)), strict=True):
+        label.set_verticalalignment("center")
+        label.set_position(tuple(axes.transData.inverted().transform(position)))
+
+
+# ------------------------------------------------------------------------------------------------- README picture
+def result_figure(
+    title: str,
+    before: tuple[FloatArray, str],
+    after: tuple[FloatArray, str],
+    actions: Sequence[str],
+    seen: npt.NDArray[np.bool_],
+    scores: Mapping[str, Mapping[str, tuple[float, float]]],
+    random: Mapping[str, float],
+    theme: Theme = LIGHT,
+) -> Figure:
+    """One picture of 12 x 5 inches: concept space before and after (points [S, 2] and a caption), and the scores.
+
+    `scores`: method -> measure (seen, unseen, HM, SRT) -> (mean, std) in percent; `random`: measure -> guessing score.
+    """
+    figure = Figure(figsize=(12, 5), dpi=DPI, facecolor=theme.paper)
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        1, 3, width_ratios=[1, 1, 0.92], left=0.012, right=0.985, top=0.81, bottom=0.125, wspace=0.06
+    )
+    figure.text(0.012, 0.955, title, fontsize=15.5, fontweight="bold", color=theme.ink, va="center")
+    legend = (
+        ("● seen in training", theme.seen),
+        ("▲ unseen", theme.unseen),
+        ("an ellipse: one action's words", theme.muted),
+    )
+    for x, (text, colour) in zip((0.53, 0.664, 0.745), legend, strict=True):
+        figure.text(x, 0.955, text, fontsize=11, color=colour, va="center")
+    for column, (heading, (points, caption)) in enumerate(
+        (("before fine-tuning", before), ("after fine-tuning", after))
+    ):
+        axes = figure.add_subplot(grid[column])
+        _style(axes, theme)
+        draw_concepts(axes, points, actions, seen, theme, fontsize=9.5)
+        axes.set_title(f"Concept space {heading}", fontsize=12.5, color=theme.ink, loc="left", pad=7)
+        axes.set_xlabel(caption, fontsize=11, color=theme.muted, labelpad=7)
+    axes = figure.add_subplot(grid[2])
+    _style(axes, theme)
+    _score_rows(axes, scores, random, theme)
+    box = axes.get_position()
+    axes.set_position((box.x0 + 0.052, box.y0 + 0.02, box.width - 0.052, box.height - 0.02))
+    axes.set_title("Test accuracy (%)", fontsize=12.5, color=theme.ink, loc="left", pad=7, x=-0.2)
+    return figure
+
+
+def _score_rows(
+    axes: Axes, scores: Mapping[str, Mapping[str, tuple[float, float]]], random: Mapping[str, float], theme: Theme
+) -> None:
+    """Horizontal bars, a group a measure and a bar a method, with deviation, value and the mark of guessing."""
+    measures = list(next(iter(scores.values())))
+    height = 0.74 / len(scores)
+    for index, (method, row) in enumerate(scores.items()):
+        colour = theme.series[index % len(theme.series)]
+        at = np.arange(len(measures)) - 0.37 + height * (index + 0.5)
+        means, deviations = np.array([row[name] for name in measures]).T
+        axes.barh(at, means, height * 0.9, color=colour, label=method, zorder=2)
+        for y, mean, deviation in zip(at, means, deviations, strict=True):
+            if deviation > 0:
+                axes.errorbar(mean, y, xerr=deviation, color=theme.ink, linewidth=1.2, capsize=2.5, zorder=4)
+            text = f"{mean:.1f} ± {deviation:.1f}" if deviation > 0 else f"{mean:.1f}"
+            axes.annotate(
+                text,
+                (mean + deviation, y),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10,
+                color=theme.ink,
+            )
+    for row_index, name in enumerate(measures):
+        axes.plot(
+            [random[name]] * 2,
+            [row_index - 0.42, row_index + 0.42],
+            color=theme.ink,
+            linewidth=1.4,
+            linestyle=(0, (3, 2)),
+            zorder=5,
+            label="random" if row_index == 0 else None,
+        )
+    axes.set_yticks(range(len(measures)), measures, fontsize=11, color=theme.ink)
+    axes.set_ylim(len(measures) - 0.5, -0.5)
+    axes.set_xlim(0, 128)
+    axes.set_xticks(range(0, 101, 25))
+    axes.grid(axis="y", visible=False)
+    axes.legend(
+        frameon=False,
+        fontsize=10,
+        labelcolor=theme.ink,
+        loc="upper center",
+        bbox_to_anchor=(0.4, -0.07),
+        ncols=3,
+        handlelength=1.3,
+        columnspacing=1.2,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- common
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, cut to its content."""
+    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.06, facecolor=figure.get_facecolor())
+    return path
+
+
+def _panel(theme: Theme, width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one styled panel, in inches."""
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _style(axes, theme)
+    return figure, axes
+
+
+def _style(axes: Axes, theme: Theme) -> None:
+    """Light grid, no upper and right frame, colours of the theme."""
+    axes.set_facecolor(theme.paper)
+    axes.set_axisbelow(True)
+    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.tick_params(colors=theme.muted, labelsize=9.5, length=0)
+    axes.xaxis.label.set_color(theme.ink)
+    axes.yaxis.label.set_color(theme.ink)
+    axes.xaxis.label.set_fontsize(10)
+    axes.yaxis.label.set_fontsize(10)
+    for name, spine in axes.spines.items():
+        spine.set_color(theme.grid)
+        spine.set_visible(name in ("left", "bottom"))
+
+
+def _cycle(theme: Theme, count: int) -> list[str]:
+    """The first `count` colours of the series, repeated when there are not enough."""
+    return [theme.series[index % len(theme.series)] for index in range(count)]
+
+
+def _short(name: str, width: int = 18) -> str:
+    """A label cut to `width` characters."""
+    return _plain(name if len(name) <= width else name[: width - 1] + "…")
+
+
+def _plain(text: str) -> str:
+    """Text with `$` escaped, so that matplotlib does not read a formula into it."""
+    return text.replace("$", r"\$")
