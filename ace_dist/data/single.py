@@ -90,7 +90,7 @@ def duration_s(path: Path) -> float:
             if stream is not None and stream.duration and stream.time_base:
                 return float(stream.duration * stream.time_base)
             if stream is not None and container.duration:
-                return container.duration / float(av.time_base)
+                return float(container.duration / av.time_base)
     except av.error.FFmpegError as error:
         raise DataError(f"{path} cannot be read as a video: {error.strerror or error}") from error
     return read_window(path, end_s=LONGEST_S + 1, short_side=64).end_s

@@ -59,7 +59,6 @@ class Engine:
         )
         settings = engine_settings(config, ranks.world, self.bf16)
         self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)
-        self.accumulation = config.training.accumulation
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trainable parameters of both towers, each group with its base rate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,25 @@ from ace_dist.training.schedule import total_steps
 if TYPE_CHECKING:
     from ace_dist.config import Config
     from ace_dist.distributed import Ranks
+    from ace_dist.methods import ConceptObjective
     from ace_dist.methods.task import Task
 
 __all__ = ["train"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that one run's loop uses, built from its configuration."""
+
+    config: Config
+    ranks: Ranks
+    run_dir: Path
+    task: Task
+    objective: ConceptObjective
+    plan: TrainPlan
+    engine: Engine
+    checkpoints: Checkpoints
+    steps: int
 
 
 def train(config: Config, ranks: Ranks) -> Path | None:
@@ -31,63 +48,76 @@ def train(config: Config, ranks: Ranks) -> Path | None:
 
     Returns the run's folder, or `None` when `training.stop_after_steps` ended it before its last step.
     """
-    config = prepare(config)
+    training = build(prepare(config), ranks)
+    start = training.checkpoints.restore()
+    last = min(training.steps, start + (config.training.stop_after_steps or training.steps))
+    take_steps(training, start, last)
+    training.checkpoints.save(last)
+    if last < training.steps:
+        if ranks.is_first:
+            print(f"stopped after step {last} of {training.steps}; the same command continues", flush=True)
+        return None
+    if ranks.is_first:
+        state = training.objective.model.trainable_state_dict()
+        save_safetensors(state, training.run_dir / "model" / "trained.safetensors")
+    ranks.barrier()
+    return training.run_dir
+
+
+def build(config: Config, ranks: Ranks) -> Training:
+    """Claim the run folder, then open the data and build the encoders, the objective and the engine."""
     run_dir = Path(config.run_dir)
-    micro_batch = micro_batch_size(config, ranks.world)
+    micro_batch_size(config, ranks.world)  # refuses a batch that cannot be shared, before anything is written
     if ranks.is_first:
         claim(run_dir, config)
     ranks.barrier()
     seed_everything(config.seed)
     task = load_task(config)
-    model = build_model(config.model, config.seed).to(ranks.device)
-    objective = build_objective(config, model, task.classes.base, task.trees)
     records, labels = task.training_clips()
     plan = TrainPlan(
         records, labels, config.dataset.clip, config.loader, config.training.batch_size, config.seed,
         ranks.rank, ranks.world,
     )  # fmt: skip
+    model = build_model(config.model, config.seed).to(ranks.device)
+    objective = build_objective(config, model, task.classes.base, task.trees)
     steps = total_steps(config.training, len(records))
     engine = Engine(config, objective, ranks, steps)
-    checkpoints = Checkpoints(run_dir, engine, ranks, config.training)
     if ranks.is_first:
         print(describe(task, plan, engine, steps), flush=True)
         save_safetensors(model.frozen_state_dict(), run_dir / "model" / "frozen.safetensors")
-    start = checkpoints.restore()
-    last = min(steps, start + (config.training.stop_after_steps or steps))
+    checkpoints = Checkpoints(run_dir, engine, ranks, config.training)
+    return Training(config, ranks, run_dir, task, objective, plan, engine, checkpoints, steps)
+
+
+def take_steps(training: Training, start: int, last: int) -> None:
+    """Steps `start` to `last`: fetch, forward, backward, step, log, save."""
+    config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
+    model, sampler, parts = training.objective.model, training.objective.sampler, config.training.accumulation
     loader = make_loader(config.dataset.shards, config, ranks.device)
-    stream = loader.stream(micro_batches(plan, start, last, micro_batch))
-    with Monitor(run_dir, ranks, start, steps, config.training.log_every_steps, config.training.batch_size) as monitor:
-        model.train()
+    stream = loader.stream(micro_batches(plan, start, last, parts))
+    model.train()
+    with Monitor(training.run_dir, ranks, start, training.steps, config.training) as monitor:
         for step in range(start, last):
-            draw = objective.sampler.draw(step)  # the same on every rank
+            draw = sampler.draw(step)  # the same on every rank
             rates = engine.set_learning_rates(step)
-            for micro in range(engine.accumulation):
+            for micro in range(parts):
                 batch = next(stream)  # decoded on the device, already normalised
-                part = ranks.rank * engine.accumulation + micro  # of the global batch
-                model.set_step(config.seed, step, part, ranks.world * engine.accumulation)
+                model.set_step(config.seed, step, ranks.rank * parts + micro, ranks.world * parts)
                 losses = engine.forward(batch, draw)
                 engine.backward(losses.total)
                 engine.step()
-                monitor.add(losses)
-            monitor.record(step + 1, (step + 1) * plan.batch_size / len(records), rates, loader.wait_s)
-            if checkpoints.due(step + 1):
-                checkpoints.save(step + 1)
+                monitor.add(losses)  # no host sync unless this step is logged
+            monitor.record(step + 1, (step + 1) * plan.batch_size / len(plan.records), rates, loader.wait_s)
+            if training.checkpoints.due(step + 1):
+                training.checkpoints.save(step + 1)
     loader.close()
-    checkpoints.save(last)
-    if last < steps:
-        if ranks.is_first:
-            print(f"stopped after step {last} of {steps}; the same command continues", flush=True)
-        return None
-    if ranks.is_first:
-        save_safetensors(model.trainable_state_dict(), run_dir / "model" / "trained.safetensors")
-    ranks.barrier()
-    return run_dir
 
 
-def micro_batches(plan: TrainPlan, start: int, end: int, size: int) -> Iterator[list[ClipRequest]]:
-    """This rank's micro-batches of steps `start` to `end`, in order."""
+def micro_batches(plan: TrainPlan, start: int, end: int, parts: int) -> Iterator[list[ClipRequest]]:
+    """This rank's micro-batches of steps `start` to `end`, `parts` a step, in order."""
     for step in range(start, end):
         requests = plan.requests(step)
+        size = len(requests) // parts
         for first in range(0, len(requests), size):
             yield requests[first : first + size]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ace_dist.config import TrainingConfig
     from ace_dist.distributed import Ranks
     from ace_dist.methods import Losses
 
@@ -18,15 +19,15 @@ __all__ = ["Monitor"]
 
 
 class Monitor:
-    """Sums losses on the device and reads them once every `every` steps, so that other steps do not wait for it.
+    """Sums losses on the device and reads them every `training.log_every_steps` steps; other steps do not wait for it.
 
     A line of `metrics.jsonl` covers the steps since the line before: `loss`, `loss_fixed`, `loss_random` (means over
     these steps and all ranks), `step` (steps done), `epoch`, `lr_video`, `lr_text`, `clips_per_s` (all ranks),
     `data_wait_share` (of this rank's time), `elapsed_s` (since the start or continuation).
     """
 
-    def __init__(self, run_dir: Path, ranks: Ranks, start: int, steps: int, every: int, batch_size: int) -> None:
-        self.ranks, self.every, self.batch_size = ranks, every, batch_size
+    def __init__(self, run_dir: Path, ranks: Ranks, start: int, steps: int, settings: TrainingConfig) -> None:
+        self.ranks, self.every, self.batch_size = ranks, settings.log_every_steps, settings.batch_size
         self.sums: dict[str, Tensor] = {}
         self.micro_steps = 0
         self.start_s = self.last_s = time.perf_counter()
