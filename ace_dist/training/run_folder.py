@@ -89,9 +89,17 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "git": git_state(),
-        "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "cuda": cuda},
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), **({"gpus": cuda} if cuda else {})},
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux tells it, elsewhere its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def git_state() -> dict[str, Any]:
