@@ -237,10 +237,8 @@ def draw_concepts(
         axes.add_patch(ellipse)
         axes.scatter(mine[:, 0], mine[:, 1], s=15, marker=marker, color=edge, alpha=0.75, linewidth=0, zorder=3)
         text = _plain(name) if len(names) <= NAMED_ACTIONS else str(index + 1)
-        x, y = (
-            ellipse.get_center()[0],
-            float(ellipse.get_path().transformed(ellipse.get_patch_transform()).get_extents().y1),
-        )
+        x = float(mine[:, 0].mean())
+        y = float(ellipse.get_path().transformed(ellipse.get_patch_transform()).get_extents().y1)
         halo = [withStroke(linewidth=2.6, foreground=theme.paper)]
         label = axes.text(x, y, text, fontsize=fontsize, color=theme.ink, ha="center", va="bottom", path_effects=halo)
         labels.append(label)

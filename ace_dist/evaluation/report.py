@@ -31,6 +31,7 @@ __all__ = ["ReportError", "result_picture", "write_report"]
 
 FloatArray = npt.NDArray[np.float64]
 TSNE_SEED = 0
+TSNE_LEAST = 4  # phrases; scikit-learn's perplexity must stay below their number
 CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis starts at 0
     ("loss", "loss", "loss", "Loss and its parts (ACE Eq. 9).", False),
     ("lr", "learning_rate", "learning rate", "Learning rates.", True),
@@ -90,7 +91,7 @@ def write_report(run_dir: Path, compare: Sequence[Path] = ()) -> Path:
         random=_random_row(run),
         sections=sections,
         distances=_distance_rows(run.space),
-        srt=list(zip(run.results["srt"]["runs"], run.srt, strict=True)),
+        srt=list(zip(run.results["srt"]["runs"], run.srt, strict=True)) if run.srt else [],
         environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
     )
     path.write_text(text, encoding="utf-8")
@@ -101,6 +102,8 @@ def result_picture(run_dir: Path, out_png: Path, compare: Sequence[Path] = ()) -
     """Draw the one picture that tells the run (2040 x 850 pixels): concept space before and after, and the scores."""
     run = read_run(run_dir)
     others = _comparable(run, compare)
+    if len(run.space.phrases) < TSNE_LEAST:
+        raise ReportError(f"{run_dir}: {_too_few(run.space)}")
     results = [run.results, *others]
     before, after = (concept_distances(rows, run.space.actions) for rows in (run.space.before, run.space.after))
     layouts = (_layout(run.space.before, run.space.actions), _layout(run.space.after, run.space.actions))
@@ -145,19 +148,23 @@ def _row_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _random_row(run: Run) -> dict[str, Any]:
     """The scores of guessing, in the shape of results.json, from the label distribution; its SRT has no spread."""
-    base, novel = (random_baseline(part.labels, len(part.classes)) for part in (run.base, run.novel))
-    srt = {f"{metric}_{what}": novel[metric] if what == "mean" else 0.0
-           for metric in ("accuracy", "f1") for what in ("mean", "std")}  # fmt: skip
-    hm = {metric: harmonic_mean(base[metric], novel[metric]) for metric in ("accuracy", "f1")}
+    base = random_baseline(run.base.labels, len(run.base.classes)) if run.base else None
+    novel = random_baseline(run.novel.labels, len(run.novel.classes)) if run.novel else None
+    hm = {metric: harmonic_mean(base[metric], novel[metric]) for metric in base} if base and novel else None
+    srt = None
+    if novel:
+        srt = {f"{metric}_mean": value for metric, value in novel.items()} | {f"{metric}_std": 0.0 for metric in novel}
     return {"method": "Random", "base": base, "novel": novel, "hm": hm, "srt": srt}
 
 
 def _measures(results: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Accuracy of the four measures as (mean, std)."""
+    """Accuracy of the measures that the run has, of seen, unseen, HM and SRT, as (mean, std)."""
     srt = results["srt"]
     single = {"seen": "base", "unseen": "novel", "HM": "hm"}
-    rows = {name: (float(results[key]["accuracy"]), 0.0) for name, key in single.items()}
-    return {**rows, "SRT": (float(srt["accuracy_mean"]), float(srt["accuracy_std"]))}
+    rows = {name: (float(results[key]["accuracy"]), 0.0) for name, key in single.items() if results[key] is not None}
+    if srt is not None:
+        rows["SRT"] = (float(srt["accuracy_mean"]), float(srt["accuracy_std"]))
+    return rows
 
 
 def _distance_rows(space: ConceptSpace) -> list[dict[str, Any]]:
@@ -189,11 +196,14 @@ class _Artist:
 
 def _srt_section(artist: _Artist, run: Run, others: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Section:
     guess = _random_row(run)["novel"]
+    if guess is None or not run.srt:
+        return Section("Synonym robustness", "The test split shows no unseen action, so there is nothing to test.", ())
     pictures = []
     for metric, title in (("accuracy", "Accuracy"), ("f1", "F1")):
         runs = {
             name: np.array([row[metric] for row in results["srt"]["runs"]])
             for name, results in zip(names, [run.results, *others], strict=True)
+            if results["srt"] is not None
         }
         caption = f"{title}: a dot a run, the diamond is run 1 (root labels), the box spans the quartiles."
         pictures.append(artist.picture(f"srt_{metric}", caption, partial(srt_figure, runs, guess[metric], title)))
@@ -206,6 +216,8 @@ def _srt_section(artist: _Artist, run: Run, others: Sequence[Mapping[str, Any]],
 
 def _space_section(artist: _Artist, space: ConceptSpace) -> Section:
     names = tuple(dict.fromkeys(space.actions))
+    if len(space.phrases) < TSNE_LEAST:
+        return Section("Concept space", _too_few(space), ())
     pictures = []
     for name, rows in (("before", space.before), ("after", space.after)):
         draw = partial(concept_figure, _layout(rows, space.actions), space.actions, space.seen)
@@ -221,8 +233,12 @@ def _space_section(artist: _Artist, space: ConceptSpace) -> Section:
     return Section("Concept space", text, tuple(pictures))
 
 
+def _too_few(space: ConceptSpace) -> str:
+    return f"{len(space.phrases)} phrases are too few for a t-SNE picture, which needs {TSNE_LEAST}."
+
+
 def _class_section(artist: _Artist, run: Run) -> Section:
-    parts = (("base", "Seen", run.base), ("novel", "Unseen", run.novel))
+    parts = [(n, t, part) for n, t, part in (("base", "Seen", run.base), ("novel", "Unseen", run.novel)) if part]
     pictures = []
     for name, title, part in parts:
         counts = confusion_matrix(part.labels, part.predictions, len(part.classes))
@@ -235,7 +251,8 @@ def _class_section(artist: _Artist, run: Run) -> Section:
         support = np.bincount(part.labels, minlength=len(part.classes))
         draw = partial(figures.class_f1_figure, scores, support, part.classes, part is run.base)
         pictures.append(artist.picture(f"class_f1_{name}", f"{title} actions: F1 of each class.", draw))
-    text = f"{len(run.base.ids)} test clips of seen and {len(run.novel.ids)} of unseen actions, with their root labels."
+    counts_text = " and ".join(f"{len(part.ids)} of {title.lower()} actions" for _, title, part in parts)
+    text = f"Test clips with their root labels: {counts_text}."
     return Section("Classes", text, tuple(pictures))
 
 
@@ -262,8 +279,6 @@ def _series(metrics: Sequence[Mapping[str, Any]], prefix: str) -> Iterator[tuple
 # --------------------------------------------------------------------------------------------------------- common
 def _layout(embeddings: FloatArray, actions: Sequence[str]) -> FloatArray:
     """t-SNE to the plane [S, 2] with cosine distances; the perplexity follows the number of phrases of an action."""
-    if len(embeddings) < 4:
-        raise ReportError(f"concept_space.npz holds {len(embeddings)} phrases; a t-SNE picture needs at least 4")
     perplexity = min(max(5.0, len(embeddings) / len(set(actions))), 30.0, (len(embeddings) - 1) / 3)
     layout = TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=TSNE_SEED, n_jobs=1)
     return np.asarray(layout.fit_transform(embeddings), np.float64)
@@ -276,6 +291,8 @@ def _inline(path: Path) -> str:
 
 def _plain(value: Any) -> str:
     """A value of environment.json in one line."""
+    if value is None or value in ([], {}, ()):
+        return "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
     if isinstance(value, (list, tuple)):

@@ -62,8 +62,8 @@ class Run:
     environment: dict[str, Any]
     command: str
     config: str
-    base: Predictions
-    novel: Predictions
+    base: Predictions | None  # None when the test split shows no such action, as in results.json
+    novel: Predictions | None
     srt: tuple[Predictions, ...]
     space: ConceptSpace
     metrics: tuple[dict[str, Any], ...]  # by step; a step logged twice (resumed run) counts once, the later one
@@ -84,8 +84,8 @@ def read_run(folder: Path) -> Run:
         environment=environment,
         command=_command(environment["command"]),
         config=_existing(folder, "config.yaml").read_text(encoding="utf-8"),
-        base=_predictions(predictions["base"], f"{where}: base"),
-        novel=_predictions(predictions["novel"], f"{where}: novel"),
+        base=_predictions(predictions["base"], f"{where}: base") if predictions["base"] is not None else None,
+        novel=_predictions(predictions["novel"], f"{where}: novel") if predictions["novel"] is not None else None,
         srt=tuple(_predictions(part, f"{where}: srt[{index}]") for index, part in enumerate(predictions["srt"])),
         space=_read_space(folder),
         metrics=_read_metrics(folder),
@@ -95,18 +95,24 @@ def read_run(folder: Path) -> Run:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read `results.json`, with every score that the table shows."""
+    """Read `results.json`, with every score that the table shows; `base`, `novel`, `hm`, `srt` may be null."""
     path = folder / "results.json"
     results = _read_json(folder, "results.json")
     _require(results, ("method", "dataset", "fold", "seed", "base", "novel", "hm", "srt"), path)
     for part in ("base", "novel", "hm"):
-        _require(results[part], ("accuracy", "f1"), path, part)
-    _require(results["srt"], ("runs", "accuracy_mean", "accuracy_std", "f1_mean", "f1_std"), path, "srt")
-    for index, row in enumerate(results["srt"]["runs"]):
-        _require(row, ("accuracy", "f1"), path, f"srt.runs[{index}]")
-    if not results["srt"]["runs"]:
-        raise ReportError(f"{path}: srt.runs is empty; the Synonym Robustness Test needs at least one run")
+        if results[part] is not None:
+            _require(results[part], ("accuracy", "f1"), path, part)
+    if results["srt"] is not None:
+        _check_srt(results["srt"], path)
     return results
+
+
+def _check_srt(srt: Any, path: Path) -> None:
+    _require(srt, ("runs", "accuracy_mean", "accuracy_std", "f1_mean", "f1_std"), path, "srt")
+    for index, row in enumerate(srt["runs"]):
+        _require(row, ("accuracy", "f1"), path, f"srt.runs[{index}]")
+    if not srt["runs"]:
+        raise ReportError(f"{path}: srt.runs is empty; the Synonym Robustness Test needs at least one run")
 
 
 def _predictions(part: Any, where: str) -> Predictions:
@@ -122,11 +128,15 @@ def _predictions(part: Any, where: str) -> Predictions:
 
 def _check_same_evaluation(run: Run) -> None:
     """The scores of results.json must be those of predictions.json, or the page would show two evaluations as one."""
-    stated: list[tuple[str, Mapping[str, float], Predictions]] = [
-        ("base", run.results["base"], run.base),
-        ("novel", run.results["novel"], run.novel),
-    ]
-    rows = run.results["srt"]["runs"]
+    stated: list[tuple[str, Mapping[str, float], Predictions]] = []
+    for name, found_part in (("base", run.base), ("novel", run.novel)):
+        if (found_part is None) != (run.results[name] is None):
+            raise ReportError(
+                f"{run.folder}: only one of results.json and predictions.json has {name}; {_again(run.folder)}"
+            )
+        if found_part is not None:
+            stated.append((name, run.results[name], found_part))
+    rows = run.results["srt"]["runs"] if run.results["srt"] is not None else []
     if len(rows) != len(run.srt):
         raise ReportError(
             f"{run.folder}: results.json has {len(rows)} SRT runs, predictions.json {len(run.srt)}; "

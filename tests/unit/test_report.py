@@ -208,6 +208,32 @@ def test_a_step_logged_again_after_a_resume_counts_once(tmp_path, rng, quick):
     assert "20 logged steps, up to step 19" in Page(write_report(tmp_path / "run").read_text()).text
 
 
+@pytest.mark.parametrize("gone", ["base", "novel"])
+def test_a_data_set_without_seen_or_unseen_test_clips_is_reported_as_such(tmp_path, rng, gone):
+    make_run(tmp_path / "run", rng, base=3, novel=3)
+    lost = [gone, "hm"] + (["srt"] if gone == "novel" else [])
+    edit_json(tmp_path / "run/results.json", lambda results: results.update(dict.fromkeys(lost), fold=None))
+    edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update({gone: None}))
+    if gone == "novel":
+        edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update(srt=[]))
+    page = Page(write_report(tmp_path / "run").read_text(encoding="utf-8"))
+    assert "Fold" not in page.text and page.text.count("–") == 2 * len(lost)  # in the row of the run and of Random
+    assert ("nothing to test" in page.text) == (gone == "novel")
+    assert result_picture(tmp_path / "run", tmp_path / "result.png").is_file()
+    edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update(base=None, novel=None))
+    with pytest.raises(ReportError, match="only one of results.json and predictions.json has"):
+        write_report(tmp_path / "run")
+
+
+def test_too_few_phrases_for_a_layout_are_said_so(tmp_path, rng):
+    make_run(tmp_path / "run", rng, base=2, novel=1, phrases=1, steps=3)
+    text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
+    assert "3 phrases are too few for a t-SNE picture" in text and "none 0." not in text
+    assert re.search(r"all actions none \d", text)  # one phrase an action has no spread
+    with pytest.raises(ReportError, match="3 phrases are too few"):
+        result_picture(tmp_path / "run", tmp_path / "result.png")
+
+
 # --------------------------------------------------------------------------------------------------------- errors
 @pytest.mark.parametrize(
     ("name", "launcher"),
