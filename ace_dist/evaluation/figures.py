@@ -173,7 +173,9 @@ def curve_figure(
     `zero`: the axis starts at 0.
     """
     figure, axes = _panel(theme, PANEL_WIDTH, 2.75)
-    for colour, (name, (steps, values)) in zip(_cycle(theme, len(curves)), curves.items(), strict=True):
+    for index, (name, (steps, values)) in enumerate(curves.items()):
+        colour = theme.series[index % len(theme.series)]
+        style = ("-", (0, (4, 2)), (0, (1, 1.4)))[index % 3]  # so that equal lines do not hide each other
         smooth = len(steps) >= 60
         axes.plot(
             steps,
@@ -181,12 +183,20 @@ def curve_figure(
             color=colour,
             alpha=0.25 if smooth else 1.0,
             linewidth=1.0 if smooth else 1.7,
+            linestyle=style,
             marker="o" if len(steps) < 3 else None,
             label=None if smooth else name,
         )
         if smooth:
             width = len(steps) // 30
-            axes.plot(steps[width - 1 :], _running_mean(values, width), color=colour, linewidth=1.9, label=name)
+            axes.plot(
+                steps[width - 1 :],
+                _running_mean(values, width),
+                color=colour,
+                linestyle=style,
+                linewidth=1.9,
+                label=name,
+            )
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -233,12 +243,10 @@ def draw_concepts(
         mine = points[member == index]
         edge = theme.seen if seen[member == index][0] else theme.unseen
         marker = "o" if seen[member == index][0] else "^"
-        ellipse = _gaussian(mine, floor, edge)
+        ellipse, (x, y) = _gaussian(mine, floor, edge)
         axes.add_patch(ellipse)
         axes.scatter(mine[:, 0], mine[:, 1], s=15, marker=marker, color=edge, alpha=0.75, linewidth=0, zorder=3)
         text = _plain(name) if len(names) <= NAMED_ACTIONS else str(index + 1)
-        x = float(mine[:, 0].mean())
-        y = float(ellipse.get_path().transformed(ellipse.get_patch_transform()).get_extents().y1)
         halo = [withStroke(linewidth=2.6, foreground=theme.paper)]
         label = axes.text(x, y, text, fontsize=fontsize, color=theme.ink, ha="center", va="bottom", path_effects=halo)
         labels.append(label)
@@ -251,23 +259,25 @@ def draw_concepts(
     _part_labels(axes, labels)
 
 
-def _gaussian(points: FloatArray, floor: float, colour: str) -> Ellipse:
-    """The ellipse of two standard deviations of points [n, 2]; no axis has a variance below `floor`."""
+def _gaussian(points: FloatArray, floor: float, colour: str) -> tuple[Ellipse, tuple[float, float]]:
+    """The ellipse of two standard deviations of points [n, 2], no variance below `floor`; and its top point."""
     centre = points.mean(axis=0)
-    spread = (points - centre).T @ (points - centre) / len(points)
-    lengths, axes = np.linalg.eigh(spread)
-    width, height = 2 * GAUSSIAN_RADIUS * np.sqrt(np.maximum(lengths, floor))
-    angle = float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0])))
-    return Ellipse(
+    variances, axes = np.linalg.eigh((points - centre).T @ (points - centre) / len(points))
+    variances = np.maximum(variances, floor)
+    width, height = 2 * GAUSSIAN_RADIUS * np.sqrt(variances)
+    up = (axes * variances) @ axes[1]  # covariance times the unit vector upwards
+    x, y = centre + GAUSSIAN_RADIUS * up / np.sqrt(up[1])
+    ellipse = Ellipse(
         (float(centre[0]), float(centre[1])),
         width,
         height,
-        angle=angle,
+        angle=float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0]))),
         facecolor=to_rgba(colour, 0.10),
         edgecolor=colour,
         linewidth=1.4,
         zorder=2,
     )
+    return ellipse, (float(x), float(y))
 
 
 def _part_labels(axes: Axes, labels: Sequence[Text], rounds: int = 200) -> None:
@@ -420,11 +430,6 @@ def _style(axes: Axes, theme: Theme) -> None:
     for name, spine in axes.spines.items():
         spine.set_color(theme.grid)
         spine.set_visible(name in ("left", "bottom"))
-
-
-def _cycle(theme: Theme, count: int) -> list[str]:
-    """The first `count` colours of the series, repeated when there are not enough."""
-    return [theme.series[index % len(theme.series)] for index in range(count)]
 
 
 def _short(name: str, width: int = 18) -> str:

@@ -40,6 +40,16 @@ CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis 
 )
 
 
+METHODS = {  # as the paper prints them
+    "ace": "ACE",
+    "procvlr": "ProcVLR",
+    "vifi": "ViFi",
+    "bike": "BIKE",
+    "text4vis": "Text4Vis",
+    "lavila": "LaViLa",
+}
+
+
 @dataclass(frozen=True)
 class Picture:
     """A drawn figure in both themes, as data URIs that stand in the page."""
@@ -86,6 +96,7 @@ def write_report(run_dir: Path, compare: Sequence[Path] = ()) -> Path:
     path = run_dir / "report.html"
     text = page.render(
         run=run,
+        method=_method(run.results),
         hardware=_plain(run.environment["hardware"]),
         rows=[{"name": n, "results": r} for n, r in zip(names, [run.results, *others], strict=True)],
         random=_random_row(run),
@@ -112,7 +123,7 @@ def result_picture(run_dir: Path, out_png: Path, compare: Sequence[Path] = ()) -
     ]
     guess = _random_row(run)
     figure = figures.result_figure(
-        f"{run.results['method']} on {run.results['dataset']}: one action, many words",
+        f"{_method(run.results)} on {run.results['dataset']}: one action, many words",
         (layouts[0], captions[0]),
         (layouts[1], captions[1]),
         run.space.actions,
@@ -140,10 +151,15 @@ def _comparable(run: Run, compare: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _row_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The method of each run; with the seed when a method occurs twice, numbered when the seed does not help."""
-    names = [str(row["method"]) for row in results]
+    names = [_method(row) for row in results]
     if len(set(names)) < len(names):
-        names = [f"{row['method']} (seed {row['seed']})" for row in results]
+        names = [f"{_method(row)} (seed {row['seed']})" for row in results]
     return [name if names.count(name) == 1 else f"{name} #{index + 1}" for index, name in enumerate(names)]
+
+
+def _method(results: Mapping[str, Any]) -> str:
+    """The paper's spelling of the method; the name itself for one that is not in the paper."""
+    return METHODS.get(str(results["method"]), str(results["method"]))
 
 
 def _random_row(run: Run) -> dict[str, Any]:
