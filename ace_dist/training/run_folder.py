@@ -85,13 +85,21 @@ def environment() -> dict[str, Any]:
             versions[package] = "not installed"
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "python": platform.python_version(),
         "versions": versions,
         "git": git_state(),
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), **({"gpus": cuda} if cuda else {})},
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+def command_line() -> str:
+    """The command that starts this run again, from the checkout."""
+    settings = [arg for arg in sys.argv[1:] if not arg.startswith("--local_rank")]
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    launcher = ["deepspeed", "--num_gpus", str(ranks)] if "LOCAL_RANK" in os.environ else ["python"]
+    return shlex.join([*launcher, f"launchers/{Path(sys.argv[0]).name}", *settings])
 
 
 def cpu_name() -> str:

@@ -17,9 +17,8 @@ def test_the_papers_srt_sets(name):
     assert all(root == label for root, label in runs[0].items())
     actions = [Action.parse(label) for label in config.dataset.novel]
     sets = srt_labels(actions, runs, SynonymTrees({"x": {"x": ["x"]}}), False, name)
-    for action, position in zip(actions, range(len(actions)), strict=True):
-        objects = {Action.parse(labels.labels[position]).object for labels in sets}
-        assert objects == {action.object}, "only the verb may change between runs"
+    for position, action in enumerate(actions):
+        assert all(labels.labels[position].endswith(f" {action.object}") for labels in sets), "only verbs may change"
 
 
 def test_single_cells_of_the_printed_tables():

@@ -1,0 +1,1 @@
+"""Metrics, the test protocol, the report, and the classifier of a finished run."""
