@@ -66,7 +66,9 @@ def encoder_options(encoding: EncodingConfig) -> dict[str, str]:
     if encoding.codec == "mjpeg":
         return {"qmin": quality, "qmax": quality, "threads": "1"}
     if encoding.codec == "h264":
-        return common | {"crf": quality, "preset": "veryfast", "sc_threshold": "0", "x264-params": "open-gop=0"}
+        # Chroma is stored between the luma samples, as in the other codecs; h264 means "left" unless it is told.
+        special = {"sc_threshold": "0", "x264-params": "open-gop=0:chromaloc=1"}
+        return common | special | {"crf": quality, "preset": "veryfast"}
     # Real-time mode at its fastest: a canonical clip is decoded thousands of times and looked at by nobody.
     live = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "auto-alt-ref": "0"}
     return common | live | {"crf": quality, "b": "0", "row-mt": "0"}
@@ -75,8 +77,8 @@ def encoder_options(encoding: EncodingConfig) -> dict[str, str]:
 def canonical_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """Even height and width of the stored clip. Never larger than the source: enlarging adds bytes and no detail."""
     if short_side and min(height, width) > short_side:
-        height, width = scaled_size(height, width, short_side - short_side % 2)
-        return 2 * math.floor(height / 2 + 0.5), 2 * math.floor(width / 2 + 0.5)
+        height, width = scaled_size(height, width, short_side // 2)
+        return 2 * height, 2 * width
     return height - height % 2, width - width % 2
 
 
@@ -84,7 +86,7 @@ def resample(raw: RawClip, fps: float | None) -> RawClip:
     """The clip at another constant rate, each frame the nearest one in time. None keeps the rate."""
     if fps is None or fps == raw.fps:
         return raw
-    count = math.floor((len(raw.frames) - 1) * fps / raw.fps + 0.5) + 1
+    count = math.floor((len(raw.frames) - 0.5) * fps / raw.fps) + 1  # while a frame is nearer than half a frame
     nearest = np.floor(np.arange(count) * raw.fps / fps + 0.5).astype(int)
     return RawClip(raw.frames[np.minimum(nearest, len(raw.frames) - 1)], fps, raw.start_s)
 

@@ -67,7 +67,7 @@ def opened(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
 
 
 def frame_rate(path: str | Path, container: Any, stream: Any) -> float:
-    """Average frames per second. Counted when the file claims more than a camera does: it may mean its clock instead."""
+    """Average frames per second, counted when the file claims more than a camera does: it may mean its clock."""
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     if 0 < rate <= CAMERA_FPS:
         return rate

@@ -1,0 +1,112 @@
+"""Videos and data sets for the tests of the data room: every frame carries its own number, readable after any codec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from ace_dist.config import EncodingConfig, LoaderConfig
+from ace_dist.data.segments import RawClip, Segment
+
+BITS = 8
+
+
+def numbered_frames(count, height, width, seed=0, first=0):
+    """Smooth coloured noise uint8 [count, H, W, 3]; the lower half shows the frame's number as black and white bars.
+
+    Upright bars over the whole width, most significant bit left, so that `frame_number` can read them after scaling.
+    """
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (height // 8 + 3, width // 8 + 3, 3))
+    rows, columns = np.linspace(0, len(coarse) - 2, height), np.linspace(0, coarse.shape[1] - 2, width)
+    y, x = rows.astype(int)[:, None], columns.astype(int)[None]
+    fy, fx = (rows % 1)[:, None, None], (columns % 1)[None, :, None]
+    top = coarse[y, x] * (1 - fx) + coarse[y, x + 1] * fx
+    bottom = coarse[y + 1, x] * (1 - fx) + coarse[y + 1, x + 1] * fx
+    picture = top * (1 - fy) + bottom * fy
+    frames = np.repeat(picture[None], count, 0).round().astype(np.uint8)
+    bar = np.arange(width) * BITS // width
+    for index in range(count):
+        lit = ((first + index) >> (BITS - 1 - bar)) & 1
+        frames[index, height // 2 :] = np.where(lit, 255, 0)[None, :, None]
+    return frames
+
+
+def frame_number(frame):
+    """The number that a frame [H, W, 3] (any size, values 0 to 255) shows."""
+    height, width = frame.shape[:2]
+    row = np.asarray(frame, float)[height * 3 // 4].mean(-1)
+    centres = ((np.arange(BITS) + 0.5) * width / BITS).astype(int)
+    return int(sum(int(row[c] > 128) << (BITS - 1 - bit) for bit, c in enumerate(centres)))
+
+
+def write_video(path, frames, rate=12, codec="libx264", pix_fmt="yuv420p", times=None, options=None, aspect=None):
+    """Write uint8 RGB frames [N, H, W, 3]. `times`: seconds of each frame instead of the constant rate."""
+    base = Fraction(1, 12000)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001), options=options or {})
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], pix_fmt
+        stream.codec_context.time_base = base
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for index, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            second = times[index] if times is not None else index / rate
+            frame.pts, frame.time_base = round(second / base), base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@dataclass
+class NumberedReader:
+    """A rendering reader: `count` sources of `frames` numbered frames; source i is `sizes[i % len(sizes)]` (H, W)."""
+
+    count: int
+    frames: int = 24
+    fps: float = 8.0
+    sizes: tuple[tuple[int, int], ...] = ((64, 64),)
+    segment: tuple[float, float] = (0.4, 2.6)
+    test_every: int = 3
+    broken: frozenset[str] = field(default_factory=frozenset)
+
+    def segments(self):
+        verbs, objects = ("spin", "lift"), ("block", "pin", "cup")
+        return [
+            Segment(
+                f"clip_{i:03d}",
+                "",
+                *self.segment,
+                verbs[i % 2],
+                objects[i % 3],
+                "test" if i % self.test_every == 0 else "train",
+                f"person{i % 4}",
+            )
+            for i in range(self.count)
+        ]
+
+    def read(self, segment, start_s, end_s):
+        if segment.id in self.broken:
+            raise av.error.InvalidDataError(1, f"{segment.id} is broken on purpose")
+        index = int(segment.id.split("_")[1])
+        first = max(0, round(start_s * self.fps))
+        last = min(self.frames, round(end_s * self.fps))
+        height, width = self.sizes[index % len(self.sizes)]
+        frames = numbered_frames(last - first, height, width, seed=index, first=first)
+        return RawClip(frames, self.fps, first / self.fps)
+
+
+def small_encoding(**settings):
+    """Encoding of the tests: 64 pixels, short GOPs."""
+    codec = settings.get("codec", "vp9")
+    return EncodingConfig(**{"short_side": 64, "gop": 5, "quality": {"mjpeg": 3}.get(codec, 20), **settings})
+
+
+def small_loader(**settings):
+    """Loader settings of the tests: 48-pixel crops."""
+    return LoaderConfig(
+        **{"crop": 48, "short_side_min": 48, "short_side_max": 80, "test_short_side": 56, "threads": 2, **settings}
+    )
