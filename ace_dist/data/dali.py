@@ -107,6 +107,9 @@ class DaliLoader(Loader):
                     self.largest = max(self.largest, len(upcoming))
                     self.pipeline = build_pipeline(self.loader, self.device, self.largest, self.next_inputs)
                 yield from self.epoch()
+        except BaseException:  # also a consumer who leaves: the pipeline still works on what nobody will collect
+            self.pipeline = None
+            raise
         finally:
             self.abandon()
 
@@ -140,7 +143,6 @@ class DaliLoader(Loader):
         try:
             (output,) = self.pipeline.share_outputs()
         except Exception as error:  # DALI raises many types, and cannot go on after any of them
-            self.pipeline = None
             raise DataError(self.explain(self.running[0], error)) from error
         tensor = output.as_tensor()
         video = torch.empty(tuple(tensor.shape()), device=self.device)
@@ -164,9 +166,7 @@ class DaliLoader(Loader):
         return f"DALI cannot decode one of {clips}, although PyAV can: {first}; loader.backend=pyav avoids DALI"
 
     def abandon(self) -> None:
-        """Forget what was prefetched and not collected; a pipeline that still works on it is not used again."""
-        if self.running:
-            self.pipeline = None
+        """Forget what was prefetched and not collected."""
         for _, futures in self.reading:
             for future in futures:
                 future.cancel()

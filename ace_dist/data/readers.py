@@ -21,8 +21,7 @@ def make_reader(dataset: DatasetConfig) -> tuple[Reader, dict[str, Any]]:
         from ace_dist.data.tabletop.reader import TabletopReader
 
         world = dataclasses.asdict(dataset.world)
-        for unseen in ("corpus", "synonyms"):  # they make the narrated corpus, not these clips
-            del world[unseen]
+        del world["corpus"]  # it makes the narrated corpus, not these clips
         return TabletopReader(dataset.world), {"kind": dataset.kind, "world": world}
     if not dataset.annotations:
         raise AnnotationError(f"dataset={dataset.name} needs dataset.annotations=FILE, a CSV file of segments")

@@ -98,10 +98,11 @@ def test_both_backends_return_the_same_clips(folders, opened, codec):
     assert total / count <= MEAN_TOLERANCE
 
 
-@pytest.mark.parametrize("codec", ["vp9", "mjpeg", "h264"])
+@pytest.mark.parametrize(
+    ("loader_class", "codec"),
+    [(DaliLoader, "vp9"), (DaliLoader, "mjpeg"), (PyavLoader, "vp9"), (PyavLoader, "mjpeg"), (PyavLoader, "h264")],
+)
 def test_the_frames_shown_are_the_frames_asked_for(folders, opened, loader_class, codec):
-    if loader_class is DaliLoader and codec == "h264":
-        return  # DALI has no h264 on a CPU; test_h264_on_dali_without_a_gpu_is_refused_when_the_loader_is_made
     shards = folders[codec]
     loader, settings = opened(loader_class, shards.folder), small_loader()
     rng = np.random.default_rng()
@@ -258,6 +259,20 @@ def test_a_clip_that_cannot_be_decoded_is_named_with_its_shard(folders, opened, 
 def config_for(shards, **loader):
     dataset = DatasetConfig(name="t", kind="tabletop", shards=str(shards.folder), clip=CLIP, encoding=small_encoding())
     return Config(name="t", dataset=dataset, loader=small_loader(**loader))
+
+
+def test_a_shard_that_ends_too_early_is_named(folders, opened, loader_class, tmp_path):
+    shards = folders["vp9"]
+    for path in shards.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    record = shards.records[-1]
+    with (tmp_path / record.shard).open("r+b") as file:
+        file.truncate(record.offset + record.size // 2)
+    loader = opened(loader_class, tmp_path)
+    requests = TestPlan(shards.records, [0] * len(shards.records), CLIP, small_loader(), 4).batches()
+    with pytest.raises(DataError, match=rf"{record.shard} ends inside clip {record.key}"):
+        list(loader.stream(requests))
+    assert next(iter(loader.stream([requests[0]]))).ids == [request.record.key for request in requests[0]]
 
 
 def test_h264_on_dali_without_a_gpu_is_refused_when_the_loader_is_made(folders):

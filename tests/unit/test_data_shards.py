@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pytest
 import webdataset
-from data_worlds import NumberedReader, frame_number, numbered_frames, small_encoding, write_video
+from data_worlds import DyingReader, NumberedReader, frame_number, numbered_frames, small_encoding, write_video
 from nvidia.dali import Pipeline, fn
 
 from ace_dist.config import ClipConfig
@@ -211,19 +211,13 @@ class CountingReader(NumberedReader):
 
 
 KILLED = """
-import os, signal, sys
+import sys
 sys.path[:0] = {path!r}
-from data_worlds import NumberedReader, small_encoding
+from data_worlds import DyingReader, small_encoding
 from ace_dist.config import ClipConfig
 from ace_dist.data.shards import build_shards
 
-class Dying(NumberedReader):
-    def read(self, segment, *window):
-        if segment.id == "clip_011":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(segment, *window)
-
-build_shards(Dying(12), {folder!r}, ClipConfig(4, 1.5, 3), small_encoding(), clips_per_shard=4, workers=1)
+build_shards(DyingReader(12), {folder!r}, ClipConfig(4, 1.5, 3), small_encoding(), clips_per_shard=4, workers=1)
 """
 
 
@@ -243,6 +237,12 @@ def test_a_killed_build_continues_behind_its_last_finished_shard(tmp_path):
     reader.read_ids.clear()
     build(reader, tmp_path / "killed")  # finished: nothing is read again
     assert reader.read_ids == []
+
+
+def test_a_worker_that_dies_ends_the_build_with_advice(tmp_path):
+    with pytest.raises(BuildError, match=r"a worker died.*dataset\.workers=2"):
+        build(DyingReader(12), tmp_path, workers=2)
+    assert len(build(NumberedReader(12), tmp_path).records) == 12
 
 
 def test_an_unfinished_build_of_other_settings_is_not_continued(tmp_path):
