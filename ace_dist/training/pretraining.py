@@ -89,7 +89,7 @@ def read_settings(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
         raise PretrainError(f"pretrain.*: {str(error).splitlines()[0]}") from error
     assert isinstance(settings, PretrainConfig)
     if min(settings.steps, settings.batch_size, settings.test_clips) < 1 or settings.temperature <= 0:
-        raise PretrainError("pretrain.steps, batch_size and test_clips must be at least 1, pretrain.temperature positive")
+        raise PretrainError("pretrain.steps, batch_size, test_clips must be at least 1, pretrain.temperature positive")
     return settings, [arg for arg in argv if not arg.startswith("pretrain.")]
 
 
@@ -103,7 +103,8 @@ def info_nce(video_BE: Tensor, text_BE: Tensor, texts: NDArray[np.int64], temper
     scores = functional.normalize(video_BE, dim=1) @ functional.normalize(text_BE, dim=1).T / temperature
     same = torch.from_numpy(texts[:, None] == texts[None, :]).to(scores.device, torch.float32)
     target = same / same.sum(1, keepdim=True)
-    return 0.5 * (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target))
+    loss: Tensor = 0.5 * (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target))
+    return loss
 
 
 def normalised(clips: NDArray[np.uint8], short_side: int, loader: LoaderConfig) -> Tensor:
@@ -111,7 +112,8 @@ def normalised(clips: NDArray[np.uint8], short_side: int, loader: LoaderConfig) 
     video = torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float().div_(255.0)
     flat = functional.interpolate(video.flatten(0, 1), size=short_side, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (loader.mean, loader.std))
-    return ((flat - mean) / std).unflatten(0, video.shape[:2])
+    batch: Tensor = ((flat - mean) / std).unflatten(0, video.shape[:2])
+    return batch
 
 
 def augment(clips: NDArray[np.uint8], loader: LoaderConfig, rng: np.random.Generator) -> Tensor:
@@ -180,6 +182,20 @@ def whole_model(model: ModelConfig) -> DualEncoder:
     return DualEncoder(video, text).requires_grad_(True)
 
 
+def initialise(model: DualEncoder) -> None:
+    """Start a small video tower from scratch.
+
+    The official initialisation supposes an image model's weights: positions of 0.02, `temporal_fc` of zero. From scratch
+    at this width, 500 steps then learn objects but no motion (verbs of a linear probe: 12 %); so positions and times
+    start as large as the patches' embeddings, and matrices start with Xavier's variance.
+    """
+    for module in model.video.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+    for positions in (model.video.pos_embed, model.video.time_embed):
+        torch.nn.init.normal_(positions, std=0.3)
+
+
 def lr_factor(step: int, settings: PretrainConfig) -> float:
     """Linear warm-up, then half a cosine to 0."""
     warm = max(1, round(settings.warmup * settings.steps))
@@ -218,6 +234,7 @@ def pretrain(
     log(f"rendered {len(corpus)} narrated clips in {time.perf_counter() - begun:.0f} s")
     torch.manual_seed(settings.seed)
     model = whole_model(model_config)
+    initialise(model)
     losses = fit(model, videos, [narrated.text for narrated in corpus], loader, settings, log)
     held_out = narrated_clips(words, world, settings.test_clips, start=len(corpus))
     embedded = encode_clips(model, render_narrated(held_out, world, *clip, workers=workers), loader)

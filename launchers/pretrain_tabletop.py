@@ -1,0 +1,32 @@
+"""Pretrain both tabletop towers: `python launchers/pretrain_tabletop.py [out=DIR] [pretrain.steps=N] [key=value]`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ace_dist.concepts import SynonymTrees
+from ace_dist.config import config_dir, load_config, run_launcher
+from ace_dist.training.pretraining import WORKERS, pretrain, read_settings, save_towers
+
+
+def main(argv: Sequence[str]) -> None:
+    """Render the narrated corpus, train on it, write the weights that `model=tabletop` loads."""
+    settings, rest = read_settings([arg for arg in argv if not arg.startswith("out=")])
+    out = next((Path(arg[4:]) for arg in argv if arg.startswith("out=")), config_dir() / "weights" / "tabletop")
+    config = load_config(rest)
+    torch.set_num_threads(WORKERS)
+    trees = SynonymTrees.load(config.dataset.synonyms or "")
+    clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
+    result = pretrain(config.dataset.world, trees, config.model, config.loader, clip, settings, workers=WORKERS)
+    command = shlex.join(["python", "launchers/pretrain_tabletop.py", *argv])
+    save_towers(result, out, {"command": command, "pretrain": asdict(settings), "world": asdict(config.dataset.world)})
+    print(f"{out}: narrated test {result.accuracies}, {result.wall_s:.0f} s")
+
+
+if __name__ == "__main__":
+    run_launcher(main)
