@@ -20,7 +20,7 @@ MARGIN = 0.06  # the canvas exceeds the frame by this share a side, so that came
 
 OBJECT_COLOURS: dict[str, Colour] = {
     "block": (205, 55, 45), "pin": (235, 200, 50), "plate": (225, 230, 235), "cup": (50, 95, 205),
-    "ring": (150, 60, 175), "box": (160, 110, 60), "wheel": (55, 55, 60), "cone": (45, 160, 75),
+    "ring": (150, 60, 175), "box": (225, 130, 35), "wheel": (55, 55, 60), "cone": (45, 160, 75),
 }  # fmt: skip
 
 
@@ -132,16 +132,17 @@ class Painter:
 def _background(style: ClipStyle, width: int, gain: Colour) -> Image.Image:
     """Table and clutter: wood with round crumbs in the narrated domain, a steel bench with parts in the second."""
     rng = np.random.default_rng(style.paint_seed)
-    wood: Colour = (rng.uniform(150, 215), rng.uniform(110, 165), rng.uniform(70, 125))
+    wood: Colour = (rng.uniform(185, 215), rng.uniform(155, 185), rng.uniform(120, 150))
     steel: Colour = (rng.uniform(95, 150), rng.uniform(110, 160), rng.uniform(120, 170))
     table = mix(wood, steel, style.shift)
     image = Image.new("RGB", (width, width))
     painter = Painter(image, style, gain)
     image.paste(painter.colour(table), (0, 0, width, width))
     for y in np.arange(-2.4, 2.4, rng.uniform(0.3, 0.6)):
-        painter.polygon(_rect(-2.5, y, 2.5, y + rng.uniform(0.05, 0.25)), table, rng.uniform(0.88, 1.08))
-    for _ in range(rng.integers(2, 7)):
-        place, size = rng.uniform(-1.2, 1.2, 2), rng.uniform(0.05, 0.16)
+        painter.polygon(_rect(-2.5, y, 2.5, y + rng.uniform(0.05, 0.25)), table, rng.uniform(0.95, 1.04))
+    for _ in range(rng.integers(1, 5)):
+        turn, size = rng.uniform(0, 2 * np.pi), rng.uniform(0.04, 0.1)
+        place = rng.uniform(0.75, 1.3) * np.array([np.cos(turn), np.sin(turn)])
         colour: Colour = (rng.uniform(40, 230), rng.uniform(40, 230), rng.uniform(40, 230))
         if rng.uniform() < style.shift:
             turn = rng.uniform(0, np.pi)

@@ -141,48 +141,49 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 def draw_person(seed: int, person: int, shift: float) -> Person:
     """The person with this number; at domain shift 1 hands wear workshop gloves and sleeves are dark."""
     rng = np.random.default_rng([seed, SEED_PERSON, person])
-    tone = rng.uniform(0.45, 1.0)
+    tone = rng.uniform(0.55, 1.0)
     skin: Colour = (235.0 * tone, 180.0 * tone, 145.0 * tone)
     glove: Colour = (rng.uniform(60, 200), rng.uniform(110, 200), rng.uniform(120, 210))
-    sleeve: Colour = (rng.uniform(40, 220), rng.uniform(40, 220), rng.uniform(40, 220))
+    grey = rng.uniform(110, 210)
+    sleeve: Colour = (grey * rng.uniform(0.9, 1.1), grey, grey * rng.uniform(0.9, 1.1))
     overall: Colour = (rng.uniform(40, 110), rng.uniform(50, 120), rng.uniform(70, 150))
     return Person(
         skin=mix(skin, glove, shift),
         sleeve=mix(sleeve, overall, shift),
-        arm_angle=np.pi / 2 + rng.uniform(-0.5, 0.5),
-        tempo=rng.uniform(0.85, 1.2),
-        reach=rng.uniform(0.9, 1.1),
-        light=rng.uniform(0.85, 1.1),
+        arm_angle=np.pi / 2 + rng.uniform(-0.3, 0.3),
+        tempo=rng.uniform(0.9, 1.1),
+        reach=rng.uniform(0.95, 1.08),
+        light=rng.uniform(0.92, 1.05),
     )
 
 
 def draw_style(rng: np.random.Generator, person: Person, world: TabletopConfig, shift: float) -> ClipStyle:
     """The style of one clip, drawn from `rng` alone. `shift` is 0 in the narrated domain."""
-    arm = person.arm_angle + rng.normal(0.0, 0.15)
+    arm = person.arm_angle + rng.normal(0.0, 0.08)
     length = world.segment_s * rng.uniform(0.92, 1.08)
     length = min(length, world.source_s - 0.1)
     start = rng.uniform(0.05, world.source_s - length - 0.04)
     manner = Manner(
-        amplitude=person.reach * rng.uniform(0.85, 1.12),
-        cycles=person.tempo * length * rng.uniform(0.75, 1.05),
+        amplitude=person.reach * rng.uniform(0.92, 1.08),
+        cycles=person.tempo * length * rng.uniform(0.8, 1.0),
         phase=rng.uniform(),
         side=1.0 if rng.uniform() < 0.5 else -1.0,
         away=(float(np.cos(arm)), float(np.sin(arm))),
-        delay=rng.uniform(0.05, 0.22),
+        delay=rng.uniform(0.08, 0.2),
     )
     return ClipStyle(
         manner=manner,
         person=person,
         shift=shift,
-        home=(rng.uniform(-0.14, 0.14), rng.uniform(-0.28, -0.04)),
-        object_size=rng.uniform(0.52, 0.66),
+        home=(rng.uniform(-0.1, 0.1), rng.uniform(-0.24, -0.08)),
+        object_size=rng.uniform(0.58, 0.7),
         object_tilt=rng.normal(0.0, 0.12),
-        hue=(rng.uniform(0.82, 1.12), rng.uniform(0.82, 1.12), rng.uniform(0.82, 1.12)),
-        roll=rng.normal(0.0, 0.12) + shift * np.pi / 2,
-        zoom=rng.uniform(0.74, 0.9),
-        light=person.light * rng.uniform(0.85, 1.1),
+        hue=(rng.uniform(0.93, 1.05), rng.uniform(0.93, 1.05), rng.uniform(0.93, 1.05)),
+        roll=rng.normal(0.0, 0.06) + shift * np.pi / 2,
+        zoom=rng.uniform(0.8, 0.92),
+        light=person.light * rng.uniform(0.92, 1.05),
         wash=shift * rng.uniform(0.45, 0.7),
-        grain=rng.uniform(2.0, 8.0),
+        grain=rng.uniform(1.0, 4.0),
         jitter=world.size * rng.uniform(0.0, 0.02),
         segment=(round(start, 3), round(start + length, 3)),
         paint_seed=int(rng.integers(2**31)),
