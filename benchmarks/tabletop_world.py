@@ -1,0 +1,203 @@
+"""Is the tabletop world a fair test bed? Accuracies before and after plain fine-tuning, appended as CSV rows.
+
+`python benchmarks/tabletop_world.py [seeds=0,1,2] [out=FILE] [key=value ...]` answers with the plain baseline (root
+labels, frozen text tower, last blocks of the video tower): no method is compared here. Clips are rendered, not read
+from shards, at the middle window of their segment; one view.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from ace_dist.concepts import Action, SynonymTrees, load_srt, srt_labels
+from ace_dist.config import Config, ConfigError, load_config, run_launcher
+from ace_dist.data.segments import Segment
+from ace_dist.data.tabletop.reader import TabletopReader
+from ace_dist.data.tabletop.world import BASE_ACTIONS, NOVEL_ACTIONS
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.weights import load_text_weights, load_video_weights
+from ace_dist.training.pretraining import augment, encode_clips
+from ace_dist.training.schedule import lr_factor, total_steps
+
+COLUMNS = [
+    "name",
+    "variant",
+    "mode",
+    "metric",
+    "unit",
+    "x_name",
+    "x_value",
+    "p20",
+    "p50",
+    "p80",
+    "n",
+    "config_json",
+    "device",
+    "driver",
+    "torch",
+    "triton",
+    "commit",
+    "utc",
+]
+Clips = NDArray[np.uint8]
+
+
+def window(reader: TabletopReader, segment: Segment, frames: int, seconds: float) -> Clips:
+    """The middle `seconds` of a segment as uint8 [frames,H,W,3]."""
+    start = max(0.0, (segment.start_s + segment.end_s - seconds) / 2)
+    clip = reader.read(segment, start, start + seconds)
+    rows = (np.arange(frames) * seconds / frames * clip.fps).astype(int)
+    return np.asarray(clip.frames[np.minimum(rows, len(clip.frames) - 1)])
+
+
+def split(config: Config, name: str) -> tuple[Clips, list[str]]:
+    """Clips uint8 [N,T,H,W,3] and labels of a split."""
+    reader = TabletopReader(config.dataset.world)
+    chosen = [segment for segment in reader.segments() if segment.split == name]
+    clip = config.dataset.clip
+    clips = np.stack([window(reader, segment, clip.frames, clip.seconds) for segment in chosen])
+    return clips, [f"{segment.verb} {segment.object}" for segment in chosen]
+
+
+def pretrained(config: Config) -> DualEncoder:
+    """The committed towers; the last video blocks train, the text tower does not."""
+    model = DualEncoder(config.model.video, replace(config.model.text, train_projection=False, trained_layers=0))
+    load_video_weights(model.video, config.model.video.weights)
+    load_text_weights(model.text, config.model.text.weights)
+    return model
+
+
+@torch.no_grad()
+def embed(model: DualEncoder, labels: Sequence[str]) -> Tensor:
+    """Unit text embeddings [K,E]."""
+    bank = model.make_bank(labels)
+    return functional.normalize(bank.encode(bank.indices(labels)), dim=1)
+
+
+def scores(model: DualEncoder, test: tuple[Clips, list[str]], config: Config) -> dict[str, float]:
+    """Base and novel accuracy in percent, and mean and standard deviation over the plain labels of the SRT runs."""
+    clips, labels = test
+    base, novel = (sorted(Action(*pair) for pair in pairs) for pairs in (BASE_ACTIONS, NOVEL_ACTIONS))
+    trees = SynonymTrees.load(config.dataset.synonyms or "")
+    source = config.dataset.srt or ""
+    sets = srt_labels(novel, load_srt(source), trees, leaves=False, source=source)
+    video = encode_clips(model, clips, config.loader)
+
+    def accuracy(actions: Sequence[Action], names: Sequence[str]) -> float:
+        roots = [str(action) for action in actions]
+        rows = [row for row, label in enumerate(labels) if label in roots]
+        truth = torch.tensor([roots.index(labels[row]) for row in rows])
+        return 100 * float(((video[rows] @ embed(model, names).T).argmax(1) == truth).float().mean())
+
+    runs = [accuracy(novel, group.labels) for group in sets]
+    return {
+        "base_accuracy": accuracy(base, [str(action) for action in base]),
+        "novel_accuracy": accuracy(novel, [str(action) for action in novel]),
+        "srt_accuracy_mean": float(np.mean(runs)),
+        "srt_accuracy_std": float(np.std(runs)),
+    }
+
+
+def fine_tune(model: DualEncoder, train: tuple[Clips, list[str]], config: Config, seed: int) -> float:
+    """Cross-entropy over cosine / temperature of the base root labels, SGD; returns the mean loss of the last epoch."""
+    clips, labels = train
+    base = sorted(set(labels))
+    targets = torch.tensor([base.index(label) for label in labels])
+    text = embed(model, base)
+    settings, steps = config.training, total_steps(config.training, len(clips))
+    optimizer = torch.optim.SGD(
+        model.trainable_parameters()["video"],
+        lr=settings.lr_video,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    epochs = math.ceil(steps * settings.batch_size / len(clips))
+    order = np.concatenate([rng.permutation(len(clips)) for _ in range(epochs)])
+    losses = []
+    model.train()
+    for step in range(steps):
+        rows = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr_video * lr_factor(settings, step, steps)
+        video = functional.normalize(model.encode_video(augment(clips[rows], config.loader, rng)), dim=1)
+        loss = functional.cross_entropy(video @ text.T / config.method.temperature, targets[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return float(np.mean(losses[-max(1, len(clips) // settings.batch_size) :]))
+
+
+def rows_of(variant: str, seed: int | None, measured: dict[str, float], config: Config) -> list[dict[str, object]]:
+    """One CSV row a metric; a single run, so the three quantiles are that one value."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    described = {
+        "world": asdict(config.dataset.world),
+        "training": asdict(config.training),
+        "seed": seed,
+        "base_classes": len(BASE_ACTIONS),
+        "novel_classes": len(NOVEL_ACTIONS),
+    }
+    common = {
+        "name": "tabletop_world", "variant": variant, "mode": "accuracy", "x_name": "seed",
+        "x_value": "" if seed is None else seed, "n": 1, "config_json": json.dumps(described), "device": "cpu",
+        "driver": "", "torch": torch.__version__, "triton": "", "commit": commit.stdout.strip(),
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    return [
+        {**common, "metric": metric, "unit": "nats" if metric == "train_loss" else "percent"}
+        | dict.fromkeys(("p20", "p50", "p80"), round(value, 3))
+        for metric, value in measured.items()
+    ]
+
+
+def append(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Add rows, after the header when the file is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure before fine-tuning, then after it for each seed; print and append as each is done."""
+    own = dict(arg.split("=", 1) for arg in argv if arg.startswith(("seeds=", "out=")))
+    config = load_config([arg for arg in argv if not arg.startswith(("seeds=", "out="))])
+    out = Path(own.get("out", "benchmarks/results/tabletop_world.csv"))
+    try:
+        seeds = [int(seed) for seed in own.get("seeds", "0,1,2").split(",")]
+    except ValueError as error:
+        raise ConfigError(f"seeds={own['seeds']} is not a list of whole numbers; write seeds=0,1,2") from error
+    train, test = split(config, "train"), split(config, "test")
+    before = scores(pretrained(config), test, config)
+    print("before fine-tuning", before, flush=True)
+    append(out, rows_of("pretrained", None, before, config))
+    for seed in seeds:
+        model = pretrained(config)
+        loss = fine_tune(model, train, config, seed)
+        after = {**scores(model, test, config), "train_loss": loss}
+        print(f"procvlr seed {seed}", after, flush=True)
+        append(out, rows_of("procvlr", seed, after, config))
+
+
+if __name__ == "__main__":
+    run_launcher(main)
