@@ -33,25 +33,9 @@ from ace_dist.training.pretraining import augment, encode_clips
 from ace_dist.training.schedule import lr_factor, total_steps
 
 COLUMNS = [
-    "name",
-    "variant",
-    "mode",
-    "metric",
-    "unit",
-    "x_name",
-    "x_value",
-    "p20",
-    "p50",
-    "p80",
-    "n",
-    "config_json",
-    "device",
-    "driver",
-    "torch",
-    "triton",
-    "commit",
-    "utc",
-]
+    "name", "variant", "mode", "metric", "unit", "x_name", "x_value", "p20", "p50", "p80", "n",
+    "config_json", "device", "driver", "torch", "triton", "commit", "utc",
+]  # fmt: skip
 Clips = NDArray[np.uint8]
 
 
