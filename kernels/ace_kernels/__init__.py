@@ -3,6 +3,21 @@
 Depends on torch (and, for the fused kernels, triton) alone; knows rows and class offsets, not actions.
 """
 
-from ace_kernels.concept import EmptyClass, KernelInputError, concept_cross_entropy, concept_similarity
+from ace_kernels.checks import EmptyClass, KernelInputError
+from ace_kernels.choice import KernelChoiceError
+from ace_kernels.concept import (
+    concept_cross_entropy,
+    concept_cross_entropy_sets,
+    concept_similarity,
+    concept_similarity_sets,
+)
 
-__all__ = ["EmptyClass", "KernelInputError", "concept_cross_entropy", "concept_similarity"]
+__all__ = [
+    "EmptyClass",
+    "KernelChoiceError",
+    "KernelInputError",
+    "concept_cross_entropy",
+    "concept_cross_entropy_sets",
+    "concept_similarity",
+    "concept_similarity_sets",
+]

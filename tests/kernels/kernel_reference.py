@@ -1,0 +1,44 @@
+"""Independent float64 implementation of ACE Eq. 3 and 8 through the B×S matrix, and the plain low-precision formula."""
+
+import os
+
+import torch
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # this session runs Triton's interpreter
+
+
+def offsets_of(sizes):
+    """Class offsets [C+1] on the CPU."""
+    return torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
+
+
+def logits_of(video, text, sizes, temperature, normalise):
+    """Average over each class of the per-synonym cosines, in the dtype of the inputs."""
+    similarity = normalise(video) @ normalise(text).T
+    return torch.stack([part.mean(1) for part in similarity.split(list(sizes), 1)], 1) / temperature
+
+
+def unit64(rows):
+    """Unit rows; zero rows stay zero."""
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-300)
+
+
+def unit_plain(rows):
+    """What anyone would write."""
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def loss_of(video, text, sizes, labels, temperature, shadow=None, shadow_sizes=None, normalise=unit64):
+    """Eq. 8, mean over the videos."""
+    logits = logits_of(video, text, sizes, temperature, normalise)
+    if shadow is not None:
+        wrong = logits_of(video, shadow, shadow_sizes, temperature, normalise)
+        logits = torch.cat([logits, wrong.gather(1, labels[:, None])], 1)
+    return torch.nn.functional.cross_entropy(logits, labels)
+
+
+def gradients_of(function, *inputs):
+    """Value and gradients of a scalar function in its float inputs."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = function(*leaves)
+    return value.detach(), torch.autograd.grad(value, leaves)

@@ -1,0 +1,108 @@
+"""What is true of the Triton kernels alone: launches, assertions, the traps of the interpreter, resources, graphs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from ace_kernels import concept_cross_entropy, concept_similarity
+from kernel_reference import INTERPRETING, logits_of, offsets_of, unit64
+
+ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(autouse=True, params=["cpu"] if INTERPRETING else [ON_GPU])
+def device(request, monkeypatch):
+    """Triton alone, in place of every implementation."""
+    monkeypatch.setenv("ACE_KERNELS", "triton")
+    return torch.device(request.param)
+
+
+def training_step(device, labels=None):
+    """Forward and backward of the loss at the smallest training shape of the paper (GTEA: 6 classes of 9)."""
+    video, text, shadow = (torch.randn(n, 512, device=device, requires_grad=True) for n in (16, 54, 54))
+    offsets = torch.arange(0, 55, 9)
+    labels = torch.randint(6, (16,), device=device) if labels is None else labels
+    loss = concept_cross_entropy(video, text, offsets, labels, 0.02, shadow, offsets)
+    loss.backward()
+    return loss
+
+
+def test_training_takes_three_launches(device, monkeypatch):
+    """Means, logits with losses, gradients: forward and backward in three (the issue allows four)."""
+    from ace_kernels import triton_path
+
+    names, launch = [], triton_path.launch
+
+    def counting(kernel, *rest, **arguments):
+        names.append(getattr(kernel, "fn", kernel).__name__)
+        launch(kernel, *rest, **arguments)
+
+    monkeypatch.setattr(triton_path, "launch", counting)
+    training_step(device)
+    assert names == ["means_kernel", "logits_kernel", "row_gradients_kernel"]
+
+
+def test_sixteen_bit_products_are_upcast_by_the_interpreter(device, monkeypatch):
+    """The interpreter multiplies the bit patterns of bfloat16 and says nothing: errors of 1e11 without the upcast."""
+    from ace_kernels import triton_path
+
+    monkeypatch.setattr(triton_path, "TENSOR_CORE_PRODUCTS", 0)
+    video, text = (torch.randn(n, 40, device=device).bfloat16() for n in (6, 9))
+    plan = triton_path.plan_of(video, (triton_path.Table(text, None, offsets_of((4, 5))),))
+    assert plan.split and plan.precision == "bf16"
+    assert plan.gradient_dot == (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    found = concept_similarity(video, text, offsets_of((4, 5)), 0.01)
+    exact = logits_of(video.double(), text.double(), (4, 5), 0.01, unit64)
+    # The video is exact and a mean keeps 16 bits: 100 · 2^-17 · |m|, far below the 2^-9 of plain bfloat16.
+    assert (found.double() - exact).abs().max() < 100 * 2**-16
+
+
+def test_layouts_from_device_tensors_equal_those_from_the_cpu(device):
+    """Chunks and uses are computed by the same tensor code on either side."""
+    from ace_kernels.layout import CHUNK, chunks, uses
+
+    sizes = [1, 3 * CHUNK, CHUNK, CHUNK + 1, 2]
+    offsets = offsets_of(sizes).to(device)
+    programs = len(sizes) + sum(sizes) // CHUNK
+    owner, start = (part.tolist() for part in chunks(offsets, programs))
+    assert start == [0, 1, 4, 5, 7, 8]
+    assert owner == [0, 1, 1, 1, 2, 3, 3, 4, 4, 4][:programs]
+    owners, starts = uses(offsets_of((2, 3)).to(device), torch.tensor([3, 0, 3, 1, 3], device=device), 5)
+    assert owners.tolist() == [0, 1, 0, 1, 1] and starts.tolist() == [0, 1, 2, 2, 5, 5]
+
+
+@pytest.mark.gpu
+def test_step_runs_in_a_cuda_graph(device):
+    """No host sync anywhere in forward and backward: a graph captures them and replays with new inputs."""
+    video, text = (torch.randn(n, 512, device="cuda", requires_grad=True) for n in (16, 110))
+    labels, offsets = torch.randint(10, (16,), device="cuda"), torch.arange(0, 111, 11)
+
+    def step():
+        return torch.autograd.grad(concept_cross_entropy(video, text, offsets, labels, 0.02), (video, text))
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        video.normal_()
+    graph.replay()
+    for mine, theirs in zip(captured, step(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.gpu
+def test_a_label_out_of_range_stops_on_the_device(device):
+    """Labels on the GPU are asserted there; the message names the operator."""
+    code = (
+        "import torch; from ace_kernels import concept_cross_entropy as f\n"
+        "f(torch.ones(2, 8, device='cuda'), torch.ones(3, 8, device='cuda'), torch.tensor([0, 1, 3]),"
+        " torch.tensor([0, 2], device='cuda'), 1.0); torch.cuda.synchronize()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode and "labels must lie in" in done.stderr + done.stdout
