@@ -118,7 +118,7 @@ def concept_cross_entropy(
         None if rows is None else [rows],
         shadow_rows,
     )
-    return losses[0]
+    return losses.view(())  # not losses[0]: the backward of an index fills and copies
 
 
 def concept_cross_entropy_sets(

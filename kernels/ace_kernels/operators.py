@@ -7,6 +7,8 @@ The class means are those of the sets, R·C, then those of the shadow negatives,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -67,6 +69,67 @@ def tables_of(
     return first, Table(shadow, shadow_rows, shadow_offsets, "shadow_text")
 
 
+def no_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Autocast off; the context costs as much as a small kernel, so only where it is on."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def compute_similarity(
+    video: Tensor, text: Tensor, rows: Tensor | None, offsets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ace_kernels::similarity` without the dispatcher."""
+    tables = tables_of(text, rows, offsets)
+    check_values(tables)
+    with no_autocast(video.device.type):
+        return implementation(video).similarity(video, tables, temperature)
+
+
+def compute_cross_entropy(
+    video: Tensor,
+    text: Tensor,
+    rows: Tensor | None,
+    offsets: Tensor,
+    shadow: Tensor | None,
+    shadow_rows: Tensor | None,
+    shadow_offsets: Tensor | None,
+    labels: Tensor,
+    sets: int,
+    shadowed: bool,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`ace_kernels::cross_entropy` without the dispatcher."""
+    tables = tables_of(text, rows, offsets, shadow, shadow_rows, shadow_offsets)
+    check_values(tables, labels, sum(table.classes for table in tables) // (sets + shadowed))
+    with no_autocast(video.device.type):
+        return implementation(video).cross_entropy(video, tables, labels, sets, shadowed, temperature)
+
+
+def compute_gradients(
+    weights: Tensor,
+    shadow_weights: Tensor | None,
+    labels: Tensor | None,
+    scales: Tensor | None,
+    factor: float,
+    video: Tensor,
+    text: Tensor,
+    rows: Tensor | None,
+    offsets: Tensor,
+    shadow: Tensor | None,
+    shadow_rows: Tensor | None,
+    shadow_offsets: Tensor | None,
+    means: Tensor,
+    inverse_norms: Tensor,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """`ace_kernels::gradients` without the dispatcher: three gradients, None where not needed."""
+    tables = tables_of(text, rows, offsets, shadow, shadow_rows, shadow_offsets)
+    wanted = tuple(needs[: len(tables) + 1])
+    own = (weights, shadow_weights, labels, scales, factor)
+    with no_autocast(video.device.type):
+        found = implementation(video).gradients(*own, video, tables, means, inverse_norms, wanted)
+    return (*found, None)[:3]
+
+
 @torch.library.custom_op(
     "ace_kernels::similarity",
     mutates_args=(),
@@ -76,10 +139,7 @@ def similarity_op(
     video: Tensor, text: Tensor, rows: Tensor | None, offsets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [B, N], class means [N, D], inverse norms [B]."""
-    tables = tables_of(text, rows, offsets)
-    check_values(tables)
-    with torch.autocast(video.device.type, enabled=False):
-        return implementation(video).similarity(video, tables, temperature)
+    return compute_similarity(video, text, rows, offsets, temperature)
 
 
 @similarity_op.register_fake
@@ -119,10 +179,9 @@ def cross_entropy_op(
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses [R], weights [B, R·C], shadow weights [B, R] or [0], class means, inverse norms."""
-    tables = tables_of(text, rows, offsets, shadow, shadow_rows, shadow_offsets)
-    check_values(tables, labels, sum(table.classes for table in tables) // (sets + shadowed))
-    with torch.autocast(video.device.type, enabled=False):
-        return implementation(video).cross_entropy(video, tables, labels, sets, shadowed, temperature)
+    return compute_cross_entropy(
+        video, text, rows, offsets, shadow, shadow_rows, shadow_offsets, labels, sets, shadowed, temperature
+    )
 
 
 @cross_entropy_op.register_fake
@@ -175,21 +234,11 @@ def gradients_op(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of video, text and shadow text; empty where not needed."""
-    tables = tables_of(text, rows, offsets, shadow, shadow_rows, shadow_offsets)
-    with torch.autocast(video.device.type, enabled=False):
-        found = implementation(video).gradients(
-            weights,
-            shadow_weights,
-            labels,
-            scales,
-            factor,
-            video,
-            tables,
-            means,
-            inverse_norms,
-            tuple(needs[: len(tables) + 1]),
-        )
-    results = [video.new_empty(0) if grad is None else grad for grad in (*found, None)[:3]]
+    found = compute_gradients(
+        weights, shadow_weights, labels, scales, factor, video, text, rows, offsets, shadow, shadow_rows,
+        shadow_offsets, means, inverse_norms, needs,
+    )  # fmt: skip
+    results = [video.new_empty(0) if grad is None else grad for grad in found]
     return results[0], results[1], results[2]
 
 
@@ -244,7 +293,7 @@ def similarity_backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple[Te
         return (None,) * 5
     video, text, rows, offsets, means, inverse = ctx.saved_tensors
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
-    video_grad, text_grad, _ = gradients_op(
+    video_grad, text_grad, _ = gradients_by_any_route(video)(
         grad, None, None, None, 1 / ctx.temperature, video, text, rows, offsets, None, None, None, means, inverse, needs
     )
     return video_grad if needs[0] else None, text_grad if needs[1] else None, None, None, None
@@ -270,7 +319,7 @@ def cross_entropy_backward(ctx: Any, grad: Tensor | None, *unused: Any) -> tuple
     weights, shadow_weights, labels, *rest = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 4)]
     own = (shadow_weights, labels) if ctx.shadowed else (None, None)
-    found = gradients_op(weights, *own, grad, ctx.factor, *rest, needs)
+    found = gradients_by_any_route(rest[0])(weights, *own, grad, ctx.factor, *rest, needs)
     video, text, shadow = (part if needed else None for part, needed in zip(found, needs, strict=True))
     return video, text, None, None, shadow, None, None, None, None, None, None
 
@@ -279,9 +328,49 @@ similarity_op.register_autograd(similarity_backward, setup_context=keep_for_simi
 cross_entropy_op.register_autograd(cross_entropy_backward, setup_context=keep_for_cross_entropy)
 
 
+def direct(video: Tensor) -> bool:
+    """Whether a call may skip the dispatcher, which costs more than a training step's kernels.
+
+    Tracing (compile, export, fake tensors and other subclasses) needs the registered operators; plain tensors do not.
+    """
+    return type(video) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
+def gradients_by_any_route(video: Tensor) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The gradient operator. The registered one refuses second derivatives, so it serves `create_graph=True`."""
+    return compute_gradients if direct(video) and not torch.is_grad_enabled() else gradients_op
+
+
+class DirectSimilarity(torch.autograd.Function):
+    """`ace_kernels::similarity` for plain tensors. (A separate `setup_context` costs 50 µs of `inspect` a call.)"""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        """The outputs of the operator."""
+        output = compute_similarity(*inputs)
+        keep_for_similarity(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(similarity_backward)
+
+
+class DirectCrossEntropy(torch.autograd.Function):
+    """`ace_kernels::cross_entropy` for plain tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        """The outputs of the operator."""
+        output = compute_cross_entropy(*inputs)
+        keep_for_cross_entropy(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(cross_entropy_backward)
+
+
 def similarity(video: Tensor, text: Tensor, rows: Tensor | None, offsets: Tensor, temperature: float) -> Tensor:
     """Logits [B, C], differentiable in video and text."""
-    logits: Tensor = similarity_op(video, text, rows, offsets, temperature)[0]
+    call: Callable[..., tuple[Tensor, ...]] = DirectSimilarity.apply if direct(video) else similarity_op
+    logits: Tensor = call(video, text, rows, offsets, temperature)[0]
     return logits
 
 
@@ -301,7 +390,8 @@ def cross_entropy(
     """Losses [R], differentiable in video, text and shadow."""
     if not video.shape[0]:
         raise KernelInputError("the loss of no video is undefined: video has no row")
-    losses: Tensor = cross_entropy_op(
+    call: Callable[..., tuple[Tensor, ...]] = DirectCrossEntropy.apply if direct(video) else cross_entropy_op
+    losses: Tensor = call(
         video, text, rows, offsets, shadow, shadow_rows, shadow_offsets, labels, sets, shadowed, temperature
     )[0]
     return losses

@@ -10,7 +10,8 @@ gathers and weighs rows without storing them. On other devices nothing waits for
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -101,27 +102,25 @@ def gradients(
     return tuple(results)
 
 
-def through_norm(unit_ND: Tensor, inverse_N: Tensor, grad_ND: Tensor) -> Tensor:
-    """Gradient of rows from that of their unit vectors: the part across the row, over its length."""
-    along_N = (unit_ND * grad_ND).sum(1)
-    return torch.addcmul(grad_ND, unit_ND, along_N[:, None], value=-1).mul_(inverse_N[:, None])
+def through_norm(unit: Tensor, inverse: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of rows [..., D] from that of their unit vectors: the part across the row, over its length."""
+    along = (unit * grad).sum(-1, keepdim=True)
+    return torch.addcmul(grad, unit, along, value=-1).mul_(inverse.unsqueeze(-1))
 
 
 def table_gradient(table: Table, grads_CD: Tensor) -> Tensor:
     """Gradient of the table's rows: every phrase of a class receives the same vector before its own norm."""
-    rows = table.rows_PD
-    sizes = table.offsets.diff().to(grads_CD.device)
-    share_CD = grads_CD / sizes[:, None]
-    owner_S = torch.arange(table.classes, device=rows.device).repeat_interleave(sizes, output_size=table.positions)
-    starts = None
+    rows, cut = table.rows_PD, cut_of(table)
+    share_CD = grads_CD / cut.sizes[:, None]
+    starts, owner_S = None, cut.owner_S
     if table.index_S is not None:
-        order = table.index_S.to(rows.device).long()
-        order, by_row = order.sort(stable=True)
+        order, by_row = table.index_S.to(rows.device).long().sort(stable=True)
         owner_S = owner_S[by_row]
         starts = torch.searchsorted(order, torch.arange(rows.shape[0] + 1, device=rows.device))
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     for first, last in blocks(rows):
         part = rows[first:last].to(grads_CD.dtype)
+        inverse = inverse_norms(part, part.dtype)
         if starts is None:
             grad_ND = share_CD.index_select(0, owner_S[first:last])
         else:  # the positions that use these rows, added up in their order
@@ -129,9 +128,57 @@ def table_gradient(table: Table, grads_CD: Tensor) -> Tensor:
             grad_ND = embedding_bag(
                 owner_S[used], share_CD, starts[first : last + 1] - starts[first], mode="sum", include_last_offset=True
             )
-        inverse = inverse_norms(part, part.dtype)
         out[first:last] = through_norm(part * inverse[:, None], inverse, grad_ND)
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What the offsets of a table determine, on its device.
+
+    `sizes` [C] and `owner_S` [S], the class of every position. On a CPU also how its classes are cut into short bags:
+    `edges` of the bags, `firsts` [C+1] of the classes in bags, and `ranges` of whole bags that fit the cache.
+    """
+
+    sizes: Tensor
+    owner_S: Tensor
+    edges: Tensor
+    firsts: Tensor
+    places: Tensor
+    ranges: tuple[tuple[int, int, int, int], ...]
+
+
+def cut_of(table: Table) -> Cut:
+    """The cut of a table; cached by content for offsets on the CPU, which training repeats."""
+    offsets, device = table.offsets, table.rows_PD.device
+    if offsets.device.type == "cpu":
+        limit = max(1, BLOCK_ELEMENTS // table.rows_PD.shape[1])
+        return cut_of_sizes(class_sizes(offsets), limit, str(device))
+    sizes = offsets.long().diff()
+    owner_S = torch.arange(len(sizes), device=device).repeat_interleave(sizes, output_size=table.positions)
+    return Cut(sizes, owner_S, offsets, offsets, owner_S, ())
+
+
+@lru_cache(maxsize=64)
+def cut_of_sizes(sizes: tuple[int, ...], limit: int, device: str) -> Cut:
+    """Bags of √K rows or `BAG`, and ranges of bags of up to `limit` rows: first and last bag, first and last row."""
+    edges, firsts = [0], [0]
+    for size in sizes:
+        step, start = max(BAG, int(size**0.5)), edges[-1]
+        edges.extend(range(start + step, start + size, step))
+        edges.append(start + size)
+        firsts.append(len(edges) - 1)
+    ranges, start = [], 0
+    for stop in range(1, len(edges)):
+        if stop + 1 == len(edges) or edges[stop + 1] - edges[start] > limit:
+            ranges.append((start, stop, edges[start], edges[stop]))
+            start = stop
+    counts = torch.tensor(sizes)
+    owner_S = torch.arange(len(sizes)).repeat_interleave(counts)
+    places = torch.arange(max(last - first for *_, first, last in ranges))
+    on_cpu = (counts, owner_S, torch.tensor(edges), torch.tensor(firsts), places)
+    counts, owner_S, bags, classes, places = (part.to(device) for part in on_cpu)
+    return Cut(counts, owner_S, bags, classes, places, tuple(ranges))
 
 
 def class_means(table: Table, wide: torch.dtype) -> Tensor:
@@ -140,65 +187,40 @@ def class_means(table: Table, wide: torch.dtype) -> Tensor:
     On a CPU in two levels of short sums: adding 1,000 equal phrases one after the other in float32 was wrong by 1e-5,
     which is 0.001 in a logit at τ = 0.01.
     """
-    rows, index, device = table.rows_PD, table.index_S, table.rows_PD.device
-    offsets = table.offsets.to(device).long()
+    rows, cut, device = table.rows_PD, cut_of(table), table.rows_PD.device
+    index = None if table.index_S is None else table.index_S.to(device).long()
     if device.type != "cpu":
         weights = inverse_norms(rows, wide)
-        places = torch.arange(rows.shape[0], device=device) if index is None else index.to(device).long()
-        sums = embedding_bag(
-            places, rows.to(wide), offsets, mode="sum", per_sample_weights=weights[places], include_last_offset=True
-        )
-        return sums / offsets.diff()[:, None]
-    bags, bags_of_class = short_bags(table)
-    partial = torch.empty(len(bags) - 1, rows.shape[1], dtype=wide)
+        places = torch.arange(rows.shape[0], device=device) if index is None else index
+        sums = bag_sums(places, rows.to(wide), table.offsets.to(device).long(), weights[places])
+        return sums / cut.sizes[:, None]
     if index is None:
-        sum_contiguous(rows, bags, partial)
+        parts = []
+        for first_bag, last_bag, first, last in cut.ranges:  # each block of rows is read from memory once
+            block = rows[first:last].to(wide)
+            edges = cut.edges[first_bag : last_bag + 1]
+            parts.append(
+                bag_sums(
+                    cut.places[: last - first], block, edges - first if first else edges, inverse_norms(block, wide)
+                )
+            )
+        partial = parts[0] if len(parts) == 1 else torch.cat(parts)
     else:
-        place = index.long()
-        if len(place) < len(rows) or rows.dtype != wide:  # of a large bank, or a narrow one, only the rows in use
-            used, place = place.unique(return_inverse=True)
+        if len(index) < len(rows) or rows.dtype != wide:  # of a large bank, or a narrow one, only the rows in use
+            used, index = index.unique(return_inverse=True)
             rows = rows[used].to(wide)
         weights = torch.cat([inverse_norms(rows[a:b], wide) for a, b in blocks(rows)])
-        partial = embedding_bag(
-            place, rows, torch.tensor(bags), mode="sum", per_sample_weights=weights[place], include_last_offset=True
-        )
+        partial = bag_sums(index, rows, cut.edges, weights[index])
     if len(partial) > table.classes:
-        everything = torch.arange(len(partial))
-        partial = embedding_bag(everything, partial, bags_of_class, mode="sum", include_last_offset=True)
-    return partial / offsets.diff()[:, None]
+        partial = bag_sums(torch.arange(len(partial)), partial, cut.firsts, None)
+    return partial.div_(cut.sizes[:, None])
 
 
-def short_bags(table: Table) -> tuple[list[int], Tensor]:
-    """Classes cut into bags of √K rows or `BAG`: edges of the bags, and offsets [C+1] of the classes in bags."""
-    edges, firsts = [0], [0]
-    for size in class_sizes(table.offsets):
-        step = max(BAG, int(size**0.5))
-        start = edges[-1]
-        edges.extend(range(start + step, start + size, step))
-        edges.append(start + size)
-        firsts.append(len(edges) - 1)
-    return edges, torch.tensor(firsts)
-
-
-def sum_contiguous(rows: Tensor, bags: list[int], partial: Tensor) -> None:
-    """Sums of the unit rows of each bag into `partial`, one cache-sized block of whole bags at a time."""
-    limit = max(1, BLOCK_ELEMENTS // rows.shape[1])
-    places = torch.arange(max(limit, max(b - a for a, b in pairwise(bags))))
-    edges = torch.tensor(bags)
-    start = 0
-    for stop in range(1, len(bags)):
-        if stop + 1 < len(bags) and bags[stop + 1] - bags[start] <= limit:
-            continue
-        block = rows[bags[start] : bags[stop]].to(partial.dtype)
-        partial[start:stop] = embedding_bag(
-            places[: len(block)],
-            block,
-            edges[start : stop + 1] - bags[start],
-            mode="sum",
-            per_sample_weights=inverse_norms(block, partial.dtype),
-            include_last_offset=True,
-        )
-        start = stop
+def bag_sums(places: Tensor, rows_ND: Tensor, edges: Tensor, weights: Tensor | None) -> Tensor:
+    """Weighted sums of rows, one for each bag `places[edges[i]:edges[i + 1]]`; the rows are not copied."""
+    return embedding_bag(
+        places, rows_ND, edges, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )  # fmt: skip
 
 
 def blocks(rows: Tensor) -> Iterator[tuple[int, int]]:
@@ -212,11 +234,13 @@ def inverse_norms(rows_ND: Tensor, wide: torch.dtype) -> Tensor:
     """1 over the length of each row, [N] in the wide type; 0 for a zero row, the largest finite number at most."""
     part = rows_ND.to(wide)
     info = torch.finfo(wide)
-    norms: Tensor = torch.linalg.vector_norm(part, dim=1)
-    # The squares of rows outside these bounds leave the range of the type: such rows are scaled by their peak first.
-    low, high = info.tiny**0.5 * 2**12, info.max**0.5 * 2**-12
-    if rows_ND.device.type != "cpu" or not bool(((norms > low) & (norms < high)).all()):
-        norms = scaled_norms(part)
+    if rows_ND.device.type == "cpu" and len(part):
+        norms: Tensor = torch.linalg.vector_norm(part, dim=1)
+        shortest, longest = (float(edge) for edge in norms.aminmax())
+        # The squares of rows outside these bounds leave the range of the type: such rows are scaled by their peak.
+        if info.tiny**0.5 * 2**12 < shortest and longest < info.max**0.5 * 2**-12:
+            return norms.reciprocal_()
+    norms = scaled_norms(part)
     return torch.where(norms == 0, 0, 1 / norms).clamp_max(info.max)
 
 

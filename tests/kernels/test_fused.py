@@ -19,9 +19,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Even, ragged, one class, one synonym each; widths that are and are not powers of two; one video.
 SHAPES = [(4, (3, 3, 3), 16), (5, (1, 7, 2, 20), 13), (1, (2, 1), 33), (3, (4,), 20), (17, (1,) * 18, 24)]
 # Allowed above the error of the plain formula in the same dtype: float32 rounding of logits of size 1/τ, and one
-# rounding of a gradient to the dtype of its input.
+# rounding of a gradient to the dtype of its input (Triton's interpreter rounds to bfloat16 by cutting bits off).
 LOGIT_EPSILON = 4e-6
-GRADIENT_EPSILON = {torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+GRADIENT_EPSILON = {torch.float32: 2e-5, torch.bfloat16: 2**-7 if INTERPRETING else 2**-8, torch.float16: 2**-10}
 
 
 def problem(batch, sizes, width, kind, dtype, device):
