@@ -109,10 +109,14 @@ class Painter:
         self.origin = self.matrix @ np.array(style.home) + image.width / 2
         self.draw = ImageDraw.Draw(image)
         self.gain = gain
-        self.wash = style.wash
+        self.wash, self.turn = style.wash, style.shift
 
     def colour(self, colour: Colour, shade: float = 1.0) -> tuple[int, int, int]:
-        """The colour under this clip's light, washed towards a pale grey in the second domain."""
+        """The colour under this clip's light. The second domain's camera shows false colours, washed towards a pale grey.
+
+        With true colours the pretrained towers still told many objects there, and were not near chance.
+        """
+        colour = mix(colour, (255.0 - colour[2], 255.0 - colour[0], 255.0 - colour[1]), self.turn)
         grey = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
         pale = 0.6 * grey + 70.0
         r, g, b = (min(255, int((c * shade + (pale * shade - c * shade) * self.wash) * k))
