@@ -1,0 +1,240 @@
+"""How fast are the concept similarity and its loss, against every other way to write them?
+
+Columns: naive (the B×S matrix) and prototype (class means of unit rows), each eager and compiled;
+`F.linear_cross_entropy` on prototypes where torch has it; ours. Modes: forward, backward, both. Metrics: time, on a GPU
+also the time of a CUDA graph of the call, peak memory, launches, and the share of the measured copy bandwidth.
+
+    python benchmarks/bench_similarity.py --device cpu
+    python benchmarks/bench_similarity.py --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ace_kernels import concept_cross_entropy, concept_similarity
+from common import Row, append, time_in_turns
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+RESULTS = Path(__file__).parent / "results"
+TEMPERATURE = 0.02  # the paper's
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Videos, classes, synonyms a class, width."""
+
+    name: str
+    videos: int
+    classes: int
+    synonyms: int
+    width: int = 512
+
+
+TRAINING = (Shape("train_ata", 16, 10, 11), Shape("train_ikea", 16, 21, 2), Shape("train_gtea", 16, 6, 9))
+SHAPES = {
+    "cuda": (*TRAINING, Shape("kinetics", 256, 400, 10), Shape("open_vocabulary", 4096, 1000, 121)),
+    # The open-vocabulary shape with a quarter of the videos and classes: the naive B×S matrix takes 124 MB.
+    "cpu": (*TRAINING, Shape("kinetics", 64, 400, 10), Shape("open_vocabulary_quarter", 1024, 250, 121)),
+}
+OPERATIONS = ("cross_entropy_shadow", "cross_entropy", "similarity")
+Inputs = tuple[Tensor, Tensor, Tensor]  # video, text, shadow text
+
+
+def naive_logits(video: Tensor, text: Tensor, shape: Shape) -> Tensor:
+    """Every cosine, then the average."""
+    cosines = normalize(video, dim=1) @ normalize(text, dim=1).T
+    return cosines.unflatten(1, (shape.classes, -1)).mean(2) / TEMPERATURE
+
+
+def means(text: Tensor, shape: Shape) -> Tensor:
+    """Class means of unit rows."""
+    return normalize(text, dim=1).unflatten(0, (shape.classes, -1)).mean(1)
+
+
+def prototype_logits(video: Tensor, text: Tensor, shape: Shape) -> Tensor:
+    """One product with the class means."""
+    return normalize(video, dim=1) @ means(text, shape).T / TEMPERATURE
+
+
+def written(logits: Callable[..., Tensor], operation: str, shape: Shape, labels: Tensor) -> Callable[..., Tensor]:
+    """An operation in terms of a way to compute logits."""
+
+    def run(video: Tensor, text: Tensor, shadow: Tensor) -> Tensor:
+        found = logits(video, text, shape)
+        if operation == "similarity":
+            return found
+        if operation == "cross_entropy_shadow":
+            if logits is naive_logits:
+                own = naive_logits(video, shadow, shape).gather(1, labels[:, None])
+            else:
+                own = (normalize(video, dim=1) * means(shadow, shape)[labels]).sum(1, keepdim=True) / TEMPERATURE
+            found = torch.cat([found, own], 1)
+        return cross_entropy(found.float(), labels)
+
+    return run
+
+
+def columns(operation: str, shape: Shape, labels: Tensor) -> dict[str, Callable[..., Tensor]]:
+    """Every way to compute an operation, as functions of video, text and shadow text."""
+    offsets = torch.arange(0, shape.classes * shape.synonyms + 1, shape.synonyms)
+
+    def ours(video: Tensor, text: Tensor, shadow: Tensor) -> Tensor:
+        if operation == "similarity":
+            return concept_similarity(video, text, offsets, TEMPERATURE)
+        extra = (shadow, offsets) if operation == "cross_entropy_shadow" else ()
+        return concept_cross_entropy(video, text, offsets, labels, TEMPERATURE, *extra)
+
+    def linear(video: Tensor, text: Tensor, shadow: Tensor) -> Tensor:
+        return torch.nn.functional.linear_cross_entropy(
+            normalize(video, dim=1) / TEMPERATURE, means(text, shape), labels
+        )
+
+    naive, prototype = (written(way, operation, shape, labels) for way in (naive_logits, prototype_logits))
+    found = {
+        "naive_eager": naive,
+        "naive_compiled": torch.compile(naive),
+        "prototype_eager": prototype,
+        "prototype_compiled": torch.compile(prototype),
+        "ours": ours,
+    }
+    if operation == "cross_entropy" and hasattr(torch.nn.functional, "linear_cross_entropy"):
+        found["linear_cross_entropy"] = linear
+    return found
+
+
+def calls_of(function: Callable[..., Tensor], inputs: Inputs) -> dict[str, Callable[[], object]]:
+    """The three modes of a function."""
+    outcome = function(*inputs)
+    weight = torch.randn_like(outcome)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return function(*inputs)
+
+    def backward() -> object:
+        return torch.autograd.grad(outcome, inputs, weight, retain_graph=True, allow_unused=True)
+
+    def both() -> object:
+        return torch.autograd.grad(function(*inputs), inputs, weight, allow_unused=True)
+
+    return {"forward": forward, "backward": backward, "both": both}
+
+
+def bytes_to_move(operation: str, shape: Shape, mode: str, size: int) -> int:
+    """Bytes that any implementation reads and writes: inputs once, gradients once, and the logits of the similarity."""
+    texts = 1 + (operation == "cross_entropy_shadow")
+    rows = (shape.videos + texts * shape.classes * shape.synonyms) * shape.width * size
+    logits = shape.videos * shape.classes * 4 * (operation == "similarity")
+    return {"forward": rows + logits, "backward": 2 * rows + logits, "both": 3 * rows + 2 * logits}[mode]
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that a copy of 1 GiB reads and writes on the GPU, at the median."""
+    source = torch.empty(2**30, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    times = time_in_turns({"copy": lambda: target.copy_(source)}, "cuda")["copy"]
+    return 2 * source.numel() / (torch.tensor(times).median().item() * 1e-6)
+
+
+def gpu_extras(call: Callable[[], object]) -> dict[str, tuple[str, float]]:
+    """Peak memory above the inputs, launches, and microseconds of the call as a CUDA graph."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    peak = torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    launches = sum(event.count for event in profile.key_averages() if event.device_time_total > 0)
+    found = {"peak_memory": ("MiB", peak / 2**20), "launches": ("launches", float(launches))}
+    try:
+        found["time_graph"] = ("us", graph_time(call))
+    except RuntimeError as error:  # a competitor that cannot be captured: said, and left out of this metric
+        print(f"  no CUDA graph: {str(error).splitlines()[0]}", flush=True)
+        torch.cuda.synchronize()
+    return found
+
+
+def graph_time(call: Callable[[], object], times: int = 20) -> float:
+    """Microseconds of one call inside a CUDA graph of `times` calls: the GPU's own time, caches warm."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(times):
+            call()
+    found = time_in_turns({"graph": graph.replay}, "cuda")["graph"]
+    return torch.tensor(found).median().item() / times
+
+
+def measure(shape: Shape, operation: str, dtype: torch.dtype, device: str, bandwidth: float) -> list[Row]:
+    """All columns and modes at one shape."""
+    torch.manual_seed(0)
+    phrases = shape.classes * shape.synonyms
+    sizes = (shape.videos, phrases, phrases)
+    drawn = [torch.randn(n, shape.width, device=device).to(dtype).requires_grad_() for n in sizes]
+    inputs = (drawn[0], drawn[1], drawn[2])
+    labels = torch.randint(shape.classes, (shape.videos,), device=device)
+    config: dict[str, Any] = asdict(shape) | {"dtype": str(dtype).removeprefix("torch."), "temperature": TEMPERATURE}
+    modes: dict[str, dict[str, Callable[[], object]]] = {"forward": {}, "backward": {}, "both": {}}
+    for variant, function in columns(operation, shape, labels).items():
+        for mode, call in calls_of(function, inputs).items():
+            modes[mode][variant] = call
+    rows = []
+    for mode, calls in modes.items():
+        times = time_in_turns(calls, device)
+        for variant, values in times.items():
+            key = (operation, variant, mode)
+            place = ("phrases", float(phrases))
+            rows.append(Row(*key, "time", "us", *place, values, config))
+            if device == "cuda":
+                rows += [Row(*key, m, unit, *place, [v], config) for m, (unit, v) in gpu_extras(calls[variant]).items()]
+                moved = bytes_to_move(operation, shape, mode, inputs[0].element_size())
+                share = [100 * moved / (value * 1e-6) / bandwidth for value in values]
+                rows.append(Row(*key, "copy_bandwidth_share", "%", *place, share, config))
+        show(shape, operation, dtype, mode, times)
+    return rows
+
+
+def show(shape: Shape, operation: str, dtype: torch.dtype, mode: str, times: dict[str, list[float]]) -> None:
+    """Medians, with how many times longer than ours each column takes; below 1 we lose, and it is printed too."""
+    middle = {name: torch.tensor(values).median().item() for name, values in times.items()}
+    parts = [f"{name} {value:.0f} us ({value / middle['ours']:.2f}x)" for name, value in middle.items()]
+    print(f"{shape.name} {operation} {dtype} {mode}: " + ", ".join(parts), flush=True)
+
+
+def main() -> None:
+    """Measure and append to the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shapes", nargs="*", help="names of shapes; all by default")
+    parser.add_argument("--operations", nargs="*", choices=OPERATIONS, default=list(OPERATIONS))
+    parser.add_argument("--output", type=Path, help="default: results/similarity_{cpu,cuda}.csv beside this file")
+    options = parser.parse_args()
+    output = options.output or RESULTS / f"similarity_{options.device}.csv"
+    bandwidth = copy_bandwidth() if options.device == "cuda" else 0.0
+    if bandwidth:
+        print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s", flush=True)
+        row = Row("copy", "torch", "forward", "bandwidth", "GB/s", "bytes", 2.0**30, [bandwidth / 1e9])
+        append(output, [row], options.device)
+    for shape in SHAPES[options.device]:
+        for operation in options.operations:
+            if options.shapes and shape.name not in options.shapes:
+                continue
+            for dtype in (torch.float32, torch.bfloat16) if options.device == "cuda" else (torch.float32,):
+                append(output, measure(shape, operation, dtype, options.device, bandwidth), options.device)
+                torch.compiler.reset()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Owns the rows that every benchmark writes: the CSV schema, the description of the machine, and timing.
+
+Schema: name, variant, mode, metric, unit, x_name, x_value, p20, p50, p80, n, config_json, device, driver, torch,
+triton, commit, utc. Competitors of a row are timed in turns in the same process, so that ratios hold on a busy machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a row was measured."""
+
+    device: str
+    driver: str
+    torch: str
+    triton: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured quantity as quantiles of `n` repetitions, in `unit`."""
+
+    name: str
+    variant: str
+    mode: str
+    metric: str
+    unit: str
+    x_name: str
+    x_value: float
+    values: Sequence[float]
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+COLUMNS = (
+    *("name", "variant", "mode", "metric", "unit", "x_name", "x_value", "p20", "p50", "p80", "n", "config_json"),
+    *(part.name for part in fields(Machine)),
+    "utc",
+)
+
+
+@lru_cache
+def machine(device: str) -> Machine:
+    """The machine of this process; the commit ends in + when the checkout has changes."""
+    name, driver = cpu_name(), ""
+    if device == "cuda":
+        name, driver = (
+            torch.cuda.get_device_name(),
+            output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        )
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = ""
+    commit = output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
+    dirty = output("git", "-C", str(Path(__file__).parent), "status", "--porcelain", "--untracked-files=no")
+    return Machine(name, driver, torch.__version__, triton, commit + "+" * bool(dirty))
+
+
+def cpu_name() -> str:
+    """Model and threads in use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def output(*command: str) -> str:
+    """First line that a command prints; empty where it does not exist or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else ""
+
+
+def append(path: Path, rows: Sequence[Row], device: str) -> None:
+    """Add rows to a CSV file, with its header when it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for row in rows:
+            p20, p50, p80 = quantiles(row.values)
+            values = {key: value for key, value in asdict(row).items() if key in COLUMNS}
+            values |= asdict(machine(device)) | {"p20": p20, "p50": p50, "p80": p80, "n": len(row.values)}
+            values["config_json"] = json.dumps(row.config, sort_keys=True)
+            values["utc"] = datetime.now(UTC).isoformat(timespec="seconds")
+            writer.writerow(values)
+
+
+def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """20, 50 and 80 % quantiles, to five digits."""
+    found = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    low, middle, high = (float(f"{value:.5g}") for value in found.tolist())
+    return low, middle, high
+
+
+def time_in_turns(
+    calls: dict[str, Callable[[], object]], device: str, budget_s: float = 1.0, least: int = 7, most: int = 200
+) -> dict[str, list[float]]:
+    """Microseconds of every repetition of each call, competitors in turns, after a warm-up.
+
+    On a GPU the L2 cache is flushed before each repetition and the time is between two events.
+    """
+    flush = torch.empty(2**28, dtype=torch.int8, device=device) if device == "cuda" else None
+    once = {}
+    for name, call in calls.items():
+        call()
+        call()
+        once[name] = one_time(call, None)
+    turns = max(least, min(most, int(budget_s * 1e6 / max(once.values()))))
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(turns):
+        for name, call in calls.items():
+            found[name].append(one_time(call, flush))
+    return found
+
+
+def one_time(call: Callable[[], object], flush: torch.Tensor | None) -> float:
+    """Microseconds of one call."""
+    if flush is None and not torch.cuda.is_initialized():
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e6
+    if flush is not None:
+        flush.zero_()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) * 1e3
