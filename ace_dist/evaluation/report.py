@@ -273,6 +273,8 @@ def _class_section(artist: _Artist, run: Run) -> Section:
 
 
 def _curve_section(artist: _Artist, run: Run) -> Section:
+    if not run.metrics:
+        return Section("Training", "No step was taken: this is the model as it was before fine-tuning.", ())
     pictures = []
     for prefix, name, axis, caption, zero in CURVES:
         curves = dict(_series(run.metrics, prefix))

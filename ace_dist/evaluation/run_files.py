@@ -183,8 +183,6 @@ def _read_metrics(folder: Path) -> tuple[dict[str, Any], ...]:
             raise ReportError(f"{path}, line {number} is not JSON ({error})") from error
         _require(row, ("step",), path, f"line {number}")
         steps[int(row["step"])] = {**steps.get(int(row["step"]), {}), **row}
-    if not steps:
-        raise ReportError(f"{path} is empty: the run logged no step; {_MADE_BY['metrics.jsonl']} writes it")
     return tuple(steps[step] for step in sorted(steps))
 
 

@@ -93,10 +93,11 @@ def read_settings(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
         merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.from_dotlist(own))
         settings = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise PretrainError(f"pretrain.*: {str(error).splitlines()[0]}") from error
+        raise PretrainError(f"pretrain.*: {' '.join(str(error).split())}") from error
     assert isinstance(settings, PretrainConfig)
-    if min(settings.steps, settings.batch_size, settings.test_clips) < 1 or settings.temperature <= 0:
-        raise PretrainError("pretrain.steps, batch_size, test_clips must be at least 1, pretrain.temperature positive")
+    counts = (settings.steps, settings.seeing_steps, settings.batch_size, settings.seeing_batch, settings.test_clips)
+    if min(counts) < 1 or settings.temperature <= 0:
+        raise PretrainError("pretrain: steps, batches and test_clips must be at least 1, temperature positive")
     return settings, [arg for arg in argv if not arg.startswith("pretrain.")]
 
 
@@ -192,9 +193,9 @@ def whole_model(model: ModelConfig) -> DualEncoder:
 def initialise(model: DualEncoder) -> None:
     """Start a small video tower from scratch.
 
-    The official initialisation supposes an image model's weights: positions of 0.02, `temporal_fc` of zero. From scratch
-    it learns objects and hardly any motion: after 200 supervised steps 14 % of the verbs, 35 % with positions and times
-    as large as the patches' embeddings and matrices of Xavier's variance.
+    The official initialisation supposes an image model's weights and starts positions at 0.02. From scratch it learns
+    objects and hardly any motion: after 200 supervised steps 14 % of the verbs; 35 % with positions and times as large
+    as the patches' embeddings and matrices of Xavier's variance.
     """
     for module in model.video.modules():
         if isinstance(module, torch.nn.Linear):

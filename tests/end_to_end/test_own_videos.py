@@ -120,7 +120,7 @@ def bad_rows(folder, videos):
     good = [str(videos[0]), "0.0", "1.0", "push", "arm", "train", "g"]
     changed = {
         "missing video": ({0: "nowhere.mp4"}, ["nowhere.mp4", "does not exist", "dataset.annotations"]),
-        "video shorter than the clip": ({0: "short.mp4", 2: "0.4"}, ["short.mp4", "less than one clip", "clip.seconds"]),
+        "video shorter than the clip": ({0: "short.mp4", 2: "0.4"}, ["short.mp4", "less than one clip", "seconds"]),
         "unreadable video": ({0: "not-a-video.mp4"}, ["not-a-video.mp4", "cannot be read as a video"]),
         "object missing": ({4: ""}, ["object is empty", "placeholder", "line 2"]),
         "end before start": ({2: "0.0"}, ["start_s=0.0 is not before end_s=0.0"]),
