@@ -220,7 +220,10 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", help="names of shapes; all by default")
     parser.add_argument("--operations", nargs="*", choices=OPERATIONS, default=list(OPERATIONS))
     parser.add_argument("--output", type=Path, help="default: results/similarity_{cpu,cuda}.csv beside this file")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch; its own default otherwise")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     output = options.output or RESULTS / f"similarity_{options.device}.csv"
     bandwidth = copy_bandwidth() if options.device == "cuda" else 0.0
     if bandwidth:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 import triton
 import triton.language as tl
@@ -93,7 +94,7 @@ def row_block(width: int, plan: Plan) -> tuple[dict[str, Any], int]:
 
 def double(value: float) -> dict[str, float]:
     """A float64 as two float32: Triton passes floats as float32."""
-    high = float(torch.tensor(value, dtype=torch.float32))
+    high = float(numpy.float32(value))
     return {"high": high, "low": value - high}
 
 
