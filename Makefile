@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RANKS ?= 2
 
-.PHONY: install demo test lint test-gpu bench clean
+.PHONY: install demo test lint test-gpu bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -19,10 +19,13 @@ demo: install
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) launchers/train.py experiment=demo
 
 test: install
-	$(BIN)/python -m pytest -m "not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadgroup
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+bench-gpu: install
+	$(BIN)/python benchmarks/bench_similarity.py --device cuda
 
 lint: install
 	$(BIN)/ruff check .
