@@ -1,0 +1,48 @@
+"""Which actions are base and which novel, and SRT sets for a data set that brings none."""
+
+import pytest
+
+from ace_dist.concepts import Action, ClassError, draw_srt, split_classes
+
+A, B, C, D = (Action(verb, "block") for verb in ("spin", "lift", "push", "shake"))
+
+
+def test_actions_without_training_clips_are_novel():
+    """With dataset.novel=null the splits decide; class order is alphabetical, whatever the order of the clips."""
+    classes = split_classes([B, A, A], [A, D, C, B], None)
+    assert classes.base == (B, A) and classes.novel == (C, D)
+
+
+def test_listed_novel_actions_are_taken_out_of_training():
+    """ATA's training split shows novel actions too: listed ones are not trained even with clips there."""
+    classes = split_classes([A, B, C], [A, C], ["Push  Block"])
+    assert classes.base == (B, A) and classes.novel == (C,)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "novel", "words"),
+    [
+        ([A], [B], None, "1 base action with training clips"),
+        ([A, B], [A], ["weld pipe"], "'weld pipe', which no clip of the shards shows"),
+        ([A, B, C], [A], ["push block"], "'push block', which has no test clip"),
+        ([A, B], [A, C, D], ["push block"], "'shake block', which has no training clip and is not in dataset.novel"),
+    ],
+)
+def test_class_lists_that_cannot_work(train, test, novel, words):
+    """Each names the action and the setting."""
+    with pytest.raises(ClassError, match=words):
+        split_classes(train, test, novel)
+
+
+def test_drawn_srt_sets(trees):
+    """Ten runs, the first the root labels; first-order synonyms on the own object; no class named twice."""
+    actions = [Action("drop", "block"), Action("put down", "block"), Action("spin", "pin")]  # two share "lower"
+    runs = draw_srt(actions, trees)
+    assert len(runs) == 10 and all(root == label for root, label in runs[0].items())
+    for run in runs:
+        assert list(run) == list(map(str, actions)) and len(set(run.values())) == 3
+        for action in actions:
+            verbs = [str(action.with_verb(verb)) for verb in trees.children(action.verb)]
+            assert run[str(action)] in verbs
+    assert runs == draw_srt(actions, trees) != draw_srt(actions, trees, seed=1)
+    assert {run["spin pin"] for run in runs} == {"spin pin", "rotate pin", "turn pin"}

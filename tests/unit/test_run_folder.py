@@ -1,0 +1,36 @@
+"""A run folder belongs to one configuration; its environment says how to repeat the run."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ace_dist.config import load_config, read_config
+from ace_dist.training.run_folder import RunFolderError, claim, command_line
+
+
+def test_a_folder_refuses_another_configuration_and_names_what_differs(tmp_path):
+    """The same configuration may come back, also with other log intervals; anything that changes results may not."""
+    config = load_config([f"run_dir={tmp_path}/run"])
+    claim(tmp_path / "run", config)
+    assert read_config(tmp_path / "run") == config
+    claim(tmp_path / "run", load_config([f"run_dir={tmp_path}/run", "training.log_every_steps=3"]))
+    with pytest.raises(RunFolderError, match=r"seed was 0, is 1; dataset\.clip\.frames was 8, is 4"):
+        claim(tmp_path / "run", load_config([f"run_dir={tmp_path}/run", "seed=1", "dataset.clip.frames=4"]))
+    assert read_config(tmp_path / "run").seed == 0
+
+
+def test_environment_holds_versions_and_hardware(tmp_path):
+    """What a report needs to say where a number comes from."""
+    claim(tmp_path, dataclasses.replace(load_config([]), run_dir=str(tmp_path)))
+    facts = json.loads((tmp_path / "environment.json").read_text())
+    assert facts["versions"]["torch"] and facts["hardware"]["cores"] and "commit" in facts["git"]
+
+
+def test_command_line_can_be_pasted(monkeypatch):
+    """DeepSpeed's flag goes, its launcher comes back; settings with spaces are quoted."""
+    monkeypatch.setattr("sys.argv", ["/x/launchers/train.py", "--local_rank=0", "dataset.novel=[a b]"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command_line() == "deepspeed --num_gpus 2 launchers/train.py 'dataset.novel=[a b]'"
+    monkeypatch.setattr("sys.argv", ["launchers/evaluate.py", "run=runs/x"])
+    assert command_line() == "python launchers/evaluate.py run=runs/x"
