@@ -6,7 +6,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+pytestmark = pytest.mark.slow  # the tests of this file build on each other: --dist loadfile
 
 STEPS = 20
 SMALL_WORLD = ["dataset.world.train_clips=64", "dataset.world.test_clips=36"]

@@ -12,7 +12,7 @@ import pytest
 from ace_dist import Classifier
 from ace_dist.data.csv_reader import CsvReader
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("own-videos")]
+pytestmark = pytest.mark.slow  # the tests of this file build on each other: --dist loadfile
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
 HEADER = ["video", "start_s", "end_s", "verb", "object", "split", "group"]
