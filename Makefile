@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RANKS ?= 2
 
-.PHONY: install demo test lint test-gpu bench-gpu clean
+.PHONY: install demo test lint test-gpu bench-similarity bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,9 @@ test: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+bench-similarity: install
+	$(BIN)/python benchmarks/bench_similarity.py --device cpu --threads 1
 
 bench-gpu: install
 	$(BIN)/python benchmarks/bench_similarity.py --device cuda
