@@ -65,12 +65,12 @@ def train(config: Config, ranks: Ranks) -> Path | None:
 
 
 def build(config: Config, ranks: Ranks) -> Training:
-    """Claim the run folder, then open the data and build the encoders, the objective and the engine."""
+    """Open the data, build the encoders and the objective, claim the run folder, build the engine.
+
+    The folder is claimed once everything that a user can get wrong has been read: a start that failed leaves it free.
+    """
     run_dir = Path(config.run_dir)
-    micro_batch_size(config, ranks.world)  # refuses a batch that cannot be shared, before anything is written
-    if ranks.is_first:
-        claim(run_dir, config)
-    ranks.barrier()
+    micro_batch_size(config, ranks.world)
     seed_everything(config.seed)
     task = load_task(config)
     records, labels = task.training_clips()
@@ -80,6 +80,9 @@ def build(config: Config, ranks: Ranks) -> Training:
     )  # fmt: skip
     model = build_model(config.model, config.seed).to(ranks.device)
     objective = build_objective(config, model, task.classes.base, task.trees)
+    if ranks.is_first:
+        claim(run_dir, config)
+    ranks.barrier()
     steps = total_steps(config.training, len(records))
     engine = Engine(config, objective, ranks, steps)
     if ranks.is_first:
