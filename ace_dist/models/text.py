@@ -133,6 +133,9 @@ class TextTower(nn.Module, ABC):
     def trainable(self, frozen: FrozenText) -> Tensor:
         """Run the rest, with gradients: -> [S,E]."""
         features, lengths = frozen
+        features = features.to(
+            next(self.parameters()).dtype
+        )  # an engine may have cast the tower since the bank was built
         if not self.config.trained_layers:
             return self.project(features) if self.config.train_projection else features
         for index in range(self.first_trained, self.config.depth):

@@ -86,3 +86,16 @@ def test_unknown_phrase_is_named():
         bank.indices(["spin block", "whack pin"])
     with pytest.raises(UnknownPhraseError, match="at least one"):
         PhraseBank(bank.tower, [])
+
+
+@pytest.mark.parametrize("changes", [{}, {"train_projection": False}, {"trained_layers": 2}])
+def test_a_tower_cast_after_the_bank_was_built_still_encodes(changes):
+    """An engine that computes in bf16 casts the tower once the bank holds float32 features."""
+    encoder = tower(**changes)
+    bank = PhraseBank(encoder, PHRASES)
+    rows = bank.indices(PHRASES)
+    exact = bank.encode(rows)
+    encoder.bfloat16()
+    rounded = bank.encode(rows)
+    assert rounded.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(rounded.float(), exact).min() > 0.99
