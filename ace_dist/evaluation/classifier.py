@@ -88,6 +88,6 @@ class Classifier:
         views = len(embeddings)
         test = EncodedTest(["video"] * views, list(range(views)), [0] * views, embeddings, frozenset({"video"}))
         names = LabelSet(tuple(label.label for label in labels), tuple(label.phrases for label in labels))
-        (row,) = score(self.model, test, names, self.config)["probabilities"]
+        (row,) = score(self.model, test, [names], self.config)[0]["probabilities"]
         ranked = sorted(zip(names.labels, row, strict=True), key=lambda pair: -pair[1])
         return Classification(MappingProxyType(dict(ranked)), tuple(labels), clip.distinct_views)

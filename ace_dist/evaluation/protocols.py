@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ace_kernels import concept_similarity
+from ace_kernels import concept_similarity_sets
 from torch import Tensor
 
 from ace_dist.concepts import Action, LabelSet, draw_srt, load_srt, root_labels, srt_labels
@@ -73,15 +74,29 @@ def encode_phrases(model: DualEncoder, phrases: Sequence[str]) -> Tensor:
     return bank.encode(bank.indices(phrases)).float().cpu()
 
 
-def similarity(model: DualEncoder, video_ND: Tensor, phrases: Phrases, temperature: float) -> Tensor:
-    """S(I, a) [N, K] of videos with classes given by their phrases (ACE Eq. 3)."""
-    text_SD = encode_phrases(model, [phrase for group in phrases for phrase in group])
-    return concept_similarity(video_ND, text_SD, offsets_of(phrases), temperature)
+def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrases], temperature: float) -> list[Tensor]:
+    """S(I, a) [N, K] of videos with the classes of each label set (ACE Eq. 3). Each distinct phrase is encoded once."""
+    flat = [list(chain.from_iterable(phrases)) for phrases in label_sets]
+    distinct = list(dict.fromkeys(chain.from_iterable(flat)))
+    row = {phrase: index for index, phrase in enumerate(distinct)}
+    return concept_similarity_sets(
+        video_ND,
+        encode_phrases(model, distinct),
+        [offsets_of(phrases) for phrases in label_sets],
+        temperature,
+        [torch.tensor([row[phrase] for phrase in phrases]) for phrases in flat],
+    )
 
 
-def score(model: DualEncoder, test: EncodedTest, labels: LabelSet, config: Config) -> dict[str, Any]:
-    """Classify the test clips among `labels`; one entry a clip, its views fused. The format of `predictions.json`."""
+def score(
+    model: DualEncoder, test: EncodedTest, label_sets: Sequence[LabelSet], config: Config
+) -> list[dict[str, Any]]:
+    """Classify the test clips among the labels of each set; one entry a clip, its views fused.
+
+    Each result has the format of `predictions.json`.
+    """
     how = config.evaluation.view_fusion
+    sets = [labels.phrases for labels in label_sets]
 
     def fuse(values: Tensor) -> FusedViews:
         views = config.dataset.clip.views
@@ -90,21 +105,25 @@ def score(model: DualEncoder, test: EncodedTest, labels: LabelSet, config: Confi
         )
 
     if how == "embedding_mean":
-        fused = fuse(torch.nn.functional.normalize(test.embeddings, dim=1))
-        means = torch.from_numpy(fused.values).float()
-        probabilities = similarity(model, means, labels.phrases, config.method.temperature).softmax(1).numpy()
+        fused = [fuse(torch.nn.functional.normalize(test.embeddings, dim=1))] * len(sets)
+        means = torch.from_numpy(fused[0].values).float()
+        logits = similarity(model, means, sets, config.method.temperature)
+        probabilities = [values.softmax(1).numpy() for values in logits]
     else:
-        fused = fuse(similarity(model, test.embeddings, labels.phrases, config.method.temperature))
-        probabilities = fused.values
+        fused = [fuse(values) for values in similarity(model, test.embeddings, sets, config.method.temperature)]
+        probabilities = [views.values for views in fused]
         if how == "logit_mean":
-            probabilities = torch.from_numpy(probabilities).softmax(1).numpy()
-    return {
-        "classes": list(labels.labels),
-        "ids": list(fused.ids),
-        "labels": fused.labels.tolist(),
-        "predictions": probabilities.argmax(1).tolist(),
-        "probabilities": probabilities.round(6).tolist(),
-    }
+            probabilities = [torch.from_numpy(values).softmax(1).numpy() for values in probabilities]
+    return [
+        {
+            "classes": list(labels.labels),
+            "ids": list(views.ids),
+            "labels": views.labels.tolist(),
+            "predictions": values.argmax(1).tolist(),
+            "probabilities": values.round(6).tolist(),
+        }
+        for labels, views, values in zip(label_sets, fused, probabilities, strict=True)
+    ]
 
 
 def label_sets(config: Config, actions: Sequence[Action], trees: SynonymTrees) -> list[LabelSet]:
@@ -129,12 +148,15 @@ def evaluate(
     base_clips, novel_clips = task.test_clips(novel=False), task.test_clips(novel=True)
     if base_clips[0]:
         encoded = encode_test(model, loader, base_clips, config, ranks)
-        predictions["base"] = score(model, encoded, root_labels(task.classes.base, task.trees, leaves), config)
+        roots = root_labels(task.classes.base, task.trees, leaves)
+        predictions["base"] = score(model, encoded, [roots], config)[0]
     if novel_clips[0]:
         encoded = encode_test(model, loader, novel_clips, config, ranks)
-        predictions["novel"] = score(model, encoded, root_labels(task.classes.novel, task.trees, leaves), config)
-        sets = label_sets(config, task.classes.novel, task.trees)
-        predictions["srt"] = [score(model, encoded, labels, config) for labels in sets]
+        sets = [
+            root_labels(task.classes.novel, task.trees, leaves),
+            *label_sets(config, task.classes.novel, task.trees),
+        ]
+        predictions["novel"], *predictions["srt"] = score(model, encoded, sets, config)
     return summary(config, predictions), predictions
 
 

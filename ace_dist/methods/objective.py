@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from ace_kernels import concept_cross_entropy
+from ace_kernels import concept_cross_entropy_sets
 from torch import Tensor, nn
 
 from ace_dist.concepts import ConceptDraw, ConceptSampler, Phrases
@@ -47,26 +48,30 @@ class ConceptObjective(nn.Module):
         """Losses of one micro-batch under the labels of its global step."""
         video_BD = self.model.encode_video(video_BTCHW)
         wanted = {"fixed": self.settings.fixed_labels, "random": self.settings.random_labels}
-        parts = {name: getattr(draw, name) for name, on in wanted.items() if on}
-        if self.settings.shadow_negatives:
-            parts["shadow"] = draw.shadow
-        text = self.encode(list(parts.values()))
-        encoded = dict(zip(parts, text, strict=True))
-        shadow = encoded.pop("shadow", (None, None))
-        losses = {
-            name: concept_cross_entropy(
-                video_BD, text_SD, offsets, labels_B, self.settings.temperature, shadow[0], shadow[1]
-            )
-            for name, (text_SD, offsets) in encoded.items()
-        }
-        return Losses(torch.stack(list(losses.values())).sum(), losses.get("fixed"), losses.get("random"))
+        sets = {name: getattr(draw, name) for name, on in wanted.items() if on}
+        shadow = [draw.shadow] if self.settings.shadow_negatives else []
+        table_PD, rows = self.encode([*sets.values(), *shadow])
+        losses_R = concept_cross_entropy_sets(
+            video_BD,
+            table_PD,
+            [offsets_of(phrases) for phrases in sets.values()],
+            labels_B,
+            self.settings.temperature,
+            shadow_offsets=offsets_of(draw.shadow) if shadow else None,
+            set_rows=rows[: len(sets)],
+            shadow_rows=rows[-1] if shadow else None,
+        )
+        named = dict(zip(sets, losses_R.unbind(), strict=True))
+        return Losses(losses_R.sum(), named.get("fixed"), named.get("random"))
 
-    def encode(self, label_sets: list[Phrases]) -> list[tuple[Tensor, Tensor]]:
-        """Embeddings [S, D] and class offsets [C+1] of several label sets, through one pass of the trainable tail."""
-        indices = [[self.bank.index(p) for group in phrases for p in group] for phrases in label_sets]
-        rows = self.bank.encode(torch.tensor([i for part in indices for i in part]))
-        split = rows.split([len(part) for part in indices])
-        return [(text_SD, offsets_of(phrases)) for text_SD, phrases in zip(split, label_sets, strict=True)]
+    def encode(self, label_sets: Sequence[Phrases]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Embeddings [P, D] of the distinct phrases of several label sets, and for each set the rows of its phrases.
+
+        A phrase of several sets or classes passes the trainable tail once; the kernels read its row in place.
+        """
+        indices = [self.bank.indices([phrase for group in phrases for phrase in group]) for phrases in label_sets]
+        distinct_P, rows = torch.cat(indices).unique(return_inverse=True)
+        return self.bank.encode(distinct_P), rows.split([len(part) for part in indices])
 
 
 def offsets_of(phrases: Phrases) -> Tensor:
