@@ -12,6 +12,16 @@ from ace_dist.concepts import Action, SynonymTrees
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(config, items):
+    """Without a CUDA device a plain `pytest` skips the tests marked `gpu`; asked for by `-m gpu`, they run and fail."""
+    import torch
+
+    if "gpu" not in config.getoption("-m") and not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device (make test-gpu)"))
+
+
 def small_tree(root, *synonyms):
     """A tree whose second order is the first, in another order for every child."""
     verbs = [root, *synonyms]
