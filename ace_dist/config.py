@@ -192,6 +192,7 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     stop_after_steps: int | None = None  # stop early and save, as a preempted job would
     max_steps: int | None = None  # shortens the schedule itself
+    collective_timeout_s: float = 600.0  # a rank that the others wait for longer is given up, and the run with it
 
 
 @dataclass
@@ -290,6 +291,7 @@ def validated(composed: DictConfig) -> Config:
         "training.log_every_steps": config.training.log_every_steps,
         "training.save_every_steps": config.training.save_every_steps,
         "training.keep_checkpoints": config.training.keep_checkpoints,
+        "training.collective_timeout_s": config.training.collective_timeout_s,
         "evaluation.batch_size": config.evaluation.batch_size,
     }
     for key, number in positive.items():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ace_dist.config import load_config, run_launcher
 
+if TYPE_CHECKING:
+    from ace_dist.training.loop import Outcome
 
-def main(argv: Sequence[str]) -> None:
+
+def main(argv: Sequence[str]) -> Outcome:
     """Parse, train, evaluate, report. A run that was stopped continues where its last checkpoint is."""
     config = load_config(argv)
     from ace_dist.distributed import connect, disconnect
@@ -17,13 +21,14 @@ def main(argv: Sequence[str]) -> None:
     from ace_dist.training.loop import train
 
     ranks = connect(config.training.device)
-    finished = train(config, ranks)
-    if finished is not None:
-        results = evaluate_run(Path(finished), ranks)
+    outcome = train(config, ranks)
+    if outcome.stopped is None:
+        results = evaluate_run(outcome.run_dir, ranks)
         if ranks.is_first:
-            print(f"\n{results_table(results)}\n\nreport: {write_report(finished)}", flush=True)
+            print(f"\n{results_table(results)}\n\nreport: {write_report(outcome.run_dir)}", flush=True)
     disconnect()
+    return outcome
 
 
 if __name__ == "__main__":
-    run_launcher(main)
+    run_launcher(lambda argv: sys.exit(main(argv).exit_code))

@@ -13,9 +13,11 @@ from ace_dist.distributed import seed_everything
 from ace_dist.methods import build_objective, prepare
 from ace_dist.methods.task import build_model, load_task
 from ace_dist.models.weights import save_safetensors
+from ace_dist.training.agreement import Agreement
 from ace_dist.training.checkpoints import Checkpoints
 from ace_dist.training.engine import Engine, micro_batch_size
 from ace_dist.training.monitor import Monitor
+from ace_dist.training.preemption import EXIT_CODES, Preemption
 from ace_dist.training.run_folder import claim
 from ace_dist.training.schedule import total_steps
 
@@ -25,7 +27,21 @@ if TYPE_CHECKING:
     from ace_dist.methods import ConceptObjective
     from ace_dist.methods.task import Task
 
-__all__ = ["train"]
+__all__ = ["Outcome", "train"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its folder, the steps done, and why it ended before its last step (None when it did not)."""
+
+    run_dir: Path
+    step: int
+    stopped: str | None = None  # stop_after_steps | preempted | interrupted
+
+    @property
+    def exit_code(self) -> int:
+        """Exit status of the process: 0, 75 (preempted: try again), 130 (interrupted)."""
+        return EXIT_CODES[self.stopped]
 
 
 @dataclass(frozen=True)
@@ -40,31 +56,36 @@ class Training:
     plan: TrainPlan
     engine: Engine
     checkpoints: Checkpoints
+    preemption: Preemption
+    agreement: Agreement
     steps: int
 
 
-def train(config: Config, ranks: Ranks) -> Path | None:
+def train(config: Config, ranks: Ranks) -> Outcome:
     """Train a run to its end, continuing it when its folder holds a checkpoint. Every rank calls this.
 
-    Returns the run's folder, or `None` when `training.stop_after_steps` ended it before its last step.
+    It ends early, saved, after `training.stop_after_steps` steps or when a signal asks for it (see `preemption`).
     """
-    training = build(prepare(config), ranks)
-    start = training.checkpoints.restore()
-    last = min(training.steps, start + (config.training.stop_after_steps or training.steps))
-    take_steps(training, start, last)
-    training.checkpoints.save(last)
-    if last < training.steps:
+    with Preemption() as preemption:
+        training = build(prepare(config), ranks, preemption)
+        start = training.checkpoints.restore()
+        last = min(training.steps, start + (config.training.stop_after_steps or training.steps))
+        step, stopped = take_steps(training, start, last)
+        training.checkpoints.save(step)
+    if step < training.steps:
+        outcome = Outcome(training.run_dir, step, stopped or "stop_after_steps")
         if ranks.is_first:
-            print(f"stopped after step {last} of {training.steps}; the same command continues", flush=True)
-        return None
+            how = "stopped" if outcome.stopped == "stop_after_steps" else outcome.stopped
+            print(f"{how} after step {step} of {training.steps}; the same command continues", flush=True)
+        return outcome
     if ranks.is_first:
         state = training.objective.model.trainable_state_dict()
         save_safetensors(state, training.run_dir / "model" / "trained.safetensors")
     ranks.barrier()
-    return training.run_dir
+    return Outcome(training.run_dir, step)
 
 
-def build(config: Config, ranks: Ranks) -> Training:
+def build(config: Config, ranks: Ranks, preemption: Preemption) -> Training:
     """Open the data, build the encoders and the objective, claim the run folder, build the engine.
 
     The folder is claimed once everything that a user can get wrong has been read: a start that failed leaves it free.
@@ -89,16 +110,20 @@ def build(config: Config, ranks: Ranks) -> Training:
         print(describe(task, plan, engine, steps), flush=True)
         save_safetensors(model.frozen_state_dict(), run_dir / "model" / "frozen.safetensors")
     checkpoints = Checkpoints(run_dir, engine, ranks, config.training)
-    return Training(config, ranks, run_dir, task, objective, plan, engine, checkpoints, steps)
+    agreement = Agreement(ranks, config.training.collective_timeout_s)
+    return Training(
+        config, ranks, run_dir, task, objective, plan, engine, checkpoints, preemption, agreement, steps
+    )  # fmt: skip
 
 
-def take_steps(training: Training, start: int, last: int) -> None:
-    """Steps `start` to `last`: fetch, forward, backward, step, log, save."""
+def take_steps(training: Training, start: int, last: int) -> tuple[int, str | None]:
+    """Steps `start` to `last`: fetch, forward, backward, step, log, save. Returns the steps done and why it stopped."""
     config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
     model, sampler, parts = training.objective.model, training.objective.sampler, config.training.accumulation
     loader = make_loader(config.dataset.shards, config, ranks.device)
     stream = loader.stream(micro_batches(plan, start, last, parts))
     model.train()
+    done, stopped = start, None
     with Monitor(training.run_dir, ranks, start, training.steps, config.training) as monitor:
         for step in range(start, last):
             draw = sampler.draw(step)  # the same on every rank
@@ -111,9 +136,13 @@ def take_steps(training: Training, start: int, last: int) -> None:
                 engine.step()
                 monitor.add(losses)  # no host sync unless this step is logged
             monitor.record(step + 1, (step + 1) * plan.batch_size / len(plan.records), rates, loader.wait_s)
-            if training.checkpoints.due(step + 1):
-                training.checkpoints.save(step + 1)
+            done, stopped = step + 1, training.preemption.agreed(training.agreement)
+            if stopped:
+                break
+            if training.checkpoints.due(done):
+                training.checkpoints.save(done)
     loader.close()
+    return done, stopped
 
 
 def micro_batches(plan: TrainPlan, start: int, end: int, parts: int) -> Iterator[list[ClipRequest]]:

@@ -27,6 +27,7 @@ FREE_SETTINGS = (
     "training.log_every_steps",
     "training.save_every_steps",
     "training.keep_checkpoints",
+    "training.collective_timeout_s",
     "loader.threads",
     "loader.prefetch",
     "dataset.workers",
