@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ace_dist.errors import UserError
+from ace_dist.files import write_text
 
 __all__ = ["MissingTree", "SynonymTrees", "TreeError"]
 
-Nodes = Mapping[str, Mapping[str, tuple[str, ...]]]
+Node = Mapping[str, Any] | tuple[str, ...]  # children with their own nodes, or, at the last order, children alone
 
 
 class TreeError(UserError):
@@ -25,16 +25,17 @@ class MissingTree(TreeError):
 
 
 class SynonymTrees:
-    """One tree per root verb, to second order: root → children → grandchildren, every parent among its own children.
+    """One tree per root verb: root → children → grandchildren, every parent among its own children.
 
     `size` and `grand_size` cut each node to its first M children (M of the paper; `None` keeps all), the parent
     always kept and counted unless `include_parent=False`, which reads M as "M synonyms besides the parent".
-    Files may hold levels of any size, which may differ between trees.
+    Files may hold levels of any size, which may differ between trees, and more orders than two (`orders`): the sampler
+    uses two, `grand_size` cuts the second and all deeper ones.
     """
 
     def __init__(
         self,
-        nodes: Mapping[str, Mapping[str, Iterable[str]]],
+        nodes: Mapping[str, Mapping[str, Iterable[str] | Mapping[str, Any]]],
         meta: Mapping[str, Any] | None = None,
         source: str = "synonym trees",
         size: int | None = None,
@@ -43,15 +44,13 @@ class SynonymTrees:
     ) -> None:
         self.source = source
         self.meta = dict(meta or {})
-        full = {root: {child: tuple(leaves) for child, leaves in tree.items()} for root, tree in nodes.items()}
-        validate(full, source)
-        self._nodes: Nodes = {
-            root: {
-                child: first_m(child, tree[child], grand_size, include_parent)
-                for child in first_m(root, tuple(tree), size, include_parent)
-            }
-            for root, tree in full.items()
-        }
+        full = {root: frozen(tree) for root, tree in nodes.items()}
+        self.orders = validate(full, source)
+        self._nodes: dict[str, Mapping[str, Any]] = {}
+        for root, tree in full.items():
+            cut = cut_node(root, tree, (size, grand_size), include_parent)
+            assert isinstance(cut, Mapping)
+            self._nodes[root] = cut
 
     @classmethod
     def load(
@@ -71,12 +70,10 @@ class SynonymTrees:
         return cls(raw, meta, str(path), size, grand_size, include_parent)
 
     def save(self, path: str | Path) -> None:
-        """Write the trees as JSON, to a temporary name first, so that a crash leaves the old file."""
+        """Write the trees as JSON with one line a node, so that a person can read it and a diff shows what changed."""
         path = Path(path)
-        payload = {"_meta": self.meta, **{r: {c: list(g) for c, g in t.items()} for r, t in self._nodes.items()}}
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(payload, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        entries = [f"{quoted(key)}: {entry_text(value)}" for key, value in {"_meta": self.meta, **self._nodes}.items()]
+        write_text(path, "{\n " + ",\n ".join(entries) + "\n}\n")
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -86,19 +83,26 @@ class SynonymTrees:
     def __contains__(self, root: str) -> bool:
         return root in self._nodes
 
-    def children(self, root: str, child: str | None = None) -> tuple[str, ...]:
-        """First-order children of `root`, or, with `child`, the second-order children below it.
+    def children(self, root: str, *path: str) -> tuple[str, ...]:
+        """First-order children of `root`, or, with a child, the second-order children below it, and so on.
 
         Raises `MissingTree` naming the file and the nearest known verb.
         """
-        tree = self._nodes.get(root)
-        if tree is None:
+        node: Node | None = self._nodes.get(root)
+        if node is None:
             raise MissingTree(f"no synonym tree for the verb {root!r} in {self.source}{near(root, self._nodes)}")
-        if child is None:
-            return tuple(tree)
-        if child not in tree:
-            raise MissingTree(f"{child!r} is not a child of {root!r} in {self.source}{near(child, tree)}")
-        return tree[child]
+        for depth, child in enumerate(path):
+            if child not in node:
+                parent = " > ".join((root, *path[:depth]))
+                raise MissingTree(f"{child!r} is not a child of {parent!r} in {self.source}{near(child, node)}")
+            if not isinstance(node, Mapping):
+                raise MissingTree(f"{self.source} has {self.orders} orders, none below {' > '.join((root, *path))!r}")
+            node = node[child]
+        return tuple(node)
+
+    def nodes(self, root: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Every inner node of a tree with its children, parents first: `(root,)`, `(root, child)`, ..."""
+        yield from walk((root,), self._nodes[root])
 
     def require(self, verbs: Iterable[str]) -> None:
         """Raise `MissingTree`, naming every verb without a tree at once."""
@@ -113,7 +117,7 @@ class SynonymTrees:
 
     def verbs(self) -> tuple[str, ...]:
         """Every verb that occurs at any level, sorted."""
-        return tuple(sorted({leaf for tree in self._nodes.values() for leaves in tree.values() for leaf in leaves}))
+        return tuple(sorted({verb for root in self._nodes for _, children in self.nodes(root) for verb in children}))
 
 
 class DuplicateKey(ValueError):
@@ -130,14 +134,76 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return seen
 
 
-def validate(nodes: Mapping[str, Mapping[str, tuple[str, ...]]], source: str) -> None:
-    """The rules of a tree file; raises `TreeError` naming the node that breaks one."""
+def frozen(node: Iterable[str] | Mapping[str, Any]) -> Node:
+    """A copy of a node that nobody else holds: objects in their order, lists as tuples. Raises `TreeError`."""
+    if isinstance(node, Mapping):
+        return {child: frozen(below) for child, below in node.items()}
+    if isinstance(node, str) or not isinstance(node, Iterable):
+        raise TreeError(f"a synonym tree holds {node!r} where a list or an object of verbs is expected")
+    return tuple(node)
+
+
+def walk(path: tuple[str, ...], node: Node) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The node at `path` and all inner nodes below it, each with its children."""
+    yield path, tuple(node)
+    if isinstance(node, Mapping):
+        for child, below in node.items():
+            yield from walk((*path, child), below)
+
+
+def validate(nodes: Mapping[str, Node], source: str) -> int:
+    """The rules of a tree file; returns its number of orders. Raises `TreeError` naming the node that breaks one."""
     if not nodes:
         raise TreeError(f"{source} holds no tree")
+    orders = 0
     for root, tree in nodes.items():
-        check_level(root, tuple(tree), f"{source}: {root!r}")
-        for child, leaves in tree.items():
-            check_level(child, leaves, f"{source}: {root!r} > {child!r}")
+        if not isinstance(tree, Mapping):
+            raise TreeError(
+                f"{source}: {root!r} holds a list, expected an object of its children with their own synonyms"
+            )
+        for path, children in walk((root,), tree):
+            check_level(path[-1], children, f"{source}: {' > '.join(map(repr, path))}")
+        for path, _ in last_orders((root,), tree):
+            orders = orders or len(path)
+            if len(path) != orders:
+                raise TreeError(
+                    f"{source}: {' > '.join(map(repr, path))} ends at order {len(path)}, other nodes at {orders}"
+                )
+    return orders
+
+
+def last_orders(path: tuple[str, ...], node: Node) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The nodes of the last order, which hold lists."""
+    if not isinstance(node, Mapping):
+        yield path, node
+        return
+    for child, below in node.items():
+        yield from last_orders((*path, child), below)
+
+
+def cut_node(parent: str, node: Node, sizes: tuple[int | None, ...], include_parent: bool) -> Node:
+    """A node whose children are cut by `first_m`, order by order; the last size holds for all deeper orders."""
+    kept = first_m(parent, tuple(node), sizes[0], include_parent)
+    if not isinstance(node, Mapping):
+        return kept
+    return {child: cut_node(child, node[child], sizes[1:] or sizes, include_parent) for child in kept}
+
+
+def quoted(value: Any) -> str:
+    """One line of JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def entry_text(node: Any, depth: int = 1) -> str:
+    """An object with one entry a line, lists within it on one line."""
+    if not isinstance(node, Mapping) or not node:
+        return quoted(node)
+    indent = " " * (depth + 1)
+    return (
+        "{\n"
+        + ",\n".join(f"{indent}{quoted(k)}: {entry_text(v, depth + 1)}" for k, v in node.items())
+        + f"\n{' ' * depth}}}"
+    )
 
 
 def check_level(parent: str, children: tuple[str, ...], where: str) -> None:
