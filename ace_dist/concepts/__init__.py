@@ -1,7 +1,14 @@
 """Actions, synonym trees, and the labels drawn from them. Knows no tensors and no clips."""
 
 from ace_dist.concepts.actions import Action, ActionError
-from ace_dist.concepts.classes import ClassError, ClassLists, split_classes
+from ace_dist.concepts.classes import (
+    ClassError,
+    ClassLists,
+    ClassTable,
+    load_class_table,
+    novel_by_verb_frequency,
+    split_classes,
+)
 from ace_dist.concepts.labels import (
     FreeLabel,
     LabelError,
@@ -27,6 +34,7 @@ __all__ = [
     "ActionError",
     "ClassError",
     "ClassLists",
+    "ClassTable",
     "ConceptDraw",
     "ConceptSampler",
     "EmptyShadowPool",
@@ -40,7 +48,9 @@ __all__ = [
     "draw_srt",
     "free_labels",
     "label_phrases",
+    "load_class_table",
     "load_srt",
+    "novel_by_verb_frequency",
     "root_labels",
     "shadow_pool",
     "split_classes",
