@@ -75,13 +75,20 @@ class DatasetConfig:
     """Where labels and clips come from, and which actions are novel."""
 
     name: str = MISSING
-    kind: str = MISSING  # csv | tabletop
-    annotations: str | None = None  # the CSV file of kind `csv`
+    kind: str = MISSING  # csv | gtea | ikea | ata | tabletop
+    root: str | None = None  # folder of gtea, ikea or ata; each reader's docstring says what lies in it
+    annotations: str | None = None  # CSV file (csv, ata) or IKEA-ASM's database or gt_segments.json; null: in `root`
+    classes: str | None = None  # the data set's labels as actions (JSON); null: whatever the clips show
+    views: list[str] | None = None  # cameras of ikea or ata; null: all
+    frame_tolerance_s: float = 1.0  # seconds by which labels and video may differ in length (gtea, ikea, ata)
     shards: str = MISSING  # folder of the WebDataset shards
     synonyms: str | None = None  # synonym tree file (JSON)
     srt: str | None = None  # label sets of the Synonym Robustness Test (JSON)
     novel: list[str] | None = None  # novel actions; null: those without a training clip
-    fold: int = 0
+    novel_share: float | None = None  # instead of a list: this share of the classes, those of the least frequent verbs
+    fold: int = 0  # of a cross-validation, from 1; 0: there is none
+    test_groups: list[str] | None = None  # groups (people, environments) that are tested; null: as stored in the shards
+    left_out_groups: list[str] = field(default_factory=list)  # groups in neither split, such as a validation person
     clip: ClipConfig = field(default_factory=ClipConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     clips_per_shard: int = 128
@@ -263,7 +270,7 @@ def validated(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     choices = {
-        "dataset.kind": (config.dataset.kind, ("csv", "tabletop")),
+        "dataset.kind": (config.dataset.kind, ("csv", "gtea", "ikea", "ata", "tabletop")),
         "dataset.encoding.codec": (config.dataset.encoding.codec, ("vp9", "mjpeg", "h264")),
         "model.init": (config.model.init, ("weights", "random")),
         "model.text.tower": (config.model.text.tower, ("clip", "minilm")),

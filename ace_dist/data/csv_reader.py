@@ -10,13 +10,13 @@ import csv
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ace_dist.data.segments import SPLITS, DataError, RawClip, Segment
 from ace_dist.data.video_file import read_window
 
-__all__ = ["COLUMNS", "AnnotationError", "CsvReader"]
+__all__ = ["COLUMNS", "AnnotationError", "CsvReader", "faults_error", "numbered_rows"]
 
 COLUMNS = ("video", "start_s", "end_s", "verb", "object", "split", "group")
 SHOWN = 20  # problems that one message lists
@@ -51,7 +51,7 @@ class CsvReader:
         segments: list[Segment] = []
         faults: list[str] = []
         first_line: dict[tuple[object, ...], int] = {}
-        for line, row in self.numbered_rows():
+        for line, row in numbered_rows(self.path, COLUMNS):
             try:
                 segment = self.parse_row(row, line)
                 identity = (segment.video, segment.start_s, segment.end_s, segment.verb, segment.object)
@@ -63,36 +63,10 @@ class CsvReader:
             first_line[identity] = line
             segments.append(segment)
         if faults:
-            raise self.error(faults)
+            raise faults_error(self.path, faults)
         if not segments:
-            raise self.error(["has a header and no row"])
+            raise faults_error(self.path, ["has a header and no row"])
         return segments
-
-    def error(self, faults: list[str]) -> AnnotationError:
-        """One message for all faults of the file."""
-        more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        listed = faults[:SHOWN] + more
-        text = f" {listed[0]}" if len(listed) == 1 else "\n  " + "\n  ".join(listed) + "\n"
-        return AnnotationError(f"{self.path}:{text} (dataset.annotations)")
-
-    def numbered_rows(self) -> list[tuple[int, dict[str, str]]]:
-        """Non-empty rows with their line numbers, values stripped. Checks the header."""
-        if not self.path.is_file():
-            raise AnnotationError(f"dataset.annotations={self.path} does not exist")
-        try:
-            with self.path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.reader(file)
-                header = [name.strip() for name in next(reader, [])]
-                if missing := [column for column in COLUMNS if column not in header]:
-                    found = ", ".join(header) or "nothing"
-                    raise self.error([f"line 1: column {', '.join(missing)} is missing; the header has {found}"])
-                return [
-                    (reader.line_num, dict(zip(header, (value.strip() for value in row), strict=False)))
-                    for row in reader
-                    if any(value.strip() for value in row)
-                ]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise self.error([f"is not a CSV file in UTF-8: {error}"]) from error
 
     def parse_row(self, row: Mapping[str, str], line: int) -> Segment:
         """One row as a segment; raises `DataError` with what is wrong and what to write instead."""
@@ -122,6 +96,34 @@ class CsvReader:
             group=row["group"],
             origin=f"{self.path} line {line}",
         )
+
+
+def faults_error(path: Path, faults: list[str]) -> AnnotationError:
+    """One message for all faults of a file."""
+    more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    listed = faults[:SHOWN] + more
+    text = f" {listed[0]}" if len(listed) == 1 else "\n  " + "\n  ".join(listed) + "\n"
+    return AnnotationError(f"{path}:{text} (dataset.annotations)")
+
+
+def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Non-empty rows of a CSV file with their line numbers, values stripped. Checks that the header has `columns`."""
+    if not path.is_file():
+        raise AnnotationError(f"dataset.annotations={path} does not exist")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            if missing := [column for column in columns if column not in header]:
+                found = ", ".join(header) or "nothing"
+                raise faults_error(path, [f"line 1: column {', '.join(missing)} is missing; the header has {found}"])
+            return [
+                (reader.line_num, dict(zip(header, (value.strip() for value in row), strict=False)))
+                for row in reader
+                if any(value.strip() for value in row)
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise faults_error(path, [f"is not a CSV file in UTF-8: {error}"]) from error
 
 
 def seconds(row: Mapping[str, str], column: str) -> float:
