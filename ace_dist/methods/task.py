@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ace_dist.concepts import Action, ClassLists, SynonymTrees, split_classes
+from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
 from ace_dist.config import Config, resolve_path
+from ace_dist.data.readers import open_dataset
 from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.errors import UserError
 from ace_dist.models.dual_encoder import DualEncoder
@@ -67,10 +68,12 @@ def load_trees(config: Config) -> SynonymTrees:
 
 def load_task(config: Config) -> Task:
     """Open the shards and trees of a configuration and decide the classes. Every verb must have a tree."""
-    shards = ShardSet.load(resolve_path(config.dataset.shards))
+    dataset = config.dataset
+    shards = open_dataset(dataset)
     trees = load_trees(config)
     train, test = (map(action_of, shards.split(name)) for name in ("train", "test"))
-    classes = split_classes(train, test, config.dataset.novel)
+    table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None
+    classes = split_classes(train, test, dataset.novel, novel_share=dataset.novel_share, table=table)
     trees.require(action.verb for action in (*classes.base, *classes.novel))
     return Task(classes, trees, shards)
 

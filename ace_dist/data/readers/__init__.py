@@ -133,7 +133,7 @@ def check_groups(dataset: DatasetConfig, groups: Iterable[str]) -> None:
     for setting, chosen in (("test_groups", dataset.test_groups or []), ("left_out_groups", dataset.left_out_groups)):
         if unknown := [name for name in chosen if name not in present]:
             raise DataError(
-                f"dataset.{setting} lists {', '.join(map(repr, unknown))} (dataset.fold={dataset.fold}); the groups are "
+                f"dataset.{setting} lists {', '.join(map(repr, unknown))} (dataset.fold={dataset.fold}); there are "
                 f"{', '.join(sorted(present))}"
             )
     if both := sorted(set(dataset.test_groups or []) & set(dataset.left_out_groups)):

@@ -32,7 +32,7 @@ SHOWN = 20  # problems that one message lists
 
 
 class LayoutError(DataError):
-    """A data set's folder or annotation file that is not as expected; the message says what was looked for and where."""
+    """A data set's folder or annotation file that is not as expected; the message says what was looked for, where."""
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ def annotation_file(root: Path) -> Path:
             return folder / name
     looked = ", ".join(folder or "the root itself" for folder in ANNOTATION_FOLDERS)
     raise LayoutError(
-        f"dataset.root={root} holds neither {DATABASE} nor {SEGMENTS} (looked in {looked}); set dataset.annotations=FILE "
-        f"({SOURCE})"
+        f"dataset.root={root} holds neither {DATABASE} nor {SEGMENTS} (looked in {looked}); set "
+        f"dataset.annotations=FILE ({SOURCE})"
     )
 
 
