@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ConceptObjective", "Losses", "offsets_of"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: DeepSpeed's ZeRO 3 looks for tensors in an output's `vars`
 class Losses:
     """Scalar losses of one micro-batch, on the device. `fixed` or `random` is None when switched off."""
 
