@@ -99,8 +99,14 @@ class DatasetConfig:
 
 @dataclass
 class VideoConfig:
-    """The TimeSformer. `frames` is the length of the checkpoint's `time_embed`, resized to the clip's."""
+    """The video encoder. `frames` is the length of the checkpoint's `time_embed`, resized to the clip's."""
 
+    tower: str = "timesformer"  # timesformer | vit (an image model on every frame) | spacetime (LaViLa's)
+    clip_style: bool = False  # of vit and spacetime: CLIP's norm before the blocks, QuickGELU, no patch bias
+    pooling: str = "mean"  # of vit: mean over frames | frames: keep them, for model.spotting
+    temporal_layers: int = 0  # of vit: transformer layers over the frames' embeddings
+    prompt_tokens: int = 0  # of vit: learned tokens a block
+    prompt_depth: int = 9  # of vit: blocks that have them, counted from the first
     width: int = 768
     depth: int = 12
     heads: int = 12
@@ -124,6 +130,9 @@ class TextConfig:
     """The text tower: CLIP's text transformer at any width, or all-MiniLM-L6-v2."""
 
     tower: str = "clip"  # clip | minilm
+    prompts: list[str] = field(default_factory=lambda: ["{}"])  # a phrase is encoded as the mean over these sentences
+    prompt_tokens: int = 0  # of clip: learned tokens before the phrase
+    prompt_depth: int = 9  # of clip: layers that have their own, counted from the first
     width: int = 512
     depth: int = 12
     heads: int = 8
@@ -274,6 +283,8 @@ def validated(composed: DictConfig) -> Config:
         "dataset.encoding.codec": (config.dataset.encoding.codec, ("vp9", "mjpeg", "h264")),
         "model.init": (config.model.init, ("weights", "random")),
         "model.text.tower": (config.model.text.tower, ("clip", "minilm")),
+        "model.video.tower": (config.model.video.tower, ("timesformer", "vit", "spacetime")),
+        "model.video.pooling": (config.model.video.pooling, ("mean", "frames")),
         "model.video.time_embed_resize": (config.model.video.time_embed_resize, ("nearest", "linear")),
         "model.video.attention": (config.model.video.attention, ("auto", "xformers", "sdpa")),
         "method.name": (config.method.name, ("ace", "procvlr")),

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ace_dist.errors import UserError
+from ace_dist.models.image_tower import ImageTower
 from ace_dist.models.phrase_bank import PhraseBank
+from ace_dist.models.spacetime import SpaceTimeTower
 from ace_dist.models.text import build_text_tower
 from ace_dist.models.timesformer import TimeSformer
 
 if TYPE_CHECKING:
     from ace_dist.config import TextConfig, VideoConfig
 
-__all__ = ["DualEncoder", "EmbeddingWidthError"]
+__all__ = ["DualEncoder", "EmbeddingWidthError", "VideoTower", "build_video_tower"]
+
+VideoTower = TimeSformer | ImageTower | SpaceTimeTower
 
 
 class EmbeddingWidthError(UserError):
@@ -32,7 +36,7 @@ class DualEncoder(nn.Module):
                 f"model.video.embed_dim={video.embed_dim} differs from model.text.embed_dim={text.embed_dim}: both "
                 "towers must end in one space; set them equal"
             )
-        self.video = TimeSformer(video)
+        self.video = build_video_tower(video)
         self.text = build_text_tower(text)
 
     def forward(self, video: Tensor, bank: PhraseBank, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,3 +69,9 @@ class DualEncoder(nn.Module):
         """The rest of `state_dict`."""
         trained = self.trainable_state_dict()
         return {name: tensor for name, tensor in self.state_dict().items() if name not in trained}
+
+
+def build_video_tower(config: VideoConfig) -> VideoTower:
+    """The tower that `model.video.tower` names: timesformer, vit or spacetime."""
+    towers: dict[str, type[VideoTower]] = {"timesformer": TimeSformer, "vit": ImageTower, "spacetime": SpaceTimeTower}
+    return towers[config.tower](config)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ace_dist.errors import UserError
-from ace_dist.models.timesformer import TimeSformer, resize_positions, resize_times
+from ace_dist.models.dual_encoder import VideoTower
+from ace_dist.models.timesformer import resize_positions, resize_times
 
 __all__ = ["LoadReport", "WeightsError", "load_text_weights", "load_video_weights", "save_safetensors"]
 
@@ -36,12 +37,13 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)  # the file has it, the model has not
     mismatched: list[str] = field(default_factory=list)  # both have it, in shapes that do not fit
     resized: list[str] = field(default_factory=list)  # position or time embedding brought to the model's length
+    started: list[str] = field(default_factory=list)  # parts of a method that no weight file has: they begin anew
     ignored: list[str] = field(default_factory=list)  # known to belong to another part, such as CLIP's image side
 
     def __str__(self) -> str:
         """One line for the log."""
         parts = [f"{self.path}: {self.loaded} tensors loaded"]
-        for name in ("resized", "ignored", "missing", "unexpected", "mismatched"):
+        for name in ("resized", "started", "ignored", "missing", "unexpected", "mismatched"):
             keys = getattr(self, name)
             if keys:
                 shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
@@ -54,18 +56,19 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.mismatched)
 
 
-def load_video_weights(model: TimeSformer, path: Path | str | None, strict: bool = True) -> LoadReport:
-    """Load a TimeSformer from safetensors with the keys of `TimeSformer.state_dict`.
+def load_video_weights(model: VideoTower, path: Path | str | None, strict: bool = True) -> LoadReport:
+    """Load a video tower from safetensors with the keys of its `state_dict`.
 
     `pos_embed` and `time_embed` of other lengths are resized (time by `model.video.time_embed_resize`) and reported.
+    What the tower adds to its kind (learned prompts, layers over frames) is left as it is when the file has none of it.
     With `strict`, any other difference raises `WeightsError`, which names `model.video.weights`; without, the report
     alone tells.
     """
     file, state = read_safetensors(path, VIDEO_SETTING)
     report = LoadReport(file)
     for name, resize in (("pos_embed", resize_pos_embed), ("time_embed", resize_time_embed)):
-        wanted = getattr(model, name)
-        if name in state and state[name].shape != wanted.shape:
+        wanted = getattr(model, name, None)
+        if wanted is not None and name in state and state[name].shape != wanted.shape:
             found = state[name].shape
             resized = resize(state[name].float(), model)
             if resized is not None:
@@ -126,7 +129,9 @@ def read_safetensors(path: Path | str | None, setting: str) -> tuple[Path, dict[
 def assign(model: nn.Module, state: dict[str, Tensor], report: LoadReport, setting: str, strict: bool) -> LoadReport:
     """Copy the tensors that fit into the model, after the report is complete and, with `strict`, clean."""
     own = model.state_dict()
-    report.missing = [key for key in own if key not in state]
+    fresh = {name for name in getattr(model, "fresh", ()) if not any(key.split(".")[0] == name for key in state)}
+    report.missing = [key for key in own if key not in state and key.split(".")[0] not in fresh]
+    report.started = [key for key in own if key.split(".")[0] in fresh]
     report.unexpected = [key for key in state if key not in own]
     report.mismatched = [
         f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
@@ -143,7 +148,7 @@ def assign(model: nn.Module, state: dict[str, Tensor], report: LoadReport, setti
     return report
 
 
-def resize_pos_embed(embed: Tensor, model: TimeSformer) -> Tensor | None:
+def resize_pos_embed(embed: Tensor, model: VideoTower) -> Tensor | None:
     """Position embedding of a file at the model's grid; None when it is not one of the model's width."""
     patches = embed.shape[1] - 1 if embed.dim() == 3 else 0
     if embed.dim() != 3 or embed.shape[2] != model.config.width or round(patches**0.5) ** 2 != patches or not patches:
@@ -151,7 +156,7 @@ def resize_pos_embed(embed: Tensor, model: TimeSformer) -> Tensor | None:
     return resize_positions(embed, model.pos_embed.shape[1] - 1)
 
 
-def resize_time_embed(embed: Tensor, model: TimeSformer) -> Tensor | None:
+def resize_time_embed(embed: Tensor, model: VideoTower) -> Tensor | None:
     """Time embedding of a file at the model's length; None when it is not one of the model's width."""
     if embed.dim() != 3 or embed.shape[2] != model.config.width:
         return None

@@ -200,8 +200,8 @@ def initialise(model: DualEncoder) -> None:
     for module in model.video.modules():
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.xavier_uniform_(module.weight)
-    for positions in (model.video.pos_embed, model.video.time_embed):
-        torch.nn.init.normal_(positions, std=0.3)
+    for name in ("pos_embed", "time_embed"):
+        torch.nn.init.normal_(model.video.get_parameter(name), std=0.3)
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:

@@ -1,0 +1,109 @@
+"""Owns the image tower: timm's VisionTransformer on every frame, with CLIP's layout or the plain one.
+
+Shapes: B clips, T frames, N tokens of a frame, D width, E embedding width, K prompt tokens. Parameter names are timm's,
+with `head` as the projection into the text's space.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import torch
+from timm.layers import QuickGELU
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from ace_dist.models.frozen_trunk import FrozenTrunk
+from ace_dist.models.timesformer import resize_times
+
+if TYPE_CHECKING:
+    from ace_dist.config import VideoConfig
+
+__all__ = ["CLIP_EPS", "PLAIN_EPS", "ImageTower"]
+
+CLIP_EPS, PLAIN_EPS = 1e-5, 1e-6  # of layer norms: CLIP's, and those of timm's ViTs and of the TimeSformer
+TEMPORAL_EPS = 1e-12  # of Text4Vis' temporal transformer
+PROMPT_STD = 0.02  # of learned prompt tokens at the start (ViFi-CLIP)
+
+
+class TemporalTransformer(nn.Module):
+    """Transformer layers over the T frame embeddings, added to them (Text4Vis, BIKE): [B,T,E] -> [B,T,E]."""
+
+    def __init__(self, width: int, layers: int, frames: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, frames, width) * 0.01)
+        norm = partial(nn.LayerNorm, eps=TEMPORAL_EPS)
+        heads = max(1, width // 64)  # CLIP's heads are 64 wide
+        self.layers = nn.Sequential(
+            *(Block(width, heads, qkv_bias=True, norm_layer=norm, act_layer=QuickGELU) for _ in range(layers))
+        )
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Residual around all layers."""
+        positions = resize_times(self.positions, frames.shape[1])
+        return frames + cast(Tensor, self.layers(frames + positions))
+
+
+class ImageTower(FrozenTrunk, VisionTransformer):  # type: ignore[misc]  # timm is untyped
+    """[B,T,3,H,W] -> [B,E], the mean of the frames' embeddings; with `pooling=frames` all of them, [B,T,E].
+
+    `clip_style` is CLIP's network: a norm before the blocks, QuickGELU, no bias in the patch embedding. With
+    `prompt_tokens` K tokens are learned for each of the first `prompt_depth` blocks and put after the others there.
+    """
+
+    patch_embed: nn.Module
+    norm_pre: nn.Module
+    blocks: nn.Sequential
+    norm: nn.Module
+    head: nn.Module
+
+    def __init__(self, config: VideoConfig) -> None:
+        super().__init__(
+            img_size=config.image_size, patch_size=config.patch, embed_dim=config.width, depth=config.depth,
+            num_heads=config.heads, mlp_ratio=config.mlp_ratio, num_classes=config.embed_dim,
+            pre_norm=config.clip_style, act_layer=QuickGELU if config.clip_style else nn.GELU,
+            norm_layer=partial(nn.LayerNorm, eps=CLIP_EPS if config.clip_style else PLAIN_EPS),
+        )  # fmt: skip
+        self.temporal: TemporalTransformer | None = None
+        self.prompts: nn.Parameter | None = None
+        if config.temporal_layers:
+            self.temporal = TemporalTransformer(config.embed_dim, config.temporal_layers, config.frames)
+        if config.prompt_tokens:
+            shape = (min(config.prompt_depth, config.depth), config.prompt_tokens, config.width)
+            self.prompts = nn.Parameter(torch.randn(shape) * PROMPT_STD)
+        self.fresh = ("temporal", "prompts")
+        self.settle(config)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Embeddings of clips, not unit length."""
+        self.check_video(video)
+        frames_BTE: Tensor = self.embed_frames(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        if self.temporal is not None:
+            frames_BTE = self.temporal(frames_BTE)
+        return frames_BTE if self.config.pooling == "frames" else frames_BTE.mean(1)
+
+    def embed_frames(self, images: Tensor) -> Tensor:
+        """Single frames [N,3,H,W] -> [N,E]."""
+        prompted = self.prompts is not None
+        with self.grad_from(-1, below=self.first_trained == 0):
+            tokens = self.positioned(self.patch_embed(images))
+        length = tokens.shape[1]
+        with self.grad_from(-1, below=self.first_trained == 0 or prompted):
+            tokens = self.norm_pre(self.with_prompts(tokens, 0, length))
+        for index, block in enumerate(self.blocks):
+            with self.grad_from(index, below=prompted):
+                tokens = block(self.with_prompts(tokens, index, length) if index else tokens)
+        return cast(Tensor, self.head(self.norm(tokens[:, 0])))
+
+    def positioned(self, patches: Tensor) -> Tensor:
+        """Patches [N,P,D] -> [N,1+P,D], behind the class token, with positions (timm's own private step)."""
+        embedded: Tensor = self._pos_embed(patches)  # type: ignore[operator]
+        return embedded
+
+    def with_prompts(self, tokens: Tensor, index: int, length: int) -> Tensor:
+        """Tokens [N,L,D] with block `index`'s learned ones after the first `length`, in place of the block's before."""
+        if self.prompts is None or index >= len(self.prompts):
+            return tokens
+        learned = self.prompts[index].expand(len(tokens), -1, -1)
+        return torch.cat([tokens[:, :length], learned], dim=1)

@@ -1,0 +1,294 @@
+"""Owns the names under which others store these networks, as rules from their keys to ours; opens no file.
+
+Our names: a TimeSformer's are those of the official code, an image tower's those of timm's VisionTransformer, a
+space-time tower's those of LaViLa without `visual.`, a text tower's those of transformers' CLIPTextModelWithProjection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["KINDS", "Converted", "Kind", "convert", "detect_kind"]
+
+State = dict[str, Tensor]
+
+
+class Rule(NamedTuple):
+    """Source keys that match `pattern` whole become `target` (a `re` template; None: known, and not of this tower).
+
+    A template with `{qkv}` splits rows into equal thirds q, k, v; a pattern with a group `qkv` is one of those thirds.
+    """
+
+    pattern: str
+    target: str | None
+    change: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+
+class Kind(NamedTuple):
+    """A family of weight files: a key that only it has, the rules for each tower it can become, and its licence."""
+
+    mark: str
+    rules: Mapping[str, Sequence[Rule]]
+    licence: str
+
+
+@dataclass
+class Converted:
+    """A file under our names. `dropped` are keys of other parts, `unexpected` ones that no rule knows."""
+
+    state: State = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    derived: dict[str, str] = field(default_factory=dict)  # our key -> how it was computed
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """A matrix that its owner multiplies from the right (x @ W) as the weight of a linear layer."""
+    return tensor.T.contiguous()
+
+
+def as_token(tensor: Tensor) -> Tensor:
+    """[D] -> [1,1,D]."""
+    return tensor.reshape(1, 1, -1)
+
+
+def as_sequence(tensor: Tensor) -> Tensor:
+    """[N,D] -> [1,N,D]."""
+    return tensor[None]
+
+
+WB = r"(weight|bias)"
+SPATIAL = r"blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\." + WB
+TRUNK = rf"(?:cls_token|pos_embed|patch_embed\.proj\.{WB}|(?:norm|head)\.{WB}|{SPATIAL})"
+TEMPORAL = rf"(?:time_embed|blocks\.\d+\.(?:temporal_norm1|temporal_attn\.qkv|temporal_attn\.proj|temporal_fc)\.{WB})"
+PROCEDUREVRL_REST = r"(?:order_tfm|text_model|head_cls)\..*"
+SAME = r"\g<0>"
+
+TIMESFORMER = {
+    "timesformer": (Rule(TRUNK, SAME), Rule(TEMPORAL, SAME)),
+    "vit": (Rule(TRUNK, SAME), Rule(TEMPORAL, None)),
+    "spacetime": (
+        Rule(TRUNK, SAME),
+        Rule(r"time_embed", SAME),
+        Rule(rf"(blocks\.\d+)\.temporal_norm1\.{WB}", r"\1.norm3.\2"),
+        Rule(rf"(blocks\.\d+)\.temporal_attn\.qkv\.{WB}", r"\1.timeattn.qkv.\2"),
+        Rule(rf"(blocks\.\d+)\.temporal_attn\.proj\.{WB}", r"\1.timeattn.proj.\2"),
+        Rule(rf"(blocks\.\d+)\.temporal_fc\.{WB}", r"\1.temporal_fc.\2"),  # merged into timeattn.proj below
+    ),
+}
+HF_LAYER = r"(?:timesformer\.)?encoder\.layer\.(\d+)\."
+HF_EMBEDDINGS = r"(?:timesformer\.)?embeddings\."
+HF_TIMESFORMER = (
+    Rule(HF_EMBEDDINGS + r"cls_token", "cls_token"),
+    Rule(HF_EMBEDDINGS + r"position_embeddings", "pos_embed"),
+    Rule(HF_EMBEDDINGS + r"time_embeddings", "time_embed"),
+    Rule(HF_EMBEDDINGS + rf"patch_embeddings\.projection\.{WB}", r"patch_embed.proj.\1"),
+    Rule(HF_LAYER + rf"layernorm_before\.{WB}", r"blocks.\1.norm1.\2"),
+    Rule(HF_LAYER + rf"layernorm_after\.{WB}", r"blocks.\1.norm2.\2"),
+    Rule(HF_LAYER + rf"attention\.attention\.qkv\.{WB}", r"blocks.\1.attn.qkv.\2"),
+    Rule(HF_LAYER + rf"attention\.output\.dense\.{WB}", r"blocks.\1.attn.proj.\2"),
+    Rule(HF_LAYER + rf"temporal_layernorm\.{WB}", r"blocks.\1.temporal_norm1.\2"),
+    Rule(HF_LAYER + rf"temporal_attention\.attention\.qkv\.{WB}", r"blocks.\1.temporal_attn.qkv.\2"),
+    Rule(HF_LAYER + rf"temporal_attention\.output\.dense\.{WB}", r"blocks.\1.temporal_attn.proj.\2"),
+    Rule(HF_LAYER + rf"temporal_dense\.{WB}", r"blocks.\1.temporal_fc.\2"),
+    Rule(HF_LAYER + rf"intermediate\.dense\.{WB}", r"blocks.\1.mlp.fc1.\2"),
+    Rule(HF_LAYER + rf"output\.dense\.{WB}", r"blocks.\1.mlp.fc2.\2"),
+    Rule(rf"(?:timesformer\.)?layernorm\.{WB}", r"norm.\1"),
+    Rule(rf"classifier\.{WB}", r"head.\1"),
+)
+OUR_LAYER = r"text_model.encoder.layers.\1."
+OPENAI_LAYER = r"(?:text\.)?transformer\.resblocks\.(\d+)\."
+OPENAI_TEXT = (
+    Rule(r"(?:text\.)?token_embedding\.weight", "text_model.embeddings.token_embedding.weight"),
+    Rule(r"(?:text\.)?positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    Rule(OPENAI_LAYER + rf"attn\.in_proj_{WB}", OUR_LAYER + r"self_attn.{qkv}_proj.\2"),
+    Rule(OPENAI_LAYER + rf"attn\.out_proj\.{WB}", OUR_LAYER + r"self_attn.out_proj.\2"),
+    Rule(OPENAI_LAYER + rf"ln_([12])\.{WB}", OUR_LAYER + r"layer_norm\2.\3"),
+    Rule(OPENAI_LAYER + rf"mlp\.c_fc\.{WB}", OUR_LAYER + r"mlp.fc1.\2"),
+    Rule(OPENAI_LAYER + rf"mlp\.c_proj\.{WB}", OUR_LAYER + r"mlp.fc2.\2"),
+    Rule(rf"(?:text\.)?ln_final\.{WB}", r"text_model.final_layer_norm.\1"),
+    Rule(r"(?:text\.)?text_projection", "text_projection.weight", transposed),  # square in ViT-B/16: nothing else tells
+)
+VISUAL_LAYER = r"visual\.transformer\.resblocks\.(\d+)\."
+OPENAI_IMAGE = (
+    Rule(r"visual\.class_embedding", "cls_token", as_token),
+    Rule(r"visual\.positional_embedding", "pos_embed", as_sequence),
+    Rule(r"visual\.conv1\.weight", "patch_embed.proj.weight"),
+    Rule(rf"visual\.ln_pre\.{WB}", r"norm_pre.\1"),
+    Rule(VISUAL_LAYER + rf"attn\.in_proj_{WB}", r"blocks.\1.attn.qkv.\2"),
+    Rule(VISUAL_LAYER + rf"attn\.out_proj\.{WB}", r"blocks.\1.attn.proj.\2"),
+    Rule(VISUAL_LAYER + rf"ln_([12])\.{WB}", r"blocks.\1.norm\2.\3"),
+    Rule(VISUAL_LAYER + rf"mlp\.c_fc\.{WB}", r"blocks.\1.mlp.fc1.\2"),
+    Rule(VISUAL_LAYER + rf"mlp\.c_proj\.{WB}", r"blocks.\1.mlp.fc2.\2"),
+    Rule(rf"visual\.ln_post\.{WB}", r"norm.\1"),
+    Rule(r"visual\.proj", "head.weight", transposed),
+)
+CLIP_SCALARS = r"logit_scale|logit_bias|input_resolution|context_length|vocab_size|(?:text\.)?attn_mask"
+OPENAI_TEXT_KEYS = (
+    r"(?:text\.)?(?:token_embedding\.weight|positional_embedding|transformer\..*|ln_final\..*|text_projection)"
+)
+OPENAI_CLIP = {
+    "text": (*OPENAI_TEXT, Rule(r"visual\..*", None), Rule(CLIP_SCALARS, None)),
+    "vit": (*OPENAI_IMAGE, Rule(OPENAI_TEXT_KEYS, None), Rule(CLIP_SCALARS, None)),
+}
+HF_CLIP_LAYER = r"vision_model\.encoder\.layers\.(\d+)\."
+HF_CLIP = {
+    "text": (
+        Rule(r"(?:text_model\.|vision_model\.)?embeddings\.position_ids", None),
+        Rule(r"vision_model\..*|visual_projection\.weight", None),
+        Rule(r"(?:text_model\.)?((?:embeddings|encoder\.layers|final_layer_norm)\..*)", r"text_model.\1"),
+        Rule(r"text_projection\.weight", SAME),
+        Rule(CLIP_SCALARS, None),
+    ),
+    "vit": (
+        Rule(r"vision_model\.embeddings\.class_embedding", "cls_token", as_token),
+        Rule(r"vision_model\.embeddings\.position_embedding\.weight", "pos_embed", as_sequence),
+        Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "patch_embed.proj.weight"),
+        Rule(rf"vision_model\.pre_layrnorm\.{WB}", r"norm_pre.\1"),  # their spelling
+        Rule(HF_CLIP_LAYER + rf"self_attn\.(?P<qkv>[qkv])_proj\.{WB}", r"blocks.\1.attn.qkv.\3"),
+        Rule(HF_CLIP_LAYER + rf"self_attn\.out_proj\.{WB}", r"blocks.\1.attn.proj.\2"),
+        Rule(HF_CLIP_LAYER + rf"layer_norm([12])\.{WB}", r"blocks.\1.norm\2.\3"),
+        Rule(HF_CLIP_LAYER + rf"mlp\.(fc[12])\.{WB}", r"blocks.\1.mlp.\2.\3"),
+        Rule(rf"vision_model\.post_layernorm\.{WB}", r"norm.\1"),
+        Rule(r"visual_projection\.weight", "head.weight"),
+        Rule(r"text_model\..*|text_projection\.weight|vision_model\.embeddings\.position_ids", None),
+        Rule(CLIP_SCALARS, None),
+    ),
+}
+LAVILA_BLOCK = r"blocks\.\d+\.(?:norm[123]|attn\.qkv|attn\.proj|timeattn\.qkv|timeattn\.proj|mlp\.fc1|mlp\.fc2)\."
+LAVILA = {
+    "spacetime": (
+        Rule(r"visual\.temporal_embed", "time_embed"),
+        Rule(rf"visual\.ln_pre\.{WB}", r"norm_pre.\1"),
+        Rule(rf"visual\.(cls_token|pos_embed|patch_embed\.proj\.{WB}|norm\.{WB}|{LAVILA_BLOCK}{WB})", r"\1"),
+        Rule(r"image_projection", "head.weight", transposed),
+        Rule(OPENAI_TEXT_KEYS, None),
+        Rule(CLIP_SCALARS, None),
+    ),
+    "text": (*OPENAI_TEXT, Rule(r"visual\..*|image_projection", None), Rule(CLIP_SCALARS, None)),
+}
+TIMM_VIT = {tower: (Rule(TRUNK, SAME), Rule(rf"norm_pre\.{WB}", SAME)) for tower in ("timesformer", "vit")}
+CARD = "as its model card says"
+
+# In the order of detection; the first tower is the default.
+KINDS: dict[str, Kind] = {
+    "procedurevrl": Kind(
+        r"order_tfm\..*",
+        {tower: (*rules, Rule(PROCEDUREVRL_REST, None)) for tower, rules in TIMESFORMER.items()},
+        "CC-BY-NC-SA 3.0 (ProcedureVRL): non-commercial",
+    ),
+    "timesformer": Kind(
+        r"blocks\.0\.temporal_attn\.qkv\.weight", TIMESFORMER, "CC-BY-NC 4.0 (TimeSformer): non-commercial"
+    ),
+    "hf_timesformer": Kind(
+        HF_LAYER + r"temporal_dense\.weight",
+        {"timesformer": HF_TIMESFORMER},
+        "as its model card says; the released TimeSformers are CC-BY-NC 4.0: non-commercial",
+    ),
+    "lavila": Kind(r"visual\.blocks\.0\.timeattn\.qkv\.weight", LAVILA, "MIT (LaViLa)"),
+    "openai_clip": Kind(r"input_resolution", OPENAI_CLIP, "MIT (OpenAI CLIP)"),
+    "open_clip": Kind(r"(?:text\.)?transformer\.resblocks\.0\.attn\.in_proj_weight", OPENAI_CLIP, CARD),
+    "hf_clip": Kind(
+        r"(?:text_model\.)?embeddings\.token_embedding\.weight|vision_model\.embeddings\.class_embedding",
+        HF_CLIP,
+        f"{CARD}; OpenAI's CLIP is MIT",
+    ),
+    "timm_vit": Kind(r"blocks\.0\.attn\.qkv\.weight", TIMM_VIT, CARD),
+}
+
+
+def detect_kind(keys: Sequence[str]) -> str | None:
+    """The kind of a file by a key that only it has; None when it is none of them."""
+    for name, kind in KINDS.items():
+        if any(re.fullmatch(kind.mark, key) for key in keys):
+            return name
+    return None
+
+
+def convert(source: Mapping[str, Tensor], kind: str, tower: str) -> Converted:
+    """A file's tensors under our names for one tower."""
+    result = Converted()
+    thirds: dict[str, dict[str, Tensor]] = {}
+    rules = [(re.compile(rule.pattern), rule) for rule in KINDS[kind].rules[tower]]
+    for key, tensor in source.items():
+        found = next(((match, rule) for pattern, rule in rules if (match := pattern.fullmatch(key))), None)
+        if found is None:
+            result.unexpected.append(key)
+        elif found[1].target is None:
+            result.dropped.append(key)
+        else:
+            place(result, thirds, found[0], found[1], tensor)
+    for target, parts in thirds.items():
+        if set(parts) == set("qkv"):
+            result.state[target] = torch.cat([parts[name] for name in "qkv"])
+    complete(result, kind, tower)
+    return result
+
+
+def place(
+    result: Converted, thirds: dict[str, dict[str, Tensor]], match: re.Match[str], rule: Rule, tensor: Tensor
+) -> None:
+    """Apply one rule to one tensor."""
+    assert rule.target is not None
+    target = match.expand(rule.target)
+    if "{qkv}" in target:
+        for name, part in zip("qkv", tensor.chunk(3), strict=True):
+            result.state[target.replace("{qkv}", name)] = part.clone()
+    elif "qkv" in match.re.groupindex:
+        thirds.setdefault(target, {})[match["qkv"]] = tensor
+    else:
+        result.state[target] = rule.change(tensor)
+
+
+def complete(result: Converted, kind: str, tower: str) -> None:
+    """Compute what a tower has and its source has under no name of its own."""
+    state = result.state
+    if tower in ("vit", "spacetime") and "head.weight" in state and "head.bias" not in state:
+        state["head.bias"] = torch.zeros(len(state["head.weight"]), dtype=state["head.weight"].dtype)
+        result.derived["head.bias"] = "zeros: the source's projection has no bias"
+    if kind == "timm_vit" and tower == "timesformer" and "pos_embed" in state:
+        inflate(result)
+    if tower == "spacetime":
+        for name in [key.removesuffix(".temporal_fc.weight") for key in state if key.endswith(".temporal_fc.weight")]:
+            merge_temporal(result, name)
+
+
+def inflate(result: Converted) -> None:
+    """A TimeSformer out of an image model, as the official code starts one: its temporal branch adds nothing yet."""
+    state = result.state
+    width = state["pos_embed"].shape[-1]
+    state["time_embed"] = state["pos_embed"].new_zeros(1, 8, width)
+    result.derived["time_embed"] = "zeros, 8 frames"
+    for name in [key.removesuffix(".attn.qkv.weight") for key in state if key.endswith(".attn.qkv.weight")]:
+        for part in ("weight", "bias"):
+            for ours, theirs in (
+                ("temporal_norm1", "norm1"),
+                ("temporal_attn.qkv", "attn.qkv"),
+                ("temporal_attn.proj", "attn.proj"),
+            ):
+                if f"{name}.{theirs}.{part}" in state:
+                    state[f"{name}.{ours}.{part}"] = state[f"{name}.{theirs}.{part}"].clone()
+                    result.derived[f"{name}.{ours}.{part}"] = f"copy of {theirs}.{part}"
+        state[f"{name}.temporal_fc.weight"] = state["pos_embed"].new_zeros(width, width)
+        state[f"{name}.temporal_fc.bias"] = state["pos_embed"].new_zeros(width)
+        result.derived |= {f"{name}.temporal_fc.{part}": "zeros" for part in ("weight", "bias")}
+
+
+def merge_temporal(result: Converted, block: str) -> None:
+    """`temporal_fc` after `timeattn.proj` as one linear map; a space-time block has no second one."""
+    state = result.state
+    outer = [state.pop(f"{block}.temporal_fc.{part}", None) for part in ("weight", "bias")]
+    inner = [state.get(f"{block}.timeattn.proj.{part}") for part in ("weight", "bias")]
+    if any(tensor is None for tensor in (*outer, *inner)):
+        return
+    w_out, b_out, w_in, b_in = (tensor.float() for tensor in (*outer, *inner) if tensor is not None)
+    merged = {"weight": w_out @ w_in, "bias": w_out @ b_in + b_out}
+    for part, tensor in merged.items():
+        state[f"{block}.timeattn.proj.{part}"] = tensor
+        result.derived[f"{block}.timeattn.proj.{part}"] = "temporal_fc after temporal_attn.proj"
