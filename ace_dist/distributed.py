@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ace_dist.errors import UserError
+from ace_dist.rendezvous import cores, rank_variables
 
 __all__ = ["DistributedError", "Ranks", "connect", "disconnect", "seed_everything", "uses_bf16"]
 
@@ -53,31 +54,42 @@ class Ranks:
         return dict(zip(values, (packed / self.world).tolist(), strict=True))
 
 
-def connect(device: str = "auto") -> Ranks:
-    """Join the process group described by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
+    """Join the process group that the environment describes (`ace_dist.rendezvous`): a launcher's, SLURM's, or alone.
 
-    Without these variables the process is a group of one. NCCL on CUDA, gloo on CPUs. `device` is `training.device`.
+    NCCL on CUDA, gloo on CPUs. `device` is `training.device`; `timeout_s` bounds this call and every collective.
+    Raises `DistributedError` when the ranks do not meet.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise DistributedError("training.device=cuda, but torch sees no CUDA device; set training.device=cpu or auto")
     use_cuda = cuda and device != "cpu"
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda else "cpu")
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(free_port()))
+    os.environ.update(rank_variables(os.environ))
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if use_cuda:
-        torch.cuda.set_device(local)
-    else:
-        share_cores()
+    gpu = (
+        torch.device("cuda", local % torch.cuda.device_count()) if use_cuda else None
+    )  # SLURM may show a task only its own
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        # DeepSpeed's launcher sets no thread count, torch then starts one thread a core in every rank, and two ranks on
+        # two cores run slower than one.
+        torch.set_num_threads(cores(os.environ))
     import deepspeed
 
     # At its first start on a CPU DeepSpeed would compile a shared-memory all-reduce for inference, for a minute, which
     # training never calls. Without the entry DeepSpeed uses torch.distributed for that operator too.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if use_cuda else "gloo", verbose=False)
-    return Ranks(rank, world, torch.device("cuda", local) if use_cuda else torch.device("cpu"))
+    try:
+        deepspeed.init_distributed("nccl" if use_cuda else "gloo", verbose=False, timeout=timedelta(seconds=timeout_s))
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise DistributedError(
+            f"rank {rank} of {world} could not meet the others at {where} ({str(error).splitlines()[0]}); see that all "
+            f"ranks run and reach each other, or set MASTER_ADDR and MASTER_PORT"
+        ) from error
+    return Ranks(rank, world, gpu or torch.device("cpu"))
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
@@ -87,29 +99,10 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-def share_cores() -> None:
-    """Divide the cores among the ranks of this host unless OMP_NUM_THREADS was set by the user.
-
-    DeepSpeed's launcher sets no thread count, torch then starts one thread a core in every rank, and two ranks on two
-    cores run slower than one.
-    """
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-
-
 def disconnect() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def free_port() -> int:
-    """A free TCP port of this host."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def seed_everything(seed: int) -> None:

@@ -81,6 +81,6 @@ def launch():
 
 def free_port():
     """A free TCP port, so that tests can run side by side."""
-    from ace_dist.distributed import free_port as find
+    from ace_dist.rendezvous import free_port as find
 
     return find()
