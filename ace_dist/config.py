@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ace_dist.data.tabletop.world import TabletopConfig
 from ace_dist.errors import UserError
@@ -42,7 +43,10 @@ __all__ = [
     "run_launcher",
     "simple_settings",
     "to_yaml",
+    "typed_settings",
 ]
+
+Settings = TypeVar("Settings")
 
 
 class ConfigError(UserError):
@@ -415,13 +419,31 @@ def run_launcher(main: Any) -> None:
         raise SystemExit(2) from None
 
 
+def typed_settings(argv: Sequence[str], schema: type[Settings]) -> Settings:
+    """Settings of a launcher with a schema of its own, a dataclass: `key=value`, values in YAML's grammar."""
+    names = [entry.name for entry in fields(schema)]  # type: ignore[arg-type]
+    for arg in argv:
+        key, equals, _ = arg.partition("=")
+        if not equals:
+            raise ConfigError(f"{arg!r} is not a setting; settings are written key=value, for example {names[0]}=...")
+        if key.split(".")[0] not in names:
+            raise ConfigError(f"unknown setting {key!r}{did_you_mean(key, names)}; there are {', '.join(names)}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(argv)))
+        settings = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    assert isinstance(settings, schema)
+    return settings
+
+
 def simple_settings(
     argv: Sequence[str], required: dict[str, str], optional: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """Settings of a launcher that works on a run folder: `key=value`, no composition.
 
-    `required` and `optional` map each key to what it is, for messages. `actions` is a list in Hydra's grammar, `*_s` a
-    number of seconds, anything else the text as it stands. A missing optional key is `None`.
+    `required` and `optional` map each key to what it is, for messages. `actions` and `allow` are lists in Hydra's grammar, `*_s`
+    a number of seconds, sizes whole numbers, `allow_*` true or false, anything else the text as it stands. A missing optional key is `None`.
     """
     meanings = {**required, **(optional or {})}
     given: dict[str, Any] = dict.fromkeys(meanings)
@@ -444,14 +466,23 @@ def simple_settings(
 
 def parse_value(key: str, text: str) -> Any:
     """The value of a simple setting."""
-    if key == "actions":
+    if key in ("actions", "allow"):
+        example = "[spin block, hammer pin]" if key == "actions" else "[head.*]"
         try:
             value = OverridesParser.create().parse_override(f"{key}={text}").value()
         except HydraException as error:
-            raise ConfigError(f"actions={text} is not a list; write actions='[spin block, hammer pin]'") from error
+            raise ConfigError(f"{key}={text} is not a list; write {key}='{example}'") from error
         if not isinstance(value, list):
-            raise ConfigError(f"actions={text} is not a list; write actions='[spin block, hammer pin]'")
+            raise ConfigError(f"{key}={text} is not a list; write {key}='{example}'")
         return [str(item) for item in value]
+    if key in ("frames", "image_size", "embed_dim"):
+        if not text.isdecimal() or int(text) == 0:
+            raise ConfigError(f"{key}={text} is not a whole number greater than zero")
+        return int(text)
+    if key.startswith("allow_"):
+        if text not in ("true", "false"):
+            raise ConfigError(f"{key}={text} is neither true nor false")
+        return text == "true"
     if key.endswith("_s"):
         try:
             return float(text)
