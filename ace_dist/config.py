@@ -442,8 +442,9 @@ def simple_settings(
 ) -> dict[str, Any]:
     """Settings of a launcher that works on a run folder: `key=value`, no composition.
 
-    `required` and `optional` map each key to what it is, for messages. `actions` and `allow` are lists in Hydra's grammar, `*_s`
-    a number of seconds, sizes whole numbers, `allow_*` true or false, anything else the text as it stands. A missing optional key is `None`.
+    `required` and `optional` map each key to what it is, for messages. `actions` and `allow` are lists in Hydra's
+    grammar, `*_s` a number of seconds, sizes whole numbers, `allow_*` true or false, anything else the text as it
+    stands. A missing optional key is `None`.
     """
     meanings = {**required, **(optional or {})}
     given: dict[str, Any] = dict.fromkeys(meanings)
