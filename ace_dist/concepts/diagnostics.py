@@ -1,0 +1,155 @@
+"""What can be wrong with synonym trees that are valid: concepts that overlap, empty shadow pools, verbs out of place.
+
+Every finding names its nodes. Text towers come in as a function, so this module knows no models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from ace_dist.concepts.sampler import shadow_pool
+from ace_dist.concepts.trees import SynonymTrees
+
+__all__ = ["ConceptSpread", "Diagnostics", "diagnose", "embedding_spread"]
+
+Encode = Callable[[Sequence[str]], npt.NDArray[np.float64]]  # S phrases -> [S, D], any length
+
+MUCH_OVERLAP = 0.5  # share of the smaller tree's second-order verbs that two concepts may have in common
+FEW_SHADOWS = 3  # verbs in a shadow pool below which wrong verbs repeat nearly every step
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Findings on a tree file. `first` and `second` hold, per pair of roots, the verbs that both have at that order."""
+
+    roots: tuple[str, ...]
+    first: dict[tuple[str, str], tuple[str, ...]]
+    second: dict[tuple[str, str], tuple[str, ...]]
+    shadows: dict[str, int]  # root of a seen action -> verbs in its shadow pool
+    warnings: tuple[str, ...] = field(default=())
+
+    def shared_verbs(self) -> dict[str, tuple[str, ...]]:
+        """First-order verbs of more than one concept, with those concepts."""
+        homes: dict[str, set[str]] = {}
+        for pair, verbs in self.first.items():
+            for verb in verbs:
+                homes.setdefault(verb, set()).update(pair)
+        return {verb: tuple(sorted(roots)) for verb, roots in sorted(homes.items())}
+
+
+@dataclass(frozen=True)
+class ConceptSpread:
+    """How a text tower sees one concept: its first-order phrases as unit vectors.
+
+    `tightness`: length of their mean, 1 when all are equal. `nearest`: the concept whose mean is nearest, with the
+    cosine between the means. `strays`: verbs nearer to another concept's mean than to their own, with that concept.
+    """
+
+    root: str
+    tightness: float
+    nearest: str
+    nearest_cosine: float
+    strays: tuple[tuple[str, str], ...]
+
+
+def diagnose(trees: SynonymTrees, seen: Collection[str] | None = None) -> Diagnostics:
+    """Check trees; `seen` are the root verbs of base actions, whose shadow pools are counted (default: all roots)."""
+    first = {root: set(trees.children(root)) for root in trees.roots}
+    second = {root: {verb for _, children in trees.nodes(root) for verb in children} for root in trees.roots}
+    first_shared, second_shared = shared(first), shared(second)
+    seen = trees.roots if seen is None else [root for root in trees.roots if root in set(seen)]
+    shadows = {root: len(shadow_pool(root, seen, trees)) for root in seen}
+    warnings = [
+        *shared_warnings(trees, first_shared),
+        *overlap_warnings(second, second_shared),
+        *shadow_warnings(shadows),
+        *size_warnings(trees),
+    ]
+    return Diagnostics(trees.roots, first_shared, second_shared, shadows, tuple(warnings))
+
+
+def shared(verbs: dict[str, set[str]]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Per pair of roots the verbs of both; pairs without any are left out."""
+    both = {(a, b): tuple(sorted(verbs[a] & verbs[b])) for a, b in combinations(verbs, 2)}
+    return {pair: common for pair, common in both.items() if common}
+
+
+def shared_warnings(trees: SynonymTrees, first_shared: dict[tuple[str, str], tuple[str, ...]]) -> list[str]:
+    """Verbs that stand for two concepts in the first order: their labels contradict each other in one loss."""
+    warnings = []
+    for (a, b), verbs in first_shared.items():
+        for verb in verbs:
+            if verb in (a, b):
+                other = b if verb == a else a
+                warnings.append(f"{other!r} > {verb!r}: the child is the root of another concept")
+            else:
+                warnings.append(f"{a!r} > {verb!r} and {b!r} > {verb!r}: one verb stands for two concepts")
+    return warnings
+
+
+def overlap_warnings(second: dict[str, set[str]], common: dict[tuple[str, str], tuple[str, ...]]) -> list[str]:
+    """Pairs of concepts that have melted together in the second order."""
+    warnings = []
+    for (a, b), verbs in common.items():
+        share = len(verbs) / min(len(second[a]), len(second[b]))
+        if share > MUCH_OVERLAP:
+            warnings.append(
+                f"{a!r} and {b!r} share {len(verbs)} verbs, {100 * share:.0f} % of the smaller tree: "
+                f"{', '.join(verbs[:8])}{', ...' if len(verbs) > 8 else ''}"
+            )
+    return warnings
+
+
+def shadow_warnings(shadows: dict[str, int]) -> list[str]:
+    """Seen concepts that have no wrong verb, or hardly any (Eq. 6)."""
+    return [
+        f"{root!r}: its shadow pool holds {count} verb{'s' * (count != 1)}"
+        + ("; training with shadow negatives will refuse it" if count == 0 else "")
+        for root, count in shadows.items()
+        if count < FEW_SHADOWS
+    ]
+
+
+def size_warnings(trees: SynonymTrees) -> list[str]:
+    """Nodes whose number of children differs from that of most nodes of their order (M is one number in the paper)."""
+    sizes: dict[int, dict[str, int]] = {}
+    for root in trees.roots:
+        for path, children in trees.nodes(root):
+            sizes.setdefault(len(path), {})[" > ".join(map(repr, path))] = len(children)
+    warnings = []
+    for order, by_node in sizes.items():
+        usual = Counter(by_node.values()).most_common(1)[0][0]
+        warnings += [
+            f"{node}: {size} children, most nodes of order {order} have {usual}"
+            for node, size in by_node.items()
+            if size != usual
+        ]
+    return warnings
+
+
+def embedding_spread(trees: SynonymTrees, encode: Encode, object_: str = "item") -> list[ConceptSpread]:
+    """Each concept under a text tower: the phrases `child ⊕ object_` of its first order, one object for all verbs."""
+    verbs = [(root, child) for root in trees.roots for child in trees.children(root)]
+    vectors_SD = np.asarray(encode([f"{child} {object_}" for _, child in verbs]), dtype=np.float64)
+    vectors_SD = vectors_SD / np.linalg.norm(vectors_SD, axis=1, keepdims=True)
+    home = np.array([trees.roots.index(root) for root, _ in verbs])
+    means_RD = np.stack([vectors_SD[home == index].mean(axis=0) for index in range(len(trees.roots))])
+    lengths = np.linalg.norm(means_RD, axis=1)
+    directions_RD = means_RD / lengths[:, None]
+    between_RR = directions_RD @ directions_RD.T - 2 * np.eye(len(trees.roots))  # a concept is not near itself
+    closest_S = (vectors_SD @ directions_RD.T).argmax(axis=1)
+    spreads = []
+    for index, root in enumerate(trees.roots):
+        near = int(between_RR[index].argmax())
+        strays = [
+            (verbs[s][1], trees.roots[closest_S[s]]) for s in np.flatnonzero((home == index) & (closest_S != index))
+        ]
+        cosine = float(between_RR[index, near]) if len(trees.roots) > 1 else float("nan")
+        spreads.append(ConceptSpread(root, float(lengths[index]), trees.roots[near], cosine, tuple(strays)))
+    return spreads

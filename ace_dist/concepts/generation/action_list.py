@@ -1,0 +1,99 @@
+"""The actions that need trees: from a list, a CSV file with the columns `verb` and `object`, or labels line by line."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ace_dist.concepts.actions import Action, ActionError
+
+__all__ = ["ActionList", "read_actions"]
+
+
+@dataclass(frozen=True)
+class ActionList:
+    """Distinct actions in their order, and, where the file says so (column `split`), which splits show each."""
+
+    actions: tuple[Action, ...]
+    splits: dict[Action, frozenset[str]]
+
+    def shown_in(self, split: str) -> tuple[Action, ...]:
+        """Actions with a row of this split."""
+        return tuple(action for action in self.actions if split in self.splits[action])
+
+    def by_verb(self) -> dict[str, Action]:
+        """Each verb with its first action, whose object its synonyms are asked for."""
+        first: dict[str, Action] = {}
+        for action in self.actions:
+            first.setdefault(action.verb, action)
+        return first
+
+
+def read_actions(source: str | Sequence[str]) -> ActionList:
+    """Read `actions`: a list of labels, a `.csv` file (annotations will do), or a text file with a label a line.
+
+    Raises `ActionError` naming the file and its lines, or the label.
+    """
+    if not isinstance(source, str):
+        rows = [(Action.parse(str(label)), "") for label in source]
+    else:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise ActionError(
+                f"actions={source} does not exist; give a CSV or text file, or a list '[spin block, ...]'"
+            )
+        rows = csv_rows(path) if path.suffix.lower() == ".csv" else text_rows(path)
+    if not rows:
+        raise ActionError(f"actions={source} holds no action")
+    splits: dict[Action, set[str]] = {}
+    for action, split in rows:
+        splits.setdefault(action, set()).add(split)
+    return ActionList(tuple(splits), {action: frozenset(names) for action, names in splits.items()})
+
+
+def text_rows(path: Path) -> list[tuple[Action, str]]:
+    """A label a line; empty lines and lines that begin with # are left out."""
+    lines = read_text(path).splitlines()
+    labels = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    return parsed(path, [(number, "", text, "") for number, text in labels if text and not text.startswith("#")])
+
+
+def csv_rows(path: Path) -> list[tuple[Action, str]]:
+    """The rows of a CSV file with the columns `verb` and `object`, and perhaps `split`."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    names = [name.strip() for name in reader.fieldnames or []]
+    if missing := [name for name in ("verb", "object") if name not in names]:
+        raise ActionError(
+            f"actions={path}: column {', '.join(missing)} is missing; the header has {', '.join(names) or 'nothing'}"
+        )
+    reader.fieldnames = names
+    rows = []
+    for row in reader:
+        verb, object_, split = ((row.get(name) or "").strip() for name in ("verb", "object", "split"))
+        if verb or object_:
+            rows.append((reader.line_num, verb, object_, split))
+    return parsed(path, rows)
+
+
+def parsed(path: Path, rows: list[tuple[int, str, str, str]]) -> list[tuple[Action, str]]:
+    """Rows (line, verb, object, split) as actions; without a verb the object is a whole label. Lists every fault."""
+    actions, faults = [], []
+    for line, verb, object_, split in rows:
+        try:
+            actions.append((Action(verb, object_) if verb else Action.parse(object_), split))
+        except ActionError as error:
+            faults.append(f"line {line}: {error}")
+    if faults:
+        raise ActionError(f"actions={path}: " + "; ".join(faults[:20]))
+    return actions
+
+
+def read_text(path: Path) -> str:
+    """UTF-8 text, with or without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ActionError(f"actions={path} is not text in UTF-8: {error}") from error

@@ -1,0 +1,198 @@
+"""Verbs out of a model's answer. The answer is untrusted text: a line counts only when its meaning is certain.
+
+An answer should hold one phrase a line, `verb ⊕ object` in lower case. What can be repaired without doubt (numbering,
+quotes, casing, articles, "pick the item up") is repaired and noted; any other line is rejected with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ace_dist.concepts.actions import PARTICLES, Action, normalise
+
+__all__ = ["Answer", "parse_answer"]
+
+MAX_CHARACTERS = 20_000  # of an answer that are looked at; ten synonyms need about 200
+MAX_LINES = 200
+MAX_VERB_WORDS = 3  # "get hold of"
+SHOWN_CHARACTERS = 80  # of a rejected line in a report
+
+# Letters of other scripts that look like Latin ones (from Unicode's confusables table). Applied only inside a word
+# that also has Latin letters: a word wholly in another script is not English.
+LOOK_ALIKES = str.maketrans(
+    dict(zip("аеорсухіјѕһԁԛԝӏмтвнк", "aeopcyxijshdqwlmtbhk", strict=True))
+    | dict(zip("οανικρτυχεγωϲ", "oavikptuxeywc", strict=True))
+    | {"ı": "i", "ſ": "s", "ɑ": "a", "ɡ": "g", "’": "'", "‐": "-", "‑": "-"}
+)
+DASHES = "-–—―•·▪◦‣●○*+>→⇒|#"
+
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a constant below."""
+    return frozenset(text.split())
+
+
+ARTICLES = frozenset({"the", "a", "an"})
+
+# Words that no verb of an action begins with or contains: an answer in sentences is full of them.
+FUNCTION_WORDS = word_set(
+    """a an the this that these those i you we they he she it me us them my your our their its and or but nor not no
+    never yes ok okay sure certainly here there sorry please thanks note hello hi is are was were be been being am
+    does did don't doesn't can cannot can't could couldn't will would won't shall should may might must let's i'm i'll
+    i've you're it's if then because since when while how what which who whom whose why where as synonym synonyms
+    answer answers following constraint constraints example examples step action actions phrase verb verbs means also
+    etc more less very another other others instead alternatively unfortunately ignore"""
+)
+PREPOSITIONS = word_set("in on into onto around through forward backward of to flat with at by for from")
+# Verbs whose base form ends like an inflected one.
+BASE_ING = word_set("bring cling fling king ping ring sing sling spring sting string swing wing wring ding")
+BASE_ED = word_set("bed bleed breed embed exceed feed heed need proceed seed shed shred sled speed succeed wed weed")
+BASE_S = ("ss", "us", "as", "is", "os")
+
+
+@dataclass
+class Answer:
+    """What an answer holds: distinct verbs in its order, and what happened to other lines."""
+
+    verbs: list[str] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)  # "1. Rotate block -> rotate"
+    rejected: list[str] = field(default_factory=list)  # "no idea!: the object is missing"
+
+
+def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:
+    """The synonyms of `action.verb` in `text`, each without the object, never the verb itself.
+
+    `truncated`: the server cut the answer, so that its last line is not whole and is left out.
+    """
+    answer = Answer()
+    lines = list(phrase_lines(text, action))
+    if truncated and lines:
+        answer.rejected.append(f"{shown(lines.pop())}: the answer was cut off here")
+    objectless = lists_verbs_alone(lines, action)
+    for line in lines[:MAX_LINES]:
+        verb, fault = read_line(line, action, objectless)
+        if fault:
+            answer.rejected.append(f"{shown(line)}: {fault}")
+        elif verb == action.verb or verb in answer.verbs:
+            answer.rejected.append(f"{shown(line)}: repeats {verb!r}")
+        else:
+            answer.verbs.append(verb)
+            if line not in (f"{verb} {action.object}", verb):
+                answer.repairs.append(f"{shown(line)} -> {verb}")
+    if len(lines) > MAX_LINES:
+        answer.rejected.append(f"{len(lines) - MAX_LINES} lines after the first {MAX_LINES}: not read")
+    return answer
+
+
+def phrase_lines(text: str, action: Action) -> Iterator[str]:
+    """The non-empty lines of an answer; a JSON list and a comma-separated line of whole phrases count as lines."""
+    text = re.sub(
+        r"<think>.*?(?:</think>|\Z)", "", text[:MAX_CHARACTERS], flags=re.DOTALL
+    )  # reasoning before the answer
+    body = "\n".join(line for line in text.splitlines() if not line.strip().startswith(("```", "~~~")))
+    try:
+        listed = json.loads(body)
+    except (json.JSONDecodeError, RecursionError):
+        listed = None
+    if isinstance(listed, list) and all(isinstance(item, str) for item in listed):
+        body = "\n".join(listed)
+    for line in body.splitlines():
+        parts = re.split(r"[,;]", line.strip().rstrip(".,;"))
+        whole = [with_object(tidy(part).split(), action.object.split()) for part in parts]
+        yield from (part.strip() for part in (parts if len(parts) > 1 and all(whole) else [line]) if part.strip())
+
+
+def lists_verbs_alone(lines: list[str], action: Action) -> bool:
+    """True when every line is a possible verb without the object; one line of anything else leaves all in doubt."""
+    words = [tidy(line).split() for line in lines]
+    return len(lines) > 1 and all(
+        plain(verb) and not with_object(verb, action.object.split()) and not verb_fault(verb) for verb in words
+    )
+
+
+def plain(words: list[str]) -> bool:
+    """At least one word, and nothing but ASCII letters, inner hyphens and apostrophes."""
+    return bool(words) and all(re.fullmatch(r"[a-z]+(?:['-][a-z]+)*", word) for word in words)
+
+
+def read_line(line: str, action: Action, objectless: bool) -> tuple[str, str]:
+    """The verb of one line and "", or "" and why the line is not certain."""
+    words = tidy(line).split()
+    if not words:
+        return "", "no words"
+    if not plain(words):
+        return "", "not plain words (digits, symbols or another script)"
+    verb = with_object(words, action.object.split())
+    if not verb and objectless:
+        verb = words
+    if not verb:
+        return "", f"not a verb followed by {action.object!r}"
+    return (" ".join(verb), "") if not (fault := verb_fault(verb)) else ("", fault)
+
+
+def with_object(words: list[str], target: list[str]) -> list[str]:
+    """The verb's words of `verb ⊕ object`, also of a phrasal verb around its object ("pick the item up"), or nothing.
+
+    Articles do not count.
+    """
+    words, target = ([word for word in phrase if word not in ARTICLES] for phrase in (words, target))
+    for start in range(len(words) - len(target), 0, -1):
+        if not same_object(words[start : start + len(target)], target):
+            continue
+        before, after = words[:start], words[start + len(target) :]
+        if before[:1] == ["to"]:
+            before = before[1:]
+        if before and all(word in PARTICLES for word in after):
+            return [*before, *after]
+    return []
+
+
+def same_object(words: list[str], target: list[str]) -> bool:
+    """The object as asked, its last word perhaps in the plural."""
+    return words[:-1] == target[:-1] and words[-1] in (target[-1], target[-1] + "s", target[-1] + "es")
+
+
+def verb_fault(verb: list[str]) -> str:
+    """Why words cannot be a verb in its base form, "" when they can."""
+    if len(verb) > MAX_VERB_WORDS:
+        return f"{len(verb)} words before the object, at most {MAX_VERB_WORDS} make a verb"
+    first = verb[0]
+    if stop := [word for word in verb if word in FUNCTION_WORDS]:
+        return f"{stop[0]!r} is no part of a verb"
+    if first in PARTICLES or first in PREPOSITIONS:
+        return f"begins with {first!r} and not with a verb"
+    if len(first) < 2:
+        return f"{first!r} is no verb"
+    inflected = (
+        (first.endswith("ing") and len(first) > 4 and first not in BASE_ING)
+        or (first.endswith("ed") and len(first) > 3 and first not in BASE_ED)
+        or (first.endswith("s") and not first.endswith(BASE_S))
+    )
+    return f"{first!r} is not the base form of a verb" if inflected else ""
+
+
+def tidy(line: str) -> str:
+    """A line without numbering, bullets, quotes, mark-up, invisible characters and look-alike letters; lower case."""
+    text = unicodedata.normalize("NFKC", line)
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc", "Mn") or c in "\t ")
+    text = " ".join(latin(word) for word in text.lower().split())
+    text = text.strip(" \t" + DASHES)
+    text = re.sub(r"^(?:\(?\d{1,4}\s*[.):\-–]|\(?[a-z][.)])\s*", "", text)
+    text = re.split(r"\s[-–—=→]+>?\s|:\s|\s\(", text)[0]  # an explanation after the phrase
+    text = re.sub(r"[*_`\"“”„«»<>|\[\]{}]+|(?<!\w)'|'(?!\w)", " ", text)
+    return normalise(text.strip(" \t.,;:!?" + DASHES))
+
+
+def latin(word: str) -> str:
+    """A word of mixed scripts with its look-alikes replaced; any other word as it is."""
+    return word.translate(LOOK_ALIKES) if re.search(r"[a-z]", word) else word
+
+
+def shown(line: str) -> str:
+    """A line for a report: printable and short."""
+    printable = "".join(c if c.isprintable() else "�" for c in line.strip())
+    return repr(printable if len(printable) <= SHOWN_CHARACTERS else printable[: SHOWN_CHARACTERS - 1] + "…")

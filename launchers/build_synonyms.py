@@ -1,0 +1,62 @@
+"""Build synonym trees: `python launchers/build_synonyms.py actions=FILE out=FILE source=wordnet children=6`.
+
+With a language model: `source=model model=NAME domain="toy assembly" [base_url=URL]`, the key in OPENAI_API_KEY.
+By hand: `manual=export trees=FILE sheet=FILE.csv`, edit, `manual=import trees=FILE sheet=FILE.csv out=FILE`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ace_dist.concepts import SynonymTrees
+from ace_dist.concepts.diagnostics import diagnose
+from ace_dist.concepts.generation import BuildConfig, BuildError, build, export_sheet, import_sheet
+from ace_dist.config import run_launcher, typed_settings
+
+INCOMPLETE = 3  # exit status of a build that lacks nodes
+
+
+def main(argv: Sequence[str]) -> None:
+    """Build, export or import; say what is missing and what looks wrong."""
+    config = typed_settings(argv, BuildConfig)
+    if config.manual is not None:
+        by_hand(config)
+        return
+    result = build(config)
+    if result is None:
+        return
+    for node, reason in result.missing.items():
+        print(f"missing: {node}: {reason}", file=sys.stderr)
+    if result.missing:
+        print(f"{result.path}: {len(result.missing)} nodes missing; the same command continues", file=sys.stderr)
+        raise SystemExit(INCOMPLETE)
+    report(result.path)
+
+
+def by_hand(config: BuildConfig) -> None:
+    """The round trip through a sheet."""
+    if config.manual not in ("export", "import") or not (config.trees and config.sheet):
+        raise BuildError("manual=export|import needs trees=FILE.json and sheet=FILE.csv, import also out=FILE.json")
+    if config.manual == "export":
+        print(f"{config.sheet}: {export_sheet(Path(config.trees), Path(config.sheet))} rows")
+        return
+    if not config.out:
+        raise BuildError("manual=import needs out=FILE.json")
+    changes = import_sheet(Path(config.sheet), Path(config.trees), Path(config.out), config.editor)
+    print("\n".join(changes) or "no difference")
+    report(Path(config.out))
+
+
+def report(path: Path) -> None:
+    """One line on the trees, and what the diagnostics warn of."""
+    trees = SynonymTrees.load(path)
+    findings = diagnose(trees)
+    print(f"{path}: {len(trees.roots)} trees, {len(trees.verbs())} different verbs, {len(findings.warnings)} warnings")
+    for warning in findings.warnings:
+        print(f"warning: {warning}")
+
+
+if __name__ == "__main__":
+    run_launcher(main)
