@@ -1,0 +1,165 @@
+"""Owns what runs in every task of a job: a launcher's `main`, its journal, and going back into the queue.
+
+submitit pickles a `Job` and runs it in each task. A `Job` is the launcher's path and its settings: no environment, no
+secret. A launcher that returns something with `exit_code` 75 was told to stop early and has saved; then global rank 0
+puts the job back into the queue with submitit's own means, outside of any signal handler.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import submitit
+from submitit.helpers import DelayedSubmission
+
+from ace_dist.errors import UserError
+from ace_dist.secrets import redact
+
+__all__ = ["Event", "Job", "read_journal"]
+
+Main = Callable[[Sequence[str]], Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of a job's journal: what happened to it, when, in which start of which job, as seen by which rank."""
+
+    event: str  # started | finished | failed | stopped | requeued
+    utc: str
+    job_id: str
+    start: int  # 0 for the first start, then one more with each requeue
+    rank: int
+    host: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A launcher with its settings, called in every task. `journal` is a JSONL file that outlives each start."""
+
+    script: str
+    settings: tuple[str, ...]
+    journal: str
+
+    def __call__(self) -> None:
+        """Run the launcher's `main` to its end, and note how it ended. Exits with the launcher's status."""
+        environment = submitit.JobEnvironment()
+        self.answer_signals(environment)
+        sys.argv = [self.script, *self.settings]
+        if environment.global_rank == 0:
+            self.note(environment, "started", f"{environment.num_tasks} task(s) on {','.join(environment.hostnames)}")
+        try:
+            outcome = load_main(self.script)(list(self.settings))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            self.note(environment, "failed", str(error))
+            raise SystemExit(2) from None
+        except Exception as error:
+            self.note(environment, "failed", traceback.format_exception_only(error)[-1].strip())
+            raise
+        status = getattr(outcome, "exit_code", 0)
+        if status == os.EX_TEMPFAIL:
+            self.requeue(environment)
+        if environment.global_rank == 0:
+            self.note(environment, "stopped" if status else "finished", f"exit status {status}" if status else "")
+        if status:
+            raise SystemExit(status)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit puts into the queue again: the same job. Saves nothing: it is called on global rank 0 alone."""
+        return DelayedSubmission(self)
+
+    def answer_signals(self, environment: submitit.JobEnvironment) -> None:
+        """Outside of training, which has its own handlers, TERM and USR1 requeue at once, as submitit's signal does.
+
+        Before the first step and in the evaluation there is nothing to save. submitit leaves USR1 at its default, which
+        kills, and ignores TERM, after which SLURM kills.
+        """
+
+        def answer(number: int, frame: FrameType | None) -> None:
+            if environment.global_rank == 0:
+                self.requeue(environment)
+
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            if number != environment._usr_sig():
+                signal.signal(number, answer)
+
+    def requeue(self, environment: submitit.JobEnvironment) -> NoReturn:
+        """End this task; on global rank 0 first put the job back into the queue, if it is still to run.
+
+        SLURM would also requeue a job that `scancel` has just cancelled, so a job that no longer counts as running is
+        left alone: it was cancelled, or somebody else has requeued it. Local jobs end: whoever runs them is there.
+        """
+        if environment.global_rank != 0:
+            raise SystemExit(0)  # not an error: srun would end rank 0 before it has requeued
+        state = queue_state(environment.job_id) if environment.cluster == "slurm" else "local"
+        if state != "RUNNING":
+            why = "the same command continues" if state == "local" else f"not requeued, because the job is {state}"
+            self.note(environment, "stopped", f"saved; {why}")
+            raise SystemExit(os.EX_TEMPFAIL)
+        pickle = environment.paths.submitted_pickle
+        pickle.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)  # of a start that was killed while it requeued
+        handler = signal.getsignal(environment._usr_sig())
+        assert callable(handler), "submitit's handler was not restored"
+        self.note(environment, "requeued")
+        handler(environment._usr_sig(), None)  # calls checkpoint(), dumps it, requeues, exits
+        raise AssertionError("submitit's handler returned")
+
+    def note(self, environment: submitit.JobEnvironment, event: str, detail: str = "") -> None:
+        """Append a line to the journal."""
+        line = Event(
+            event,
+            datetime.now(UTC).isoformat(timespec="milliseconds"),
+            environment.job_id,
+            int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            environment.global_rank,
+            os.environ.get("SLURMD_NODENAME", socket.gethostname()),
+            redact(detail),
+        )
+        path = Path(self.journal)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(vars(line), ensure_ascii=False) + "\n")
+
+
+def read_journal(path: Path) -> list[Event]:
+    """The events of a job, oldest first; none when it never started. A line cut short by a crash is left out."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            events.append(Event(**json.loads(line)))
+        except json.JSONDecodeError:
+            continue
+    return events
+
+
+def load_main(script: str) -> Main:
+    """The `main(argv)` of a launcher's file."""
+    spec = importlib.util.spec_from_file_location(f"launched_{Path(script).stem}", script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    main: Main = module.main
+    return main
+
+
+def queue_state(job_id: str) -> str:
+    """SLURM's state of a job: RUNNING, COMPLETING (it is being cancelled or requeued), PENDING, ..., or UNKNOWN."""
+    words = ("scontrol", "show", "job", "--oneliner", job_id)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    found = re.search(r"\bJobState=(\S+)", done.stdout)
+    return found.group(1) if found else "UNKNOWN"

@@ -1,0 +1,261 @@
+"""Owns handing jobs to SLURM or to this machine through submitit, and asking whether they are still there.
+
+sbatch passes the submitting shell's whole environment on to the job, and SLURM keeps a copy in its state folder. So
+variables that look like secrets are taken out of the environment while submitting. A job that needs one reads it on the
+node: `cluster.setup=['source ~/.keys']`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError
+from submitit.slurm.slurm import _make_sbatch_string
+
+from ace_dist.cluster.jobs import Job
+from ace_dist.cluster.profiles import ClusterConfig
+from ace_dist.config import ConfigError
+from ace_dist.errors import UserError
+from ace_dist.secrets import SECRET_NAMES, redact
+
+__all__ = ["LocalQueue", "SubmissionError", "describe", "log_path", "queue", "refuse_secrets", "sbatch_text", "submit"]
+
+POLL_S = 0.5
+
+
+class SubmissionError(UserError):
+    """A job that could not be handed over."""
+
+
+def slurm_parameters(profile: ClusterConfig, name: str, folder: Path) -> dict[str, Any]:
+    """A profile in submitit's names, with what every job of this project has.
+
+    A rank that dies takes its step down at once instead of leaving the others in a collective. USR1 and USR2 to the
+    whole job reach the ranks and must not kill the batch shell meanwhile. A step that a signal has killed is requeued
+    `crash_requeues` times.
+    """
+    crashes = f"{shlex.quote(str(folder.absolute()))}/$SLURM_JOB_ID.crashes"
+    parameters = {
+        "job_name": name,
+        "nodes": profile.nodes,
+        "ntasks_per_node": profile.tasks_per_node,
+        "gpus_per_node": profile.gpus_per_node or None,
+        "cpus_per_task": profile.cpus_per_task,
+        "mem": None if profile.mem_gb is None else f"{round(profile.mem_gb * 1024)}M",
+        "time": profile.time_min,
+        "signal_delay_s": profile.signal_lead_s,
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "exclude": profile.exclude,
+        "array_parallelism": profile.parallel,
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True, **profile.sbatch},
+        # Since SLURM 22.05 a step no longer inherits the job's CPUs per task.
+        "srun_args": ["--kill-on-bad-exit=1"]
+        + ([f"--cpus-per-task={profile.cpus_per_task}"] if profile.cpus_per_task else []),
+        "setup": ["trap : USR1 USR2", *profile.setup],
+        "teardown": [
+            "status=$?",
+            f"crashes={crashes}",
+            'if [ "$status" -gt 128 ] && [ "$status" -lt 160 ] && '
+            f'[ "$(cat "$crashes" 2>/dev/null | wc -l)" -lt {profile.crash_requeues} ]; then',
+            '    echo "a rank was killed (srun ended with $status); requeued" | tee -a "$crashes"',
+            '    scontrol requeue "$SLURM_JOB_ID"',
+            "fi",
+            "exit $status",
+        ],
+    }
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def sbatch_text(profile: ClusterConfig, name: str, folder: Path, count: int = 1) -> str:
+    """The sbatch file that `count` jobs would be submitted with, an array when there are several."""
+    command = f"{interpreter(profile)} -u -m submitit.core._submit {shlex.quote(str(folder.absolute()))}"
+    array = {"map_count": count} if count > 1 else {}
+    text: str = _make_sbatch_string(command, folder.absolute(), **slurm_parameters(profile, name, folder), **array)
+    return text
+
+
+def interpreter(profile: ClusterConfig) -> str:
+    """The shell words that start Python on the nodes."""
+    return profile.python or shlex.quote(sys.executable)
+
+
+def submit(profile: ClusterConfig, jobs: Sequence[Job], name: str, folder: Path) -> list[str]:
+    """Submit jobs to SLURM, an array when there are several; returns their ids, `17` or `17_0`, `17_1`, ...
+
+    Raises `SubmissionError` with sbatch's own words when it refuses.
+    """
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise SubmissionError(
+            "cluster.kind=slurm, but sbatch and srun are not on this machine; submit from a login node of the cluster, "
+            "or use cluster=local"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=profile.max_timeouts, python=interpreter(profile))
+    executor.update_parameters(**slurm_parameters(profile, name, folder))
+    try:
+        with without_secrets():
+            return [job.job_id for job in executor.submit_array(list(jobs))]
+    except FailedJobError as error:
+        raise SubmissionError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def without_secrets() -> Iterator[None]:
+    """Inside, variables whose names look like secrets are missing from the environment."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if SECRET_NAMES.search(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def refuse_secrets(profile: ClusterConfig, settings: Sequence[str]) -> None:
+    """Settings and setup lines are written into files; raises `ConfigError` when one of them holds a secret."""
+    for text in (*settings, *profile.setup, *(f"{key}={value}" for key, value in profile.sbatch.items())):
+        if redact(text) != text:
+            raise ConfigError(
+                f"{redact(text)!r} holds a secret, which would be written into the job's files; keep it in a file that "
+                f"only you can read and load it on the node: cluster.setup='[source ~/.keys]'"
+            )
+
+
+class LocalQueue:
+    """Runs jobs on this machine through submitit, `profile.parallel` at a time, each with GPUs of its own.
+
+    The jobs ignore Ctrl-C except while training, which saves (`training.preemption`); the queue passes it on as TERM.
+    """
+
+    def __init__(self, profile: ClusterConfig, folder: Path) -> None:
+        self.profile, self.folder = profile, folder
+        self.slots: dict[int, submitit.LocalJob[None] | None] = dict.fromkeys(range(profile.parallel))
+
+    def start(self, job: Job) -> str:
+        """Start a job in a free slot; returns its id."""
+        slot = next(number for number, held in self.slots.items() if held is None)
+        gpus = self.profile.gpus_per_node
+        executor = submitit.LocalExecutor(self.folder, python=self.profile.python)
+        executor.update_parameters(
+            tasks_per_node=self.profile.tasks_per_node,
+            gpus_per_node=gpus,
+            visible_gpus=tuple(range(slot * gpus, (slot + 1) * gpus)),
+            timeout_min=self.profile.time_min,
+            stderr_to_stdout=True,
+        )
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            with without_secrets(), shared_cores(self.profile):
+                started = executor.submit(job)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self.slots[slot] = started
+        job_id: str = started.job_id
+        return job_id
+
+    def run(self, jobs: Sequence[Job], started: Callable[[int, str], None], ended: Callable[[int], None]) -> None:
+        """Run all jobs to their ends. `started(index, id)` and `ended(index)` are told as it happens.
+
+        On Ctrl-C nothing more is started, the running jobs are asked to save and end, and `KeyboardInterrupt` goes on.
+        """
+        waiting, running = list(range(len(jobs))), dict[int, int]()
+        try:
+            while waiting or running:
+                for slot, index in list(running.items()):
+                    held = self.slots[slot]
+                    if held is not None and held.done():
+                        self.slots[slot] = None
+                        del running[slot]
+                        ended(index)
+                while waiting and None in self.slots.values():
+                    slot = next(number for number, held in self.slots.items() if held is None)
+                    index = waiting.pop(0)
+                    started(index, self.start(jobs[index]))
+                    running[slot] = index
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            self.stop()
+            for index in running.values():
+                ended(index)
+            raise
+
+    def stop(self) -> None:
+        """Ask what is running to save and end, and wait for it."""
+        held = [job for job in self.slots.values() if job is not None]
+        for job in held:
+            if not job.done():
+                os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it to the ranks
+        for job in held:
+            while not job.done():
+                time.sleep(POLL_S)
+
+
+@contextmanager
+def shared_cores(profile: ClusterConfig) -> Iterator[None]:
+    """Inside, OMP_NUM_THREADS divides the cores among all ranks of all slots, unless the user has set it."""
+    given = "OMP_NUM_THREADS" in os.environ
+    ranks = profile.parallel * profile.tasks_per_node
+    if not given and profile.parallel > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    try:
+        yield
+    finally:
+        if not given:
+            os.environ.pop("OMP_NUM_THREADS", None)
+
+
+def queue(kind: str, job_ids: Sequence[str]) -> dict[str, str]:
+    """State of those jobs that have not ended: SLURM's word (PENDING, RUNNING, COMPLETING, ...) or RUNNING locally."""
+    if kind == "local":
+        return {job_id: "RUNNING" for job_id in job_ids if Path(f"/proc/{job_id}").exists()}
+    if not job_ids:
+        return {}
+    words = ("squeue", "--noheader", "--array", "--format=%i|%T", "--me")
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SubmissionError(f"{' '.join(words)} failed, so the state of the jobs is unknown: {error}") from error
+    states = dict(line.strip().split("|") for line in done.stdout.splitlines())
+    return {job_id: states[job_id] for job_id in job_ids if job_id in states}
+
+
+def log_path(folder: Path, job_id: str, rank: int = 0) -> Path:
+    """What a rank of a job prints, over all its starts."""
+    return folder / f"{job_id}_{rank}_log.out"
+
+
+def describe(profile: ClusterConfig, jobs: Sequence[Job], folder: Path) -> str:
+    """What is about to be submitted, for the console."""
+    ranks = profile.nodes * profile.tasks_per_node
+    each = f"{profile.nodes} node(s) x {profile.tasks_per_node} rank(s)"
+    if profile.gpus_per_node:
+        each += f" on {profile.gpus_per_node} GPU(s) a node"
+    where = {
+        key: getattr(profile, key) for key in ("partition", "account", "qos", "constraint") if getattr(profile, key)
+    }
+    lines = [
+        f"where    {profile.kind}{''.join(f', {key} {value}' for key, value in where.items())}",
+        f"each     {each} = {ranks} rank(s)" + (f", {profile.time_min} min" if profile.kind == "slurm" else ""),
+        f"logs     {folder}",
+    ]
+    if len(jobs) > 1:
+        lines.append(f"jobs     {len(jobs)}, {profile.parallel} at a time")
+    return "\n".join([*lines, *(f"runs     {command(job)}" for job in jobs)])
+
+
+def command(job: Job) -> str:
+    """A job as a command."""
+    return shlex.join(["launchers/" + Path(job.script).name, *job.settings])
