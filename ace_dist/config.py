@@ -96,7 +96,9 @@ class DatasetConfig:
     clip: ClipConfig = field(default_factory=ClipConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     clips_per_shard: int = 128
-    workers: int = 0  # processes that build shards; 0: one per core
+    workers: int = 0  # processes that build shards; 0: one per core, 1: no extra process
+    task: int | None = None  # the part of a build that this process makes, 0 to tasks - 1; null: the SLURM array's
+    tasks: int | None = None  # parts that a build is made in; null: the SLURM array's number of tasks, else 1
     allow_quarantine: bool = False  # finish a build without the segments that failed, listed in quarantine.jsonl
     world: TabletopConfig = field(default_factory=TabletopConfig)
 
@@ -209,9 +211,11 @@ class TrainingConfig:
     warmup: float = 0.0  # share of the run
     log_every_steps: int = 10
     save_every_steps: int = 200
+    save_every_minutes: float = 15.0  # save also when the last one is this old
     keep_checkpoints: int = 2
     stop_after_steps: int | None = None  # stop early and save, as a preempted job would
     max_steps: int | None = None  # shortens the schedule itself
+    stall_after_s: float = 120.0  # a stage of a step (data, forward, ...) that takes longer is named, with stacks
     collective_timeout_s: float = 600.0  # a rank that the others wait for longer is given up, and the run with it
 
 
@@ -312,7 +316,9 @@ def validated(composed: DictConfig) -> Config:
         "training.epochs": config.training.epochs,
         "training.log_every_steps": config.training.log_every_steps,
         "training.save_every_steps": config.training.save_every_steps,
+        "training.save_every_minutes": config.training.save_every_minutes,
         "training.keep_checkpoints": config.training.keep_checkpoints,
+        "training.stall_after_s": config.training.stall_after_s,
         "training.collective_timeout_s": config.training.collective_timeout_s,
         "evaluation.batch_size": config.evaluation.batch_size,
     }
@@ -411,12 +417,14 @@ def resolve_path(value: str) -> Path:
 
 
 def run_launcher(main: Any) -> None:
-    """Call `main(argv)`; print a `UserError` as one line on stderr and exit with 2."""
+    """Call `main(argv)`; print a `UserError` as one line on stderr and exit with 2; with 130 after Ctrl-C."""
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def typed_settings(argv: Sequence[str], schema: type[Settings]) -> Settings:
@@ -442,9 +450,8 @@ def simple_settings(
 ) -> dict[str, Any]:
     """Settings of a launcher that works on a run folder: `key=value`, no composition.
 
-    `required` and `optional` map each key to what it is, for messages. `actions` and `allow` are lists in Hydra's
-    grammar, `*_s` a number of seconds, sizes whole numbers, `allow_*` true or false, anything else the text as it
-    stands. A missing optional key is `None`.
+    `required` and `optional` map each key to what it is, for messages. `actions` is a list in Hydra's grammar, `*_s` a
+    number of seconds, anything else the text as it stands. A missing optional key is `None`.
     """
     meanings = {**required, **(optional or {})}
     given: dict[str, Any] = dict.fromkeys(meanings)
@@ -467,23 +474,14 @@ def simple_settings(
 
 def parse_value(key: str, text: str) -> Any:
     """The value of a simple setting."""
-    if key in ("actions", "allow"):
-        example = "[spin block, hammer pin]" if key == "actions" else "[head.*]"
+    if key == "actions":
         try:
             value = OverridesParser.create().parse_override(f"{key}={text}").value()
         except HydraException as error:
-            raise ConfigError(f"{key}={text} is not a list; write {key}='{example}'") from error
+            raise ConfigError(f"actions={text} is not a list; write actions='[spin block, hammer pin]'") from error
         if not isinstance(value, list):
-            raise ConfigError(f"{key}={text} is not a list; write {key}='{example}'")
+            raise ConfigError(f"actions={text} is not a list; write actions='[spin block, hammer pin]'")
         return [str(item) for item in value]
-    if key in ("frames", "image_size", "embed_dim"):
-        if not text.isdecimal() or int(text) == 0:
-            raise ConfigError(f"{key}={text} is not a whole number greater than zero")
-        return int(text)
-    if key.startswith("allow_"):
-        if text not in ("true", "false"):
-            raise ConfigError(f"{key}={text} is neither true nor false")
-        return text == "true"
     if key.endswith("_s"):
         try:
             return float(text)
