@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ace_dist.data.segments import SPLITS, DataError, RawClip, Segment
+from ace_dist.data.segments import SPLITS, DataError, Failure, RawClip, Segment
 from ace_dist.data.video_file import read_window
 
 __all__ = ["COLUMNS", "AnnotationError", "CsvReader", "faults_error", "numbered_rows"]
@@ -30,12 +30,16 @@ class CsvReader:
     """Reads a CSV file at once and its videos when asked.
 
     `fps` and `short_side` (0: as the file) are applied while decoding, which keeps long full-HD segments small.
-    Raises `AnnotationError` with all faulty lines. Videos are opened by `read` only, in parallel by the shard builder.
+    Raises `AnnotationError` with all faulty lines, unless `keep_faults` collects them in `rejected` instead. Videos are
+    opened by `read` only, in parallel by the shard builder.
     """
 
-    def __init__(self, path: str | Path, *, fps: float | None = None, short_side: int = 0) -> None:
+    def __init__(
+        self, path: str | Path, *, fps: float | None = None, short_side: int = 0, keep_faults: bool = False
+    ) -> None:
         self.path = Path(path)
-        self.fps, self.short_side = fps, short_side
+        self.fps, self.short_side, self.keep_faults = fps, short_side, keep_faults
+        self.rejected: list[Failure] = []
         self.rows = self.parse()
 
     def segments(self) -> list[Segment]:
@@ -59,12 +63,14 @@ class CsvReader:
                     raise DataError(f"repeats line {first_line[identity]}: same video, times and action")
             except DataError as fault:
                 faults.append(f"line {line}: {fault}")
+                video = row.get("video", "")
+                self.rejected.append(Failure(f"line-{line}", video, f"{self.path.name} line {line}", str(fault)))
                 continue
             first_line[identity] = line
             segments.append(segment)
-        if faults:
+        if faults and not self.keep_faults:
             raise faults_error(self.path, faults)
-        if not segments:
+        if not segments and not faults:
             raise faults_error(self.path, ["has a header and no row"])
         return segments
 

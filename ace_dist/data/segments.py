@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ace_dist.errors import UserError
 
-__all__ = ["SPLITS", "DataError", "RawClip", "Reader", "Segment", "clip_window"]
+__all__ = ["SPLITS", "DataError", "Failure", "RawClip", "Reader", "Segment", "clip_window"]
 
 SPLITS = ("train", "test")
 
@@ -46,6 +46,16 @@ class Segment:
             raise DataError(f"segment {self.id}: split {self.split!r} is not one of {', '.join(SPLITS)}")
         if not self.start_s < self.end_s:
             raise DataError(f"segment {self.id}: start_s={self.start_s} is not before end_s={self.end_s}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A segment that gave no clip: its id (or what was annotated), its video, where it was annotated, and why."""
+
+    id: str
+    video: str
+    origin: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import tarfile
 import threading
 from collections.abc import Iterable, Sequence
@@ -151,7 +152,7 @@ def file_sha256(path: Path) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write to a temporary name and rename, so that `path` is either absent or whole, also after a power cut."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")  # tasks may share a folder
     with partial.open("wb") as file:
         file.write(data)
         file.flush()

@@ -1,30 +1,32 @@
-"""Owns the making of shards: cutting segments, encoding them in parallel, resuming a killed build, and its failures.
+"""Owns a build of shards: which segments go into which shard, several tasks in one folder, resuming, the manifest.
 
-Segments in = clips out + failures; nothing is replaced and nothing disappears.
+Segments in = clips out + failures; nothing is replaced and nothing disappears. A build is a pure function of its
+segments and settings: workers, array tasks and kills do not change a byte of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
 from tqdm import tqdm
 
-from ace_dist.data.encoding import CONTAINER, EncodedClip, check_encoding, encode, encoder_options
-from ace_dist.data.segments import SPLITS, DataError, RawClip, Reader, Segment, clip_window
+from ace_dist.data.cutting import Cutter, cut_all, failure
+from ace_dist.data.encoding import CONTAINER, check_encoding, encoder_options
+from ace_dist.data.segments import SPLITS, DataError, Failure, Reader, Segment
 from ace_dist.data.shard_format import (
     FORMAT,
     MANIFEST,
@@ -40,84 +42,28 @@ from ace_dist.data.shard_format import (
 if TYPE_CHECKING:
     from ace_dist.config import ClipConfig, EncodingConfig
 
-__all__ = ["BuildError", "ClipRecord", "Failure", "ShardFiles", "ShardSet", "build_shards"]
+__all__ = [
+    "Build",
+    "BuildError",
+    "ClipRecord",
+    "Cutter",
+    "Failure",
+    "ShardFiles",
+    "ShardSet",
+    "array_task",
+    "build_shards",
+]
 
 QUARANTINE = "quarantine.jsonl"
 STATE = "state.json"  # suffix of the note beside each finished shard of an unfinished build
+PLAN = ".plan.json"  # the configuration that the tasks at work in a folder share
+BUILD_LOCK = ".build.lock"  # held while shards are made: by one whole build, or shared by tasks
+PLAN_LOCK = ".plan.lock"  # held by one task for moments: while it joins the others and while it finishes for them
+SHOWN = 20  # failures that one message lists
 
 
 class BuildError(DataError):
-    """A build that cannot finish; the message lists every failed segment."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A segment that gave no clip: its id, its video, where it was annotated, and why."""
-
-    id: str
-    video: str
-    origin: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Cutter:
-    """What a worker needs to make one clip. Picklable."""
-
-    reader: Reader
-    clip_seconds: float
-    encoding: EncodingConfig
-
-    def cut(self, segment: Segment) -> tuple[ClipRecord, bytes] | Failure:
-        """Read, encode and check one segment. What is wrong with the input becomes a `Failure`; a bug is raised."""
-        try:
-            segment, raw = self.read(segment)
-            encoded = encode(raw, self.encoding)
-        except (DataError, av.error.FFmpegError, OSError) as error:
-            return Failure(segment.id, segment.video, segment.origin, " ".join(str(error).split()))
-        return clip_record(segment, raw, encoded), encoded.data
-
-    def read(self, segment: Segment) -> tuple[Segment, RawClip]:
-        """The frames around a segment. One that is annotated past the end of its video ends where the video ends.
-
-        Raises `DataError` when the segment lies wholly past the end, or the whole video is shorter than a clip.
-        """
-        start_s, end_s = clip_window(segment, self.clip_seconds, self.encoding.margin_s)
-        raw = self.reader.read(segment, start_s, end_s)
-        if raw.end_s <= segment.start_s:
-            raise DataError(f"the segment starts at {segment.start_s:g} s, but the video ends at {raw.end_s:.2f} s")
-        half_frame_s, length_s = 0.5 / raw.fps, raw.end_s - raw.start_s
-        if raw.end_s < segment.end_s - half_frame_s:  # its middle is another one now, and so is the window
-            return self.read(dataclasses.replace(segment, end_s=raw.end_s))
-        is_whole = start_s <= 0 and raw.end_s < end_s - half_frame_s
-        if is_whole and length_s < self.clip_seconds - half_frame_s:
-            raise DataError(
-                f"the video lasts {length_s:.2f} s, less than one clip (dataset.clip.seconds={self.clip_seconds:g}); "
-                "make clips shorter or leave the video out"
-            )
-        return segment, raw
-
-
-def clip_record(segment: Segment, raw: RawClip, encoded: EncodedClip) -> ClipRecord:
-    """The record of a clip that has no place in a shard yet; the segment is clamped to what is stored."""
-    duration_s = encoded.frames / encoded.fps
-    return ClipRecord(
-        key=segment.id,
-        shard="",
-        offset=0,
-        size=len(encoded.data),
-        frames=encoded.frames,
-        fps=encoded.fps,
-        width=encoded.width,
-        height=encoded.height,
-        segment_start_s=round(max(segment.start_s - raw.start_s, 0.0), 6),
-        segment_end_s=round(min(segment.end_s - raw.start_s, duration_s), 6),
-        verb=segment.verb,
-        object=segment.object,
-        split=segment.split,
-        group=segment.group,
-        sha256=hashlib.sha256(encoded.data).hexdigest(),
-    )
+    """A build that cannot finish; the message lists the failed segments."""
 
 
 @dataclass(frozen=True)
@@ -164,52 +110,252 @@ def build_shards(
     source: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ShardSet:
-    """Cut, encode and pack every segment of `reader` into `out_dir`.
-
-    `workers` processes (0: one per core; 1: this process) do not change a byte of the result. `source` holds what else
-    decides the pixels, such as the settings of a renderer. A killed build goes on behind its last finished shard; a
-    finished one returns at once. Raises `BuildError` with all failed segments, unless `allow_quarantine` lists them in
-    quarantine.jsonl and goes on; `DataError` when the folder holds another build.
-    """
-    folder = Path(out_dir)
-    check_encoding(encoding)
-    if clips_per_shard < 1:
-        raise DataError(f"dataset.clips_per_shard={clips_per_shard} must be at least 1")
-    segments = reader.segments()
-    check_segments(segments)
-    configuration = describe(segments, clip, encoding, clips_per_shard, source or {})
-    jobs = shard_jobs(segments, clips_per_shard, configuration)
-    folder.mkdir(parents=True, exist_ok=True)
-    with sole_writer(folder):
-        if finished := finished_build(folder, configuration, allow_quarantine):
-            return finished
-        remove_strays(folder, {job.name for job in jobs})
-        states = {job.name: state for job in jobs if (state := reusable_state(folder, job))}
-        pending = [job for job in jobs if job.name not in states]
-        cutter = Cutter(reader, clip.seconds, encoding)
-        for job, state in make_shards(folder, cutter, pending, len(segments), workers or cpu_count(), progress):
-            states[job.name] = state
-        return finish(folder, [states[job.name] for job in jobs], jobs, configuration, encoding, allow_quarantine)
+    """Cut, encode and pack every segment of `reader` into `out_dir`: `Build.plan` and `Build.run` in one call."""
+    build = Build.plan(
+        reader,
+        out_dir,
+        clip,
+        encoding,
+        clips_per_shard=clips_per_shard,
+        allow_quarantine=allow_quarantine,
+        source=source,
+    )
+    return build.run(workers, progress)
 
 
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@dataclass(frozen=True)
+class Build:
+    """Everything that decides a build; no video has been opened yet. `refused` are failures before any cutting."""
+
+    folder: Path
+    cutter: Cutter
+    jobs: list[ShardJob]
+    refused: list[Failure]
+    configuration: dict[str, Any]
+    allow_quarantine: bool
+
+    @classmethod
+    def plan(
+        cls,
+        reader: Reader,
+        out_dir: str | Path,
+        clip: ClipConfig,
+        encoding: EncodingConfig,
+        *,
+        clips_per_shard: int = 128,
+        allow_quarantine: bool = False,
+        source: Mapping[str, Any] | None = None,
+        rejected: Sequence[Failure] = (),
+    ) -> Build:
+        """Divide the segments of `reader` into shards.
+
+        `source` holds what else decides the pixels, such as the settings of a renderer; `rejected` what is annotated
+        and gave no segment. Segments that repeat an id join it. Raises `DataError` for settings that make no sense, and
+        `BuildError` when something was refused without `allow_quarantine`.
+        """
+        check_encoding(encoding)
+        if clips_per_shard < 1:
+            raise DataError(f"dataset.clips_per_shard={clips_per_shard} must be at least 1")
+        segments, repeated = without_repeats(reader.segments())
+        refused = [*rejected, *repeated]
+        if not segments and not refused:
+            raise DataError("the data set has no segment: check dataset.annotations")
+        configuration = describe(segments, refused, clip, encoding, clips_per_shard, source or {})
+        if not segments or (refused and not allow_quarantine):
+            raise BuildError(failure_report(Path(out_dir), refused, configuration["segments"]))
+        jobs = shard_jobs(segments, clips_per_shard, configuration)
+        return cls(
+            Path(out_dir), Cutter(reader, clip.seconds, encoding), jobs, refused, configuration, allow_quarantine
+        )
+
+    def run(self, workers: int = 0, progress: bool = True) -> ShardSet:
+        """Make every shard that is not there yet, then the manifest.
+
+        `workers` processes: 0 is one per core, 1 is this process. A killed build goes on behind its last finished shard
+        and finishes what array tasks left; a finished one returns at once. Raises `BuildError` with the failed
+        segments, unless `allow_quarantine` lists them in quarantine.jsonl and goes on; `DataError` when the folder
+        holds another build or one is at work in it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with sole_writer(self.folder):
+            if finished := self.finished():
+                return finished
+            self.remove_strays()
+            states = {job.name: state for job in self.jobs if (state := self.state(job)) and not state.failures}
+            pending = [job for job in self.jobs if job.name not in states]
+            for job, state in self.make(pending, workers, progress):
+                states[job.name] = state
+            return self.finish([states[job.name] for job in self.jobs])
+
+    def run_task(self, task: int, tasks: int, workers: int = 0, progress: bool = True) -> ShardSet | None:
+        """Make the `task`-th of `tasks` contiguous parts of the shards beside other tasks, which may be on other nodes.
+
+        Whoever finds all shards there writes the manifest and returns the set; the others return None. A task that was
+        killed is run again, or `run` finishes for all. Raises like `run`, for the failures of this task's shards alone
+        while others are at work.
+        """
+        mine = self.jobs[len(self.jobs) * task // tasks : len(self.jobs) * (task + 1) // tasks]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.among_tasks():
+            with lock(self.folder / PLAN_LOCK):
+                if finished := self.finished():
+                    return finished
+                states = {job.name: state for job in mine if (state := self.state(job)) and not state.failures}
+                pending = [job for job in mine if job.name not in states]
+                for job in pending:  # or another task could finish with what is about to be replaced
+                    state_path(self.folder, job.name).unlink(missing_ok=True)
+            made = [state for _, state in self.make(pending, workers, progress)]
+            failures = [entry for state in made for entry in state.failures]
+            if failures and not self.allow_quarantine:
+                raise BuildError(failure_report(self.folder, failures, self.configuration["segments"]))
+            with lock(self.folder / PLAN_LOCK):
+                if finished := self.finished():
+                    return finished
+                all_states = [self.state(job) for job in self.jobs]
+                present = [state for state in all_states if state is not None]
+                return self.finish(present) if len(present) == len(all_states) else None
+
+    @contextlib.contextmanager
+    def among_tasks(self) -> Iterator[None]:
+        """Work beside other tasks of this very build. The first one clears away what another configuration left.
+
+        Raises `DataError` when a whole build, or tasks of another configuration, are at work in the folder.
+        """
+        plan, path = json.dumps(self.configuration, sort_keys=True).encode(), self.folder / PLAN
+        with (self.folder / BUILD_LOCK).open("a") as file:
+            with lock(self.folder / PLAN_LOCK):
+                if try_lock(file.fileno(), fcntl.LOCK_EX):  # nobody else is here
+                    self.remove_strays()
+                    write_atomically(path, plan)
+                if not try_lock(file.fileno(), fcntl.LOCK_SH):
+                    raise DataError(f"another process is building dataset.shards={self.folder}; wait for it")
+                if path.read_bytes() != plan:
+                    raise DataError(
+                        f"tasks of a build with other settings or segments are at work in "
+                        f"dataset.shards={self.folder}; wait for them, or choose another folder"
+                    )
+            yield
+
+    def make(self, jobs: Sequence[ShardJob], workers: int, progress: bool) -> Iterator[tuple[ShardJob, ShardState]]:
+        """Cut all segments of `jobs` in parallel and write each shard as soon as its last clip is there."""
+        segments = [segment for job in jobs for segment in job.segments]
+        made = 0
+        with (
+            tqdm(total=len(segments), unit="clip", desc="shards", disable=None if progress else True) as bar,
+            contextlib.closing(cut_all(self.cutter, segments, workers)) as results,
+        ):
+            for job in jobs:
+                clips, failures = [], []
+                for _ in job.segments:
+                    result = next(results)
+                    if isinstance(result, Failure):
+                        failures.append(result)
+                    else:
+                        clips.append(result)
+                    bar.update()
+                made += len(job.segments)
+                yield job, self.store(job, clips, failures)
+                if progress and bar.disable:  # a batch job's log
+                    print(
+                        f"{job.name}: {len(clips)} clips, {len(failures)} failed; {made} of {len(segments)}", flush=True
+                    )
+
+    def store(self, job: ShardJob, clips: Sequence[tuple[ClipRecord, bytes]], failures: list[Failure]) -> ShardState:
+        """Write a shard, then the note that it is whole."""
+        records = write_shard(self.folder, job.name, clips, CONTAINER)
+        path = self.folder / job.name
+        state = ShardState(job.fingerprint, file_sha256(path), path.stat().st_size, records, failures)
+        write_atomically(state_path(self.folder, job.name), state.dump())
+        return state
+
+    def state(self, job: ShardJob) -> ShardState | None:
+        """The finished shard of an earlier run or another task, or None when it is absent or made otherwise."""
+        note, tar = state_path(self.folder, job.name), self.folder / job.name
+        if not note.is_file():
+            return None
+        state = ShardState.parse(note.read_text(encoding="utf-8"))
+        whole = tar.is_file() and tar.stat().st_size == state.size and tar.with_suffix(".idx").is_file()
+        return state if whole and state.fingerprint == job.fingerprint else None
+
+    def remove_strays(self) -> None:
+        """Delete what an unfinished build left and this one will not overwrite: partial files, shards it has not."""
+        names = {job.name for job in self.jobs}
+        for note in self.folder.glob(f"*.{STATE}"):
+            name = note.name.removesuffix(f".{STATE}")
+            if name not in names:
+                for path in ((self.folder / name).with_suffix(".idx"), self.folder / name, note):
+                    path.unlink(missing_ok=True)
+        for partial in self.folder.glob(".*.partial"):
+            partial.unlink()
+
+    def finished(self) -> ShardSet | None:
+        """The finished build of the same configuration, or None. Raises `DataError` when another one lies there."""
+        if not (self.folder / MANIFEST).is_file():
+            return None
+        shards = ShardSet.load(self.folder)
+        found, wanted = shards.manifest["configuration"], self.configuration
+        if differing := sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)):
+            raise DataError(
+                f"dataset.shards={self.folder} holds a build of another configuration (different: "
+                f"{', '.join(differing)}); choose another folder or delete this one"
+            )
+        if (missing := shards.manifest["quarantined"]) and not self.allow_quarantine:
+            raise DataError(
+                f"dataset.shards={self.folder} was built without {missing} segments, listed in {QUARANTINE}; "
+                "set dataset.allow_quarantine=true to accept that, or repair them and delete the folder"
+            )
+        return shards
+
+    def finish(self, states: Sequence[ShardState]) -> ShardSet:
+        """Account for every segment, then write the manifest, which is what makes the build finished."""
+        records = [record for state in states for record in state.records]
+        failures = self.refused + [entry for state in states for entry in state.failures]
+        assert len(records) + len(failures) == self.configuration["segments"]
+        write_ledger(self.folder, failures)
+        if failures and (not self.allow_quarantine or not records):
+            raise BuildError(failure_report(self.folder, failures, self.configuration["segments"]))
+        manifest = {
+            "format": FORMAT,
+            "configuration": self.configuration,
+            "container": CONTAINER,
+            "encoder": encoder_options(self.cutter.encoding),
+            "tools": tool_versions(),
+            "counts": action_counts(records),
+            "quarantined": len(failures),
+            "shortened": self.shortened(records),
+            "shards": [
+                {"name": job.name, "sha256": state.sha256, "size": state.size, "clips": len(state.records)}
+                for job, state in zip(self.jobs, states, strict=True)
+            ],
+            "clips": [dataclasses.asdict(record) for record in records],
+        }
+        write_atomically(self.folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        for path in (self.folder / PLAN, *(state_path(self.folder, job.name) for job in self.jobs)):
+            path.unlink(missing_ok=True)
+        return ShardSet.load(self.folder)
+
+    def shortened(self, records: Sequence[ClipRecord]) -> list[str]:
+        """Ids of the segments that were annotated past the end of their video, or before what it shows."""
+        stored_s = {record.key: record.segment_end_s - record.segment_start_s for record in records}
+        frame_s = {record.key: 1 / record.fps for record in records}
+        annotated = ((s.id, s.end_s - s.start_s) for job in self.jobs for s in job.segments if s.id in stored_s)
+        return [key for key, length_s in annotated if length_s - stored_s[key] > frame_s[key]]
 
 
-def check_segments(segments: Sequence[Segment]) -> None:
-    """Raise when there is nothing to build or two segments share an id."""
-    if not segments:
-        raise DataError("the data set has no segment: check dataset.annotations")
-    seen: set[str] = set()
+def without_repeats(segments: Sequence[Segment]) -> tuple[list[Segment], list[Failure]]:
+    """The first segment of every id, and a failure for each further one."""
+    first: dict[str, Segment] = {}
+    repeated = []
     for segment in segments:
-        if segment.id in seen:
-            raise DataError(f"segment id {segment.id} occurs twice")
-        seen.add(segment.id)
+        if (kept := first.setdefault(segment.id, segment)) is not segment:
+            where = f" ({kept.origin})" if kept.origin else ""
+            repeated.append(failure(segment, f"segment id {segment.id} occurs twice; the first one{where} is kept"))
+    return list(first.values()), repeated
 
 
 def describe(
     segments: Sequence[Segment],
+    refused: Sequence[Failure],
     clip: ClipConfig,
     encoding: EncodingConfig,
     clips_per_shard: int,
@@ -219,12 +365,14 @@ def describe(
     digest = hashlib.sha256()
     for segment in segments:
         digest.update(json.dumps(segment_identity(segment), sort_keys=True).encode())
+    for entry in refused:
+        digest.update(json.dumps([entry.id, entry.reason]).encode())
     return {
         "clip_seconds": clip.seconds,
         "encoding": dataclasses.asdict(encoding),
         "clips_per_shard": clips_per_shard,
         "source": json.loads(json.dumps(dict(source), sort_keys=True, default=str)),
-        "segments": len(segments),
+        "segments": len(segments) + len(refused),
         "segments_sha256": digest.hexdigest(),
     }
 
@@ -237,8 +385,8 @@ def segment_identity(segment: Segment) -> dict[str, Any]:
 
 def tool_versions() -> dict[str, Any]:
     """Versions that may change the bits of an encoded clip."""
-    libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
-    return {"av": av.__version__, **libraries, "machine": platform.machine()}
+    libraries = {name: ".".join(map(str, number)) for name, number in sorted(av.library_versions.items())}
+    return {"ace-dist": version("ace-dist"), "av": av.__version__, **libraries, "machine": platform.machine()}
 
 
 def shard_jobs(segments: Sequence[Segment], clips_per_shard: int, configuration: Mapping[str, Any]) -> list[ShardJob]:
@@ -255,35 +403,65 @@ def shard_jobs(segments: Sequence[Segment], clips_per_shard: int, configuration:
     return jobs
 
 
+def array_task(task: int | None, tasks: int | None, environment: Mapping[str, str]) -> tuple[int, int, str]:
+    """This process's part of a build, the number of parts, and who said so.
+
+    `dataset.task` and `dataset.tasks` come first, then SLURM's array: its indices may start anywhere and step evenly.
+    With `dataset.tasks` alone, the array's index is the part, so that `sbatch --array=3,7` repeats two parts.
+    """
+    index = environment.get("SLURM_ARRAY_TASK_ID")
+    if tasks is None and task is not None:
+        raise DataError(f"dataset.task={task} needs dataset.tasks=N, the number of parts")
+    if tasks is not None:
+        part = task if task is not None else int(index or 0)
+        if tasks > 1 and task is None and index is None:
+            raise DataError(f"dataset.tasks={tasks} needs dataset.task=K (0 to {tasks - 1}), or a SLURM array")
+        if not 0 <= part < tasks:
+            raise DataError(f"part {part} does not exist: dataset.tasks={tasks} has parts 0 to {tasks - 1}")
+        return part, tasks, "dataset.task" if task is not None else "dataset.tasks"
+    if index is None:
+        return 0, 1, "one process"
+    first, last = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", index)) for name in ("MIN", "MAX"))
+    step, count = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", "1")) for name in ("STEP", "COUNT"))
+    if (last - first) // step + 1 != count:
+        raise DataError(
+            f"the array's {count} tasks are not evenly spaced from {first} to {last}, so their order is unknown; set "
+            "dataset.tasks=N, and the array's indices are parts of N"
+        )
+    return (int(index) - first) // step, count, f"SLURM_ARRAY_TASK_ID={index}"
+
+
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. The kernel releases it when the process dies, so a killed build leaves none behind."""
-    with (folder / ".build.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process is building dataset.shards={folder}; wait for it") from None
+    """Hold the folder alone, or raise `DataError`."""
+    with (folder / BUILD_LOCK).open("a") as file:
+        if not try_lock(file.fileno(), fcntl.LOCK_EX):
+            raise DataError(f"another process is building dataset.shards={folder}; wait for it")
         yield
 
 
-def finished_build(folder: Path, configuration: Mapping[str, Any], allow_quarantine: bool) -> ShardSet | None:
-    """The finished build of the same configuration, or None. Raises `DataError` when another one lies there."""
-    if not (folder / MANIFEST).is_file():
-        return None
-    shards = ShardSet.load(folder)
-    found = shards.manifest["configuration"]
-    differing = sorted(key for key in {*found, *configuration} if found.get(key) != configuration.get(key))
-    if differing:
-        raise DataError(
-            f"dataset.shards={folder} holds a build of another configuration (different: {', '.join(differing)}); "
-            "choose another folder or delete this one"
-        )
-    if (missing := shards.manifest["quarantined"]) and not allow_quarantine:
-        raise DataError(
-            f"dataset.shards={folder} was built without {missing} segments, listed in {QUARANTINE}; "
-            "set dataset.allow_quarantine=true to accept that, or repair them and delete the folder"
-        )
-    return shards
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Wait for a lock file and hold it."""
+    with path.open("a") as file:
+        try_lock(file.fileno(), fcntl.LOCK_EX, wait=True)
+        yield
+
+
+def try_lock(descriptor: int, mode: int, wait: bool = False) -> bool:
+    """Take or convert a lock; whether it worked. The kernel releases it when its process dies, however it dies.
+
+    A file system without locks is said to be one, and the user trusted.
+    """
+    try:
+        fcntl.flock(descriptor, mode if wait else mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        print("warning: no file locks here (mount option `flock`?); start one build at a time", file=sys.stderr)
+    return True
 
 
 def state_path(folder: Path, name: str) -> Path:
@@ -291,140 +469,26 @@ def state_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.{STATE}"
 
 
-def remove_strays(folder: Path, names: set[str]) -> None:
-    """Delete what an unfinished build left and this one will not overwrite: partial files, shards it does not have."""
-    for state in folder.glob(f"*.{STATE}"):
-        name = state.name.removesuffix(f".{STATE}")
-        if name not in names:
-            for path in ((folder / name).with_suffix(".idx"), folder / name, state):
-                path.unlink(missing_ok=True)
-    for partial in folder.glob(".*.partial"):
-        partial.unlink()
-
-
-def reusable_state(folder: Path, job: ShardJob) -> ShardState | None:
-    """The finished shard of an earlier run, or None when it is absent, differs, or holds a failure worth a retry."""
-    note, tar = state_path(folder, job.name), folder / job.name
-    if not note.is_file():
-        return None
-    state = ShardState.parse(note.read_text(encoding="utf-8"))
-    whole = tar.is_file() and tar.stat().st_size == state.size and tar.with_suffix(".idx").is_file()
-    return state if whole and not state.failures and state.fingerprint == job.fingerprint else None
-
-
-def make_shards(
-    folder: Path, cutter: Cutter, jobs: Sequence[ShardJob], total: int, workers: int, progress: bool
-) -> Iterator[tuple[ShardJob, ShardState]]:
-    """Cut all segments of `jobs` in parallel and write each shard as soon as its last clip is there."""
-    segments = [segment for job in jobs for segment in job.segments]
-    done = total - len(segments)
-    with (
-        tqdm(total=total, initial=done, unit="clip", desc="shards", disable=None if progress else True) as bar,
-        contextlib.closing(cut_all(cutter, segments, workers)) as results,
-    ):
-        for job in jobs:
-            clips, failures = [], []
-            for _ in job.segments:
-                result = next(results)
-                if isinstance(result, Failure):
-                    failures.append(result)
-                else:
-                    clips.append(result)
-                bar.update()
-            yield job, store(folder, job, clips, failures)
-
-
-def cut_all(
-    cutter: Cutter, segments: Sequence[Segment], workers: int
-) -> Generator[tuple[ClipRecord, bytes] | Failure, None, None]:
-    """Results in the order of `segments`, whatever the number of workers."""
-    if workers == 1 or len(segments) < 2:
-        yield from map(cutter.cut, segments)
-        return
-    # Spawned, not forked: the parent may hold threads (torch, DALI) that a fork would leave half alive.
-    pool = ProcessPoolExecutor(min(workers, len(segments)), get_context("spawn"), initialize_worker, (cutter,))
-    try:
-        yield from pool.map(cut_in_worker, segments, chunksize=2)
-    except BrokenProcessPool as error:
-        raise BuildError(
-            f"a worker died, perhaps for lack of memory; finished shards are kept, so run again with fewer than "
-            f"dataset.workers={workers}"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-worker_cutter: Cutter  # of a worker process, set once by its initializer
-
-
-def initialize_worker(cutter: Cutter) -> None:
-    """Give a worker its reader once, not with every segment."""
-    global worker_cutter
-    worker_cutter = cutter
-
-
-def cut_in_worker(segment: Segment) -> tuple[ClipRecord, bytes] | Failure:
-    """`Cutter.cut` with the worker's own cutter."""
-    return worker_cutter.cut(segment)
-
-
-def store(
-    folder: Path, job: ShardJob, clips: Sequence[tuple[ClipRecord, bytes]], failures: list[Failure]
-) -> ShardState:
-    """Write a shard, then the note that it is whole."""
-    records = write_shard(folder, job.name, clips, CONTAINER)
-    path = folder / job.name
-    state = ShardState(job.fingerprint, file_sha256(path), path.stat().st_size, records, failures)
-    write_atomically(state_path(folder, job.name), state.dump())
-    return state
-
-
-def finish(
-    folder: Path,
-    states: Sequence[ShardState],
-    jobs: Sequence[ShardJob],
-    configuration: Mapping[str, Any],
-    encoding: EncodingConfig,
-    allow_quarantine: bool,
-) -> ShardSet:
-    """Account for every segment, then write the manifest, which is what makes the build finished."""
-    records = [record for state in states for record in state.records]
-    failures = [failure for state in states for failure in state.failures]
-    assert len(records) + len(failures) == configuration["segments"]
-    if failures and (not allow_quarantine or not records):
-        raise BuildError(failure_report(folder, failures, configuration["segments"]))
+def write_ledger(folder: Path, failures: Sequence[Failure]) -> None:
+    """quarantine.jsonl: a line for every segment that is in no shard, whether the build goes on without it or not."""
+    lines = "".join(json.dumps(dataclasses.asdict(entry), sort_keys=True) + "\n" for entry in failures)
     if failures:
-        lines = "".join(json.dumps(dataclasses.asdict(failure), sort_keys=True) + "\n" for failure in failures)
         write_atomically(folder / QUARANTINE, lines.encode())
-    manifest = {
-        "format": FORMAT,
-        "configuration": configuration,
-        "container": CONTAINER,
-        "encoder": encoder_options(encoding),
-        "tools": tool_versions(),
-        "counts": action_counts(records),
-        "quarantined": len(failures),
-        "shards": [
-            {"name": job.name, "sha256": state.sha256, "size": state.size, "clips": len(state.records)}
-            for job, state in zip(jobs, states, strict=True)
-        ],
-        "clips": [dataclasses.asdict(record) for record in records],
-    }
-    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-    for job in jobs:
-        state_path(folder, job.name).unlink(missing_ok=True)
-    return ShardSet.load(folder)
+    else:
+        (folder / QUARANTINE).unlink(missing_ok=True)
 
 
 def failure_report(folder: Path, failures: Sequence[Failure], total: int) -> str:
-    """All failed segments, one a line, and what can be done about them."""
+    """Failed segments, one a line, and what can be done about them."""
     lines = [
-        f"  {failure.id} ({', '.join(filter(None, (failure.video or 'rendered', failure.origin)))}): {failure.reason}"
-        for failure in failures
+        f"  {entry.id} ({', '.join(filter(None, (entry.video or 'rendered', entry.origin)))}): {entry.reason}"
+        for entry in failures[:SHOWN]
     ]
+    if len(failures) > SHOWN:
+        lines.append(f"  ... and {len(failures) - SHOWN} more")
     return (
         f"{len(failures)} of {total} segments could not be stored in dataset.shards={folder}:\n"
         + "\n".join(lines)
         + "\nrepair or remove them in dataset.annotations and run again (finished shards are kept), or set "
-        f"dataset.allow_quarantine=true to go on without them (they are then listed in {QUARANTINE})"
+        f"dataset.allow_quarantine=true to go on without them; {QUARANTINE} lists them all"
     )

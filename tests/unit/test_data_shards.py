@@ -239,10 +239,11 @@ def test_a_killed_build_continues_behind_its_last_finished_shard(tmp_path):
     assert reader.read_ids == []
 
 
-def test_a_worker_that_dies_ends_the_build_with_advice(tmp_path):
-    with pytest.raises(BuildError, match=r"a worker died.*dataset\.workers=2"):
+def test_a_video_that_kills_its_worker_costs_itself_only(tmp_path):
+    with pytest.raises(BuildError, match=r"(?s)1 of 12 segments.*clip_011.*the process that cuts it dies, also alone"):
         build(DyingReader(12), tmp_path, workers=2)
-    assert len(build(NumberedReader(12), tmp_path).records) == 12
+    shards = build(DyingReader(12), tmp_path, workers=2, allow_quarantine=True)
+    assert {s.id for s in DyingReader(12).segments()} - {r.key for r in shards.records} == {"clip_011"}
 
 
 def test_an_unfinished_build_of_other_settings_is_not_continued(tmp_path):
@@ -323,21 +324,24 @@ def test_faults_of_real_videos_name_segment_file_and_line(tmp_path):
         "long.mp4,7,8,spin,block,train,a",
         "empty.mp4,0,1,spin,block,train,a",
         "text.mp4,0,1,spin,block,train,a",
-        "long.mp4,3,9,spin,block,test,a",
+        "long.mp4,3,5,spin,block,test,a",
+        "long.mp4,3,5.2,spin,block,test,a",
     ]
     with pytest.raises(BuildError) as caught:
         csv_build(tmp_path, rows)
     lines = {
         int(line.split(" line ")[1].split(")")[0]): line for line in str(caught.value).splitlines() if " line " in line
     }
-    assert set(lines) == {3, 4, 5, 6}
+    assert set(lines) == {3, 4, 5, 6, 8}
     assert "short.mp4" in lines[3] and "lasts 1.00 s, less than one clip (dataset.clip.seconds=1.5)" in lines[3]
     assert "long.mp4" in lines[4] and "it ends at 4.00 s" in lines[4]
     assert "empty.mp4 is empty (0 bytes)" in lines[5]
     assert "text.mp4 cannot be read as a video" in lines[6]
+    assert "lasts from 3 to 5.2 s, but the video ends at 4.00 s, before its middle" in lines[8]
     shards = csv_build(tmp_path, rows, allow_quarantine=True)
-    (cut,) = shards.split("test")  # annotated to 9 s in a video of 4 s: ends with the video, centred on what is left
+    (cut,) = shards.split("test")  # annotated to 5 s in a video of 4 s: ends with the video, centred on what is left
     assert (cut.segment_end_s - cut.segment_start_s, cut.frames / cut.fps) == pytest.approx((1.0, 1.5), abs=1 / 12)
+    assert shards.manifest["shortened"] == [cut.key]
 
 
 def test_settings_and_segments_that_make_no_sense(tmp_path):

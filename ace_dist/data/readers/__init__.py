@@ -18,12 +18,12 @@ from ace_dist.data.readers.gtea import gtea_recordings
 from ace_dist.data.readers.ikea import SOURCE as IKEA_SOURCE
 from ace_dist.data.readers.ikea import ikea_recordings
 from ace_dist.data.segments import DataError, Reader
-from ace_dist.data.shards import ShardSet, build_shards
+from ace_dist.data.shards import Build, ShardSet
 
 if TYPE_CHECKING:
     from ace_dist.config import DatasetConfig
 
-__all__ = ["build_dataset", "make_reader", "open_dataset"]
+__all__ = ["build_dataset", "build_part", "make_reader", "open_dataset"]
 
 
 def make_reader(dataset: DatasetConfig) -> tuple[Reader, dict[str, Any]]:
@@ -40,8 +40,13 @@ def make_reader(dataset: DatasetConfig) -> tuple[Reader, dict[str, Any]]:
         return frame_reader(dataset), {"kind": dataset.kind}
     if not dataset.annotations:
         raise AnnotationError(f"dataset={dataset.name} needs dataset.annotations=FILE, a CSV file of segments")
-    annotations = resolve_path(dataset.annotations)
-    return CsvReader(annotations, fps=dataset.encoding.fps, short_side=dataset.encoding.short_side), {"kind": "csv"}
+    reader = CsvReader(
+        resolve_path(dataset.annotations),
+        fps=dataset.encoding.fps,
+        short_side=dataset.encoding.short_side,
+        keep_faults=dataset.allow_quarantine,
+    )
+    return reader, {"kind": "csv"}
 
 
 def frame_reader(dataset: DatasetConfig) -> FrameReader:
@@ -86,23 +91,35 @@ def build_dataset(dataset: DatasetConfig, progress: bool = True) -> ShardSet:
 
     One build serves every fold: the split of the returned set is that of `dataset.test_groups`.
     """
+    return split_by_group(plan_dataset(dataset, progress).run(dataset.workers, progress), dataset)
+
+
+def build_part(dataset: DatasetConfig, task: int, tasks: int) -> ShardSet | None:
+    """One of `tasks` parts of `build_dataset`; None while other parts are missing."""
+    shards = plan_dataset(dataset, progress=True).run_task(task, tasks, dataset.workers)
+    return None if shards is None else split_by_group(shards, dataset)
+
+
+def plan_dataset(dataset: DatasetConfig, progress: bool) -> Build:
+    """The build of a data set, before any video is opened. What its reader has to say is printed."""
     reader, source = make_reader(dataset)
+    notes = list(reader.notes) if isinstance(reader, FrameReader) else []
     if dataset.test_groups is not None or dataset.left_out_groups:
         check_groups(dataset, (segment.group for segment in reader.segments()))
-    if isinstance(reader, FrameReader) and progress:
-        print(*reader.notes, sep="\n", end="\n" if reader.notes else "", flush=True)
-    shards = build_shards(
+        tested = "as stored" if dataset.test_groups is None else ", ".join(dataset.test_groups)
+        notes.append(f"tested: {tested} (one build serves every fold)")
+    if progress and notes:
+        print("\n".join(notes), flush=True)
+    return Build.plan(
         reader,
         resolve_path(dataset.shards),
         dataset.clip,
         dataset.encoding,
         clips_per_shard=dataset.clips_per_shard,
-        workers=dataset.workers,
         allow_quarantine=dataset.allow_quarantine,
         source=source,
-        progress=progress,
+        rejected=reader.rejected if isinstance(reader, CsvReader) else (),
     )
-    return split_by_group(shards, dataset)
 
 
 def open_dataset(dataset: DatasetConfig) -> ShardSet:
