@@ -31,15 +31,19 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face f
 CLASSIFIER_HEADS = ("timesformer", "hf_timesformer", "timm_vit")  # kinds whose `head` names classes of their data set
 
 
-@dataclass(frozen=True)
+@dataclass
 class Wanted:
-    """What the weights are to become. `None` is as the file has it."""
+    """A weight file and what it is to become. `None` is as the file has it."""
 
-    tower: str | None = None
+    source: str = ""  # a weight file, or a Hugging Face folder
+    output: str = ""  # a safetensors file
+    kind: str | None = None  # one of KINDS; found from the keys when left out
+    tower: str | None = None  # timesformer, vit, spacetime or text
     frames: int | None = None  # length of the time embedding
     image_size: int | None = None  # pixels
     embed_dim: int | None = None  # rows of the head, the width of the shared space
-    allow: tuple[str, ...] = ()  # patterns of keys that may be missing, left over, or of another shape
+    allow: list[str] = field(default_factory=list)  # keys, or patterns as head.*, that may be missing, left over, other
+    allow_pickle: bool = False  # read files that are more than tensors; they can run code
 
 
 @dataclass
@@ -90,17 +94,18 @@ class Sizes:
         return " ".join(f"model.{section}.{key}={str(value).lower()}" for key, value in self.settings.items())
 
 
-def import_weights(
-    source: Path, wanted: Wanted, kind: str | None = None, allow_pickle: bool = False
-) -> tuple[dict[str, Tensor], ImportReport]:
+def import_weights(wanted: Wanted) -> tuple[dict[str, Tensor], ImportReport]:
     """Read a file of another project and bring it under our names, checked against our network key by key.
 
     Raises `WeightsError` when the file cannot be read safely, is of no known kind, or cannot become `wanted.tower`. A
     key that is missing, left over or of another shape is in the report, which the caller must find `complete`.
     """
-    raw = read_source(source, allow_pickle)
-    found = detect_kind(list(raw))
-    kind = settle_kind(source, raw, found, kind)
+    source = Path(wanted.source).expanduser()
+    for name in ("frames", "image_size", "embed_dim"):
+        if (value := getattr(wanted, name)) is not None and value < 1:
+            raise WeightsError(f"{name}={value} must be at least 1")
+    raw = read_source(source, wanted.allow_pickle)
+    kind = settle_kind(source, raw, detect_kind(list(raw)), wanted.kind)
     tower = wanted.tower or next(iter(KINDS[kind].rules))
     if tower not in KINDS[kind].rules:
         raise WeightsError(
@@ -186,6 +191,8 @@ def measure(state: Mapping[str, Tensor], source: Path, tower: str, wanted: Wante
     needed.append(f"{prefix}0.mlp.fc1.weight")
     if absent := [key for key in needed if key not in state]:
         raise WeightsError(f"{source} does not hold a {tower} tower: it has no tensor for {', '.join(absent)}")
+    if not text and (state["pos_embed"].dim(), state["patch_embed.proj.weight"].dim()) != (3, 4):
+        raise WeightsError(f"{source}: pos_embed must be [1,1+P,D] and patch_embed.proj.weight [D,3,p,p]")
     depth = 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix))
     width = state[needed[0]].shape[-1]
     ratio = state[needed[-1]].shape[0] / width
@@ -196,11 +203,10 @@ def measure(state: Mapping[str, Tensor], source: Path, tower: str, wanted: Wante
         settings["mlp_ratio"] = ratio
     if text:
         return Sizes(settings)
-    patch = state["patch_embed.proj.weight"].shape[-1]
-    settings |= {
-        "patch": patch,
-        "image_size": wanted.image_size or patch * round((state["pos_embed"].shape[1] - 1) ** 0.5),
-    }
+    patch, grid = state["patch_embed.proj.weight"].shape[-1], round((state["pos_embed"].shape[1] - 1) ** 0.5)
+    if wanted.image_size and wanted.image_size % patch:
+        raise WeightsError(f"image_size={wanted.image_size} is no multiple of the patch of {source}, {patch}")
+    settings |= {"patch": patch, "image_size": wanted.image_size or patch * grid}
     if tower != "vit":
         settings["frames"] = wanted.frames or (state["time_embed"].shape[1] if "time_embed" in state else 8)
     if tower != "timesformer":
@@ -215,8 +221,8 @@ def build(tower: str, sizes: Sizes) -> dict[str, Tensor]:
         torch.manual_seed(0)
         if tower == "text":
             return ClipTextTower(TextConfig(**settings)).state_dict()
-        trained = {"trained_blocks": 0}
-        return build_video_tower(VideoConfig(tower=tower, **settings, **trained)).state_dict()
+        settings |= {"tower": tower, "trained_blocks": 0}
+        return build_video_tower(VideoConfig(**settings)).state_dict()
 
 
 def patterns(keys: Any) -> list[str]:
@@ -226,10 +232,12 @@ def patterns(keys: Any) -> list[str]:
         match = re.search(r"\.(\d+)\.", key)
         shape = key if match is None else f"{key[: match.start()]}.{{}}.{key[match.end() :]}"
         groups.setdefault(shape, []).append(int(match[1]) if match else -1)
-    return [
-        shape if numbers[0] < 0 else shape.replace("{}", str(numbers[0]) if len(numbers) == 1 else f"{{{min(numbers)}..{max(numbers)}}}", 1)
-        for shape, numbers in groups.items()
-    ]  # fmt: skip
+    return [shape.replace("{}", span(numbers), 1) for shape, numbers in groups.items()]
+
+
+def span(numbers: Sequence[int]) -> str:
+    """`3`, or `{0..11}`."""
+    return str(numbers[0]) if len(numbers) == 1 else f"{{{min(numbers)}..{max(numbers)}}}"
 
 
 # ------------------------------------------------------------------------------------------------------ reading files
@@ -241,7 +249,7 @@ def read_source(source: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
     `WeightsError` naming the file and what was refused.
     """
     path = weight_file(source)
-    loaded = load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path, allow_pickle)
+    loaded: Any = load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path, allow_pickle)
     while isinstance(loaded, Mapping):
         inner = next((loaded[name] for name in CONTAINERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
@@ -275,7 +283,7 @@ def weight_file(source: Path) -> Path:
 def load_safetensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file."""
     try:
-        return load_file(path)
+        return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
 
