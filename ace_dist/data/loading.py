@@ -154,3 +154,9 @@ def say_once(line: str) -> None:
 def normalisation(loader: LoaderConfig) -> tuple[list[float], list[float]]:
     """`loader.mean` and `loader.std`, which are of RGB in [0, 1], for RGB in [0, 255]."""
     return [255 * value for value in loader.mean], [255 * value for value in loader.std]
+
+
+def normalise(video: torch.Tensor, loader: LoaderConfig) -> torch.Tensor:
+    """uint8 RGB [..., 3, H, W] as float32 with `loader.mean` and `loader.std` applied, on the video's device."""
+    mean, std = (torch.tensor(values, device=video.device).view(3, 1, 1) for values in normalisation(loader))
+    return torch.addcmul(-mean / std, video.float(), 1 / std)

@@ -1,69 +1,84 @@
-"""Owns decoding with PyAV and resizing with torch in threads: the fast loader without a GPU, and DALI's reference.
+"""Owns decoding with PyAV in threads: the fast loader without a GPU, and DALI's reference.
 
-Pixels agree with DALI because the steps that differ by habit are pinned: BT.601 colours in the range of the file,
-chroma interpolated bilinearly between sample centres (FFmpeg's default repeats samples, 8/255 away on coloured edges),
-rounding to 8 bits after the colour conversion and after the resize, antialiased triangle filter.
+Of a clip it reads the packets between a key frame and the last wanted frame, and of a picture it converts the crop.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import torch
-from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
-from torch.nn import functional
 
-from ace_dist.data.clips import ClipRequest, crop_box
-from ace_dist.data.encoding import CONTAINER
-from ace_dist.data.loading import Batch, Loader, assemble, normalisation
+from ace_dist.data.clips import ClipRequest
+from ace_dist.data.loading import Batch, Loader, assemble, normalise
+from ace_dist.data.pixels import cut_of, picture_rgb, show
+from ace_dist.data.sample_table import SampleTable, read_sample_table
 from ace_dist.data.segments import DataError
 from ace_dist.data.shard_format import ShardFiles
 
 if TYPE_CHECKING:
     from ace_dist.config import LoaderConfig
 
-__all__ = ["PyavLoader", "decode_frames", "resize_and_crop"]
+__all__ = ["PyavLoader", "decode_clip", "decode_frames"]
 
-# Bit-equal to the colour conversion of DALI's CPU decoder.
-COLOUR = (
-    Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-)
+
+def decode_clip(data: bytes, request: ClipRequest) -> NDArray[np.uint8]:
+    """The crop that a request asks for: uint8 RGB [T, 3, crop, crop]. Raises `DataError` when a frame is missing."""
+    out = np.empty((len(request.frames), 3, request.crop, request.crop), np.uint8)
+    decode_into(data, request, out)
+    return out
+
+
+def decode_into(data: bytes, request: ClipRequest, out: NDArray[np.uint8]) -> None:
+    """As `decode_clip`, into memory of the caller."""
+    cut, first_place = cut_of(request), {index: place for place, index in reversed(list(enumerate(request.frames)))}
+    for index, picture in pictures(data, set(request.frames)):
+        show(picture, cut, out[first_place[index]])
+    for place, index in enumerate(request.frames):
+        if place != first_place[index]:  # a window beyond the clip's end repeats its last frame
+            out[place] = out[first_place[index]]
 
 
 def decode_frames(data: bytes, wanted: Sequence[int]) -> NDArray[np.uint8]:
-    """The frames `wanted` (any order, repeats allowed) of a stored clip: uint8 RGB [len(wanted), H, W, 3].
+    """Whole frames (any order, repeats allowed) of a stored clip: uint8 RGB [len(wanted), H, W, 3]."""
+    found = {index: picture_rgb(picture) for index, picture in pictures(data, set(wanted))}
+    return np.stack([found[index].transpose(1, 2, 0) for index in wanted])
 
-    Only groups of pictures that hold a wanted frame are decoded. Raises `DataError` when one does not come out.
+
+def pictures(data: bytes, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames `wanted` of a stored clip with their indices, as they come out of the decoder.
+
+    Only groups of pictures that hold a wanted frame are decoded. Raises `DataError` at the end when one is missing.
     """
-    needed = set(wanted)
-    pictures: dict[int, NDArray[np.uint8]] = {}
-    reformatter = VideoReformatter()
-    with av.open(io.BytesIO(data), format=CONTAINER) as container:
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        context.thread_count = 1  # clips are decoded side by side instead
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        index_of = {packet.pts: index for index, packet in enumerate(packets)}
-        for run in needed_runs([packet.is_keyframe for packet in packets], needed):
-            decoded = itertools.chain.from_iterable(map(context.decode, [*packets[run.start : run.stop], None]))
-            for frame in decoded:
-                if (index := index_of[frame.pts]) in needed:
-                    picture = reformatter.reformat(frame, format="rgb24", interpolation=COLOUR, threads=1)
-                    pictures[index] = picture.to_ndarray().astype(np.uint8, copy=False)
-            context.flush_buffers()
-    if missing := sorted(needed - pictures.keys()):
-        raise DataError(f"frames {missing} did not come out of the {len(packets)} frames of the clip")
-    return np.stack([pictures[index] for index in wanted])
+    table, view = read_sample_table(data), memoryview(data)
+    context = av.CodecContext.create(table.decoder, "r")
+    context.extradata = table.extradata or None
+    context.thread_count = 1  # clips are decoded side by side instead
+    missing = set(wanted)
+    for run in needed_runs(table.keys, wanted):
+        packets = (stored_packet(view, table, index) for index in run)
+        for picture in itertools.chain.from_iterable(map(context.decode, itertools.chain(packets, [None]))):
+            if picture.pts in missing:
+                missing.remove(picture.pts)
+                yield picture.pts, picture
+        context.flush_buffers()
+    if missing:
+        raise DataError(f"frames {sorted(missing)} did not come out of the {len(table.sizes)} frames of the clip")
+
+
+def stored_packet(data: memoryview, table: SampleTable, index: int) -> av.Packet:
+    """One frame's packet; its time is its index."""
+    packet = av.Packet(data[table.offsets[index] : table.offsets[index] + table.sizes[index]])
+    packet.pts = packet.dts = index
+    return packet
 
 
 def needed_runs(is_key: Sequence[bool], wanted: set[int]) -> list[range]:
@@ -81,26 +96,15 @@ def needed_runs(is_key: Sequence[bool], wanted: set[int]) -> list[range]:
     return runs
 
 
-def resize_and_crop(frames: NDArray[np.uint8], request: ClipRequest) -> torch.Tensor:
-    """Resize uint8 RGB [T, H, W, 3] to the request's short side, crop, flip; uint8 [T, 3, crop, crop]."""
-    height, width, top, left = crop_box(request)
-    video = torch.from_numpy(frames).permute(0, 3, 1, 2)  # a view: channels last is torch's fast path for bytes
-    resized = functional.interpolate(video, size=(height, width), mode="bilinear", antialias=True)
-    cropped = resized[..., top : top + request.crop, left : left + request.crop]
-    return cropped.flip(-1) if request.flip else cropped
-
-
 class PyavLoader(Loader):
-    """Decodes on `loader.threads` CPU threads, `loader.prefetch` batches ahead."""
+    """Decodes on `loader.threads` CPU threads, `loader.prefetch` batches ahead, which wait as bytes."""
 
     backend = "pyav"
 
     def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device) -> None:
-        self.files = ShardFiles(folder)
-        self.device, self.prefetch = device, max(1, loader.prefetch)
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation(loader))
-        self.scale, self.shift = 1 / std, -mean / std
-        self.pool = single_threaded_pool(max(1, loader.threads))
+        self.files, self.loader, self.device = ShardFiles(folder), loader, device
+        self.prefetch = max(1, loader.prefetch)
+        self.pool = ThreadPoolExecutor(max(1, loader.threads), "decode")
 
     def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
         """See `Loader.decode`."""
@@ -111,52 +115,31 @@ class PyavLoader(Loader):
                 for future in futures:
                     future.result()
                 ahead.extend(map(self.submit, itertools.islice(batches, 1)))
-                yield assemble(video.to(self.device, non_blocking=True), requests)
+                yield assemble(normalise(video.to(self.device, non_blocking=True), self.loader), requests)
         finally:
             for _, _, futures in ahead:
                 for future in futures:
                     future.cancel()
 
     def submit(self, requests: Sequence[ClipRequest]) -> tuple[Sequence[ClipRequest], torch.Tensor, list[Future[None]]]:
-        """Start decoding a batch into a new float32 tensor [B, T, 3, crop, crop], pinned for a GPU."""
+        """Start decoding a batch into a new uint8 tensor [B, T, 3, crop, crop], pinned for a GPU."""
         first = requests[0]
         shape = (len(requests), len(first.frames), 3, first.crop, first.crop)
-        video = torch.empty(shape, pin_memory=self.device.type == "cuda")
+        video = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         return requests, video, [self.pool.submit(self.fill, *pair) for pair in zip(video, requests, strict=True)]
 
     def fill(self, video: torch.Tensor, request: ClipRequest) -> None:
         """Decode one clip into its place in the batch."""
         record = request.record
         try:
-            frames = decode_frames(self.files.read(record), request.frames)
+            decode_into(self.files.read(record), request, video.numpy())
         except (av.error.FFmpegError, DataError) as error:
             path = self.files.folder / record.shard
             raise DataError(
                 f"clip {record.key} in {path} cannot be decoded: {error}; build the shards again"
             ) from error
-        video.copy_(resize_and_crop(frames, request)).mul_(self.scale).add_(self.shift)
 
     def close(self) -> None:
         """See `Loader.close`."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.files.close()
-
-
-def single_threaded_pool(threads: int) -> ThreadPoolExecutor:
-    """Threads whose torch operators do not start threads of their own; the caller's setting stays what it was.
-
-    `torch.set_num_threads` binds the calling thread (OpenMP keeps the number per thread) and the default of threads
-    that have not used torch yet, so every worker sets its own and the caller then restores the default.
-    """
-    before, everyone = torch.get_num_threads(), Barrier(threads + 1)
-
-    def initialize() -> None:
-        torch.set_num_threads(1)
-        everyone.wait()
-
-    pool = ThreadPoolExecutor(threads, "decode", initialize)
-    for _ in range(threads):
-        pool.submit(int)  # any task: each starts one more thread while the others wait at the barrier
-    everyone.wait()
-    torch.set_num_threads(before)
-    return pool

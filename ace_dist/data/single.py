@@ -10,8 +10,8 @@ import av
 import torch
 
 from ace_dist.data.clips import TestPlan
-from ace_dist.data.loading import normalisation
-from ace_dist.data.pyav import decode_frames, resize_and_crop
+from ace_dist.data.loading import normalise
+from ace_dist.data.pyav import decode_clip
 from ace_dist.data.segments import DataError, RawClip, Segment
 from ace_dist.data.shards import Cutter, Failure
 from ace_dist.data.video_file import read_window
@@ -70,10 +70,9 @@ def clip_of_video(path: str | Path, config: Config, start_s: float | None, end_s
         raise DataError(cut.reason if str(path) in cut.reason else f"{path}: {cut.reason}")
     record, data = cut
     (requests,) = TestPlan([record], [0], config.dataset.clip, config.loader, config.dataset.clip.views).batches()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation(config.loader))
-    views = [resize_and_crop(decode_frames(data, request.frames), request) for request in requests]
+    views = torch.stack([torch.from_numpy(decode_clip(data, request)) for request in requests])
     return LooseClip(
-        video=(torch.stack(views).float() - mean) / std,
+        video=normalise(views, config.loader),
         start_s=segment.start_s,
         end_s=segment.end_s,
         distinct_views=len({request.frames for request in requests}),

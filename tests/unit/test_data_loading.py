@@ -14,11 +14,12 @@ from data_worlds import NumberedReader, frame_number, numbered_frames, small_enc
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
 from ace_dist.data import loading
-from ace_dist.data.clips import ClipRequest, TestPlan, TrainPlan
+from ace_dist.data.clips import ClipRequest, TestPlan, TrainPlan, crop_box
 from ace_dist.data.dali import DaliLoader
 from ace_dist.data.encoding import encode
 from ace_dist.data.loading import choose_backend, make_loader
-from ace_dist.data.pyav import PyavLoader, decode_frames, needed_runs, resize_and_crop
+from ace_dist.data.pixels import cut_of, show
+from ace_dist.data.pyav import PyavLoader, decode_clip, decode_frames, needed_runs
 from ace_dist.data.segments import DataError, RawClip
 from ace_dist.data.shards import ClipRecord, build_shards
 
@@ -153,20 +154,63 @@ def test_colours_against_the_standard(codec):
     assert np.abs(back.mean((1, 2)) - colours).max() < 6
 
 
+def grey_picture(luma):
+    """A decoded picture in full range without colour, whose RGB values are its luma [H, W]."""
+    height, width = luma.shape
+    frame = av.VideoFrame(width, height, "yuvj420p")
+    for plane, values in zip(frame.planes, (luma, *[np.full((height // 2, width // 2), 128)] * 2), strict=True):
+        rows = np.zeros((plane.height, plane.line_size), np.uint8)
+        rows[:, : plane.width] = values
+        plane.update(rows)
+    return frame
+
+
+def shown(frame, request):
+    out = np.empty((3, request.crop, request.crop), np.uint8)
+    show(frame, cut_of(request), out)
+    return out
+
+
 def test_crop_and_flip_by_hand():
-    frames = numbered_frames(2, 80, 100)
+    luma = np.random.default_rng().integers(0, 256, (80, 100)).astype(np.uint8)
     record = dataclasses.replace(RECORD, width=100, height=80)
-    whole = resize_and_crop(frames, ClipRequest(record, (0, 1), 80, 80, 0.0, 0.0, False, 0, 0))
-    assert torch.equal(whole, torch.from_numpy(frames[:, :, :80]).permute(0, 3, 1, 2))  # no resize: exactly the pixels
-    flipped = resize_and_crop(frames, ClipRequest(record, (0, 1), 80, 48, 1.0, 0.5, True, 0, 0))
-    assert torch.equal(flipped, torch.from_numpy(frames[:, 16:64, 52:][:, :, ::-1].copy()).permute(0, 3, 1, 2))
-    half = resize_and_crop(
-        frames[:, :, :80], ClipRequest(dataclasses.replace(record, width=80), (0, 1), 40, 40, 0, 0, False, 0, 0)
-    )
-    # Halving with an antialiased triangle filter: weights 1/8, 3/8, 3/8, 1/8 over four pixels, done by hand.
-    row = frames[0, 41, :80].astype(float)  # the bars are the same in every row of the lower half
-    by_hand = (row[1:-3:2] + 3 * row[2:-2:2] + 3 * row[3:-1:2] + row[4::2][: len(row[1:-3:2])]) / 8
-    assert np.abs(half[0, :, 30, 1:-1].numpy().T - by_hand).max() <= 1
+    whole = shown(grey_picture(luma), ClipRequest(record, (0,), 80, 80, 0.0, 0.0, False, 0, 0))
+    assert (whole == luma[:, :80]).all()  # no resize: exactly the pixels, in every channel
+    flipped = shown(grey_picture(luma), ClipRequest(record, (0,), 80, 48, 1.0, 0.5, True, 0, 0))
+    assert (flipped == luma[16:64, 52:][:, ::-1]).all()
+    half = shown(grey_picture(luma), ClipRequest(record, (0,), 40, 38, 0.5, 0.5, False, 0, 0))
+    # Halving with an antialiased triangle filter: weights 1/8, 3/8, 3/8, 1/8 over four pixels. The crop is that of a
+    # 40 by 50 picture from row 1 and column 6 on, so its first pixel reaches from row 1 to 4 and column 11 to 14.
+    weights = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
+    by_hand = [
+        [(luma[2 * y - 1 : 2 * y + 3, 2 * x - 1 : 2 * x + 3] * weights).sum() for x in range(6, 44)]
+        for y in range(1, 39)
+    ]
+    assert np.abs(half[0] - np.array(by_hand)).max() <= 0.51  # rounded once
+
+
+@pytest.mark.parametrize("codec", ["vp9", "mjpeg", "h264"])
+def test_crops_against_the_standard_and_torch(codec):
+    """Any crop of any size, against float BT.601 of the whole picture and torch's resize of it in float64."""
+    rng = np.random.default_rng()
+    for height, width in ((64, 64), (64, 90), (50, 48), (128, 74)):
+        frames = numbered_frames(3, height, width, seed=int(rng.integers(1 << 30)))
+        clip = encode(RawClip(frames, 10.0, 0.0), small_encoding(codec=codec, short_side=0))
+        with av.open(io.BytesIO(clip.data)) as container:
+            right = np.stack([reference_rgb(frame) for frame in container.decode(video=0)]).round()
+        record = dataclasses.replace(RECORD, width=width, height=height, frames=3)
+        for _ in range(8):
+            side = int(rng.integers(20, 160))
+            crop = int(rng.integers(1, side + 1))
+            x, y = rng.choice([0.0, 0.3, 0.5, 1.0], 2)
+            request = ClipRequest(record, (2, 0, 1, 0), side, crop, x, y, bool(rng.integers(2)), 0, 0)
+            new_height, new_width, top, left = crop_box(request)
+            video = torch.from_numpy(right[list(request.frames)]).permute(0, 3, 1, 2)
+            resized = torch.nn.functional.interpolate(video, (new_height, new_width), mode="bilinear", antialias=True)
+            cropped = resized[..., top : top + crop, left : left + crop]
+            cropped = cropped.flip(-1) if request.flip else cropped
+            difference = np.abs(decode_clip(clip.data, request) - cropped.numpy())
+            assert difference.max() <= 1.51 and difference.mean() < 0.5  # each picture rounds to 8 bits twice
 
 
 def test_only_needed_groups_of_pictures_are_decoded():
