@@ -147,9 +147,10 @@ def timed_frames(path: str | Path, from_s: float, rate: float, threads: int) -> 
 def shown_out_of_order(container: Any, stream: Any) -> bool:
     """Whether frames are stored in another order than shown in a container that does not say when: AVI with B-frames.
 
-    FFmpeg makes up their times; for H.264 it gets the order wrong.
+    FFmpeg makes up their times; for H.264 it gets the order wrong, and without B-frames all of them one frame late.
     """
-    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+    codec = stream.codec_context
+    return container.format.name == "avi" and (codec.name == "h264" or bool(codec.has_b_frames))
 
 
 def counted_times(path: str | Path, rate: float) -> Iterator[float]:

@@ -88,14 +88,15 @@ def first_folder(root: Path, names: Iterable[str], holds: Iterable[str]) -> Path
 
 
 def video_clock(path: Path) -> tuple[float, int]:
-    """Frames per second and number of frames, as the container states them; counted where it does not.
+    """Frames per second and number of frames, as the container states them.
 
-    Raises `DataError` when the file is missing or is no video.
+    Frames are counted where it states none, or a number that does not go with its length: some AVI files give the ticks
+    of their clock. Raises `DataError` when the file is missing or is no video.
     """
     with opened(path) as (container, stream):
         rate = frame_rate(path, container, stream)
-        stated = int(stream.frames)
-    if stated > 0:
+        stated, length_s = int(stream.frames), float((stream.duration or 0) * stream.time_base)
+    if stated > 0 and abs(stated - length_s * rate) <= 2:
         return rate, stated
     with opened(path) as (container, stream):
         return rate, sum(1 for packet in container.demux(stream) if packet.size)

@@ -1,7 +1,7 @@
 """Owns IKEA-ASM: three synchronised views of people assembling furniture, labelled in frames.
 
     dataset.root/
-        Lack_TV_Bench/SCAN/dev1/images/scan_video.avi ...     and dev2 (side and front) and dev3 (top); four furnitures
+        Lack_TV_Bench/SCAN/dev1/images/scan_video.avi ...     also dev2, and dev3 from the top; four pieces of furniture
         annotations/action_annotations/ikea_annotation_db_full
         annotations/action_annotations/gt_segments.json
 
