@@ -16,6 +16,7 @@ from ace_dist.concepts.generation import BuildConfig, BuildError, build, export_
 from ace_dist.config import run_launcher, typed_settings
 
 INCOMPLETE = 3  # exit status of a build that lacks nodes
+SHOWN = 20  # missing nodes that are printed; the file names all of them
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     result = build(config)
     if result is None:
         return
-    for node, reason in result.missing.items():
+    for node, reason in list(result.missing.items())[:SHOWN]:
         print(f"missing: {node}: {reason}", file=sys.stderr)
     if result.missing:
         print(f"{result.path}: {len(result.missing)} nodes missing; the same command continues", file=sys.stderr)

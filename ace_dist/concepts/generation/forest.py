@@ -48,6 +48,10 @@ class Source(Protocol):
         """
         ...
 
+    def cancel(self) -> None:
+        """Let questions under way end soon: the build was interrupted."""
+        ...
+
 
 @dataclass
 class Forest:
@@ -126,20 +130,24 @@ def grow(
         push((root,))
     with ThreadPoolExecutor(concurrency) as pool:
         running: dict[Future[tuple[list[str], NodeReport]], Path] = {}
-        while running or (ready and not forest.stopped):
-            while ready and not forest.stopped and len(running) < concurrency:
-                path = heapq.heappop(ready)[2]
-                object_ = forest.roots[path[0]].object
-                running[pool.submit(source.synonyms, path, object_, forest.wanted(path))] = path
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                path = running.pop(future)
-                try:
-                    verbs, report = future.result()
-                    forest.reports.append(report)
-                    settle(path, verbs)
-                except NodeFailed as failure:
-                    forest.failed[path] = str(failure)
-                    forest.children[path] = (path[-1], *failure.found)
-                    node_done(path)
-                except Stopped as reason:
-                    forest.stopped = forest.stopped or str(reason)
+        try:
+            while running or (ready and not forest.stopped):
+                while ready and not forest.stopped and len(running) < concurrency:
+                    path = heapq.heappop(ready)[2]
+                    object_ = forest.roots[path[0]].object
+                    running[pool.submit(source.synonyms, path, object_, forest.wanted(path))] = path
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    path = running.pop(future)
+                    try:
+                        verbs, report = future.result()
+                        forest.reports.append(report)
+                        settle(path, verbs)
+                    except NodeFailed as failure:
+                        forest.failed[path] = str(failure)
+                        forest.children[path] = (path[-1], *failure.found)
+                        node_done(path)
+                    except Stopped as reason:
+                        forest.stopped = forest.stopped or str(reason)
+        except BaseException:
+            source.cancel()
+            raise

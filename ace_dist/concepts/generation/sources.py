@@ -54,6 +54,10 @@ class ModelSource:
             )
         return verbs, NodeReport(path, answers, tuple(repairs), tuple(rejected))
 
+    def cancel(self) -> None:
+        """See `Source.cancel`."""
+        self.client.stop.set()
+
     def meta(self) -> dict[str, Any]:
         """Provenance. It depends on the answers alone, so that a rerun from the cache writes the same file."""
         settings = self.client.settings
@@ -123,6 +127,9 @@ class WordNetSource:
                 verbs,
             )
         return verbs, NodeReport(path, 0)
+
+    def cancel(self) -> None:
+        """See `Source.cancel`; look-ups take no time."""
 
     def chosen(self) -> list[tuple[str, str, str]]:
         """Root verb, name of its sense, gloss: for the user to check."""

@@ -1,0 +1,91 @@
+"""Diagnostics of synonym trees, against findings worked out by hand."""
+
+import numpy as np
+import pytest
+
+from ace_dist.concepts import SynonymTrees
+from ace_dist.concepts.diagnostics import diagnose, embedding_spread
+
+
+def flat(root, *synonyms, below=()):
+    """A tree whose nodes hold their own verb and `below`."""
+    return {verb: [verb, *(word for word in below if word != verb)] for verb in (root, *synonyms)}
+
+
+def test_clean_trees_have_no_warning():
+    """Three concepts with nothing in common, M = 2 and 3."""
+    trees = SynonymTrees(
+        {
+            "spin": flat("spin", "twirl", below=("rotate", "reel")),
+            "lift": flat("lift", "raise", below=("hoist", "elevate")),
+            "push": flat("push", "shove", below=("nudge", "press")),
+        }
+    )
+    findings = diagnose(trees)
+    assert findings.warnings == () and findings.first == {} and findings.second == {}
+    assert findings.shadows == {"spin": 4, "lift": 4, "push": 4}
+
+
+def test_shared_verbs_are_named():
+    """`turn` belongs to two first orders, `lift` is a root inside another tree, `go` is shared in the second order."""
+    trees = SynonymTrees(
+        {
+            "spin": flat("spin", "turn", below=("go",)),
+            "flip": flat("flip", "turn", below=("reverse",)),
+            "lift": flat("lift", "raise", below=("go",)),
+            "pick up": flat("pick up", "lift", below=("grab",)),
+        }
+    )
+    findings = diagnose(trees)
+    assert findings.first == {("spin", "flip"): ("turn",), ("lift", "pick up"): ("lift",)}
+    assert findings.second == {("spin", "flip"): ("turn",), ("spin", "lift"): ("go",), ("lift", "pick up"): ("lift",)}
+    assert findings.shared_verbs() == {"lift": ("lift", "pick up"), "turn": ("flip", "spin")}
+    assert "'spin' > 'turn' and 'flip' > 'turn': one verb stands for two concepts" in findings.warnings
+    assert "'pick up' > 'lift': the child is the root of another concept" in findings.warnings
+
+
+def test_melted_concepts_and_empty_pools():
+    """Two concepts with the same words: much overlap, and no wrong verb for either (Eq. 6)."""
+    trees = SynonymTrees(
+        {"spin": flat("spin", "rotate"), "rotate": flat("rotate", "spin"), "lift": flat("lift", "raise")}
+    )
+    findings = diagnose(trees, seen=["spin", "rotate"])
+    assert findings.shadows == {"spin": 0, "rotate": 0}
+    assert any(w.startswith("'spin' and 'rotate' share 2 verbs, 100 %") for w in findings.warnings)
+    assert (
+        sum("shadow pool holds 0 verbs; training with shadow negatives will refuse" in w for w in findings.warnings)
+        == 2
+    )
+
+
+def test_uneven_nodes_are_named():
+    """One node of the second order has a child too many."""
+    nodes = {"spin": flat("spin", "turn", below=("reel",)), "lift": flat("lift", "raise", below=("hoist",))}
+    nodes["lift"]["raise"].append("boost")
+    warnings = diagnose(SynonymTrees(nodes)).warnings
+    assert "'lift' > 'raise': 3 children, most nodes of order 2 have 2" in warnings
+
+
+def test_embedding_spread_by_hand():
+    """Two concepts on the axes of a plane; `stray` lies with the other one. cos 45° = sqrt(1/2)."""
+    place = {"spin": (1, 0), "turn": (2, 0), "lift": (0, 3), "raise": (1, 1), "stray": (0, 1)}
+    trees = SynonymTrees({"spin": flat("spin", "turn", "stray"), "lift": flat("lift", "raise")})
+    seen = []
+
+    def encode(phrases):
+        seen.extend(phrases)
+        return np.array([place[phrase.removesuffix(" cube")] for phrase in phrases])
+
+    spin, lift = embedding_spread(trees, encode, "cube")
+    assert seen == ["spin cube", "turn cube", "stray cube", "lift cube", "raise cube"]
+    half = 0.5**0.5
+    means = {"spin": np.array([2, 1]) / 3, "lift": np.array([half, 1 + half]) / 2}
+    assert spin.tightness == pytest.approx(np.hypot(*means["spin"])) and spin.nearest == "lift"
+    cosine = means["spin"] @ means["lift"] / np.hypot(*means["spin"]) / np.hypot(*means["lift"])
+    assert spin.nearest_cosine == pytest.approx(cosine) == lift.nearest_cosine
+    assert spin.strays == (("stray", "lift"),)
+    assert (
+        lift.strays == (("raise", "spin"),)
+        if half * (2 + 1) / 5**0.5 > (1 + 2 * half) / 2 / np.hypot(*means["lift"]) * half
+        else lift.strays == ()
+    )
