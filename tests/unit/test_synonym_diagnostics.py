@@ -84,8 +84,5 @@ def test_embedding_spread_by_hand():
     cosine = means["spin"] @ means["lift"] / np.hypot(*means["spin"]) / np.hypot(*means["lift"])
     assert spin.nearest_cosine == pytest.approx(cosine) == lift.nearest_cosine
     assert spin.strays == (("stray", "lift"),)
-    assert (
-        lift.strays == (("raise", "spin"),)
-        if half * (2 + 1) / 5**0.5 > (1 + 2 * half) / 2 / np.hypot(*means["lift"]) * half
-        else lift.strays == ()
-    )
+    # raise at 45°: 0.949 from the mean of spin's three, 0.924 from that of its own two, which it pulls only half way
+    assert lift.strays == (("raise", "spin"),)

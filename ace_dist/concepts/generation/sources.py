@@ -134,7 +134,10 @@ class WordNetSource:
     def chosen(self) -> list[tuple[str, str, str]]:
         """Root verb, name of its sense, gloss: for the user to check."""
         senses = [(path[0], sense) for path, sense in self._senses.items() if len(path) == 1]
-        return [(verb, self.wordnet.name(verb, sense), sense.gloss) for verb, sense in sorted(senses)]
+        return [
+            (verb, self.picked.get(verb) or self.wordnet.name(verb, sense), sense.gloss)
+            for verb, sense in sorted(senses, key=lambda pair: pair[0])
+        ]
 
     def meta(self) -> dict[str, Any]:
         """Provenance; no date, since the database decides everything."""
