@@ -310,9 +310,8 @@ def load_pickle(path: Path, allow_pickle: bool) -> Any:
                 f"{f' ({refused[1]})' if refused else ''}; if you trust where it comes from, add allow_pickle=true"
             ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{path} is not a PyTorch checkpoint or is cut short: {str(error).splitlines()[0]}"
-        ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{path} is not a PyTorch checkpoint or is cut short: {reason}") from error
     print(f"warning: {path} is loaded with all its Python objects (allow_pickle=true)", flush=True)
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
