@@ -33,6 +33,7 @@ __all__ = [
     "LoaderConfig",
     "MethodConfig",
     "ModelConfig",
+    "SimilarityConfig",
     "TextConfig",
     "TrainingConfig",
     "VideoConfig",
@@ -150,20 +151,33 @@ class TextConfig:
 
 
 @dataclass
+class SimilarityConfig:
+    """How videos are compared with labels. ACE: the mean cosine over a class's phrases, at a fixed temperature."""
+
+    learn_temperature: bool = False  # times a learned factor that starts at 1 (CLIP's logit scale)
+    spotting: bool = False  # BIKE: frames weighed by each phrase; needs model.video.pooling=frames
+    attributes: str | None = None  # of spotting: text file, an attribute a line
+    attribute_share: float = 0.3  # of spotting: weight of the attributes' score
+    top: int = 5  # of spotting: attributes taken for a video
+
+
+@dataclass
 class ModelConfig:
     """Both encoders. `init: random` builds them untrained, for tests and ablations."""
 
     init: str = "weights"  # weights | random
     video: VideoConfig = field(default_factory=VideoConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
 
 
 @dataclass
 class MethodConfig:
     """The objective: ACE with its ablation switches (Table 3), or a baseline."""
 
-    name: str = "ace"  # ace | procvlr
+    name: str = "ace"  # ace | procvlr | vifi_ft | vifi_pr | bike | text4vis | lavila | random
     temperature: float = 0.02
+    label_smoothing: float = 0.0  # of the baselines with a plain cross-entropy
     leaf_augmentation: bool = True  # Eq. 3: average over the children of a label's verb
     shadow_negatives: bool = True  # Eq. 6 to 8
     fixed_labels: bool = True  # L_fixed
@@ -205,6 +219,7 @@ class TrainingConfig:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 1e-4
+    clip_norm: float = 0.0  # largest norm of the gradient of all that trains; 0: none (DeepSpeed's own default is 1)
     schedule: str = "steps"  # steps | cosine | constant
     milestones: list[float] = field(default_factory=lambda: [0.7333, 0.9333])  # of `steps`: shares of the run
     gamma: float = 0.1
@@ -224,7 +239,7 @@ class EvaluationConfig:
     """How a test video is scored (spec, section 2 and 4)."""
 
     batch_size: int = 16  # clips per forward pass of one rank
-    view_fusion: str = "softmax_sum"  # softmax_sum | logit_mean | embedding_mean
+    view_fusion: str = "softmax_sum"  # softmax_sum | logit_mean | logit_max | embedding_mean
     srt_leaves: bool = True  # with leaf augmentation: SRT labels too are averaged over their children
 
 
@@ -243,6 +258,8 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)  # passed to DeepSpeed as it is
 
+
+METHODS = ("ace", "procvlr", "vifi_ft", "vifi_pr", "bike", "text4vis", "lavila", "random")
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("configs", lambda: str(config_dir()), replace=True)
@@ -295,12 +312,12 @@ def validated(composed: DictConfig) -> Config:
         "model.video.pooling": (config.model.video.pooling, ("mean", "frames")),
         "model.video.time_embed_resize": (config.model.video.time_embed_resize, ("nearest", "linear")),
         "model.video.attention": (config.model.video.attention, ("auto", "xformers", "sdpa")),
-        "method.name": (config.method.name, ("ace", "procvlr")),
+        "method.name": (config.method.name, METHODS),
         "loader.backend": (config.loader.backend, ("auto", "dali", "pyav")),
         "training.device": (config.training.device, ("auto", "cpu", "cuda")),
         "training.precision": (config.training.precision, ("auto", "fp32", "bf16")),
         "training.schedule": (config.training.schedule, ("steps", "cosine", "constant")),
-        "evaluation.view_fusion": (config.evaluation.view_fusion, ("softmax_sum", "logit_mean", "embedding_mean")),
+        "evaluation.view_fusion": (config.evaluation.view_fusion, ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:
@@ -333,6 +350,11 @@ def check_combinations(config: Config) -> None:
     """Settings that contradict each other; each message names both."""
     if not (config.method.fixed_labels or config.method.random_labels):
         raise ConfigError("method.fixed_labels=false and method.random_labels=false leave no loss; switch one on")
+    if config.model.similarity.spotting != (config.model.video.pooling == "frames"):
+        raise ConfigError(
+            f"model.similarity.spotting={config.model.similarity.spotting} does not go with model.video.pooling="
+            f"{config.model.video.pooling}: spotting weighs frames, so both or neither"
+        )
     if config.loader.crop != config.model.video.image_size:
         raise ConfigError(
             f"loader.crop={config.loader.crop} differs from model.video.image_size={config.model.video.image_size}"

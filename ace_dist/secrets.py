@@ -14,9 +14,7 @@ SECRET_NAMES = re.compile(
     r"(?:^|[._-])(?:[a-z0-9]*(?:apikey|secret|password|passwd|passphrase|credential)|key|token|auth)s?(?:$|[._-])", re.I
 )
 # A name, a separator, a value: NAME=value, name: value, "name": "value", --name value.
-ASSIGNMENT = re.compile(
-    r"""(?P<name>[A-Za-z][\w.-]*)(?P<between>["']?\s*[=:]\s*["']?)(?P<value>[^\s"',;}&]+)"""
-)
+ASSIGNMENT = re.compile(r"""(?P<name>[A-Za-z][\w.-]*)(?P<between>["']?\s*[=:]\s*["']?)(?P<value>[^\s"',;}&]+)""")
 # Values that are secret whatever their name: tokens of OpenAI and Anthropic, Hugging Face, GitHub, GitLab, AWS, Slack;
 # the word after Bearer; the password in a URL.
 SHAPES = re.compile(

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> Outcome:
     from ace_dist.evaluation.runs import evaluate_run, results_table
     from ace_dist.training.loop import train
 
-    ranks = connect(config.training.device)
+    ranks = connect(config.training.device, config.training.collective_timeout_s)
     outcome = train(config, ranks)
     if outcome.stopped is None:
         results = evaluate_run(outcome.run_dir, ranks)

@@ -1,4 +1,8 @@
-"""Owns DeepSpeed: the engine around an objective, its optimizer, precision and batch arithmetic."""
+"""Owns DeepSpeed: the engine around an objective, its optimizer, precision, batch arithmetic, and its state as tensors.
+
+DeepSpeed keeps weights and momentum in a form that depends on the ZeRO stage, the precision and the number of ranks.
+`Engine.state` gives both whole, in fp32, by the weights' own names, so that whatever stores them need not know of that.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ace_dist.distributed import uses_bf16
 from ace_dist.errors import UserError
+from ace_dist.models.timesformer import TimeSformer
 from ace_dist.training.schedule import lr_factor
 
 if TYPE_CHECKING:
@@ -20,7 +25,12 @@ if TYPE_CHECKING:
     from ace_dist.distributed import Ranks
     from ace_dist.methods import ConceptObjective, Losses
 
-__all__ = ["Engine", "EngineError", "micro_batch_size"]
+__all__ = ["Engine", "EngineError", "TrainedState", "micro_batch_size"]
+
+TrainedState = dict[str, dict[str, Tensor]]  # "weights" (and "momentum", when there is any) -> name -> fp32 tensor
+
+
+MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name
 
 
 class EngineError(UserError):
@@ -58,7 +68,16 @@ class Engine:
             weight_decay=config.training.weight_decay,
         )
         settings = engine_settings(config, ranks.world, self.bf16)
+        self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
         self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)
+        if self.stage == 3:
+            gather_neighbours(objective.model.video)
+        self.trained: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in objective.model.named_parameters() if parameter.requires_grad
+        }
+        self.masters = self.plain_masters()
+        if config.training.momentum:
+            self.start_momentum()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trainable parameters of both towers, each group with its base rate."""
@@ -93,8 +112,117 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self) -> None:
-        """One micro-step; the optimizer moves at the last of an accumulation."""
+        """One micro-step; the optimizer moves at the last of an accumulation.
+
+        Raises `EngineError` when DeepSpeed left the step out, as it does without a word for gradients with infinities.
+        """
         self.deepspeed.step()
+        if self.deepspeed.skipped_steps:
+            raise EngineError(
+                "gradients are not finite although the loss is: lower training.lr_video and training.lr_text, or set "
+                "training.precision=fp32; the last checkpoint is intact"
+            )
+
+    def state(self) -> TrainedState:
+        """Weights and momentum, whole, in fp32, on the CPU of every rank. Collective.
+
+        Under ZeRO every tensor crosses the network once, which a sharded checkpoint would save; the method trains few
+        parameters (30 million at the paper's scale: 120 MB of weights and as much momentum), and in return a
+        checkpoint fits any number of ranks and any stage.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        def copied(tensor: Tensor) -> Tensor:
+            return tensor.detach().to("cpu", torch.float32, copy=True)
+
+        def whole(parameter: nn.Parameter, key: str | None) -> Tensor:
+            if self.masters is not None:
+                master = self.masters[parameter]
+                return copied(master if key is None else self.base_optimizer.state[master][key])
+            found = safe_get_full_optimizer_state(parameter, key) if key else safe_get_full_fp32_param(parameter)
+            assert found is not None
+            return copied(found)
+
+        keys = {"weights": None, "momentum": MOMENTUM} if self.settings.momentum else {"weights": None}
+        return {part: {name: whole(p, key) for name, p in self.trained.items()} for part, key in keys.items()}
+
+    def load_state(self, state: TrainedState) -> None:
+        """Take over what `state` gave, on this or any other number of ranks, stage or precision. Collective."""
+        import deepspeed
+
+        for name, parameter in self.trained.items():
+            weight = state["weights"][name].to(self.ranks.device)
+            with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], 0, enabled=self.stage == 3):
+                parameter.copy_(weight)
+            self.set_master(parameter, weight, None)
+            if "momentum" in state:
+                self.set_master(parameter, state["momentum"][name].to(self.ranks.device), MOMENTUM)
+
+    def set_master(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """Set the optimizer's fp32 copy of a weight, or the entry `key` of its state."""
+        from deepspeed import utils
+
+        if self.masters is not None:
+            master = self.masters[parameter]
+            with torch.no_grad():
+                (master if key is None else self.base_optimizer.state[master][key]).copy_(value)
+        elif self.stage == 3:  # by piece: DeepSpeed's whole-tensor setter does not know its own padding
+            piece = torch.zeros(parameter.ds_tensor.numel(), device=value.device)  # type: ignore[attr-defined]
+            own = value.flatten()[self.ranks.rank * len(piece) : (self.ranks.rank + 1) * len(piece)]
+            piece[: len(own)] = own
+            if key:
+                utils.safe_set_local_optimizer_state(parameter, piece, key)
+            else:
+                utils.safe_set_local_fp32_param(parameter, piece)
+        elif key:
+            utils.safe_set_full_optimizer_state(parameter, value, key)
+        else:
+            utils.safe_set_full_fp32_param(parameter, value)
+
+    @property
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        """The SGD inside DeepSpeed's wrapper, or SGD itself when there is none."""
+        optimizer: torch.optim.Optimizer = getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
+        return optimizer
+
+    def plain_masters(self) -> dict[nn.Parameter, Tensor] | None:
+        """Without ZeRO: the tensor that the optimizer moves for each parameter, itself or a copy in fp32."""
+        if self.stage:
+            return None
+        if not self.bf16:
+            return {parameter: parameter for parameter in self.trained.values()}
+        wrapper = self.deepspeed.optimizer
+        pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)  # named so whatever the low precision is
+        return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+
+    def start_momentum(self) -> None:
+        """Momentum of zeros, from which SGD's first step gives what it gives from none; so there is always a state.
+
+        DeepSpeed makes the state at its first step, too late for a run that continues.
+        """
+        optimizer, wrapper = self.base_optimizer, self.deepspeed.optimizer
+        flat = [p for group in optimizer.param_groups for p in group["params"]]
+        for master in wrapper.fp32_partitioned_groups_flat if self.stage == 3 else flat:
+            optimizer.state[master][MOMENTUM] = torch.zeros_like(master)
+        if self.stage in (1, 2):
+            wrapper._lazy_init_hp_params_optimizer_state()  # links parameters to their pieces of it
+
+
+def gather_neighbours(video: nn.Module) -> None:
+    """Tell ZeRO 3 which weights are used outside of the layer that owns them: it gathers them for the whole tower.
+
+    These are the matrices that a block multiplies before it uses them (`Block.temporal`), and the first query's of the
+    last block (`Attention.first_query`). All others are gathered layer by layer.
+    """
+    import deepspeed
+
+    if not isinstance(video, TimeSformer):
+        return
+    blocks = list(video.tower())
+    layers = [layer for block in blocks for layer in (block.temporal_attn.proj, block.temporal_fc)]
+    for layer in [*layers, blocks[-1].attn.qkv]:
+        for parameter in layer.parameters():
+            deepspeed.zero.register_external_parameter(video, parameter)
 
 
 def engine_settings(config: Config, world: int, bf16: bool) -> dict[str, Any]:
@@ -104,15 +232,16 @@ def engine_settings(config: Config, world: int, bf16: bool) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro_batch_size(config, world),
         "gradient_accumulation_steps": config.training.accumulation,
         "train_batch_size": config.training.batch_size,
+        "gradient_clipping": config.training.clip_norm,
         "bf16": {"enabled": bf16},
     }
     clash = sorted(set(derived) & set(settings))
     if clash:
         raise EngineError(
-            f"deepspeed.{clash[0]} is derived from training.batch_size, training.accumulation and training.precision; "
-            f"set those instead"
+            f"deepspeed.{clash[0]} is derived from training.batch_size, training.accumulation, training.clip_norm and "
+            f"training.precision; set those instead"
         )
     stage = settings.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2):
-        raise EngineError(f"deepspeed.zero_optimization.stage={stage}: stages 0, 1 and 2 are supported")
+    if stage not in (0, 1, 2, 3):
+        raise EngineError(f"deepspeed.zero_optimization.stage={stage}: there are stages 0, 1, 2 and 3")
     return {**settings, **derived}

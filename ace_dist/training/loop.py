@@ -1,8 +1,9 @@
-"""The training loop: fetch, forward, backward, step, log, save."""
+"""The training loop: fetch, forward, backward, agree, step, log, save."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +14,16 @@ from ace_dist.distributed import seed_everything
 from ace_dist.methods import build_objective, prepare
 from ace_dist.methods.task import build_model, load_task
 from ace_dist.models.weights import save_safetensors
-from ace_dist.training.agreement import Agreement
+from ace_dist.training.agreement import Agreement, on_first
 from ace_dist.training.checkpoints import Checkpoints
 from ace_dist.training.engine import Engine, micro_batch_size
+from ace_dist.training.frozen import store_frozen
+from ace_dist.training.guards import LossGuard, RunLock
 from ace_dist.training.monitor import Monitor
-from ace_dist.training.preemption import EXIT_CODES, Preemption
+from ace_dist.training.preemption import EXIT_CODES, ORDER, Preemption
 from ace_dist.training.run_folder import claim
 from ace_dist.training.schedule import total_steps
+from ace_dist.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ace_dist.config import Config
@@ -66,26 +70,23 @@ def train(config: Config, ranks: Ranks) -> Outcome:
 
     It ends early, saved, after `training.stop_after_steps` steps or when a signal asks for it (see `preemption`).
     """
-    with Preemption() as preemption:
-        training = build(prepare(config), ranks, preemption)
+    lock = RunLock(Path(config.run_dir))
+    with Preemption() as preemption, closing(lock):
+        training = build(prepare(config), ranks, preemption, lock)
         start = training.checkpoints.restore()
         last = min(training.steps, start + (config.training.stop_after_steps or training.steps))
         step, stopped = take_steps(training, start, last)
-        training.checkpoints.save(step)
-    if step < training.steps:
-        outcome = Outcome(training.run_dir, step, stopped or "stop_after_steps")
-        if ranks.is_first:
-            how = "stopped" if outcome.stopped == "stop_after_steps" else outcome.stopped
-            print(f"{how} after step {step} of {training.steps}; the same command continues", flush=True)
-        return outcome
+        if step == training.steps:
+            export(training)
+            return Outcome(training.run_dir, step)
+    outcome = Outcome(training.run_dir, step, stopped or "stop_after_steps")
     if ranks.is_first:
-        state = training.objective.model.trainable_state_dict()
-        save_safetensors(state, training.run_dir / "model" / "trained.safetensors")
-    ranks.barrier()
-    return Outcome(training.run_dir, step)
+        how = "stopped" if stopped is None else stopped
+        print(f"{how} after step {step} of {training.steps}; the same command continues", flush=True)
+    return outcome
 
 
-def build(config: Config, ranks: Ranks, preemption: Preemption) -> Training:
+def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -> Training:
     """Open the data, build the encoders and the objective, claim the run folder, build the engine.
 
     The folder is claimed once everything that a user can get wrong has been read: a start that failed leaves it free.
@@ -101,15 +102,13 @@ def build(config: Config, ranks: Ranks, preemption: Preemption) -> Training:
     )  # fmt: skip
     model = build_model(config.model, config.seed).to(ranks.device)
     objective = build_objective(config, model, task.classes.base, task.trees)
-    if ranks.is_first:
-        claim(run_dir, config)
-    ranks.barrier()
+    on_first(ranks, claim, run_dir, config, lock)
     steps = total_steps(config.training, len(records))
+    frozen = on_first(ranks, store_frozen, run_dir, model.frozen_state_dict())  # as read, before a cast to bf16
     engine = Engine(config, objective, ranks, steps)
     if ranks.is_first:
         print(describe(task, plan, engine, steps), flush=True)
-        save_safetensors(model.frozen_state_dict(), run_dir / "model" / "frozen.safetensors")
-    checkpoints = Checkpoints(run_dir, engine, ranks, config.training)
+    checkpoints = Checkpoints(run_dir, engine, ranks, config.training, frozen or "", lock)
     agreement = Agreement(ranks, config.training.collective_timeout_s)
     return Training(
         config, ranks, run_dir, task, objective, plan, engine, checkpoints, preemption, agreement, steps
@@ -117,32 +116,65 @@ def build(config: Config, ranks: Ranks, preemption: Preemption) -> Training:
 
 
 def take_steps(training: Training, start: int, last: int) -> tuple[int, str | None]:
-    """Steps `start` to `last`: fetch, forward, backward, step, log, save. Returns the steps done and why it stopped."""
+    """Steps `start` to `last`: fetch, forward, backward, agree, step, log, save.
+
+    Returns the steps done, of which the last is saved, and the signal's meaning when one ended them.
+    """
     config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
     model, sampler, parts = training.objective.model, training.objective.sampler, config.training.accumulation
-    loader = make_loader(config.dataset.shards, config, ranks.device)
-    stream = loader.stream(micro_batches(plan, start, last, parts))
+    checkpoints, guard = training.checkpoints, LossGuard(ranks)
     model.train()
-    done, stopped = start, None
-    with Monitor(training.run_dir, ranks, start, training.steps, config.training) as monitor:
-        for step in range(start, last):
-            draw = sampler.draw(step)  # the same on every rank
-            rates = engine.set_learning_rates(step)
+    with (
+        closing(make_loader(config.dataset.shards, config, ranks.device)) as loader,
+        Monitor(training.run_dir, ranks, start, training.steps, config.training) as monitor,
+        Watchdog(training.run_dir, ranks, training.agreement, config.training) as watchdog,
+    ):
+        stream = loader.stream(micro_batches(plan, start, last, parts))
+        done, stopped = start, None
+        while done < last and stopped is None:
+            draw = sampler.draw(done)  # the same on every rank
+            rates = engine.set_learning_rates(done)
             for micro in range(parts):
+                watchdog.enter("data", done)
                 batch = next(stream)  # decoded on the device, already normalised
-                model.set_step(config.seed, step, ranks.rank * parts + micro, ranks.world * parts)
+                model.set_step(config.seed, done, ranks.rank * parts + micro, ranks.world * parts)
+                watchdog.enter("forward")
                 losses = engine.forward(batch, draw)
-                engine.backward(losses.total)
-                engine.step()
+                guard.note(losses.total, batch)
                 monitor.add(losses)  # no host sync unless this step is logged
-            monitor.record(step + 1, (step + 1) * plan.batch_size / len(plan.records), rates, loader.wait_s)
-            done, stopped = step + 1, training.preemption.agreed(training.agreement)
-            if stopped:
-                break
-            if training.checkpoints.due(done):
-                training.checkpoints.save(done)
-    loader.close()
+                watchdog.enter("backward")
+                engine.backward(losses.total)
+                if micro == parts - 1:
+                    watchdog.enter("collective")
+                    stopped, save = agree(training, guard, done)  # before the optimizer moves
+                watchdog.enter("step")
+                engine.step()
+            done += 1
+            monitor.record(done, done * plan.batch_size / len(plan.records), rates, loader.wait_s)
+            if save or stopped or checkpoints.due(done) or done == last:
+                watchdog.enter("save")
+                checkpoints.save(done)
     return done, stopped
+
+
+def agree(training: Training, guard: LossGuard, step: int) -> tuple[str | None, bool]:
+    """What the ranks agree on within a step: who wants to stop after it, and whether it is time to save.
+
+    Raises `NonFiniteLoss` on every rank when the loss of one is not finite.
+    """
+    agreed = training.agreement.reach(
+        bad=guard.bad(), wish=training.preemption.rank(), save=training.checkpoints.overdue()
+    )  # fmt: skip
+    if agreed["bad"]:
+        raise guard.error(step)
+    guard.passed()
+    return ORDER[agreed["wish"]], bool(agreed["save"])
+
+
+def export(training: Training) -> None:
+    """Write the trained weights, in fp32, for evaluation and for others. Collective."""
+    weights = training.engine.state()["weights"]
+    on_first(training.ranks, save_safetensors, weights, training.run_dir / "model" / "trained.safetensors")
 
 
 def micro_batches(plan: TrainPlan, start: int, end: int, parts: int) -> Iterator[list[ClipRequest]]:

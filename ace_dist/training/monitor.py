@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ace_dist.files import write_text
+
 if TYPE_CHECKING:
     from ace_dist.config import TrainingConfig
     from ace_dist.distributed import Ranks
@@ -39,6 +41,7 @@ class Monitor:
         from torch.utils.tensorboard.writer import SummaryWriter
         from tqdm import tqdm
 
+        forget_after(run_dir / "metrics.jsonl", start)
         self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start)
         self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", dynamic_ncols=True, mininterval=1.0)
@@ -95,3 +98,13 @@ class Monitor:
         self.bar.set_postfix_str(
             f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
         )
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which a continued run writes again, and a last line that a kill cut short."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if kept != lines:
+        write_text(path, "".join(kept))

@@ -10,12 +10,9 @@ import os
 import signal
 import time
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ace_dist.training.agreement import Agreement
-
-__all__ = ["EXIT_CODES", "Preemption"]
+__all__ = ["EXIT_CODES", "ORDER", "Preemption"]
 
 # SLURM sends USR1 or USR2 ahead of its time limit when asked to, TERM (then KILL after KillWait, 30 s) without asking.
 MEANING = {
@@ -24,6 +21,7 @@ MEANING = {
     signal.SIGTERM: "preempted",
     signal.SIGINT: "interrupted",
 }
+ORDER = (None, "preempted", "interrupted")  # who interrupts a run does not want it requeued
 EXIT_CODES = {None: 0, "stop_after_steps": 0, "preempted": os.EX_TEMPFAIL, "interrupted": 130}  # 128 + SIGINT
 
 
@@ -63,7 +61,6 @@ class Preemption:
                 os.write(2, b"\ninterrupted: saving after this step (again: stop at once)\n")
         self.wish = self.wish or meaning
 
-    def agreed(self, agreement: Agreement) -> str | None:
-        """What any rank was asked for: "interrupted" before "preempted" before nothing. Collective."""
-        order = [None, "preempted", "interrupted"]
-        return order[agreement.reach(wish=order.index(self.wish))["wish"]]
+    def rank(self) -> int:
+        """The wish as a number of which the larger one counts, for ranks to agree on."""
+        return ORDER.index(self.wish)

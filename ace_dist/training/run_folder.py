@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -16,7 +17,9 @@ from omegaconf import OmegaConf
 
 from ace_dist.config import Config, to_yaml
 from ace_dist.errors import UserError
-from ace_dist.files import write_json, write_text
+from ace_dist.files import write_text
+from ace_dist.secrets import redact
+from ace_dist.training.guards import RunLock
 
 __all__ = ["RunFolderError", "claim", "environment"]
 
@@ -26,8 +29,12 @@ FREE_SETTINGS = (
     "training.stop_after_steps",
     "training.log_every_steps",
     "training.save_every_steps",
+    "training.save_every_minutes",
     "training.keep_checkpoints",
     "training.collective_timeout_s",
+    "training.stall_after_s",
+    "training.accumulation",  # the batch is the same, in other pieces
+    "deepspeed.zero_optimization.stage",
     "loader.threads",
     "loader.prefetch",
     "dataset.workers",
@@ -40,12 +47,14 @@ class RunFolderError(UserError):
     """A run folder that belongs to another configuration."""
 
 
-def claim(run_dir: Path, config: Config) -> None:
+def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
     """Make the folder, or check that it belongs to this configuration. Writes `config.yaml` and `environment.json`.
 
-    Raises `RunFolderError` naming the first settings that differ and the ways out.
+    Takes `lock` first. Raises `RunFolderInUse` when another job has it, and `RunFolderError` naming the first settings
+    that differ and the ways out. What is written holds no secret (`ace_dist.secrets`).
     """
     path = run_dir / "config.yaml"
+    lock.acquire()
     if path.is_file():
         differences = changed_settings(OmegaConf.to_container(OmegaConf.load(path)), to_container(config))
         if differences:
@@ -54,14 +63,13 @@ def claim(run_dir: Path, config: Config) -> None:
                 f"run folder {run_dir} belongs to another configuration ({shown}); choose another one with "
                 f"run_dir=DIR, or delete the folder"
             )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_yaml(config))
-    write_json(run_dir / "environment.json", environment())
+    write_text(path, redact(to_yaml(config)))
+    write_text(run_dir / "environment.json", redact(json.dumps(environment(), indent=1, ensure_ascii=False)) + "\n")
 
 
 def to_container(config: Config) -> Any:
-    """The configuration as plain dictionaries and lists."""
-    return OmegaConf.to_container(OmegaConf.structured(config))
+    """The configuration as plain dictionaries and lists, as `config.yaml` would give it back."""
+    return OmegaConf.to_container(OmegaConf.create(redact(to_yaml(config))))
 
 
 def changed_settings(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

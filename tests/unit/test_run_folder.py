@@ -6,7 +6,18 @@ import json
 import pytest
 
 from ace_dist.config import load_config, read_config
-from ace_dist.training.run_folder import RunFolderError, claim, command_line
+from ace_dist.training.guards import RunLock
+from ace_dist.training.run_folder import RunFolderError, command_line
+from ace_dist.training.run_folder import claim as claim_locked
+
+
+def claim(run_dir, config):
+    """Claim a folder and give it back."""
+    lock = RunLock(run_dir)
+    try:
+        claim_locked(run_dir, config, lock)
+    finally:
+        lock.close()
 
 
 def test_a_folder_refuses_another_configuration_and_names_what_differs(tmp_path):
