@@ -80,8 +80,8 @@ class DatasetConfig:
     """Where labels and clips come from, and which actions are novel."""
 
     name: str = MISSING
-    kind: str = MISSING  # csv | gtea | ikea | ata | tabletop
-    root: str | None = None  # folder of gtea, ikea or ata; each reader's docstring says what lies in it
+    kind: str = MISSING  # csv | gtea | ikea | ata | webdataset | tabletop
+    root: str | None = None  # folder of gtea, ikea, ata or webdataset; each reader's docstring says what lies in it
     annotations: str | None = None  # CSV file (csv, ata) or IKEA-ASM's database or gt_segments.json; null: in `root`
     classes: str | None = None  # the data set's labels as actions (JSON); null: whatever the clips show
     views: list[str] | None = None  # cameras of ikea or ata; null: all
@@ -304,7 +304,7 @@ def validated(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     choices = {
-        "dataset.kind": (config.dataset.kind, ("csv", "gtea", "ikea", "ata", "tabletop")),
+        "dataset.kind": (config.dataset.kind, ("csv", "gtea", "ikea", "ata", "webdataset", "tabletop")),
         "dataset.encoding.codec": (config.dataset.encoding.codec, ("vp9", "mjpeg", "h264")),
         "model.init": (config.model.init, ("weights", "random")),
         "model.text.tower": (config.model.text.tower, ("clip", "minilm")),
@@ -317,7 +317,10 @@ def validated(composed: DictConfig) -> Config:
         "training.device": (config.training.device, ("auto", "cpu", "cuda")),
         "training.precision": (config.training.precision, ("auto", "fp32", "bf16")),
         "training.schedule": (config.training.schedule, ("steps", "cosine", "constant")),
-        "evaluation.view_fusion": (config.evaluation.view_fusion, ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")),
+        "evaluation.view_fusion": (
+            config.evaluation.view_fusion,
+            ("softmax_sum", "logit_mean", "logit_max", "embedding_mean"),
+        ),
     }
     for key, (value, allowed) in choices.items():
         if value not in allowed:

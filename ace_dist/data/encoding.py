@@ -7,6 +7,7 @@ The container is mp4 for every codec: PyAV and both backends of DALI's `fn.decod
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -105,7 +106,7 @@ def encode(raw: RawClip, encoding: EncodingConfig) -> EncodedClip:
         raw = RawClip(raw.frames[:, :height, :width], raw.fps, raw.start_s)  # at most the odd row or column goes
     rate = Fraction(raw.fps).limit_denominator(1001)
     data = write_file(raw.frames, rate, height, width, encoding)
-    check_decodes(data, count, height, width, encoding.gop)
+    check_decodes(data, count, height, width, encoding.gop, float(rate), encoding.codec)
     return EncodedClip(data, count, width, height, float(rate))
 
 
@@ -136,20 +137,41 @@ def write_file(frames: NDArray[np.uint8], rate: Fraction, height: int, width: in
     return buffer.getvalue()
 
 
-def check_decodes(data: bytes, count: int, height: int, width: int, gop: int) -> None:
-    """Decode a file just written; raise `DataError` unless all frames come back, at that size."""
+def check_decodes(data: bytes, count: int, height: int, width: int, gop: int, fps: float, codec: str) -> None:
+    """Decode a stored clip; raise `DataError` unless all frames come back, at that size, constant rate and codec."""
     try:
         with av.open(io.BytesIO(data)) as container:
-            keys, shapes, formats = [], set(), set()
-            for frame in container.decode(video=0):
+            stream = container.streams.video[0]
+            stream.codec_context.options = {"err_detect": "explode"}
+            keys, shapes, formats, times = [], set(), set(), []
+            for frame in container.decode(stream):
                 keys.append(frame.key_frame)
                 shapes.add((frame.height, frame.width))
                 formats.add(frame.format.name)
-    except av.error.FFmpegError as error:
-        raise DataError(f"the encoded clip cannot be decoded again: {error}") from error
+                times.append(float(frame.pts * stream.time_base))
+            found = stream.codec.canonical_name
+    except (av.error.FFmpegError, IndexError) as error:
+        raise DataError(f"cannot be decoded: {error}") from error
+    if found != codec:
+        raise DataError(f"is {found}, not {codec}")
     if len(keys) != count:
-        raise DataError(f"encoded {count} frames, but {len(keys)} come back from the encoded clip")
+        raise DataError(f"promises {count} frames, but {len(keys)} come out")
     if shapes != {(height, width)} or not formats <= {"yuv420p", "yuvj420p"}:
-        raise DataError(f"encoded {width}x{height} in 8-bit 4:2:0, but {shapes} in {formats} come back")
+        sizes = ", ".join(f"{across}x{down}" for down, across in sorted(shapes))
+        raise DataError(
+            f"promises {width}x{height} in 8-bit 4:2:0, but {sizes} in {', '.join(sorted(formats))} come out"
+        )
     if not all(keys[::gop]):
-        raise DataError(f"the encoded clip has no key frame at every {gop}th frame (dataset.encoding.gop)")
+        raise DataError(f"has no key frame at every {gop}th frame (dataset.encoding.gop)")
+    check_rate(times, fps)
+
+
+def check_rate(times: list[float], fps: float) -> None:
+    """Raise `DataError` unless frames follow each other from 0 at one rate: DALI counts frames, it reads no times."""
+    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    if times and abs(times[0]) > 1e-3:
+        raise DataError(f"starts at {times[0]:.3f} s instead of 0")
+    if steps and max(steps) - min(steps) > max(2e-3, 0.05 * min(steps)):
+        raise DataError(f"has a variable rate: frames are {min(steps):.3f} to {max(steps):.3f} s apart")
+    if steps and abs(sum(steps) / len(steps) * fps - 1) > 0.01:
+        raise DataError(f"promises {fps:g} frames/s, but has {len(steps) / sum(steps):g}")

@@ -27,7 +27,11 @@ __all__ = [
     "ClipRecord",
     "ShardFiles",
     "ShardSet",
+    "action_counts",
+    "clip_description",
     "file_sha256",
+    "index_text",
+    "safe_members",
     "write_atomically",
     "write_shard",
 ]
@@ -72,6 +76,15 @@ class ShardSet:
     @classmethod
     def load(cls, folder: str | Path) -> ShardSet:
         """Read `manifest.json`. Raises `DataError` when there is none, or when a shard is missing or cut short."""
+        shards = cls.read(folder)
+        for name, (found, promised) in shards.damaged().items():
+            state = "is missing" if found is None else f"has {found} bytes instead of {promised}"
+            raise DataError(f"{shards.folder / name} {state}; build dataset.shards={folder} again")
+        return shards
+
+    @classmethod
+    def read(cls, folder: str | Path) -> ShardSet:
+        """Read `manifest.json` and look at no shard. Raises `DataError` when there is none of this version."""
         folder = Path(folder)
         path = folder / MANIFEST
         if not path.is_file():
@@ -84,15 +97,17 @@ class ShardSet:
             if manifest["format"] != FORMAT:
                 raise DataError(f"{path} has format {manifest['format']!r}, this version reads {FORMAT!r}; build again")
             records = [ClipRecord(**entry) for entry in manifest["clips"]]
-            sizes = {shard["name"]: shard["size"] for shard in manifest["shards"]}
+            manifest["configuration"]["encoding"]["codec"], [(s["name"], s["size"]) for s in manifest["shards"]]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(f"{path} is no manifest of this version ({error}); build dataset.shards again") from error
-        for name, size in sizes.items():
-            found = (folder / name).stat().st_size if (folder / name).is_file() else None
-            if found != size:
-                state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-                raise DataError(f"{folder / name} {state}; build dataset.shards={folder} again")
         return cls(folder, manifest, records)
+
+    def damaged(self) -> dict[str, tuple[int | None, int]]:
+        """Shards that are missing or have another size than promised: name -> size found, size promised, in bytes."""
+        found = {shard["name"]: self.folder / shard["name"] for shard in self.manifest["shards"]}
+        sizes = {name: path.stat().st_size if path.is_file() else None for name, path in found.items()}
+        promised = {shard["name"]: int(shard["size"]) for shard in self.manifest["shards"]}
+        return {name: (size, promised[name]) for name, size in sizes.items() if size != promised[name]}
 
     def split(self, name: str) -> list[ClipRecord]:
         """The clips of `train` or `test`, in manifest order."""
@@ -174,18 +189,51 @@ def write_shard(folder: Path, name: str, clips: Iterable[tuple[ClipRecord, bytes
 
     The index is written first: a tar file that exists is complete and has its index.
     """
-    buffer, index, placed = io.BytesIO(), [], []
+    buffer, placed = io.BytesIO(), []
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for record, data in clips:
             text = json.dumps(clip_description(record), sort_keys=True).encode()
             video, meta = f"{record.key}.{suffix}", f"{record.key}.json"
-            offset, text_offset = add_member(tar, video, data), add_member(tar, meta, text)
-            index.append(f"{suffix} {offset} {len(data)} {video} json {text_offset} {len(text)} {meta}")
+            offset = add_member(tar, video, data)
+            add_member(tar, meta, text)
             placed.append(dataclasses.replace(record, shard=name, offset=offset, size=len(data)))
-    lines = "\n".join([f"{INDEX_VERSION} {len(index)}", *index]) + "\n"
-    write_atomically((folder / name).with_suffix(".idx"), lines.encode())
+    write_atomically((folder / name).with_suffix(".idx"), index_text(placed).encode())
     write_atomically(folder / name, buffer.getvalue())
     return placed
+
+
+def index_text(records: Sequence[ClipRecord]) -> str:
+    """The index file of a shard, as DALI's `wds2idx` writes it: kind, offset, size and name of both members of a clip.
+
+    A description stands behind its video, whose bytes are filled up to whole blocks, and its own header.
+    """
+    lines = [f"{INDEX_VERSION} {len(records)}"]
+    for record in records:
+        size = len(json.dumps(clip_description(record), sort_keys=True).encode())
+        blocks = (record.size + tarfile.BLOCKSIZE - 1) // tarfile.BLOCKSIZE
+        offset = record.offset + (blocks + 1) * tarfile.BLOCKSIZE
+        lines.append(f"mp4 {record.offset} {record.size} {record.key}.mp4 json {offset} {size} {record.key}.json")
+    return "\n".join(lines) + "\n"
+
+
+def safe_members(path: Path) -> list[tarfile.TarInfo]:
+    """The files of a tar file, for reading in place. Nothing is ever extracted; still, a file whose names point outside
+    of it, or that holds links or devices, was not made for a data set.
+
+    Raises `DataError` naming the tar file and the member.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            members = [member for member in tar.getmembers() if not member.isdir()]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a tar file: {error}") from error
+    for member in members:
+        if not member.isreg():
+            raise DataError(f"{path}: member {member.name!r} is a link or a device; only plain files are read")
+        parts = member.name.replace("\\", "/").split("/")
+        if ".." in parts or member.name.startswith(("/", "\\")) or ":" in parts[0]:
+            raise DataError(f"{path}: member {member.name!r} points outside of the archive; refused")
+    return members
 
 
 def clip_description(record: ClipRecord) -> dict[str, Any]:

@@ -289,10 +289,13 @@ class Build:
             partial.unlink()
 
     def finished(self) -> ShardSet | None:
-        """The finished build of the same configuration, or None. Raises `DataError` when another one lies there."""
+        """The finished build of the same configuration, or None. Raises `DataError` when another one lies there.
+
+        One whose shards are missing or cut short becomes an unfinished one, to which the others still belong.
+        """
         if not (self.folder / MANIFEST).is_file():
             return None
-        shards = ShardSet.load(self.folder)
+        shards = ShardSet.read(self.folder)
         found, wanted = shards.manifest["configuration"], self.configuration
         if differing := sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)):
             raise DataError(
@@ -304,7 +307,25 @@ class Build:
                 f"dataset.shards={self.folder} was built without {missing} segments, listed in {QUARANTINE}; "
                 "set dataset.allow_quarantine=true to accept that, or repair them and delete the folder"
             )
+        if damaged := shards.damaged():
+            print(f"{', '.join(damaged)}: made again, the other shards are kept", flush=True)
+            self.reopen(shards)
+            return None
         return shards
+
+    def reopen(self, shards: ShardSet) -> None:
+        """Write the notes of a finished build's shards again and take its manifest away."""
+        ledger = self.folder / QUARANTINE
+        lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else []
+        failures = {entry.id: entry for entry in (Failure(**json.loads(line)) for line in lines)}
+        entries = {shard["name"]: shard for shard in shards.manifest["shards"]}
+        for job in self.jobs if shards.manifest["tools"] == tool_versions() else ():
+            records = [record for record in shards.records if record.shard == job.name]
+            failed = [failures[segment.id] for segment in job.segments if segment.id in failures]
+            entry = entries[job.name]
+            state = ShardState(job.fingerprint, entry["sha256"], entry["size"], records, failed)
+            write_atomically(state_path(self.folder, job.name), state.dump())
+        (self.folder / MANIFEST).unlink()
 
     def finish(self, states: Sequence[ShardState]) -> ShardSet:
         """Account for every segment, then write the manifest, which is what makes the build finished."""

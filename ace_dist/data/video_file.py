@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from ace_dist.data.clips import scaled_size
 from ace_dist.data.segments import DataError, RawClip
 
-__all__ = ["read_window"]
+__all__ = ["DamageError", "StoredVideo", "frame_rate", "opened", "promised_length", "read_window"]
 
 CAMERA_FPS = 120  # what ordinary cameras reach; a higher claim is checked by counting
 BREAK_S = 0.5  # a header may promise this much more than there is; audio tracks and rounding make it so
@@ -26,8 +28,22 @@ HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
+@dataclass(frozen=True)
+class StoredVideo:
+    """A video inside another file, such as a tar: its bytes, and a name for messages."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | StoredVideo
+
+
 def read_window(
-    path: str | Path,
+    path: Source,
     start_s: float = 0.0,
     end_s: float = math.inf,
     *,
@@ -71,15 +87,14 @@ class DamageError(DataError):
 
 
 @contextlib.contextmanager
-def opened(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
+def opened(path: Source, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream. What FFmpeg dislikes, now or while decoding, becomes a `DataError`."""
-    path = Path(path)
-    if not path.is_file():
+    if not isinstance(path, StoredVideo) and not Path(path).is_file():
         raise DataError(f"video {path} does not exist")
-    if path.stat().st_size == 0:
+    if (len(path.data) if isinstance(path, StoredVideo) else Path(path).stat().st_size) == 0:
         raise DataError(f"video {path} is empty (0 bytes)")
     try:
-        with av.open(str(path)) as container:
+        with av.open(io.BytesIO(path.data) if isinstance(path, StoredVideo) else str(path)) as container:
             if not container.streams.video:
                 raise DataError(f"{path} has no video stream" + (", only audio" if container.streams.audio else ""))
             stream = container.streams.video[0]
@@ -90,7 +105,7 @@ def opened(path: str | Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
         raise DataError(f"{path} cannot be read as a video: {error.strerror or error}") from error
 
 
-def frame_rate(path: str | Path, container: Any, stream: Any) -> float:
+def frame_rate(path: Source, container: Any, stream: Any) -> float:
     """Average frames per second, as the file says.
 
     Counted where its word is not good: above what a camera does it may mean its clock, and for AVI with frames stored
@@ -123,7 +138,7 @@ def promised_length(container: Any, stream: Any) -> float:
     return 0.0
 
 
-def timed_frames(path: str | Path, from_s: float, rate: float, threads: int) -> Iterator[tuple[float, Any]]:
+def timed_frames(path: Source, from_s: float, rate: float, threads: int) -> Iterator[tuple[float, Any]]:
     """Decoded frames with their times in seconds after the file's first frame, from about `from_s` on.
 
     Seeks to the key frame before it. Where a file's index misleads and the first frame comes too late, decodes from the
@@ -134,7 +149,7 @@ def timed_frames(path: str | Path, from_s: float, rate: float, threads: int) -> 
         counted = counted_times(path, rate) if shown_out_of_order(container, stream) else None
         if from_s > 0 and counted is None:
             container.seek(origin + math.floor(from_s / base), stream=stream, backward=True)
-        for number, frame in enumerate(sound_frames(container, stream)):
+        for number, frame in enumerate(sound_frames(path, container, stream)):
             time_s = next(counted) if counted else float((frame.pts - origin) * base)
             if number == 0 and time_s > from_s > 0 and counted is None:
                 break
@@ -153,7 +168,7 @@ def shown_out_of_order(container: Any, stream: Any) -> bool:
     return container.format.name == "avi" and (codec.name == "h264" or bool(codec.has_b_frames))
 
 
-def counted_times(path: str | Path, rate: float) -> Iterator[float]:
+def counted_times(path: Source, rate: float) -> Iterator[float]:
     """Seconds at which the frames of such a file are shown: they come out in order, at the times of its packets."""
     with opened(path) as (container, stream):
         packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
@@ -162,7 +177,7 @@ def counted_times(path: str | Path, rate: float) -> Iterator[float]:
     return itertools.chain(times, itertools.count(times[-1] + 1 / rate if times else 0.0, 1 / rate))
 
 
-def sound_frames(container: Any, stream: Any) -> Iterator[Any]:
+def sound_frames(path: Source, container: Any, stream: Any) -> Iterator[Any]:
     """Decoded frames from the next key frame on: what stands before it lacks its references and would be grey.
 
     Raises `DamageError` instead of a frame that FFmpeg had to guess.
@@ -175,10 +190,10 @@ def sound_frames(container: Any, stream: Any) -> Iterator[Any]:
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:
-            raise DamageError(f"{container.name} is damaged after {last_s:.2f} s: {error.strerror or error}") from error
+            raise DamageError(f"{path} is damaged after {last_s:.2f} s: {error.strerror or error}") from error
         for frame in frames:
             if packet.is_corrupt or frame.is_corrupt:
-                raise DamageError(f"{container.name} is damaged after {last_s:.2f} s")
+                raise DamageError(f"{path} is damaged after {last_s:.2f} s")
             if frame.pts is not None:
                 last_s = float((frame.pts - stream.start_time) * stream.time_base)
             yield frame
@@ -235,7 +250,7 @@ def nearest_frames(
 class Upright:
     """Turns decoded frames into upright RGB of square pixels, uint8 [H, W, 3]; shorter side at most `short_side`."""
 
-    def __init__(self, path: str | Path, stream: Any, short_side: int) -> None:
+    def __init__(self, path: Source, stream: Any, short_side: int) -> None:
         self.path = path
         self.reformatter = VideoReformatter()
         self.pixel_aspect = float(stream.sample_aspect_ratio or 1)

@@ -142,15 +142,15 @@ def test_another_rate_takes_the_nearest_frames():
 
 def test_an_encoded_clip_that_lost_frames_is_refused():
     clip = encode(RawClip(numbered_frames(20, 64, 64), 8.0, 0.0), small_encoding())
-    check_decodes(clip.data, 20, 64, 64, 5)
-    with pytest.raises(DataError, match="encoded 21 frames, but 20 come back"):
-        check_decodes(clip.data, 21, 64, 64, 5)
-    with pytest.raises(DataError, match="encoded 66x64"):
-        check_decodes(clip.data, 20, 64, 66, 5)
+    check_decodes(clip.data, 20, 64, 64, 5, 8.0, "vp9")
+    with pytest.raises(DataError, match="promises 21 frames, but 20 come out"):
+        check_decodes(clip.data, 21, 64, 64, 5, 8.0, "vp9")
+    with pytest.raises(DataError, match="promises 66x64 in 8-bit 4:2:0, but 64x64"):
+        check_decodes(clip.data, 20, 64, 66, 5, 8.0, "vp9")
     with pytest.raises(DataError, match="no key frame at every 4th frame"):
-        check_decodes(clip.data, 20, 64, 64, 4)
-    with pytest.raises(DataError, match="cannot be decoded again|come back"):
-        check_decodes(clip.data[: len(clip.data) // 2], 20, 64, 64, 5)
+        check_decodes(clip.data, 20, 64, 64, 4, 8.0, "vp9")
+    with pytest.raises(DataError, match="cannot be decoded|come out"):
+        check_decodes(clip.data[: len(clip.data) // 2], 20, 64, 64, 5, 8.0, "vp9")
 
 
 def test_no_clip_enters_a_shard_undecoded(tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_no_clip_enters_a_shard_undecoded(tmp_path, monkeypatch):
 
     original = encoding_module.write_file
     monkeypatch.setattr(encoding_module, "write_file", forgetful)
-    with pytest.raises(BuildError, match="3 of 3 segments.*\n.*encoded 22 frames, but 21 come back"):
+    with pytest.raises(BuildError, match="3 of 3 segments.*\n.*promises 22 frames, but 21 come out"):
         build(NumberedReader(3), tmp_path)
     assert not (tmp_path / "manifest.json").exists()
 

@@ -17,6 +17,7 @@ from ace_dist.data.readers.gtea import SOURCE as GTEA_SOURCE
 from ace_dist.data.readers.gtea import gtea_recordings
 from ace_dist.data.readers.ikea import SOURCE as IKEA_SOURCE
 from ace_dist.data.readers.ikea import ikea_recordings
+from ace_dist.data.readers.webdataset import WebDatasetReader
 from ace_dist.data.segments import DataError, Reader
 from ace_dist.data.shards import Build, ShardSet
 
@@ -36,6 +37,8 @@ def make_reader(dataset: DatasetConfig) -> tuple[Reader, dict[str, Any]]:
         world = dataclasses.asdict(dataset.world)
         del world["corpus"]  # it makes the narrated corpus, not these clips
         return TabletopReader(dataset.world), {"kind": dataset.kind, "world": world}
+    if dataset.kind == "webdataset":
+        return foreign_shards(dataset), {"kind": dataset.kind}
     if dataset.kind != "csv":
         return frame_reader(dataset), {"kind": dataset.kind}
     if not dataset.annotations:
@@ -47,6 +50,17 @@ def make_reader(dataset: DatasetConfig) -> tuple[Reader, dict[str, Any]]:
         keep_faults=dataset.allow_quarantine,
     )
     return reader, {"kind": "csv"}
+
+
+def foreign_shards(dataset: DatasetConfig) -> WebDatasetReader:
+    """The reader of tar files that others made."""
+    return WebDatasetReader(
+        data_root(dataset, "tar files in WebDataset's layout"),
+        load_class_table(resolve_path(dataset.classes)) if dataset.classes else None,
+        fps=dataset.encoding.fps,
+        short_side=dataset.encoding.short_side,
+        keep_faults=dataset.allow_quarantine,
+    )
 
 
 def frame_reader(dataset: DatasetConfig) -> FrameReader:
@@ -118,7 +132,7 @@ def plan_dataset(dataset: DatasetConfig, progress: bool) -> Build:
         clips_per_shard=dataset.clips_per_shard,
         allow_quarantine=dataset.allow_quarantine,
         source=source,
-        rejected=reader.rejected if isinstance(reader, CsvReader) else (),
+        rejected=reader.rejected if isinstance(reader, CsvReader | WebDatasetReader) else (),
     )
 
 
