@@ -1,10 +1,14 @@
 """Diagnostics of synonym trees, against findings worked out by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
 from ace_dist.concepts import SynonymTrees
 from ace_dist.concepts.diagnostics import diagnose, embedding_spread
+from ace_dist.errors import UserError
+from ace_dist.evaluation.synonym_report import findings_table, forest_figure, text_encoder, write_synonym_report
 
 
 def flat(root, *synonyms, below=()):
@@ -86,3 +90,32 @@ def test_embedding_spread_by_hand():
     assert spin.strays == (("stray", "lift"),)
     # raise at 45°: 0.949 from the mean of spin's three, 0.924 from that of its own two, which it pulls only half way
     assert lift.strays == (("raise", "spin"),)
+
+
+def test_the_report_has_pictures_a_table_and_numbers(tmp_path):
+    """Shared verbs are in all of them; the picture grows with the forest and marks what is shared."""
+    trees = SynonymTrees(
+        {"spin": flat("spin", "turn", below=("go",)), "flip": flat("flip", "turn", below=("reverse",))}
+    )
+    findings = diagnose(trees)
+    spread = embedding_spread(trees, lambda phrases: np.eye(len(phrases)))
+    paths = write_synonym_report(trees, findings, spread, ["spin"], tmp_path / "report")
+    assert [path.name for path in paths] == ["forest.png", "overlap.png", "diagnostics.json"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[:2])
+    numbers = json.loads(paths[2].read_text())
+    assert numbers["shared_verbs"] == {"turn": ["flip", "spin"]} and numbers["embedding"][0]["root"] == "spin"
+    texts = {text.get_text() for axes in forest_figure(trees, findings, ["spin"]).axes for text in axes.texts}
+    assert {"spin", "flip", "turn *", "go", "reverse"} <= texts
+    assert "turn" not in texts
+    table = findings_table(trees, findings, spread).splitlines()
+    assert len(table) == 3 and table[1].split()[:6] == ["spin", "2", "3", "1", "1", "1"]
+
+
+def test_text_towers_as_functions(tmp_path):
+    """MiniLM knows synonyms: each of two clear concepts is nearest to itself. Anything else is refused by name."""
+    trees = SynonymTrees({"hammer": flat("hammer", "pound"), "pour": flat("pour", "decant")})
+    spreads = embedding_spread(trees, text_encoder("minilm"))
+    assert [spread.strays for spread in spreads] == [(), ()]
+    assert all(spread.tightness > spread.nearest_cosine for spread in spreads)
+    with pytest.raises(UserError, match="is not minilm, a run folder, or"):
+        text_encoder(str(tmp_path))
