@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace_dist.data.clips import ClipRequest, TrainPlan
+from ace_dist.data.identity import claim_clips
 from ace_dist.data.loading import make_loader
 from ace_dist.distributed import seed_everything
 from ace_dist.methods import build_objective, prepare
@@ -103,6 +104,7 @@ def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -
     model = build_model(config.model, config.seed).to(ranks.device)
     objective = build_objective(config, model, task.classes.base, task.trees)
     on_first(ranks, claim, run_dir, config, lock)
+    on_first(ranks, claim_clips, run_dir, config.dataset.shards, records, labels)
     steps = total_steps(config.training, len(records))
     frozen = on_first(ranks, store_frozen, run_dir, model.frozen_state_dict())  # as read, before a cast to bf16
     engine = Engine(config, objective, ranks, steps)
