@@ -1,0 +1,250 @@
+"""Faults while one rank trains, through the real loop: each ends with a message naming the cause, and nothing lost."""
+
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from ace_dist.config import load_config
+from ace_dist.data.loading import Loader
+from ace_dist.data.segments import DataError
+from ace_dist.distributed import connect, disconnect
+from ace_dist.training.checkpoints import CheckpointFolder
+from ace_dist.training.guards import NonFiniteLoss, RunFolderInUse, RunLock
+from ace_dist.training.loop import train
+from ace_dist.training.preemption import MEANING, Preemption
+
+SMALL_WORLD = ["dataset.world.train_clips=32", "dataset.world.test_clips=36", "dataset.clips_per_shard=1"]
+STEPS = 6
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, launch):
+    """One shard a clip, so that a shard can vanish before it is first opened."""
+    folder = tmp_path_factory.mktemp("shards")
+    launch("build_shards", *SMALL_WORLD, f"dataset.shards={folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """This process as a group of one; what that sets in the environment goes with it."""
+    before = dict(os.environ)
+    yield connect("cpu")
+    disconnect()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def run(shards, ranks, tmp_path):
+    """Train `STEPS` steps, saving every second, into a folder of this test."""
+
+    def start(*settings):
+        config = load_config(
+            [*SMALL_WORLD, f"dataset.shards={shards}", f"run_dir={tmp_path}/run", "training.batch_size=4",
+             f"training.max_steps={STEPS}", "training.log_every_steps=1", "training.save_every_steps=2",
+             "training.device=cpu", *settings]
+        )  # fmt: skip
+        return train(config, ranks)
+
+    start.folder = tmp_path / "run"
+    return start
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """`at_step(3, act)`: call `act(batch)` when the batch of the third step is fetched."""
+
+    def arrange(number, act):
+        original = Loader.stream
+
+        def stream(self, batches):
+            for count, batch in enumerate(original(self, batches), start=1):
+                if count == number:
+                    act(batch)
+                yield batch
+
+        monkeypatch.setattr(Loader, "stream", stream)
+
+    return arrange
+
+
+def newest(run):
+    """Step of the newest whole checkpoint."""
+    return CheckpointFolder(run.folder / "checkpoints", keep=2).newest().about["step"]
+
+
+def weights(run):
+    """What the run exported or saved last."""
+    return CheckpointFolder(run.folder / "checkpoints", keep=2).newest().parts
+
+
+def losses(run):
+    """Loss by step; a step that stands there twice is an error."""
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert len({line["step"] for line in lines}) == len(lines)
+    return {line["step"]: line["loss"] for line in lines}
+
+
+@pytest.mark.parametrize("number", MEANING, ids=lambda number: number.name)
+def test_a_signal_ends_the_run_after_its_step_saved(run, at_step, number):
+    """USR1, USR2, TERM and Ctrl-C in the third step: saved after it, said why, handlers as before, nothing locked."""
+    before = {each: signal.getsignal(each) for each in MEANING}
+    at_step(3, lambda batch: os.kill(os.getpid(), number))
+    outcome = run()
+    assert (outcome.step, outcome.stopped) == (3, MEANING[number])
+    assert outcome.exit_code == {"preempted": 75, "interrupted": 130}[outcome.stopped]
+    assert newest(run) == 3
+    assert {each: signal.getsignal(each) for each in MEANING} == before
+    assert not (run.folder / "lock.json").exists()
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    """Within a second both count as one key press, which a terminal and a launcher both pass on."""
+    preemption = Preemption()
+    preemption.note(signal.SIGINT, None)
+    preemption.note(signal.SIGINT, None)
+    preemption.note(signal.SIGTERM, None)
+    assert preemption.wish == "interrupted"
+    preemption.interrupted_s -= 1.1
+    with pytest.raises(KeyboardInterrupt):
+        preemption.note(signal.SIGINT, None)
+
+
+def test_a_nan_stops_before_the_optimizer_and_names_its_clip(run, at_step, monkeypatch):
+    """Pixels of one clip of step 4 are NaN: no step is taken, the clip is named, and the run continues to the end."""
+    named = []
+
+    def spoil(batch):
+        batch.video[2, 0, 0, 0, 0] = float("nan")
+        named.append(batch.ids[2])
+
+    at_step(4, spoil)
+    with pytest.raises(NonFiniteLoss, match="the loss of step 4 is not finite") as stopped:
+        run()
+    assert f"pixels that are not finite in clips {named[0]}" in str(stopped.value)
+    assert newest(run) == 2 and sorted(losses(run)) == [1, 2, 3]
+    monkeypatch.undo()
+    assert run().step == STEPS and sorted(losses(run)) == list(range(1, STEPS + 1))
+
+
+def test_an_infinite_loss_names_all_clips_of_the_batch(run, monkeypatch):
+    """A loss that overflows without a bad pixel: every clip of the batch is a suspect."""
+    from ace_dist.methods.objective import ConceptObjective
+
+    forward = ConceptObjective.forward
+
+    def overflow(self, video, labels, draw):
+        losses = forward(self, video, labels, draw)
+        return type(losses)(losses.total * torch.tensor(float("inf")), losses.fixed, losses.random)
+
+    monkeypatch.setattr(ConceptObjective, "forward", overflow)
+    with pytest.raises(NonFiniteLoss, match="loss of step 1 .*rank 0: loss inf, clips ([^,]+, ){3}[^,]+ ?.*lower"):
+        run()
+
+
+def test_a_shard_deleted_while_training_is_named(run, shards, at_step, tmp_path):
+    """The loader cannot read on: the shard is named, the last checkpoint stays, with the shard back it continues."""
+    aside = tmp_path / "aside"
+    aside.mkdir()
+
+    def delete(batch):
+        for path in shards.glob("*.tar"):
+            path.rename(aside / path.name)
+
+    at_step(3, delete)
+    reopened = "loader.prefetch=1"
+    with pytest.raises((DataError, FileNotFoundError), match=r"\.tar"):
+        run(reopened)
+    for path in aside.iterdir():
+        path.rename(shards / path.name)
+    assert newest(run) >= 2
+    assert run(reopened).step == STEPS
+
+
+def test_a_stall_is_named_with_stacks(run, at_step, capfd):
+    """A loader that hangs: the stage and step on stderr, the stacks of all threads in the run folder."""
+    stacks = run.folder / "stalls" / "rank-0.txt"
+
+    def hang(batch):
+        pause = threading.Event()
+        while not (stacks.is_file() and "take_steps" in stacks.read_text()):
+            pause.wait(0.05)
+
+    at_step(2, hang)
+    assert run("training.stall_after_s=0.3").stopped is None
+    assert "'data' of step 2 takes more than 0.3 s" in capfd.readouterr().err
+    assert "data of step 2" in stacks.read_text() and "in hang" in stacks.read_text()
+
+
+def test_saving_by_the_clock(run, at_step, monkeypatch):
+    """When the last save is `training.save_every_minutes` old, the next step is saved whatever its number."""
+    seen = []
+    at_step(5, lambda batch: seen.append(newest(run)))
+    run("training.save_every_steps=100", "training.save_every_minutes=1e-9")
+    assert seen == [4]
+
+
+def test_two_jobs_cannot_write_one_folder(run):
+    """The second is refused with the first's process, and takes over when that is dead."""
+    first = RunLock(run.folder)
+    first.acquire()
+    with pytest.raises(RunFolderInUse, match=f"is being written by process {os.getpid()} on "):
+        run()
+    first.close()
+    assert run().step == STEPS
+
+
+def test_a_dead_jobs_lock_is_taken_over(run, capsys):
+    """A process killed without a chance to clean up; the newcomer on the same host sees that it is gone."""
+    pid = os.fork()
+    if pid == 0:
+        RunLock(run.folder).acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert (run.folder / "lock.json").exists()
+    assert run().step == STEPS
+    assert f"from process {pid} on" in capsys.readouterr().out
+
+
+def test_locks_of_another_host(tmp_path, monkeypatch):
+    """Alive while its time stamp is renewed; dead when it is not, or when its SLURM job was requeued as this one."""
+    monkeypatch.setattr(RunLock, "BEAT_S", 0.02)
+    monkeypatch.setattr(RunLock, "STALE_S", 0.3)
+    theirs, ours = RunLock(tmp_path), RunLock(tmp_path)
+    theirs.me["host"] = "elsewhere"
+    theirs.acquire()
+    with pytest.raises(RunFolderInUse, match="on elsewhere"):
+        ours.acquire()
+    theirs.done.set()  # its host died: no renewal, no clean-up
+    theirs.beating.join()
+    ours.acquire()
+    with pytest.raises(RunFolderInUse, match="taken over by another job"):
+        theirs.check()
+    ours.close()
+    requeued = RunLock(tmp_path)
+    monkeypatch.setattr(RunLock, "STALE_S", 1e6)
+    theirs = RunLock(tmp_path)
+    theirs.me |= {"host": "elsewhere", "job": "77", "restart": "0"}
+    requeued.me |= {"job": "77", "restart": "1"}
+    theirs.acquire()
+    theirs.done.set()
+    requeued.acquire()
+    requeued.close()
+
+
+def test_a_line_of_metrics_cut_by_a_kill_is_written_again(run):
+    """Lines after the checkpoint, and half a line at the end, are dropped; the continued run writes them again."""
+    run("training.stop_after_steps=4")
+    path = run.folder / "metrics.jsonl"
+    first = losses(run)
+    path.write_text(path.read_text() + '{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
+    run()
+    assert sorted(losses(run)) == list(range(1, STEPS + 1))
+    assert {step: loss for step, loss in losses(run).items() if step <= 4} == first
