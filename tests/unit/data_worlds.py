@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -60,6 +61,55 @@ def write_video(path, frames, rate=12, codec="libx264", pix_fmt="yuv420p", times
             frame.pts, frame.time_base = round(second / base), base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def rotate_on_display(path, degrees_clockwise):
+    """Set the display matrix of an mp4 file's track header, as a phone held upright does (ISO/IEC 14496-12, 8.3.2)."""
+    a, b = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees_clockwise]
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, -b << 16, a << 16, 0, 0, 0, 1 << 30)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 4 + 40
+    data[place : place + 36] = matrix
+    path.write_bytes(data)
+
+
+def write_sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_hdr(path, transfer):
+    """Grey 10-bit BT.2020 video that says it is PQ (16) or HLG (18) (ITU-T H.273), as HDR cameras and phones do."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", rate=12, options={"x265-params": "log-level=none"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
+        context = stream.codec_context
+        context.color_trc, context.color_primaries, context.colorspace = transfer, 9, 9
+        for index in range(24):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 148, np.uint8), format="rgb24").reformat(
+                format="yuv420p10le"
+            )
+            frame.color_trc, frame.color_primaries, frame.colorspace = transfer, 9, 9
+            frame.pts, frame.time_base = index, Fraction(1, 12)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def remux(source, path, skip=0, **options):
+    """Copy the packets of a video into another container, without the first `skip` of them."""
+    with av.open(str(source)) as old, av.open(str(path), "w", options=options) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.dts is not None and number >= skip:
+                packet.stream = stream
+                new.mux(packet)
     return path
 
 

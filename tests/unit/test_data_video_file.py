@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
-from data_worlds import frame_number, numbered_frames, write_video
+from data_worlds import frame_number, numbered_frames, rotate_on_display, write_sound, write_video
 
 from ace_dist.data.segments import DataError
 from ace_dist.data.video_file import read_window
@@ -98,16 +96,6 @@ def test_another_rate_repeats_or_leaves_out_frames(tmp_path):
     assert sorted(set(doubled)) == list(range(24)) and len(doubled) in (47, 48)
 
 
-def rotate_on_display(path, degrees_clockwise):
-    """Set the display matrix of an mp4 file's track header, as a phone held upright does (ISO/IEC 14496-12, 8.3.2)."""
-    a, b = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees_clockwise]
-    matrix = struct.pack(">9i", a << 16, b << 16, 0, -b << 16, a << 16, 0, 0, 0, 1 << 30)
-    data = bytearray(path.read_bytes())
-    place = data.index(b"tkhd") + 4 + 40
-    data[place : place + 36] = matrix
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotation_is_applied(tmp_path, degrees):
     frames = numbered_frames(4, 48, 80, seed=4)
@@ -156,16 +144,6 @@ def test_scaling_while_reading_keeps_the_picture(tmp_path):
     by_blocks = frames.reshape(5, 60, 4, 80, 4, 3).mean((2, 4))  # area averaging by an exact factor, done by hand
     assert small.shape == (5, 60, 80, 3) and close(small, by_blocks) < 4
     assert read_window(tmp_path / "a.mp4", short_side=999).frames.shape[1:3] == (240, 320)  # never enlarged
-
-
-def write_sound(path):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 def test_files_that_are_no_videos_say_so(tmp_path):
