@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ace_dist.cluster.jobs import Job, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
-from ace_dist.cluster.submission import LocalQueue, log_path, queue, refuse_secrets
+from ace_dist.cluster.submission import LocalQueue, log_path, refuse_secrets
 from ace_dist.config import Config, ConfigError, config_dir, did_you_mean, load_config
 
 __all__ = ["check_training", "make_job", "run_here", "status_of", "stay"]
@@ -48,9 +48,9 @@ def check_training(config: Config, profile: ClusterConfig) -> None:
 def run_here(job: Job, profile: ClusterConfig, folder: Path) -> None:
     """Run a job on this machine and print what its first rank prints."""
     local = LocalQueue(profile, folder)
-    job_id = local.start(job)
+    started = local.start(job)
     try:
-        stay(log_path(folder, job_id), lambda: not queue("local", [job_id]))
+        stay(log_path(folder, started.job_id), started.done)
     except KeyboardInterrupt:
         local.stop()
         raise

@@ -144,8 +144,8 @@ class LocalQueue:
         self.profile, self.folder = profile, folder
         self.slots: dict[int, submitit.LocalJob[None] | None] = dict.fromkeys(range(profile.parallel))
 
-    def start(self, job: Job) -> str:
-        """Start a job in a free slot; returns its id."""
+    def start(self, job: Job) -> submitit.LocalJob[None]:
+        """Start a job in a free slot."""
         slot = next(number for number, held in self.slots.items() if held is None)
         gpus = self.profile.gpus_per_node
         executor = submitit.LocalExecutor(self.folder, python=self.profile.python)
@@ -159,12 +159,11 @@ class LocalQueue:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             with without_secrets(), shared_cores(self.profile):
-                started = executor.submit(job)
+                started: submitit.LocalJob[None] = executor.submit(job)
         finally:
             signal.signal(signal.SIGINT, before)
         self.slots[slot] = started
-        job_id: str = started.job_id
-        return job_id
+        return started
 
     def run(self, jobs: Sequence[Job], started: Callable[[int, str], None], ended: Callable[[int], None]) -> None:
         """Run all jobs to their ends. `started(index, id)` and `ended(index)` are told as it happens.
@@ -183,7 +182,7 @@ class LocalQueue:
                 while waiting and None in self.slots.values():
                     slot = next(number for number, held in self.slots.items() if held is None)
                     index = waiting.pop(0)
-                    started(index, self.start(jobs[index]))
+                    started(index, self.start(jobs[index]).job_id)
                     running[slot] = index
                 time.sleep(POLL_S)
         except KeyboardInterrupt:
@@ -220,7 +219,7 @@ def shared_cores(profile: ClusterConfig) -> Iterator[None]:
 def queue(kind: str, job_ids: Sequence[str]) -> dict[str, str]:
     """State of those jobs that have not ended: SLURM's word (PENDING, RUNNING, COMPLETING, ...) or RUNNING locally."""
     if kind == "local":
-        return {job_id: "RUNNING" for job_id in job_ids if Path(f"/proc/{job_id}").exists()}
+        return {job_id: "RUNNING" for job_id in job_ids if alive(int(job_id))}
     if not job_ids:
         return {}
     words = ("squeue", "--noheader", "--array", "--format=%i|%T", "--me")
@@ -230,6 +229,17 @@ def queue(kind: str, job_ids: Sequence[str]) -> dict[str, str]:
         raise SubmissionError(f"{' '.join(words)} failed, so the state of the jobs is unknown: {error}") from error
     states = dict(line.strip().split("|") for line in done.stdout.splitlines())
     return {job_id: states[job_id] for job_id in job_ids if job_id in states}
+
+
+def alive(process: int) -> bool:
+    """Whether a process of this machine exists."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def log_path(folder: Path, job_id: str, rank: int = 0) -> Path:

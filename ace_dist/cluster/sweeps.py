@@ -1,0 +1,242 @@
+"""Owns sweeps: a grid of overrides, the folder that says all of it, and the state of each run.
+
+`runs/sweeps/NAME/` holds `sweep.json` (every submission with command, commit, versions and profile; every run with
+its overrides and jobs), `uncommitted.patch` when the checkout had changes, `jobs/` (logs, journals, submitit's files)
+and one folder a run. A run is finished when its folder holds `results.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from ace_dist.cluster.jobs import Event, Job, read_journal
+from ace_dist.cluster.profiles import ClusterConfig
+from ace_dist.cluster.submission import log_path, queue
+from ace_dist.config import ConfigError, config_dir
+from ace_dist.files import write_json, write_text
+from ace_dist.secrets import redact
+
+__all__ = ["Run", "State", "Sweep", "expand", "state_of"]
+
+RANGE = re.compile(r"-?\d+(\.\.-?\d+)?(,-?\d+(\.\.-?\d+)?)*")
+STATES = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "new")
+
+
+@dataclass
+class Run:
+    """One point of the grid: `settings` are the swept keys, `overrides` all settings; `jobs` the ids it ran under."""
+
+    id: str
+    settings: dict[str, str]
+    overrides: list[str]
+    jobs: list[str] = field(default_factory=list)
+    kind: str = ""  # local | slurm: where the last job went
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is: one of `STATES`, and one line about it."""
+
+    state: str
+    detail: str = ""
+
+
+def expand(settings: Sequence[str]) -> list[tuple[dict[str, str], list[str]]]:
+    """Every point of a grid: its swept settings and all of its overrides, the last swept key running fastest.
+
+    Hydra's grammar (`method=ace,procvlr`, `seed=range(0,5)`, `seed=choice(1,7)`) and `seed=0..4`, which includes both
+    ends. A value in brackets or quotes is one value. Raises `ConfigError` naming the setting that cannot be read.
+    """
+    fixed, axes = [], []
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        values = choices(setting, key, text)
+        if values is None:
+            fixed.append(setting)
+        else:
+            axes.append([(key, value) for value in values])
+    points = []
+    for point in itertools.product(*axes):
+        swept = dict(point)
+        points.append((swept, [*fixed, *(f"{key}={value}" for key, value in swept.items())]))
+    return points
+
+
+def choices(setting: str, key: str, text: str) -> list[str] | None:
+    """The values of a swept setting, `None` for one that has a single value."""
+    if ".." in text and RANGE.fullmatch(text):
+        values: list[str] = []
+        for part in text.split(","):
+            first, _, last = part.partition("..")
+            if last and int(last) < int(first):
+                raise ConfigError(f"{setting}: {part} counts down; write {last}..{first}")
+            values += [str(number) for number in range(int(first), int(last or first) + 1)]
+        return list(dict.fromkeys(values))
+    try:
+        override = OverridesParser.create().parse_override(setting)
+        if not override.is_sweep_override():
+            return None
+        return list(dict.fromkeys(override.sweep_string_iterator()))
+    except (HydraException, TypeError) as error:
+        raise ConfigError(f"{setting} is not a setting in Hydra's grammar: {str(error).splitlines()[0]}") from error
+
+
+def run_id(swept: dict[str, str]) -> str:
+    """A folder name out of the swept settings; long or odd ones are cut and made unique by a hash."""
+    name = "_".join(f"{key}-{value}" for key, value in swept.items()) or "run"
+    plain = re.sub(r"[^\w.-]", "-", name)[:100]  # letters that Hydra's grammar and a shell leave alone
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+class Sweep:
+    """A sweep's folder. `submissions` and `runs` are what `sweep.json` holds."""
+
+    def __init__(self, folder: Path) -> None:
+        if not re.fullmatch(r"[\w.-]+", folder.name):
+            raise ConfigError(f"sweep={folder.name}: letters, digits, '.', '_' and '-' make a sweep's name")
+        self.folder = folder
+        self.submissions: list[dict[str, Any]] = []
+        self.runs: dict[str, Run] = {}
+
+    @property
+    def jobs_folder(self) -> Path:
+        """Logs, journals and submitit's files."""
+        return self.folder / "jobs"
+
+    @classmethod
+    def read(cls, folder: Path) -> Sweep:
+        """An existing sweep. Raises `ConfigError` when there is none."""
+        path = folder / "sweep.json"
+        if not path.is_file():
+            near = sorted(other.parent.name for other in folder.parent.glob("*/sweep.json"))
+            raise ConfigError(f"{path} does not exist; there are the sweeps {', '.join(near) or '(none)'}")
+        sweep = cls(folder)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        sweep.submissions = content["submissions"]
+        sweep.runs = {entry["id"]: Run(**entry) for entry in content["runs"]}
+        return sweep
+
+    def write(self) -> None:
+        """Write `sweep.json`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        runs = [asdict(run) for run in self.runs.values()]
+        write_json(self.folder / "sweep.json", {"submissions": self.submissions, "runs": runs})
+
+    def add(self, settings: Sequence[str]) -> list[Run]:
+        """The runs of a grid, new ones added. Raises `ConfigError` when one exists with other fixed settings."""
+        for setting in settings:
+            if setting.startswith("run_dir="):
+                raise ConfigError(f"{setting}: a sweep gives each of its runs a folder below {self.folder}")
+        asked = []
+        for swept, overrides in expand(settings):
+            name = run_id(swept)
+            run = Run(name, swept, [*overrides, f"run_dir={self.folder / name}"])
+            known = self.runs.setdefault(name, run)
+            if known.overrides != run.overrides:
+                changed = sorted(set(known.overrides) ^ set(run.overrides))
+                raise ConfigError(
+                    f"{self.folder}: run {name} was made with other settings ({', '.join(changed[:4])}); choose "
+                    f"another name with sweep=NAME"
+                )
+            asked.append(known)
+        return asked
+
+    def job(self, run: Run) -> Job:
+        """The job that trains a run, or continues it."""
+        script = config_dir().parent / "launchers" / "train.py"
+        return Job(str(script), tuple(run.overrides), str((self.jobs_folder / f"{run.id}.jsonl").absolute()))
+
+    def note_submission(self, profile: ClusterConfig, runs: Sequence[Run]) -> None:
+        """Say in `sweep.json` who is about to run, by which command, commit, versions and profile."""
+        from ace_dist.training.run_folder import environment
+
+        facts = environment()
+        facts["command"] = shlex.join(["python", "launchers/sweep.py", *sys.argv[1:]])
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        self.submissions.append({"utc": when, "runs": [r.id for r in runs], "profile": asdict(profile), **facts})
+        self.write()
+        patch = uncommitted()
+        if patch:
+            write_text(self.folder / "uncommitted.patch", redact(patch))
+
+    def note_job(self, run: Run, job_id: str, kind: str) -> None:
+        """Remember under which job a run goes."""
+        run.jobs.append(job_id)
+        run.kind = kind
+        self.write()
+
+    def states(self) -> dict[str, State]:
+        """The state of every run, by id."""
+        last = {
+            kind: [r.jobs[-1] for r in self.runs.values() if r.jobs and r.kind == kind] for kind in ("local", "slurm")
+        }
+        open_runs = [r for r in self.runs.values() if not (self.folder / r.id / "results.json").is_file()]
+        waiting = {kind: queue(kind, ids) if ids and open_runs else {} for kind, ids in last.items()}
+        return {run.id: state_of(run, self.folder, waiting.get(run.kind, {})) for run in self.runs.values()}
+
+
+def state_of(run: Run, folder: Path, waiting: dict[str, str]) -> State:
+    """A run's state from its results, the queue (`waiting`: job id to SLURM's word) and its journal."""
+    if (folder / run.id / "results.json").is_file():
+        return State("finished")
+    if not run.jobs:
+        return State("new", "not submitted yet")
+    job_id = run.jobs[-1]
+    events = [event for event in read_journal(folder / "jobs" / f"{run.id}.jsonl") if event.job_id == job_id]
+    log = log_path(folder / "jobs", job_id)
+    if job_id in waiting:
+        if waiting[job_id] != "PENDING":
+            return State("running", progress(folder / run.id))
+        return State("pre-empted", f"requeued after {progress(folder / run.id)}") if events else State("pending")
+    return ended(events, log)
+
+
+def ended(events: Sequence[Event], log: Path) -> State:
+    """The state of a run whose job has left the queue without results."""
+    failures = [event for event in events if event.event == "failed"]
+    last = events[-1] if events else None
+    if last is None:
+        return State("failed", f"the job ended before it started{tail(log)}")
+    if last.event == "stopped":
+        return State("stopped", last.detail)
+    if last.event == "failed":
+        first = next(event for event in failures if event.start == last.start)
+        return State("failed", f"rank {first.rank} on {first.host}: {first.detail}")
+    return State("failed", f"killed without a word in start {last.start}{tail(log)}")
+
+
+def progress(run_dir: Path) -> str:
+    """The last step that a run has logged."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return f"step {json.loads(lines[-1])['step']}" if lines else "step 0"
+
+
+def tail(log: Path, lines: int = 3) -> str:
+    """The last lines of a log, progress bars left out; says so when there is none."""
+    if not log.is_file():
+        return f"; no log at {log}"
+    text = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace"))
+    shown = [line.strip() for line in text if line.strip() and not re.match(r"train:\s+\d+%", line)]
+    return f"; the end of {log.name}: {redact(' | '.join(shown[-lines:]))}"
+
+
+def uncommitted() -> str:
+    """Changes of the checkout's tracked files, empty when there are none or it is no checkout."""
+    words = ["git", "-C", str(config_dir().parent), "diff", "HEAD"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""

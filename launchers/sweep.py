@@ -1,0 +1,58 @@
+"""Run a grid of trainings: `python launchers/sweep.py sweep=NAME method=ace,procvlr seed=0..4 cluster=slurm ...`.
+
+`python launchers/sweep.py status sweep=NAME` says where each run is, `collect` makes the table, `retry` submits the
+failed runs again; the first command, given again, submits whatever is neither finished nor in the queue.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ace_dist.cluster.collect import as_markdown, collect, write_tables
+from ace_dist.cluster.profiles import split_settings
+from ace_dist.cluster.study import check_runs, launch, select, status_table
+from ace_dist.cluster.sweeps import Sweep
+from ace_dist.config import ConfigError, run_launcher
+
+VERBS = ("run", "status", "collect", "retry")
+
+
+@dataclass
+class Settings:
+    """What belongs to the sweep; `cluster=...` picks the profile, everything else is the grid."""
+
+    sweep: str = ""  # its name
+    folder: str = "runs/sweeps"
+    dry_run: bool = False  # print what would be submitted, and stop
+
+
+def main(argv: Sequence[str]) -> int:
+    """Submit, or say how it stands; returns 0 when every run asked about is finished or under way."""
+    verb, rest = (argv[0], argv[1:]) if argv and "=" not in argv[0] else ("run", argv)
+    if verb not in VERBS:
+        raise ConfigError(f"{verb!r} is not one of {', '.join(VERBS)}")
+    settings, profile, grid = split_settings(rest, Settings)
+    if not settings.sweep:
+        raise ConfigError("sweep is not set: name the sweep with sweep=NAME")
+    folder = Path(settings.folder) / settings.sweep
+    if verb != "run" and grid:
+        raise ConfigError(f"{verb} takes no settings of runs, found {grid[0]!r}; give sweep=NAME alone")
+    sweep = Sweep.read(folder) if verb != "run" or (folder / "sweep.json").is_file() else Sweep(folder)
+    if verb == "status":
+        print(status_table(sweep.states()))
+        return 0
+    if verb == "collect":
+        lines = collect(sweep, sweep.states())
+        print(as_markdown(lines))
+        print("\n".join(map(str, write_tables(lines, folder))))
+        return 0
+    runs = sweep.add(grid) if verb == "run" else list(sweep.runs.values())
+    check_runs(runs, profile)
+    return launch(sweep, select(runs, sweep.states(), verb), profile, dry_run=settings.dry_run)
+
+
+if __name__ == "__main__":
+    run_launcher(lambda argv: sys.exit(main(argv)))
