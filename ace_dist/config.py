@@ -216,7 +216,9 @@ class TrainingConfig:
     accumulation: int = 1  # micro-batches that make one optimizer step
     lr_video: float = 0.005
     lr_text: float = 0.005
-    momentum: float = 0.9
+    optimizer: str = "sgd"  # sgd | adamw
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of adamw
+    momentum: float = 0.9  # of sgd, as is nesterov
     nesterov: bool = True
     weight_decay: float = 1e-4
     clip_norm: float = 0.0  # largest norm of the gradient of all that trains; 0: none (DeepSpeed's own default is 1)
@@ -316,6 +318,7 @@ def validated(composed: DictConfig) -> Config:
         "loader.backend": (config.loader.backend, ("auto", "dali", "pyav")),
         "training.device": (config.training.device, ("auto", "cpu", "cuda")),
         "training.precision": (config.training.precision, ("auto", "fp32", "bf16")),
+        "training.optimizer": (config.training.optimizer, ("sgd", "adamw")),
         "training.schedule": (config.training.schedule, ("steps", "cosine", "constant")),
         "evaluation.view_fusion": (
             config.evaluation.view_fusion,

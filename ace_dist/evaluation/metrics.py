@@ -33,7 +33,7 @@ __all__ = [
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-FUSIONS = ("softmax_sum", "logit_mean", "embedding_mean")
+FUSIONS = ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")
 
 
 class MetricError(UserError):
@@ -137,7 +137,7 @@ def fuse_views(
 
     `values` [N*V, K] are logits (S of ACE Eq. 3), for "embedding_mean" embeddings [N*V, D]. "softmax_sum" is the mean
     of the views' softmax, and so a distribution (TimeSformer, ProcVRL, ViFi); "logit_mean" the mean logit;
-    "embedding_mean" the mean of the rows as given, not normalised (Text4Vis).
+    "logit_max" the largest (LaViLa); "embedding_mean" the mean of the rows as given, not normalised (Text4Vis).
 
     Raises `MetricError` when a view of a sample is missing or occurs twice (padding by a distributed sampler), when the
     rows of one id disagree on the label, when a value is not finite, or when the ids are not exactly `expected_ids`.
@@ -160,7 +160,9 @@ def fuse_views(
         _check_ids(set(unique.tolist()), set(expected_ids))
     order = np.lexsort((view, names))  # a fixed order of summation: the same bits whatever rank saw which view
     stacked = table[order].reshape(len(unique), views_per_sample, -1)
-    fused = _softmax(stacked).mean(axis=1) if how == "softmax_sum" else stacked.mean(axis=1)
+    fused = stacked.max(axis=1) if how == "logit_max" else stacked.mean(axis=1)
+    if how == "softmax_sum":
+        fused = _softmax(stacked).mean(axis=1)
     return FusedViews(tuple(unique.tolist()), truth[order][::views_per_sample], fused)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ace_kernels import concept_similarity_sets
 from torch import Tensor
 
 from ace_dist.concepts import Action, LabelSet, draw_srt, load_srt, root_labels, srt_labels
@@ -28,7 +27,16 @@ if TYPE_CHECKING:
     from ace_dist.methods.task import Task
     from ace_dist.models.dual_encoder import DualEncoder
 
-__all__ = ["EncodedTest", "concept_phrases", "encode_phrases", "encode_test", "evaluate", "label_sets", "score"]
+__all__ = [
+    "EncodedTest",
+    "concept_phrases",
+    "encode_phrases",
+    "encode_test",
+    "evaluate",
+    "label_sets",
+    "score",
+    "summary",
+]
 
 
 @dataclass(frozen=True)
@@ -74,18 +82,20 @@ def encode_phrases(model: DualEncoder, phrases: Sequence[str]) -> Tensor:
     return bank.encode(bank.indices(phrases)).float().cpu()
 
 
+@torch.no_grad()
 def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrases], temperature: float) -> list[Tensor]:
     """S(I, a) [N, K] of videos with the classes of each label set (ACE Eq. 3). Each distinct phrase is encoded once."""
     flat = [list(chain.from_iterable(phrases)) for phrases in label_sets]
     distinct = list(dict.fromkeys(chain.from_iterable(flat)))
     row = {phrase: index for index, phrase in enumerate(distinct)}
-    return concept_similarity_sets(
+    scores: list[Tensor] = model.similarity(
         video_ND,
         encode_phrases(model, distinct),
         [offsets_of(phrases) for phrases in label_sets],
         temperature,
         [torch.tensor([row[phrase] for phrase in phrases]) for phrases in flat],
     )
+    return scores
 
 
 def score(
@@ -112,7 +122,7 @@ def score(
     else:
         fused = [fuse(values) for values in similarity(model, test.embeddings, sets, config.method.temperature)]
         probabilities = [views.values for views in fused]
-        if how == "logit_mean":
+        if how in ("logit_mean", "logit_max"):
             probabilities = [torch.from_numpy(values).softmax(1).numpy() for values in probabilities]
     return [
         {
@@ -157,11 +167,13 @@ def evaluate(
             *label_sets(config, task.classes.novel, task.trees),
         ]
         predictions["novel"], *predictions["srt"] = score(model, encoded, sets, config)
-    return summary(config, predictions), predictions
+    return summary(config, predictions, scores), predictions
 
 
-def summary(config: Config, predictions: dict[str, Any]) -> dict[str, Any]:
-    """`results.json` out of predictions, in percent."""
+def summary(
+    config: Config, predictions: dict[str, Any], scores: Callable[[dict[str, Any]], dict[str, float]]
+) -> dict[str, Any]:
+    """`results.json` out of predictions, in percent; `scores` gives accuracy and F1 of one test run."""
     base, novel = (scores(predictions[part]) if predictions[part] else None for part in ("base", "novel"))
     both = base is not None and novel is not None
     return {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ace_dist.config import Config, read_config
 from ace_dist.data.loading import make_loader
 from ace_dist.distributed import uses_bf16
+from ace_dist.evaluation.chance import evaluate_chance
 from ace_dist.evaluation.protocols import evaluate, write_concept_space
 from ace_dist.files import write_json, write_text
 from ace_dist.methods.task import build_model, load_task
@@ -34,7 +35,10 @@ def evaluate_run(run_dir: Path, ranks: Ranks) -> dict[str, Any]:
     task = load_task(config)
     model = trained_model(run_dir, config, ranks.device)
     loader = make_loader(config.dataset.shards, config, ranks.device)
-    results, predictions = evaluate(config, task, model, loader, ranks)
+    if config.method.name == "random":
+        results, predictions = evaluate_chance(config, task)
+    else:
+        results, predictions = evaluate(config, task, model, loader, ranks)
     loader.close()
     if ranks.is_first:
         before = build_model(config.model, config.seed).to(ranks.device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ace_dist.concepts import Action, ConceptSampler, SynonymTrees
-from ace_dist.methods import ace, procvlr
+from ace_dist.methods import ace, bike, chance, lavila, procvlr, text4vis, vifi_ft, vifi_pr
+from ace_dist.methods.method import Method
 from ace_dist.methods.objective import ConceptObjective, Losses
 
 if TYPE_CHECKING:
@@ -14,12 +15,24 @@ if TYPE_CHECKING:
     from ace_dist.config import Config
     from ace_dist.models.dual_encoder import DualEncoder
 
-__all__ = ["ConceptObjective", "Losses", "build_objective", "prepare"]
+__all__ = ["METHODS", "ConceptObjective", "Losses", "build_objective", "prepare"]
+
+
+METHODS: dict[str, Method] = {
+    "ace": ace.METHOD,
+    "procvlr": procvlr.METHOD,
+    "vifi_ft": vifi_ft.METHOD,
+    "vifi_pr": vifi_pr.METHOD,
+    "bike": bike.METHOD,
+    "text4vis": text4vis.METHOD,
+    "lavila": lavila.METHOD,
+    "random": chance.METHOD,
+}
 
 
 def prepare(config: Config) -> Config:
     """The configuration as the chosen method trains it; called once, before anything is built."""
-    return {"ace": ace.prepare, "procvlr": procvlr.prepare}[config.method.name](config)
+    return METHODS[config.method.name].prepare(config)
 
 
 def build_objective(
@@ -35,4 +48,5 @@ def build_objective(
         exclude_real_classes=config.method.exclude_real_classes,
         independent_draws=config.method.independent_draws,
     )
-    return ConceptObjective(model, model.make_bank(sampler.reachable()), sampler, config.method)
+    objective = METHODS[config.method.name].objective
+    return objective(model, model.make_bank(sampler.reachable()), sampler, config.method)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from ace_dist.methods.method import Method
 
-if TYPE_CHECKING:
-    from ace_dist.config import Config
+__all__ = ["METHOD"]
 
-__all__ = ["prepare"]
-
-
-def prepare(config: Config) -> Config:
-    """ACE takes the configuration as it stands: its four ablation switches are `method.*` settings."""
-    return config
+# The configuration as it stands: the four ablations of Table 3 are `method.*` settings.
+METHOD = Method(prepare=lambda config: config)

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from ace_dist.methods.method import Method, root_labels_only, with_text_frozen
 
-if TYPE_CHECKING:
-    from ace_dist.config import Config
+__all__ = ["METHOD"]
 
-__all__ = ["prepare"]
-
-
-def prepare(config: Config) -> Config:
-    """Switch off everything that is ACE's: drawn synonyms, shadow negatives, leaf averaging, the trained projection."""
-    method = replace(
-        config.method, leaf_augmentation=False, shadow_negatives=False, random_labels=False, fixed_labels=True
-    )
-    text = replace(config.model.text, trained_layers=0, train_projection=False)
-    return replace(config, method=method, model=replace(config.model, text=text))
+METHOD = Method(prepare=lambda config: with_text_frozen(root_labels_only(config)))

@@ -15,6 +15,7 @@ from ace_dist.data.readers import open_dataset
 from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.errors import UserError
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.similarity import Spotting
 from ace_dist.models.weights import load_text_weights, load_video_weights
 
 if TYPE_CHECKING:
@@ -85,13 +86,15 @@ def build_model(config: ModelConfig, seed: int, weights: Path | None = None) -> 
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = DualEncoder(config.video, config.text)
+        model = DualEncoder(config.video, config.text, config.similarity)
     if weights is not None:
         load_run_weights(model, weights)
     elif config.init == "weights":
         load_video_weights(model.video, located(config.video.weights))
         if config.text.tower == "clip" or config.text.weights is not None:
             load_text_weights(model.text, located(config.text.weights))
+    if weights is None and isinstance(model.similarity, Spotting):
+        model.similarity.embed_attributes(model.text)
     return model
 
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ace_dist.config import SimilarityConfig
 from ace_dist.errors import UserError
 from ace_dist.models.image_tower import ImageTower
 from ace_dist.models.phrase_bank import PhraseBank
+from ace_dist.models.similarity import build_similarity
 from ace_dist.models.spacetime import SpaceTimeTower
 from ace_dist.models.text import build_text_tower
 from ace_dist.models.timesformer import TimeSformer
@@ -29,7 +31,7 @@ class EmbeddingWidthError(UserError):
 class DualEncoder(nn.Module):
     """Video encoder E and text encoder G into one space of width D (ACE section 3); embeddings are not unit length."""
 
-    def __init__(self, video: VideoConfig, text: TextConfig) -> None:
+    def __init__(self, video: VideoConfig, text: TextConfig, similarity: SimilarityConfig | None = None) -> None:
         super().__init__()
         if video.embed_dim != text.embed_dim:
             raise EmbeddingWidthError(
@@ -38,13 +40,14 @@ class DualEncoder(nn.Module):
             )
         self.video = build_video_tower(video)
         self.text = build_text_tower(text)
+        self.similarity = build_similarity(similarity or SimilarityConfig(), video.embed_dim)
 
     def forward(self, video: Tensor, bank: PhraseBank, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Clips [B,T,3,H,W] and rows of the bank int64 [n] -> video [B,D], text [n,D]."""
         return self.encode_video(video), bank.encode(indices)
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """Normalised RGB clips [B,T,3,H,W] -> [B,D]."""
+        """Normalised RGB clips [B,T,3,H,W] -> [B,D]; frame by frame, [B,T,D], with `model.video.pooling=frames`."""
         embedding: Tensor = self.video(video)
         return embedding
 
@@ -58,8 +61,11 @@ class DualEncoder(nn.Module):
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Parameters that train, in the groups "video" and "text", which have learning rates of their own."""
-        towers: dict[str, nn.Module] = {"video": self.video, "text": self.text}
-        return {name: [p for p in tower.parameters() if p.requires_grad] for name, tower in towers.items()}
+        parts: dict[str, list[nn.Module]] = {"video": [self.video, self.similarity], "text": [self.text]}
+        return {
+            name: [p for module in modules for p in module.parameters() if p.requires_grad]
+            for name, modules in parts.items()
+        }
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """Detached tensors of what trains, by the names of `state_dict`."""

@@ -333,6 +333,6 @@ def save_imported(state: Mapping[str, Tensor], report: ImportReport, output: Pat
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {
         "format": "pt", "source": report.source.name, "source_sha256": digest, "kind": report.kind,
-        "tower": report.tower, "licence": KINDS[report.kind].licence,
+        "tower": report.tower, "licence_of_released_files": KINDS[report.kind].licence,
     }  # fmt: skip
     save_safetensors(state, output, metadata=facts)

@@ -33,7 +33,7 @@ class PhraseBank:
                 "a phrase bank needs at least one phrase; check the labels and the synonym tree file"
             )
         self.positions = {phrase: index for index, phrase in enumerate(self.phrases)}
-        self.frozen: FrozenText = tower.frozen(self.phrases)
+        self.frozen: FrozenText = tower.frozen(tower.sentences(self.phrases))
 
     def __len__(self) -> int:
         return len(self.phrases)
@@ -63,8 +63,14 @@ class PhraseBank:
         """
         rows, inverse = torch.unique(indices, return_inverse=True)
         if len(rows) == len(indices):
-            return self.tower.trainable(self.frozen.rows(indices.to(self.device)))
-        return self.tower.trainable(self.frozen.rows(rows.to(self.device)))[inverse.to(self.device)]
+            return self.embed(indices)
+        return self.embed(rows)[inverse.to(self.device)]
+
+    def embed(self, rows: Tensor) -> Tensor:
+        """The trainable tail on distinct phrases int64 [n] -> [n,E]."""
+        count = len(self.tower.config.prompts)
+        sentences = (rows[:, None] * count + torch.arange(count, device=rows.device)).flatten()
+        return self.tower.over_prompts(self.tower.trainable(self.frozen.rows(sentences.to(self.device))))
 
     def to(self, device: torch.device | str) -> PhraseBank:
         """Move the features (in place), as `nn.Module.to` does; the tower is moved by its owner."""

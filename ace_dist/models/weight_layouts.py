@@ -290,5 +290,5 @@ def merge_temporal(result: Converted, block: str) -> None:
     w_out, b_out, w_in, b_in = (tensor.float() for tensor in (*outer, *inner) if tensor is not None)
     merged = {"weight": w_out @ w_in, "bias": w_out @ b_in + b_out}
     for part, tensor in merged.items():
-        state[f"{block}.timeattn.proj.{part}"] = tensor
+        state[f"{block}.timeattn.proj.{part}"] = tensor.to(state["pos_embed"].dtype)
         result.derived[f"{block}.timeattn.proj.{part}"] = "temporal_fc after temporal_attn.proj"

@@ -110,6 +110,8 @@ def save_safetensors(
             raise WeightsError(f"{key} overflows {target}; store it in another type")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(stored, temporary, dict(metadata) if metadata else None)
+    os.umask(mask := os.umask(0))  # safetensors keeps its files to their owner; ours follow the umask like any other
+    temporary.chmod(0o666 & ~mask)
     os.replace(temporary, path)
 
 

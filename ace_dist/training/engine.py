@@ -20,17 +20,17 @@ from ace_dist.training.schedule import lr_factor
 
 if TYPE_CHECKING:
     from ace_dist.concepts import ConceptDraw
-    from ace_dist.config import Config
+    from ace_dist.config import Config, TrainingConfig
     from ace_dist.data.loading import Batch
     from ace_dist.distributed import Ranks
     from ace_dist.methods import ConceptObjective, Losses
 
 __all__ = ["Engine", "EngineError", "TrainedState", "micro_batch_size"]
 
-TrainedState = dict[str, dict[str, Tensor]]  # "weights" (and "momentum", when there is any) -> name -> fp32 tensor
+TrainedState = dict[str, dict[str, Tensor]]  # "weights" and the optimizer's own parts -> name -> fp32 tensor
 
-
-MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name
+# Parts of an optimizer's state, with torch's names for them. AdamW's count of steps is the training step.
+STATE_PARTS = {"sgd": {"momentum": "momentum_buffer"}, "adamw": {"mean": "exp_avg", "square": "exp_avg_sq"}}
 
 
 class EngineError(UserError):
@@ -60,13 +60,10 @@ class Engine:
         self.steps = steps
         self.module = objective
         self.bf16 = uses_bf16(config.training.precision, ranks.device)
-        optimizer = torch.optim.SGD(
-            self.parameter_groups(),
-            lr=config.training.lr_video,
-            momentum=config.training.momentum,
-            nesterov=config.training.nesterov and config.training.momentum > 0,
-            weight_decay=config.training.weight_decay,
-        )
+        self.parts = STATE_PARTS[config.training.optimizer]
+        if config.training.optimizer == "sgd" and not config.training.momentum:
+            self.parts = {}
+        optimizer = build_optimizer(self.parameter_groups(), config.training)
         settings = engine_settings(config, ranks.world, self.bf16)
         self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
         self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)
@@ -76,8 +73,8 @@ class Engine:
             name: parameter for name, parameter in objective.model.named_parameters() if parameter.requires_grad
         }
         self.masters = self.plain_masters()
-        if config.training.momentum:
-            self.start_momentum()
+        if self.parts:
+            self.start_state()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trainable parameters of both towers, each group with its base rate."""
@@ -97,6 +94,9 @@ class Engine:
     def set_learning_rates(self, step: int) -> dict[str, float]:
         """Set the rates of a step; returns them by group, `lr_video` and `lr_text`."""
         factor = lr_factor(self.settings, step, self.steps)
+        for state in self.base_optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(step)
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         return {f"lr_{group['name']}": group["lr"] for group in self.deepspeed.optimizer.param_groups}
@@ -124,7 +124,7 @@ class Engine:
             )
 
     def state(self) -> TrainedState:
-        """Weights and momentum, whole, in fp32, on the CPU of every rank. Collective.
+        """Weights and optimizer state, whole, in fp32, on the CPU of every rank. Collective.
 
         Under ZeRO every tensor crosses the network once, which a sharded checkpoint would save; the method trains few
         parameters (30 million at the paper's scale: 120 MB of weights and as much momentum), and in return a
@@ -143,7 +143,7 @@ class Engine:
             assert found is not None
             return copied(found)
 
-        keys = {"weights": None, "momentum": MOMENTUM} if self.settings.momentum else {"weights": None}
+        keys = {"weights": None, **self.parts}
         return {part: {name: whole(p, key) for name, p in self.trained.items()} for part, key in keys.items()}
 
     def load_state(self, state: TrainedState) -> None:
@@ -155,8 +155,8 @@ class Engine:
             with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], 0, enabled=self.stage == 3):
                 parameter.copy_(weight)
             self.set_master(parameter, weight, None)
-            if "momentum" in state:
-                self.set_master(parameter, state["momentum"][name].to(self.ranks.device), MOMENTUM)
+            for part, key in self.parts.items():
+                self.set_master(parameter, state[part][name].to(self.ranks.device), key)
 
     def set_master(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
         """Set the optimizer's fp32 copy of a weight, or the entry `key` of its state."""
@@ -181,7 +181,7 @@ class Engine:
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
-        """The SGD inside DeepSpeed's wrapper, or SGD itself when there is none."""
+        """The optimizer inside DeepSpeed's wrapper, or itself when there is none."""
         optimizer: torch.optim.Optimizer = getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
         return optimizer
 
@@ -195,17 +195,33 @@ class Engine:
         pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)  # named so whatever the low precision is
         return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
 
-    def start_momentum(self) -> None:
-        """Momentum of zeros, from which SGD's first step gives what it gives from none; so there is always a state.
+    def start_state(self) -> None:
+        """State of zeros, from which the first step gives what it gives from none; so there is always a state.
 
         DeepSpeed makes the state at its first step, too late for a run that continues.
         """
         optimizer, wrapper = self.base_optimizer, self.deepspeed.optimizer
         flat = [p for group in optimizer.param_groups for p in group["params"]]
         for master in wrapper.fp32_partitioned_groups_flat if self.stage == 3 else flat:
-            optimizer.state[master][MOMENTUM] = torch.zeros_like(master)
+            optimizer.state[master] = {key: torch.zeros_like(master) for key in self.parts.values()}
+            if isinstance(optimizer, torch.optim.AdamW):
+                optimizer.state[master]["step"] = torch.tensor(0.0)
         if self.stage in (1, 2):
             wrapper._lazy_init_hp_params_optimizer_state()  # links parameters to their pieces of it
+
+
+def build_optimizer(groups: list[dict[str, Any]], settings: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer that `training.optimizer` names: sgd or adamw."""
+    if settings.optimizer == "adamw":
+        betas = (settings.betas[0], settings.betas[1])
+        return torch.optim.AdamW(groups, lr=settings.lr_video, betas=betas, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        groups,
+        lr=settings.lr_video,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov and settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def gather_neighbours(video: nn.Module) -> None:

@@ -1,0 +1,120 @@
+"""Owns how videos are compared with labels: S(I, a) of ACE Eq. 3, with a learned temperature, and BIKE's spotting.
+
+Shapes: B clips, T frames, S phrases, C classes, A attributes, D width of the shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from ace_kernels import concept_similarity_sets
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ace_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from ace_dist.config import SimilarityConfig
+    from ace_dist.models.text import TextTower
+
+__all__ = ["AttributeFileError", "Similarity", "Spotting", "build_similarity"]
+
+SPOTTING_TEMPERATURE = 0.01  # of the softmax over frames (BIKE)
+
+
+class AttributeFileError(UserError):
+    """An attribute file that cannot be read."""
+
+
+class Similarity(nn.Module):
+    """S(I, a) of several label sets: the mean cosine of a video with the phrases of a class, over the temperature.
+
+    With `learn_temperature` the factor exp(log_scale), 1 at the start, is learned (CLIP's logit scale); it has a shape of
+    [1] since DeepSpeed takes no tensor without one.
+    """
+
+    def __init__(self, settings: SimilarityConfig) -> None:
+        super().__init__()
+        self.settings = settings
+        self.log_scale = (
+            nn.Parameter(torch.zeros(1)) if settings.learn_temperature else None
+        )
+
+    def forward(
+        self, video: Tensor, table_PD: Tensor, offsets: Sequence[Tensor], temperature: float, rows: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Scores [B,C] of each label set, whose phrases are the `rows` of the table, grouped by class at `offsets`."""
+        return self.scaled(concept_similarity_sets(video, table_PD, offsets, temperature, rows))
+
+    def scaled(self, scores: Sequence[Tensor]) -> list[Tensor]:
+        """Times the learned factor."""
+        if self.log_scale is None:
+            return list(scores)
+        factor = self.log_scale.float().exp()
+        return [values * factor.to(values.device) for values in scores]
+
+
+class Spotting(Similarity):
+    """BIKE: a video is pooled anew for each phrase, frames weighed by their likeness to it; attributes vote beside.
+
+    Video embeddings are those of the frames, [B,T,D]. The attribute branch takes the `top` attributes nearest to the
+    video's mean, and compares the mean of their text embeddings with the phrase; `attribute_share` is its weight.
+    """
+
+    attributes: Tensor  # unit text embeddings [A,D], a constant: the text tower is frozen
+
+    def __init__(self, settings: SimilarityConfig, width: int) -> None:
+        super().__init__(settings)
+        self.words = read_attributes(settings.attributes)
+        self.register_buffer("attributes", torch.zeros(len(self.words), width))
+
+    @torch.no_grad()
+    def embed_attributes(self, tower: TextTower) -> None:
+        """Encode the attributes once, by the loaded text tower."""
+        if self.words:
+            self.attributes.copy_(normalize(tower(self.words).float(), dim=1))
+
+    def forward(
+        self, video: Tensor, table_PD: Tensor, offsets: Sequence[Tensor], temperature: float, rows: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """See `Similarity`; `video` is [B,T,D]."""
+        frames, table = normalize(video.float(), dim=2), normalize(table_PD.float(), dim=1)
+        likeness = torch.einsum("btd,pd->bpt", frames, table)
+        pooled = torch.einsum("bpt,btd->bpd", (likeness / SPOTTING_TEMPERATURE).softmax(2), frames)
+        cosines_BP = torch.einsum("bpd,pd->bp", normalize(pooled, dim=2), table)
+        if self.words:
+            share = self.settings.attribute_share
+            cosines_BP = (1 - share) * cosines_BP + share * self.described(frames) @ table.T
+        scores = []
+        for starts, chosen in zip(offsets, rows, strict=True):
+            groups = cosines_BP[:, chosen.to(cosines_BP.device)].split(starts.diff().tolist(), dim=1)
+            scores.append(torch.stack([group.mean(1) for group in groups], dim=1) / temperature)
+        return self.scaled(scores)
+
+    def described(self, frames: Tensor) -> Tensor:
+        """Unit embedding [B,D] of what the nearest attributes say about unit frames [B,T,D]."""
+        attributes = self.attributes.to(frames)
+        nearest = (frames.mean(1) @ attributes.T).topk(min(self.settings.top, len(attributes)), dim=1).indices
+        return normalize(attributes[nearest].mean(1), dim=1)
+
+
+def build_similarity(settings: SimilarityConfig, width: int) -> Similarity:
+    """The comparison that `model.similarity` asks for."""
+    return Spotting(settings, width) if settings.spotting else Similarity(settings)
+
+
+def read_attributes(path: str | None) -> list[str]:
+    """Attributes of a text file, one a line, `#` starts a comment. Raises `AttributeFileError` naming the file."""
+    if path is None:
+        return []
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise AttributeFileError(f"{file} does not exist (model.similarity.attributes); give a text file, or null")
+    lines = [line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    words = list(dict.fromkeys(line for line in lines if line))
+    if not words:
+        raise AttributeFileError(f"{file} (model.similarity.attributes) holds no attribute")
+    return words
