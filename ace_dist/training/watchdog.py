@@ -33,11 +33,12 @@ class Watchdog:
     """A thread that looks at the stage this rank is in.
 
     A stage longer than `training.stall_after_s` is named on stderr, once, and the stacks of all threads are written to
-    `<run_dir>/stalls/rank-N.txt`. A stage longer than `training.collective_timeout_s` ends the process: the collectives
-    of the other ranks time out after as long, and a rank stuck elsewhere (in reading data, say) shall not outlive them.
+    `<run_dir>/stalls/rank-N.txt`. A stage longer than `training.collective_timeout_s` ends the process, whatever the
+    rank waits for: data, the device, or another rank. Collectives cannot be left to bound that: DeepSpeed makes groups
+    of its own, with torch's timeout of 30 minutes.
     """
 
-    GRACE_S = 30.0  # a collective's own timeout comes first, because it can say more
+    GRACE_S = 5.0  # where a collective has the same timeout, its own error comes first
 
     def __init__(self, run_dir: Path, ranks: Ranks, agreement: Agreement, settings: TrainingConfig) -> None:
         self.folder, self.ranks, self.agreement = run_dir / "stalls", ranks, agreement
@@ -62,8 +63,9 @@ class Watchdog:
                 self.say(f"{stage!r} of step {step + 1} takes more than {self.stall_s:g} s; {self.dump(stage, step)}")
             if stalled_s > self.give_up_s + self.GRACE_S:
                 self.say(
-                    f"{stage!r} of step {step + 1} did not end in {self.give_up_s:g} s "
-                    f"(training.collective_timeout_s): this rank gives up; the last checkpoint is intact"
+                    f"error: {stage!r} of step {step + 1} did not end in {self.give_up_s:g} s "
+                    f"(training.collective_timeout_s; {self.agreement.missing()}): this rank gives up; run the same "
+                    f"command again, it continues from the last checkpoint"
                 )
                 os._exit(os.EX_SOFTWARE)
 
