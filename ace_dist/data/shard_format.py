@@ -98,7 +98,7 @@ class ShardSet:
                 raise DataError(f"{path} has format {manifest['format']!r}, this version reads {FORMAT!r}; build again")
             records = [ClipRecord(**entry) for entry in manifest["clips"]]
             manifest["configuration"]["encoding"]["codec"], [(s["name"], s["size"]) for s in manifest["shards"]]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise DataError(f"{path} is no manifest of this version ({error}); build dataset.shards again") from error
         return cls(folder, manifest, records)
 
