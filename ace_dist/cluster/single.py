@@ -74,5 +74,6 @@ def stay(log: Path, ended: Callable[[], bool], every_s: float = 1.0) -> None:
 def status_of(job: Job) -> int:
     """Exit status for a job that has ended: 0 when it finished, 75 when it stopped early and saved, else 1."""
     events = read_journal(Path(job.journal))
-    last = events[-1].event if events else "failed"
-    return {"finished": 0, "stopped": 75}.get(last, 1)
+    start = max((event.start for event in events), default=0)
+    kinds = {event.event for event in events if event.start == start}
+    return next((status for kind, status in (("failed", 1), ("finished", 0), ("stopped", 75)) if kind in kinds), 1)

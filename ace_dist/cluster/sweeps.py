@@ -164,7 +164,7 @@ class Sweep:
         """Say in `sweep.json` who is about to run, by which command, commit, versions and profile."""
         from ace_dist.training.run_folder import environment
 
-        facts = environment()
+        facts = {key: value for key, value in environment().items() if key != "world_size"}  # of this process
         facts["command"] = shlex.join(["python", "launchers/sweep.py", *sys.argv[1:]])
         when = datetime.now(UTC).isoformat(timespec="seconds")
         self.submissions.append({"utc": when, "runs": [r.id for r in runs], "profile": asdict(profile), **facts})
@@ -207,16 +207,15 @@ def state_of(run: Run, folder: Path, waiting: dict[str, str]) -> State:
 
 def ended(events: Sequence[Event], log: Path) -> State:
     """The state of a run whose job has left the queue without results."""
-    failures = [event for event in events if event.event == "failed"]
-    last = events[-1] if events else None
-    if last is None:
+    if not events:
         return State("failed", f"the job ended before it started{tail(log)}")
-    if last.event == "stopped":
-        return State("stopped", last.detail)
-    if last.event == "failed":
-        first = next(event for event in failures if event.start == last.start)
-        return State("failed", f"rank {first.rank} on {first.host}: {first.detail}")
-    return State("failed", f"killed without a word in start {last.start}{tail(log)}")
+    start = max(event.start for event in events)
+    first = {event.event: event for event in reversed(events) if event.start == start}  # of each kind
+    if failure := first.get("failed"):  # the others are its echo in other ranks
+        return State("failed", f"rank {failure.rank} on {failure.host}: {failure.detail}")
+    if stop := first.get("stopped"):
+        return State("stopped", stop.detail)
+    return State("failed", f"killed without a word in start {start}{tail(log)}")
 
 
 def progress(run_dir: Path) -> str:
