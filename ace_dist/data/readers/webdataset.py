@@ -170,7 +170,7 @@ def description(members: Mapping[str, Place]) -> dict[str, Any]:
             about = json.loads(members["json"].read())
         if "cls" in members:
             about["cls"] = int(members["cls"].read())
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"its description cannot be read: {error}") from error
     if not isinstance(about, dict):
         raise DataError("its json is not an object")
