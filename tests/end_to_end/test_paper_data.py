@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-from paper_data import GTEA_VERBS, random_gtea, write_gtea
+from paper_data import random_gtea, write_gtea
 
 pytestmark = pytest.mark.slow
 
 TOY = [
-    "model=tabletop", "loader=tabletop", "model.init=random", "method.children=2", "method.grandchildren=2",
+    "model=tabletop", "loader=tabletop", "model.init=random",
     "dataset.clip.frames=2", "dataset.clip.views=1", "training.max_steps=1", "training.batch_size=4",
 ]  # fmt: skip
 
@@ -20,11 +20,6 @@ TOY = [
 def test_gtea_from_its_folder_to_results(tmp_path, launch):
     """Fold k tests subject k on shards that were built once; unseen actions and SRT are those of the paper."""
     root = write_gtea(tmp_path / "gtea", random_gtea(length=(10, 14)))
-    trees = {
-        verb: {name: [name, other] for name, other in ((verb, f"do {verb}"), (f"do {verb}", verb))}
-        for verb in GTEA_VERBS
-    }
-    (tmp_path / "trees.json").write_text(json.dumps({"_meta": {"provenance": "test"}, **trees}))
     shards = f"dataset.shards={tmp_path / 'shards'}"
     built = launch(
         "build_shards", "dataset=gtea", f"dataset.root={root}", shards, "dataset.encoding.short_side=64",
@@ -32,10 +27,7 @@ def test_gtea_from_its_folder_to_results(tmp_path, launch):
     )  # fmt: skip
     assert "30 training and 10 test clips" in built.stdout and "tested: S1" in built.stdout
     run = tmp_path / "runs" / "fold2"
-    launch(
-        "train", "experiment=gtea_ace", shards, f"dataset.synonyms={tmp_path / 'trees.json'}", "dataset.fold=2",
-        f"run_dir={run}", *TOY,
-    )  # fmt: skip
+    launch("train", "experiment=gtea_ace", shards, "dataset.fold=2", f"run_dir={run}", *TOY)
     results = json.loads((run / "results.json").read_text())
     assert (results["dataset"], results["fold"]) == ("gtea", 2) and len(results["srt"]["runs"]) == 10
     predictions = json.loads((run / "predictions.json").read_text())

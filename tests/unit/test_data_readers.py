@@ -9,9 +9,10 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from data_worlds import frame_number
+from data_worlds import frame_number, numbered_frames, write_video
 from paper_data import GTEA_VERBS, random_gtea, write_ata, write_gtea, write_ikea, write_numbered, write_segments
 
 from ace_dist.config import load_config
@@ -440,3 +441,12 @@ def test_the_clock_of_a_video(tmp_path, name, codec):
     first = random.randrange(count - 5)
     frames = read_window(video, first / rate, (first + 5) / rate).frames[:5]  # Matroska rounds times to milliseconds
     assert [frame_number(frame) for frame in frames] == list(range(first, first + 5))
+
+
+def test_the_clock_of_an_avi_file_whose_header_counts_ticks(tmp_path):
+    """A clock of 1/12000 s makes its header claim many times the frames that there are."""
+    count = int(np.random.default_rng().integers(20, 60))
+    video = write_video(tmp_path / "a.avi", numbered_frames(count, 64, 64), rate=24)
+    with av.open(str(video)) as container:
+        assert container.streams.video[0].frames != count
+    assert video_clock(video) == pytest.approx((24, count), rel=1e-3)

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ __all__ = [
     "LabelledFrames",
     "LayoutError",
     "Recording",
-    "first_folder",
     "listing",
     "to_segments",
     "video_clock",
@@ -79,12 +78,6 @@ def listing(problems: Sequence[str]) -> str:
     """Problems one a line, at most `SHOWN` of them."""
     more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     return "\n  ".join(["", *problems[:SHOWN], *more])
-
-
-def first_folder(root: Path, names: Iterable[str], holds: Iterable[str]) -> Path | None:
-    """The first of the folders `root/name` in which one of the entries `holds` lies."""
-    wanted = tuple(holds)
-    return next((root / name for name in names if any((root / name / entry).exists() for entry in wanted)), None)
 
 
 def video_clock(path: Path) -> tuple[float, int]:

@@ -6,7 +6,7 @@
         videos/S1_Cheese_C1.mp4 ...           any container; `Videos/` or the root itself will do
 
 Labels: github.com/yabufarha/ms-tcn names the archive (Zenodo 3625992, folder `gtea`). Videos: cbs.ic.gatech.edu/fpv.
-Neither page was seen to state a licence for the videos: ask there before you pass anything on.
+No licence of the videos is known to us: ask there before you pass anything on.
 
 Neighbouring frames with the same verb are one segment, and background is none, which makes 527 segments. ACE says 525,
 without saying why; just two of the 527 are shorter than 10 frames. The split is that of fold k, which tests subject k;

@@ -7,7 +7,7 @@
 
 The top view is an archive of its own; the archives may lie unpacked side by side (`dataset.root/*/Lack_TV_Bench/...`).
 The two annotation files may also lie in the root, in `action_annotations/`, `indexing_files/` or `utility_files/`.
-Get all of it from github.com/IkeaASM/IKEA_ASM_Dataset (code: MIT); the terms of the data are on ikeaasm.github.io.
+Get all of it from github.com/IkeaASM/IKEA_ASM_Dataset (code: MIT); for the terms of the data see ikeaasm.github.io.
 
 **Database** (SQLite), the default. `videos`: id, video_name (the scan), video_path ('Lack_TV_Bench/SCAN/dev1/images'),
 camera, annotated, nframes. `annotations`: video_id, starting_frame, ending_frame (not included), action_description
@@ -16,8 +16,8 @@ list have 20 examples or fewer and are left out, as in the authors' code.
 
 **gt_segments.json**, with `dataset.annotations=FILE`: {"database": {"Lack_TV_Bench/SCAN": {"annotation": [{"label",
 "segment": [first, last]}]}}}. Made from the top view of the database, one label a frame, so overlaps are gone; it holds
-for all three views. The last frame is included: the authors' exporter writes runs that way, and for one released scan
-the largest is 3248 of 3249 frames. (Their own loader slices first:last and so loses that frame.)
+for all three views. The last frame is included: the authors' exporter writes runs that way, and a user of the release
+found 3248 to be the last of a scan with 3249 frames. (The authors' loader slices first:last and so loses that frame.)
 
 The cameras did not stop together: labels were made on as many frames as the shortest of the three has. So every view is
 clamped to the smallest `nframes` of its scan, and to its own file.
@@ -36,7 +36,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ace_dist.data.readers.frames import LabelledFrames, LayoutError, Recording, first_folder, video_clock
+from ace_dist.data.readers.frames import LabelledFrames, LayoutError, Recording, video_clock
 
 __all__ = ["SOURCE", "ikea_recordings"]
 
@@ -60,8 +60,8 @@ ENVIRONMENTS = {"env1": (1, 2), "env2": (4, 5), "env3": (6, 7), "env4": (8,), "e
 OFFICIAL_TEST = ("env2", "env4")
 SOURCE = (
     f"expected FURNITURE/SCAN/DEVICE/images/scan_video.avi with FURNITURE one of {', '.join(FURNITURE)}, and "
-    f"annotations/action_annotations/{DATABASE}; both are to be had from github.com/IkeaASM/IKEA_ASM_Dataset, the "
-    "data's terms of use are on ikeaasm.github.io"
+    f"annotations/action_annotations/{DATABASE}; both are to be had from github.com/IkeaASM/IKEA_ASM_Dataset, for the "
+    "data's terms see ikeaasm.github.io"
 )
 
 
@@ -107,8 +107,9 @@ def ikea_recordings(root: Path, annotations: Path | None, views: Sequence[str] |
 def annotation_file(root: Path) -> Path:
     """The database, or gt_segments.json where there is no database. Raises `LayoutError` when there is neither."""
     for name in (DATABASE, SEGMENTS):
-        if folder := first_folder(root, ANNOTATION_FOLDERS, [name]):
-            return folder / name
+        for folder in ANNOTATION_FOLDERS:
+            if (root / folder / name).is_file():
+                return root / folder / name
     looked = ", ".join(folder or "the root itself" for folder in ANNOTATION_FOLDERS)
     raise LayoutError(
         f"dataset.root={root} holds neither {DATABASE} nor {SEGMENTS} (looked in {looked}); set "
