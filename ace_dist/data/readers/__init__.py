@@ -69,7 +69,7 @@ def frame_reader(dataset: DatasetConfig) -> FrameReader:
         raise DataError(f"dataset.kind={dataset.kind} needs dataset.classes=FILE, such as configs/classes/gtea.json")
     table = load_class_table(resolve_path(dataset.classes))
     segments, notes = to_segments(
-        recordings(dataset), table, dataset.frame_tolerance_s, skip_unlisted=dataset.kind == "ikea"
+        recordings(dataset), table, dataset.frame_tolerance_s, as_released=dataset.kind == "ikea"
     )
     return FrameReader(segments, notes, dataset.encoding.fps, dataset.encoding.short_side)
 

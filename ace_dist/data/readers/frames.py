@@ -96,16 +96,18 @@ def video_clock(path: Path) -> tuple[float, int]:
 
 
 def to_segments(
-    recordings: Sequence[Recording], table: ClassTable, tolerance_s: float, *, skip_unlisted: bool = False
+    recordings: Sequence[Recording], table: ClassTable, tolerance_s: float, *, as_released: bool = False
 ) -> tuple[tuple[Segment, ...], tuple[str, ...]]:
     """The labelled frames of all recordings as segments, and notes about labels that were left out.
 
-    A label counts when `table` has it, and is left out when it is listed as no action. Any other label is an error, or,
-    with `skip_unlisted`, left out with a note that counts it. Labels that reach past the end of their recording end
-    with it; those that begin there, and exact repetitions, are left out with a note.
-    Raises `LayoutError` for unknown labels, missing videos, and lengths that differ by more than `tolerance_s` seconds.
+    A label counts when `table` has it, and is left out when it is listed as no action. Any other label, or one without
+    a frame, is an error; in annotations taken `as_released`, which a user cannot mend, it is left out with a note that
+    counts it. Labels that reach past the end of their recording end with it; those that begin there, and exact
+    repetitions, are left out with a note.
+    Raises `LayoutError` for such labels, missing videos, and lengths that differ by more than `tolerance_s` seconds.
     """
-    check_labels(recordings, table, known=not skip_unlisted)
+    if not as_released:
+        check_labels(recordings, table)
     check_videos(recordings)
     segments: dict[str, Segment] = {}
     outside: Counter[str] = Counter()
@@ -118,6 +120,8 @@ def to_segments(
         for part in recording.labels:
             if part.label not in table.actions:
                 outside[part.label] += part.label not in table.not_actions
+            elif part.end <= part.first:
+                outside["labels without a frame"] += 1
             elif part.first >= last:
                 outside["labels past the end of their video"] += 1
             else:
@@ -133,13 +137,13 @@ def to_segments(
     return tuple(segments.values()), notes
 
 
-def check_labels(recordings: Sequence[Recording], table: ClassTable, known: bool) -> None:
-    """Raise `LayoutError` for empty stretches, and, when every label must be `known`, for each unknown label once."""
+def check_labels(recordings: Sequence[Recording], table: ClassTable) -> None:
+    """Raise `LayoutError` for stretches without a frame and for unknown labels, each of these once."""
     faults: dict[str, str] = {}
     for part in (part for recording in recordings for part in recording.labels):
-        if part.first < 0 or part.end <= part.first:
+        if part.end <= part.first:
             faults[part.origin] = f"{part.origin}: frames {part.first} to {part.end} are no stretch of frames"
-        elif known and part.label not in table.actions and part.label not in table.not_actions:
+        elif part.label not in table.actions and part.label not in table.not_actions:
             near = difflib.get_close_matches(part.label, [*table.actions, *table.not_actions], n=1)
             hint = f"; nearest: {near[0]!r}" if near else ""
             faults.setdefault(part.label, f"{part.origin}: label {part.label!r} is not in {table.source}{hint}")

@@ -124,14 +124,15 @@ def located(folders: Sequence[Path], view: View) -> Path:
 
 
 def environment(scan: str) -> str:
-    """`env3` of 'Lack_TV_Bench/0025_black_table_06_02_2019_08_20_13_48', by its calibration 06."""
+    """`env3` of 'Lack_TV_Bench/0025_black_table_06_02_2019_08_20_13_48', by its calibration 06.
+
+    A calibration of no environment is a group of its own, `calibration03`, which every fold trains on.
+    """
     match = re.match(r"\d+_[^_]+_[^_]+_(\d+)_\d+_", scan.rsplit("/", 1)[-1])
-    for name, calibrations in ENVIRONMENTS.items():
-        if match and int(match[1]) in calibrations:
-            return name
-    raise LayoutError(
-        f"the scan {scan} names no environment: the fourth part of its name must be a calibration, 01 to 11 without 03"
-    )
+    if not match:
+        raise LayoutError(f"the scan {scan} is not named PERSON_COLOUR_SURFACE_CALIBRATION_ROOM_DATE")
+    own = (name for name, calibrations in ENVIRONMENTS.items() if int(match[1]) in calibrations)
+    return next(own, f"calibration{match[1]}")
 
 
 def recording(view: View, video: Path, shortest: int | None) -> Recording:
@@ -183,7 +184,7 @@ def rows_of(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
         )
         origin = f"{path} video {video}"
         labels = tuple(
-            LabelledFrames(first, end, label_of(action, target), f"{origin} frame {first}")
+            LabelledFrames(first or 0, end or 0, label_of(action, target), f"{origin} frame {first}")
             for first, end, action, target in rows
         )
         yield View(f"{parts[0]}/{parts[1]}", camera, frames, labels)
