@@ -152,6 +152,7 @@ def load_main(script: str) -> Main:
     spec = importlib.util.spec_from_file_location(f"launched_{Path(script).stem}", script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses of the launcher look themselves up
     spec.loader.exec_module(module)
     main: Main = module.main
     return main

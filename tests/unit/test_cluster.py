@@ -102,13 +102,16 @@ def test_a_pickled_job_holds_no_environment(tmp_path, monkeypatch):
 
 
 LAUNCHER = """
+from __future__ import annotations
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from ace_dist.errors import UserError
 from ace_dist.rendezvous import rank_variables
-import os
+@dataclass
 class Outcome:
-    exit_code = 75
+    exit_code: int = 75
 def main(argv):
     out, how = argv
     place = rank_variables(os.environ)
