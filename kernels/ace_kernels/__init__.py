@@ -1,4 +1,4 @@
-"""Fused operators of Action Concept Enhancement: the averaged cosine similarity and the (C+1)-way loss on it.
+"""Fused operators of Action Concept Enhancement: the averaged cosine similarity, the (C+1)-way loss, short attention.
 
 Depends on torch (and, for the fused kernels, triton) alone; knows rows and class offsets, not actions.
 """
@@ -11,6 +11,11 @@ from ace_kernels.concept import (
     concept_similarity,
     concept_similarity_sets,
 )
+from ace_kernels.temporal_attention import (
+    temporal_attention,
+    temporal_attention_obstacle,
+    temporal_attention_packed,
+)
 
 __all__ = [
     "EmptyClass",
@@ -20,4 +25,7 @@ __all__ = [
     "concept_cross_entropy_sets",
     "concept_similarity",
     "concept_similarity_sets",
+    "temporal_attention",
+    "temporal_attention_obstacle",
+    "temporal_attention_packed",
 ]

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 from ace_kernels import triton_path
 from ace_kernels.checks import Table
 
-__all__ = ["SHAPES", "Shape", "Usage", "compile_all"]
+__all__ = ["SHAPES", "Launch", "Shape", "Usage", "compile_all", "recording", "report", "usage"]
 
 TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.float16: "*fp16", torch.bfloat16: "*bf16",
@@ -154,8 +154,8 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
     return triton.compile(source, target=target, options=options)
 
 
-def usage(launch: Launch, shape: Shape, capability: int) -> Usage:
-    """Compile one launch and read what the assembler says."""
+def usage(launch: Launch, name: str, dtype: torch.dtype, capability: int) -> Usage:
+    """Compile one launch of a named shape and read what the assembler says."""
     binary = compiled(launch, GPUTarget("cuda", capability, 32))
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
@@ -166,8 +166,8 @@ def usage(launch: Launch, shape: Shape, capability: int) -> Usage:
         )
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout)}
     return Usage(
-        shape=shape.name,
-        dtype=str(shape.dtype).removeprefix("torch."),
+        shape=name,
+        dtype=str(dtype).removeprefix("torch."),
         target=f"sm_{capability}",
         kernel=launch.kernel.__name__,
         warps=launch.warps,
@@ -182,16 +182,21 @@ def compile_all(shapes: tuple[Shape, ...] = SHAPES, capabilities: tuple[int, ...
     for shape in shapes:
         for launch in launches_of(shape):
             for capability in capabilities:
-                yield usage(launch, shape, capability)
+                yield usage(launch, shape.name, shape.dtype, capability)
+
+
+def report(rows: Iterator[Usage]) -> None:
+    """Print rows as CSV."""
+    writer = csv.DictWriter(sys.stdout, [field.name for field in fields(Usage)], lineterminator="\n")
+    writer.writeheader()
+    for found in rows:
+        writer.writerow(asdict(found))
+        sys.stdout.flush()
 
 
 def main(names: list[str]) -> None:
     """Print the report as CSV, for the named shapes or for all."""
-    writer = csv.DictWriter(sys.stdout, [field.name for field in fields(Usage)], lineterminator="\n")
-    writer.writeheader()
-    for found in compile_all(tuple(shape for shape in SHAPES if not names or shape.name in names)):
-        writer.writerow(asdict(found))
-        sys.stdout.flush()
+    report(compile_all(tuple(shape for shape in SHAPES if not names or shape.name in names)))
 
 
 if __name__ == "__main__":

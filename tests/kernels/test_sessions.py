@@ -28,7 +28,7 @@ def run_python(*arguments, **settings):
     )
 
 
-@pytest.mark.parametrize("name", ["test_concept.py", "test_fused.py", "test_triton.py"])
+@pytest.mark.parametrize("name", ["test_concept.py", "test_fused.py", "test_temporal_attention.py", "test_triton.py"])
 def test_suite_under_the_interpreter(name):
     """Every test of the operators again, through the Triton kernels on the CPU."""
     done = run_python(
@@ -60,9 +60,17 @@ def test_the_choice_is_printed_once_and_can_be_set(monkeypatch, capsys):
     choice.settle.cache_clear()
 
 
-def test_default_shapes_compile_without_spills():
+@pytest.mark.parametrize(
+    "report",
+    [
+        ("ace_kernels.resources", "train_ata", "train_ata_gathered", "kinetics"),
+        ("ace_kernels.temporal_attention_resources", "temporal_8", "temporal_30", "wide_heads"),
+    ],
+    ids=["similarity", "temporal_attention"],
+)
+def test_default_shapes_compile_without_spills(report):
     """Ahead of time for sm_80 and sm_90: registers and stack as the machine code records them."""
-    done = run_python("-m", "ace_kernels.resources", "train_ata", "train_ata_gathered", "kinetics")
+    done = run_python("-m", *report)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert {row["target"] for row in rows} == {"sm_80", "sm_90"}

@@ -1,0 +1,55 @@
+"""Owns attention over short sequences in plain torch, with hand-written gradients.
+
+Shapes as in `temporal_attention`; N counts sequences times heads. Every tensor is copied once into [N,T,d], where the
+products are plain batched ones; the scale rides in them, and each gradient is written once, into its place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["backward", "forward"]
+
+
+def batched(x: Tensor) -> Tensor:
+    """[..,T,H,d] -> [N,T,d]."""
+    return x.transpose(-3, -2).reshape(-1, x.shape[-3], x.shape[-1])
+
+
+def place(found: Tensor, out: Tensor) -> None:
+    """Write [N,T,d] into [..,T,H,d]."""
+    target = out.transpose(-3, -2)
+    target.copy_(found.view(target.shape))
+
+
+def product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale · a b for every entry of the batch."""
+    return torch.baddbmm(a.new_empty(1), a, b, beta=0, alpha=scale)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
+    """Write softmax(scale · q k') v of every sequence and head into `out`."""
+    probabilities = product(batched(q), batched(k).transpose(1, 2), scale).softmax(-1)
+    place(torch.bmm(probabilities, batched(v)), out)
+
+
+def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, outs: tuple[Tensor | None, ...]) -> None:
+    """Write the gradients of q, k and v into `outs`, where it is not None.
+
+    With P the probabilities: dV = P' dO, dP = dO V', dS = P ∘ (dP - rowsum(P ∘ dP)), dQ = scale · dS K,
+    dK = scale · dS' Q.
+    """
+    dq, dk, dv = outs
+    grad_N, q_N, k_N = batched(grad), batched(q), batched(k)
+    p = product(q_N, k_N.transpose(1, 2), scale).softmax(-1)
+    if dv is not None:
+        place(torch.bmm(p.transpose(1, 2), grad_N), dv)
+    if dq is None and dk is None:
+        return
+    dp = torch.bmm(grad_N, batched(v).transpose(1, 2))
+    ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)  # autograd's own: its sums are float32 for bfloat16
+    if dq is not None:
+        place(product(ds, k_N, scale), dq)
+    if dk is not None:
+        place(product(ds.transpose(1, 2), q_N, scale), dk)
