@@ -123,6 +123,8 @@ class PyavLoader(Loader):
 
     def submit(self, requests: Sequence[ClipRequest]) -> tuple[Sequence[ClipRequest], torch.Tensor, list[Future[None]]]:
         """Start decoding a batch into a new uint8 tensor [B, T, 3, crop, crop], pinned for a GPU."""
+        for request in requests:
+            self.files.announce(request.record)  # file systems may be slow, and decoding threads few
         first = requests[0]
         shape = (len(requests), len(first.frames), 3, first.crop, first.crop)
         video = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")

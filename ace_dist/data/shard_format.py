@@ -135,13 +135,22 @@ class ShardFiles:
 
     def read(self, record: ClipRecord) -> bytes:
         """The bytes of one stored video. Raises `DataError` when the shard is shorter than its manifest says."""
-        with self.lock:
-            if record.shard not in self.descriptors:
-                self.descriptors[record.shard] = os.open(self.folder / record.shard, os.O_RDONLY)
-        data = os.pread(self.descriptors[record.shard], record.size, record.offset)
+        data = os.pread(self.descriptor(record), record.size, record.offset)
         if len(data) != record.size:
             raise DataError(f"{self.folder / record.shard} ends inside clip {record.key}; build dataset.shards again")
         return data
+
+    def announce(self, record: ClipRecord) -> None:
+        """Have the kernel fetch a clip while others are decoded; without effect where it takes no such advice."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor(record), record.offset, record.size, os.POSIX_FADV_WILLNEED)
+
+    def descriptor(self, record: ClipRecord) -> int:
+        """The open shard of a clip."""
+        with self.lock:
+            if record.shard not in self.descriptors:
+                self.descriptors[record.shard] = os.open(self.folder / record.shard, os.O_RDONLY)
+            return self.descriptors[record.shard]
 
     def close(self) -> None:
         """Close every descriptor."""
