@@ -1,4 +1,4 @@
-"""Owns the rows that every benchmark writes: the CSV schema, the description of the machine, and timing.
+"""Owns the rows that every benchmark writes: the CSV schema, the description of the machine, timing, GPU extras.
 
 Schema: name, variant, mode, metric, unit, x_name, x_value, p20, p50, p80, n, config_json, device, driver, torch,
 triton, commit, utc. Competitors of a row are timed in turns in the same process, so that ratios hold on a busy machine.
@@ -149,3 +149,45 @@ def one_time(call: Callable[[], object], flush: torch.Tensor | None) -> float:
     end.record()
     torch.cuda.synchronize()
     return float(begin.elapsed_time(end)) * 1e3
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second that a copy of 1 GiB reads and writes on the GPU, at the median."""
+    source = torch.empty(2**30, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    times = time_in_turns({"copy": lambda: target.copy_(source)}, "cuda")["copy"]
+    return 2 * source.numel() / (torch.tensor(times).median().item() * 1e-6)
+
+
+def gpu_extras(call: Callable[[], object]) -> dict[str, tuple[str, float]]:
+    """Peak memory above the inputs, launches, and microseconds of the call as a CUDA graph."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    peak = torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    launches = sum(event.count for event in profile.key_averages() if event.device_time_total > 0)
+    found = {"peak_memory": ("MiB", peak / 2**20), "launches": ("launches", float(launches))}
+    try:
+        found["time_graph"] = ("us", graph_time(call))
+    except RuntimeError as error:  # a competitor that cannot be captured: said, and left out of this metric
+        print(f"  no CUDA graph: {str(error).splitlines()[0]}", flush=True)
+        torch.cuda.synchronize()
+    return found
+
+
+def graph_time(call: Callable[[], object], times: int = 20) -> float:
+    """Microseconds of one call inside a CUDA graph of `times` calls: the GPU's own time, caches warm."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(times):
+            call()
+    found = time_in_turns({"graph": graph.replay}, "cuda")["graph"]
+    return torch.tensor(found).median().item() / times
