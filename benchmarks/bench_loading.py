@@ -3,7 +3,8 @@
 Columns: our two decoders (`pyav`, `dali`), webdataset + PyAV, decord and torchcodec, all on the same stored clips and
 crops (short side 256 to 320, 224 pixels), each with one decoding thread, which is best for every one of them per core;
 torchcodec and decord once with their own resizing and once with torch's. Each column turns the clips of a shard folder
-into a batch of bytes, which are normalised on the device; DALI's graph normalises too. The metric is clips per second
+into a batch of bytes, which are normalised on the device; DALI's graph normalises too. `dali_decoder_alone` is the
+ceiling of `dali`, on a GPU what its NVDEC engines give. The metric is clips per second
 of CPU time of the whole process.
 
     uv pip install -e '.[bench]'                               # torchcodec, decord; a missing one is named and skipped
@@ -22,12 +23,14 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import av
+import numpy as np
 import torch
 from common import Row, append
 from loading_world import Case, build
@@ -46,6 +49,7 @@ SIZES = [Case("ata", codec, side) for codec in ("vp9", "h264") for side in (540,
 GOPS = [Case("ata", codec, 256, gop) for codec in ("vp9", "h264") for gop in (30, 250)]
 RATES = [Case("ata", codec, fps=10.0) for codec in ("vp9", "h264")]  # stored at the rate that the clip shows
 CASES = [*CANONICAL, *RATES, *GOPS, *SIZES]
+CEILING = "dali_decoder_alone"
 LOADER = LoaderConfig(threads=1, prefetch=1)  # the paper's crops are the defaults
 Requests = Sequence[ClipRequest]
 Column = Callable[[Requests], Tensor]
@@ -72,6 +76,30 @@ def through(loader: Loader) -> Column:
 def clip_by_clip(decode: Callable[[bytes, ClipRequest], Tensor], files: ShardFiles) -> Column:
     """A decoder of single clips, read by offset as ours are."""
     return lambda requests: torch.stack([decode(files.read(r.record), r) for r in requests])
+
+
+def decoder_alone(files: ShardFiles, count: int, device: str) -> Column:
+    """DALI's decoder and nothing else: what a GPU's engines give at this batch, the ceiling of `dali`."""
+    from nvidia.dali import Pipeline, fn, types
+
+    inputs: list[list[np.ndarray]] = []
+    gpu = {"device_id": torch.cuda.current_device()} if device == "cuda" else {"device_id": None}
+    pipeline = Pipeline(batch_size=count, num_threads=1, prefetch_queue_depth=1, **gpu)
+    with pipeline:
+        encoded, frames = fn.external_source(
+            source=lambda: inputs, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
+        )
+        video = fn.decoders.video(encoded, frames=frames, device="mixed" if device == "cuda" else "cpu")
+        pipeline.set_outputs(video)
+    pipeline.build()
+
+    def batch(requests: Requests) -> Tensor:
+        data = [np.frombuffer(files.read(request.record), np.uint8) for request in requests]
+        inputs[:] = [data, [np.array(request.frames, np.int32) for request in requests]]
+        pipeline.run()
+        return torch.empty(0)
+
+    return batch
 
 
 def torchcodec_columns(files: ShardFiles, device: str) -> dict[str, Column]:
@@ -142,6 +170,7 @@ def columns_of(shards: ShardSet, codec: str, device: str) -> dict[str, Column]:
         found["webdataset_pyav"] = webdataset_column(shards)
     if device == "cuda" or codec in DALI_CPU_CODECS:
         found["dali"] = through(DaliLoader(shards.folder, LOADER, torch.device(device)))
+        found[CEILING] = decoder_alone(files, len(shards.records), device)
     makers = {"torchcodec": lambda: torchcodec_columns(files, device)}
     if device == "cpu":
         makers["decord"] = lambda: decord_columns(files)
@@ -168,7 +197,7 @@ def measure(case: Case, folder: Path, device: str, turns: int) -> list[Row]:
             if device == "cuda":
                 torch.cuda.synchronize()
             taken = clock() - started
-            assert video.shape == (count, case.clip.frames, 3, LOADER.crop, LOADER.crop)
+            assert name == CEILING or video.shape == (count, case.clip.frames, 3, LOADER.crop, LOADER.crop)
             if turn:  # the first warms up
                 rates[name].append(count / taken)
     metric = "clips_per_core_s" if device == "cpu" else "clips_per_s"
@@ -188,9 +217,10 @@ def show(case: Case, rates: dict[str, list[float]]) -> None:
     """Medians, and how far our best is ahead of the best other; below 1 we lose, and it is printed too."""
     middle = {name: torch.tensor(values).median().item() for name, values in rates.items()}
     ours = max(middle.get(name, 0.0) for name in ("pyav", "dali"))
-    others = max(value for name, value in middle.items() if name not in ("pyav", "dali"))
+    others = max((value for name, value in middle.items() if name not in ("pyav", "dali", CEILING)), default=math.nan)
     parts = ", ".join(f"{name} {value:.1f}" for name, value in middle.items())
-    print(f"{case.name}: {parts} clips/s; ours / best other {ours / others:.2f}", flush=True)
+    share = f", dali / its decoder alone {middle['dali'] / middle[CEILING]:.2f}" if CEILING in middle else ""
+    print(f"{case.name}: {parts} clips/s; ours / best other {ours / others:.2f}{share}", flush=True)
 
 
 def waiting(run: Path) -> list[Row]:
