@@ -107,7 +107,7 @@ def command_line() -> str:
     """The command that starts this run again, from the checkout."""
     settings = [arg for arg in sys.argv[1:] if not arg.startswith("--local_rank")]
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    launched = len(settings) < len(sys.argv) - 1  # by DeepSpeed, which added --local_rank
+    launched = len(settings) < len(sys.argv) - 1 or ranks > 1  # by DeepSpeed, which added --local_rank, or by SLURM
     launcher = ["deepspeed", "--num_gpus", str(ranks)] if launched else ["python"]
     return shlex.join([*launcher, f"launchers/{Path(sys.argv[0]).name}", *settings])
 
