@@ -4,8 +4,7 @@ Columns: our two decoders (`pyav`, `dali`), webdataset + PyAV, decord and torchc
 crops (short side 256 to 320, 224 pixels), each with one decoding thread, which is best for every one of them per core;
 torchcodec and decord once with their own resizing and once with torch's. Each column turns the clips of a shard folder
 into a batch of bytes, which are normalised on the device; DALI's graph normalises too. `dali_decoder_alone` is the
-ceiling of `dali`, on a GPU what its NVDEC engines give. The metric is clips per second
-of CPU time of the whole process.
+ceiling of `dali`: on a GPU, what its NVDEC engines give. The metric is clips per second of the process's CPU time.
 
     uv pip install -e '.[bench]'                               # torchcodec, decord; a missing one is named and skipped
     python benchmarks/bench_loading.py --work /tmp/loading --build            # make the clips

@@ -20,6 +20,7 @@ from ace_dist.data.encoding import encode
 from ace_dist.data.loading import choose_backend, make_loader
 from ace_dist.data.pixels import cut_of, show
 from ace_dist.data.pyav import PyavLoader, decode_clip, decode_frames, needed_runs
+from ace_dist.data.sample_table import read_sample_table
 from ace_dist.data.segments import DataError, RawClip
 from ace_dist.data.shards import ClipRecord, build_shards
 
@@ -228,6 +229,28 @@ def test_only_needed_groups_of_pictures_are_decoded():
             assert np.array_equal(decode_frames(data, wanted), everything[wanted])
         with pytest.raises(DataError, match=r"frames \[23\] did not come out"):
             decode_frames(data, [2, 23])
+
+
+@pytest.mark.parametrize("codec", ["vp9", "mjpeg", "h264"])
+def test_the_sample_table_is_what_ffmpeg_reads(codec):
+    count = int(np.random.default_rng().integers(1, 40))
+    data = encode(RawClip(numbered_frames(count, 64, 64), 8.0, 0.0), small_encoding(codec=codec)).data
+    table = read_sample_table(data)
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        packets = [(packet.pos, packet.size, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
+        assert table.decoder == stream.codec_context.name
+        assert table.extradata == (stream.codec_context.extradata or b"" if codec == "h264" else b"")
+    assert list(zip(table.offsets, table.sizes, table.keys, strict=True)) == packets
+
+
+def test_bytes_that_are_no_stored_clip_are_an_error_whatever_they_are():
+    data = encode(RawClip(numbered_frames(6, 64, 64), 8.0, 0.0), small_encoding()).data
+    rng = np.random.default_rng()
+    cuts = [data[: int(end)] for end in rng.integers(0, len(data) - 1, 20)]
+    for broken in (b"", b"\0" * 100, rng.bytes(1000), *cuts):
+        with pytest.raises(DataError, match="not those of a stored clip"):
+            read_sample_table(broken)
 
 
 def test_batches_of_any_size_streams_that_are_left_and_streams_after_them(folders, opened, loader_class):
