@@ -1,7 +1,8 @@
 """Run a grid of trainings: `python launchers/sweep.py sweep=NAME method=ace,procvlr seed=0..4 cluster=slurm ...`.
 
 `python launchers/sweep.py status sweep=NAME` says where each run is, `collect` makes the table, `retry` submits the
-failed runs again; the first command, given again, submits whatever is neither finished nor in the queue.
+failed runs again, where they were before unless cluster=... says otherwise; the first command, given again, submits
+whatever is neither finished nor in the queue.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
         print(as_markdown(lines))
         print("\n".join(map(str, write_tables(lines, folder))))
         return 0
+    if verb == "retry" and not any(arg.startswith("cluster") for arg in rest):
+        profile = sweep.last_profile()
     runs = sweep.add(grid) if verb == "run" else list(sweep.runs.values())
     check_runs(runs, profile)
     return launch(sweep, select(runs, sweep.states(), verb), profile, dry_run=settings.dry_run)

@@ -173,6 +173,10 @@ class Sweep:
         if patch:
             write_text(self.folder / "uncommitted.patch", redact(patch))
 
+    def last_profile(self) -> ClusterConfig:
+        """The profile of the last submission."""
+        return ClusterConfig(**self.submissions[-1]["profile"])
+
     def note_job(self, run: Run, job_id: str, kind: str) -> None:
         """Remember under which job a run goes."""
         run.jobs.append(job_id)

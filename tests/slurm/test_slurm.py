@@ -189,7 +189,7 @@ def test_a_sweep_with_a_cancelled_run_a_retry_and_a_table(slurm, project, cluste
     )
     assert "missing: method-procvlr_seed-1: failed" in cluster("sweep", "collect", "sweep=study")
 
-    retried = cluster("sweep", "retry", "sweep=study", "cluster=slurm")
+    retried = cluster("sweep", "retry", "sweep=study")
     assert "4 runs, of which 1 to submit" in retried
     wait_for(
         lambda: cluster("sweep", "status", "sweep=study"),

@@ -216,9 +216,11 @@ def test_run_folders_are_apart_and_compose():
 def test_a_sweep_survives_the_disk_and_grows(tmp_path):
     """Same settings again: the same runs; a larger grid adds to them; other fixed settings are refused by name."""
     sweep = Sweep(tmp_path / "s")
-    sweep.add(["seed=0..1", "training.epochs=1"])
-    sweep.write()
+    profile = load_profile(["cluster=slurm", "cluster.sbatch={reservation: night}", "cluster.nodes=3"])
+    sweep.note_submission(profile, sweep.add(["seed=0..1", "training.epochs=1"]))
     sweep = Sweep.read(tmp_path / "s")
+    assert sweep.last_profile() == profile and sweep.submissions[0]["runs"] == ["seed-0", "seed-1"]
+    assert {"command", "git", "versions", "utc"} <= set(sweep.submissions[0])
     assert [run.id for run in sweep.add(["seed=1..2", "training.epochs=1"])] == ["seed-1", "seed-2"]
     assert list(sweep.runs) == ["seed-0", "seed-1", "seed-2"]
     with pytest.raises(ConfigError, match=r"seed-0 .*training.epochs=2"):
