@@ -27,7 +27,7 @@ from ace_dist.evaluation.metrics import (
 )
 from ace_dist.evaluation.run_files import ConceptSpace, ReportError, Run, read_results, read_run
 
-__all__ = ["ReportError", "result_picture", "write_report"]
+__all__ = ["ReportError", "concept_layout", "result_picture", "write_report"]
 
 FloatArray = npt.NDArray[np.float64]
 TSNE_SEED = 0
@@ -117,7 +117,7 @@ def result_picture(run_dir: Path, out_png: Path, compare: Sequence[Path] = ()) -
         raise ReportError(f"{run_dir}: {_too_few(run.space)}")
     results = [run.results, *others]
     before, after = (concept_distances(rows, run.space.actions) for rows in (run.space.before, run.space.after))
-    layouts = (_layout(run.space.before, run.space.actions), _layout(run.space.after, run.space.actions))
+    layouts = (concept_layout(run.space.before, run.space.actions), concept_layout(run.space.after, run.space.actions))
     captions = [
         f"distance within a concept {row['within']:.2f}, between {row['between']:.2f}" for row in (before, after)
     ]
@@ -236,7 +236,7 @@ def _space_section(artist: _Artist, space: ConceptSpace) -> Section:
         return Section("Concept space", _too_few(space), ())
     pictures = []
     for name, rows in (("before", space.before), ("after", space.after)):
-        draw = partial(concept_figure, _layout(rows, space.actions), space.actions, space.seen)
+        draw = partial(concept_figure, concept_layout(rows, space.actions), space.actions, space.seen)
         pictures.append(artist.picture(f"concepts_{name}", f"{name.capitalize()} fine-tuning.", draw))
     text = (
         f"t-SNE of the text embeddings of {len(space.phrases)} phrases of {len(names)} actions. A point is a phrase; "
@@ -295,7 +295,7 @@ def _series(metrics: Sequence[Mapping[str, Any]], prefix: str) -> Iterator[tuple
 
 
 # --------------------------------------------------------------------------------------------------------- common
-def _layout(embeddings: FloatArray, actions: Sequence[str]) -> FloatArray:
+def concept_layout(embeddings: FloatArray, actions: Sequence[str]) -> FloatArray:
     """t-SNE to the plane [S, 2] with cosine distances; the perplexity follows the number of phrases of an action."""
     perplexity = min(max(5.0, len(embeddings) / len(set(actions))), 30.0, (len(embeddings) - 1) / 3)
     layout = TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=TSNE_SEED, n_jobs=1)

@@ -115,7 +115,7 @@ def quick(monkeypatch):
     """Leave out the drawing (tested on its own below) so that tests of the text and of errors stay fast."""
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr("ace_dist.evaluation.report._layout", lambda rows, actions: np.asarray(rows)[:, :2])
+    monkeypatch.setattr("ace_dist.evaluation.report.concept_layout", lambda rows, actions: np.asarray(rows)[:, :2])
     for name in ("srt_figure", "concept_figure"):
         monkeypatch.setattr(f"ace_dist.evaluation.report.{name}", lambda *_, **__: Figure(figsize=(1, 1)))
     for name in ("confusion_figure", "class_f1_figure", "curve_figure"):
