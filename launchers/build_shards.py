@@ -22,7 +22,10 @@ def main(argv: Sequence[str]) -> None:
         print(f"part {task} of {tasks} ({reason})", flush=True)
     shards = build_part(dataset, task, tasks) if tasks > 1 else build_dataset(dataset)
     if shards is None:
-        print(f"{dataset.shards}: this part is finished, others are not; the last one writes the manifest")
+        print(
+            f"{dataset.shards}: this part is finished, others are not; the last one writes the manifest "
+            "(or, when none is left, this command with dataset.tasks=1)"
+        )
         return
     train, test = shards.split("train"), shards.split("test")
     print(

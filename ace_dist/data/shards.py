@@ -219,6 +219,7 @@ class Build:
     def among_tasks(self) -> Iterator[None]:
         """Work beside other tasks of this very build. The first one clears away what another configuration left.
 
+        The plan stays behind a finished build: a late task must find it, and the next build's first task replaces it.
         Raises `DataError` when a whole build, or tasks of another configuration, are at work in the folder.
         """
         plan, path = json.dumps(self.configuration, sort_keys=True).encode(), self.folder / PLAN
@@ -351,8 +352,8 @@ class Build:
             "clips": [dataclasses.asdict(record) for record in records],
         }
         write_atomically(self.folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-        for path in (self.folder / PLAN, *(state_path(self.folder, job.name) for job in self.jobs)):
-            path.unlink(missing_ok=True)
+        for job in self.jobs:
+            state_path(self.folder, job.name).unlink(missing_ok=True)
         return ShardSet.load(self.folder)
 
     def shortened(self, records: Sequence[ClipRecord]) -> list[str]:

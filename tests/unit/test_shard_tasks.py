@@ -72,6 +72,15 @@ def test_one_process_finishes_what_parts_left(tmp_path, whole):
     assert tree(tmp_path) == whole
 
 
+def test_a_task_that_comes_late_finds_the_finished_build(tmp_path, whole):
+    """Another task of the array is still there, so that the late one cannot take the folder for abandoned."""
+    assert part(tmp_path, 0, 2) is None
+    with plan(tmp_path).among_tasks():
+        finished = part(tmp_path, 1, 2)
+        assert part(tmp_path, 0, 2).records == finished.records
+    assert tree(tmp_path) == whole
+
+
 SCRIPT = """
 import os, sys
 sys.path[:0] = {path!r}
