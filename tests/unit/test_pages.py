@@ -1,0 +1,24 @@
+"""Each top-level folder's page names what lives in it, so that a newcomer is not sent to a file that is gone."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HELPERS = {"common.py"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern"),
+    [("launchers", "*.py"), ("benchmarks", "*.py"), ("configs", "*/"), ("tests", "*/"), ("ace_dist", "*/")],
+)
+def test_every_entry_is_named_on_its_page(folder, pattern):
+    """A new launcher, benchmark, group, test folder or room has a line on the page of its folder; none is left over."""
+    page = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    entries = [path for path in (ROOT / folder).glob(pattern) if path.name not in HELPERS and path.name[0] not in "_."]
+    present = {path.name for path in entries if path.is_file() or any(path.rglob("*.*"))} - {"results"}
+    missing = {name for name in present if f"`{name}`" not in page and f"({name})" not in page}
+    assert not missing, f"{folder}/README.md says nothing of {sorted(missing)}"
+    if pattern == "*.py":
+        named = {word.strip("`(),") for word in page.split() if word.strip("`(),").endswith(".py")}
+        assert not {name for name in named if not any((ROOT / part / name).exists() for part in (folder, "."))}
