@@ -211,7 +211,11 @@ def requeue(shards: Path, turns: int) -> list[Row]:
             )
         subprocess.run(["scancel", job], check=True)
         time.sleep(5)
-    config = {"nodes": 2, "settings": SETTINGS, "note": "tabletop model; SLURM holds a requeued job for cred_expire"}
+    config = {
+        "nodes": 2,
+        "settings": SETTINGS,
+        "note": "tabletop model; SLURM 22.05 holds a requeued job back for 121 s",
+    }
     return [
         Row("preemption", "zero1", "measured", name, "s", "ranks", 2, values, config) for name, values in parts.items()
     ]

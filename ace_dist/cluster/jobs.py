@@ -115,6 +115,8 @@ class Job:
         pickle.with_suffix(".pkl.save_tmp").unlink(missing_ok=True)  # of a start that was killed while it requeued
         handler = signal.getsignal(environment._usr_sig())
         assert callable(handler), "submitit's handler was not restored"
+        for number in (signal.SIGTERM, signal.SIGUSR1, environment._usr_sig()):  # SLURM's own TERM follows from it
+            signal.signal(number, signal.SIG_IGN)
         self.note(environment, "requeued")
         handler(environment._usr_sig(), None)  # calls checkpoint(), dumps it, requeues, exits
         raise AssertionError("submitit's handler returned")

@@ -8,6 +8,7 @@ one host, each of which claims CPUs that it need not have, so tests of schedulin
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -29,7 +30,7 @@ SlurmctldPort={controller}
 SlurmUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire={cred_expire_s}
+AuthInfo=socket={folder}/munge.socket
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -77,6 +78,12 @@ def find(program: str) -> str | None:
     return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/local/sbin")
 
 
+def die_with_parent() -> None:
+    """In a new process: be killed when the parent dies (Linux's PR_SET_PDEATHSIG), in a session of its own."""
+    ctypes.CDLL(None).prctl(1, 9)
+    os.setsid()
+
+
 def free_ports(count: int) -> list[int]:
     """That many different free ports of 127.0.0.1."""
     probes = [socket.socket() for _ in range(count)]
@@ -114,10 +121,10 @@ class LocalSlurm:
         return done.stdout + done.stderr
 
     def start(self, name: str, *words: str) -> None:
-        """Start a daemon in the foreground of its own process group."""
+        """Start a daemon in the foreground; it ends with this process, however that ends."""
         output = (self.folder / f"{name}.out").open("ab")
         self.daemons[name] = subprocess.Popen(
-            words, env=self.environment, stdout=output, stderr=output, start_new_session=True
+            words, env=self.environment, stdout=output, stderr=output, preexec_fn=die_with_parent
         )
 
     def start_node(self, name: str) -> None:
@@ -151,6 +158,11 @@ class LocalSlurm:
             lambda: next((s for s in states if self.job(job_id).get("JobState") == s), None),
             timeout_s,
         )
+
+    def release(self, job_id: str) -> None:
+        """Let a requeued job start at once; SLURM holds it back for two minutes."""
+        self.wait_for_state(job_id, "PENDING", timeout_s=60)
+        self.command("scontrol", "update", f"jobid={job_id}", "StartTime=now")
 
     def stop(self) -> None:
         """Cancel every job, then end every daemon; nothing is left running."""
@@ -205,19 +217,15 @@ def kill(process: int) -> None:
 
 
 @contextmanager
-def local_slurm(cred_expire_s: int = 1, slurmd_timeout_s: int = 10) -> Iterator[LocalSlurm]:
-    """Start SLURM, yield it, stop it.
-
-    SLURM holds a requeued job back until its credential has expired, 120 s by default (`cred_expire_s`), and calls a
-    silent node down after `slurmd_timeout_s`, 300 by default.
-    """
+def local_slurm(slurmd_timeout_s: int = 10) -> Iterator[LocalSlurm]:
+    """Start SLURM, yield it, stop it. It calls a silent node down after `slurmd_timeout_s`, SLURM's default is 300."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     controller, node_1, node_2 = free_ports(3)
     conf = folder / "slurm.conf"
     conf.write_text(
         CONF.format(
             host=socket.gethostname(), folder=folder, controller=controller, node_1=node_1, node_2=node_2,
-            cred_expire_s=cred_expire_s, slurmd_timeout_s=slurmd_timeout_s,
+            slurmd_timeout_s=slurmd_timeout_s,
         )
     )  # fmt: skip
     (folder / "state").mkdir()

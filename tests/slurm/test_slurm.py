@@ -142,18 +142,22 @@ def test_pre_empted_killed_and_without_a_node_it_ends_the_same(alone, slurm, pro
     assert (run / "checkpoints" / f"step-{saved:08d}" / "checkpoint.json").is_file(), (
         "it saved at the step it stopped at"
     )
+    wait_for(lambda: f"the urgent job's end; {slurm.command('squeue')}", lambda: "wrap" not in slurm.command("squeue"))
+    slurm.release(job)
     assert "preempted after step" in log_of(project, job) and "Requeued job" in log_of(project, job)
 
     reach(slurm, job, run, random.randint(saved + 5, 30))
     rank = next(pid for pid in children_of_steps("n2", slurm.folder) if name_of(pid).startswith("python"))
     os.kill(rank, 9)
     wait_for(lambda: f"a requeue; {slurm.job(job)}", lambda: restarts(slurm, job) == 2, timeout_s=60)
+    slurm.release(job)
     assert "a rank was killed (srun ended with 137); requeued" in log_of(project, job)
 
     reach(slurm, job, run, random.randint(38, 45))
     slurm.kill_node("n2")
     wait_for(lambda: f"a requeue; {slurm.job(job)}", lambda: restarts(slurm, job) == 3, timeout_s=120)
     slurm.start_node("n2")
+    slurm.release(job)
 
     finish(slurm, project, job)
     assert [
