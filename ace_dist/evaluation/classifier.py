@@ -12,6 +12,7 @@ import torch
 from ace_dist.concepts import FreeLabel, LabelSet, SynonymTrees, free_labels
 from ace_dist.config import Config, read_config
 from ace_dist.data.single import clip_of_video
+from ace_dist.evaluation.export import read_exported
 from ace_dist.evaluation.protocols import EncodedTest, score
 from ace_dist.evaluation.runs import trained_model
 from ace_dist.methods.task import load_trees
@@ -71,6 +72,12 @@ class Classifier:
         """Load a finished run folder. Raises `UserError` naming the file that is missing."""
         config = read_config(Path(run_dir))
         return cls(config, trained_model(Path(run_dir), config, torch.device(device)), load_trees(config))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
+        """Load a folder that `launchers/export.py` wrote. Raises `UserError` naming the file that is missing."""
+        config, model = read_exported(Path(folder))
+        return cls(config, model.to(device), load_trees(config))
 
     @torch.no_grad()
     def classify(

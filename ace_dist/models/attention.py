@@ -1,4 +1,8 @@
-"""Owns the one attention call of the video encoder and the choice between xformers and PyTorch's own kernel."""
+"""Owns the one attention call of the video encoder and the choice of the kernel behind it.
+
+Sequences of up to 32 tokens, as the frames of one patch are, go to the project's own Triton kernel on CUDA; all others
+go to xformers or to PyTorch's own attention. On a CPU the choice follows benchmarks/results/attention_cpu.csv.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,42 @@ from functools import lru_cache
 from typing import Literal, cast
 
 import torch
+from ace_kernels import temporal_attention, temporal_attention_obstacle, temporal_attention_packed
+from ace_kernels.choice import choose
 from torch import Tensor
 from torch.nn import functional
 
 from ace_dist.errors import UserError
 
-__all__ = ["AttentionBackend", "AttentionError", "attend", "choose_attention"]
+__all__ = ["AttentionBackend", "AttentionError", "attend", "attend_packed", "choose_attention"]
 
-AttentionBackend = Literal["xformers", "sdpa"]
-SETTINGS = ("auto", "xformers", "sdpa")
+AttentionBackend = Literal["triton", "xformers", "sdpa"]
+SETTINGS = ("auto", "triton", "xformers", "sdpa")
 CUDA_GRID_LIMIT = 65535  # largest y or z size of a CUDA grid, where kernels put the batch (CUDA C++ Guide, table 30)
 
-# Keys up to which the formula itself beats PyTorch's tiled CPU kernel. Forward and backward on two cores of an EPYC:
-# 8 keys in 576 sequences 5.0 ms against 10.0, 37 keys in 128 sequences 5.7 against 8.2; 101 keys are even, 197 lose.
-SHORT_ON_CPU = 64
+# Largest difference from PyTorch's attention in float64, in units of its largest number, that the Triton kernel may
+# show before it is trusted with a shape: four roundings of the type; float32 products are three TF32 ones.
+AGREEMENT = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 1e-4}
 
 
 class AttentionError(UserError):
     """`model.video.attention` asks for something that this machine cannot do."""
+
+
+def attend_packed(qkv: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
+    """`attend` within the sequences of one qkv tensor: [B,N,3,heads,d] -> [B,N,heads,d].
+
+    Where the short kernel serves, the gradient of qkv is written in place; elsewhere autograd joins three.
+    """
+    tokens, width = qkv.shape[1], qkv.shape[-1]
+    if qkv.is_cuda:
+        short = backend == "triton" and short_serves(qkv.device, tokens, qkv.shape[-2], width, qkv.dtype)
+    else:
+        short = formula_wins_on_cpu(tokens, qkv.dtype)
+    if short:
+        return temporal_attention_packed(qkv)
+    q, k, v = qkv.unbind(2)
+    return attend(q, k, v, backend)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
@@ -33,6 +55,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") 
 
     `k` and `v` may have another N than `q`. Only the last axis must be contiguous: slices of one qkv tensor will do.
     """
+    if backend == "triton":
+        alike = q.is_cuda and q.shape == k.shape
+        if alike and short_serves(q.device, q.shape[1], q.shape[2], q.shape[3], q.dtype):
+            return temporal_attention(q, k, v)
+        backend = general_backend(q.device)
     if q.is_cuda and q.shape[0] > CUDA_GRID_LIMIT:
         pieces = [torch.split(tensor, CUDA_GRID_LIMIT) for tensor in (q, k, v)]
         return torch.cat([attend(q_i, k_i, v_i, backend) for q_i, k_i, v_i in zip(*pieces, strict=True)])
@@ -40,30 +67,105 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") 
         operators = importlib.import_module("xformers.ops")
         return cast(Tensor, operators.memory_efficient_attention(q, k, v))
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    if not q.is_cuda and k.shape[2] <= SHORT_ON_CPU:
+    if not q.is_cuda and formula_wins_on_cpu(k.shape[2], k.dtype):
         scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
         return (scores.softmax(-1) @ v).transpose(1, 2)
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
+def formula_wins_on_cpu(tokens: int, dtype: torch.dtype) -> bool:
+    """Whether batched products beat PyTorch's tiled CPU kernel: the rule that the rows of attention_cpu.csv give."""
+    return tokens <= (64 if dtype == torch.float32 else 256)
+
+
 @lru_cache
 def choose_attention(setting: str, device: torch.device) -> AttentionBackend:
-    """Settle `model.video.attention` (auto, xformers or sdpa) for a device.
+    """Settle `model.video.attention` (auto, triton, xformers or sdpa) for a device.
 
-    The first call prints the choice with its reason (rank 0 alone); later ones are silent. `auto` takes xformers on
-    CUDA when it is installed and runs there, else PyTorch's scaled_dot_product_attention. Raises `AttentionError` for
-    an unknown setting, and for xformers where it cannot run.
+    The first call prints the choice with its reason (rank 0 alone); later ones are silent. `auto` takes the Triton
+    kernel for short sequences on CUDA; for all others, xformers when it is installed and runs there, else PyTorch's
+    scaled_dot_product_attention. Raises `AttentionError` for an unknown setting, and for one that cannot run.
     """
     if setting not in SETTINGS:
         raise AttentionError(f"model.video.attention={setting} is not one of {', '.join(SETTINGS)}")
-    obstacle = xformers_obstacle(device) if setting != "sdpa" else None
-    if setting == "xformers" and obstacle:
-        raise AttentionError(f"model.video.attention=xformers cannot run: {obstacle}; set it to auto or sdpa")
-    backend: AttentionBackend = "sdpa" if setting == "sdpa" or obstacle else "xformers"
-    if os.environ.get("RANK", "0") == "0":
-        reason = (obstacle or "it runs on this device") if setting == "auto" else "as set"
-        print(f"attention: {backend} on {device.type}, {reason} (model.video.attention={setting})", flush=True)
+    if setting != "auto":
+        find = {"triton": triton_obstacle, "xformers": xformers_obstacle}.get(setting)
+        obstacle = find(device) if find else None
+        if obstacle:
+            raise AttentionError(f"model.video.attention={setting} cannot run: {obstacle}; set it to auto or sdpa")
+        say(f"attention: {described(setting, device)} on {device.type}, as set (model.video.attention={setting})")
+        return cast(AttentionBackend, setting)
+    reason = xformers_obstacle(device) or "it runs on this device"
+    backend = general_backend(device)
+    if not triton_obstacle(device):
+        backend, reason = "triton", f"one launch for short sequences; beyond, {reason}"
+    say(f"attention: {described(backend, device)} on {device.type}, {reason} (model.video.attention=auto)")
     return backend
+
+
+def described(backend: str, device: torch.device) -> str:
+    """The backend in words: Triton names what serves the sequences that it does not."""
+    return f"triton up to 32 tokens and {general_backend(device)} beyond" if backend == "triton" else backend
+
+
+def say(line: str) -> None:
+    """Print on rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
+@lru_cache
+def general_backend(device: torch.device) -> AttentionBackend:
+    """What serves sequences of any length: xformers where it runs, else PyTorch's own."""
+    return "sdpa" if xformers_obstacle(device) else "xformers"
+
+
+def triton_obstacle(device: torch.device) -> str | None:
+    """Why the Triton kernel cannot serve `device` at any shape, or None."""
+    if device.type != "cuda":
+        return f"the Triton kernel needs a CUDA device and the model is on {device.type}"
+    if choose(device) == "torch":
+        return "ace_kernels runs in plain torch here (ACE_KERNELS, or triton is not installed)"
+    return None
+
+
+@lru_cache
+def short_serves(device: torch.device, tokens: int, heads: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernel takes sequences of this shape: within its limits and, tried once, right.
+
+    The first use at a shape compiles the kernel and compares it with PyTorch's attention. When it does not compile or
+    does not agree, general kernels serve the shape, and the reason is printed.
+    """
+    if temporal_attention_obstacle(tokens, width, dtype):
+        return False  # beyond the limits: the choice that was printed says so
+    found = disagreement(device, tokens, heads, width, dtype)
+    what = f"sequences of {tokens} tokens, {heads} heads of {width} in {str(dtype).removeprefix('torch.')}"
+    if found:
+        say(f"attention: {general_backend(device)} instead of triton for {what}: {found}")
+    return not found
+
+
+def disagreement(device: torch.device, tokens: int, heads: int, width: int, dtype: torch.dtype) -> str | None:
+    """How the Triton kernel fails on a small random input, or None when output and gradient are right."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(5, tokens, 3, heads, width, generator=generator).to(device, dtype)
+    weight = torch.randn(5, tokens, heads, width, generator=generator).to(device, dtype)
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        short, exact = drawn.clone().requires_grad_(), drawn.double().requires_grad_()
+        try:
+            ours = temporal_attention_packed(short)
+            ours_grad = torch.autograd.grad(ours, short, weight)[0]
+        except Exception as error:  # whatever a compiler raises, training can go on without this kernel
+            return f"the Triton kernel failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        q, k, v = (x.transpose(1, 2) for x in exact.unbind(2))
+        true = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        true_grad = torch.autograd.grad(true, exact, weight.double())[0]
+    for name, found, expected in (("output", ours, true), ("gradient", ours_grad, true_grad)):
+        gap = ((found.double() - expected).abs().max() / expected.abs().max()).item()
+        allowed = AGREEMENT[dtype]
+        if not gap <= allowed:
+            return f"its {name} differs from PyTorch's by {gap:.2g} of the largest number, allowed {allowed:.2g}"
+    return None
 
 
 def xformers_obstacle(device: torch.device) -> str | None:

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ace_dist.config import TextConfig, VideoConfig
@@ -22,7 +20,7 @@ from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text import ClipTextTower
 from ace_dist.models.timesformer import resize_positions, resize_times
 from ace_dist.models.weight_layouts import KINDS, Converted, convert, detect_kind
-from ace_dist.models.weights import WeightsError, save_safetensors
+from ace_dist.models.weights import WeightsError, load_safetensors, save_safetensors
 
 __all__ = ["ImportReport", "Sizes", "Wanted", "import_weights", "read_source", "save_imported"]
 
@@ -278,14 +276,6 @@ def weight_file(source: Path) -> Path:
     if found is None:
         raise WeightsError(f"source={source} is a folder without {' or '.join(FOLDER_FILES)}; name the weight file")
     return found
-
-
-def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file."""
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def load_pickle(path: Path, allow_pickle: bool) -> Any:

@@ -32,16 +32,14 @@ class AttributeFileError(UserError):
 class Similarity(nn.Module):
     """S(I, a) of several label sets: the mean cosine of a video with the phrases of a class, over the temperature.
 
-    With `learn_temperature` the factor exp(log_scale), 1 at the start, is learned (CLIP's logit scale); it has a shape of
-    [1] since DeepSpeed takes no tensor without one.
+    With `learn_temperature` the factor exp(log_scale), 1 at the start, is learned (CLIP's logit scale). Its shape
+    is [1] because DeepSpeed takes no tensor without a dimension.
     """
 
     def __init__(self, settings: SimilarityConfig) -> None:
         super().__init__()
         self.settings = settings
-        self.log_scale = (
-            nn.Parameter(torch.zeros(1)) if settings.learn_temperature else None
-        )
+        self.log_scale = nn.Parameter(torch.zeros(1)) if settings.learn_temperature else None
 
     def forward(
         self, video: Tensor, table_PD: Tensor, offsets: Sequence[Tensor], temperature: float, rows: Sequence[Tensor]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ace_dist.errors import UserError
-from ace_dist.models.attention import AttentionBackend, attend, choose_attention
+from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
@@ -68,8 +68,8 @@ class Attention(nn.Module):
 
     def mix(self, x: Tensor, backend: AttentionBackend) -> Tensor:
         """`forward` before its last projection, [...,N,D] -> [...,N,D]."""
-        q, k, v = self.qkv(x).view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // self.heads).unbind(2)
-        return attend(q, k, v, backend).reshape(x.shape)
+        qkv = self.qkv(x).view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // self.heads)
+        return attend_packed(qkv, backend).reshape(x.shape)
 
     def first_query(self, x: Tensor, backend: AttentionBackend) -> Tensor:
         """The output of the first token alone, [...,N,D] -> [...,1,D]: queries of the others are never formed."""

@@ -16,7 +16,14 @@ from ace_dist.errors import UserError
 from ace_dist.models.dual_encoder import VideoTower
 from ace_dist.models.timesformer import resize_positions, resize_times
 
-__all__ = ["LoadReport", "WeightsError", "load_text_weights", "load_video_weights", "save_safetensors"]
+__all__ = [
+    "LoadReport",
+    "WeightsError",
+    "load_safetensors",
+    "load_text_weights",
+    "load_video_weights",
+    "save_safetensors",
+]
 
 VIDEO_SETTING, TEXT_SETTING = "model.video.weights", "model.text.weights"
 IMAGE_SIDE_OF_CLIP = ("vision_model.", "visual_projection.", "logit_scale")  # in the files of a whole CLIP model
@@ -126,6 +133,14 @@ def read_safetensors(path: Path | str | None, setting: str) -> tuple[Path, dict[
         return file, load_file(file)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file} is not a readable safetensors file ({setting}): {error}") from error
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, on the CPU. Raises `WeightsError` naming the file."""
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is missing or not a readable safetensors file: {error}") from error
 
 
 def assign(model: nn.Module, state: dict[str, Tensor], report: LoadReport, setting: str, strict: bool) -> LoadReport:
