@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 WORDS = (
@@ -45,7 +46,8 @@ def obey(prompt, turn):
 class ChatServer:
     """`behaviour(prompt, turn)` gives (status, body[, headers]) for the `turn`-th request with this prompt, from 0.
 
-    A body may be a dict (sent as JSON), bytes (sent as they are), or `None` (the connection is dropped).
+    A body may be a dict (sent as JSON), bytes (sent as they are), `None` (the connection is dropped), or an iterator of
+    bytes (sent piece by piece until the client leaves).
     `requests` holds (prompt, body, headers) of every request in order of arrival.
     """
 
@@ -87,8 +89,15 @@ class ChatServer:
                 if payload is None:
                     self.close_connection = True
                     return
-                data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
                 try:
+                    if isinstance(payload, Iterator):
+                        self.send_response(status)
+                        self.end_headers()
+                        self.close_connection = True
+                        for piece in payload:
+                            self.wfile.write(piece)
+                        return
+                    data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
                     self.send_response(status)
                     for name, value in (headers[0] if headers else {}).items():
                         self.send_header(name, value)

@@ -15,7 +15,7 @@ from ace_dist.concepts import SynonymTrees
 from ace_dist.concepts.generation import BuildConfig, BuildError, build, export_sheet, import_sheet
 from ace_dist.concepts.generation.budget import Budget, BudgetReached, Prices, most_tokens
 from ace_dist.concepts.generation.cache import AnswerCache, CacheError
-from ace_dist.concepts.generation.client import ChatClient, Pace, ServerRefused, ServerSettings
+from ace_dist.concepts.generation.client import ChatClient, Pace, ServerFailed, ServerRefused, ServerSettings
 from ace_dist.concepts.generation.prompt import question
 from ace_dist.concepts.generation.sheet import SheetError
 from ace_dist.errors import UserError
@@ -120,6 +120,34 @@ def test_a_slow_server(config):
         result = build(config(server, actions=ACTIONS[:1], timeout_s=0.5, children=2), lambda _: None)
         late.set()
     assert result.missing == {} and set(server.asked().values()) == {2}
+
+
+def test_a_server_that_never_ends_its_answer(config):
+    """A byte now and then resets every read time-out; the time of the whole answer is bounded as well."""
+    gone = threading.Event()
+
+    def drip():
+        try:
+            while not gone.wait(0.02):
+                yield b" "
+        finally:
+            gone.set()
+
+    with ChatServer(
+        lambda prompt, turn: (200, drip()) if turn == 0 and not gone.is_set() else obey(prompt, turn)
+    ) as server:
+        settings = config(server, actions=ACTIONS[:1], timeout_s=0.5, children=2, concurrency=1)
+        result = build(settings, lambda _: None)
+    assert result.missing == {} and gone.is_set(), "the client left first"
+
+
+def test_a_redirect_does_not_take_the_key_along(config):
+    """A server that sends the client elsewhere: the other place sees no key."""
+    with ChatServer() as thief:
+        elsewhere = {"Location": f"{thief.url}/chat/completions"}
+        with ChatServer(lambda *_: (307, {}, elsewhere)) as server:
+            build(config(server, actions=ACTIONS[:1], attempts=1), lambda _: None)
+    assert server.requests and not [r for r in thief.requests if KEY in str(r)]
 
 
 def test_attempts_are_bounded_and_a_dead_server_ends_the_build(config):
@@ -249,13 +277,30 @@ def test_a_budget_in_money_needs_prices(config):
     assert 0 < len(server.requests) < QUESTIONS and any("budget_cost=0.003" in why for why in result.missing.values())
 
 
-def test_requests_without_an_answer_count_against_the_budget():
-    """They may have been billed. A refused request was not."""
+def test_a_reservation_waits_for_answers_that_may_free_some():
+    """The second question fits only after the first turned out cheap; a third one that never fits is refused."""
     budget = Budget(Prices(), limit_tokens=100)
-    budget.settle(budget.reserve(40, 20), 40, 20)
-    budget.settle(budget.reserve(20, 20), 0, 0)
-    with pytest.raises(BudgetReached, match="60 spent, the next question may need 41"):
-        budget.reserve(21, 20)
+    first = budget.reserve(40, 40)
+    waiting = threading.Thread(target=lambda: budget.settle(budget.reserve(30, 30), 30, 30))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive() and budget.tokens_in == 0
+    budget.settle(first, 20, 10)
+    waiting.join(20)
+    assert (budget.tokens_in, budget.tokens_out) == (50, 40)
+    with pytest.raises(BudgetReached, match="90 spent, the next question may need 11"):
+        budget.reserve(10, 1)
+
+
+@pytest.mark.parametrize(("behaviour", "billed"), [((200, None), 2), ((503, {}), 0)], ids=["dropped", "refused"])
+def test_requests_without_an_answer_count_against_the_budget(tmp_path, behaviour, billed):
+    """A dropped connection may have been billed: each attempt costs its worst case. A refused request does not."""
+    budget, prompt = Budget(), question("spin block", 3, "x")
+    with ChatServer(lambda *_: behaviour) as server:
+        settings = ServerSettings("m", server.url, attempts=2, backoff_s=0.001, max_output_tokens=70)
+        with pytest.raises(ServerFailed, match="no answer after 2 attempts"):
+            ChatClient(settings, AnswerCache(tmp_path), budget).ask(prompt)
+    assert (budget.tokens_in, budget.tokens_out) == (billed * most_tokens(prompt), billed * 70)
 
 
 def test_a_dry_run_asks_nothing(config, monkeypatch):

@@ -222,7 +222,7 @@ class ChatClient:
             with self._client.chat.completions.with_streaming_response.create(
                 model=self.settings.model, messages=[{"role": "user", "content": prompt}], extra_body=sent
             ) as response:
-                for chunk in response.iter_bytes(65536):
+                for chunk in response.iter_bytes():  # as they come, so that the clock is read between them
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
                         raise Failure(f"the response is longer than {MAX_BODY_BYTES} bytes", None, True)
