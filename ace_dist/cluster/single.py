@@ -46,14 +46,15 @@ def check_training(config: Config, profile: ClusterConfig) -> None:
 
 
 def run_here(job: Job, profile: ClusterConfig, folder: Path) -> None:
-    """Run a job on this machine and print what its first rank prints."""
+    """Run a job on this machine and print what its first rank prints. Ctrl-C has it save and end."""
     local = LocalQueue(profile, folder)
     started = local.start(job)
     try:
         stay(log_path(folder, started.job_id), started.done)
     except KeyboardInterrupt:
         local.stop()
-        raise
+        events = read_journal(Path(job.journal))
+        print(f"\nended by Ctrl-C: {events[-1].event if events else 'before it started'}; log: {folder}", flush=True)
 
 
 def stay(log: Path, ended: Callable[[], bool], every_s: float = 1.0) -> None:

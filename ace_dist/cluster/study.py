@@ -61,7 +61,10 @@ def run_locally(sweep: Sweep, runs: Sequence[Run], profile: ClusterConfig) -> in
         state = sweep.states()[runs[index].id]
         print(f"{state.state:<8} {runs[index].id} {state.detail}".rstrip(), flush=True)
 
-    LocalQueue(profile, sweep.jobs_folder).run([sweep.job(run) for run in runs], started, ended)
+    try:
+        LocalQueue(profile, sweep.jobs_folder).run([sweep.job(run) for run in runs], started, ended)
+    except KeyboardInterrupt:
+        print("ended by Ctrl-C; the same command continues", flush=True)
     states = sweep.states()
     return int(any(states[run.id].state != "finished" for run in runs))
 
