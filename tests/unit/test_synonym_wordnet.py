@@ -10,6 +10,7 @@ from ace_dist.concepts.generation import BuildConfig, build
 from ace_dist.concepts.generation import wordnet as module
 from ace_dist.concepts.generation.action_list import read_actions
 from ace_dist.concepts.generation.wordnet import WordNet, WordNetError, find_wordnet
+from ace_dist.config import config_dir
 from ace_dist.errors import UserError
 
 # A hand-made database in wndb format. "go round" (motion) has two verbs, a way ("pirouette"), and is a way of "move".
@@ -146,6 +147,8 @@ def test_a_sense_that_the_user_picks(tmp_path):
         ("a.csv", "verb,object\nspin,block\nlift,\n", "line 3.*no object"),
         ("a.txt", "# comment\n\nspin\n", "line 3.*no object"),
         ("a.txt", "", "holds no action"),
+        ("a.json", '{"spin": "block"}', "not a class table"),
+        ("a.json", '{"actions": {"SIL": ["", "hands"]}}', "has no verb"),
     ],
 )
 def test_broken_action_files(tmp_path, name, text, message):
@@ -166,3 +169,5 @@ def test_action_files(tmp_path):
     )
     both = read_actions(str(tmp_path / "b.csv"))
     assert both.shown_in("train") == both.shown_in("test") == both.actions and len(both.actions) == 1
+    classes = read_actions(str(config_dir() / "classes" / "ata.json"))
+    assert len(classes.actions) == 15 and classes.by_verb()["fasten"].object == "screw"

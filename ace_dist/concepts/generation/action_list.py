@@ -1,9 +1,10 @@
-"""The actions that need trees: from a list, a CSV file with the columns `verb` and `object`, or labels line by line."""
+"""The actions that need trees: from a list, a CSV file, a class table of `configs/classes`, or labels line by line."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,10 @@ class ActionList:
 
 
 def read_actions(source: str | Sequence[str]) -> ActionList:
-    """Read `actions`: a list of labels, a `.csv` file (annotations will do), or a text file with a label a line.
+    """Read `actions`: a list of labels, or a file.
 
-    Raises `ActionError` naming the file and its lines, or the label.
+    A `.csv` file has the columns `verb` and `object` (annotations will do), a `.json` file is a class table as in
+    `configs/classes`, any other file has a label a line. Raises `ActionError` naming the file and its lines.
     """
     if not isinstance(source, str):
         rows = [(Action.parse(str(label)), "") for label in source]
@@ -45,7 +47,8 @@ def read_actions(source: str | Sequence[str]) -> ActionList:
             raise ActionError(
                 f"actions={source} does not exist; give a CSV or text file, or a list '[spin block, ...]'"
             )
-        rows = csv_rows(path) if path.suffix.lower() == ".csv" else text_rows(path)
+        read = {".csv": csv_rows, ".json": table_rows}.get(path.suffix.lower(), text_rows)
+        rows = read(path)
     if not rows:
         raise ActionError(f"actions={source} holds no action")
     splits: dict[Action, set[str]] = {}
@@ -59,6 +62,18 @@ def text_rows(path: Path) -> list[tuple[Action, str]]:
     lines = read_text(path).splitlines()
     labels = [(number, line.strip()) for number, line in enumerate(lines, 1)]
     return parsed(path, [(number, "", text, "") for number, text in labels if text and not text.startswith("#")])
+
+
+def table_rows(path: Path) -> list[tuple[Action, str]]:
+    """The actions of a class table, `{"actions": {label: [verb, object]}}`."""
+    try:
+        table = json.loads(read_text(path))["actions"]
+        rows = [(Action(verb, object_), "") for verb, object_ in table.values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ActionError):
+            raise
+        raise ActionError(f"actions={path} is not a class table as in configs/classes: {error!r}") from error
+    return rows
 
 
 def csv_rows(path: Path) -> list[tuple[Action, str]]:

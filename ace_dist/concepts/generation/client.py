@@ -27,7 +27,7 @@ from ace_dist.errors import UserError
 try:
     from httpx2 import HTTPError as TransportError  # openai 3 and later
 except ImportError:  # openai 2
-    from httpx import HTTPError as TransportError  # type: ignore[import-not-found, no-redef]
+    from httpx import HTTPError as TransportError  # type: ignore[import-not-found, no-redef, assignment]
 
 __all__ = ["ChatClient", "Pace", "ServerFailed", "ServerRefused", "ServerSettings", "read_key"]
 
