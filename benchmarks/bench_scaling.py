@@ -167,14 +167,15 @@ def run_ranks(world: int, stage: int, shards: Path, folder: Path) -> dict[str, A
     place["GLOO_SOCKET_IFNAME"] = "lo"
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, "worker", "--out", f"{folder}/found.json", *settings],
+            [sys.executable, __file__, "worker", *settings, "--out", f"{folder}/found.json"],
             env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
-            stderr=None,
+            stderr=(folder / "errors").open("ab"),
         )
         for rank in range(world)
     ]
     if any(process.wait() for process in processes):
+        print((folder / "errors").read_text()[-2000:], file=sys.stderr)
         raise SystemExit(f"a rank of zero{stage} with {world} rank(s) failed")
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return found
