@@ -1,0 +1,40 @@
+"""Trains and evaluates every method on a tiny tabletop in one process; run by `test_methods.py`.
+
+`python train_methods.py FOLDER` writes FOLDER/shards and a run folder a method; `vifi_ft_resumed` is stopped half-way
+and continued.
+"""
+
+import sys
+from pathlib import Path
+
+from ace_dist.config import load_config
+from ace_dist.data.readers import build_dataset
+from ace_dist.distributed import connect, disconnect
+from ace_dist.evaluation.runs import evaluate_run
+from ace_dist.training.loop import train
+
+METHODS = (
+    "ace", "ace_no_leaf", "ace_no_shadow", "ace_no_random", "ace_no_fixed", "procvlr", "vifi_ft", "vifi_pr", "bike",
+    "text4vis", "lavila", "random",
+)  # fmt: skip
+STEPS = 4
+
+
+def main(folder):
+    world = ["dataset.world.train_clips=48", "dataset.world.test_clips=36", f"dataset.shards={folder}/shards"]
+    toy = [*world, "dataset.workers=1", "dataset.clip.frames=4", "dataset.clip.views=2", "training.batch_size=8",
+           f"training.max_steps={STEPS}", "training.log_every_steps=1"]  # fmt: skip
+    build_dataset(load_config(toy).dataset)
+    ranks = connect("cpu")
+    for method in METHODS:
+        config = load_config(["experiment=demo", f"method={method}", *toy, f"run_dir={folder}/{method}"])
+        train(config, ranks)
+        evaluate_run(Path(config.run_dir), ranks)
+    half = [*toy, f"run_dir={folder}/vifi_ft_resumed", "method=vifi_ft"]
+    train(load_config([*half, f"training.stop_after_steps={STEPS // 2}"]), ranks)
+    train(load_config(half), ranks)
+    disconnect()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
