@@ -122,7 +122,7 @@ def run(forest: Forest, source: ModelSource | WordNetSource, out: Path, concurre
     refuse_hand_edits(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     saved: set[str] = set()
-    with tqdm(total=node_count(forest), desc="nodes", disable=None) as bar:
+    with tqdm(total=question_count(forest), desc="nodes", disable=None) as bar:
 
         def node_done(path: tuple[str, ...]) -> None:
             bar.update()
@@ -171,15 +171,6 @@ def save(forest: Forest, meta: dict[str, Any], out: Path) -> dict[str, str]:
 def partial_path(out: Path) -> Path:
     """Where an unfinished build of `out` keeps its trees."""
     return out.with_name(out.stem + ".partial.json")
-
-
-def node_count(forest: Forest) -> int:
-    """Inner nodes of all trees, copies of parents included."""
-    per_tree, level = 0, 1
-    for size in forest.sizes:
-        per_tree += level
-        level *= size
-    return per_tree * len(forest.roots)
 
 
 def question_count(forest: Forest) -> int:

@@ -64,6 +64,20 @@ class Forest:
     reports: list[NodeReport] = field(default_factory=list)
     stopped: str | None = None
 
+    def add(self, path: Path, synonyms: Sequence[str]) -> list[Path]:
+        """Put in a node, and the copies of it at deeper orders; returns the nodes below that must be asked for.
+
+        A copy of its parent ("spin > spin") takes its parent's synonyms.
+        """
+        self.children[path] = (path[-1], *synonyms[: self.sizes[len(path) - 1] - 1])
+        if len(path) == len(self.sizes):
+            return []
+        unknown: list[Path] = []
+        for child in self.children[path]:
+            below = (*path, child)
+            unknown += self.add(below, synonyms) if child == path[-1] else [below]
+        return unknown
+
     def complete(self, root: str) -> bool:
         """True when no node of the tree is missing."""
         return not any(node is None for _, node in self.walk((root,)))
@@ -97,39 +111,15 @@ class Forest:
         return max(self.sizes[len(path) - 1 :]) - 1
 
 
-def grow(
-    forest: Forest,
-    source: Source,
-    concurrency: int,
-    node_done: Callable[[Path], None],
-) -> None:
+def grow(forest: Forest, source: Source, concurrency: int, node_done: Callable[[Path], None]) -> None:
     """Ask for every node, early trees first, and fill `forest`; `node_done` is called after each, in this thread.
 
-    A copy of its parent ("spin > spin") takes its parent's synonyms. A failed node is noted and the others go on;
-    `Stopped` ends the build with what there is.
+    A failed node is noted and the others go on; `Stopped` ends the build with what there is.
     """
     order = {root: number for number, root in enumerate(forest.roots)}
-    ready: list[tuple[int, int, Path]] = []
-    synonyms: dict[Path, list[str]] = {}
-
-    def push(path: Path) -> None:
-        heapq.heappush(ready, (order[path[0]], len(path), path))
-
-    def settle(path: Path, verbs: Sequence[str]) -> None:
-        synonyms[path] = list(verbs)
-        forest.children[path] = (path[-1], *verbs[: forest.sizes[len(path) - 1] - 1])
-        node_done(path)
-        if len(path) < len(forest.sizes):
-            for child in forest.children[path]:
-                if child == path[-1]:
-                    settle((*path, child), verbs)
-                else:
-                    push((*path, child))
-
-    for root in forest.roots:
-        push((root,))
+    ready: list[tuple[int, int, Path]] = [(order[root], 1, (root,)) for root in forest.roots]  # a heap
+    running: dict[Future[tuple[list[str], NodeReport]], Path] = {}
     with ThreadPoolExecutor(concurrency) as pool:
-        running: dict[Future[tuple[list[str], NodeReport]], Path] = {}
         try:
             while running or (ready and not forest.stopped):
                 while ready and not forest.stopped and len(running) < concurrency:
@@ -138,16 +128,24 @@ def grow(
                     running[pool.submit(source.synonyms, path, object_, forest.wanted(path))] = path
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     path = running.pop(future)
-                    try:
-                        verbs, report = future.result()
-                        forest.reports.append(report)
-                        settle(path, verbs)
-                    except NodeFailed as failure:
-                        forest.failed[path] = str(failure)
-                        forest.children[path] = (path[-1], *failure.found)
-                        node_done(path)
-                    except Stopped as reason:
-                        forest.stopped = forest.stopped or str(reason)
+                    for below in receive(forest, path, future):
+                        heapq.heappush(ready, (order[below[0]], len(below), below))
+                    node_done(path)
         except BaseException:
             source.cancel()
             raise
+
+
+def receive(forest: Forest, path: Path, future: Future[tuple[list[str], NodeReport]]) -> list[Path]:
+    """Put the outcome of one node into the forest; returns the nodes to ask for next."""
+    try:
+        synonyms, report = future.result()
+    except NodeFailed as failure:
+        forest.failed[path] = str(failure)
+        forest.children[path] = (path[-1], *failure.found)
+        return []
+    except Stopped as reason:
+        forest.stopped = forest.stopped or str(reason)
+        return []
+    forest.reports.append(report)
+    return forest.add(path, synonyms)
