@@ -118,6 +118,13 @@ class CheckpointFolder:
             )
         return None
 
+    def set_aside(self, good: Path) -> None:
+        """Rename what is newer than `good`, and so was found damaged: it must not count as kept."""
+        for path in self.complete():
+            if path > good:
+                forget(path.with_name(path.name + ".damaged"))
+                os.rename(path, path.with_name(path.name + ".damaged"))
+
     def complete(self) -> list[Path]:
         """Folders with their final name, oldest first."""
         return sorted(
@@ -270,6 +277,7 @@ class Checkpoints:
                     f"{found.path} holds other {part} than this model trains ({', '.join(differing[:3])}); choose "
                     f"another run_dir"
                 )
+        self.folder.set_aside(found.path)
         return found
 
     def what_changed(self, about: Mapping[str, Any]) -> str:

@@ -118,6 +118,16 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(three, capsys
     assert "checkpoint skipped" in (said := capsys.readouterr().out) and str(victim) in said
 
 
+def test_a_damaged_checkpoint_does_not_count_as_kept(three):
+    """Two are kept: the newest was found damaged, so the one that served stays until two good ones are there."""
+    keeper = CheckpointFolder(three.folder, keep=2)
+    flip(three.folder / "step-00000003" / "weights.safetensors")
+    keeper.set_aside(keeper.newest().path)
+    keeper.write(4, state_of(4, 2000), ABOUT)
+    assert [path.name for path in keeper.complete()] == ["step-00000002", "step-00000004"]
+    assert (three.folder / "step-00000003.damaged").is_dir()
+
+
 def test_a_damaged_description_is_named(three, capsys):
     """`checkpoint.json` cut in half is no JSON; a bit flipped in it changes a size or a sum."""
     path = three.folder / "step-00000003" / "checkpoint.json"
