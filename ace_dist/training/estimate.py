@@ -6,6 +6,7 @@ shapes and no numbers; frames to decode come from the shards' manifest, or from 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -158,7 +159,11 @@ def model_cost(config: Config, bf16: bool) -> Cost:
 
     shape = (1, config.dataset.clip.frames, 3, config.loader.crop, config.loader.crop)
     video = torch.empty(shape, device="meta", dtype=next(model.parameters()).dtype)
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with (
+        contextlib.redirect_stdout(None),  # which attention runs on the meta device is of no interest
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+    ):
         embedding = model.encode_video(video)
         forward = counter.get_total_flops()
         if embedding.requires_grad:
@@ -190,7 +195,9 @@ def memory_gib(config: Config, cost: Cost, ranks: int, bf16: bool) -> dict[str, 
 
 
 def nvdec_clips_per_s(device: Device, budget: Budget) -> float:
-    """Clips a second of all decoders of a GPU; see `NVDEC_SOURCE`."""
+    """Clips a second of all decoders of a GPU; see `NVDEC_SOURCE`. Infinite for MJPEG, which the host must decode."""
+    if budget.codec == "mjpeg":
+        return math.inf
     macroblocks = math.ceil(budget.height / 16) * math.ceil(budget.width / 16)
     return device.decoders * NVDEC_1080_FPS * MACROBLOCKS_1080 / macroblocks / budget.frames_decoded
 
@@ -293,14 +300,14 @@ def pace_lines(config: Config, where: str, compute: float, decode: float, count:
     """Clips/s of both sides, step time, days; `compute` and `decode` are clips a second of all ranks together."""
     pace, slower = min((compute, "computing"), (decode, "decoding"))
     step_s = config.training.batch_size / pace
+    decoding = "on the host" if math.isinf(decode) else f"{decode:.1f} clips/s"
     lines = [
-        f"{where}: computes {compute:.1f} clips/s, decodes {decode:.1f} clips/s; a step takes {step_s:.4f} s, bound by "
-        f"{slower}"
+        f"{where}: computes {compute:.1f} clips/s, decodes {decoding}; a step takes {step_s:.3g} s, bound by {slower}"
     ]
     if count is not None:
         steps, days = total_steps(config.training, count), step_s / 86400
         epoch = count / config.training.batch_size
-        lines.append(f"  {epoch * days:.5f} days an epoch, {steps * days:.4f} days a run of {steps} steps")
+        lines.append(f"  {epoch * days:.3g} days an epoch, {steps * days:.3g} days a run of {steps} steps")
     return lines
 
 
@@ -309,7 +316,9 @@ def assumptions(config: Config, budget: Budget, gpu: Device, mfu: float) -> list
     lines = [
         "assumptions:",
         f"  computing reaches {mfu:.0%} of the peak (mfu={mfu:g}); peak and memory: {gpu.source}, dense bf16",
-        f"  NVDEC: {NVDEC_SOURCE}",
+        "  NVDEC has no MJPEG (NVIDIA's list of its formats): the host decodes, at a rate not counted for the GPU"
+        if budget.codec == "mjpeg"
+        else f"  NVDEC: {NVDEC_SOURCE}",
         "  FLOPs and activations: the video tower on the meta device, attention's matrices stored; the text side is a "
         "gather and one projection, not counted",
         "  reading, all-reduce and evaluation hide behind computing",

@@ -70,8 +70,9 @@ def tables_of(
 
 
 def no_autocast(kind: str) -> AbstractContextManager[Any]:
-    """Autocast off; the context costs as much as a small kernel, so only where it is on."""
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    """Autocast off; the context costs as much as a small kernel, so only where it is on. Meta tensors know none."""
+    active = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if active else nullcontext()
 
 
 def compute_similarity(
