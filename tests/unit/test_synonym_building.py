@@ -301,6 +301,9 @@ def test_requests_without_an_answer_count_against_the_budget(tmp_path, behaviour
         with pytest.raises(ServerFailed, match="no answer after 2 attempts"):
             ChatClient(settings, AnswerCache(tmp_path), budget).ask(prompt)
     assert (budget.tokens_in, budget.tokens_out) == (billed * most_tokens(prompt), billed * 70)
+    with pytest.raises(ServerFailed, match="ConnectError"):  # the server is gone: nothing was sent
+        ChatClient(settings, AnswerCache(tmp_path), budget).ask(prompt)
+    assert (budget.tokens_in, budget.tokens_out) == (billed * most_tokens(prompt), billed * 70)
 
 
 def test_a_dry_run_asks_nothing(config, monkeypatch):

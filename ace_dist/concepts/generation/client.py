@@ -236,7 +236,8 @@ class ChatClient:
             raise Failure(f"no response within timeout_s={self.settings.timeout_s:g}", None, True) from None
         except (openai.APIConnectionError, TransportError) as error:
             cause = type(error.__cause__ or error).__name__
-            raise Failure(f"the connection failed ({cause})", None, True) from None
+            reached = cause not in ("ConnectError", "ConnectTimeout")  # else no question was sent that could be billed
+            raise Failure(f"the connection failed ({cause})", None, reached) from None
         return self._reply(prompt, bytes(body))
 
     def _status_failure(self, error: openai.APIStatusError) -> Exception:
