@@ -124,7 +124,7 @@ class VideoConfig:
     drop_path: float = 0.1
     embed_dim: int = 512
     time_embed_resize: str = "nearest"  # nearest | linear
-    attention: str = "auto"  # auto | xformers | sdpa
+    attention: str = "auto"  # auto | triton | xformers | sdpa
     trained_blocks: int = 3  # counted from the last
     train_head: bool = False
     train_norm: bool = False
@@ -313,7 +313,7 @@ def validated(composed: DictConfig) -> Config:
         "model.video.tower": (config.model.video.tower, ("timesformer", "vit", "spacetime")),
         "model.video.pooling": (config.model.video.pooling, ("mean", "frames")),
         "model.video.time_embed_resize": (config.model.video.time_embed_resize, ("nearest", "linear")),
-        "model.video.attention": (config.model.video.attention, ("auto", "xformers", "sdpa")),
+        "model.video.attention": (config.model.video.attention, ("auto", "triton", "xformers", "sdpa")),
         "method.name": (config.method.name, METHODS),
         "loader.backend": (config.loader.backend, ("auto", "dali", "pyav")),
         "training.device": (config.training.device, ("auto", "cpu", "cuda")),

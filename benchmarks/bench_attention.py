@@ -57,8 +57,8 @@ def temporal(clips: int) -> tuple[Shape, ...]:
 SHAPES = {
     "cuda": (*temporal(16), Shape("temporal_96", 4 * 196, 96), Shape("spatial_197", 16 * 8, 197)),
     "cpu": (
-        *temporal(2),
-        Shape("spatial_197", 2 * 8, 197),
+        *temporal(1),
+        Shape("spatial_197", 8, 197),
         Shape("demo_temporal", 8 * 16, 8, 3, 32),
         Shape("demo_spatial", 8 * 8, 17, 3, 32),
     ),
@@ -79,7 +79,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same on [S,T,H,d]."""
-    scores = torch.einsum("sthd,suhd->shtu", q, k) * q.shape[-1] ** -0.5
+    scores = torch.einsum("sthd,suhd->shtu", q * q.shape[-1] ** -0.5, k)
     return torch.einsum("shtu,suhd->sthd", scores.softmax(-1), v)
 
 

@@ -30,6 +30,12 @@ CUDA_GRID_LIMIT = 65535  # largest y or z size of a CUDA grid, where kernels put
 AGREEMENT = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 1e-4}
 
 
+# Keys up to which the formula itself beats PyTorch's tiled CPU kernel in forward and backward, by type; medians of
+# benchmarks/results/attention_cpu.csv (one thread of an EPYC). bfloat16: 2.1 to 8 times as fast, from 8 keys to 197.
+# float32: 1.2 times at 8 keys; at 15 the kernel is ahead, at 30 by a sixth. The demo's 17 keys go to the formula.
+LONGEST_FORMULA_ON_CPU = {torch.float32: 20, torch.float64: 20, torch.bfloat16: 256, torch.float16: 256}
+
+
 class AttentionError(UserError):
     """`model.video.attention` asks for something that this machine cannot do."""
 
@@ -39,12 +45,8 @@ def attend_packed(qkv: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
 
     Where the short kernel serves, the gradient of qkv is written in place; elsewhere autograd joins three.
     """
-    tokens, width = qkv.shape[1], qkv.shape[-1]
-    if qkv.is_cuda:
-        short = backend == "triton" and short_serves(qkv.device, tokens, qkv.shape[-2], width, qkv.dtype)
-    else:
-        short = formula_wins_on_cpu(tokens, qkv.dtype)
-    if short:
+    shape = (qkv.shape[1], qkv.shape[3], qkv.shape[4])
+    if backend == "triton" and qkv.is_cuda and short_serves(qkv.device, *shape, qkv.dtype):
         return temporal_attention_packed(qkv)
     q, k, v = qkv.unbind(2)
     return attend(q, k, v, backend)
@@ -66,16 +68,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") 
     if backend == "xformers":
         operators = importlib.import_module("xformers.ops")
         return cast(Tensor, operators.memory_efficient_attention(q, k, v))
+    if not q.is_cuda and k.shape[1] <= LONGEST_FORMULA_ON_CPU.get(k.dtype, 0):
+        scores = torch.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k)
+        return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    if not q.is_cuda and formula_wins_on_cpu(k.shape[2], k.dtype):
-        scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
-        return (scores.softmax(-1) @ v).transpose(1, 2)
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-def formula_wins_on_cpu(tokens: int, dtype: torch.dtype) -> bool:
-    """Whether batched products beat PyTorch's tiled CPU kernel: the rule that the rows of attention_cpu.csv give."""
-    return tokens <= (64 if dtype == torch.float32 else 256)
 
 
 @lru_cache
