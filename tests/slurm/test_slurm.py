@@ -258,11 +258,7 @@ def test_a_job_that_was_cancelled_stays_cancelled(slurm, project, cluster):
 
 
 def test_preflight_on_both_nodes(slurm, project, cluster):
-    """The table of a good cluster, and the one that says which setting is wrong."""
+    """Versions, code, network, disk, shards and decoder of both nodes, in one table."""
     words = ["launcher=preflight", "cluster=slurm", "cluster.nodes=2", "wait=true"]
     printed = cluster("submit", *words, "dataset.shards=shards")
     assert printed.count("ok  ") == 7 and "FAILED" not in printed and "all 2 ranks" in printed and "\nready" in printed
-    printed = cluster("submit", *words, "dataset.shards=nowhere", check=False)
-    assert (
-        "FAILED  shards" in printed and "rank 1: DataError: nowhere/manifest.json" in printed and "NOT ready" in printed
-    )
