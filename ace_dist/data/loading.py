@@ -131,8 +131,8 @@ def choose_backend(setting: str, codec: str, records: Sequence[ClipRecord], devi
             )
         return "dali", f"loader.backend=dali, decoding on the {'GPU' if on_gpu else 'CPU'}"
     if not on_gpu:
-        # CPU time a clip, measured on 2 cores with 30 of 90 frames at 256 pixels: PyAV 82 ms (vp9) and 42 ms (mjpeg),
-        # DALI 101 and 76. At 64 pixels, 8 of 24 frames: 2.4 and 1.1 ms against 2.1 and 1.3.
+        # benchmarks/results/loading_cpu.csv, clips/s of a core at the paper's shapes: PyAV 16 to 53 (vp9) and 53 to 106
+        # (mjpeg), DALI 9 to 25 and 11 to 30.
         return "pyav", "no GPU: PyAV decodes canonical clips faster than DALI's CPU backend"
     if not installed:
         return "pyav", "a GPU, but nvidia-dali is not installed"
