@@ -19,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,7 +189,7 @@ def forget(path: Path) -> None:
 
 
 class Checkpoints:
-    """Saves and restores an engine. All methods but `due` and `overdue` are collective: every rank calls them."""
+    """Saves and restores an engine. `save`, `finish` and `restore` are collective: every rank calls them."""
 
     def __init__(
         self, run_dir: Path, engine: Engine, ranks: Ranks, settings: TrainingConfig, frozen: str, lock: RunLock
@@ -197,6 +198,8 @@ class Checkpoints:
         self.engine, self.ranks, self.settings = engine, ranks, settings
         self.frozen = frozen  # SHA-256 of the frozen weights' file, on rank 0
         self.lock = lock
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[None] | None = None  # on rank 0
         self.saved: int | None = None
         self.saved_s = time.monotonic()
 
@@ -209,15 +212,31 @@ class Checkpoints:
         return time.monotonic() - self.saved_s > 60 * self.settings.save_every_minutes
 
     def save(self, step: int) -> None:
-        """Save the state after `step` steps; does nothing when that is saved already."""
+        """Save the state after `step` steps; does nothing when that is saved already.
+
+        The ranks wait while the state is gathered; rank 0 writes it in a thread while training goes on. What a write
+        raised, the next `save` or `finish` raises on every rank.
+        """
         if self.saved == step:
             return
+        self.finish()
         state = self.engine.state()
         generators: dict[str, Tensor] = {}
         for own in self.ranks.gather(generator_states(self.ranks)):
             generators |= own
-        on_first(self.ranks, self.write, step, {**state, "generators": generators})
+        if self.ranks.is_first:
+            self.writing = self.writer.submit(self.write, step, {**state, "generators": generators})
         self.saved, self.saved_s = step, time.monotonic()
+
+    def finish(self) -> None:
+        """Wait until what was saved is on the disk."""
+        on_first(self.ranks, self.close)
+
+    def close(self) -> None:
+        """`finish` for this rank alone; not collective, so it may follow an error."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
 
     def write(self, step: int, parts: Parts) -> None:
         """Rank 0's part of a save."""

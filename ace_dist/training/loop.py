@@ -128,6 +128,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     model.train()
     with (
         closing(make_loader(config.dataset.shards, config, ranks.device)) as loader,
+        closing(checkpoints),
         Monitor(training.run_dir, ranks, start, training.steps, config.training) as monitor,
         Watchdog(training.run_dir, ranks, training.agreement, config.training) as watchdog,
     ):
@@ -155,7 +156,8 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
             monitor.record(done, done * plan.batch_size / len(plan.records), rates, loader.wait_s)
             if save or stopped or checkpoints.due(done) or done == last:
                 watchdog.enter("save")
-                checkpoints.save(done)
+                checkpoints.save(done)  # gathered now, written while training goes on
+        checkpoints.finish()
     return done, stopped
 
 

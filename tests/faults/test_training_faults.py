@@ -1,5 +1,6 @@
 """Faults while one rank trains, through the real loop: each ends with a message naming the cause, and nothing lost."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from ace_dist.config import load_config
 from ace_dist.data.loading import Loader
 from ace_dist.data.segments import DataError
 from ace_dist.distributed import connect, disconnect
+from ace_dist.training import checkpoints
 from ace_dist.training.checkpoints import CheckpointFolder
 from ace_dist.training.guards import NonFiniteLoss, RunFolderInUse, RunLock
 from ace_dist.training.loop import train
@@ -149,7 +151,7 @@ def test_an_infinite_loss_names_all_clips_of_the_batch(run, monkeypatch):
         run()
 
 
-def test_a_shard_deleted_while_training_is_named(run, shards, at_step, tmp_path):
+def test_a_shard_deleted_while_training_is_named(run, shards, at_step, monkeypatch, tmp_path):
     """The loader cannot read on: the shard is named, the last checkpoint stays, with the shard back it continues."""
     aside = tmp_path / "aside"
     aside.mkdir()
@@ -162,6 +164,7 @@ def test_a_shard_deleted_while_training_is_named(run, shards, at_step, tmp_path)
     reopened = "loader.prefetch=1"
     with pytest.raises((DataError, FileNotFoundError), match=r"\.tar"):
         run(reopened)
+    monkeypatch.undo()
     for path in aside.iterdir():
         path.rename(shards / path.name)
     assert newest(run) >= 2
@@ -186,9 +189,25 @@ def test_a_stall_is_named_with_stacks(run, at_step, capfd):
 def test_saving_by_the_clock(run, at_step, monkeypatch):
     """When the last save is `training.save_every_minutes` old, the next step is saved whatever its number."""
     seen = []
-    at_step(5, lambda batch: seen.append(newest(run)))
+    at_step(5, lambda batch: seen.append(newest(run)))  # step 3 is on the disk, step 4 may still be on its way
     run("training.save_every_steps=100", "training.save_every_minutes=1e-9")
-    assert seen == [4]
+    assert seen in ([3], [4])
+
+
+def test_a_disk_that_fills_up_while_training_stops_the_run(run, monkeypatch):
+    """The write of step 4 fails in its thread: the run ends with the cause, step 2 is intact, and it can continue."""
+    write_bytes = checkpoints.write_bytes
+
+    def full(path, data):
+        if "step-00000004" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_bytes(path, data)
+
+    monkeypatch.setattr(checkpoints, "write_bytes", full)
+    with pytest.raises(checkpoints.CheckpointError, match="No space left on device; .*step-00000002, is intact"):
+        run()
+    monkeypatch.undo()
+    assert newest(run) == 2 and run().step == STEPS
 
 
 def test_two_jobs_cannot_write_one_folder(run):
