@@ -242,6 +242,7 @@ class EvaluationConfig:
 
     batch_size: int = 16  # clips per forward pass of one rank
     view_fusion: str = "softmax_sum"  # softmax_sum | logit_mean | logit_max | embedding_mean
+    synonyms: str | None = None  # synonym trees of the test (Table 4); null: those of the training
     srt_leaves: bool = True  # with leaf augmentation: SRT labels too are averaged over their children
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from ace_dist.distributed import uses_bf16
 from ace_dist.evaluation.chance import evaluate_chance
 from ace_dist.evaluation.protocols import evaluate, write_concept_space
 from ace_dist.files import write_json, write_text
-from ace_dist.methods.task import build_model, load_task
+from ace_dist.methods.task import build_model, load_task, load_trees
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,9 @@ def evaluate_run(run_dir: Path, ranks: Ranks) -> dict[str, Any]:
     """Evaluate a finished run from its folder alone and write its results. Collective; returns `results.json`."""
     config = read_config(run_dir)
     task = load_task(config)
+    if config.evaluation.synonyms is not None:
+        dataset = replace(config.dataset, synonyms=config.evaluation.synonyms)
+        task = replace(task, trees=load_trees(replace(config, dataset=dataset)))
     model = trained_model(run_dir, config, ranks.device)
     loader = make_loader(config.dataset.shards, config, ranks.device)
     if config.method.name == "random":

@@ -156,7 +156,10 @@ def assign(model: nn.Module, state: dict[str, Tensor], report: LoadReport, setti
         if key in state and state[key].shape != own[key].shape
     ]
     if strict and not report.complete:
-        raise WeightsError(f"{setting} does not fit the model: {report}")
+        raise WeightsError(
+            f"{setting} does not fit the model: {report}; launchers/import_weights.py brings others' files, or another "
+            f"tower's, under its names"
+        )
     with torch.no_grad():
         for key, tensor in own.items():
             if key in state and state[key].shape == tensor.shape:
