@@ -97,7 +97,8 @@ def portable(config: Config) -> Config:
         similarity=replace(config.model.similarity, attributes=None),
     )
     dataset = replace(config.dataset, annotations=None, shards="", synonyms="synonyms.json", srt=None)
-    return replace(config, run_dir="", dataset=dataset, model=model)
+    evaluation = replace(config.evaluation, synonyms=None)
+    return replace(config, run_dir="", dataset=dataset, model=model, evaluation=evaluation)
 
 
 def labels_of(run_dir: Path) -> dict[str, Any]:
