@@ -31,6 +31,8 @@ bench-similarity: install
 
 bench-gpu: install
 	$(BIN)/python benchmarks/bench_similarity.py --device cuda
+	$(BIN)/python benchmarks/bench_attention.py --device cuda
+	$(BIN)/python benchmarks/bench_attention.py --device cuda --sweep
 
 lint: install
 	$(BIN)/ruff check .
