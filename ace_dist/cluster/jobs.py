@@ -84,17 +84,17 @@ class Job:
         return DelayedSubmission(self)
 
     def answer_signals(self, environment: submitit.JobEnvironment) -> None:
-        """Outside of training, which has its own handlers, TERM and USR1 requeue at once, as submitit's signal does.
+        """Outside of training, which has its own handlers, USR1 requeues at once, as submitit's own USR2 does.
 
-        Before the first step and in the evaluation there is nothing to save. submitit leaves USR1 at its default, which
-        kills, and ignores TERM, after which SLURM kills.
+        In the evaluation there is nothing to save. TERM is left to submitit, which ignores it: srun sends it too when
+        another rank has crashed, and a job that crashes must not requeue itself without end. It ends local jobs.
         """
 
         def answer(number: int, frame: FrameType | None) -> None:
             if environment.global_rank == 0:
                 self.requeue(environment)
 
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGUSR1, signal.SIGTERM) if environment.cluster == "local" else (signal.SIGUSR1,):
             if number != environment._usr_sig():
                 signal.signal(number, answer)
 
