@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -37,7 +37,7 @@ SETTINGS = [
     "training.save_every_steps=100000",
     "training.device=cpu",
 ]
-WARM, FEW, MANY = 3, 5, 30  # steps: warm-up, then two stretches whose difference is steps without a save
+WARM, FEW, MANY = 3, 5, 25  # steps: warm-up, then two stretches whose difference is steps without a save
 STAGES = (0, 1, 2, 3)
 
 
@@ -138,17 +138,16 @@ def worker(out: Path, settings: Sequence[str]) -> None:
     disconnect()
 
 
-def steps(shards: Path) -> list[Row]:
+def steps(shards: Path) -> Iterator[Row]:
     """Every ZeRO stage on one rank and on two, in turns."""
-    rows = []
     for stage in STAGES:
         for world in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
                 found = run_ranks(world, stage, shards, Path(folder))
             config = {"world": world, "zero": stage, "trained": found["trained"], "batch": 8, "settings": SETTINGS}
             common = ("scaling", f"zero{stage}", "measured")
-            rows.append(Row(*common, "step_time", "ms", "ranks", world, found["step_ms"], config))
-            rows.append(Row(*common, "wire", "MiB/step", "ranks", world, [found["bytes_per_step"] / 2**20], config))
+            yield Row(*common, "step_time", "ms", "ranks", world, found["step_ms"], config)
+            yield Row(*common, "wire", "MiB/step", "ranks", world, [found["bytes_per_step"] / 2**20], config)
             gradients = 4 * found["trained"] * 2 * (world - 1)  # of an all-reduce, all ranks together
             print(
                 f"zero{stage}, {world} rank(s): {sorted(found['step_ms'])[MANY // 2]:.0f} ms a step, "
@@ -156,7 +155,6 @@ def steps(shards: Path) -> list[Row]:
                 f"(an all-reduce of the gradients: {gradients / 2**20:.2f})",
                 flush=True,
             )
-    return rows
 
 
 def run_ranks(world: int, stage: int, shards: Path, folder: Path) -> dict[str, Any]:
@@ -267,7 +265,8 @@ def main() -> None:
         "requeue": lambda: requeue(shards, given.turns),
         "model": lambda: model(given.out),
     }
-    append(given.out, rows[given.part](), "cpu")
+    for row in rows[given.part]():  # written one by one: a run that is cut short keeps what it has
+        append(given.out, [row], "cpu")
 
 
 if __name__ == "__main__":
