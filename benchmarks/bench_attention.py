@@ -358,6 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shapes", nargs="*", help="names of shapes; all by default")
+    parser.add_argument("--dtypes", nargs="*", choices=("bfloat16", "float32"), help="both by default")
     parser.add_argument("--sweep", action="store_true", help="our kernel alone with other tiles (needs a GPU)")
     parser.add_argument("--output", type=Path, help="default: results/attention_{cpu,cuda}.csv beside this file")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its own default otherwise")
@@ -374,7 +375,7 @@ def main() -> None:
     for shape in SHAPES[device]:
         if (options.shapes and shape.name not in options.shapes) or (options.sweep and shape.tokens > 32):
             continue
-        for dtype in (torch.bfloat16, torch.float32):
+        for dtype in (x for x in AGREES if not options.dtypes or str(x).removeprefix("torch.") in options.dtypes):
             for layout in (
                 ("packed",) if device == "cpu" else ("separate",) if options.sweep else ("packed", "separate")
             ):
