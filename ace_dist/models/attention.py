@@ -32,8 +32,8 @@ AGREEMENT = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 1e-
 
 # Keys up to which the formula serves on a CPU instead of PyTorch's tiled kernel; forward and backward in
 # benchmarks/results/attention_cpu.csv (one thread of an EPYC). bfloat16: 1.9 to 6.6 times as fast from 8 to 197 keys.
-# float32: even with the kernel at 8 keys and, in the demo's 3 heads, 1.06 times as fast at 17; with 12 heads it has lost
-# by a fifth at 15 keys and by a half at 30.
+# float32: even with the kernel at 8 keys and, in the demo, 1.06 times as fast at 17; with 12 heads it loses by a fifth
+# at 15 keys and by a half at 30.
 LONGEST_FORMULA_ON_CPU = {torch.float32: 20, torch.float64: 20, torch.bfloat16: 256, torch.float16: 256}
 
 
