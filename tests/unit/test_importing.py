@@ -387,4 +387,8 @@ def test_the_output_says_where_it_comes_from(tmp_path):
     imported(tmp_path, official_names(hf_timesformer().state_dict()), embed_dim=E)
     with safe_open(tmp_path / "imported.safetensors", "pt") as file:
         facts = file.metadata()
-    assert facts["kind"] == "timesformer" and "non-commercial" in facts["licence_of_released_files"] and len(facts["source_sha256"]) == 64
+    assert (
+        facts["kind"] == "timesformer"
+        and "non-commercial" in facts["licence_of_released_files"]
+        and len(facts["source_sha256"]) == 64
+    )
