@@ -49,6 +49,7 @@ class Fabric:
     node_gb_s: float = 450.0  # NVLink 4, one direction: half of the 900 GB/s of the H100 data sheet
     network_gb_s: float = 50.0  # a GPU's share: one NDR InfiniBand port of 400 Gbit/s each
     latency_us: float = 10.0  # of one hop; assumed
+    traffic: float = 1.0  # bytes sent, as a multiple of an all-reduce of the gradients
     overlap: float = 0.0  # share of the communication that hides behind the backward pass; 0 is the worst case
 
 
@@ -74,7 +75,7 @@ def model_rows(step_ms: float, trained: int, gradient_bytes: int, source: str, f
     }
     for exponent in range(10):
         gpus = 2**exponent
-        shown_s = (1 - fabric.overlap) * all_reduce_s(trained * gradient_bytes, gpus, fabric)
+        shown_s = (1 - fabric.overlap) * fabric.traffic * all_reduce_s(trained * gradient_bytes, gpus, fabric)
         total_ms = step_ms + 1e3 * shown_s
         for metric, unit, value in (("step_time", "ms", total_ms), ("efficiency", "%", 100 * step_ms / total_ms)):
             rows.append(Row("weak_scaling", source, "model", metric, unit, "gpus", gpus, [value], facts))
@@ -82,20 +83,32 @@ def model_rows(step_ms: float, trained: int, gradient_bytes: int, source: str, f
 
 
 def model(output: Path) -> list[Row]:
-    """From the measured one-rank step of the tabletop model, and for the paper's encoders from assumed step times."""
-    with output.open(newline="") as file:
-        measured = [
-            r
-            for r in csv.DictReader(file)
-            if (r["name"], r["variant"], r["metric"], r["x_value"]) == ("scaling", "zero0", "step_time", "1.0")
-        ]
-    if not measured:
-        raise SystemExit(f"{output} has no measured step yet; run `bench_scaling.py steps` first")
-    step_ms, trained = float(measured[-1]["p50"]), int(json.loads(measured[-1]["config_json"])["trained"])
-    rows = model_rows(step_ms, trained, 4, "tabletop, step measured on this CPU", Fabric())
+    """From the measured one-rank step of the tabletop model, and for the paper's encoders from assumed step times.
+
+    What ZeRO 1, the default, sends is the all-reduce times the ratio of the measured bytes of `zero1` and `zero0`.
+    """
+    step = measured(output, "zero0", "step_time", 1)
+    wire = [float(measured(output, variant, "wire", 2)["p50"]) for variant in ("zero0", "zero1")]
+    fabric = Fabric(traffic=wire[1] / wire[0])
+    trained = int(json.loads(step["config_json"])["trained"])
+    rows = model_rows(float(step["p50"]), trained, 4, "tabletop, step measured on this CPU", fabric)
     for assumed_ms in (50.0, 200.0):  # no GPU was at hand: the answer for a fast and a slow step
-        rows += model_rows(assumed_ms, 30_389_248, 2, f"paper encoders, step assumed {assumed_ms:.0f} ms", Fabric())
+        rows += model_rows(assumed_ms, 30_389_248, 2, f"paper encoders, step assumed {assumed_ms:.0f} ms", fabric)
     return rows
+
+
+def measured(output: Path, variant: str, metric: str, ranks: int) -> dict[str, str]:
+    """The last measured row of a case."""
+    with output.open(newline="") as file:
+        found = [
+            row
+            for row in csv.DictReader(file)
+            if (row["name"], row["variant"], row["metric"]) == ("scaling", variant, metric)
+            and float(row["x_value"]) == ranks
+        ]
+    if not found:
+        raise SystemExit(f"{output} has no measured {metric} of {variant} on {ranks} rank(s): run `steps` first")
+    return found[-1]
 
 
 def loopback_bytes() -> int:
@@ -138,13 +151,14 @@ def worker(out: Path, settings: Sequence[str]) -> None:
     disconnect()
 
 
-def steps(shards: Path) -> Iterator[Row]:
-    """Every ZeRO stage on one rank and on two, in turns."""
-    for stage in STAGES:
+def steps(shards: Path, stages: Sequence[int]) -> Iterator[Row]:
+    """ZeRO stages on one rank and on two, in turns; `load` is the machine's load average at the end of a case."""
+    for stage in stages:
         for world in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
                 found = run_ranks(world, stage, shards, Path(folder))
             config = {"world": world, "zero": stage, "trained": found["trained"], "batch": 8, "settings": SETTINGS}
+            config["load"] = round(os.getloadavg()[0], 1)
             common = ("scaling", f"zero{stage}", "measured")
             yield Row(*common, "step_time", "ms", "ranks", world, found["step_ms"], config)
             yield Row(*common, "wire", "MiB/step", "ranks", world, [found["bytes_per_step"] / 2**20], config)
@@ -248,6 +262,7 @@ def main() -> None:
     parser.add_argument("part", choices=("steps", "requeue", "model", "worker"))
     parser.add_argument("settings", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--shards", type=Path, help="shards of the tabletop world")
+    parser.add_argument("--stages", type=int, nargs="+", default=STAGES, help="ZeRO stages of `steps`")
     parser.add_argument("--turns", type=int, default=3, help="pre-emptions")
     parser.add_argument("--out", type=Path, default=OUTPUT)
     given = parser.parse_args()
@@ -261,7 +276,7 @@ def main() -> None:
         parser.error("--shards DIR: build them with launchers/build_shards.py")
     shards = given.shards.absolute() if given.shards else Path()
     rows = {
-        "steps": lambda: steps(shards),
+        "steps": lambda: steps(shards, given.stages),
         "requeue": lambda: requeue(shards, given.turns),
         "model": lambda: model(given.out),
     }
