@@ -77,9 +77,11 @@ def train(config: Config, ranks: Ranks) -> Outcome:
         start = training.checkpoints.restore()
         last = min(training.steps, start + (config.training.stop_after_steps or training.steps))
         step, stopped = take_steps(training, start, last)
-        if step == training.steps:
+        if step == training.steps and stopped is None:
             export(training)
-            return Outcome(training.run_dir, step)
+            stopped = ORDER[training.agreement.reach(wish=preemption.rank())["wish"]]  # else it would be lost
+            if stopped is None:
+                return Outcome(training.run_dir, step)
     outcome = Outcome(training.run_dir, step, stopped or "stop_after_steps")
     if ranks.is_first:
         how = "stopped" if stopped is None else stopped

@@ -13,7 +13,7 @@ from ace_dist.config import load_config
 from ace_dist.data.loading import Loader
 from ace_dist.data.segments import DataError
 from ace_dist.distributed import connect, disconnect
-from ace_dist.training import checkpoints
+from ace_dist.training import checkpoints, loop
 from ace_dist.training.checkpoints import CheckpointFolder
 from ace_dist.training.guards import NonFiniteLoss, RunFolderInUse, RunLock
 from ace_dist.training.loop import train
@@ -105,6 +105,21 @@ def test_a_signal_ends_the_run_after_its_step_saved(run, at_step, number):
     assert newest(run) == 3
     assert {each: signal.getsignal(each) for each in MEANING} == before
     assert not (run.folder / "lock.json").exists()
+
+
+@pytest.mark.parametrize("moment", ["last step", "export"])
+def test_a_signal_at_the_very_end_is_not_lost(run, at_step, monkeypatch, moment):
+    """A scheduler tells once. Were the run to call itself finished, its evaluation would be killed and not requeued."""
+    if moment == "last step":
+        at_step(STEPS, lambda batch: os.kill(os.getpid(), signal.SIGUSR1))
+    else:
+        export = loop.export
+        monkeypatch.setattr(loop, "export", lambda training: (export(training), os.kill(os.getpid(), signal.SIGUSR1)))
+    outcome = run()
+    assert (outcome.step, outcome.stopped) == (STEPS, "preempted") and newest(run) == STEPS
+    monkeypatch.undo()
+    again = run()
+    assert (again.step, again.stopped) == (STEPS, None) and (run.folder / "model" / "trained.safetensors").is_file()
 
 
 def test_a_second_ctrl_c_stops_at_once():
