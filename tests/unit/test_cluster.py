@@ -13,7 +13,7 @@ import subprocess
 import pytest
 import submitit
 
-from ace_dist.cluster.collect import as_csv, as_html, as_latex, as_markdown, collect, write_tables
+from ace_dist.cluster.collect import as_csv, as_html, as_latex, as_markdown, collect, sheet, write_tables
 from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.preflight import Finding, table
 from ace_dist.cluster.profiles import ClusterConfig, load_profile
@@ -321,10 +321,11 @@ def test_the_table_is_mean_and_sample_deviation_over_seeds_and_folds(swept):
             row = next(r for r in rows if (r["setting"], r["metric"]) == (f"method={method}", metric))
             assert float(row["mean"]) == pytest.approx(sum(values) / len(values)) and int(row["runs"]) == len(values)
             assert float(row["std"]) == pytest.approx(statistics.stdev(values))
-    for text in (as_csv(lines), as_markdown(lines), as_latex(lines), as_html(lines)):
-        assert "method-pro_c_seed-1_dataset.fold-0: new" in text
-    assert r"method=pro\_c" in as_latex(lines) and "method=pro_c" not in as_latex(lines).split("toprule")[1]
-    assert [path.name for path in write_tables(lines, sweep.folder)] == [
+    text = sheet(lines)
+    for written in (as_csv(lines), as_markdown(text), as_latex(text), as_html(text)):
+        assert "method-pro_c_seed-1_dataset.fold-0: new" in written
+    assert r"method=pro\_c" in as_latex(text) and "method=pro_c" not in as_latex(text).split("toprule")[1]
+    assert [path.name for path in write_tables(lines, text, sweep.folder)] == [
         f"table.{s}" for s in ("csv", "md", "tex", "html")
     ]
 

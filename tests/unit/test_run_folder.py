@@ -43,5 +43,7 @@ def test_command_line_can_be_pasted(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/x/launchers/train.py", "--local_rank=0", "dataset.novel=[a b]"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command_line() == "deepspeed --num_gpus 2 launchers/train.py 'dataset.novel=[a b]'"
-    monkeypatch.setattr("sys.argv", ["launchers/evaluate.py", "run=runs/x"])
+    monkeypatch.setattr("sys.argv", ["launchers/evaluate.py", "run=runs/x"])  # two ranks that SLURM started
+    assert command_line() == "deepspeed --num_gpus 2 launchers/evaluate.py run=runs/x"
+    monkeypatch.delenv("WORLD_SIZE")
     assert command_line() == "python launchers/evaluate.py run=runs/x"
