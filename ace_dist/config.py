@@ -6,10 +6,10 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -163,9 +163,9 @@ class SimilarityConfig:
 
 @dataclass
 class ModelConfig:
-    """Both encoders. `init: random` builds them untrained, for tests and ablations."""
+    """Both encoders. `init: random` builds them untrained, `random_video` the video side alone (Table 5)."""
 
-    init: str = "weights"  # weights | random
+    init: str = "weights"  # weights | random | random_video
     video: VideoConfig = field(default_factory=VideoConfig)
     text: TextConfig = field(default_factory=TextConfig)
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
@@ -262,6 +262,12 @@ class Config:
     deepspeed: dict[str, Any] = field(default_factory=dict)  # passed to DeepSpeed as it is
 
 
+WANTED = {
+    "Integer": "a whole number",
+    "Float": "a number",
+    "bool": "true or false",
+    "ListConfig": "a list; write '[spin block, hammer pin]'",
+}
 METHODS = ("ace", "procvlr", "vifi_ft", "vifi_pr", "bike", "text4vis", "lavila", "random")
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -281,9 +287,13 @@ def load_config(argv: Sequence[str]) -> Config:
     """Compose the configuration from `configs/` and Hydra overrides such as `experiment=demo training.epochs=2`.
 
     The flag `--local_rank`, which DeepSpeed's launcher adds, is ignored. Relative paths stay relative to the working
-    folder; `${configs:}` in a YAML file stands for the configuration folder. Raises `ConfigError`, with the nearest
-    existing name when a key or a file does not exist.
+    folder; `${configs:}` in a YAML file stands for the configuration folder. `--help` prints the choices and exits.
+    Raises `ConfigError`, with the nearest existing name when a key or a file does not exist.
     """
+    if help_asked(argv):
+        show_help(
+            [*choices_help(), "every key: ace_dist/config.py; what a run would use: launchers/train.py ... --cfg"]
+        )
     overrides = [arg for arg in argv if not re.match(r"--?local[_-]rank", arg)]
     for flag in overrides:
         if flag.startswith("-"):
@@ -292,11 +302,14 @@ def load_config(argv: Sequence[str]) -> Config:
             raise ConfigError(f"{flag!r} is not a setting; settings are written key=value, for example seed=1")
         key = flag.split("=")[0].lstrip("+~")
         if key not in known_keys() and not key.startswith("deepspeed."):
-            raise ConfigError(f"unknown setting {key!r} in {flag!r}{did_you_mean(key, known_keys())}")
+            near = [
+                known for known in known_keys() if "." in known or "." not in key
+            ]  # training.lr is no typo of training
+            raise ConfigError(f"unknown setting {key!r} in {flag!r}{did_you_mean(key, near)}")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            composed = compose("config", overrides=overrides)
+            composed = compose("config", overrides=[quoted(override) for override in overrides])
         return validated(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), error.__cause__)) from error
@@ -309,7 +322,7 @@ def validated(composed: DictConfig) -> Config:
     choices = {
         "dataset.kind": (config.dataset.kind, ("csv", "gtea", "ikea", "ata", "webdataset", "tabletop")),
         "dataset.encoding.codec": (config.dataset.encoding.codec, ("vp9", "mjpeg", "h264")),
-        "model.init": (config.model.init, ("weights", "random")),
+        "model.init": (config.model.init, ("weights", "random", "random_video")),
         "model.text.tower": (config.model.text.tower, ("clip", "minilm")),
         "model.video.tower": (config.model.video.tower, ("timesformer", "vit", "spacetime")),
         "model.video.pooling": (config.model.video.pooling, ("mean", "frames")),
@@ -388,6 +401,32 @@ def check_combinations(config: Config) -> None:
         )
 
 
+def quoted(override: str) -> str:
+    """`key=value` with quotes wherever Hydra's grammar wants them around a path or label: umlauts, spaces, brackets.
+
+    A value that the grammar reads is left as it is. Raises `ConfigError` when it is neither that nor plain text.
+    """
+    parser = OverridesParser.create()
+    key, equals, value = override.partition("=")
+    listed = re.sub(r"[^\[\]{}()'\",:=]*[^\x00-\x7f][^\[\]{}()'\",:=]*", lambda found: quote(found[0].strip()), value)
+    structure = value.startswith(("[", "{", "'", '"'))
+    for candidate in (value, listed if structure else quote(value)):
+        try:
+            parsed = parser.parse_override(f"{key}{equals}{candidate}")
+        except HydraException:
+            continue
+        if parsed.is_sweep_override():
+            raise ConfigError(f"{override!r} gives several values to one run; launchers/sweep.py runs a grid")
+        return f"{key}{equals}{candidate}"
+    raise ConfigError(f"{override!r} is not closed or quoted as a list: write '{key}=[spin block, \"any text\"]'")
+
+
+def quote(text: str) -> str:
+    """Text in quotes, as Hydra reads them."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", text)
+    return f"'{escaped}'"
+
+
 def explain(message: str, cause: BaseException | None) -> str:
     """One line out of Hydra's message, with the nearest existing key or file."""
     first = message.split("\n")[0].strip() + (f": {str(cause).splitlines()[0]}" if cause else "")
@@ -398,10 +437,18 @@ def explain(message: str, cause: BaseException | None) -> str:
         return f"{group}={name} does not exist in configs/{group}/; there are {', '.join(known)}" + did_you_mean(
             name, known
         )
+    if wanted := wanted_type(str(cause)):
+        return f"{first.split(': ')[0].removeprefix('Error merging override ')} is not {wanted}"
     if "MissingMandatoryValue" in message or "Missing mandatory value" in message:
         key = message.split("Missing mandatory value:")[-1].split("\n")[0].strip()
         return f"{key} is not set; give it on the command line as {key}=VALUE"
     return first
+
+
+def wanted_type(message: str) -> str | None:
+    """What OmegaConf's message says a value should have been, in words."""
+    found = re.search(r"could not be converted to (\\w+)|not a valid (\\w+)|not a (ListConfig)", message)
+    return WANTED.get(next(filter(None, found.groups()))) if found else None
 
 
 def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
@@ -414,6 +461,24 @@ def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
         if is_dataclass(value):
             keys += known_keys(type(value), f"{prefix}{entry.name}.")
     return keys
+
+
+def help_asked(argv: Sequence[str]) -> bool:
+    """Whether a launcher was asked what it does."""
+    return not {"-h", "--help"}.isdisjoint(argv)
+
+
+def show_help(settings: Iterable[str]) -> NoReturn:
+    """Print the running launcher's docstring and its settings, and exit with 0."""
+    lines = ["", "settings, written key=value:", *(f"  {line}" for line in settings)]
+    print((sys.modules["__main__"].__doc__ or "").strip(), *lines, sep="\\n")
+    raise SystemExit(0)
+
+
+def choices_help() -> list[str]:
+    """The configuration groups with their choices, for `--help`."""
+    groups = ("experiment", "dataset", "model", "method", "loader", "deepspeed")
+    return [f"{group}=  {', '.join(sorted(p.stem for p in (config_dir() / group).glob('*.yaml')))}" for group in groups]
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -459,6 +524,8 @@ def run_launcher(main: Any) -> None:
 def typed_settings(argv: Sequence[str], schema: type[Settings]) -> Settings:
     """Settings of a launcher with a schema of its own, a dataclass: `key=value`, values in YAML's grammar."""
     names = [entry.name for entry in fields(schema)]  # type: ignore[arg-type]
+    if help_asked(argv):
+        show_help(f"{name}={value}" for name, value in vars(schema()).items())
     for arg in argv:
         key, equals, _ = arg.partition("=")
         if not equals:
@@ -469,7 +536,10 @@ def typed_settings(argv: Sequence[str], schema: type[Settings]) -> Settings:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(argv)))
         settings = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        key, wanted = getattr(error, "full_key", None), wanted_type(str(error))
+        given = [arg for arg in argv if key and arg.startswith(f"{key}=")]
+        message = f"{given[-1]} is not {wanted}" if given and wanted else " ".join(str(error).split())
+        raise ConfigError(message) from error
     assert isinstance(settings, schema)
     return settings
 
@@ -484,6 +554,8 @@ def simple_settings(
     """
     meanings = {**required, **(optional or {})}
     given: dict[str, Any] = dict.fromkeys(meanings)
+    if help_asked(argv):
+        show_help(f"{key}={'...' if key in required else ''}   {meaning}" for key, meaning in meanings.items())
     for arg in argv:
         if re.match(r"--?local[_-]rank", arg):
             continue
@@ -505,8 +577,8 @@ def parse_value(key: str, text: str) -> Any:
     """The value of a simple setting."""
     if key == "actions":
         try:
-            value = OverridesParser.create().parse_override(f"{key}={text}").value()
-        except HydraException as error:
+            value = OverridesParser.create().parse_override(quoted(f"{key}={text}")).value()
+        except (HydraException, ConfigError) as error:
             raise ConfigError(f"actions={text} is not a list; write actions='[spin block, hammer pin]'") from error
         if not isinstance(value, list):
             raise ConfigError(f"actions={text} is not a list; write actions='[spin block, hammer pin]'")

@@ -2,7 +2,8 @@
 
 `python launchers/sweep.py status sweep=NAME` says where each run is, `collect` makes the table, `retry` submits the
 failed runs again, where they were before unless cluster=... says otherwise; the first command, given again, submits
-whatever is neither finished nor in the queue.
+whatever is neither finished nor in the queue. With table=table1 (a file of configs/tables) the rows of that table of
+the paper come first in the grid, and `collect` prints the paper's layout with the paper's numbers beside.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ace_dist.cluster.collect import as_markdown, collect, write_tables
+from ace_dist.cluster.collect import as_markdown, collect, paper_sheet, sheet, write_tables
 from ace_dist.cluster.profiles import split_settings
 from ace_dist.cluster.study import check_runs, launch, select, status_table
-from ace_dist.cluster.sweeps import Sweep
+from ace_dist.cluster.sweeps import Sweep, rows_without_run
+from ace_dist.cluster.tables import load_table
 from ace_dist.config import ConfigError, run_launcher
 
 VERBS = ("run", "status", "collect", "retry")
@@ -27,6 +29,7 @@ class Settings:
 
     sweep: str = ""  # its name
     folder: str = "runs/sweeps"
+    table: str = ""  # a table or figure of the paper: its rows are the grid's first axis
     dry_run: bool = False  # print what would be submitted, and stop
 
 
@@ -39,20 +42,27 @@ def main(argv: Sequence[str]) -> int:
     if not settings.sweep:
         raise ConfigError("sweep is not set: name the sweep with sweep=NAME")
     folder = Path(settings.folder) / settings.sweep
-    if verb != "run" and grid:
-        raise ConfigError(f"{verb} takes no settings of runs, found {grid[0]!r}; give sweep=NAME alone")
+    if verb != "run" and (grid or settings.table):
+        found = grid[0] if grid else f"table={settings.table}"
+        raise ConfigError(f"{verb} takes no settings of runs, found {found!r}; give sweep=NAME alone")
     sweep = Sweep.read(folder) if verb != "run" or (folder / "sweep.json").is_file() else Sweep(folder)
     if verb == "status":
         print(status_table(sweep.states()))
         return 0
     if verb == "collect":
-        lines = collect(sweep, sweep.states())
-        print(as_markdown(lines))
-        print("\n".join(map(str, write_tables(lines, folder))))
+        table = load_table(sweep.table) if sweep.table else None
+        lines = collect(sweep, sweep.states(), table)
+        absent = rows_without_run(list(sweep.runs.values()), table) if table else []
+        text = paper_sheet(lines, table, absent) if table else sheet(lines)
+        print(as_markdown(text))
+        print("\n".join(map(str, write_tables(lines, text, folder))))
         return 0
     if verb == "retry" and not any(arg.startswith("cluster") for arg in rest):
         profile = sweep.last_profile()
-    runs = sweep.add(grid) if verb == "run" else list(sweep.runs.values())
+    table = load_table(settings.table) if settings.table else None
+    runs = sweep.add(grid, table) if verb == "run" else list(sweep.runs.values())
+    if table and (absent := rows_without_run(runs, table)):
+        print(f"left out {', '.join(absent)}: see configs/tables/{table.name}.yaml", flush=True)
     check_runs(runs, profile)
     return launch(sweep, select(runs, sweep.states(), verb), profile, dry_run=settings.dry_run)
 

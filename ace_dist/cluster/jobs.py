@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from ace_dist.secrets import redact
 __all__ = ["Event", "Job", "read_journal"]
 
 Main = Callable[[Sequence[str]], Any]
+ASKED, ANSWER_S = 4, 5.0  # a controller that pre-empts many jobs at once is slow; KILL comes 30 s after TERM
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,12 @@ def load_main(script: str) -> Main:
 def queue_state(job_id: str) -> str:
     """SLURM's state of a job: RUNNING, COMPLETING (it is being cancelled or requeued), PENDING, ..., or UNKNOWN."""
     words = ("scontrol", "show", "job", "--oneliner", job_id)
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
-    found = re.search(r"\bJobState=(\S+)", done.stdout)
-    return found.group(1) if found else "UNKNOWN"
+    for attempt in range(ASKED):
+        try:
+            text = subprocess.run(words, capture_output=True, text=True, check=False, timeout=ANSWER_S).stdout
+        except subprocess.TimeoutExpired:
+            continue
+        if found := re.search(r"\bJobState=(\S+)", text):
+            return found.group(1)
+        time.sleep(ANSWER_S / 5 if attempt < ASKED - 1 else 0)
+    return "UNKNOWN"

@@ -1,8 +1,9 @@
 """Owns sweeps: a grid of overrides, the folder that says all of it, and the state of each run.
 
-`runs/sweeps/NAME/` holds `sweep.json` (every submission with command, commit, versions and profile; every run with
-its overrides and jobs), `uncommitted.patch` when the checkout had changes, `jobs/` (logs, journals, submitit's files)
-and one folder a run. A run is finished when its folder holds `results.json`.
+`runs/sweeps/NAME/` holds `sweep.json` (the paper's table that it repeats, if any; every submission with command,
+commit, versions and profile; every run with its overrides and jobs), `uncommitted.patch` when the checkout had
+changes, `jobs/` (logs, journals, submitit's files) and one folder a run. A run is
+finished when its folder holds `results.json`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from hydra.errors import HydraException
 from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.cluster.submission import log_path, queue
+from ace_dist.cluster.tables import Table
 from ace_dist.config import ConfigError, config_dir
 from ace_dist.files import write_json, write_text
 from ace_dist.secrets import redact
 
-__all__ = ["Run", "State", "Sweep", "expand", "state_of"]
+__all__ = ["Run", "State", "Sweep", "expand", "rows_without_run", "state_of"]
 
 RANGE = re.compile(r"-?\d+(\.\.-?\d+)?(,-?\d+(\.\.-?\d+)?)*")
 STATES = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "new")
@@ -38,7 +40,7 @@ STATES = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "
 
 @dataclass
 class Run:
-    """One point of the grid: `settings` are the swept keys, `overrides` all settings; `jobs` the ids it ran under."""
+    """One point of the grid: `settings` are the swept keys (`row`: of a table), `overrides` all; `jobs` the ids."""
 
     id: str
     settings: dict[str, str]
@@ -53,6 +55,32 @@ class State:
 
     state: str
     detail: str = ""
+
+
+def expand_table(settings: Sequence[str], table: Table) -> list[tuple[str, dict[str, str], list[str]]]:
+    """Every point of a grid whose first axis is a table's rows: run id, swept settings with `row`, all overrides.
+
+    A row's settings come last and win. Rows that an experiment cannot have (`left_out`) are not among them.
+    """
+    points = []
+    for row in table.rows:
+        for swept, overrides in expand(settings):
+            if row.name not in table.left_out.get(experiment_of(overrides), ()):
+                name = run_id({"row": row.key, **swept})
+                points.append((name, {"row": row.name, **swept}, [*overrides, *row.settings]))
+    return points
+
+
+def rows_without_run(runs: Sequence[Run], table: Table) -> list[str]:
+    """Rows of the table that no run is of."""
+    there = {run.settings["row"] for run in runs}
+    return [row.name for row in table.rows if row.name not in there]
+
+
+def experiment_of(overrides: Sequence[str]) -> str:
+    """The experiment that overrides choose."""
+    chosen = [text.removeprefix("experiment=") for text in overrides if text.startswith("experiment=")]
+    return chosen[-1] if chosen else "demo"
 
 
 def expand(settings: Sequence[str]) -> list[tuple[dict[str, str], list[str]]]:
@@ -103,12 +131,13 @@ def run_id(swept: dict[str, str]) -> str:
 
 
 class Sweep:
-    """A sweep's folder. `submissions` and `runs` are what `sweep.json` holds."""
+    """A sweep's folder. `table`, `submissions` and `runs` are what `sweep.json` holds."""
 
     def __init__(self, folder: Path) -> None:
         if not re.fullmatch(r"[\w.-]+", folder.name):
             raise ConfigError(f"sweep={folder.name}: letters, digits, '.', '_' and '-' make a sweep's name")
         self.folder = folder
+        self.table = ""  # name of the paper's table whose rows it runs; empty: none
         self.submissions: list[dict[str, Any]] = []
         self.runs: dict[str, Run] = {}
 
@@ -126,6 +155,7 @@ class Sweep:
             raise ConfigError(f"{path} does not exist; there are the sweeps {', '.join(near) or '(none)'}")
         sweep = cls(folder)
         content = json.loads(path.read_text(encoding="utf-8"))
+        sweep.table = content.get("table", "")
         sweep.submissions = content["submissions"]
         sweep.runs = {entry["id"]: Run(**entry) for entry in content["runs"]}
         return sweep
@@ -134,16 +164,26 @@ class Sweep:
         """Write `sweep.json`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         runs = [asdict(run) for run in self.runs.values()]
-        write_json(self.folder / "sweep.json", {"submissions": self.submissions, "runs": runs})
+        write_json(self.folder / "sweep.json", {"table": self.table, "submissions": self.submissions, "runs": runs})
 
-    def add(self, settings: Sequence[str]) -> list[Run]:
-        """The runs of a grid, new ones added. Raises `ConfigError` when one exists with other fixed settings."""
+    def add(self, settings: Sequence[str], table: Table | None = None) -> list[Run]:
+        """The runs of a grid (with a table: of its rows times the grid), new ones added.
+
+        Raises `ConfigError` when one exists with other fixed settings, or the sweep is of another table.
+        """
         for setting in settings:
             if setting.startswith("run_dir="):
                 raise ConfigError(f"{setting}: a sweep gives each of its runs a folder below {self.folder}")
+        name_of_table = table.name if table else ""
+        if self.runs and self.table != name_of_table:
+            raise ConfigError(
+                f"{self.folder} was made with table={self.table or '(none)'}, not {name_of_table or '(none)'}; choose "
+                f"another name with sweep=NAME"
+            )
+        self.table = name_of_table
+        points = expand_table(settings, table) if table else [(run_id(s), s, o) for s, o in expand(settings)]
         asked = []
-        for swept, overrides in expand(settings):
-            name = run_id(swept)
+        for name, swept, overrides in points:
             run = Run(name, swept, [*overrides, f"run_dir={self.folder / name}"])
             known = self.runs.setdefault(name, run)
             if known.overrides != run.overrides:

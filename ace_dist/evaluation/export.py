@@ -116,8 +116,8 @@ def provenance_of(run_dir: Path, config: Config) -> dict[str, Any]:
     environment = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
     kept = {key: environment.get(key) for key in ("python", "versions", "git", "hardware", "world_size")}
     starts = {"video": config.model.video.weights, "text": config.model.text.weights}
-    if config.model.init == "random":
-        starts = {}
+    if config.model.init != "weights":
+        starts = {"text": config.model.text.weights} if config.model.init == "random_video" else {}
     return {**kept, "started_from": {name: start_of(path) for name, path in starts.items() if path}}
 
 

@@ -89,8 +89,9 @@ def build_model(config: ModelConfig, seed: int, weights: Path | None = None) -> 
         model = DualEncoder(config.video, config.text, config.similarity)
     if weights is not None:
         load_run_weights(model, weights)
-    elif config.init == "weights":
-        load_video_weights(model.video, located(config.video.weights))
+    elif config.init != "random":
+        if config.init == "weights":
+            load_video_weights(model.video, located(config.video.weights))
         if config.text.tower == "clip" or config.text.weights is not None:
             load_text_weights(model.text, located(config.text.weights))
     if weights is None and isinstance(model.similarity, Spotting):

@@ -13,6 +13,7 @@ import subprocess
 import pytest
 import submitit
 
+from ace_dist.cluster import jobs
 from ace_dist.cluster.collect import as_csv, as_html, as_latex, as_markdown, collect, sheet, write_tables
 from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.preflight import Finding, table
@@ -181,6 +182,23 @@ def test_only_rank_0_of_a_running_job_requeues(rank, state, requeued, status, tm
     with pytest.raises(SystemExit) as caught:
         Job("x.py", (), str(tmp_path / "journal.jsonl")).requeue(FakeSlurm(tmp_path, rank))
     assert caught.value.code == status and bool(handler) == requeued and stale.exists() != requeued
+
+
+def test_a_controller_that_is_busy_is_asked_again(tmp_path, monkeypatch):
+    """It does not answer, then refuses, then knows the job: a busy moment must not cost the requeue."""
+    count = tmp_path / "count"
+    script = tmp_path / "scontrol"
+    script.write_text(
+        f"#!/bin/sh\necho . >> {count}\ncase $(wc -l < {count}) in 1) exec sleep 60;; 2) exit 1;; "
+        "*) echo JobId=$4 JobState=RUNNING Reason=None;; esac\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(jobs, "ANSWER_S", 0.5)
+    assert jobs.queue_state("17") == "RUNNING"
+    script.write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.setattr(jobs, "ANSWER_S", 0.01)
+    assert jobs.queue_state("17") == "UNKNOWN"
 
 
 def test_a_checkpoint_is_the_same_job():

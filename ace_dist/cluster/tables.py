@@ -1,0 +1,94 @@
+"""Owns the paper's tables and figures as `configs/tables` states them: rows with settings, the paper's own numbers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from ace_dist.config import ConfigError, config_dir, did_you_mean
+
+__all__ = ["Table", "TableRow", "load_table", "printed_number", "table_names"]
+
+PRINTED = {"base": "seen", "novel": "unseen", "hm": "HM", "srt": "SRT"}  # part of results.json -> the paper's column
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row: its name as printed, the same for folders and files, and its settings (`key=value`)."""
+
+    name: str
+    key: str
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure. `paper`: data set -> row -> column -> what the paper prints, such as `43.8±10.6/33.0±6.9`.
+
+    `left_out`: experiment -> rows that it cannot have. `curves`: axis label -> number on the axis -> row.
+    """
+
+    name: str
+    source: str
+    experiments: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+    paper: dict[str, dict[str, dict[str, str]]]
+    left_out: dict[str, tuple[str, ...]]
+    curves: dict[str, dict[float, str]]
+
+
+def table_names() -> list[str]:
+    """Every table and figure there is."""
+    return sorted(path.stem for path in (config_dir() / "tables").glob("*.yaml"))
+
+
+def load_table(name: str) -> Table:
+    """A file of `configs/tables`. Raises `ConfigError` for one that does not exist or names a row it does not have."""
+    if name not in table_names():
+        raise ConfigError(
+            f"table={name} does not exist; there are {', '.join(table_names())}{did_you_mean(name, table_names())}"
+        )
+    path = config_dir() / "tables" / f"{name}.yaml"
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    columns = content.get("columns", [])
+    table = Table(
+        name=name,
+        source=content["source"],
+        experiments=tuple(content["experiments"]),
+        rows=tuple(TableRow(row, row_key(row, settings), tuple(settings)) for row, settings in content["rows"].items()),
+        paper={
+            dataset: {row: dict(zip(columns, map(str, numbers), strict=True)) for row, numbers in rows.items()}
+            for dataset, rows in content.get("paper", {}).items()
+        },
+        left_out={experiment: tuple(rows) for experiment, rows in content.get("left_out", {}).items()},
+        curves={
+            axis: {float(x): row for x, row in points.items()} for axis, points in content.get("curves", {}).items()
+        },
+    )
+    groups = [*table.paper.values(), *table.left_out.values(), *(points.values() for points in table.curves.values())]
+    unknown = {row for group in groups for row in group} - {row.name for row in table.rows}
+    if unknown:
+        raise ConfigError(f"{path}: {', '.join(sorted(unknown))} is not one of its rows")
+    return table
+
+
+def row_key(name: str, settings: list[str]) -> str:
+    """The method of a row that is a method and nothing else, else the row's name in letters that a folder may have."""
+    if len(settings) == 1 and settings[0].startswith("method="):
+        return settings[0].removeprefix("method=")
+    return re.sub(r"\W+", "_", name).strip("_").lower()
+
+
+def printed_number(printed: dict[str, str], part: str, metric: str) -> str:
+    """One number out of a printed row: of `part` (base, novel, hm, srt) the `metric` of results.json; empty if absent.
+
+    A cell is accuracy/F1, each as mean±deviation in the column of the robustness test.
+    """
+    scores = printed.get(PRINTED[part], "-").split("/")
+    place = int(metric.startswith("f1"))
+    numbers = scores[place].split("±") if place < len(scores) else []
+    index = int(metric.endswith("_std"))
+    return numbers[index] if index < len(numbers) and numbers[index] != "-" else ""
