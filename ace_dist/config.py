@@ -447,7 +447,7 @@ def explain(message: str, cause: BaseException | None) -> str:
 
 def wanted_type(message: str) -> str | None:
     """What OmegaConf's message says a value should have been, in words."""
-    found = re.search(r"could not be converted to (\\w+)|not a valid (\\w+)|not a (ListConfig)", message)
+    found = re.search(r"could not be converted to (\w+)|not a valid (\w+)|not a (ListConfig)", message)
     return WANTED.get(next(filter(None, found.groups()))) if found else None
 
 
@@ -471,7 +471,7 @@ def help_asked(argv: Sequence[str]) -> bool:
 def show_help(settings: Iterable[str]) -> NoReturn:
     """Print the running launcher's docstring and its settings, and exit with 0."""
     lines = ["", "settings, written key=value:", *(f"  {line}" for line in settings)]
-    print((sys.modules["__main__"].__doc__ or "").strip(), *lines, sep="\\n")
+    print((sys.modules["__main__"].__doc__ or "").strip(), *lines, sep="\n")
     raise SystemExit(0)
 
 
@@ -536,8 +536,8 @@ def typed_settings(argv: Sequence[str], schema: type[Settings]) -> Settings:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(argv)))
         settings = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, YAMLError) as error:
-        key, wanted = getattr(error, "full_key", None), wanted_type(str(error))
-        given = [arg for arg in argv if key and arg.startswith(f"{key}=")]
+        wrong, wanted = getattr(error, "full_key", None), wanted_type(str(error))
+        given = [arg for arg in argv if wrong and arg.startswith(f"{wrong}=")]
         message = f"{given[-1]} is not {wanted}" if given and wanted else " ".join(str(error).split())
         raise ConfigError(message) from error
     assert isinstance(settings, schema)

@@ -18,7 +18,7 @@ from ace_dist.cluster.profiles import split_settings
 from ace_dist.cluster.study import check_runs, launch, select, status_table
 from ace_dist.cluster.sweeps import Sweep, rows_without_run
 from ace_dist.cluster.tables import load_table
-from ace_dist.config import ConfigError, run_launcher
+from ace_dist.config import ConfigError, help_asked, run_launcher
 
 VERBS = ("run", "status", "collect", "retry")
 
@@ -35,7 +35,7 @@ class Settings:
 
 def main(argv: Sequence[str]) -> int:
     """Submit, or say how it stands; returns 0 when every run asked about is finished or under way."""
-    verb, rest = (argv[0], argv[1:]) if argv and "=" not in argv[0] else ("run", argv)
+    verb, rest = (argv[0], argv[1:]) if argv and "=" not in argv[0] and not help_asked(argv) else ("run", argv)
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is not one of {', '.join(VERBS)}")
     settings, profile, grid = split_settings(rest, Settings)

@@ -11,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ace_dist.config import ConfigError, config_dir, did_you_mean, resolve_path, typed_settings
+from ace_dist.config import ConfigError, config_dir, did_you_mean, help_asked, resolve_path, typed_settings
 
 __all__ = ["ClusterConfig", "load_profile", "split_settings"]
 
@@ -49,7 +49,7 @@ def split_settings(argv: Sequence[str], schema: type[Settings]) -> tuple[Setting
     own, cluster, rest = list[str](), list[str](), list[str]()
     for arg in argv:
         key = arg.partition("=")[0]
-        (own if key in names else cluster if key.split(".")[0] == "cluster" else rest).append(arg)
+        (own if key in names or help_asked([arg]) else cluster if key.split(".")[0] == "cluster" else rest).append(arg)
     return typed_settings(own, schema), load_profile(cluster), rest
 
 

@@ -1,8 +1,20 @@
 """Composition of settings, and the messages for settings that cannot be right."""
 
+import dataclasses
+
 import pytest
 
-from ace_dist.config import ConfigError, config_dir, known_keys, load_config, read_config, simple_settings, to_yaml
+from ace_dist.cluster.profiles import split_settings
+from ace_dist.config import (
+    ConfigError,
+    config_dir,
+    known_keys,
+    load_config,
+    read_config,
+    simple_settings,
+    to_yaml,
+    typed_settings,
+)
 
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 
@@ -48,7 +60,13 @@ def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
         (["+anything=3"], "unknown setting 'anything'"),
         (["method=acee"], "method=acee does not exist.*there are ace.*did you mean 'ace'"),
         (["experiment=dmo"], "experiment=dmo does not exist.*did you mean 'demo'"),
-        (["training.epochs=many"], "training.epochs=many"),
+        (["training.epochs=many"], "training.epochs=many is not a number"),
+        (["training.batch_size=four"], "training.batch_size=four is not a whole number"),
+        (["training.nesterov=maybe"], "training.nesterov=maybe is not true or false"),
+        (["dataset.novel=spin wheel"], "dataset.novel=spin wheel is not a list; write"),
+        (["dataset.novel=[spin wheel"], "'dataset.novel=.spin wheel' is not closed"),
+        (["seed=1,2"], "'seed=1,2' gives several values.*launchers/sweep.py"),
+        (["training.lr=1"], "unknown setting 'training.lr'.*did you mean 'training.lr_"),
         (["training.epochs=0"], "training.epochs=0.* greater than zero"),
         (["loader.backend=dal"], "loader.backend=dal is not one of auto, dali, pyav"),
         (["model.text.embed_dim=32"], "model.video.embed_dim=64 differs from model.text.embed_dim=32"),
@@ -91,3 +109,51 @@ def test_settings_of_run_launchers():
     ):
         with pytest.raises(ConfigError, match=words):
             simple_settings(wrong, required, {"start_s": "start"})
+
+
+@pytest.mark.parametrize("value", ["/Straße 3/x", "/Videos (1)/it's & #2", "a, Jörg/b", "C:\\x", "plain/with space"])
+def test_any_path_needs_no_second_quotes(value):
+    """Umlauts, brackets and apostrophes are no part of Hydra's grammar, but of people's folders."""
+    assert load_config([f"dataset.shards={value}"]).dataset.shards == value
+    quoted = value.replace("'", "\\'")
+    assert load_config([f"dataset.shards='{quoted}'"]).dataset.shards == value  # as the grammar asks for
+
+
+def test_labels_with_umlauts_need_no_quotes_in_a_list():
+    """Both grammars in which lists of labels are given."""
+    wanted = ["öffnen Tür", "spin block", "a: b"]
+    text = "[öffnen Tür, spin block, 'a: b']"
+    assert load_config([f"dataset.novel={text}"]).dataset.novel == wanted
+    assert simple_settings([f"actions={text}"], {"actions": "a list"})["actions"] == wanted
+
+
+@dataclasses.dataclass
+class OwnSettings:
+    """Settings of a launcher."""
+
+    run: str = ""
+    compare: list[str] = dataclasses.field(default_factory=list)
+
+
+def test_a_wrong_type_of_a_launchers_own_setting_is_explained():
+    """Not in OmegaConf's words."""
+    with pytest.raises(ConfigError, match="^compare=a is not a list; write"):
+        typed_settings(["compare=a"], OwnSettings)
+
+
+@pytest.mark.parametrize(
+    ("parse", "words"),
+    [
+        (lambda argv: load_config(argv), ["experiment=", "own", "procvlr"]),
+        (lambda argv: typed_settings(argv, OwnSettings), ["run=", "compare=[]"]),
+        (lambda argv: simple_settings(argv, {"run": "a folder"}), ["run=...   a folder"]),
+        (lambda argv: split_settings(argv, OwnSettings), ["compare=[]"]),
+    ],
+)
+def test_help_lists_the_settings_and_stops(parse, words, capsys):
+    """`--help` of every kind of launcher, anywhere on its line."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in words)
