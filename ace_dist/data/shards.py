@@ -223,7 +223,9 @@ class Build:
         Raises `DataError` when a whole build, or tasks of another configuration, are at work in the folder.
         """
         plan, path = json.dumps(self.configuration, sort_keys=True).encode(), self.folder / PLAN
-        with (self.folder / BUILD_LOCK).open("a") as file:
+        with (self.folder / BUILD_LOCK).open(
+            "a+"
+        ) as file:  # NFS shares a lock of readable files, owns of writable ones
             with lock(self.folder / PLAN_LOCK):
                 if try_lock(file.fileno(), fcntl.LOCK_EX):  # nobody else is here
                     self.remove_strays()

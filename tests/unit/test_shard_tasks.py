@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -79,6 +81,20 @@ def test_a_task_that_comes_late_finds_the_finished_build(tmp_path, whole):
         finished = part(tmp_path, 1, 2)
         assert part(tmp_path, 0, 2).records == finished.records
     assert tree(tmp_path) == whole
+
+
+def test_locks_serve_on_nfs_too(tmp_path, monkeypatch):
+    """flock(2): there a file must be open for writing to be locked alone, and for reading to share its lock."""
+    flock = fcntl.flock
+
+    def nfs_flock(descriptor, mode):
+        access = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if access not in (os.O_RDWR, os.O_RDONLY if mode & fcntl.LOCK_SH else os.O_WRONLY):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, mode)
+
+    monkeypatch.setattr(fcntl, "flock", nfs_flock)
+    assert part(tmp_path, 0, 2) is None and part(tmp_path, 1, 2) is not None
 
 
 SCRIPT = """
