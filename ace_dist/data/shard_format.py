@@ -134,8 +134,11 @@ class ShardFiles:
         self.lock = threading.Lock()
 
     def read(self, record: ClipRecord) -> bytes:
-        """The bytes of one stored video. Raises `DataError` when the shard is shorter than its manifest says."""
-        data = os.pread(self.descriptor(record), record.size, record.offset)
+        """The bytes of one stored video. Raises `DataError` when the shard cannot be read, or is cut short."""
+        try:
+            data = os.pread(self.descriptor(record), record.size, record.offset)
+        except OSError as error:  # pread knows no name
+            raise DataError(f"{self.folder / record.shard} cannot be read: {error.strerror}") from error
         if len(data) != record.size:
             raise DataError(f"{self.folder / record.shard} ends inside clip {record.key}; build dataset.shards again")
         return data
@@ -226,7 +229,7 @@ def safe_members(path: Path) -> list[tarfile.TarInfo]:
     Raises `DataError` naming the tar file and the member.
     """
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:  # not compressed: members are read by their offsets
             members = [member for member in tar.getmembers() if not member.isdir()]
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path} cannot be read as a tar file: {error}") from error

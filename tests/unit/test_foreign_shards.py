@@ -131,6 +131,8 @@ def test_faulty_samples_are_named_or_in_the_ledger(world):
         "high": ([("high.mp4", good), ("high.cls", b"2")], "class 2 is not one of the 2"),
         "word": ([("word.mp4", good), ("word.cls", b"spin")], "its description cannot be read"),
         "odd": ([("odd.mp4", good), ("odd.json", about(label="fly"))], "label 'fly' is not in dataset.classes="),
+        "what": ([("what.mp4", good), ("what.json", about(label=["up"]))], "label ['up'] is not in dataset.classes="),
+        "rank": ([("rank.mp4", good), ("rank.json", about(cls="0"))], "class '0' is not one of the 2"),
         "list": ([("list.mp4", good), ("list.json", b"[1]")], "its json is not an object"),
         "dev": ([("dev.mp4", good), ("dev.json", about(verb="v", object="o", split="dev"))], "split 'dev' is neither"),
         "back": ([("back.mp4", good), ("back.json", about(verb="v", object="o", start_s=2, end_s=1))], "is not before"),
@@ -155,6 +157,11 @@ def test_folders_and_files_that_are_no_shards(world):
     with pytest.raises(DataError, match=r"dataset\.root=.*tars holds no \*\.tar file"):
         build(world)
     (world / "tars" / "train.tar").write_bytes(b"this is not a tar file" * 99)
+    with pytest.raises(DataError, match=r"train\.tar cannot be read as a tar file"):
+        build(world)
+    (world / "tars" / "train.tar").unlink()
+    with tarfile.open(world / "tars" / "train.tar", "w:gz") as tar:  # whose members do not lie where they say
+        tar.add(world / "a.mp4", "a.mp4")
     with pytest.raises(DataError, match=r"train\.tar cannot be read as a tar file"):
         build(world)
     write_tar(world / "tars" / "train.tar", ("a.mp4", (world / "a.mp4").read_bytes()), ("a.cls", b"0"))

@@ -151,12 +151,12 @@ class WebDatasetReader:
             raise DataError("has a label or a class number; set dataset.classes=FILE, which says what they mean")
         actions: Mapping[str, Action] = self.table.actions
         if "label" in about:
-            if about["label"] not in actions:
+            if not isinstance(about["label"], str) or about["label"] not in actions:
                 raise DataError(f"label {about['label']!r} is not in dataset.classes={self.table.source}")
             return actions[about["label"]]
-        if not 0 <= about["cls"] < len(actions):
+        if type(about["cls"]) is not int or not 0 <= about["cls"] < len(actions):
             raise DataError(
-                f"class {about['cls']} is not one of the {len(actions)} of dataset.classes={self.table.source}"
+                f"class {about['cls']!r} is not one of the {len(actions)} of dataset.classes={self.table.source}"
             )
         number_of_class: int = about["cls"]
         return list(actions.values())[number_of_class]
