@@ -292,9 +292,13 @@ def test_a_reservation_waits_for_answers_that_may_free_some():
         budget.reserve(10, 1)
 
 
-@pytest.mark.parametrize(("behaviour", "billed"), [((200, None), 2), ((503, {}), 0)], ids=["dropped", "refused"])
+@pytest.mark.parametrize(
+    ("behaviour", "billed"),
+    [((200, None), 2), ((504, {}), 2), ((503, {}), 0)],
+    ids=["dropped", "gateway timeout", "refused"],
+)
 def test_requests_without_an_answer_count_against_the_budget(tmp_path, behaviour, billed):
-    """A dropped connection may have been billed: each attempt costs its worst case. A refused request does not."""
+    """Dropped, or given up by a gateway: maybe billed, so each attempt costs its worst case. A refusal costs nothing."""
     budget, prompt = Budget(), question("spin block", 3, "x")
     with ChatServer(lambda *_: behaviour) as server:
         settings = ServerSettings("m", server.url, attempts=2, backoff_s=0.001, max_output_tokens=70)

@@ -34,6 +34,7 @@ __all__ = ["ChatClient", "Pace", "ServerFailed", "ServerRefused", "ServerSetting
 MAX_BODY_BYTES = 4 << 20  # of one response; a thousand lines have about 20 KB
 MAX_WAIT_S = 60.0  # between two attempts, whatever a Retry-After header says
 MAX_TOKENS_REPORTED = 10_000_000  # a count beyond every context window is a lie and not used
+GATEWAY_GAVE_UP = (408, 502, 504, 524)  # the model behind it may have gone on, and may be billed
 SHOWN_CHARACTERS = 300  # of a server's error message
 
 
@@ -245,7 +246,9 @@ class ChatClient:
         message = self._scrub(str(error.message))[:SHOWN_CHARACTERS]
         status = error.status_code
         if (status == 429 and error.code != "insufficient_quota") or status in (408, 409) or status >= 500:
-            return Failure(f"status {status}: {message}", retry_after_s(error.response.headers), False)
+            return Failure(
+                f"status {status}: {message}", retry_after_s(error.response.headers), status in GATEWAY_GAVE_UP
+            )
         setting = {401: "the key in " + self.settings.api_key_env, 403: "the key in " + self.settings.api_key_env}
         setting |= {404: "model and base_url", 429: "the account's quota", 400: "model, output_limit_name, temperature"}
         return ServerRefused(
