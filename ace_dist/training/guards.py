@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -150,8 +151,13 @@ class RunLock:
 
     def beat(self) -> None:
         """Renew the time stamp until released."""
-        while not self.done.wait(self.BEAT_S) and self.held():
-            os.utime(self.path)
+        while not self.done.wait(self.BEAT_S):
+            try:
+                if not self.held():
+                    return
+                os.utime(self.path)
+            except OSError as error:  # a network file system that hiccups; the next renewal may succeed
+                print(f"{self.path} was not renewed: {error.strerror}", file=sys.stderr, flush=True)
 
     def try_link(self) -> bool:
         """Create the file with our name in it, in one step; False when there is one."""

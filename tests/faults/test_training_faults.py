@@ -273,6 +273,25 @@ def test_locks_of_another_host(tmp_path, monkeypatch):
     requeued.close()
 
 
+def test_a_lock_is_renewed_again_after_a_hiccup_of_the_file_system(tmp_path, monkeypatch, capfd):
+    """A renewal that fails once must not end all renewals: another job would take a living one's folder."""
+    monkeypatch.setattr(RunLock, "BEAT_S", 0.02)
+    utime, renewed, failures = os.utime, threading.Event(), [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
+
+    def hiccup(path):
+        if failures:
+            raise failures.pop()
+        utime(path)
+        renewed.set()
+
+    monkeypatch.setattr(os, "utime", hiccup)
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert renewed.wait(20) and lock.held()
+    lock.close()
+    assert "lock.json was not renewed: Stale file handle" in capfd.readouterr().err
+
+
 def test_a_line_of_metrics_cut_by_a_kill_is_written_again(run):
     """Lines after the checkpoint, and half a line at the end, are dropped; the continued run writes them again."""
     run("training.stop_after_steps=4")
