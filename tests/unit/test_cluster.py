@@ -217,8 +217,9 @@ def test_a_grid():
     assert [swept["seed"] for swept, _ in expand(["seed=7,1..2"])] == ["7", "1", "2"]
     assert [swept["seed"] for swept, _ in expand(["seed=range(0,3)"])] == ["0", "1", "2"]
     assert expand(["seed=1"]) == [({}, ["seed=1"])]
-    for wrong in ("seed=4..1", "a=b]"):
-        with pytest.raises(ConfigError, match=r"4\.\.1|grammar"):
+    assert expand(["dataset.shards=/Straße, 2/x"]) == [({}, ["dataset.shards=/Straße, 2/x"])]
+    for wrong in ("seed=4..1", "dataset.novel=[a b"):
+        with pytest.raises(ConfigError, match=r"4\.\.1|not closed"):
             expand([wrong])
 
 
