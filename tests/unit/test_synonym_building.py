@@ -298,7 +298,7 @@ def test_a_reservation_waits_for_answers_that_may_free_some():
     ids=["dropped", "gateway timeout", "refused"],
 )
 def test_requests_without_an_answer_count_against_the_budget(tmp_path, behaviour, billed):
-    """Dropped, or given up by a gateway: maybe billed, so each attempt costs its worst case. A refusal costs nothing."""
+    """Dropped, or given up by a gateway: maybe billed, each attempt costs its worst case. A refusal costs nothing."""
     budget, prompt = Budget(), question("spin block", 3, "x")
     with ChatServer(lambda *_: behaviour) as server:
         settings = ServerSettings("m", server.url, attempts=2, backoff_s=0.001, max_output_tokens=70)
