@@ -1,4 +1,8 @@
-"""Write a run's report again, beside other runs: `python launchers/report.py run=DIR compare='[DIR, DIR]'`."""
+"""Write a run's report again, beside other runs: `python launchers/report.py run=DIR compare='[DIR, DIR]'`.
+
+Or the report of a study out of a sweep: `python launchers/report.py sweep=DIR output=DIR reference=procvlr` adds its
+runs to `runs.csv` of the output folder and writes the experiment's page and figures there.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +20,49 @@ class Settings:
     run: str = ""
     compare: list[str] = field(default_factory=list)
     picture: str | None = None  # a PNG file: concept space before and after beside the scores
+    sweep: str = ""  # instead of `run`: a sweep's folder
+    output: str = ""  # where a sweep's report goes
+    experiment: str = ""  # name in runs.csv; empty: the sweep's table
+    reference: str = ""  # the method that a sweep's others are compared with, as runs.csv calls it
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write `report.html` and `figures/` into the run's folder, and the picture when asked for."""
+    """Write `report.html` and `figures/` into the run's folder, and the picture when asked for; or a study's files."""
     settings = typed_settings(argv, Settings)
-    if not settings.run:
-        raise ConfigError("run is not set: give a run folder as run=... and others to compare as compare='[DIR, DIR]'")
+    if bool(settings.run) == bool(settings.sweep):
+        raise ConfigError(
+            "run is not set: give a run folder as run=... and others to compare as compare='[DIR, DIR]', or instead a "
+            "sweep's folder as sweep=..."
+        )
+    if settings.sweep:
+        study(settings)
+        return
     from ace_dist.evaluation.report import result_picture, write_report
 
     compare = [Path(folder) for folder in settings.compare]
     print(f"report: {write_report(Path(settings.run), compare)}")
     if settings.picture:
         print(f"picture: {result_picture(Path(settings.run), Path(settings.picture), compare)}")
+
+
+def study(settings: Settings) -> None:
+    """The report of a sweep."""
+    from ace_dist.cluster.collect import planned_runs
+    from ace_dist.cluster.sweeps import Sweep
+    from ace_dist.cluster.tables import curves_by_key, load_table
+    from ace_dist.evaluation.study_report import write_study
+
+    sweep = Sweep.read(Path(settings.sweep))
+    experiment = settings.experiment or sweep.table
+    for key, value in {"output": settings.output, "reference": settings.reference, "experiment": experiment}.items():
+        if not value:
+            raise ConfigError(f"{key} is not set: the report of a sweep needs {key}=...")
+    table = load_table(sweep.table) if sweep.table else None
+    curves = curves_by_key(table) if table else {}
+    commands = [submission["command"] for submission in sweep.submissions]
+    planned = planned_runs(sweep, table)
+    for path in write_study(planned, Path(settings.output), experiment, settings.reference, curves, commands):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from ace_dist.cluster.sweeps import State, Sweep
 from ace_dist.cluster.tables import PRINTED, Table, printed_number
 from ace_dist.config import load_config
 from ace_dist.evaluation.run_files import read_results
+from ace_dist.evaluation.study import PlannedRun
 from ace_dist.files import write_text
 
 __all__ = [
-    "Cell", "Line", "Sheet", "as_csv", "as_html", "as_latex", "as_markdown", "collect", "paper_sheet", "sheet",
-    "write_tables",
+    "Cell", "Line", "Sheet", "as_csv", "as_html", "as_latex", "as_markdown", "collect", "paper_sheet", "planned_runs",
+    "sheet", "write_tables",
 ]  # fmt: skip
 
 REPLICATES = ("seed", "dataset.fold")  # settings whose values are repetitions of one experiment
@@ -105,6 +106,21 @@ def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) 
         printed = table.paper.get(dataset_of(first.overrides), {}).get(first.settings["row"], {}) if table else {}
         lines.append(Line(setting, len(done), missing, cells, printed))
     return lines
+
+
+def planned_runs(sweep: Sweep, table: Table | None = None) -> list[PlannedRun]:
+    """Every run of a sweep for a study: called as its table's row or its swept settings, without seed and fold."""
+    keys = {row.name: row.key for row in table.rows} if table else {}
+    planned = []
+    for run in sweep.runs.values():
+        kept = {key: value for key, value in run.settings.items() if key not in REPLICATES}
+        words = [
+            keys[value] if key == "row" and table else value if key == "method" else f"{key}={value}"
+            for key, value in kept.items()
+        ]
+        seed = int(run.settings["seed"]) if "seed" in run.settings else load_config(run.overrides).seed
+        planned.append(PlannedRun(" ".join(words) or "all runs", seed, sweep.folder / run.id))
+    return planned
 
 
 def dataset_of(overrides: Sequence[str]) -> str:

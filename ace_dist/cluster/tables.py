@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 
 from ace_dist.config import ConfigError, config_dir, did_you_mean
 
-__all__ = ["Table", "TableRow", "load_table", "printed_number", "table_names"]
+__all__ = ["Table", "TableRow", "curves_by_key", "load_table", "printed_number", "table_names"]
 
 PRINTED = {"base": "seen", "novel": "unseen", "hm": "HM", "srt": "SRT"}  # part of results.json -> the paper's column
 
@@ -38,6 +38,12 @@ class Table:
     paper: dict[str, dict[str, dict[str, str]]]
     left_out: dict[str, tuple[str, ...]]
     curves: dict[str, dict[float, str]]
+
+
+def curves_by_key(table: Table) -> dict[str, dict[float, str]]:
+    """The table's curves with the rows' keys."""
+    keys = {row.name: row.key for row in table.rows}
+    return {axis: {x: keys[row] for x, row in points.items()} for axis, points in table.curves.items()}
 
 
 def table_names() -> list[str]:

@@ -69,10 +69,10 @@ def srt_figure(runs: Mapping[str, FloatArray], random: float, metric: str, theme
 
     `runs`: method -> [R] percent, run 1 first (the root labels, drawn as a diamond). `random`: the guessing baseline.
     """
-    figure, axes = _panel(theme, PANEL_WIDTH, 1.25 + 0.62 * len(runs))
+    figure, axes = panel(theme, PANEL_WIDTH, 1.25 + 0.62 * len(runs))
     values = [np.asarray(run, dtype=np.float64) for run in runs.values()]
     _srt_rows(axes, values, random, theme)
-    axes.set_yticks(range(len(runs)), [_short(name) for name in runs], color=theme.ink)
+    axes.set_yticks(range(len(runs)), [short(name) for name in runs], color=theme.ink)
     axes.set_ylim(len(runs) - 0.45, -0.55)
     axes.set_xlim(0, min(100.0, 10 * np.ceil(max(random, *(row.max() for row in values)) / 10 + 0.5)))
     axes.set_xlabel(f"{metric} of each run (%)")
@@ -118,11 +118,11 @@ def _srt_rows(axes: Axes, values: Sequence[FloatArray], random: float, theme: Th
 def confusion_figure(counts: npt.NDArray[np.int64], classes: Sequence[str], theme: Theme = LIGHT) -> Figure:
     """Confusion matrix [K, K], row = true class: colour is the share of the row, the number the count of samples."""
     size = len(classes)
-    figure, axes = _panel(theme, PANEL_WIDTH, min(7.5, 1.6 + max(0.26 * size, 1.6)))
+    figure, axes = panel(theme, PANEL_WIDTH, min(7.5, 1.6 + max(0.26 * size, 1.6)))
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ramp = LinearSegmentedColormap.from_list("share", [theme.paper, theme.series[0]])
     axes.imshow(share, cmap=ramp, vmin=0, vmax=1, aspect="auto")
-    axes.set_yticks(range(size), [f"{_short(name, 24)}  {i + 1}" for i, name in enumerate(classes)], color=theme.ink)
+    axes.set_yticks(range(size), [f"{short(name, 24)}  {i + 1}" for i, name in enumerate(classes)], color=theme.ink)
     axes.set_xticks(range(size), [str(i + 1) for i in range(size)])
     axes.tick_params(axis="both", labelsize=9 if size <= 14 else 7, length=0)
     axes.set_xlabel("predicted class")
@@ -142,7 +142,7 @@ def class_f1_figure(
     scores: FloatArray, support: npt.NDArray[np.int64], classes: Sequence[str], seen: bool, theme: Theme = LIGHT
 ) -> Figure:
     """F1 of each class in percent as bars [K], with the number of test samples; a class without one has no bar."""
-    figure, axes = _panel(theme, PANEL_WIDTH, min(8.0, 1.0 + max(0.3 * len(classes), 1.4)))
+    figure, axes = panel(theme, PANEL_WIDTH, min(8.0, 1.0 + max(0.3 * len(classes), 1.4)))
     rows = np.arange(len(classes))
     axes.barh(rows, np.nan_to_num(scores), height=0.66, color=theme.seen if seen else theme.unseen)
     for row, (score, samples) in enumerate(zip(scores, support, strict=True)):
@@ -156,7 +156,7 @@ def class_f1_figure(
             fontsize=8.5,
             color=theme.muted,
         )
-    axes.set_yticks(rows, [_short(name, 24) for name in classes], color=theme.ink)
+    axes.set_yticks(rows, [short(name, 24) for name in classes], color=theme.ink)
     axes.set_ylim(len(classes) - 0.4, -0.6)
     axes.set_xlim(0, 122)
     axes.set_xticks(range(0, 101, 25))
@@ -172,7 +172,7 @@ def curve_figure(
 
     `zero`: the axis starts at 0.
     """
-    figure, axes = _panel(theme, PANEL_WIDTH, 2.75)
+    figure, axes = panel(theme, PANEL_WIDTH, 2.75)
     for index, (name, (steps, values)) in enumerate(curves.items()):
         colour = theme.series[index % len(theme.series)]
         style = ("-", (0, (4, 2)), (0, (1, 1.4)))[index % 3]  # so that equal lines do not hide each other
@@ -221,7 +221,7 @@ def concept_figure(
     size: tuple[float, float] = (PANEL_WIDTH, 4.1),
 ) -> Figure:
     """Phrases as points [S, 2], each action as a Gaussian: outlined green when seen in training, red when not."""
-    figure, axes = _panel(theme, *size)
+    figure, axes = panel(theme, *size)
     draw_concepts(axes, points, actions, seen, theme)
     return figure
 
@@ -408,7 +408,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _panel(theme: Theme, width: float, height: float) -> tuple[Figure, Axes]:
+def panel(theme: Theme, width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of one styled panel, in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
@@ -432,7 +432,7 @@ def _style(axes: Axes, theme: Theme) -> None:
         spine.set_visible(name in ("left", "bottom"))
 
 
-def _short(name: str, width: int = 18) -> str:
+def short(name: str, width: int = 18) -> str:
     """A label cut to `width` characters."""
     return _plain(name if len(name) <= width else name[: width - 1] + "…")
 
