@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 import zipfile
@@ -26,6 +27,7 @@ __all__ = ["ImportReport", "Sizes", "Wanted", "import_weights", "read_source", "
 
 CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")  # under which a checkpoint keeps its weights
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
+QUICK_GELU = ("openai_clip", "lavila")  # kinds whose CLIP towers have it; others' tensors do not tell it from GELU
 CLASSIFIER_HEADS = ("timesformer", "hf_timesformer", "timm_vit")  # kinds whose `head` names classes of their data set
 
 
@@ -61,6 +63,7 @@ class ImportReport:
     started: list[str] = field(default_factory=list)  # missing or mismatched, allowed: initialised anew
     skipped: list[str] = field(default_factory=list)  # unexpected, allowed: left out
     dropped: list[str] = field(default_factory=list)  # known to belong to another part of the source
+    assumed: str = ""  # what neither the tensors nor a file beside them say
 
     @property
     def complete(self) -> bool:
@@ -78,6 +81,7 @@ class ImportReport:
         }  # fmt: skip
         lines = [f"{self.source}: {self.kind} -> {self.tower}, {self.loaded} tensors taken"]
         lines += [f"  {name:12} {len(keys):4}  {', '.join(patterns(keys))}" for name, keys in rows.items() if keys]
+        lines += [f"  assumed      {self.assumed}"] if self.assumed else []
         return "\n".join(lines)
 
 
@@ -119,8 +123,36 @@ def import_weights(wanted: Wanted) -> tuple[dict[str, Tensor], ImportReport]:
     sizes = measure(converted.state, source, tower, wanted)
     report = ImportReport(source, kind, tower, sizes, derived=converted.derived, dropped=converted.dropped)
     report.unexpected = list(converted.unexpected)
+    if kind not in QUICK_GELU and (tower == "text" or sizes.settings.get("clip_style")):
+        report.assumed = check_activation(source)
     state = check(converted, report, wanted)
     return state, report
+
+
+def check_activation(source: Path) -> str:
+    """Whether a CLIP was trained with QuickGELU, which our CLIP towers have; no tensor tells it.
+
+    Returns what is assumed when no settings file beside the weights says so. Raises `WeightsError` when one says GELU.
+    """
+    folder = source if source.is_dir() else source.parent
+    said: dict[str, bool] = {}
+    for name in ("config.json", "open_clip_config.json"):
+        path = folder / name
+        try:
+            about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise WeightsError(f"{path}, which says how {source} was made, is not JSON: {error}") from error
+        if "model_cfg" in about:  # of open_clip, where GELU is the default
+            said[name] = bool(about["model_cfg"].get("quick_gelu", False))
+        elif str(about.get("model_type", "")).startswith("clip"):  # of transformers, where QuickGELU is
+            towers = [about, about.get("text_config") or {}, about.get("vision_config") or {}]
+            said[name] = all(part.get("hidden_act", "quick_gelu") == "quick_gelu" for part in towers)
+    for name, quick in said.items():
+        if not quick:
+            raise WeightsError(f"{source} was trained with GELU ({name}); our CLIP towers have QuickGELU, as OpenAI's")
+    if said:
+        return ""
+    return "QuickGELU, as in OpenAI's weights; open_clip's models without quickgelu in their name have GELU: do not use"
 
 
 def settle_kind(source: Path, raw: Mapping[str, Tensor], found: str | None, given: str | None) -> str:

@@ -5,6 +5,7 @@ CLIP, open_clip's CLIP (OpenAI's names), timm's ViT; LaViLa's tower, which no li
 """
 
 import argparse
+import json
 import secrets
 
 import open_clip.model as open_clip_model
@@ -196,6 +197,25 @@ def test_openai_and_open_clip(tmp_path, square, kind):
     same(image(video), torch.stack([theirs.encode_image(clip).mean(0) for clip in video]))
 
 
+def test_an_activation_that_no_tensor_tells_is_asked_for_or_said(tmp_path):
+    """Weights of a CLIP with GELU fit key by key and give other features: refused when a file says so, else said."""
+    state = openai_clip(square=True).state_dict()
+    for tower in ("text", "vit"):
+        _, report = imported(tmp_path, state, tower=tower)
+        assert "assumed      QuickGELU" in report.table() and "have GELU: do not use" in report.table()
+    quick, plain = ({"model_cfg": {"embed_dim": 64, **given}} for given in ({"quick_gelu": True}, {}))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(quick))
+    assert "assumed" not in imported(tmp_path, state)[1].table()
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(plain))
+    with pytest.raises(WeightsError, match=r"trained with GELU \(open_clip_config\.json\)"):
+        imported(tmp_path, state)
+    (tmp_path / "open_clip_config.json").unlink()
+    about = {"model_type": "clip", "text_config": {"hidden_act": "gelu"}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(WeightsError, match=r"trained with GELU \(config\.json\)"):
+        imported(tmp_path, state, tower="vit")
+
+
 @torch.no_grad()
 def test_hugging_face_clip(tmp_path):
     """A whole CLIPModel: its text side, and its image side with q, k and v joined."""
@@ -207,7 +227,7 @@ def test_hugging_face_clip(tmp_path):
     theirs, folder = shaken(CLIPModel(config)), tmp_path / "clip"
     theirs.save_pretrained(folder)
     tower, report = imported(tmp_path, None, lambda *_: None, "clip")
-    assert (report.kind, report.tower) == ("hf_clip", "text")
+    assert (report.kind, report.tower, report.assumed) == ("hf_clip", "text", "")  # its config.json says it
 
     def encode(ids):
         return theirs.text_projection(theirs.text_model(input_ids=ids).pooler_output)
