@@ -63,8 +63,8 @@ PAIRED_NOTE = (
     "comparisons. Seeds share the test clips and label sets, so the interval says nothing of other clips or words."
 )
 FIGURE_NOTE = (
-    "Box plots: every label set of every seed, a line of dots a seed, the diamond under the root labels. Curves: shaded is "
-    "the deviation over seeds, of SRT the mean spread over label sets."
+    "Box plots: every label set of every seed, a line of dots a seed, the diamond under the root labels. Curves: "
+    "shaded is the deviation over seeds, of SRT the mean spread over label sets."
 )
 
 
