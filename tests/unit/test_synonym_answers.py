@@ -55,6 +55,7 @@ def test_lines_whose_meaning_is_certain(action, line, verb):
     ("line", "reason"),
     [
         ("reel cube", "not a verb followed by"),  # another object
+        ("stop spinning block", "is what 'stop' is said of"),  # the opposite
         ("block", "not a verb followed by"),  # no verb
         ("the block", "not a verb followed by"),
         ("Sure", "not a verb followed by"),
@@ -92,6 +93,7 @@ def test_lines_that_are_not_certain(line, reason):
         ("rotate block, turn block, whirl block.", ["rotate", "turn", "whirl"]),
         ("<think>whirl block? no\nroll block</think>\nrotate block", ["rotate"]),
         ("<think>whirl block\nthis never ends", []),
+        pytest.param(f"<think>{'hm ' * 20_000}</think>rotate block", ["rotate"], id="long reasoning"),
         ("rotate\nturn\nwhirl around", ["rotate", "turn", "whirl around"]),  # verbs alone, consistently
         ("rotate\nturn block", ["turn"]),  # not consistently: a lone word could be anything
         ("Hello\nrotate", []),

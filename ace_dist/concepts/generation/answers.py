@@ -90,10 +90,8 @@ def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:
 
 def phrase_lines(text: str, action: Action) -> Iterator[str]:
     """The non-empty lines of an answer; a JSON list and a comma-separated line of whole phrases count as lines."""
-    text = re.sub(
-        r"<think>.*?(?:</think>|\Z)", "", text[:MAX_CHARACTERS], flags=re.DOTALL
-    )  # reasoning before the answer
-    body = "\n".join(line for line in text.splitlines() if not line.strip().startswith(("```", "~~~")))
+    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL)  # reasoning before the answer, however long
+    body = "\n".join(line for line in text[:MAX_CHARACTERS].splitlines() if not line.strip().startswith(("```", "~~~")))
     try:
         listed = json.loads(body)
     except (json.JSONDecodeError, RecursionError):
@@ -172,7 +170,10 @@ def verb_fault(verb: list[str]) -> str:
         or (first.endswith("ed") and len(first) > 3 and first not in BASE_ED)
         or (first.endswith("s") and not first.endswith(BASE_S))
     )
-    return f"{first!r} is not the base form of a verb" if inflected else ""
+    if inflected:
+        return f"{first!r} is not the base form of a verb"
+    doing = next((word for word in verb[1:] if word.endswith("ing") and len(word) > 4 and word not in BASE_ING), None)
+    return f"{doing!r} is what {first!r} is said of" if doing else ""  # "stop spinning" is no synonym of "spin"
 
 
 def tidy(line: str) -> str:
