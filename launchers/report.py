@@ -1,7 +1,8 @@
 """Write a run's report again, beside other runs: `python launchers/report.py run=DIR compare='[DIR, DIR]'`.
 
 Or the report of a study out of a sweep: `python launchers/report.py sweep=DIR output=DIR reference=procvlr` adds its
-runs to `runs.csv` of the output folder and writes the experiment's page and figures there.
+runs to `runs.csv` of the output folder and writes the experiment's page and figures there. With grid=ace instead of
+sweep=... it draws the gain of that method over a grid of settings, from the `runs.csv` in the output folder.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ class Settings:
     output: str = ""  # where a sweep's report goes
     experiment: str = ""  # name in runs.csv; empty: the sweep's table
     reference: str = ""  # the method that a sweep's others are compared with, as runs.csv calls it
+    grid: str = ""  # instead of `run`: a method whose gain over `reference` is drawn for every cell of `experiment`
 
 
 def main(argv: Sequence[str]) -> None:
     """Write `report.html` and `figures/` into the run's folder, and the picture when asked for; or a study's files."""
     settings = typed_settings(argv, Settings)
-    if bool(settings.run) == bool(settings.sweep):
+    if [settings.run, settings.sweep, settings.grid].count("") != 2:
         raise ConfigError(
             "run is not set: give a run folder as run=... and others to compare as compare='[DIR, DIR]', or instead a "
-            "sweep's folder as sweep=..."
+            "sweep's folder as sweep=..., or a method as grid=..."
         )
-    if settings.sweep:
+    if settings.sweep or settings.grid:
         study(settings)
         return
     from ace_dist.evaluation.report import result_picture, write_report
@@ -46,17 +48,21 @@ def main(argv: Sequence[str]) -> None:
 
 
 def study(settings: Settings) -> None:
-    """The report of a sweep."""
+    """The report of a sweep, or the gains over a grid."""
     from ace_dist.cluster.collect import planned_runs
     from ace_dist.cluster.sweeps import Sweep
     from ace_dist.cluster.tables import curves_by_key, load_table
+    from ace_dist.evaluation.study_grid import write_gains
     from ace_dist.evaluation.study_report import write_study
 
-    sweep = Sweep.read(Path(settings.sweep))
-    experiment = settings.experiment or sweep.table
+    sweep = Sweep.read(Path(settings.sweep)) if settings.sweep else None
+    experiment = settings.experiment or (sweep.table if sweep else "")
     for key, value in {"output": settings.output, "reference": settings.reference, "experiment": experiment}.items():
         if not value:
-            raise ConfigError(f"{key} is not set: the report of a sweep needs {key}=...")
+            raise ConfigError(f"{key} is not set: the report of a sweep or grid needs {key}=...")
+    if sweep is None:
+        print(*write_gains(Path(settings.output), experiment, settings.grid, settings.reference), sep="\n")
+        return
     table = load_table(sweep.table) if sweep.table else None
     curves = curves_by_key(table) if table else {}
     commands = [submission["command"] for submission in sweep.submissions]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ace_dist.evaluation import figures
 from ace_dist.evaluation.figures import LIGHT, PANEL_WIDTH, Theme
+from ace_dist.evaluation.run_files import ReportError
 from ace_dist.evaluation.study import (
     PlannedRun,
     StudyRow,
@@ -45,9 +46,15 @@ def write_study(
 
     The page is of all rows of the experiment in `runs.csv`, its box plots of this sweep's runs. `reference`: the method
     that the others are compared with. `commands`: what started the runs. Nothing is written when something is wrong.
+    An experiment with `=` in its name is one cell of a grid (`study_grid`) and gets rows alone.
     """
     study = gather(planned, experiment)
     rows = merge_rows(read_rows(output / "runs.csv"), study.rows)
+    if "=" in experiment:
+        if study.missing:
+            raise ReportError(f"{experiment}: a cell of a grid must be whole, but {'; '.join(study.missing[:4])}")
+        write_rows(rows, output / "runs.csv")
+        return [output / "runs.csv"]
     mine = [row for row in rows if row.experiment == experiment]
     stem = output / re.sub(r"[^\w.]+", "_", experiment)
     history = [*(f"`{command}`" for command in dict.fromkeys(commands)), *study.history]

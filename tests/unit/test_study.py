@@ -22,6 +22,7 @@ from ace_dist.evaluation.study import (
     study_page,
     write_rows,
 )
+from ace_dist.evaluation.study_grid import gains
 
 ENVIRONMENT = {
     "git": {"commit": "f00dfeed" * 5, "modified": True}, "hardware": {"cpu": "a CPU", "cores": 2}, "world_size": 2,
@@ -146,3 +147,32 @@ def test_wrong_folders_are_named(tmp_path, launch):
     ):
         done = launch("report", *settings, check=False)
         assert done.returncode == 2 and words in done.stderr, done.stderr
+
+
+def test_gains_over_a_grid(tmp_path, launch):
+    """Each cell is paired with its own reference, whichever way its settings were written; an unpaired one says so."""
+    rng = random.Random()
+    offsets = {(noise, shift): rng.uniform(-20, 20) for noise in ("0.2", "0.4") for shift in ("0", "1")}
+    rows = []
+    for (noise, shift), offset in offsets.items():
+        for seed in range(3):
+            cell = f"grid verb_noise={noise} domain_shift={shift}"
+            rows.append(row("procvlr", seed, 40.0 + seed, cell))
+            if (noise, shift) != ("0.4", "1"):
+                rows.append(row("ace", seed, 40.0 + seed + offset + (seed - 1), cell))
+    rows += [row(f"{m} world.domain_shift=1", 0, 9.0, "grid verb_noise=0.6") for m in ("ace", "procvlr")]
+    keys, cells = gains(rows, "ace", "procvlr")
+    assert keys == ("verb_noise", "domain_shift") and cells["0.4", "1"] == {}
+    for cell, offset in offsets.items():
+        if cells[cell]:
+            found = cells[cell]["srt_accuracy_std"]
+            assert found.mean == pytest.approx(offset) and found.high - offset == pytest.approx(4.302653 / math.sqrt(3))
+    assert str(cells["0.6", "1"]["novel_accuracy"]) == "+0.0 (one seed)"
+    with pytest.raises(ReportError, match="not those of the other rows"):
+        gains([*rows, row("ace", 0, 1.0, "grid verb_noise=0.2")], "ace", "procvlr")
+    write_rows([row("ace", 0, 1.0), *rows], tmp_path / "runs.csv")
+    launch("report", "grid=ace", "experiment=grid", "reference=procvlr", f"output={tmp_path}")
+    page = (tmp_path / "grid_gain.md").read_text()
+    assert "| 0.4 | 1 | 0 | - | - | - |" in page and page.count(".png)") == 3 == len(list(tmp_path.glob("*.png")))
+    done = launch("report", "grid=bike", "experiment=grid", "reference=procvlr", f"output={tmp_path}", check=False)
+    assert done.returncode == 2 and "no seed of grid has both bike and procvlr" in done.stderr
