@@ -34,8 +34,8 @@ Cell = tuple[str, ...]  # a value for each key of the grid
 def write_gains(output: Path, experiment: str, method: str, reference: str) -> list[Path]:
     """Write `EXPERIMENT_gain.md` and a heat map for each of unseen, SRT mean and SRT spread; returns the paths.
 
-    Takes the rows of `runs.csv` in `output` whose experiment begins with the word `experiment`. A cell without a pair is
-    on the page as such. Raises `ReportError` when no cell has one.
+    Takes the rows of `runs.csv` in `output` whose experiment begins with the word `experiment`. The page has cells
+    without a pair as such. Raises `ReportError` when no cell has one.
     """
     rows = [row for row in read_rows(output / "runs.csv") if row.experiment.split()[0] == experiment]
     keys, cells = gains(rows, method, reference)
