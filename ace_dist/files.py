@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ __all__ = ["sync_folder", "write_bytes", "write_json", "write_text"]
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write to a temporary name in the same folder, bring it to the disk, rename. What failed leaves nothing behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name that nobody else has: on other hosts, and in containers, other processes have the same number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ace_dist.errors import UserError
+from ace_dist.files import write_bytes
 from ace_dist.models.dual_encoder import VideoTower
 from ace_dist.models.timesformer import resize_positions, resize_times
 
@@ -115,11 +115,7 @@ def save_safetensors(
         stored[key] = tensor.detach().to("cpu", target).contiguous().clone()
         if target.is_floating_point and not bool(stored[key].isfinite().all()) and bool(tensor.isfinite().all()):
             raise WeightsError(f"{key} overflows {target}; store it in another type")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(stored, temporary, dict(metadata) if metadata else None)
-    os.umask(mask := os.umask(0))  # safetensors keeps its files to their owner; ours follow the umask like any other
-    temporary.chmod(0o666 & ~mask)
-    os.replace(temporary, path)
+    write_bytes(path, save(stored, dict(metadata) if metadata else None))  # `save_file` hides a full disk's OSError
 
 
 def read_safetensors(path: Path | str | None, setting: str) -> tuple[Path, dict[str, Tensor]]:

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+from ace_dist import files
 from ace_dist.training.checkpoints import CheckpointError, CheckpointFolder, read
 
 KILLS = 50
@@ -212,6 +213,30 @@ def test_full_quota(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert "File too large" in message and "is intact" in message
+
+
+@pytest.mark.parametrize("how", ["bytes", "weights"])
+def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch, how):
+    """Runs of a sweep store the same frozen weights at once; on two hosts two processes can have one number."""
+    from ace_dist.models.weights import save_safetensors
+
+    path, replace, others = tmp_path / "file", os.replace, [1]
+
+    def write():
+        if how == "bytes":
+            files.write_bytes(path, b"content")
+        else:
+            save_safetensors({"a": torch.arange(3)}, path)
+
+    def meanwhile(source, target):
+        if others:
+            others.pop()
+            write()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    write()
+    assert not others and [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_frozen_weights_are_stored_once_and_repaired(tmp_path, capsys):
