@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ace_dist.errors import UserError
 from ace_dist.evaluation.metrics import accuracy, macro_f1
 
-__all__ = ["ConceptSpace", "Predictions", "ReportError", "Run", "read_results", "read_run"]
+__all__ = ["ConceptSpace", "Predictions", "ReportError", "Run", "read_results", "read_run", "read_space"]
 
 _MADE_BY = {
     "config.yaml": "launchers/train.py",
@@ -87,7 +87,7 @@ def read_run(folder: Path) -> Run:
         base=_predictions(predictions["base"], f"{where}: base") if predictions["base"] is not None else None,
         novel=_predictions(predictions["novel"], f"{where}: novel") if predictions["novel"] is not None else None,
         srt=tuple(_predictions(part, f"{where}: srt[{index}]") for index, part in enumerate(predictions["srt"])),
-        space=_read_space(folder),
+        space=read_space(folder),
         metrics=_read_metrics(folder),
     )
     _check_same_evaluation(run)
@@ -155,7 +155,8 @@ def _check_same_evaluation(run: Run) -> None:
                 )
 
 
-def _read_space(folder: Path) -> ConceptSpace:
+def read_space(folder: Path) -> ConceptSpace:
+    """Read `concept_space.npz`."""
     path = _existing(folder, "concept_space.npz")
     try:
         with np.load(path, allow_pickle=False) as file:

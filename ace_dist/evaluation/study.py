@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from ace_dist.evaluation.run_files import ReportError, read_results
+from ace_dist.evaluation.metrics import concept_distances
+from ace_dist.evaluation.run_files import ReportError, read_results, read_space
 from ace_dist.files import write_text
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "PlannedRun",
     "Study",
     "StudyRow",
+    "concept_table",
     "gather",
     "mean_and_deviation",
     "merge_rows",
@@ -66,6 +68,7 @@ FIGURE_NOTE = (
     "Box plots: every label set of every seed, a line of dots a seed, the diamond under the root labels. Curves: "
     "shaded is the deviation over seeds, of SRT the mean spread over label sets."
 )
+CONCEPT_NOTE = "Cosine distances of phrase embeddings within an action and between actions, mean ± deviation over runs."
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,11 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class Study:
-    """What a sweep gave: rows, the results behind them by method, and what is missing, in words."""
+    """What a sweep gave: rows, the results and folders behind them by method, and what is missing, in words."""
 
     rows: tuple[StudyRow, ...]
     results: Mapping[str, tuple[dict[str, Any], ...]]
+    folders: Mapping[str, tuple[Path, ...]]
     missing: tuple[str, ...]
     history: tuple[str, ...] = field(default=())  # hardware and commits of the runs
 
@@ -122,7 +126,7 @@ def gather(planned: Iterable[PlannedRun], experiment: str) -> Study:
     for run in planned:
         groups.setdefault((run.method, run.seed), []).append(run.folder)
     rows, results, missing = list[StudyRow](), dict[str, tuple[dict[str, Any], ...]](), list[str]()
-    history, seconds = dict[str, None](), list[float]()
+    finished, history, seconds = dict[str, tuple[Path, ...]](), dict[str, None](), list[float]()
     for (method, seed), folders in groups.items():
         absent = [folder for folder in folders if not (folder / "results.json").is_file()]
         if absent:
@@ -132,13 +136,14 @@ def gather(planned: Iterable[PlannedRun], experiment: str) -> Study:
         found = [read_results(folder) for folder in folders]
         rows.append(StudyRow(experiment, method, seed, {name: fold_mean(found, *at) for name, at in SCORES.items()}))
         results[method] = (*results.get(method, ()), *found)
+        finished[method] = (*finished.get(method, ()), *folders)
         history.update(dict.fromkeys(map(made_on, folders)))
         seconds += [value for folder in folders if (value := training_seconds(folder)) is not None]
     if not rows:
         raise ReportError(f"no run is finished: {'; '.join(missing[:4]) or 'the sweep has no runs'}")
     if seconds:
         history[f"training {min(seconds):.0f} to {max(seconds):.0f} s a run, evaluation not counted"] = None
-    return Study(tuple(rows), results, tuple(missing), tuple(history))
+    return Study(tuple(rows), results, finished, tuple(missing), tuple(history))
 
 
 def fold_mean(results: Sequence[Mapping[str, Any]], part: str, metric: str) -> float | None:
@@ -227,10 +232,42 @@ def paired_difference(rows: Sequence[StudyRow], reference: Sequence[StudyRow], s
 
 
 # ------------------------------------------------------------------------------------------------------------ page
+def concept_table(folders: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Cosine distances within and between the concepts of the text tower, before and after training, a line a method.
+
+    What the paper's Fig. 5 suggests, measured in the full space over all phrases: mean ± deviation over runs. Raises
+    `ReportError` when a run has no `concept_space.npz`.
+    """
+    lines = [
+        "| method | n | within, before | within, after | between, before | between, after |",
+        "|---|" + "---:|" * 5,
+    ]
+    for method, runs in folders.items():
+        cells = []
+        spaces = [read_space(folder) for folder in runs]
+        before, after = (
+            [concept_distances(getattr(space, when), space.actions) for space in spaces] for when in ("before", "after")
+        )
+        for name in ("within", "between"):
+            for distances in (before, after):
+                values = [found[name] for found in distances]
+                deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.fmean(values):.3f}{deviation}")
+        lines.append(f"| {method} | {len(spaces)} | {' | '.join(cells)} |")
+    return lines
+
+
 def study_page(
-    rows: Sequence[StudyRow], reference: str, missing: Sequence[str], history: Sequence[str], figures: Sequence[Path]
+    rows: Sequence[StudyRow],
+    reference: str,
+    missing: Sequence[str],
+    history: Sequence[str],
+    figures: Sequence[Path],
+    concepts: Sequence[str] = (),
 ) -> str:
     """Markdown of one experiment: means, differences to `reference`, what is missing, how it was made, the figures.
+
+    `concepts`: the lines of `concept_table`.
 
     Raises `ReportError` when no row is of the reference.
     """
@@ -241,6 +278,8 @@ def study_page(
         raise ReportError(f"reference={reference} has no finished run; there are {', '.join(methods)}")
     lines = [f"# {rows[0].experiment}", "", NOTE, "", *summary_table(methods), ""]
     lines += [f"## Difference to {reference}", "", PAIRED_NOTE, "", *difference_table(methods, reference), ""]
+    if concepts:
+        lines += ["## Concept space", "", CONCEPT_NOTE, "", *concepts, ""]
     gaps = [*missing, *unpaired(methods, reference)]
     if gaps:
         lines += ["## Missing", "", *(f"- {gap}" for gap in gaps), ""]

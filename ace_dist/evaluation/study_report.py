@@ -18,6 +18,7 @@ from ace_dist.evaluation.run_files import ReportError
 from ace_dist.evaluation.study import (
     PlannedRun,
     StudyRow,
+    concept_table,
     gather,
     mean_and_deviation,
     merge_rows,
@@ -58,10 +59,11 @@ def write_study(
     mine = [row for row in rows if row.experiment == experiment]
     stem = output / re.sub(r"[^\w.]+", "_", experiment)
     history = [*(f"`{command}`" for command in dict.fromkeys(commands)), *study.history]
+    concepts = concept_table(study.folders)
     study_page(mine, reference, study.missing, history, [])  # refuses a wrong reference before anything is written
     figures_made = draw_study(mine, study.results, curves, stem)
     page = stem.with_name(f"{stem.name}.md")
-    write_text(page, study_page(mine, reference, study.missing, history, figures_made))
+    write_text(page, study_page(mine, reference, study.missing, history, figures_made, concepts))
     write_rows(rows, output / "runs.csv")
     return [output / "runs.csv", page, *figures_made]
 

@@ -5,6 +5,7 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 
 from ace_dist.cluster.sweeps import Sweep
@@ -40,6 +41,11 @@ def finish(folder, rng, srt_runs=10):
     results = {"method": "m", "dataset": "tabletop", "fold": 0, "seed": 0, **parts, "srt": srt}
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(results))
+    actions = [f"verb{i} block" for i in range(3) for _ in range(4)]
+    before, after = (np.random.default_rng().normal(size=(12, 6)) for _ in range(2))
+    np.savez(
+        folder / "concept_space.npz", before=before, after=after, phrases=actions, actions=actions, seen=[True] * 12
+    )
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
     (folder / "metrics.jsonl").write_text('{"step": 1, "elapsed_s": 1.0}\n{"step": 9, "elapsed_s": 41.6}\n')
     return results
@@ -132,6 +138,11 @@ def test_the_launcher_writes_rows_page_and_figures(swept, tmp_path, launch):
     assert "second_order_6, seed 1: row-second_order_6_seed-1 not finished" in page
     assert "commit f00dfeedf0 with uncommitted changes, 2 rank(s), a CPU (2 cores)" in page and "42 to 42 s" in page
     assert "`python launchers/sweep.py table=figure3`" in page
+    with np.load(sweep.folder / "row-second_order_6_seed-0" / "concept_space.npz") as file:
+        unit = file["after"] / np.linalg.norm(file["after"], axis=1, keepdims=True)
+    blocks = (unit @ unit.T).reshape(3, 4, 3, 4)
+    between = 1 - np.mean([blocks[i, :, j].mean() for i in range(3) for j in range(i)])
+    assert f"| {between:.3f} |\n" in page.split("## Concept space")[1].split("##")[0]
     names = {path.name for path in output.glob("*.png")}
     assert names == {
         f"figure3_{kind}_{metric}.png" for kind in ("srt", "curve1", "curve2") for metric in ("accuracy", "f1")
