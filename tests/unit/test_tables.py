@@ -8,6 +8,7 @@ import random
 import statistics
 
 import pytest
+import torch
 
 from ace_dist.cluster.collect import as_csv, as_markdown, collect, paper_sheet
 from ace_dist.cluster.profiles import load_profile
@@ -18,7 +19,7 @@ from ace_dist.concepts import SynonymTrees
 from ace_dist.config import ConfigError, load_config
 from ace_dist.errors import UserError
 from ace_dist.evaluation.metrics import harmonic_mean
-from ace_dist.methods.task import load_trees
+from ace_dist.methods.task import build_model, load_trees
 
 EXPERIMENTS = ["ata_ace", "demo", "gtea_ace", "ikea_ace"]
 
@@ -140,3 +141,17 @@ def test_another_data_set_has_no_numbers_of_the_paper(tmp_path):
         any("no numbers" in note for note in text.notes)
         and "not in this sweep: video 12, text 6, text 12" in text.notes
     )
+
+
+def test_table_5_leaves_only_the_video_side_random():
+    """A random text tower beside it would be another experiment than the paper's."""
+    rows = {row.name: row.settings for row in load_table("table5").rows}
+    random_video, pretrained = (
+        build_model(load_config(["experiment=demo", *rows[name]]).model, seed=0)
+        for name in ("random TimeSformer, ACE", "pretrained, ACE")
+    )
+    same = {
+        name.split(".")[0] for name, tensor in random_video.state_dict().items()
+        if tensor.dim() > 1 and torch.equal(tensor, pretrained.state_dict()[name])
+    }  # fmt: skip
+    assert same == {"text"}, same
