@@ -143,8 +143,11 @@ def read(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises `CheckpointError`, which names the file that is damaged and how."""
     try:
         about = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        files, version = about["files"], about.get("format")
-    except (ValueError, KeyError, TypeError) as error:
+        files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in about["files"].items()}
+        version, named = about.get("format"), int(path.name.removeprefix("step-"))
+        if about["step"] != named:  # one flipped bit makes another step of it, and so other clips and rates
+            raise ValueError(f"step {about['step']} in the folder of step {named}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}/checkpoint.json is damaged ({type(error).__name__}: {error})") from error
     if version != FORMAT:
         raise CheckpointError(f"{path} has format {version}, this version reads {FORMAT}")

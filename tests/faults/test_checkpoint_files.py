@@ -130,11 +130,24 @@ def test_a_damaged_checkpoint_does_not_count_as_kept(three):
 
 
 def test_a_damaged_description_is_named(three, capsys):
-    """`checkpoint.json` cut in half is no JSON; a bit flipped in it changes a size or a sum."""
+    """`checkpoint.json` cut in half is no JSON."""
     path = three.folder / "step-00000003" / "checkpoint.json"
     os.truncate(path, path.stat().st_size // 2)
     assert three.newest().about["step"] == 2
     assert str(path) in capsys.readouterr().out
+
+
+def test_a_flipped_bit_of_the_description_makes_no_other_step_or_weights(three):
+    """A hundred places, the step's own among them: either the checkpoint before is used, or this one as it was."""
+    path = three.folder / "step-00000003" / "checkpoint.json"
+    whole = path.read_bytes()
+    step = whole.index(b'"step": 3') + len('"step": ')
+    for place in {step, *random.sample(range(len(whole)), 100)}:
+        for bit in range(8):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            found = three.newest()
+            number = int(found.path.name.removeprefix("step-"))
+            assert found.about["step"] == number and same(found.parts, state_of(number, 2000)), (place, bit)
 
 
 def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_again_by_itself(three):
