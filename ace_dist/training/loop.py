@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ace_dist.methods import ConceptObjective
     from ace_dist.methods.task import Task
 
-__all__ = ["Outcome", "train"]
+__all__ = ["Outcome", "assemble", "describe", "train"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,23 @@ def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -
     The folder is claimed once everything that a user can get wrong has been read: a start that failed leaves it free.
     """
     run_dir = Path(config.run_dir)
+    task, plan, objective = assemble(config, ranks)
+    on_first(ranks, claim, run_dir, config, lock)
+    on_first(ranks, claim_clips, run_dir, config.dataset.shards, *task.training_clips())
+    steps = total_steps(config.training, len(plan.records))
+    frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
+    engine = Engine(config, objective, ranks, steps)
+    if ranks.is_first:
+        print(describe(task, plan, engine, steps), flush=True)
+    checkpoints = Checkpoints(run_dir, engine, ranks, config.training, frozen or "", lock)
+    agreement = Agreement(ranks, config.training.collective_timeout_s)
+    return Training(
+        config, ranks, run_dir, task, objective, plan, engine, checkpoints, preemption, agreement, steps
+    )  # fmt: skip
+
+
+def assemble(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptObjective]:
+    """Read all that a prepared configuration names: the data, the encoders, the objective. Writes nothing."""
     micro_batch_size(config, ranks.world)
     seed_everything(config.seed)
     task = load_task(config)
@@ -104,19 +121,7 @@ def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -
         ranks.rank, ranks.world,
     )  # fmt: skip
     model = build_model(config.model, config.seed).to(ranks.device)
-    objective = build_objective(config, model, task.classes.base, task.trees)
-    on_first(ranks, claim, run_dir, config, lock)
-    on_first(ranks, claim_clips, run_dir, config.dataset.shards, records, labels)
-    steps = total_steps(config.training, len(records))
-    frozen = on_first(ranks, store_frozen, run_dir, model.frozen_state_dict())  # as read, before a cast to bf16
-    engine = Engine(config, objective, ranks, steps)
-    if ranks.is_first:
-        print(describe(task, plan, engine, steps), flush=True)
-    checkpoints = Checkpoints(run_dir, engine, ranks, config.training, frozen or "", lock)
-    agreement = Agreement(ranks, config.training.collective_timeout_s)
-    return Training(
-        config, ranks, run_dir, task, objective, plan, engine, checkpoints, preemption, agreement, steps
-    )  # fmt: skip
+    return task, plan, build_objective(config, model, task.classes.base, task.trees)
 
 
 def take_steps(training: Training, start: int, last: int) -> tuple[int, str | None]:

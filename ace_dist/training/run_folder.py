@@ -21,7 +21,7 @@ from ace_dist.files import write_text
 from ace_dist.secrets import redact
 from ace_dist.training.guards import RunLock
 
-__all__ = ["RunFolderError", "claim", "environment"]
+__all__ = ["RunFolderError", "check_owner", "claim", "environment"]
 
 # Settings that may change between a run and its continuation without changing what is computed.
 FREE_SETTINGS = (
@@ -53,8 +53,15 @@ def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
     Takes `lock` first. Raises `RunFolderInUse` when another job has it, and `RunFolderError` naming the first settings
     that differ and the ways out. What is written holds no secret (`ace_dist.secrets`).
     """
-    path = run_dir / "config.yaml"
     lock.acquire()
+    check_owner(run_dir, config)
+    write_text(run_dir / "config.yaml", redact(to_yaml(config)))
+    write_text(run_dir / "environment.json", redact(json.dumps(environment(), indent=1, ensure_ascii=False)) + "\n")
+
+
+def check_owner(run_dir: Path, config: Config) -> bool:
+    """Whether the folder is of a run, which then is one of this configuration; else raises as `claim` does."""
+    path = run_dir / "config.yaml"
     if path.is_file():
         differences = changed_settings(OmegaConf.to_container(OmegaConf.load(path)), to_container(config))
         if differences:
@@ -63,8 +70,7 @@ def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
                 f"run folder {run_dir} belongs to another configuration ({shown}); choose another one with "
                 f"run_dir=DIR, or delete the folder"
             )
-    write_text(path, redact(to_yaml(config)))
-    write_text(run_dir / "environment.json", redact(json.dumps(environment(), indent=1, ensure_ascii=False)) + "\n")
+    return path.is_file()
 
 
 def to_container(config: Config) -> Any:

@@ -1,0 +1,89 @@
+"""What a newcomer asks first: which command, which settings, and would this run work?"""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ace_dist.config import load_config, to_yaml
+from ace_dist.data.clips import TrainPlan
+from ace_dist.data.loading import Batch, make_loader
+from ace_dist.errors import UserError
+from ace_dist.methods import prepare
+from ace_dist.methods.task import load_task
+from ace_dist.training.dry_run import check_batch
+from ace_dist.training.run_folder import claim
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def settings(launch, tmp_path_factory):
+    """A small world with its shards; the run folder is not there yet."""
+    folder = tmp_path_factory.mktemp("größer als")
+    given = ["dataset.world.train_clips=24", "dataset.world.test_clips=36", f"dataset.shards={folder}/shards"]
+    launch("build_shards", *given)
+    return [*given, f"run_dir={folder}/run", "training.batch_size=8", "training.device=cpu"]
+
+
+def test_the_package_names_its_launchers():
+    """`python -m ace_dist` lists every launcher and a first command."""
+    done = subprocess.run([sys.executable, "-m", "ace_dist"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "make demo" in done.stdout
+    assert all(path.stem in done.stdout for path in (ROOT / "launchers").glob("*.py"))
+
+
+def test_the_printed_configuration_is_the_one_that_a_run_holds(launch, settings):
+    """`--cfg` prints what `config.yaml` would hold, with what the method changes, and writes nothing."""
+    printed = launch("train", *settings, "method=procvlr", "--cfg").stdout
+    assert printed == to_yaml(prepare(load_config([*settings, "method=procvlr"])))
+    assert "random_labels: false" in printed
+    assert not Path(load_config(settings).run_dir).exists()
+
+
+def test_a_dry_run_goes_forward_and_leaves_nothing(launch, settings):
+    """Two ranks, ZeRO 2 and accumulation: classes, shapes, memory are said; no folder or file is made."""
+    config = load_config(settings)
+    before = sorted(Path(config.run_dir).parent.rglob("*"))
+    more = ["dry_run=true", "deepspeed=zero2", "training.accumulation=2"]
+    said = launch("train", *settings, *more, ranks=2).stdout
+    assert "video [2, 8, 3, 48, 48]" in said  # 8 clips, by two ranks, in two pieces
+    assert "run folder:" in said and "GiB of the host" in said and "novel, " in said
+    assert "fixed " in said and "random " in said and "step was taken" in said
+    assert sorted(Path(config.run_dir).parent.rglob("*")) == before
+
+
+def test_a_dry_run_refuses_what_the_run_would(launch, settings, tmp_path):
+    """The folder of another configuration, by the same message."""
+    other = prepare(replace(load_config(settings), run_dir=str(tmp_path), seed=5))
+    claim(tmp_path, other, FreeLock())
+    done = launch("train", *settings, f"run_dir={tmp_path}", "dry_run=true", check=False)
+    assert done.returncode == 2 and "seed was 5, is 0" in done.stderr
+
+
+class FreeLock:
+    """A lock that is always given."""
+
+    def acquire(self):
+        """Nothing to wait for."""
+
+
+@pytest.mark.parametrize("wrong", ["shape", "labels"])
+def test_a_batch_that_was_not_asked_for_is_named(settings, wrong):
+    """A loader that mixed up sizes or clips does not pass the rehearsal."""
+    config = load_config(settings)
+    records, labels = load_task(config).training_clips()
+    plan = TrainPlan(records, labels, config.dataset.clip, config.loader, 4, config.seed, 0, 1)
+    requests = plan.requests(0)
+    loader = make_loader(config.dataset.shards, config, torch.device("cpu"))
+    batch = next(loader.stream(iter([requests])))
+    loader.close()
+    check_batch(batch, requests, config)
+    video, found = (batch.video[:, 1:], batch.labels) if wrong == "shape" else (batch.video, batch.labels + 1)
+    with pytest.raises(UserError, match="loader.backend=auto gave"):
+        check_batch(Batch(video, found, batch.ids, batch.views, batch.frame_indices), requests, config)
