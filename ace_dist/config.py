@@ -39,6 +39,7 @@ __all__ = [
     "VideoConfig",
     "config_dir",
     "load_config",
+    "quoted",
     "read_config",
     "resolve_path",
     "run_launcher",
@@ -412,11 +413,9 @@ def quoted(override: str) -> str:
     structure = value.startswith(("[", "{", "'", '"'))
     for candidate in (value, listed if structure else quote(value)):
         try:
-            parsed = parser.parse_override(f"{key}{equals}{candidate}")
+            parser.parse_override(f"{key}{equals}{candidate}")
         except HydraException:
             continue
-        if parsed.is_sweep_override():
-            raise ConfigError(f"{override!r} gives several values to one run; launchers/sweep.py runs a grid")
         return f"{key}{equals}{candidate}"
     raise ConfigError(f"{override!r} is not closed or quoted as a list: write '{key}=[spin block, \"any text\"]'")
 
@@ -437,6 +436,9 @@ def explain(message: str, cause: BaseException | None) -> str:
         return f"{group}={name} does not exist in configs/{group}/; there are {', '.join(known)}" + did_you_mean(
             name, known
         )
+    if first.startswith("Ambiguous value"):
+        setting = first.removeprefix("Ambiguous value for argument ")
+        return f"{setting} gives several values to one run; launchers/sweep.py runs a grid"
     if wanted := wanted_type(str(cause)):
         return f"{first.split(': ')[0].removeprefix('Error merging override ')} is not {wanted}"
     if "MissingMandatoryValue" in message or "Missing mandatory value" in message:

@@ -28,7 +28,7 @@ from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.cluster.submission import log_path, queue
 from ace_dist.cluster.tables import Table
-from ace_dist.config import ConfigError, config_dir
+from ace_dist.config import ConfigError, config_dir, quoted
 from ace_dist.files import write_json, write_text
 from ace_dist.secrets import redact
 
@@ -115,7 +115,7 @@ def choices(setting: str, key: str, text: str) -> list[str] | None:
             values += [str(number) for number in range(int(first), int(last or first) + 1)]
         return list(dict.fromkeys(values))
     try:
-        override = OverridesParser.create().parse_override(setting)
+        override = OverridesParser.create().parse_override(quoted(setting))
         if not override.is_sweep_override():
             return None
         return list(dict.fromkeys(override.sweep_string_iterator()))

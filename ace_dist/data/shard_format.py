@@ -90,7 +90,8 @@ class ShardSet:
         if not path.is_file():
             raise DataError(
                 f"{path} does not exist: dataset.shards={folder} holds no finished build; make it with "
-                f"launchers/build_shards.py dataset.shards={folder}"
+                f"launchers/build_shards.py dataset=NAME dataset.shards={folder} (of your own videos: dataset=csv "
+                "dataset.annotations=FILE), or set dataset.shards to the folder of a finished one"
             )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
