@@ -122,14 +122,17 @@ def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[st
             header = [name.strip() for name in next(reader, [])]
             if missing := [column for column in columns if column not in header]:
                 found = ", ".join(header) or "nothing"
-                raise faults_error(path, [f"line 1: column {', '.join(missing)} is missing; the header has {found}"])
+                hint = "; columns are separated by commas, decimals written with a point" if ";" in found else ""
+                raise faults_error(
+                    path, [f"line 1: column {', '.join(missing)} is missing; the header has {found}{hint}"]
+                )
             return [
                 (reader.line_num, dict(zip(header, (value.strip() for value in row), strict=False)))
                 for row in reader
                 if any(value.strip() for value in row)
             ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise faults_error(path, [f"is not a CSV file in UTF-8: {error}"]) from error
+        raise faults_error(path, [f"is not a CSV file in UTF-8; save it as such: {error}"]) from error
 
 
 def seconds(row: Mapping[str, str], column: str) -> float:

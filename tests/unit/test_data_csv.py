@@ -107,6 +107,9 @@ def test_a_file_that_is_no_annotation_file(folder):
     path.write_text("video,start,end_s,verb,object,split,group\n")
     with pytest.raises(AnnotationError, match=r"column start_s is missing; the header has video, start, end_s"):
         CsvReader(path)
+    path.write_text("video;start_s;end_s;verb;object;split;group\n")  # as spreadsheets write it in half of Europe
+    with pytest.raises(AnnotationError, match="columns are separated by commas"):
+        CsvReader(path)
     write(folder)
     with pytest.raises(AnnotationError, match="has a header and no row"):
         CsvReader(path)
