@@ -215,9 +215,9 @@ def measure(shape: Shape, variants: list[str], device: str, turns: int) -> list[
         pipes[variant], theirs = context.Pipe()
         context.Process(target=worker, args=(theirs, variant, shape, device), daemon=True).start()
     times: dict[str, list[float]] = {variant: [] for variant in variants}
-    for turn in range(-2, turns):  # two steps to warm up
+    for turn in range(-1, turns):  # a step to warm up
         for variant, pipe in pipes.items():
-            pipe.send(turn + 2)
+            pipe.send(turn + 1)
             taken = pipe.recv()
             if turn >= 0:
                 times[variant].append(taken)
