@@ -151,6 +151,7 @@ def render_words(page: Page, clip: gr.State, words: gr.State, result: gr.HTML) -
 
     @gr.render(inputs=words)  # type: ignore[untyped-decorator]
     def groups(present: Words | None) -> None:
+        """Draw the groups of the present labels."""
         for label, group in (present or {}).items():
             ticked = gr.CheckboxGroup(
                 [p for p, _ in group], value=[p for p, on in group if on], label=label, interactive=True
@@ -160,10 +161,12 @@ def render_words(page: Page, clip: gr.State, words: gr.State, result: gr.HTML) -
             )
 
             def tick(voting: list[str], clip: Clip | None, now: Words, label: str = label) -> tuple[Words, str]:
+                """The ticked phrases of a label vote, the others do not."""
                 now = {**now, label: [(p, p in voting) for p, _ in now[label]]}
                 return now, page.look(clip, now)
 
             def add(phrase: str, clip: Clip | None, now: Words, label: str = label) -> tuple[Words, str]:
+                """One more phrase for a label."""
                 phrase = " ".join(phrase.lower().split())
                 if phrase and phrase not in [p for p, _ in now[label]]:
                     now = {**now, label: [*now[label], (phrase, True)]}
