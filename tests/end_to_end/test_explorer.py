@@ -123,7 +123,7 @@ def address(run_dir):
             assert server.poll() is None and time.monotonic() < deadline, server.stdout.read()
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
-        server.terminate()
+        server.kill()
 
 
 @pytest.fixture

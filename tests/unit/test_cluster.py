@@ -25,6 +25,16 @@ from ace_dist.cluster.sweeps import Run, State, Sweep, expand, run_id, state_of
 from ace_dist.config import ConfigError, config_dir, load_config
 
 
+@pytest.fixture(autouse=True)
+def signals():
+    """Handlers as they were: a job that was requeued is deaf, and ignored signals pass on to every child process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 def test_every_shipped_profile_loads():
     """No file of configs/cluster is dead; SLURM's make an sbatch file."""
     for path in (config_dir() / "cluster").glob("*.yaml"):
