@@ -214,6 +214,7 @@ def as_latex(text: Sheet) -> str:
     """A booktabs table."""
 
     def escape(words: str) -> str:
+        """LaTeX's own characters, made printable."""
         for character in "&%$#_{}":
             words = words.replace(character, "\\" + character)
         return words.replace("±", "$\\pm$")

@@ -93,6 +93,7 @@ class Job:
         """
 
         def answer(number: int, frame: FrameType | None) -> None:
+            """The signal's handler: only global rank 0 asks for the requeue."""
             if environment.global_rank == 0:
                 self.requeue(environment)
 

@@ -54,10 +54,12 @@ def run_locally(sweep: Sweep, runs: Sequence[Run], profile: ClusterConfig) -> in
     """Run on this machine, `profile.parallel` at a time, saying what starts and how it ends."""
 
     def started(index: int, job_id: str) -> None:
+        """A run was started: note its process, so that `status` finds it."""
         sweep.note_job(runs[index], job_id, "local")
         print(f"started  {runs[index].id} (process {job_id})", flush=True)
 
     def ended(index: int) -> None:
+        """A run ended: say in which state its folder is."""
         state = sweep.states()[runs[index].id]
         print(f"{state.state:<8} {runs[index].id} {state.detail}".rstrip(), flush=True)
 

@@ -109,6 +109,7 @@ def score(
     sets = [labels.phrases for labels in label_sets]
 
     def fuse(values: Tensor) -> FusedViews:
+        """The views of each video as one row, in the order of the test clips."""
         views = config.dataset.clip.views
         return fuse_views(
             values.numpy(), test.ids, test.labels, test.views, views_per_sample=views, how=how, expected_ids=test.clips

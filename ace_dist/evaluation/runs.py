@@ -57,6 +57,7 @@ def results_table(results: dict[str, Any]) -> str:
     """The paper's row for one run: accuracy / macro F1 in percent, seen, unseen, HM and SRT mean ± std."""
 
     def cell(part: dict[str, float] | None) -> str:
+        """Accuracy and macro F1 of one part, or a dash where there is none."""
         return "-" if part is None else f"{part['accuracy']:.1f} / {part['f1']:.1f}"
 
     srt = results["srt"]

@@ -53,6 +53,7 @@ def text_encoder(embed: str) -> Encode:
         raise UserError(f"embed={embed} is not minilm, a run folder, or a .safetensors file of CLIP's text weights")
 
     def encode(phrases: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Embeddings [S, D] of the phrases."""
         with torch.no_grad():
             return tower.trainable(tower.frozen(list(phrases))).double().numpy()
 

@@ -133,9 +133,11 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         def copied(tensor: Tensor) -> Tensor:
+            """An fp32 copy in the host's memory, which later steps do not change."""
             return tensor.detach().to("cpu", torch.float32, copy=True)
 
         def whole(parameter: nn.Parameter, key: str | None) -> Tensor:
+            """A parameter's fp32 value, or its optimizer state `key`, gathered from all ranks."""
             if self.masters is not None:
                 master = self.masters[parameter]
                 return copied(master if key is None else self.base_optimizer.state[master][key])

@@ -154,6 +154,7 @@ def model_cost(config: Config, bf16: bool) -> Cost:
     saved: dict[int, torch.Tensor] = {}  # by storage, kept alive so that no address is used twice
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
+        """Note the storage that autograd would save."""
         saved.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 

@@ -95,6 +95,7 @@ def recording() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def note(kernel: Any, grid: tuple[int, ...], warps: int, checked: bool, **arguments: Any) -> None:
+        """Stands in for `triton_path.launch`: keeps what would have been launched."""
         launches.append(Launch(kernel, warps, checked, arguments))
 
     original = triton_path.launch

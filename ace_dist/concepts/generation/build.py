@@ -125,6 +125,7 @@ def run(forest: Forest, source: ModelSource | WordNetSource, out: Path, concurre
     with tqdm(total=question_count(forest), desc="nodes", disable=None) as bar:
 
         def node_done(path: tuple[str, ...]) -> None:
+            """One node more; a tree that is now complete is saved at once."""
             bar.update()
             if path[0] not in saved and forest.complete(path[0]):
                 saved.add(path[0])

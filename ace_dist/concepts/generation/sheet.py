@@ -165,6 +165,7 @@ def inner_nodes(nodes: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], lis
     """Every node of nested trees with its children."""
 
     def walk(path: tuple[str, ...], node: Any) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+        """The node at `path`, then those below it."""
         yield path, list(node)
         if isinstance(node, Mapping):
             for child, below in node.items():
