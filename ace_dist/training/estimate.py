@@ -1,7 +1,8 @@
 """Owns the forecast of a run: what must be decoded, computed and held in memory, and how long that takes where.
 
-Nothing is loaded or trained: arithmetic and memory come from the very encoder run on PyTorch's meta device, which has
-shapes and no numbers; frames to decode come from the shards' manifest, or from `dataset.encoding` when there is none.
+Nothing is loaded or trained: arithmetic is counted from the encoder's shapes (`models.flops`), memory comes from the
+very encoder run on PyTorch's meta device, which has shapes and no numbers; frames to decode come from the shards'
+manifest, or from `dataset.encoding` when there is none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ace_dist.config import resolve_path
 from ace_dist.data.clips import TrainPlan, train_frames
@@ -141,8 +141,9 @@ def mean(values: Sequence[float]) -> float:
 
 
 def model_cost(config: Config, bf16: bool) -> Cost:
-    """Run one clip forward and backward through the video tower on the meta device, and count."""
+    """Count the video tower's products for one clip, and run it forward on the meta device for what it keeps."""
     from ace_dist.models.dual_encoder import DualEncoder
+    from ace_dist.models.flops import video_flops
 
     with torch.device("meta"):
         model = DualEncoder(dataclasses.replace(config.model.video, attention="sdpa"), config.model.text)
@@ -158,22 +159,19 @@ def model_cost(config: Config, bf16: bool) -> Cost:
         saved.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    shape = (1, config.dataset.clip.frames, 3, config.loader.crop, config.loader.crop)
-    video = torch.empty(shape, device="meta", dtype=next(model.parameters()).dtype)
+    frames, size = config.dataset.clip.frames, config.loader.crop
+    video = torch.empty((1, frames, 3, size, size), device="meta", dtype=next(model.parameters()).dtype)
     with (
         contextlib.redirect_stdout(None),  # which attention runs on the meta device is of no interest
-        FlopCounterMode(display=False) as counter,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
     ):
-        embedding = model.encode_video(video)
-        forward = counter.get_total_flops()
-        if embedding.requires_grad:
-            embedding.sum().backward()
+        model.encode_video(video)
+    flops = video_flops(model.video, 1, frames, size).values()
     return Cost(
         parameters=parameters,
         trained=trained,
-        forward_flops=forward,
-        step_flops=counter.get_total_flops(),
+        forward_flops=sum(part.forward for part in flops),
+        step_flops=sum(part.forward + part.backward for part in flops),
         saved_bytes=sum(t.untyped_storage().nbytes() for key, t in saved.items() if key not in own),
     )
 
@@ -320,8 +318,8 @@ def assumptions(config: Config, budget: Budget, gpu: Device, mfu: float) -> list
         "  NVDEC has no MJPEG (NVIDIA's list of its formats): the host decodes, at a rate not counted for the GPU"
         if budget.codec == "mjpeg"
         else f"  NVDEC: {NVDEC_SOURCE}",
-        "  FLOPs and activations: the video tower on the meta device, attention's matrices stored; the text side is a "
-        "gather and one projection, not counted",
+        "  FLOPs: the video tower's matrix products; activations: on the meta device, attention's matrices stored; the "
+        "text side is a gather and one projection, not counted",
         "  reading, all-reduce and evaluation hide behind computing",
     ]
     if budget.clips is None:
