@@ -235,6 +235,8 @@ class TrainingConfig:
     max_steps: int | None = None  # shortens the schedule itself
     stall_after_s: float = 120.0  # a stage of a step (data, forward, ...) that takes longer is named, with stacks
     collective_timeout_s: float = 600.0  # a rank that the others wait for longer is given up, and the run with it
+    gc_every_steps: int = 0  # collect garbage at these steps alone, on all ranks at once; 0: whenever Python likes
+    deterministic: bool = False  # equal runs give equal bits on a GPU too, or the operator that cannot is named
 
 
 @dataclass
@@ -363,6 +365,10 @@ def validated(composed: DictConfig) -> Config:
     for key, number in positive.items():
         if number <= 0:
             raise ConfigError(f"{key}={number} must be greater than zero")
+    at_least_zero = {"training.gc_every_steps": config.training.gc_every_steps}
+    for key, number in at_least_zero.items():
+        if number < 0:
+            raise ConfigError(f"{key}={number} must not be negative; 0 switches it off")
     check_combinations(config)
     return config
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ace_dist.config import Config, read_config
 from ace_dist.data.loading import make_loader
+from ace_dist.determinism import deterministic
 from ace_dist.distributed import uses_bf16
 from ace_dist.evaluation.chance import evaluate_chance
 from ace_dist.evaluation.protocols import evaluate, write_concept_space
@@ -39,10 +40,11 @@ def evaluate_run(run_dir: Path, ranks: Ranks) -> dict[str, Any]:
         task = replace(task, trees=load_trees(replace(config, dataset=dataset)))
     model = trained_model(run_dir, config, ranks.device)
     loader = make_loader(config.dataset.shards, config, ranks.device)
-    if config.method.name == "random":
-        results, predictions = evaluate_chance(config, task)
-    else:
-        results, predictions = evaluate(config, task, model, loader, ranks)
+    with deterministic(config.training.deterministic):
+        if config.method.name == "random":
+            results, predictions = evaluate_chance(config, task)
+        else:
+            results, predictions = evaluate(config, task, model, loader, ranks)
     loader.close()
     if ranks.is_first:
         before = build_model(config.model, config.seed).to(ranks.device)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ace_dist.data.clips import ClipRequest, TrainPlan
 from ace_dist.data.identity import claim_clips
 from ace_dist.data.loading import make_loader
+from ace_dist.determinism import deterministic
 from ace_dist.distributed import seed_everything
 from ace_dist.methods import build_objective, prepare
 from ace_dist.methods.task import build_model, load_task
@@ -19,6 +20,7 @@ from ace_dist.training.agreement import Agreement, on_first
 from ace_dist.training.checkpoints import Checkpoints
 from ace_dist.training.engine import Engine, micro_batch_size
 from ace_dist.training.frozen import store_frozen
+from ace_dist.training.garbage import GarbageCollection
 from ace_dist.training.guards import LossGuard, RunLock
 from ace_dist.training.monitor import Monitor
 from ace_dist.training.preemption import EXIT_CODES, ORDER, Preemption
@@ -72,7 +74,7 @@ def train(config: Config, ranks: Ranks) -> Outcome:
     It ends early, saved, after `training.stop_after_steps` steps or when a signal asks for it (see `preemption`).
     """
     lock = RunLock(Path(config.run_dir))
-    with Preemption() as preemption, closing(lock):
+    with Preemption() as preemption, closing(lock), deterministic(config.training.deterministic):
         training = build(prepare(config), ranks, preemption, lock)
         start = training.checkpoints.restore()
         last = min(training.steps, start + (config.training.stop_after_steps or training.steps))
@@ -138,6 +140,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
         closing(checkpoints),
         Monitor(training.run_dir, ranks, start, training.steps, config.training) as monitor,
         Watchdog(training.run_dir, ranks, training.agreement, config.training) as watchdog,
+        GarbageCollection(config.training.gc_every_steps) as garbage,
     ):
         stream = loader.stream(micro_batches(plan, start, last, parts))
         done, stopped = start, None
@@ -164,6 +167,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
             if save or stopped or checkpoints.due(done) or done == last:
                 watchdog.enter("save")
                 checkpoints.save(done)  # gathered now, written while training goes on
+            garbage.step(done)
         checkpoints.finish()
     return done, stopped
 

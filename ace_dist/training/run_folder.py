@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from ace_dist.config import Config, to_yaml
+from ace_dist.config import Config, read_config, to_yaml
 from ace_dist.errors import UserError
 from ace_dist.files import write_text
 from ace_dist.secrets import redact
@@ -33,6 +33,7 @@ FREE_SETTINGS = (
     "training.keep_checkpoints",
     "training.collective_timeout_s",
     "training.stall_after_s",
+    "training.gc_every_steps",
     "training.accumulation",  # the batch is the same, in other pieces
     "deepspeed.zero_optimization.stage",
     "loader.threads",
@@ -63,7 +64,8 @@ def check_owner(run_dir: Path, config: Config) -> bool:
     """Whether the folder is of a run, which then is one of this configuration; else raises as `claim` does."""
     path = run_dir / "config.yaml"
     if path.is_file():
-        differences = changed_settings(OmegaConf.to_container(OmegaConf.load(path)), to_container(config))
+        # Read through the schema: a setting that is newer than the folder had its default there.
+        differences = changed_settings(to_container(read_config(run_dir)), to_container(config))
         if differences:
             shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differences[:4])
             raise RunFolderError(
