@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,8 +33,10 @@ __all__ = [
     "EncodingConfig",
     "EvaluationConfig",
     "LoaderConfig",
+    "MetersConfig",
     "MethodConfig",
     "ModelConfig",
+    "ProfileConfig",
     "SimilarityConfig",
     "TextConfig",
     "TrainingConfig",
@@ -207,6 +211,23 @@ class LoaderConfig:
 
 
 @dataclass
+class MetersConfig:
+    """What a run measures of its speed beside clips/s."""
+
+    mfu: bool | None = None  # time large matrix products for half a second at the start, the ceiling; null: on CUDA
+
+
+@dataclass
+class ProfileConfig:
+    """Which steps are profiled. `launchers/train.py ... profile=true` is `steps: 3`."""
+
+    steps: int = 0  # recorded, one after the other; 0: none
+    after: int = 5  # steps of this start that go before them
+    trace: bool = True  # a torch-profiler trace, which slows the recorded steps; without it times by part alone
+    memory_snapshot: bool = True  # of CUDA's allocator
+
+
+@dataclass
 class TrainingConfig:
     """The optimisation. Batch sizes are global; learning rates are functions of the step."""
 
@@ -237,6 +258,8 @@ class TrainingConfig:
     collective_timeout_s: float = 600.0  # a rank that the others wait for longer is given up, and the run with it
     gc_every_steps: int = 0  # collect garbage at these steps alone, on all ranks at once; 0: whenever Python likes
     deterministic: bool = False  # equal runs give equal bits on a GPU too, or the operator that cannot is named
+    meters: MetersConfig = field(default_factory=MetersConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 @dataclass
@@ -271,6 +294,11 @@ WANTED = {
     "bool": "true or false",
     "ListConfig": "a list; write '[spin block, hammer pin]'",
 }
+GROUPS = ("experiment", "dataset", "model", "method", "loader", "deepspeed")  # folders of configs/ to choose from
+REFUSALS = {  # what a file system may refuse, and what its owner can do
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or write to another disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "write to a folder of yours"),
+}
 METHODS = ("ace", "procvlr", "vifi_ft", "vifi_pr", "bike", "text4vis", "lavila", "random")
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -298,6 +326,8 @@ def load_config(argv: Sequence[str]) -> Config:
             [*choices_help(), "every key: ace_dist/config.py; what a run would use: launchers/train.py ... --cfg"]
         )
     overrides = [arg for arg in argv if not re.match(r"--?local[_-]rank", arg)]
+    if not overrides and os.environ.get("RANK", "0") == "0":
+        print("no setting is given: this is experiment=demo (--help lists what there is)", file=sys.stderr)
     for flag in overrides:
         if flag.startswith("-"):
             raise ConfigError(f"{flag!r} is not an option; settings are written key=value, for example seed=1")
@@ -309,6 +339,8 @@ def load_config(argv: Sequence[str]) -> Config:
                 known for known in known_keys() if "." in known or "." not in key
             ]  # training.lr is no typo of training
             raise ConfigError(f"unknown setting {key!r} in {flag!r}{did_you_mean(key, near)}")
+        if key in GROUPS and "=" in flag:
+            check_choice(key, flag)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -316,6 +348,16 @@ def load_config(argv: Sequence[str]) -> Config:
         return validated(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), error.__cause__)) from error
+
+
+def check_choice(group: str, flag: str) -> None:
+    """Raise `ConfigError` when a choice such as `dataset=null` is no name; Hydra answers with a traceback."""
+    value = OverridesParser.create().parse_override(quoted(flag)).value()
+    if not isinstance(value, str | QuotedString) or not str(value):
+        known = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+        raise ConfigError(
+            f"{flag} names no file of configs/{group}/; there are {', '.join(known)}; leave {group} out for the default"
+        )
 
 
 def validated(composed: DictConfig) -> Config:
@@ -365,10 +407,14 @@ def validated(composed: DictConfig) -> Config:
     for key, number in positive.items():
         if number <= 0:
             raise ConfigError(f"{key}={number} must be greater than zero")
-    at_least_zero = {"training.gc_every_steps": config.training.gc_every_steps}
+    at_least_zero = {
+        "training.gc_every_steps": config.training.gc_every_steps,
+        "training.profile.steps": config.training.profile.steps,
+        "training.profile.after": config.training.profile.after,
+    }
     for key, number in at_least_zero.items():
         if number < 0:
-            raise ConfigError(f"{key}={number} must not be negative; 0 switches it off")
+            raise ConfigError(f"{key}={number} must not be negative")
     check_combinations(config)
     return config
 
@@ -485,8 +531,7 @@ def show_help(settings: Iterable[str]) -> NoReturn:
 
 def choices_help() -> list[str]:
     """The configuration groups with their choices, for `--help`."""
-    groups = ("experiment", "dataset", "model", "method", "loader", "deepspeed")
-    return [f"{group}=  {', '.join(sorted(p.stem for p in (config_dir() / group).glob('*.yaml')))}" for group in groups]
+    return [f"{group}=  {', '.join(sorted(p.stem for p in (config_dir() / group).glob('*.yaml')))}" for group in GROUPS]
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -504,7 +549,9 @@ def read_config(run_dir: Path) -> Config:
     """Read back `config.yaml` of a run folder. Raises `ConfigError` when there is none or it does not fit."""
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder (launchers/train.py makes one)")
+        near = sorted(str(found.parent) for found in run_dir.glob("*/config.yaml"))[:5]
+        hint = f"; inside it are {', '.join(near)}" if near else " (launchers/train.py run_dir=FOLDER makes one)"
+        raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder{hint}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
         assert isinstance(merged, DictConfig)
@@ -519,11 +566,21 @@ def resolve_path(value: str) -> Path:
 
 
 def run_launcher(main: Any) -> None:
-    """Call `main(argv)`; print a `UserError` as one line on stderr and exit with 2; with 130 after Ctrl-C."""
+    """Call `main(argv)`; print a `UserError` as one line on stderr and exit with 2; with 130 after Ctrl-C.
+
+    A full disk and a folder that may not be written are the user's too; any other `OSError` is a bug and stays one.
+    """
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        where = f"{error.filename or 'writing'}: {error.strerror}"
+        remedy = f"{REFUSALS[error.errno]} (run_dir=, dataset.shards=, out= or output=), then give the command again"
+        print(f"error: {where}; {remedy}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

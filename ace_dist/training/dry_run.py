@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from ace_dist.errors import UserError
 from ace_dist.methods import prepare
 from ace_dist.training.engine import Engine, micro_batch_size
 from ace_dist.training.loop import Outcome, assemble, describe
+from ace_dist.training.meters import peak_gib
 from ace_dist.training.run_folder import check_owner
 from ace_dist.training.schedule import total_steps
 
@@ -90,10 +90,3 @@ def describe_classes(task: Task) -> list[str]:
         names = ", ".join(map(str, actions)) or "none"
         lines.append(f"{kind}, {tested} test clips: {names}")
     return lines
-
-
-def peak_gib(device: torch.device) -> float:
-    """The most memory that this process held so far: of its GPU, or of the host."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB

@@ -217,13 +217,10 @@ def measure_cpu_clips_per_s(config: Config, seconds: float = 4.0) -> float:
 
 
 def measure_cpu_flops_per_s(seconds: float = 2.0) -> float:
-    """FLOP/s of fp32 matrix products of a transformer's size on this machine's cores."""
-    a, b = torch.randn(1024, 768), torch.randn(768, 3072)
-    done, started = 0, time.perf_counter()
-    while (taken := time.perf_counter() - started) < seconds:
-        a @ b
-        done += 1
-    return 2.0 * 1024 * 768 * 3072 * done / taken
+    """FLOP/s of large fp32 matrix products on this machine's cores."""
+    from ace_dist.training.meters import matmul_flops_per_s
+
+    return matmul_flops_per_s(torch.device("cpu"), torch.float32, seconds)
 
 
 def estimate(

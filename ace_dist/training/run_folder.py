@@ -34,6 +34,11 @@ FREE_SETTINGS = (
     "training.collective_timeout_s",
     "training.stall_after_s",
     "training.gc_every_steps",
+    "training.meters.mfu",
+    "training.profile.steps",
+    "training.profile.after",
+    "training.profile.trace",
+    "training.profile.memory_snapshot",
     "training.accumulation",  # the batch is the same, in other pieces
     "deepspeed.zero_optimization.stage",
     "loader.threads",

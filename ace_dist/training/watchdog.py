@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ class Watchdog:
         self.stall_s, self.give_up_s = settings.stall_after_s, settings.collective_timeout_s
         self.step, self.stage, self.since_s = 0, "start", time.monotonic()
         self.told = False
+        self.listener: Callable[[str], None] | None = None  # told each stage, by the thread that enters it
         self.done = threading.Event()
         self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
 
@@ -52,6 +54,8 @@ class Watchdog:
         """Say what this rank does next: data, forward, backward, collective, step or save."""
         self.step = self.step if step is None else step
         self.stage, self.since_s, self.told = stage, time.monotonic(), False
+        if self.listener is not None:
+            self.listener(stage)
 
     def watch(self) -> None:
         """The thread's work."""

@@ -1,0 +1,258 @@
+"""Owns what a run measures of itself beside its losses: FLOPs of a step, the device's ceiling, memory by part, pace.
+
+FLOPs are those of `models.flops`: the model's matrix products as a step makes them, text included for each rank and
+micro-batch, since each encodes its phrases. The ceiling is a measurement, not a data sheet: the fastest product of two
+large square matrices on the same device, in the precision of the run.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ace_dist.models.flops import Flops, similarity_flops, text_flops, video_flops
+from ace_dist.training.engine import micro_batch_size
+
+if TYPE_CHECKING:
+    from ace_dist.config import Config
+    from ace_dist.distributed import Ranks
+    from ace_dist.methods import ConceptObjective
+    from ace_dist.training.engine import Engine
+
+__all__ = ["Meters", "matmul_flops_per_s", "memory_parts", "peak_gib", "step_flops", "summary_table"]
+
+DRAWS = 8  # steps whose drawn labels are looked at for the mean number of phrases that a step encodes
+CEILING_S = 0.5
+SQUARE = {"cuda": 8192, "cpu": 1024}  # side of the matrices that measure the ceiling
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The steps between two logged ones: clips of all ranks, seconds, and those in which this rank waited for data."""
+
+    clips: int
+    taken_s: float
+    waited_s: float
+
+
+class Meters:
+    """One run's meters on one rank: `line` is for a line of `metrics.jsonl`, `summary` for the end of the run.
+
+    The ceiling is measured with `training.meters.mfu` (null: on CUDA alone); without it there is no MFU.
+    """
+
+    def __init__(self, config: Config, objective: ConceptObjective, engine: Engine, ranks: Ranks) -> None:
+        self.ranks, self.batch_size = ranks, config.training.batch_size
+        self.flops = step_flops(config, objective, ranks.world)
+        self.memory: dict[str, int] = {}
+        self.intervals: list[Interval] = []
+        self.ceiling_tflops_per_s: float | None = None
+        wanted = config.training.meters.mfu
+        if ranks.device.type == "cuda" if wanted is None else wanted:
+            dtype = torch.bfloat16 if engine.bf16 else torch.float32
+            self.ceiling_tflops_per_s = sum(ranks.gather(matmul_flops_per_s(ranks.device, dtype))) / 1e12
+
+    def note_memory(self, engine: Engine) -> None:
+        """Between a backward pass and its step, when all parts exist: their bytes, once. No host sync."""
+        if not self.memory:
+            self.memory = memory_parts(engine)
+
+    def line(self, clips: int, taken_s: float, waited_s: float) -> dict[str, float | None]:
+        """The meters of the steps since the last line.
+
+        `clips_per_s`, `model_tflops_per_s` and `mfu_percent` (null without a ceiling) are of all ranks together,
+        `data_wait_share` and `memory_peak_gib` (of the GPU, else of the process; since the start) of this one.
+        """
+        self.intervals.append(Interval(clips, taken_s, waited_s))
+        return self.pace(self.intervals[-1:]) | {"memory_peak_gib": peak_gib(self.ranks.device)}
+
+    def pace(self, intervals: list[Interval]) -> dict[str, float | None]:
+        """Rates over some intervals."""
+        taken_s = sum(part.taken_s for part in intervals)
+        clips_per_s = sum(part.clips for part in intervals) / taken_s
+        tflops_per_s = clips_per_s * self.tflops_per_step / self.batch_size
+        ceiling = self.ceiling_tflops_per_s
+        return {
+            "clips_per_s": clips_per_s,
+            "data_wait_share": sum(part.waited_s for part in intervals) / taken_s,
+            "model_tflops_per_s": tflops_per_s,
+            "mfu_percent": None if ceiling is None else 100 * tflops_per_s / ceiling,
+        }
+
+    @property
+    def tflops_per_step(self) -> float:
+        """Of all ranks and micro-batches."""
+        return sum(sum(part) for part in self.flops.values()) / 1e12
+
+    def summary(self) -> dict[str, Any] | None:
+        """Pace, FLOPs and memory of this start of the run; None when it logged no step. Collective.
+
+        The pace leaves out the steps up to the first line, which compile and warm up, when there are others. Memory is
+        that of the rank with the highest peak.
+        """
+        peaks = self.ranks.gather(peak_gib(self.ranks.device))
+        memory = self.ranks.gather(self.memory)[peaks.index(max(peaks))]
+        if not self.intervals:
+            return None
+        parts_gib = {name: size / 2**30 for name, size in memory.items()}
+        pace = self.pace(self.intervals[1:] or self.intervals)
+        pace["data_wait_share"] = fmean(self.ranks.gather(pace["data_wait_share"] or 0.0))
+        return {
+            "ranks": self.ranks.world,
+            "device": self.ranks.device.type,
+            **pace,
+            "ceiling_tflops_per_s": self.ceiling_tflops_per_s,
+            "model_tflops_per_step": self.tflops_per_step,
+            "model_gflops_by_part": {
+                name: {"forward": part.forward / 1e9, "backward": part.backward / 1e9}
+                for name, part in self.flops.items()
+            },
+            "memory_peak_gib": max(peaks),
+            "memory_gib_by_part": parts_gib | {"activations_and_rest": max(peaks) - sum(parts_gib.values())},
+        }
+
+
+def step_flops(config: Config, objective: ConceptObjective, world: int) -> dict[str, Flops]:
+    """FLOPs of one optimizer step by part, over all ranks and micro-batches; phrases as drawn on average."""
+    forwards = world * config.training.accumulation
+    clips, frames = micro_batch_size(config, world), config.dataset.clip.frames
+    model, settings = objective.model, objective.settings
+    hidden = objective.bank.frozen.features
+    phrases = round(mean_phrases(objective))
+    sets = settings.fixed_labels + settings.random_labels + settings.shadow_negatives
+    flows = tuple(any(p.requires_grad for p in tower.parameters()) for tower in (model.video, model.text))
+    loss = similarity_flops(
+        model.similarity, clips, frames, config.model.video.embed_dim, sets * len(objective.sampler.draw(0).fixed),
+        phrases, (flows[0], flows[1]),
+    )  # fmt: skip
+    parts = {
+        **video_flops(model.video, clips, frames, config.loader.crop),
+        "text": text_flops(model.text, phrases, hidden.shape[1] if hidden.dim() == 3 else 1),
+        "loss": loss,
+    }
+    return {name: Flops(forwards * part.forward, forwards * part.backward) for name, part in parts.items()}
+
+
+def mean_phrases(objective: ConceptObjective) -> float:
+    """Distinct phrases that a step encodes, over the first `DRAWS` steps."""
+    settings = objective.settings
+    names = {"fixed": settings.fixed_labels, "random": settings.random_labels, "shadow": settings.shadow_negatives}
+    counts = []
+    for step in range(DRAWS):
+        draw = objective.sampler.draw(step)
+        sets = [getattr(draw, name) for name, on in names.items() if on]
+        counts.append(len({phrase for groups in sets for group in groups for phrase in group}))
+    return fmean(counts)
+
+
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float = CEILING_S) -> float:
+    """FLOP/s of the fastest of the products of two large square matrices that `seconds` have room for."""
+    size = SQUARE[device.type]
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a @ b  # warms up
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - started < seconds:
+        times.append(timed_product(a, b))
+    return 2.0 * size**3 / min(times)
+
+
+def timed_product(a: Tensor, b: Tensor) -> float:
+    """Seconds of one product on the device."""
+    if not a.is_cuda:
+        started = time.perf_counter()
+        a @ b
+        return time.perf_counter() - started
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    a @ b
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def memory_parts(engine: Engine) -> dict[str, int]:
+    """Bytes on this rank's device that weights, gradients, optimizer and phrase bank hold, counted from their tensors.
+
+    A storage that two parts share counts for the first of them. Gradients exist between backward pass and step.
+    """
+    module = engine.module
+    parameters = list(module.parameters())
+    parts = {
+        "weights_trained": [held(p) for p in parameters if p.requires_grad],
+        "weights_frozen": [*(held(p) for p in parameters if not p.requires_grad), *module.buffers()],
+        "gradients": gradients(engine),
+        "optimizer": [*masters(engine), *tensors_in(engine.base_optimizer.state.values())],
+        "phrase_bank": list(module.bank.frozen),
+    }
+    seen: set[int] = set()
+    return {name: new_bytes(tensors, seen) for name, tensors in parts.items()}
+
+
+def held(parameter: Tensor) -> Tensor:
+    """What this rank holds of a parameter: its share under ZeRO 3, else all of it."""
+    share: Tensor = getattr(parameter, "ds_tensor", parameter)
+    return share
+
+
+def gradients(engine: Engine) -> list[Tensor]:
+    """Where DeepSpeed keeps them: at the parameters without ZeRO, else in lists by parameter group."""
+    averaged = getattr(engine.deepspeed.optimizer, "averaged_gradients", {})
+    own = [parameter.grad for parameter in engine.trained.values() if parameter.grad is not None]
+    return [*own, *tensors_in([averaged])]
+
+
+def masters(engine: Engine) -> list[Tensor]:
+    """The tensors that the optimizer moves; under ZeRO 3 its groups name them only while it steps."""
+    if engine.stage == 3:
+        return list(engine.deepspeed.optimizer.fp32_partitioned_groups_flat)
+    return [parameter for group in engine.base_optimizer.param_groups for parameter in group["params"]]
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors anywhere in nested lists and dictionaries."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from tensors_in(value.values())
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
+def new_bytes(tensors: Iterable[Tensor], seen: set[int]) -> int:
+    """Bytes of the storages of `tensors` that are not in `seen`, to which they are added."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    fresh = {key: size for key, size in storages.items() if key not in seen}
+    seen.update(fresh)
+    return sum(fresh.values())
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory that this process held so far: of its GPU, or of the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """`Meters.summary` in a few lines for the console."""
+    mfu, ceiling = summary["mfu_percent"], summary["ceiling_tflops_per_s"]
+    against = "" if mfu is None else f", {mfu:.1f} % of the {ceiling:.3g} TFLOP/s of large matrix products"
+    flops = sorted(summary["model_gflops_by_part"].items(), key=lambda item: -sum(item[1].values()))
+    total = 1e3 * summary["model_tflops_per_step"]
+    shares = ", ".join(f"{name} {sum(part.values()) / total:.1%}" for name, part in flops)
+    memory = ", ".join(f"{name.replace('_', ' ')} {gib:.3f}" for name, gib in summary["memory_gib_by_part"].items())
+    return (
+        f"pace: {summary['clips_per_s']:.1f} clips/s on {summary['ranks']} rank(s), {summary['data_wait_share']:.0%} "
+        f"of the time waiting for data\n"
+        f"arithmetic: {summary['model_tflops_per_s']:.3g} TFLOP/s{against}; {total:.4g} GFLOP a step: {shares}\n"
+        f"memory of a rank at its peak: {summary['memory_peak_gib']:.2f} GiB: {memory}"
+    )
