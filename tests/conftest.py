@@ -79,6 +79,18 @@ def launch():
     return run
 
 
+@pytest.fixture(scope="module")
+def ranks():
+    """This process as a group of one; what that sets in the environment goes with it."""
+    from ace_dist.distributed import connect, disconnect
+
+    before = dict(os.environ)
+    yield connect("cpu")
+    disconnect()
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def free_port():
     """A free TCP port, so that tests can run side by side."""
     from ace_dist.rendezvous import free_port as find

@@ -4,7 +4,8 @@
         weights.safetensors     what trains, fp32, by name
         momentum.safetensors    the optimizer's state of it
         generators.safetensors  torch's random generators of every rank
-        checkpoint.json         step, ranks, ZeRO stage, precision; SHA-256 of the frozen weights and of each file
+        checkpoint.json         step, ranks, ZeRO stage, precision; SHA-256 of the frozen weights and of each file;
+                                what the parts of the loop carry over a stop (the open line of the log, ...)
 
 A folder is written under `*.partial` and renamed, so a folder with the final name is complete. Its content depends on
 no number of ranks and no ZeRO stage, and nothing in it is a pickle. Everything else a run needs (data order, crops,
@@ -205,6 +206,7 @@ class Checkpoints:
         self.writing: Future[None] | None = None  # on rank 0
         self.saved: int | None = None
         self.saved_s = time.monotonic()
+        self.carried: dict[str, Any] = {}  # of the checkpoint that `restore` found
 
     def due(self, step: int) -> bool:
         """Whether the number of steps asks for a save after `step` steps; the same on every rank."""
@@ -214,9 +216,10 @@ class Checkpoints:
         """Whether this rank's clock asks for a save; ranks have to agree on it."""
         return time.monotonic() - self.saved_s > 60 * self.settings.save_every_minutes
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, carried: Mapping[str, Any]) -> None:
         """Save the state after `step` steps; does nothing when that is saved already.
 
+        `carried` is what the loop needs besides, to go on as if it had not stopped: rank 0's counts, in JSON's types.
         The ranks wait while the state is gathered; rank 0 writes it in a thread while training goes on. What a write
         raised, the next `save` or `finish` raises on every rank.
         """
@@ -228,7 +231,7 @@ class Checkpoints:
         for own in self.ranks.gather(generator_states(self.ranks)):
             generators |= own
         if self.ranks.is_first:
-            self.writing = self.writer.submit(self.write, step, {**state, "generators": generators})
+            self.writing = self.writer.submit(self.write, step, {**state, "generators": generators}, carried)
         self.saved, self.saved_s = step, time.monotonic()
 
     def finish(self) -> None:
@@ -241,10 +244,10 @@ class Checkpoints:
             writing, self.writing = self.writing, None
             writing.result()
 
-    def write(self, step: int, parts: Parts) -> None:
+    def write(self, step: int, parts: Parts, carried: Mapping[str, Any]) -> None:
         """Rank 0's part of a save."""
         self.lock.check()
-        self.folder.write(step, parts, self.about())
+        self.folder.write(step, parts, {**self.about(), "carried": carried})
 
     def about(self) -> dict[str, Any]:
         """How this run trains, for `checkpoint.json`."""
@@ -276,6 +279,7 @@ class Checkpoints:
         if about["world_size"] == self.ranks.world:
             set_generators(self.ranks.gather(found.parts["generators"] if found else {})[0], self.ranks)
         self.saved = int(about["step"])
+        self.carried = about.get("carried", {})
         if self.ranks.is_first:
             print(f"continuing after step {self.saved} from {path}{self.what_changed(about)}", flush=True)
         return self.saved

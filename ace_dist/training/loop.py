@@ -138,7 +138,9 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     with (
         closing(make_loader(config.dataset.shards, config, ranks.device)) as loader,
         closing(checkpoints),
-        Monitor(training.run_dir, ranks, start, training.steps, config.training) as monitor,
+        Monitor(
+            training.run_dir, ranks, start, training.steps, config.training, checkpoints.carried.get("log")
+        ) as monitor,
         Watchdog(training.run_dir, ranks, training.agreement, config.training) as watchdog,
         GarbageCollection(config.training.gc_every_steps) as garbage,
     ):
@@ -166,7 +168,8 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
             monitor.record(done, done * plan.batch_size / len(plan.records), rates, loader.wait_s)
             if save or stopped or checkpoints.due(done) or done == last:
                 watchdog.enter("save")
-                checkpoints.save(done)  # gathered now, written while training goes on
+                carried = {"log": monitor.carry(done, loader.wait_s)}
+                checkpoints.save(done, carried)  # gathered now, written while training goes on
             garbage.step(done)
         checkpoints.finish()
     return done, stopped

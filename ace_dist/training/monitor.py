@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ace_dist.files import write_text
@@ -25,10 +27,19 @@ class Monitor:
 
     A line of `metrics.jsonl` covers the steps since the line before: `loss`, `loss_fixed`, `loss_random` (means over
     these steps and all ranks), `step` (steps done), `epoch`, `lr_video`, `lr_text`, `clips_per_s` (all ranks),
-    `data_wait_share` (of this rank's time), `elapsed_s` (since the start or continuation).
+    `data_wait_share` (of this rank's time), `elapsed_s` (since the start or continuation). A run stopped between two
+    lines carries the open one over in its checkpoint (`carry`), so the next line covers its steps all the same.
     """
 
-    def __init__(self, run_dir: Path, ranks: Ranks, start: int, steps: int, settings: TrainingConfig) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        ranks: Ranks,
+        start: int,
+        steps: int,
+        settings: TrainingConfig,
+        carried: Mapping[str, Any] | None = None,
+    ) -> None:
         self.ranks, self.every, self.batch_size = ranks, settings.log_every_steps, settings.batch_size
         self.sums: dict[str, Tensor] = {}
         self.micro_steps = 0
@@ -36,6 +47,8 @@ class Monitor:
         self.last_wait_s = 0.0
         self.last_step = start
         self.steps = steps
+        if carried:
+            self.reopen(carried, settings.accumulation)
         if not ranks.is_first:
             return
         from torch.utils.tensorboard.writer import SummaryWriter
@@ -87,6 +100,26 @@ class Monitor:
         self.last_s, self.last_wait_s, self.last_step = now, wait_s, done
         if self.ranks.is_first:
             self.write(line)
+
+    def carry(self, done: int, wait_s: float) -> dict[str, Any]:
+        """The open line after `done` steps, for a checkpoint: sums by rank, and what they cover. Collective."""
+        sums = self.ranks.gather({name: float(value) for name, value in self.sums.items()})
+        times = {"taken_s": time.perf_counter() - self.last_s, "wait_s": wait_s - self.last_wait_s}
+        return {"steps": done - self.last_step, "micro_steps": self.micro_steps, **times, "sums": sums}
+
+    def reopen(self, line: Mapping[str, Any], accumulation: int) -> None:
+        """Continue the line that `carry` gave. Exact on as many ranks as before, else every rank takes the mean."""
+        sums: list[dict[str, float]] = line["sums"]
+        self.last_step -= line["steps"]
+        self.last_s -= line["taken_s"]
+        self.last_wait_s -= line["wait_s"]
+        self.micro_steps = line["steps"] * accumulation
+        if len(sums) == self.ranks.world and self.micro_steps == line["micro_steps"]:
+            mine = sums[self.ranks.rank]
+        else:
+            scale = self.micro_steps / max(1, line["micro_steps"]) / len(sums)
+            mine = {name: scale * sum(part[name] for part in sums) for name in sums[0]}
+        self.sums = {name: torch.tensor(value, device=self.ranks.device) for name, value in mine.items()}
 
     def write(self, line: dict[str, float]) -> None:
         """One line to the file, the same to TensorBoard, the gist to the bar."""

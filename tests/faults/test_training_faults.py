@@ -12,7 +12,6 @@ import torch
 from ace_dist.config import load_config
 from ace_dist.data.loading import Loader
 from ace_dist.data.segments import DataError
-from ace_dist.distributed import connect, disconnect
 from ace_dist.training import checkpoints, loop
 from ace_dist.training.checkpoints import CheckpointFolder
 from ace_dist.training.guards import NonFiniteLoss, RunFolderInUse, RunLock
@@ -31,16 +30,6 @@ def shards(tmp_path_factory, launch):
     folder = tmp_path_factory.mktemp("shards")
     launch("build_shards", *SMALL_WORLD, f"dataset.shards={folder}")
     return folder
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    """This process as a group of one; what that sets in the environment goes with it."""
-    before = dict(os.environ)
-    yield connect("cpu")
-    disconnect()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def torch_state():
     return (
         torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
         flags.deterministic, flags.benchmark, os.environ.get(WORKSPACE),
+        torch.utils.deterministic.fill_uninitialized_memory,
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def test_deterministic_mode_sets_what_torch_documents_and_undoes_it(monkeypatch,
         monkeypatch.setenv(WORKSPACE, workspace)
     before = torch_state()
     with pytest.raises(ZeroDivisionError), deterministic(True):
-        assert torch_state() == (True, False, True, False, workspace or ":4096:8")
+        assert torch_state() == (True, False, True, False, workspace or ":4096:8", False)
         1 / 0  # noqa: B018
     assert torch_state() == before
     with deterministic(False):
