@@ -118,7 +118,7 @@ def build_page(explorer: Explorer) -> Any:
     start = page.words_of("\n".join(explorer.default_labels()))
     with gr.Blocks(title=f"ace-dist: {explorer.run_dir}", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
         gr.Markdown(f"## {explorer.config.method.name} on {explorer.config.dataset.name}\n{HELP}")
-        clip, words = gr.State(None), gr.State(start)
+        clip, words, drawn = gr.State(None), gr.State(start), gr.State(phrases_of(start))
         with gr.Row():
             with gr.Column(min_width=280):
                 tests = [(f"{t.action}{'' if t.seen else ' (unseen)'}: {t.id}", t.id) for t in explorer.tests]
@@ -133,7 +133,7 @@ def build_page(explorer: Explorer) -> Any:
             with gr.Column(min_width=280):
                 result = gr.HTML(drawing.message_html("choose a test clip or upload a video first"))
                 gr.Markdown("### Words that vote")
-                render_words(page, clip, words, result)
+                render_words(page, clip, words, drawn, result, blocks)
         with gr.Accordion("The Synonym Robustness Test of this clip", open=False):
             robustness = gr.HTML("")
         with gr.Accordion("The concepts before and after training", open=False) as concepts:
@@ -141,15 +141,26 @@ def build_page(explorer: Explorer) -> Any:
         shown = [clip, sheet, caption, result, robustness]
         chosen.input(page.choose, [chosen, words], shown)
         uploaded.upload(page.upload, [uploaded, words], shown)
-        use.click(page.use_labels, [labels, clip], [words, result])
+        use.click(page.use_labels, [labels, clip], [words, result]).then(phrases_of, words, drawn)
         concepts.expand(page.maps, None, maps)
     return blocks
 
 
-def render_words(page: Page, clip: gr.State, words: gr.State, result: gr.HTML) -> None:
-    """A group of ticked phrases for each label, and a field that adds one; every change looks again."""
+def phrases_of(words: Words) -> dict[str, list[str]]:
+    """The phrases of each label, ticked or not."""
+    return {label: [phrase for phrase, _ in group] for label, group in words.items()}
 
-    @gr.render(inputs=words)  # type: ignore[untyped-decorator]
+
+def render_words(
+    page: Page, clip: gr.State, words: gr.State, drawn: gr.State, result: gr.HTML, blocks: gr.Blocks
+) -> None:
+    """A group of ticked phrases for each label, and a field that adds one; every change looks again.
+
+    The groups are drawn anew when their phrases change (`drawn`) and not at every tick, which would wipe what somebody
+    is typing into a field.
+    """
+
+    @gr.render(inputs=words, triggers=[blocks.load, drawn.change])  # type: ignore[untyped-decorator]
     def groups(present: Words | None) -> None:
         """Draw the groups of the present labels."""
         for label, group in (present or {}).items():
@@ -173,7 +184,7 @@ def render_words(page: Page, clip: gr.State, words: gr.State, result: gr.HTML) -
                 return now, page.look(clip, now)
 
             ticked.input(tick, [ticked, clip, words], [words, result])
-            added.submit(add, [added, clip, words], [words, result])
+            added.submit(add, [added, clip, words], [words, result]).then(phrases_of, words, drawn)
 
 
 def serve(run_dir: Path, port: int, device: str, largest_upload_mb: int) -> None:
@@ -184,6 +195,8 @@ def serve(run_dir: Path, port: int, device: str, largest_upload_mb: int) -> None
             server_name=HOST,
             server_port=port,
             share=False,
+            quiet=True,  # its lines advise a public link
+            prevent_thread_lock=True,
             max_file_size=f"{largest_upload_mb}mb",
             footer_links=[],
             theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
@@ -191,3 +204,5 @@ def serve(run_dir: Path, port: int, device: str, largest_upload_mb: int) -> None
         )
     except OSError as error:
         raise UserError(f"port {port} of {HOST} cannot be used ({error}); choose another with port=...") from error
+    print(f"open http://{HOST}:{port} in a browser of this machine; Ctrl-C ends it", flush=True)
+    blocks.block_thread()
