@@ -1,16 +1,23 @@
-"""`python -m ace_dist`: which launcher does what, and where to begin."""
+"""`python -m ace_dist [LAUNCHER]`: which launcher does what, and how it is started."""
 
 from __future__ import annotations
 
 import ast
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 
 from ace_dist import __version__
-from ace_dist.config import config_dir
+from ace_dist.config import ConfigError, config_dir, did_you_mean, run_launcher
 
 
-def main() -> None:
-    """Print the first commands and the first sentence of every launcher."""
+def main(argv: Sequence[str]) -> None:
+    """Print the first commands and the first sentence of every launcher; given a name, how that one is started."""
     folder = config_dir().parent / "launchers"
+    name = argv[0].removesuffix(".py") if argv else ""
+    if name.lstrip("-") not in ("", "h", "help"):
+        show_start(folder, name, argv[1:])
+        return
     print(f"ace-dist {__version__}. It is used through its launchers, from the folder that holds launchers/:\n")
     for path in sorted(folder.glob("*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -25,5 +32,14 @@ def main() -> None:
     )
 
 
+def show_start(folder: Path, name: str, settings: Sequence[str]) -> None:
+    """The command of one launcher. Raises `ConfigError` with the nearest name for one that does not exist."""
+    known = sorted(path.stem for path in folder.glob("*.py"))
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise ConfigError(f"there is no launcher {name!r} (`python -m ace_dist` lists them){near}")
+    print(f"start it with: {shlex.join(['python', f'launchers/{name}.py', *(settings or ['--help'])])}")
+
+
 if __name__ == "__main__":
-    main()
+    run_launcher(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,13 +152,21 @@ def chosen_novel(
         by_label = {str(action): action for action in known}
         labels = [" ".join(label.lower().split()) for label in novel]
         if unknown := [label for label in labels if label not in by_label]:
-            raise ClassError(f"dataset.novel lists {', '.join(map(repr, unknown))}, which {missing_from}")
+            near = [word for label in unknown for word in difflib.get_close_matches(label, list(by_label), n=1)]
+            hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"there are {examples(list(by_label))}"
+            raise ClassError(f"dataset.novel lists {', '.join(map(repr, unknown))}, which {missing_from}; {hint}")
         return {by_label[label] for label in labels}, "dataset.novel"
     if novel_share is not None:
         counts = Counter(dict.fromkeys(known, 0))
         counts.update([*train, *test])
         return set(novel_by_verb_frequency(counts, novel_share)), f"dataset.novel_share={novel_share:g}"
     return set(test) - set(train), "dataset.novel=null"
+
+
+def examples(labels: Sequence[str], most: int = 8) -> str:
+    """The first labels of the alphabet, and how many there are beside them."""
+    shown = ", ".join(map(repr, sorted(labels)[:most]))
+    return f"{shown} and {len(labels) - most} more" if len(labels) > most else shown
 
 
 def check_table(shown: set[Action], table: ClassTable) -> None:

@@ -114,6 +114,10 @@ def faults_error(path: Path, faults: list[str]) -> AnnotationError:
 
 def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Non-empty rows of a CSV file with their line numbers, values stripped. Checks that the header has `columns`."""
+    if path.is_dir():
+        files = sorted(map(str, path.glob("*.csv")))
+        hint = f", such as {files[0]}" if files else "; it holds none that ends in .csv"
+        raise AnnotationError(f"dataset.annotations={path} is a folder; name the CSV file in it{hint}")
     if not path.is_file():
         raise AnnotationError(f"dataset.annotations={path} does not exist")
     try:

@@ -325,20 +325,35 @@ def load_pickle(path: Path, allow_pickle: bool) -> Any:
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None and not zipfile.is_zipfile(path):
-            raise WeightsError(f"{path} is not a PyTorch checkpoint or is cut short") from error
+            raise not_a_checkpoint(path) from error
         if not allow_pickle:
             raise WeightsError(
                 f"{path} holds Python objects that are not weights and could run code"
                 f"{f' ({refused[1]})' if refused else ''}; if you trust where it comes from, add allow_pickle=true"
             ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path} is not a PyTorch checkpoint or is cut short: {reason}") from error
+        raise not_a_checkpoint(path) from error
     print(f"warning: {path} is loaded with all its Python objects (allow_pickle=true)", flush=True)
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except (ModuleNotFoundError, AttributeError) as error:
         raise WeightsError(f"{path} needs Python code of its own project to load: {error}") from error
+
+
+def not_a_checkpoint(path: Path) -> WeightsError:
+    """What a file that torch cannot read looks like by its first bytes, and what to do; torch tells neither."""
+    with path.open("rb") as file:
+        head = file.read(200)
+    text = head.decode("utf-8", errors="replace")
+    if text.lstrip().lower().startswith(("<!doctype", "<html")):
+        what = "is a web page, as a download link gives that wants a log-in; download the weight file itself"
+    elif text.startswith("version https://git-lfs"):
+        what = "is a pointer of Git LFS and not the file: run `git lfs pull` in its repository"
+    elif head and text.count("\ufffd") < 2 and all(letter.isprintable() or letter.isspace() for letter in text):
+        what = f"is text, which begins with {text.splitlines()[0][:40]!r}; give a .pth, .pt, .bin or .safetensors file"
+    else:
+        what = f"is not a PyTorch checkpoint or is cut short ({path.stat().st_size} bytes); download it again"
+    return WeightsError(f"source={path} {what}")
 
 
 def is_torchscript(path: Path) -> bool:

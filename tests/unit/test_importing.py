@@ -361,7 +361,9 @@ def test_prefixes_are_stripped_only_whole(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "not a PyTorch checkpoint"), (b"<html>not found</html>", "not a PyTorch checkpoint"),
+        (b"", "not a PyTorch checkpoint"), (b"<html>not found</html>", "is a web page.*download the weight file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"import os\n", "is text.*'import os'"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "not a PyTorch checkpoint or is cut short .10 bytes"),
         ({"weights": [1, 2]}, "holds no tensors by name"), ({"a.weight": torch.ones(2)}, "is none of procedurevrl"),
         ({"blocks.0.attn.qkv.weight": torch.ones(6, 2)}, "no tensor for pos_embed"), (None, "does not exist"),
     ],

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ace_dist.concepts import SynonymTrees
+from ace_dist.concepts import Action, ConceptSampler, SynonymTrees
 from ace_dist.concepts.diagnostics import diagnose, embedding_spread
 from ace_dist.errors import UserError
 from ace_dist.evaluation.synonym_report import findings_table, forest_figure, text_encoder, write_synonym_report
@@ -68,6 +68,21 @@ def test_uneven_nodes_are_named():
     nodes["lift"]["raise"].append("boost")
     warnings = diagnose(SynonymTrees(nodes)).warnings
     assert "'lift' > 'raise': 3 children, most nodes of order 2 have 2" in warnings
+
+
+def test_concepts_whose_draws_change_nothing_are_named(trees):
+    """`lift` differs from its child in order alone; one new verb below one child of `spin` is enough for it."""
+    nodes = {
+        "spin": flat("spin", "turn", below=("turn",)),
+        "lift": {"lift": ["lift", "raise"], "raise": ["raise", "lift"]},
+    }
+    nodes["spin"]["turn"] = ["turn", "reel"]
+    (warning,) = [w for w in diagnose(SynonymTrees(nodes)).warnings if "L_rand" in w]
+    assert warning.startswith("'lift': all children have the same synonyms")
+    labels = [Action("lift", "lid"), Action("spin", "wheel")]
+    draws = [ConceptSampler(labels, SynonymTrees(nodes), seed=0).draw(step) for step in range(20)]
+    assert all(set(draw.random[0]) == set(draw.fixed[0]) for draw in draws)
+    assert any(set(draw.random[1]) != set(draw.fixed[1]) for draw in draws)
 
 
 def test_embedding_spread_by_hand():

