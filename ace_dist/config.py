@@ -493,8 +493,8 @@ def explain(message: str, cause: BaseException | None) -> str:
         return f"{setting} gives several values to one run; launchers/sweep.py runs a grid"
     if wanted := wanted_type(str(cause)):
         return f"{first.split(': ')[0].removeprefix('Error merging override ')} is not {wanted}"
-    if "MissingMandatoryValue" in message or "Missing mandatory value" in message:
-        key = message.split("Missing mandatory value:")[-1].split("\n")[0].strip()
+    if missing := re.search(r"issing mandatory value: (\S+)", message):
+        key = missing[1]
         return f"{key} is not set; give it on the command line as {key}=VALUE"
     return first
 
@@ -575,6 +575,8 @@ def run_launcher(main: Any) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
