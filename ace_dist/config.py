@@ -134,6 +134,7 @@ class VideoConfig:
     train_head: bool = False
     train_norm: bool = False
     train_time_embed: bool = False
+    activation_checkpointing: bool = False  # compute trained blocks again in the backward pass: less memory, slower
     weights: str | None = None  # safetensors file
 
 
@@ -248,6 +249,7 @@ class TrainingConfig:
     milestones: list[float] = field(default_factory=lambda: [0.7333, 0.9333])  # of `steps`: shares of the run
     gamma: float = 0.1
     warmup: float = 0.0  # share of the run
+    ema_decay: float = 0.0  # of a running average of the weights, which is then tested and exported; 0: none
     log_every_steps: int = 10
     save_every_steps: int = 200
     save_every_minutes: float = 15.0  # save also when the last one is this old
@@ -415,6 +417,8 @@ def validated(composed: DictConfig) -> Config:
     for key, number in at_least_zero.items():
         if number < 0:
             raise ConfigError(f"{key}={number} must not be negative")
+    if not 0 <= config.training.ema_decay < 1:
+        raise ConfigError(f"training.ema_decay={config.training.ema_decay} must lie in [0, 1); 0 switches it off")
     check_combinations(config)
     return config
 

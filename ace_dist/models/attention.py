@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ace_dist.errors import UserError
+from ace_dist.models.recompute import recomputed
 
 __all__ = ["AttentionBackend", "AttentionError", "attend", "attend_packed", "choose_attention"]
 
@@ -70,10 +71,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") 
         operators = importlib.import_module("xformers.ops")
         return cast(Tensor, operators.memory_efficient_attention(q, k, v))
     if not q.is_cuda and k.shape[1] <= LONGEST_FORMULA_ON_CPU.get(k.dtype, 0):
-        scores = torch.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k)
-        return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v)
+        return recomputed(formula, q, k, v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend`, written out."""
+    scores = torch.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k)
+    return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v)
 
 
 @lru_cache

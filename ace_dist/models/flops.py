@@ -92,7 +92,7 @@ def block_part(tower: VideoTower, index: int) -> str:
 
 
 def count_timesformer(tally: FlopTally, tower: TimeSformer, clips: int, frames: int, patches: int) -> None:
-    """See `Block.temporal`, `Block.last` and `Attention.first_query` for what is merged and left out."""
+    """See `Block.temporal`, `Block.last` and `Attention.project_in_first` for what is merged and left out."""
     width, tokens, images = tower.config.width, clips * frames * patches, clips * frames
     tally.trains(tower.time_embed)
     for index, block in enumerate(tower.tower()):

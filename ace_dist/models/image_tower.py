@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ace_dist.models.frozen_trunk import FrozenTrunk
-from ace_dist.models.timesformer import resize_times
+from ace_dist.models.timesformer import resize_times, run
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
@@ -93,7 +93,7 @@ class ImageTower(FrozenTrunk, VisionTransformer):  # type: ignore[misc]  # timm 
             tokens = self.norm_pre(self.with_prompts(tokens, 0, length))
         for index, block in enumerate(self.blocks):
             with self.grad_from(index, below=prompted):
-                tokens = block(self.with_prompts(tokens, index, length) if index else tokens)
+                tokens = run(self.config, block, self.with_prompts(tokens, index, length) if index else tokens)
         return cast(Tensor, self.head(self.norm(tokens[:, 0])))
 
     def positioned(self, patches: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ace_dist.models.attention import AttentionBackend, attend, choose_attention
 from ace_dist.models.frozen_trunk import FrozenTrunk
 from ace_dist.models.image_tower import CLIP_EPS, PLAIN_EPS
-from ace_dist.models.timesformer import resize_times
+from ace_dist.models.timesformer import resize_times, run
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
@@ -111,7 +111,7 @@ class SpaceTimeTower(FrozenTrunk):
             x = self.norm_pre(self.embed(video))
         for index, block in enumerate(self.blocks):
             with self.grad_from(index, below):
-                x = block(x, frames, backend)
+                x = run(self.config, block, x, frames, backend)
         return cast(Tensor, self.head(self.norm(x[:, 0])))
 
     def embed(self, video: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ checkpoints without their `model.` prefix. The module is written from the publis
 - patches stay in one [B,P,T,D] tensor and cls in a [B,1,D] one, so temporal attention copies nothing and spatial
   attention copies once, when cls is put in front of every frame;
 - the two linear maps after temporal attention are one;
+- norms, GELU and short attention on a CPU are computed again in the backward pass and not stored (`recomputed`);
 - the last block computes queries, projection and MLP for cls alone, as nothing else is read after it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from timm.layers import Mlp, PatchEmbed, trunc_normal_
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 from ace_dist.errors import UserError
 from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention
+from ace_dist.models.recompute import recomputed
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["TimeSformer", "VideoShapeError", "resize_positions", "resize_times"]
 
 NORM_EPS = 1e-6  # of the official model
+Result = TypeVar("Result")
 
 
 class VideoShapeError(UserError):
@@ -62,23 +65,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, backend: AttentionBackend) -> Tensor:
-        """Attend within the second-last axis: [...,N,D] -> [...,N,D]."""
-        return cast(Tensor, self.proj(self.mix(x, backend)))
+    def project_in(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, [...,N,D] -> [-1,N,3,heads,D/heads]."""
+        return cast(Tensor, self.qkv(x).view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // self.heads))
 
-    def mix(self, x: Tensor, backend: AttentionBackend) -> Tensor:
-        """`forward` before its last projection, [...,N,D] -> [...,N,D]."""
-        qkv = self.qkv(x).view(-1, x.shape[-2], 3, self.heads, x.shape[-1] // self.heads)
-        return attend_packed(qkv, backend).reshape(x.shape)
-
-    def first_query(self, x: Tensor, backend: AttentionBackend) -> Tensor:
-        """The output of the first token alone, [...,N,D] -> [...,1,D]: queries of the others are never formed."""
-        width, first = x.shape[-1], x[..., :1, :]
-        q = functional.linear(first, self.qkv.weight[:width], self.qkv.bias[:width])
+    def project_in_first(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first token's query [-1,1,heads,d] and all keys and values [-1,N,2,heads,d]: no other query is formed."""
+        width = x.shape[-1]
+        q = functional.linear(x[..., :1, :], self.qkv.weight[:width], self.qkv.bias[:width])
         kv = functional.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
-        k, v = kv.view(-1, x.shape[-2], 2, self.heads, width // self.heads).unbind(2)
-        out = attend(q.view(-1, 1, self.heads, width // self.heads), k, v, backend)
-        return cast(Tensor, self.proj(out.reshape(first.shape)))
+        split = (self.heads, width // self.heads)
+        return q.view(-1, 1, *split), kv.view(-1, x.shape[-2], 2, *split)
 
 
 class Block(nn.Module):
@@ -100,9 +97,11 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """cls [B,1,D], patches [B,P,T,D] -> the same, one block on."""
         patches = self.temporal(patches, masks, backend)
-        frames = self.frames(cls, patches)
-        out = drop(self.attn(frames, backend), masks and masks.spatial)
-        cls_out, patches_out = torch.split(out, [1, frames.shape[2] - 1], dim=2)
+        clips, places, times, width = patches.shape
+        qkv = recomputed(lambda cls, patches: self.attn.project_in(self.frames(cls, patches)), cls, patches)
+        mixed = attend_packed(qkv, backend).reshape(clips, times, 1 + places, width)
+        out = drop(self.attn.proj(mixed), masks and masks.spatial)
+        cls_out, patches_out = torch.split(out, [1, places], dim=2)
         cls = cls + cls_out.mean(1)
         patches = patches + patches_out.transpose(1, 2)
         return self.feed_forward(cls, masks), self.feed_forward(patches, masks)
@@ -110,7 +109,10 @@ class Block(nn.Module):
     def last(self, cls: Tensor, patches: Tensor, masks: DropMasks | None, backend: AttentionBackend) -> Tensor:
         """The cls of `forward`, [B,1,D], without what only the patches would need."""
         patches = self.temporal(patches, masks, backend)
-        out = drop(self.attn.first_query(self.frames(cls, patches), backend), masks and masks.spatial)
+        q, kv = recomputed(lambda cls, patches: self.attn.project_in_first(self.frames(cls, patches)), cls, patches)
+        k, v = kv.unbind(2)
+        mixed = attend(q, k, v, backend).reshape(len(cls), patches.shape[2], 1, cls.shape[-1])
+        out = drop(self.attn.proj(mixed), masks and masks.spatial)
         return self.feed_forward(cls + out.mean(1), masks)
 
     def temporal(self, patches: Tensor, masks: DropMasks | None, backend: AttentionBackend) -> Tensor:
@@ -120,7 +122,8 @@ class Block(nn.Module):
         are multiplied first: one product of D x D for 1/17 of the block's work on all tokens.
         """
         inner, outer = self.temporal_attn.proj, self.temporal_fc
-        mixed = self.temporal_attn.mix(self.temporal_norm1(patches), backend)
+        qkv = recomputed(lambda patches: self.temporal_attn.project_in(self.temporal_norm1(patches)), patches)
+        mixed = attend_packed(qkv, backend).reshape(patches.shape)
         weight = outer.weight @ inner.weight
         if masks is None:
             return patches + functional.linear(mixed, weight, functional.linear(inner.bias, outer.weight, outer.bias))
@@ -135,7 +138,8 @@ class Block(nn.Module):
     def feed_forward(self, x: Tensor, masks: DropMasks | None) -> Tensor:
         """The residual MLP on [B,...,D]."""
         mask = masks and masks.mlp.view(-1, *[1] * (x.dim() - 1))
-        return x + drop(self.mlp(self.norm2(x)), mask)
+        hidden = recomputed(lambda x: self.mlp.fc1(self.norm2(x)), x)
+        return x + drop(recomputed(lambda hidden: self.mlp.fc2(self.mlp.act(hidden)), hidden), mask)
 
 
 class TimeSformer(nn.Module):
@@ -220,9 +224,9 @@ class TimeSformer(nn.Module):
         for index, block in enumerate(self.tower()):
             with torch.set_grad_enabled(torch.is_grad_enabled() and index >= frozen_below):
                 if index == len(self.blocks) - 1:
-                    cls = block.last(cls, patches, masks[index], backend)
+                    cls = run(self.config, block.last, cls, patches, masks[index], backend)
                 else:
-                    cls, patches = block(cls, patches, masks[index], backend)
+                    cls, patches = run(self.config, block, cls, patches, masks[index], backend)
         return cast(Tensor, self.head(self.norm(cls[:, 0])))
 
     def tower(self) -> Iterator[Block]:
@@ -273,6 +277,11 @@ class TimeSformer(nn.Module):
                 f"frames of {video.shape[4]} pixels are no multiple of model.video.patch={self.config.patch}; "
                 "set loader.crop and model.video.image_size"
             )
+
+
+def run(config: VideoConfig, block: Callable[..., Result], *inputs: Any) -> Result:
+    """A block's output; with `activation_checkpointing` its inputs alone are stored for the backward pass."""
+    return recomputed(block, *inputs) if config.activation_checkpointing else block(*inputs)
 
 
 def drop(x: Tensor, mask: Tensor | None) -> Tensor:

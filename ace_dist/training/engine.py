@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "EngineError", "TrainedState", "micro_batch_size"]
 
-TrainedState = dict[str, dict[str, Tensor]]  # "weights" and the optimizer's own parts -> name -> fp32 tensor
+TrainedState = dict[str, dict[str, Tensor]]  # "weights", the optimizer's own parts, "average" -> name -> fp32 tensor
 
 # Parts of an optimizer's state, with torch's names for them. AdamW's count of steps is the training step.
 STATE_PARTS = {"sgd": {"momentum": "momentum_buffer"}, "adamw": {"mean": "exp_avg", "square": "exp_avg_sq"}}
+AVERAGE = {"average": "average"}  # of the weights; it lies beside the optimizer's state and is sharded as that is
 
 
 class EngineError(UserError):
@@ -63,6 +64,8 @@ class Engine:
         self.parts = STATE_PARTS[config.training.optimizer]
         if config.training.optimizer == "sgd" and not config.training.momentum:
             self.parts = {}
+        if config.training.ema_decay:
+            self.parts = self.parts | AVERAGE
         optimizer = build_optimizer(self.parameter_groups(), config.training)
         settings = engine_settings(config, ranks.world, self.bf16)
         self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
@@ -123,8 +126,23 @@ class Engine:
                 "training.precision=fp32; the last checkpoint is intact"
             )
 
-    def state(self) -> TrainedState:
-        """Weights and optimizer state, whole, in fp32, on the CPU of every rank. Collective.
+    @torch.no_grad()
+    def average(self) -> None:
+        """After an optimizer step: move the running average of the weights, a + (1 - `training.ema_decay`) (w - a).
+
+        Each rank moves what it holds of the optimizer's fp32 weights, so nothing is sent and no rank holds the whole.
+        """
+        if self.settings.ema_decay:
+            for master, state in self.base_optimizer.state.items():
+                state["average"].lerp_(master, 1 - self.settings.ema_decay)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to test and to export, whole, in fp32, on the CPU: the average when there is one. Collective."""
+        part = "average" if self.settings.ema_decay else "weights"
+        return self.state(part)[part]
+
+    def state(self, *parts: str) -> TrainedState:
+        """Weights and optimizer state (or only the named `parts`), whole, in fp32, on the CPU of every rank. Collective.
 
         Under ZeRO every tensor crosses the network once, which a sharded checkpoint would save; the method trains few
         parameters (30 million at the paper's scale: 120 MB of weights and as much momentum), and in return a
@@ -146,7 +164,10 @@ class Engine:
             return copied(found)
 
         keys = {"weights": None, **self.parts}
-        return {part: {name: whole(p, key) for name, p in self.trained.items()} for part, key in keys.items()}
+        return {
+            part: {name: whole(parameter, keys[part]) for name, parameter in self.trained.items()}
+            for part in parts or keys
+        }
 
     def load_state(self, state: TrainedState) -> None:
         """Take over what `state` gave, on this or any other number of ranks, stage or precision. Collective."""
@@ -200,12 +221,16 @@ class Engine:
     def start_state(self) -> None:
         """State of zeros, from which the first step gives what it gives from none; so there is always a state.
 
+        The average of the weights begins at the weights.
+
         DeepSpeed makes the state at its first step, too late for a run that continues.
         """
         optimizer, wrapper = self.base_optimizer, self.deepspeed.optimizer
         flat = [p for group in optimizer.param_groups for p in group["params"]]
         for master in wrapper.fp32_partitioned_groups_flat if self.stage == 3 else flat:
             optimizer.state[master] = {key: torch.zeros_like(master) for key in self.parts.values()}
+            if self.settings.ema_decay:
+                optimizer.state[master]["average"] = master.detach().clone()
             if isinstance(optimizer, torch.optim.AdamW):
                 optimizer.state[master]["step"] = torch.tensor(0.0)
         if self.stage in (1, 2):
@@ -230,7 +255,7 @@ def gather_neighbours(video: nn.Module) -> None:
     """Tell ZeRO 3 which weights are used outside of the layer that owns them: it gathers them for the whole tower.
 
     These are the matrices that a block multiplies before it uses them (`Block.temporal`), and the first query's of the
-    last block (`Attention.first_query`). All others are gathered layer by layer.
+    last block (`Attention.project_in_first`). All others are gathered layer by layer.
     """
     import deepspeed
 

@@ -7,6 +7,7 @@ import torch
 from transformers import TimesformerConfig, TimesformerModel
 
 from ace_dist.config import VideoConfig
+from ace_dist.models import attention, recompute, timesformer
 from ace_dist.models.timesformer import TimeSformer, VideoShapeError, resize_positions, resize_times
 
 # Official resize of 8 rows, as torch's nearest interpolation gives it (source index floor(i * 8 / T)).
@@ -174,6 +175,48 @@ def test_what_trains_gets_gradients_and_nothing_else(changes, also_trained):
         assert (parameter.grad is not None and bool(parameter.grad.any())) == trains, name
 
 
+def stored_bytes(model, video, monkeypatch, again):
+    """Bytes that a forward pass keeps for the backward pass, parameters aside, each piece of memory once; its output.
+
+    Where `again` is false, `recomputed` stores all that its function does.
+    """
+    kept, parameters = {}, {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, or its address would serve again
+        return tensor
+
+    def recomputed(function, *inputs):
+        if torch.is_grad_enabled() and again:
+            return recompute.recomputed(function, *map(note, inputs))
+        return function(*inputs)
+
+    for module in (timesformer, attention):
+        monkeypatch.setattr(module, "recomputed", recomputed)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = model(video)
+    return sum(size for size, _ in kept.values()), output
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputation_changes_no_bit_and_stores_little(dtype, monkeypatch):
+    """A trained block stores its three residual states, two qkv, two attention outputs and the MLP's hidden state."""
+    model, video = randomised(tiny(trained_blocks=3)).to(dtype).train(), torch.randn(2, 8, 3, 32, 32).to(dtype)
+    model.set_step(3, 7, 0, 1)
+    found = {}
+    for again in (True, False):
+        size, output = stored_bytes(model, video, monkeypatch, again)
+        gradients = torch.autograd.grad(output.square().sum(), [p for p in model.parameters() if p.requires_grad])
+        found[again] = size, output, *gradients
+    assert all(torch.equal(*pair) for pair in zip(found[True][1:], found[False][1:], strict=True))
+    state = 2 * 8 * 16 * 128 * dtype.itemsize  # [B,P,T,D]; cls, one token in 17, comes on top
+    whole, last = 3 + 2 * 3 + 2 + 4, 2 + 3 + 1 + 2  # in the last block, cls alone has a query and enters the MLP
+    assert found[True][0] < 1.1 * (2 * whole + last) * state
+    assert found[True][0] < 0.75 * found[False][0]
+
+
 def test_frozen_trunk_stores_nothing_and_changes_no_gradient():
     """Same gradients of the trained blocks as a backward pass through everything; no graph below them."""
     config = tiny(drop_path=0.0)
@@ -182,7 +225,7 @@ def test_frozen_trunk_stores_nothing_and_changes_no_gradient():
     video, inputs, saved, saved_before = torch.randn(2, 8, 3, 32, 32), [], [], []
     for block in model.blocks:
         block.temporal_norm1.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    model.blocks[2].temporal_norm1.register_forward_pre_hook(lambda *_: saved_before.append(len(saved)))
+    model.blocks[2].register_forward_pre_hook(lambda *_: saved_before.append(len(saved)))
 
     def note(tensor):
         saved.append(tensor.shape)

@@ -1,0 +1,25 @@
+"""Owns the trade of memory for a second computation: what a function would store for the backward pass is made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["recomputed"]
+
+Result = TypeVar("Result")
+
+
+def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
+    """`function(*inputs)`, storing the inputs alone. The function must not draw random numbers.
+
+    The second computation ends once the last stored tensor is there: of a norm and a matrix product, the norm is
+    repeated and the product is not. The gradients are the same to the last bit.
+    """
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    result: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
