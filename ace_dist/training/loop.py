@@ -22,8 +22,10 @@ from ace_dist.training.engine import Engine, micro_batch_size
 from ace_dist.training.frozen import store_frozen
 from ace_dist.training.garbage import GarbageCollection
 from ace_dist.training.guards import LossGuard, RunLock
+from ace_dist.training.meters import Meters, write_summary
 from ace_dist.training.monitor import Monitor
 from ace_dist.training.preemption import EXIT_CODES, ORDER, Preemption
+from ace_dist.training.profiling import Profiler
 from ace_dist.training.run_folder import claim
 from ace_dist.training.schedule import total_steps
 from ace_dist.training.watchdog import Watchdog
@@ -134,19 +136,22 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
     model, sampler, parts = training.objective.model, training.objective.sampler, config.training.accumulation
     checkpoints, guard = training.checkpoints, LossGuard(ranks)
+    meters = Meters(config, training.objective, engine, ranks)
     model.train()
     with (
         closing(make_loader(config.dataset.shards, config, ranks.device)) as loader,
         closing(checkpoints),
         Monitor(
-            training.run_dir, ranks, start, training.steps, config.training, checkpoints.carried.get("log")
+            training.run_dir, ranks, start, training.steps, config.training, meters, checkpoints.carried.get("log")
         ) as monitor,
         Watchdog(training.run_dir, ranks, training.agreement, config.training) as watchdog,
         GarbageCollection(config.training.gc_every_steps) as garbage,
+        Profiler(config.training.profile, training.run_dir, ranks, training.objective, watchdog, meters) as profiler,
     ):
         stream = loader.stream(micro_batches(plan, start, last, parts))
         done, stopped = start, None
         while done < last and stopped is None:
+            profiler.step()
             draw = sampler.draw(done)  # the same on every rank
             rates = engine.set_learning_rates(done)
             for micro in range(parts):
@@ -160,6 +165,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
                 watchdog.enter("backward")
                 engine.backward(losses.total)
                 if micro == parts - 1:
+                    meters.note_memory(engine)  # once
                     watchdog.enter("collective")
                     stopped, save = agree(training, guard, done)  # before the optimizer moves
                 watchdog.enter("step")
@@ -172,6 +178,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
                 checkpoints.save(done, carried)  # gathered now, written while training goes on
             garbage.step(done)
         checkpoints.finish()
+    on_first(ranks, write_summary, training.run_dir, start, done, meters.summary())
     return done, stopped
 
 

@@ -7,16 +7,19 @@ large square matrices on the same device, in the precision of the run.
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ace_dist.files import write_text
 from ace_dist.models.flops import Flops, similarity_flops, text_flops, video_flops
 from ace_dist.training.engine import micro_batch_size
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from ace_dist.methods import ConceptObjective
     from ace_dist.training.engine import Engine
 
-__all__ = ["Meters", "matmul_flops_per_s", "memory_parts", "peak_gib", "step_flops", "summary_table"]
+__all__ = ["Meters", "matmul_flops_per_s", "memory_parts", "peak_gib", "step_flops", "write_summary"]
 
 DRAWS = 8  # steps whose drawn labels are looked at for the mean number of phrases that a step encodes
 CEILING_S = 0.5
@@ -53,6 +56,7 @@ class Meters:
         self.flops = step_flops(config, objective, ranks.world)
         self.memory: dict[str, int] = {}
         self.intervals: list[Interval] = []
+        self.aside_s = 0.0  # since the last line: seconds spent on something that is no part of training
         self.ceiling_tflops_per_s: float | None = None
         wanted = config.training.meters.mfu
         if ranks.device.type == "cuda" if wanted is None else wanted:
@@ -70,7 +74,8 @@ class Meters:
         `clips_per_s`, `model_tflops_per_s` and `mfu_percent` (null without a ceiling) are of all ranks together,
         `data_wait_share` and `memory_peak_gib` (of the GPU, else of the process; since the start) of this one.
         """
-        self.intervals.append(Interval(clips, taken_s, waited_s))
+        self.intervals.append(Interval(clips, taken_s - self.aside_s, waited_s))
+        self.aside_s = 0.0
         return self.pace(self.intervals[-1:]) | {"memory_peak_gib": peak_gib(self.ranks.device)}
 
     def pace(self, intervals: list[Interval]) -> dict[str, float | None]:
@@ -256,3 +261,12 @@ def summary_table(summary: dict[str, Any]) -> str:
         f"arithmetic: {summary['model_tflops_per_s']:.3g} TFLOP/s{against}; {total:.4g} GFLOP a step: {shares}\n"
         f"memory of a rank at its peak: {summary['memory_peak_gib']:.2f} GiB: {memory}"
     )
+
+
+def write_summary(run_dir: Path, start: int, done: int, summary: dict[str, Any] | None) -> None:
+    """Print the summary of steps `start` to `done` and store it as `<run_dir>/summary.json`; nothing for None."""
+    if summary is None:
+        return
+    summary = {"first_step": start + 1, "last_step": done, **summary}
+    write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    print(f"\n{summary_table(summary)}", flush=True)

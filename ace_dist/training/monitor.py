@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ace_dist.config import TrainingConfig
     from ace_dist.distributed import Ranks
     from ace_dist.methods import Losses
+    from ace_dist.training.meters import Meters
 
 __all__ = ["Monitor"]
 
@@ -26,8 +27,8 @@ class Monitor:
     """Sums losses on the device and reads them every `training.log_every_steps` steps; other steps do not wait for it.
 
     A line of `metrics.jsonl` covers the steps since the line before: `loss`, `loss_fixed`, `loss_random` (means over
-    these steps and all ranks), `step` (steps done), `epoch`, `lr_video`, `lr_text`, `clips_per_s` (all ranks),
-    `data_wait_share` (of this rank's time), `elapsed_s` (since the start or continuation). A run stopped between two
+    these steps and all ranks), `step` (steps done), `epoch`, `lr_video`, `lr_text`, what `Meters.line` measures
+    (`clips_per_s`, `data_wait_share`, ...), `elapsed_s` (since the start or continuation). A run stopped between two
     lines carries the open one over in its checkpoint (`carry`), so the next line covers its steps all the same.
     """
 
@@ -38,9 +39,11 @@ class Monitor:
         start: int,
         steps: int,
         settings: TrainingConfig,
+        meters: Meters,
         carried: Mapping[str, Any] | None = None,
     ) -> None:
         self.ranks, self.every, self.batch_size = ranks, settings.log_every_steps, settings.batch_size
+        self.meters = meters
         self.sums: dict[str, Tensor] = {}
         self.micro_steps = 0
         self.start_s = self.last_s = time.perf_counter()
@@ -86,14 +89,13 @@ class Monitor:
             return
         means = self.ranks.mean({name: value / self.micro_steps for name, value in self.sums.items()})
         now = time.perf_counter()
-        taken_s = now - self.last_s
+        clips = (done - self.last_step) * self.batch_size
         line = {
             "step": done,
             "epoch": round(epoch, 4),
             **means,
             **rates,
-            "clips_per_s": (done - self.last_step) * self.batch_size / taken_s,
-            "data_wait_share": (wait_s - self.last_wait_s) / taken_s,
+            **self.meters.line(clips, now - self.last_s, wait_s - self.last_wait_s),
             "elapsed_s": now - self.start_s,
         }
         self.sums, self.micro_steps = {}, 0
@@ -121,13 +123,13 @@ class Monitor:
             mine = {name: scale * sum(part[name] for part in sums) for name in sums[0]}
         self.sums = {name: torch.tensor(value, device=self.ranks.device) for name, value in mine.items()}
 
-    def write(self, line: dict[str, float]) -> None:
+    def write(self, line: dict[str, float | None]) -> None:
         """One line to the file, the same to TensorBoard, the gist to the bar."""
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         for name, value in line.items():
-            if name != "step":
-                self.board.add_scalar(name, value, int(line["step"]))
+            if name != "step" and value is not None:
+                self.board.add_scalar(name, value, line["step"])
         self.bar.set_postfix_str(
             f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
         )

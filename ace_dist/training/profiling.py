@@ -7,6 +7,7 @@ stream, and the host waits for them once, after the last.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ace_dist.config import ProfileConfig
     from ace_dist.distributed import Ranks
     from ace_dist.methods import ConceptObjective
-    from ace_dist.models.flops import Flops
+    from ace_dist.training.meters import Meters
     from ace_dist.training.watchdog import Watchdog
 
 __all__ = ["Parts", "Profiler", "parts_table", "watch_communication", "watch_forward"]
@@ -181,10 +182,10 @@ class Profiler:
         ranks: Ranks,
         objective: ConceptObjective,
         watchdog: Watchdog,
-        flops: Mapping[str, Flops],
+        meters: Meters,
     ) -> None:
         self.settings, self.folder, self.ranks = settings, run_dir / "profile", ranks
-        self.objective, self.watchdog, self.flops = objective, watchdog, flops
+        self.objective, self.watchdog, self.meters = objective, watchdog, meters
         self.seen = 0  # steps begun
         self.recording = ExitStack()
         self.parts: Parts | None = None
@@ -215,6 +216,7 @@ class Profiler:
         """Torch's profiler starts one step early, because its own start takes time in the step."""
         if not self.settings.trace:
             return
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU it prints as an error that there is none
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.ranks.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -234,7 +236,8 @@ class Profiler:
         self.watchdog.listener = lambda stage: parts.stage(STAGES.get(stage, stage))
 
     def finish(self) -> None:
-        """Stop recording and write what was recorded."""
+        """Stop recording and write what was recorded; the time of that is left out of the run's pace."""
+        started = time.perf_counter()
         parts, self.parts = self.parts, None
         assert parts is not None
         parts.close()
@@ -256,11 +259,12 @@ class Profiler:
         if self.ranks.is_first:
             flops = {
                 name: (part.forward // self.ranks.world, part.backward // self.ranks.world)
-                for name, part in self.flops.items()
+                for name, part in self.meters.flops.items()
             }
             print(f"\n{parts_table(seconds, flops, parts.held_gib)}\nprofile: {self.folder}", flush=True)
             if self.settings.memory_snapshot and not cuda:
                 print("profile: no memory snapshot, as torch records the allocations of CUDA devices alone", flush=True)
+        self.meters.aside_s += time.perf_counter() - started
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
