@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,7 +60,9 @@ class PretrainConfig:
     """The optimisation. `temperature` is fixed; `bf16` computes in bfloat16 and keeps float32 weights.
 
     First the video tower alone learns to see, in `seeing_steps` steps of `seeing_batch` clips; then both towers learn
-    from narrations, in `steps` steps of `batch_size` pairs.
+    from narrations, in `steps` steps of `batch_size` pairs. What is seen does not depend on how clips are narrated, so
+    worlds that differ in `corpus.synonym_tail`, `verb_noise` or `verb_missing` alone can share the first part: the
+    file `seen` holds the video tower after it; it is written when it does not exist.
     """
 
     seed: int = 0
@@ -74,6 +77,7 @@ class PretrainConfig:
     temperature: float = 0.05
     bf16: bool = True
     test_clips: int = 384
+    seen: str | None = None  # safetensors file; null: nothing is kept
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,13 @@ def pretrain(
     torch.manual_seed(settings.seed)
     model = whole_model(model_config)
     initialise(model)
-    see(model, videos, corpus, loader, settings, log)
+    if settings.seen is not None and Path(settings.seen).is_file():
+        model.video.load_state_dict(load_file(settings.seen))
+        log(f"seeing: read from {settings.seen}")
+    else:
+        see(model, videos, corpus, loader, settings, log)
+        if settings.seen is not None:
+            save_safetensors(model.video.state_dict(), Path(settings.seen))
     losses = fit(model, videos, [narrated.text for narrated in corpus], loader, settings, log)
     held_out = narrated_clips(words, world, settings.test_clips, start=len(corpus))
     embedded = encode_clips(model, render_narrated(held_out, world, *clip, workers=workers), loader)

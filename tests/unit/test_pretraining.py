@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from ace_dist.training.pretraining import PretrainError, info_nce, read_settings
+from ace_dist.concepts import SynonymTrees
+from ace_dist.config import config_dir, load_config
+from ace_dist.models.importing import Wanted, import_weights
+from ace_dist.training.pretraining import PretrainConfig, PretrainError, info_nce, pretrain, read_settings
 
 
 def test_info_nce_against_loops() -> None:
@@ -34,3 +38,36 @@ def test_settings_are_split_from_those_of_the_configuration() -> None:
 def test_bad_settings_are_named(argument: str) -> None:
     with pytest.raises(PretrainError, match=argument.partition("=")[0].removeprefix("pretrain.")):
         read_settings([argument])
+
+
+def test_two_worlds_share_what_was_seen(tmp_path) -> None:
+    """Another narration of the same clips starts from the same tower, and reading it changes no weight."""
+    settings = PretrainConfig(seeing_steps=2, seeing_batch=4, steps=2, batch_size=4, test_clips=2)
+    settings.seen = str(tmp_path / "seen.safetensors")
+
+    def towers(*changes: str, keep: bool = True) -> dict[str, torch.Tensor]:
+        """Both towers of a small world."""
+        config = load_config(["experiment=demo", "dataset.world.corpus.clips=8", *changes])
+        trees = SynonymTrees.load(config.dataset.synonyms or "")
+        own = settings if keep else PretrainConfig(**{**vars(settings), "seen": None})
+        clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
+        quiet = {"log": lambda line: None}
+        return pretrain(config.dataset.world, trees, config.model, config.loader, clip, own, **quiet).model.state_dict()
+
+    plain, wrote = towers(keep=False), towers()
+    seen = load_file(settings.seen)
+    read, other = towers(), towers("dataset.world.corpus.verb_noise=1")
+    assert all(torch.equal(plain[name], wrote[name]) and torch.equal(plain[name], read[name]) for name in plain)
+    assert any(not torch.equal(plain[name], other[name]) for name in plain), "the narrations made no difference"
+    assert all(torch.equal(value, load_file(settings.seen)[name]) for name, value in seen.items())
+
+
+@pytest.mark.parametrize("tower", ["vit", "spacetime"])
+def test_the_other_towers_are_made_of_the_present_weights(tower: str) -> None:
+    """configs/weights/tabletop holds what launchers/import_weights.py makes of its video.safetensors today."""
+    folder = config_dir() / "weights" / "tabletop"
+    made, _ = import_weights(Wanted(source=str(folder / "video.safetensors"), tower=tower, embed_dim=64))
+    kept = load_file(folder / f"{tower}.safetensors")
+    assert set(made) == set(kept), sorted(set(made) ^ set(kept))[:4]
+    for name, value in kept.items():
+        assert torch.equal(value, made[name].to(value.dtype)), name
