@@ -64,6 +64,7 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
     if device == "cuda" and not cuda:
         raise DistributedError("training.device=cuda, but torch sees no CUDA device; set training.device=cpu or auto")
     use_cuda = cuda and device != "cpu"
+    check_ranks_here(os.environ, torch.cuda.device_count() if use_cuda else 0)
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda else "cpu")
     os.environ.update(rank_variables(os.environ))
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -90,6 +91,20 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
             f"ranks run and reach each other, or set MASTER_ADDR and MASTER_PORT"
         ) from error
     return Ranks(rank, world, gpu or torch.device("cpu"))
+
+
+def check_ranks_here(environ: Mapping[str, str], gpus: int) -> None:
+    """Whether DeepSpeed's launcher started as many ranks on this host as it has devices (`--num_gpus`).
+
+    Raises `DistributedError` when ranks would share a GPU, which NCCL refuses. Without a GPU (`gpus` is 0) ranks that
+    share a core give the same numbers more slowly, so the first one says so.
+    """
+    ranks = int(environ.get("LOCAL_SIZE", "1"))  # of DeepSpeed's launcher alone; SLURM shows a task its own GPU
+    if gpus and ranks > gpus:
+        raise DistributedError(f"{ranks} ranks on this host, but torch sees {gpus} GPUs; start with --num_gpus {gpus}")
+    here = len(os.sched_getaffinity(0))
+    if not gpus and ranks > here and environ.get("RANK") == "0":
+        print(f"{ranks} ranks share {here} CPU cores and no GPU is used; --num_gpus {here} would be faster", flush=True)
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

@@ -1,4 +1,7 @@
-"""Pretrain both tabletop towers: `python launchers/pretrain_tabletop.py [out=DIR] [pretrain.steps=N] [key=value]`."""
+"""Pretrain both tabletop towers: `python launchers/pretrain_tabletop.py [out=DIR] [pretrain.steps=N] [key=value]`.
+
+`out=configs/weights/tabletop` replaces the weights that the repository ships; without `out` they stay.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,19 @@ from pathlib import Path
 import torch
 
 from ace_dist.concepts import SynonymTrees
-from ace_dist.config import config_dir, load_config, run_launcher
+from ace_dist.config import load_config, run_launcher
 from ace_dist.training.pretraining import WORKERS, pretrain, read_settings, save_towers
 
 
 def main(argv: Sequence[str]) -> None:
-    """Render the narrated corpus, train on it, write the weights that `model=tabletop` loads."""
+    """Render the narrated corpus, train on it, write weights in the form that `model=tabletop` loads."""
     settings, rest = read_settings([arg for arg in argv if not arg.startswith("out=")])
-    out = next((Path(arg[4:]) for arg in argv if arg.startswith("out=")), config_dir() / "weights" / "tabletop")
+    out = next((Path(arg[4:]) for arg in argv if arg.startswith("out=")), Path("runs/tabletop_weights"))
     config = load_config(rest)
+    print(
+        f"{settings.seeing_steps} + {settings.steps} steps, 13 minutes when the shipped weights were made, into {out}",
+        flush=True,
+    )
     torch.set_num_threads(WORKERS)
     trees = SynonymTrees.load(config.dataset.synonyms or "")
     clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
