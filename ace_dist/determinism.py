@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -31,7 +32,8 @@ def deterministic(on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    flags, filling = torch.backends.cudnn, torch.utils.deterministic
+    flags = torch.backends.cudnn
+    filling: Any = torch.utils.deterministic  # a module with a property, which no type checker sees
     before = (
         torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
         flags.deterministic, flags.benchmark, os.environ.get(WORKSPACE), filling.fill_uninitialized_memory,

@@ -2,7 +2,8 @@
 
     checkpoints/step-00000200/
         weights.safetensors     what trains, fp32, by name
-        momentum.safetensors    the optimizer's state of it
+        momentum.safetensors    the optimizer's state of it (adamw: mean, square)
+        average.safetensors     with training.ema_decay: the running average of the weights
         generators.safetensors  torch's random generators of every rank
         checkpoint.json         step, ranks, ZeRO stage, precision; SHA-256 of the frozen weights and of each file;
                                 what the parts of the loop carry over a stop (the open line of the log, ...)

@@ -142,7 +142,7 @@ class Engine:
         return self.state(part)[part]
 
     def state(self, *parts: str) -> TrainedState:
-        """Weights and optimizer state (or only the named `parts`), whole, in fp32, on the CPU of every rank. Collective.
+        """Weights and optimizer state, or the named `parts` of it, whole, in fp32, on the CPU. Collective.
 
         Under ZeRO every tensor crosses the network once, which a sharded checkpoint would save; the method trains few
         parameters (30 million at the paper's scale: 120 MB of weights and as much momentum), and in return a

@@ -20,7 +20,7 @@ import torch
 
 from ace_dist.config import resolve_path
 from ace_dist.data.clips import TrainPlan, train_frames
-from ace_dist.data.pyav import decode_clip, needed_runs
+from ace_dist.data.pyav import decode_clip, needed_packets
 from ace_dist.data.shard_format import MANIFEST, ShardFiles, ShardSet
 from ace_dist.errors import UserError
 from ace_dist.training.schedule import total_steps
@@ -101,7 +101,7 @@ def decode_budget(config: Config) -> Budget:
     return Budget(
         clips=len(records),
         frames_used=mean([len(set(frames)) for frames in shown]),
-        frames_decoded=mean([frames_decoded(frames, gop) for frames in shown]),
+        frames_decoded=mean([frames_decoded(frames, gop, shards.codec) for frames in shown]),
         height=round(mean([record.height for record in records])),
         width=round(mean([record.width for record in records])),
         codec=shards.codec,
@@ -118,7 +118,7 @@ def expected_budget(config: Config, fps: float) -> Budget:
     return Budget(
         clips=None,
         frames_used=mean([len(frames) for frames in shown]),
-        frames_decoded=mean([frames_decoded(frames, gop) for frames in shown]),
+        frames_decoded=mean([frames_decoded(frames, gop, encoding.codec) for frames in shown]),
         height=short_side,
         width=round(short_side * 16 / 9),
         codec=encoding.codec,
@@ -126,13 +126,15 @@ def expected_budget(config: Config, fps: float) -> Budget:
     )
 
 
-def frames_decoded(frames: Sequence[int], gop: int) -> int:
+def frames_decoded(frames: Sequence[int], gop: int, codec: str) -> int:
     """Frames to decode for the stored frames `frames`, with a key frame every `gop` frames.
 
-    From the key frame before the first wanted one of a group of pictures to the last wanted one.
+    From the key frame before the first wanted one of a group of pictures to the last wanted one, less what `codec`
+    lets a reader leave out.
     """
-    keys = [index % gop == 0 for index in range(max(frames) + 1)]
-    return sum(len(run) for run in needed_runs(keys, set(frames)))
+    indices = range(max(frames) + 1)
+    keys, needed = [index % gop == 0 for index in indices], [is_anchor(index, gop, codec) for index in indices]
+    return len(needed_packets(keys, needed, set(frames)))
 
 
 def mean(values: Sequence[float]) -> float:
@@ -179,7 +181,7 @@ def model_cost(config: Config, bf16: bool) -> Cost:
 def memory_gib(config: Config, cost: Cost, ranks: int, bf16: bool) -> dict[str, float]:
     """Memory of one rank by purpose, in GiB."""
     stage = int(config.deepspeed.get("zero_optimization", {}).get("stage", 0))
-    moments = 2 if config.training.optimizer == "adamw" else 1
+    moments = (2 if config.training.optimizer == "adamw" else 1) + (config.training.ema_decay > 0)
     size = 2 if bf16 else 4
     master = 4 if bf16 else 0  # fp32 copies of what trains
     clips = config.training.batch_size / ranks / config.training.accumulation

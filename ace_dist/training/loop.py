@@ -170,6 +170,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
                     stopped, save = agree(training, guard, done)  # before the optimizer moves
                 watchdog.enter("step")
                 engine.step()
+            engine.average()
             done += 1
             monitor.record(done, done * plan.batch_size / len(plan.records), rates, loader.wait_s)
             if save or stopped or checkpoints.due(done) or done == last:
@@ -198,7 +199,7 @@ def agree(training: Training, guard: LossGuard, step: int) -> tuple[str | None, 
 
 def export(training: Training) -> None:
     """Write the trained weights, in fp32, for evaluation and for others. Collective."""
-    weights = training.engine.state()["weights"]
+    weights = training.engine.weights()
     on_first(training.ranks, save_safetensors, weights, training.run_dir / "model" / "trained.safetensors")
 
 

@@ -68,8 +68,35 @@ def train(engine, config, ranks, first, last):
         loss = engine.forward(batch_of(config, step, ranks), engine.module.sampler.draw(step)).total
         engine.backward(loss)
         engine.step()
+        engine.average()
         losses.append(ranks.mean({"loss": loss})["loss"])
     return losses
+
+
+def average_of(config, ranks):
+    """How far the average of an engine that trains, stops and goes on is from one taken in float64 of its weights.
+
+    The largest difference, as a share of the largest weight of its tensor; the same from the last weights, and the
+    parts that changed in the stop.
+    """
+    decay, config = 0.7, replace(config, training=replace(config.training, ema_decay=0.7))
+    engine = Engine(config, objective_of(config), ranks, STEPS)
+    wanted = {name: tensor.double() for name, tensor in engine.state()["weights"].items()}
+    lost = []
+    for step in range(STEPS):
+        train(engine, config, ranks, step, step + 1)
+        state = engine.state()
+        wanted = {name: decay * wanted[name] + (1 - decay) * w.double() for name, w in state["weights"].items()}
+        if step + 1 == STOP:
+            engine = Engine(config, objective_of(config), ranks, STEPS)
+            engine.load_state(state)
+            lost = differences(state, engine.state())
+    found, last = engine.weights(), engine.state()["weights"]
+
+    def apart(other):
+        return max(float((found[name] - other[name]).abs().max() / other[name].abs().max()) for name in found)
+
+    return {"apart": apart(wanted), "from_last": apart(last), "lost": lost}
 
 
 def plain_losses(config, ranks):
@@ -123,6 +150,11 @@ def main(out):
                 "different_at_the_end": differences(engine.state(), again.state()),
                 "moved": differences(stopped, engine.state()),
             }  # fmt: skip
+    found["average"] = {
+        f"zero{stage} {precision}": average_of(settings(stage, precision), ranks)
+        for precision in ("fp32", "bf16")
+        for stage in STAGES
+    }
     config = settings(2, "fp32")
     engine = Engine(config, objective_of(config), ranks, STEPS)
     engine.load_state(states[3, "fp32"])

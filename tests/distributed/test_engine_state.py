@@ -52,6 +52,14 @@ def test_every_stage_trains_as_torch_alone_does(found, run):
     assert found["runs"][run]["losses"] == pytest.approx(found["plain"], rel=tolerance)
 
 
+@pytest.mark.parametrize("run", RUNS)
+def test_the_average_of_the_weights_is_the_average_of_the_weights(found, run):
+    """In fp32 under every stage, across a stop, against float64: rounding of fp32 alone, also where bf16 computes."""
+    facts = found["average"][run]
+    assert facts["lost"] == []
+    assert facts["apart"] < 1e-6 and facts["from_last"] > 1e-3
+
+
 def test_a_run_of_one_stage_continues_under_another(found):
     """What ZeRO 3 left, ZeRO 2 continues: a checkpoint does not know its stage."""
     assert found["zero3 continued by zero2"] == pytest.approx(found["runs"]["zero3 fp32"]["continued"], rel=1e-5)
