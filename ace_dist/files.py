@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["sync_folder", "write_bytes", "write_json", "write_text"]
+__all__ = ["sync_folder", "write_bytes", "write_json", "write_pieces", "write_text"]
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write to a temporary name in the same folder, bring it to the disk, rename. What failed leaves nothing behind."""
+    write_pieces(path, [data])
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """`write_bytes` of pieces one after another, which need not be in memory at one time."""
     # A name that nobody else has: on other hosts, and in containers, other processes have the same number.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

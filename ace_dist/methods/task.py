@@ -16,7 +16,7 @@ from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.errors import UserError
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.similarity import Spotting
-from ace_dist.models.weights import load_text_weights, load_video_weights
+from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights
 
 if TYPE_CHECKING:
     from ace_dist.config import ModelConfig
@@ -106,17 +106,22 @@ def located(path: str | None) -> Path | None:
 
 def load_run_weights(model: DualEncoder, folder: Path) -> None:
     """Load `frozen.safetensors` and `trained.safetensors` of a run; together they must be the whole model."""
-    from safetensors.torch import load_file
-
-    state: dict[str, torch.Tensor] = {}
+    parts = []
     for name in ("frozen", "trained"):
         path = folder / f"{name}.safetensors"
         if not path.is_file():
             raise UserError(
                 f"{path} does not exist: the run has not finished training (launchers/train.py continues it)"
             )
-        state.update(load_file(path))
-    own = set(model.state_dict())
-    if own != set(state):
-        raise UserError(f"{folder} does not hold this model: {sorted(own ^ set(state))[:4]} differ")
-    model.load_state_dict(state)
+        parts.append(TensorFile(path))
+    own, stored = model.state_dict(), {name for part in parts for name in part}
+    if set(own) != stored:
+        raise UserError(f"{folder} does not hold this model: {sorted(set(own) ^ stored)[:4]} differ")
+    with torch.no_grad():
+        for part in parts:
+            for name, tensor in part.items():
+                if tensor.shape != own[name].shape:
+                    raise UserError(
+                        f"{part.path}: {name} is {list(tensor.shape)}, not {list(own[name].shape)} as config.yaml says"
+                    )
+                own[name].copy_(tensor)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from ace_dist.models.timesformer import resize_positions, resize_times
 
 __all__ = [
     "LoadReport",
+    "TensorFile",
     "WeightsError",
     "load_safetensors",
     "load_text_weights",
@@ -32,6 +34,31 @@ POSITION_IDS = "text_model.embeddings.position_ids"  # a constant buffer in file
 
 class WeightsError(UserError):
     """A weight file is missing, unreadable, or does not fit the model."""
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, or those of the `names` in it, each mapped anew when it is asked for.
+
+    So a model can be filled without a second copy of it: what was copied out of a tensor leaves memory with the tensor.
+    """
+
+    def __init__(self, path: Path, names: Collection[str] | None = None) -> None:
+        self.path = path
+        with safe_open(path, "pt") as file:
+            self.names = [name for name in file.keys() if names is None or name in names]  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        with safe_open(self.path, "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass
@@ -71,8 +98,9 @@ def load_video_weights(model: VideoTower, path: Path | str | None, strict: bool 
     With `strict`, any other difference raises `WeightsError`, which names `model.video.weights`; without, the report
     alone tells.
     """
-    file, state = read_safetensors(path, VIDEO_SETTING)
-    report = LoadReport(file)
+    stored = read_safetensors(path, VIDEO_SETTING)
+    state: ChainMap[str, Tensor] = ChainMap({}, stored)  # type: ignore[arg-type]  # writes go to the first
+    report = LoadReport(stored.path)
     for name, resize in (("pos_embed", resize_pos_embed), ("time_embed", resize_time_embed)):
         wanted = getattr(model, name, None)
         if wanted is not None and name in state and state[name].shape != wanted.shape:
@@ -90,10 +118,10 @@ def load_text_weights(tower: nn.Module, path: Path | str | None, strict: bool = 
     The image side of a whole CLIP file is left out and reported as ignored. With `strict`, any difference raises
     `WeightsError`, which names `model.text.weights`.
     """
-    file, state = read_safetensors(path, TEXT_SETTING)
-    ignored = [key for key in state if key.startswith(IMAGE_SIDE_OF_CLIP) or key == POSITION_IDS]
-    kept = {key: value for key, value in state.items() if key not in ignored}
-    return assign(tower, kept, LoadReport(file, ignored=ignored), TEXT_SETTING, strict)
+    stored = read_safetensors(path, TEXT_SETTING)
+    ignored = [key for key in stored if key.startswith(IMAGE_SIDE_OF_CLIP) or key == POSITION_IDS]
+    kept = TensorFile(stored.path, set(stored) - set(ignored))
+    return assign(tower, kept, LoadReport(stored.path, ignored=ignored), TEXT_SETTING, strict)
 
 
 def save_safetensors(
@@ -118,15 +146,15 @@ def save_safetensors(
     write_bytes(path, save(stored, dict(metadata) if metadata else None))  # `save_file` hides a full disk's OSError
 
 
-def read_safetensors(path: Path | str | None, setting: str) -> tuple[Path, dict[str, Tensor]]:
-    """Every tensor of a file, on the CPU. Raises `WeightsError`, which names the setting."""
+def read_safetensors(path: Path | str | None, setting: str) -> TensorFile:
+    """The tensors of a file, on the CPU. Raises `WeightsError`, which names the setting."""
     if path is None:
         raise WeightsError(f"{setting} is not set; give a safetensors file, or model.init=random to train from nothing")
     file = Path(path)
     if not file.is_file():
         raise WeightsError(f"{file} does not exist ({setting}); give a safetensors file, or model.init=random")
     try:
-        return file, load_file(file)
+        return TensorFile(file)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file} is not a readable safetensors file ({setting}): {error}") from error
 
@@ -139,17 +167,16 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is missing or not a readable safetensors file: {error}") from error
 
 
-def assign(model: nn.Module, state: dict[str, Tensor], report: LoadReport, setting: str, strict: bool) -> LoadReport:
+def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, setting: str, strict: bool) -> LoadReport:
     """Copy the tensors that fit into the model, after the report is complete and, with `strict`, clean."""
     own = model.state_dict()
     fresh = {name for name in getattr(model, "fresh", ()) if not any(key.split(".")[0] == name for key in state)}
     report.missing = [key for key in own if key not in state and key.split(".")[0] not in fresh]
     report.started = [key for key in own if key.split(".")[0] in fresh]
     report.unexpected = [key for key in state if key not in own]
+    shapes = {key: state[key].shape for key in own if key in state}
     report.mismatched = [
-        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} {list(shape)} for {list(own[key].shape)}" for key, shape in shapes.items() if shape != own[key].shape
     ]
     if strict and not report.complete:
         raise WeightsError(
@@ -157,9 +184,9 @@ def assign(model: nn.Module, state: dict[str, Tensor], report: LoadReport, setti
             f"tower's, under its names"
         )
     with torch.no_grad():
-        for key, tensor in own.items():
-            if key in state and state[key].shape == tensor.shape:
-                tensor.copy_(state[key])
+        for key, shape in shapes.items():
+            if shape == own[key].shape:
+                own[key].copy_(state[key])
                 report.loaded += 1
     return report
 

@@ -8,28 +8,33 @@ no run links to any more (`find .frozen -links 1`) can be deleted.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from safetensors import torch as safetensors
+import torch
 from torch import Tensor
 
-from ace_dist.files import write_bytes
+from ace_dist.files import write_pieces
 
 __all__ = ["store_frozen"]
+
+TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}  # safetensors'
 
 
 def store_frozen(run_dir: Path, state: Mapping[str, Tensor]) -> str:
     """Make sure that the run has these weights as `model/frozen.safetensors`; returns the SHA-256 of the file."""
-    data = safetensors.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-    digest = hashlib.sha256(data).hexdigest()
+    whole = hashlib.sha256()
+    for piece in file_pieces(state):
+        whole.update(piece)
+    digest = whole.hexdigest()
     shared = run_dir.parent / ".frozen" / f"{digest}.safetensors"
     own = run_dir / "model" / "frozen.safetensors"
     shared.parent.mkdir(parents=True, exist_ok=True)
     own.parent.mkdir(parents=True, exist_ok=True)
     if not is_whole(shared, digest):
-        write_bytes(shared, data)
+        write_pieces(shared, file_pieces(state))
     if own.exists() and own.samefile(shared):
         return digest
     link = own.with_name(f".{own.name}.{os.getpid()}.tmp")
@@ -38,8 +43,24 @@ def store_frozen(run_dir: Path, state: Mapping[str, Tensor]) -> str:
         os.replace(link, own)
     except OSError as error:  # a file system without hard links
         print(f"frozen weights are copied into {own}, not linked to {shared}: {error.strerror}", flush=True)
-        write_bytes(own, data)
+        write_pieces(own, file_pieces(state))
     return digest
+
+
+def file_pieces(state: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of `safetensors.torch.save`, which holds all of them in memory at one time; here it is one tensor."""
+    ordered = sorted(state, key=lambda name: (-state[name].itemsize, name))  # as the library does, for alignment
+    header, end = {}, 0
+    for name in ordered:
+        start, end = end, end + state[name].nbytes
+        shape = list(state[name].shape)
+        header[name] = {"dtype": TYPE_NAMES[state[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in ordered:
+        tensor = state[name].detach().cpu().contiguous()
+        yield tensor.flatten().view(torch.uint8).numpy().data
 
 
 def is_whole(path: Path, digest: str) -> bool:
