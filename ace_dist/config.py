@@ -220,7 +220,7 @@ class MetersConfig:
 
 @dataclass
 class ProfileConfig:
-    """Which steps are profiled. `launchers/train.py ... profile=true` is `steps: 3`."""
+    """Which steps are profiled. `profile=true` is short for `training.profile.steps=3`."""
 
     steps: int = 0  # recorded, one after the other; 0: none
     after: int = 5  # steps of this start that go before them
@@ -281,6 +281,7 @@ class Config:
     name: str = MISSING
     run_dir: str = "runs/${name}"
     seed: int = 0
+    profile: bool = False  # record a few steps: see training.profile
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -301,6 +302,7 @@ REFUSALS = {  # what a file system may refuse, and what its owner can do
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or write to another disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "write to a folder of yours"),
 }
+PROFILED_STEPS = 3  # of profile=true
 METHODS = ("ace", "procvlr", "vifi_ft", "vifi_pr", "bike", "text4vis", "lavila", "random")
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -420,6 +422,8 @@ def validated(composed: DictConfig) -> Config:
     if not 0 <= config.training.ema_decay < 1:
         raise ConfigError(f"training.ema_decay={config.training.ema_decay} must lie in [0, 1); 0 switches it off")
     check_combinations(config)
+    if config.profile and not config.training.profile.steps:
+        config.training.profile.steps = PROFILED_STEPS
     return config
 
 

@@ -26,6 +26,7 @@ __all__ = ["RunFolderError", "check_owner", "claim", "environment"]
 # Settings that may change between a run and its continuation without changing what is computed.
 FREE_SETTINGS = (
     "run_dir",
+    "profile",
     "training.stop_after_steps",
     "training.log_every_steps",
     "training.save_every_steps",
