@@ -15,7 +15,7 @@ from ace_dist.determinism import deterministic
 from ace_dist.distributed import seed_everything
 from ace_dist.methods import build_objective, prepare
 from ace_dist.methods.task import build_model, load_task
-from ace_dist.models.weights import save_safetensors
+from ace_dist.models.weights import TensorFile, save_safetensors
 from ace_dist.training.agreement import Agreement, on_first
 from ace_dist.training.checkpoints import Checkpoints
 from ace_dist.training.engine import Engine, micro_batch_size
@@ -105,6 +105,8 @@ def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -
     steps = total_steps(config.training, len(plan.records))
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
     engine = Engine(config, objective, ranks, steps)
+    if config.model.text.release_frozen and engine.stage != 3:  # ZeRO 3 has shared them out among the ranks
+        objective.model.release_text(TensorFile(run_dir / "model" / "frozen.safetensors"))
     if ranks.is_first:
         print(describe(task, plan, engine, steps), flush=True)
     checkpoints = Checkpoints(run_dir, engine, ranks, config.training, frozen or "", lock)
@@ -136,7 +138,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
     model, sampler, parts = training.objective.model, training.objective.sampler, config.training.accumulation
     checkpoints, guard = training.checkpoints, LossGuard(ranks)
-    meters = Meters(config, training.objective, engine, ranks)
+    meters = Meters.of(config, engine, ranks)
     model.train()
     with (
         closing(make_loader(config.dataset.shards, config, ranks.device)) as loader,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -48,20 +48,26 @@ class Interval:
 class Meters:
     """One run's meters on one rank: `line` is for a line of `metrics.jsonl`, `summary` for the end of the run.
 
-    The ceiling is measured with `training.meters.mfu` (null: on CUDA alone); without it there is no MFU.
+    `flops` are those of a step, `ceiling_tflops_per_s` is of all ranks together; without it there is no MFU.
     """
 
-    def __init__(self, config: Config, objective: ConceptObjective, engine: Engine, ranks: Ranks) -> None:
-        self.ranks, self.batch_size = ranks, config.training.batch_size
-        self.flops = step_flops(config, objective, ranks.world)
+    def __init__(
+        self, ranks: Ranks, batch_size: int, flops: Mapping[str, Flops], ceiling_tflops_per_s: float | None = None
+    ) -> None:
+        self.ranks, self.batch_size, self.flops = ranks, batch_size, flops
+        self.ceiling_tflops_per_s = ceiling_tflops_per_s
         self.memory: dict[str, int] = {}
         self.intervals: list[Interval] = []
         self.aside_s = 0.0  # since the last line: seconds spent on something that is no part of training
-        self.ceiling_tflops_per_s: float | None = None
-        wanted = config.training.meters.mfu
+
+    @classmethod
+    def of(cls, config: Config, engine: Engine, ranks: Ranks) -> Meters:
+        """The meters of a run. The ceiling is measured with `training.meters.mfu` (null: on CUDA alone). Collective."""
+        wanted, ceiling = config.training.meters.mfu, None
         if ranks.device.type == "cuda" if wanted is None else wanted:
             dtype = torch.bfloat16 if engine.bf16 else torch.float32
-            self.ceiling_tflops_per_s = sum(ranks.gather(matmul_flops_per_s(ranks.device, dtype))) / 1e12
+            ceiling = sum(ranks.gather(matmul_flops_per_s(ranks.device, dtype))) / 1e12
+        return cls(ranks, config.training.batch_size, step_flops(config, engine.module, ranks.world), ceiling)
 
     def note_memory(self, engine: Engine) -> None:
         """Between a backward pass and its step, when all parts exist: their bytes, once. No host sync."""

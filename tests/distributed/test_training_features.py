@@ -12,6 +12,7 @@ from ace_dist.determinism import NotDeterministic
 from ace_dist.methods.objective import ConceptObjective
 from ace_dist.training.checkpoints import CheckpointFolder
 from ace_dist.training.loop import train
+from ace_dist.training.meters import Meters
 from ace_dist.training.monitor import Monitor
 
 SMALL_WORLD = ["dataset.world.train_clips=32", "dataset.world.test_clips=36"]
@@ -84,7 +85,8 @@ def test_an_open_line_goes_on_with_other_ranks_and_micro_batches(ranks, tmp_path
     after = torch.rand(2, 2, dtype=torch.float64)  # step, micro-batch
     carried = {"steps": 3, "micro_steps": 3, "taken_s": 2.0, "wait_s": 0.5}
     carried["sums"] = [{"loss": float(part.sum())} for part in before]
-    with Monitor(tmp_path, replace(ranks), 3, 10, settings, carried) as monitor:
+    meters = Meters(ranks, settings.batch_size, {})
+    with Monitor(tmp_path, replace(ranks), 3, 10, settings, meters, carried) as monitor:
         for step in range(2):
             for value in after[step]:
                 monitor.add(type("Losses", (), {"total": value, "fixed": None, "random": None}))
