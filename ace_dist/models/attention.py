@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Literal, cast
 
@@ -16,11 +17,12 @@ from ace_kernels import temporal_attention, temporal_attention_obstacle, tempora
 from ace_kernels.choice import choose
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ace_dist.errors import UserError
 from ace_dist.models.recompute import recomputed
 
-__all__ = ["AttentionBackend", "AttentionError", "attend", "attend_packed", "choose_attention"]
+__all__ = ["AttentionBackend", "AttentionError", "attend", "attend_packed", "choose_attention", "short_on_cpu"]
 
 AttentionBackend = Literal["triton", "xformers", "sdpa"]
 SETTINGS = ("auto", "triton", "xformers", "sdpa")
@@ -74,6 +76,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") 
         return recomputed(formula, q, k, v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def short_on_cpu(tokens: int, x: Tensor) -> AbstractContextManager[None]:
+    """Context for networks that call PyTorch's attention themselves: the formula where `attend` would take it.
+
+    At the tabletop's 17 tokens in bfloat16 a step of the image tower takes half the time with it (0.21 and 0.10 s of
+    one core, batch 16 of 8 frames).
+    """
+    short = not x.is_cuda and tokens <= LONGEST_FORMULA_ON_CPU.get(x.dtype, 0)
+    return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

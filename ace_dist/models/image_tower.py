@@ -14,6 +14,7 @@ from timm.layers import QuickGELU
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from ace_dist.models.attention import short_on_cpu
 from ace_dist.models.frozen_trunk import FrozenTrunk
 from ace_dist.models.timesformer import resize_times, run
 
@@ -42,7 +43,8 @@ class TemporalTransformer(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Residual around all layers."""
         positions = resize_times(self.positions, frames.shape[1])
-        return frames + cast(Tensor, self.layers(frames + positions))
+        with short_on_cpu(frames.shape[1], frames):
+            return frames + cast(Tensor, self.layers(frames + positions))
 
 
 class ImageTower(FrozenTrunk, VisionTransformer):  # type: ignore[misc]  # timm is untyped
@@ -92,7 +94,7 @@ class ImageTower(FrozenTrunk, VisionTransformer):  # type: ignore[misc]  # timm 
         with self.grad_from(-1, below=self.first_trained == 0 or prompted):
             tokens = self.norm_pre(self.with_prompts(tokens, 0, length))
         for index, block in enumerate(self.blocks):
-            with self.grad_from(index, below=prompted):
+            with self.grad_from(index, below=prompted), short_on_cpu(tokens.shape[1], tokens):
                 tokens = run(self.config, block, self.with_prompts(tokens, index, length) if index else tokens)
         return cast(Tensor, self.head(self.norm(tokens[:, 0])))
 
