@@ -153,6 +153,7 @@ class TextConfig:
     embed_dim: int = 512
     trained_layers: int = 0  # counted from the last
     train_projection: bool = True
+    release_frozen: bool = True  # free the weights that only new phrases need; those of the run folder serve them
     weights: str | None = None  # safetensors file
 
 
@@ -272,6 +273,9 @@ class EvaluationConfig:
     view_fusion: str = "softmax_sum"  # softmax_sum | logit_mean | logit_max | embedding_mean
     synonyms: str | None = None  # synonym trees of the test (Table 4); null: those of the training
     srt_leaves: bool = True  # with leaf augmentation: SRT labels too are averaged over their children
+    every_steps: int = 0  # validate this often on clips of the training split that are held out for it; 0: never
+    validation_groups: list[str] = field(default_factory=list)  # the groups (people, cameras) held out; or instead
+    validation_share: float = 0.0  # this share of the groups, drawn by `seed`
 
 
 @dataclass
@@ -413,6 +417,7 @@ def validated(composed: DictConfig) -> Config:
             raise ConfigError(f"{key}={number} must be greater than zero")
     at_least_zero = {
         "training.gc_every_steps": config.training.gc_every_steps,
+        "evaluation.every_steps": config.evaluation.every_steps,
         "training.profile.steps": config.training.profile.steps,
         "training.profile.after": config.training.profile.after,
     }
@@ -455,10 +460,35 @@ def check_combinations(config: Config) -> None:
             raise ConfigError(
                 f"loader.{key}={getattr(config.loader, key)} is smaller than loader.crop={config.loader.crop}"
             )
+    check_validation(config)
     if config.training.batch_size % config.training.accumulation:
         raise ConfigError(
             f"training.batch_size={config.training.batch_size} is not a multiple of "
             f"training.accumulation={config.training.accumulation}"
+        )
+
+
+def check_validation(config: Config) -> None:
+    """Validation while training: what is held out is looked at, and what looks has something held out."""
+    groups, share, every = (
+        getattr(config.evaluation, key) for key in ("validation_groups", "validation_share", "every_steps")
+    )
+    if not 0 <= share < 1:
+        raise ConfigError(f"evaluation.validation_share={share} must lie in [0, 1)")
+    if groups and share:
+        raise ConfigError(
+            f"evaluation.validation_groups={groups} and evaluation.validation_share={share} both choose what is held "
+            f"out; set one of them"
+        )
+    if every and not groups and not share:
+        raise ConfigError(
+            f"evaluation.every_steps={every} has nothing to look at: hold groups of training clips out with "
+            f"evaluation.validation_groups='[NAME, ...]' or evaluation.validation_share=0.2"
+        )
+    if not every and (groups or share):
+        raise ConfigError(
+            "evaluation.validation_groups or validation_share hold clips out that nothing looks at; set "
+            "evaluation.every_steps too (dataset.left_out_groups leaves groups out of training and test)"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 
 from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
 from ace_dist.config import Config, resolve_path
+from ace_dist.data.holdout import held_out_groups
 from ace_dist.data.readers import open_dataset
 from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.errors import UserError
@@ -26,15 +27,25 @@ __all__ = ["Task", "build_model", "load_task", "load_trees"]
 
 @dataclass(frozen=True)
 class Task:
-    """What a run learns and is tested on. A record's action is its verb and object."""
+    """What a run learns and is tested on. A record's action is its verb and object.
+
+    `validation` are groups of the training split whose clips are looked at while training and do not train.
+    """
 
     classes: ClassLists
     trees: SynonymTrees
     shards: ShardSet
+    validation: frozenset[str] = frozenset()
 
     def training_clips(self) -> tuple[list[ClipRecord], list[int]]:
         """Training clips of base actions with their class indices; clips of novel actions are left out."""
-        return labelled(self.shards.split("train"), self.classes.base)
+        records = [record for record in self.shards.split("train") if record.group not in self.validation]
+        return labelled(records, self.classes.base)
+
+    def validation_clips(self) -> tuple[list[ClipRecord], list[int]]:
+        """Clips of the training split held out for validation, base actions alone, with their class indices."""
+        records = [record for record in self.shards.split("train") if record.group in self.validation]
+        return labelled(records, self.classes.base)
 
     def test_clips(self, novel: bool) -> tuple[list[ClipRecord], list[int]]:
         """Test clips of the novel, or of the base, actions with their class indices."""
@@ -68,7 +79,10 @@ def load_trees(config: Config) -> SynonymTrees:
 
 
 def load_task(config: Config) -> Task:
-    """Open the shards and trees of a configuration and decide the classes. Every verb must have a tree."""
+    """Open the shards and trees of a configuration and decide the classes. Every verb must have a tree.
+
+    The classes are those of the whole training split: holding clips out for validation makes no action novel.
+    """
     dataset = config.dataset
     shards = open_dataset(dataset)
     trees = load_trees(config)
@@ -76,7 +90,8 @@ def load_task(config: Config) -> Task:
     table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None
     classes = split_classes(train, test, dataset.novel, novel_share=dataset.novel_share, table=table)
     trees.require(action.verb for action in (*classes.base, *classes.novel))
-    return Task(classes, trees, shards)
+    whole = Task(classes, trees, shards)
+    return replace(whole, validation=held_out_groups(*whole.training_clips(), config.evaluation, config.seed))
 
 
 def build_model(config: ModelConfig, seed: int, weights: Path | None = None) -> DualEncoder:
