@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -55,6 +55,10 @@ class DualEncoder(nn.Module):
         """Run the frozen part of the text encoder once for each phrase."""
         return PhraseBank(self.text, phrases)
 
+    def release_text(self, stored: Mapping[str, Tensor]) -> None:
+        """Free the text weights that only phrases outside of a bank need; `stored` has them by their names here."""
+        self.text.release(lambda name: stored[f"text.{name}"])
+
     def set_step(self, seed: int, step: int, rank: int, world: int) -> None:
         """Fix the stochastic depth of a training step; see `TimeSformer.set_step`."""
         self.video.set_step(seed, step, rank, world)
@@ -72,7 +76,8 @@ class DualEncoder(nn.Module):
         return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def frozen_state_dict(self) -> dict[str, Tensor]:
-        """The rest of `state_dict`."""
+        """The rest of `state_dict`, whole: not to be asked for after `release_text`."""
+        assert self.text.stored is None
         trained = self.trainable_state_dict()
         return {name: tensor for name, tensor in self.state_dict().items() if name not in trained}
 

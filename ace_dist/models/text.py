@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -81,6 +82,7 @@ class TextTower(nn.Module, ABC):
             )
         self.config = config
         self.first_trained = config.depth - config.trained_layers
+        self.stored: Callable[[str], Tensor] | None = None  # gives released weights back, by name
 
     @abstractmethod
     def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -106,6 +108,10 @@ class TextTower(nn.Module, ABC):
     def trained_modules(self) -> Iterator[nn.Module]:
         """The modules that train under the configuration."""
 
+    @abstractmethod
+    def frozen_modules(self) -> Iterator[nn.Module]:
+        """The modules that `frozen` alone uses: no step needs them once the phrases are known."""
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
@@ -117,9 +123,41 @@ class TextTower(nn.Module, ABC):
         for module in self.trained_modules():
             module.requires_grad_(True)
 
+    def release(self, stored: Callable[[str], Tensor]) -> None:
+        """Free the memory of the weights that only `frozen` uses; it asks `stored` for them, by name, when it must.
+
+        The parameters keep shape, type and device, and hold NaN, so that no other use could go unseen.
+        """
+        self.stored = stored
+        for parameter in self.released().values():
+            parameter.data = parameter.new_full((), torch.nan).expand(parameter.shape)
+
+    def released(self) -> dict[str, nn.Parameter]:
+        """The parameters that `release` frees, by name."""
+        chosen = {id(parameter) for module in self.frozen_modules() for parameter in module.parameters()}
+        return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in chosen}
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Have released weights back for a while."""
+        if self.stored is None:
+            yield
+            return
+        for name, parameter in self.released().items():
+            parameter.data = self.stored(name).to(parameter.device, parameter.dtype, copy=True)
+        try:
+            yield
+        finally:
+            self.release(self.stored)
+
     @torch.no_grad()
     def frozen(self, phrases: Sequence[str]) -> FrozenText:
         """Run the part that does not train, in chunks of phrases of like length, on the tower's device."""
+        with self.whole():
+            return self.run_frozen(phrases)
+
+    def run_frozen(self, phrases: Sequence[str]) -> FrozenText:
+        """`frozen` with all weights in place."""
         ids, lengths = self.tokenize(phrases)
         order = lengths.argsort(stable=True)
         chunks = []
@@ -228,6 +266,15 @@ class ClipTextTower(TextTower):
         if self.config.train_projection:
             yield self.text_projection
 
+    def frozen_modules(self) -> Iterator[nn.Module]:
+        """Embeddings and frozen layers; norm and projection too, where nothing before them trains."""
+        yield self.text_model.embeddings
+        yield from self.text_model.encoder.layers[: self.first_trained]
+        if not self.config.trained_layers:
+            yield self.text_model.final_layer_norm
+            if not self.config.train_projection:
+                yield self.text_projection
+
 
 class PromptedClipTextTower(ClipTextTower):
     """CLIP's text transformer with learned tokens between BOS and the phrase; nothing else of its layers trains.
@@ -256,6 +303,10 @@ class PromptedClipTextTower(ClipTextTower):
         room = ids.new_zeros(len(ids), self.config.prompt_tokens)
         ids = torch.cat([ids[:, :1], room, ids[:, 1:]], dim=1)
         return ids, token_lengths(ids)
+
+    def frozen_modules(self) -> Iterator[nn.Module]:
+        """The token embeddings: learned prompts take positions, and pass all layers, at every step."""
+        yield self.text_model.embeddings.token_embedding
 
     def frozen_features(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Input embeddings [S,L,D]."""
@@ -337,6 +388,13 @@ class MiniLMTextTower(TextTower):
         """The deepest layers and the projection."""
         yield from self.bert.encoder.layer[self.first_trained :]
         if self.config.train_projection:
+            yield self.projection
+
+    def frozen_modules(self) -> Iterator[nn.Module]:
+        """Embeddings and frozen layers; the projection too, where nothing trains."""
+        yield self.bert.embeddings
+        yield from self.bert.encoder.layer[: self.first_trained]
+        if not self.config.trained_layers and not self.config.train_projection:
             yield self.projection
 
 

@@ -8,7 +8,7 @@ import torch
 from ace_dist.config import TextConfig
 from ace_dist.models import text
 from ace_dist.models.phrase_bank import PhraseBank, UnknownPhraseError
-from ace_dist.models.text import ClipTextTower, MiniLMTextTower
+from ace_dist.models.text import ClipTextTower, MiniLMTextTower, build_text_tower
 
 VERBS = ["spin", "rotate", "turn", "lay down", "pick up", "gently put back onto the"]
 PHRASES = [f"{verb} {item}" for verb in VERBS for item in ("block", "side panel", "drawer right side up")]
@@ -99,3 +99,25 @@ def test_a_tower_cast_after_the_bank_was_built_still_encodes(changes):
     rounded = bank.encode(rows)
     assert rounded.dtype == torch.bfloat16
     assert torch.nn.functional.cosine_similarity(rounded.float(), exact).min() > 0.99
+
+
+@pytest.mark.parametrize("changes", [{}, {"train_projection": False}, {"trained_layers": 2}, {"prompt_tokens": 2}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_released_weights_cost_nothing_and_come_back_for_new_phrases(changes, dtype):
+    """A bank goes on as before; what it does not know is encoded as if nothing had been released, again and again."""
+    encoder = build_text_tower(TextConfig(width=128, depth=3, heads=2, embed_dim=32, **changes))
+    stored = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    encoder.to(dtype)
+    bank, rows = PhraseBank(encoder, PHRASES), torch.arange(len(PHRASES))
+    before, other = bank.encode(rows), PhraseBank(encoder, ["whack pin", "lift"]).frozen
+    count, kept = sum(p.numel() for p in encoder.parameters()), [p for p in encoder.parameters() if p.requires_grad]
+    encoder.release(stored.__getitem__)
+    for _ in range(2):
+        assert torch.equal(bank.encode(rows), before)
+        assert all(map(torch.equal, PhraseBank(encoder, ["whack pin", "lift"]).frozen, other))
+        held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in encoder.parameters()}
+        used = sum(p.numel() * dtype.itemsize for p in kept)
+        layers_run = "prompt_tokens" in changes  # learned prompts pass every layer, which must stay
+        assert layers_run or sum(held.values()) < used + 1000
+        assert sum(p.numel() for p in encoder.parameters()) == count
+    assert encoder.released() and all(p.isnan().all() for p in encoder.released().values())
