@@ -134,7 +134,7 @@ def check_text(tower, draw):
 
 
 def test_concept_loss_equals_torchs_counter(draw):
-    """The products of the loss's plain-torch form; the operator hides them from the counter."""
+    """The products of the loss's plain-torch form, for one and two label sets."""
     clips, width, classes, sets = draw.randint(2, 5), draw.choice([8, 24]), draw.randint(2, 4), draw.randint(1, 2)
     labels, tables = torch.randint(classes, (clips,)), []
     for count in (sets * classes, classes):  # the label sets, and the shadow negatives
