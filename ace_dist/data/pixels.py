@@ -16,7 +16,7 @@ import av
 import numba
 import numpy as np
 from av.video.reformatter import ColorRange
-from numba import float32, uint8, uint32
+from numba import float32, uint8
 from numpy.typing import NDArray
 
 from ace_dist.data.clips import ClipRequest, crop_box
@@ -26,7 +26,7 @@ __all__ = ["Cut", "cut_of", "picture_rgb", "show"]
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Indices = NDArray[np.uint32]
+Indices = NDArray[np.int64]
 Matrix = tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.float32]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,7 +42,8 @@ class Cut:
     """A crop of the resized picture as filters over the stored one.
 
     Row i of the crop is the sum over t of `row_weights[i, t]` times row `rows[i] + t` of the region, columns likewise
-    with `column_weights[t, j]`. The region starts at (`top`, `left`) of the picture and holds every pixel in reach.
+    with `column_weights[t, j]`, which mirror it where it is flipped. The region starts at (`top`, `left`) of the picture
+    and holds every pixel in reach.
     """
 
     top: int
@@ -66,15 +67,17 @@ def cut_of(request: ClipRequest) -> Cut:
     height, width, top, left = crop_box(request)
     rows, row_weights = triangle_filter(request.record.height, height, top, request.crop)
     columns, column_weights = triangle_filter(request.record.width, width, left, request.crop)
+    if request.flip:
+        columns, column_weights = columns[::-1], column_weights[::-1]
     first_row, first_column = int(rows.min()), int(columns.min())
     return Cut(
         top=first_row,
         left=first_column,
         height=int(rows.max()) + row_weights.shape[1] - first_row,
         width=int(columns.max()) + column_weights.shape[1] - first_column,
-        rows=(rows - first_row).astype(np.uint32),
+        rows=rows - first_row,
         row_weights=row_weights,
-        columns=(columns - first_column).astype(np.uint32),
+        columns=np.ascontiguousarray(columns - first_column),
         column_weights=np.ascontiguousarray(column_weights.T),
         flip=request.flip,
     )
@@ -98,13 +101,15 @@ def triangle_filter(source: int, target: int, first: int, count: int) -> tuple[N
 
 def show(frame: av.VideoFrame, cut: Cut, out: Bytes) -> None:
     """Write the crop of a decoded picture into `out`, uint8 RGB [3, crop, crop]."""
-    target = out[:, :, ::-1] if cut.flip else out
-    if cut.keeps_size:
-        convert(*planes_of(frame), cut.top, cut.left, matrix_of(frame), target)
+    if cut.keeps_size and not cut.flip:
+        convert(*planes_of(frame), cut.top, cut.left, matrix_of(frame), out)
         return
     region = np.empty((3, cut.height, cut.width), np.uint8)
     convert(*planes_of(frame), cut.top, cut.left, matrix_of(frame), region)
-    resample(region, cut.rows, cut.row_weights, cut.columns, cut.column_weights, target)
+    if cut.keeps_size:
+        out[:] = region[:, :, ::-1]
+    else:
+        resample(region, cut.rows, cut.row_weights, cut.columns, cut.column_weights, out)
 
 
 def picture_rgb(frame: av.VideoFrame) -> Bytes:
@@ -200,33 +205,49 @@ def to_byte(value: np.float32) -> np.uint8:
 def resample(
     region: Bytes, rows: Indices, row_weights: Floats, columns: Indices, column_weights: Floats, out: Bytes
 ) -> None:
-    """Filter a region [3, h, w] into `out` [3, H, W] as `Cut` says: first down, then across, rounded once."""
+    """Filter a region [3, h, w] into `out` [3, H, W] as `Cut` says: first across, then down, rounded once."""
     line = np.empty(region.shape[2], np.float32)
+    narrow = np.empty((region.shape[1], out.shape[2]), np.float32)
+    total = np.empty(out.shape[2], np.float32)
     for channel in range(3):
+        for y in range(region.shape[1]):
+            line[:] = region[channel, y]
+            across(line, columns, column_weights, narrow[y])
         for i in range(len(rows)):
-            line[:] = 0
-            for t in range(row_weights.shape[1]):
-                add_weighted(region[channel, rows[i] + t], row_weights[i, t], line)
-            across(line, columns, column_weights, out[channel, i])
+            k = rows[i]
+            if row_weights.shape[1] == 2:
+                mix_rows(narrow[k], row_weights[i, 0], narrow[k + 1], row_weights[i, 1], out[channel, i])
+            else:
+                total[:] = 0
+                for t in range(row_weights.shape[1]):
+                    add_weighted(narrow[k + t], row_weights[i, t], total)
+                mix_rows(total, float32(1), total, float32(0), out[channel, i])
 
 
 @compiled
-def add_weighted(row: Bytes, weight: np.float32, line: Floats) -> None:
+def across(line: Floats, columns: Indices, weights: Floats, out: Floats) -> None:
+    """Filter one row. Two taps, every enlargement, are written out: twice as fast as the loop over taps."""
+    if weights.shape[0] == 2:
+        for j in range(out.shape[0]):
+            k = columns[j]
+            out[j] = weights[0, j] * line[k] + weights[1, j] * line[k + 1]
+    else:
+        for j in range(out.shape[0]):
+            total = float32(0)
+            for t in range(weights.shape[0]):
+                total += weights[t, j] * line[columns[j] + t]
+            out[j] = total
+
+
+@compiled
+def add_weighted(row: Floats, weight: np.float32, line: Floats) -> None:
     """line += weight * row."""
     for x in range(line.shape[0]):
         line[x] += weight * row[x]
 
 
 @compiled
-def across(line: Floats, columns: Indices, weights: Floats, out: Bytes) -> None:
-    """Filter one row. Two taps, every enlargement, are written out: twice as fast as the loop over taps."""
-    if weights.shape[0] == 2:
-        for j in range(out.shape[0]):
-            k = columns[j]
-            out[j] = uint8(weights[0, j] * line[k] + weights[1, j] * line[k + uint32(1)] + float32(0.5))
-    else:
-        for j in range(out.shape[0]):
-            total = float32(0.5)
-            for t in range(weights.shape[0]):
-                total += weights[t, j] * line[columns[j] + uint32(t)]
-            out[j] = uint8(total)
+def mix_rows(one: Floats, weight: np.float32, other: Floats, other_weight: np.float32, out: Bytes) -> None:
+    """The weighted sum of two rows, rounded."""
+    for x in range(out.shape[0]):
+        out[x] = uint8(weight * one[x] + other_weight * other[x] + float32(0.5))

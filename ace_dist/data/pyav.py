@@ -1,6 +1,6 @@
 """Owns decoding with PyAV in threads: the fast loader without a GPU, and DALI's reference.
 
-Of a clip it reads the packets between a key frame and the last wanted frame, and of a picture it converts the crop.
+Of a clip it decodes the frames that are wanted and those that they are predicted from, of a picture it converts the crop.
 """
 
 from __future__ import annotations
@@ -56,20 +56,18 @@ def decode_frames(data: bytes, wanted: Sequence[int]) -> NDArray[np.uint8]:
 def pictures(data: bytes, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames `wanted` of a stored clip with their indices, as they come out of the decoder.
 
-    Only groups of pictures that hold a wanted frame are decoded. Raises `DataError` at the end when one is missing.
+    Decodes only groups of pictures that hold a wanted frame. Raises `DataError` at the end when one is missing.
     """
     table, view = read_sample_table(data), memoryview(data)
     context = av.CodecContext.create(table.decoder, "r")
     context.extradata = table.extradata or None
     context.thread_count = 1  # clips are decoded side by side instead
     missing = set(wanted)
-    for run in needed_runs(table.keys, wanted):
-        packets = (stored_packet(view, table, index) for index in run)
-        for picture in itertools.chain.from_iterable(map(context.decode, itertools.chain(packets, [None]))):
-            if picture.pts in missing:
-                missing.remove(picture.pts)
-                yield picture.pts, picture
-        context.flush_buffers()
+    packets = (stored_packet(view, table, index) for index in needed_packets(table.keys, table.needed, wanted))
+    for picture in itertools.chain.from_iterable(map(context.decode, itertools.chain(packets, [None]))):
+        if picture.pts in missing:
+            missing.remove(picture.pts)
+            yield picture.pts, picture
     if missing:
         raise DataError(f"frames {sorted(missing)} did not come out of the {len(table.sizes)} frames of the clip")
 
@@ -81,19 +79,16 @@ def stored_packet(data: memoryview, table: SampleTable, index: int) -> av.Packet
     return packet
 
 
-def needed_runs(is_key: Sequence[bool], wanted: set[int]) -> list[range]:
-    """Stretches of packets to decode: each from a key frame to the last wanted frame, adjoining ones as one stretch."""
+def needed_packets(is_key: Sequence[bool], is_needed: Sequence[bool], wanted: set[int]) -> list[int]:
+    """Frames to decode: from each key frame to the last wanted frame before the next one, less those that are neither
+    wanted nor needed by others. Each stretch begins with a key frame, so that no flush is necessary between them.
+    """
     keys = [index for index, key in enumerate(is_key) if key]
-    runs: list[range] = []
+    packets: list[int] = []
     for start, stop in zip(keys, [*keys[1:], len(is_key)], strict=True):
-        inside = [index for index in wanted if start <= index < stop]
-        if not inside:
-            continue
-        if runs and runs[-1].stop == start:
-            runs[-1] = range(runs[-1].start, max(inside) + 1)
-        else:
-            runs.append(range(start, max(inside) + 1))
-    return runs
+        last = max((index for index in wanted if start <= index < stop), default=start - 1)
+        packets += [index for index in range(start, last + 1) if is_needed[index] or index in wanted]
+    return packets
 
 
 class PyavLoader(Loader):

@@ -16,18 +16,24 @@ from ace_dist.data.segments import DataError
 __all__ = ["SampleTable", "read_sample_table"]
 
 DECODERS = {b"vp09": "vp9", b"avc1": "h264", b"mp4v": "mjpeg"}  # FFmpeg writes MJPEG as an MPEG-4 object type
+# The first bytes of a shown, error-resilient VP9 frame of profile 0 that no reference slot keeps (VP9 bitstream, 6.2).
+UNUSED_VP9 = b"\x87\x00"
 ENTRY_HEAD = 86  # bytes of a visual sample entry before its boxes (ISO/IEC 14496-12, 12.1.3)
 
 
 @dataclass(frozen=True)
 class SampleTable:
-    """FFmpeg's decoder name, its extradata, and of each frame: first byte, number of bytes, whether it is a key."""
+    """FFmpeg's decoder name, its extradata, and of each frame: first byte, number of bytes, whether it is a key.
+
+    `needed` says of each frame whether others are predicted from it, as far as its first bytes tell.
+    """
 
     decoder: str
     extradata: bytes
     offsets: list[int]
     sizes: list[int]
     keys: list[bool]
+    needed: list[bool]
 
 
 def read_sample_table(data: bytes) -> SampleTable:
@@ -51,12 +57,14 @@ def parse(data: memoryview) -> SampleTable:
     offsets = sample_offsets(parts, sizes)
     if any(offset + size > len(data) for offset, size in zip(offsets, sizes, strict=True)):
         raise IndexError("a frame lies outside")
+    decoder = DECODERS[kind]
     return SampleTable(
-        decoder=DECODERS[kind],
+        decoder=decoder,
         extradata=bytes(inner.get(b"avcC", b"")),
         offsets=offsets,
         sizes=sizes,
         keys=key_flags(parts.get(b"stss"), count),
+        needed=[decoder != "vp9" or bytes(data[offset : offset + 2]) != UNUSED_VP9 for offset in offsets],
     )
 
 

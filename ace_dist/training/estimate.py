@@ -20,6 +20,7 @@ import torch
 
 from ace_dist.config import resolve_path
 from ace_dist.data.clips import TrainPlan, train_frames
+from ace_dist.data.encoding import is_anchor
 from ace_dist.data.pyav import decode_clip, needed_packets
 from ace_dist.data.shard_format import MANIFEST, ShardFiles, ShardSet
 from ace_dist.errors import UserError

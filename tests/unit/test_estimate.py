@@ -102,9 +102,11 @@ def test_the_papers_network():
 
 def test_frames_to_decode_by_hand():
     # Key frames at 0, 5, 10, 15, 20: frame 3 takes 0 to 3, frame 7 takes 5 to 7, frame 21 takes 20 and 21.
-    assert frames_decoded([3, 7, 21], 5) == 4 + 3 + 2
-    assert frames_decoded([3, 7, 21], 1) == 3
-    assert frames_decoded([4, 4, 5], 5) == 6
+    assert frames_decoded([3, 7, 21], 5, "h264") == 4 + 3 + 2
+    assert frames_decoded([3, 7, 21], 1, "h264") == 3
+    assert frames_decoded([4, 4, 5], 5, "h264") == 6
+    # In VP9 only 0, 4, 5, 9, 10, ... are predicted from: 0 and 3, 5 and 7, 20 and 21.
+    assert frames_decoded([3, 7, 21], 5, "vp9") == 6
 
 
 @pytest.fixture(scope="module")
