@@ -22,7 +22,7 @@ from ace_dist.models.spacetime import SpaceTimeTower
 from ace_dist.models.text import MiniLMTextTower, PromptedClipTextTower, TextTower
 from ace_dist.models.timesformer import TimeSformer
 
-__all__ = ["FlopTally", "Flops", "similarity_flops", "text_flops", "video_flops"]
+__all__ = ["FlopTally", "Flops", "similarity_flops", "text_flops", "video_flops", "whole_size"]
 
 
 class Flops(NamedTuple):
@@ -52,7 +52,7 @@ class FlopTally:
         """`layers` (linear, or a convolution that cuts patches), all on the same input of `rows` rows."""
         for layer in layers:
             weight = cast(nn.Parameter, layer.weight)
-            self.add(part, 2 * rows * weight.numel(), self.flowing + weight.requires_grad)
+            self.add(part, 2 * rows * whole_size(weight), self.flowing + weight.requires_grad)
         self.trains(*layers)
 
     def trains(self, *modules: nn.Module | nn.Parameter | None) -> None:
@@ -70,6 +70,12 @@ class FlopTally:
         """Two linear layers, one after the other."""
         self.linear(part, rows, mlp.fc1)
         self.linear(part, rows, mlp.fc2)
+
+
+def whole_size(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter over all ranks; under ZeRO 3 this rank may hold none of them."""
+    size: int = getattr(parameter, "ds_numel", parameter.numel())
+    return size
 
 
 def video_flops(tower: VideoTower, clips: int, frames: int, size: int) -> dict[str, Flops]:

@@ -15,6 +15,7 @@ from ace_dist.determinism import deterministic
 from ace_dist.distributed import seed_everything
 from ace_dist.methods import build_objective, prepare
 from ace_dist.methods.task import build_model, load_task
+from ace_dist.models.flops import whole_size
 from ace_dist.models.weights import TensorFile, save_safetensors
 from ace_dist.training.agreement import Agreement, on_first
 from ace_dist.training.checkpoints import Checkpoints
@@ -218,9 +219,9 @@ def describe(task: Task, plan: TrainPlan, engine: Engine, steps: int) -> str:
     """What is about to be trained, for the console."""
     base, novel = len(task.classes.base), len(task.classes.novel)
     trainable = {
-        name: sum(p.numel() for p in params) for name, params in engine.module.model.trainable_parameters().items()
+        name: sum(map(whole_size, params)) for name, params in engine.module.model.trainable_parameters().items()
     }
-    every = sum(p.numel() for p in engine.module.model.parameters())
+    every = sum(map(whole_size, engine.module.model.parameters()))
     return (
         f"classes: {base} base, {novel} novel; training clips: {len(plan.records)}\n"
         f"parameters: {every:,}, of which train {trainable['video']:,} (video) and {trainable['text']:,} (text)\n"
