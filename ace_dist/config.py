@@ -255,6 +255,8 @@ class TrainingConfig:
     save_every_steps: int = 200
     save_every_minutes: float = 15.0  # save also when the last one is this old
     keep_checkpoints: int = 2
+    keep_best: bool = False  # test and export the weights that validated best, not the last; keeps their checkpoint too
+    early_stopping_patience: int = 0  # finish after so many validations that are no better than the best; 0: never
     stop_after_steps: int | None = None  # stop early and save, as a preempted job would
     max_steps: int | None = None  # shortens the schedule itself
     stall_after_s: float = 120.0  # a stage of a step (data, forward, ...) that takes longer is named, with stacks
@@ -418,6 +420,7 @@ def validated(composed: DictConfig) -> Config:
     at_least_zero = {
         "training.gc_every_steps": config.training.gc_every_steps,
         "evaluation.every_steps": config.evaluation.every_steps,
+        "training.early_stopping_patience": config.training.early_stopping_patience,
         "training.profile.steps": config.training.profile.steps,
         "training.profile.after": config.training.profile.after,
     }
@@ -489,6 +492,11 @@ def check_validation(config: Config) -> None:
         raise ConfigError(
             "evaluation.validation_groups or validation_share hold clips out that nothing looks at; set "
             "evaluation.every_steps too (dataset.left_out_groups leaves groups out of training and test)"
+        )
+    if not every and (config.training.keep_best or config.training.early_stopping_patience):
+        raise ConfigError(
+            "training.keep_best and training.early_stopping_patience go by validation, which is off; set "
+            "evaluation.every_steps, and evaluation.validation_share or evaluation.validation_groups"
         )
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
+
 from ace_dist.config import Config, read_config
 from ace_dist.data.loading import make_loader
 from ace_dist.determinism import deterministic
@@ -46,6 +48,7 @@ def evaluate_run(run_dir: Path, ranks: Ranks) -> dict[str, Any]:
         else:
             results, predictions = evaluate(config, task, model, loader, ranks)
     loader.close()
+    results |= tested_weights(run_dir)
     if ranks.is_first:
         before = build_model(config.model, config.seed).to(ranks.device)
         write_concept_space(run_dir / "concept_space.npz", task, before, model)
@@ -53,6 +56,12 @@ def evaluate_run(run_dir: Path, ranks: Ranks) -> dict[str, Any]:
         write_json(run_dir / "results.json", results)
     ranks.barrier()
     return results
+
+
+def tested_weights(run_dir: Path) -> dict[str, str]:
+    """Which weights `trained.safetensors` holds, in words, under `weights`; empty for a file that does not say."""
+    with safe_open(run_dir / "model" / "trained.safetensors", "pt") as file:
+        return {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
 
 
 def results_table(results: dict[str, Any]) -> str:

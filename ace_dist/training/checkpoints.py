@@ -68,14 +68,14 @@ class CheckpointFolder:
         self.folder = folder
         self.keep = keep
 
-    def write(self, step: int, parts: Parts, about: Mapping[str, Any]) -> Path:
-        """Write one checkpoint, then forget the oldest beyond `keep`.
+    def write(self, step: int, parts: Parts, about: Mapping[str, Any], also: int | None = None) -> Path:
+        """Write one checkpoint, then forget the oldest beyond `keep`, but not that of step `also`.
 
         Raises `CheckpointError` when a tensor is not finite (such a state must not replace a good one), and when the
         file system refuses; what was there before is untouched in both cases.
         """
         check_finite(parts, step)
-        path = self.folder / f"step-{step:08d}"
+        path = self.at(step)
         partial = path.with_name(path.name + ".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,8 @@ class CheckpointFolder:
             os.rename(partial, path)
             sync_folder(self.folder)
             for old in self.complete()[: -self.keep]:
-                forget(old)
+                if also is None or old != self.at(also):
+                    forget(old)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             kept = self.complete()
@@ -102,6 +103,10 @@ class CheckpointFolder:
                 + "Free space or set run_dir to another disk, then run the same command again"
             ) from error
         return path
+
+    def at(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.folder / f"step-{step:08d}"
 
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint; None when there is none at all. Damaged ones are named and skipped.
@@ -217,10 +222,11 @@ class Checkpoints:
         """Whether this rank's clock asks for a save; ranks have to agree on it."""
         return time.monotonic() - self.saved_s > 60 * self.settings.save_every_minutes
 
-    def save(self, step: int, carried: Mapping[str, Any]) -> None:
+    def save(self, step: int, carried: Mapping[str, Any], best: int | None = None) -> None:
         """Save the state after `step` steps; does nothing when that is saved already.
 
         `carried` is what the loop needs besides, to go on as if it had not stopped: rank 0's counts, in JSON's types.
+        The checkpoint of step `best` is kept beside the newest.
         The ranks wait while the state is gathered; rank 0 writes it in a thread while training goes on. What a write
         raised, the next `save` or `finish` raises on every rank.
         """
@@ -232,8 +238,16 @@ class Checkpoints:
         for own in self.ranks.gather(generator_states(self.ranks)):
             generators |= own
         if self.ranks.is_first:
-            self.writing = self.writer.submit(self.write, step, {**state, "generators": generators}, carried)
+            self.writing = self.writer.submit(self.write, step, {**state, "generators": generators}, carried, best)
         self.saved, self.saved_s = step, time.monotonic()
+
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of a step is there, as rank 0 sees it. Collective."""
+        return self.ranks.gather(self.folder.at(step) in self.folder.complete())[0]
+
+    def kept(self, step: int, part: str) -> dict[str, Tensor]:
+        """A part of an older checkpoint, on rank 0. Raises `CheckpointError` when it is damaged or gone."""
+        return read(self.folder.at(step)).parts[part]
 
     def finish(self) -> None:
         """Wait until what was saved is on the disk."""
@@ -245,10 +259,10 @@ class Checkpoints:
             writing, self.writing = self.writing, None
             writing.result()
 
-    def write(self, step: int, parts: Parts, carried: Mapping[str, Any]) -> None:
+    def write(self, step: int, parts: Parts, carried: Mapping[str, Any], best: int | None) -> None:
         """Rank 0's part of a save."""
         self.lock.check()
-        self.folder.write(step, parts, {**self.about(), "carried": carried})
+        self.folder.write(step, parts, {**self.about(), "carried": carried}, best)
 
     def about(self) -> dict[str, Any]:
         """How this run trains, for `checkpoint.json`."""

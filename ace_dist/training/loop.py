@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,12 @@ from ace_dist.training.preemption import EXIT_CODES, ORDER, Preemption
 from ace_dist.training.profiling import Profiler
 from ace_dist.training.run_folder import claim
 from ace_dist.training.schedule import total_steps
+from ace_dist.training.validation import Validation, copy_to_test
 from ace_dist.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ace_dist.config import Config
     from ace_dist.distributed import Ranks
     from ace_dist.methods import ConceptObjective
@@ -68,22 +71,24 @@ class Training:
     checkpoints: Checkpoints
     preemption: Preemption
     agreement: Agreement
+    validation: Validation
     steps: int
 
 
 def train(config: Config, ranks: Ranks) -> Outcome:
     """Train a run to its end, continuing it when its folder holds a checkpoint. Every rank calls this.
 
-    It ends early, saved, after `training.stop_after_steps` steps or when a signal asks for it (see `preemption`).
+    It ends early, saved, after `training.stop_after_steps` steps or when a signal asks for it (see `preemption`); it is
+    finished early when validation does not improve any more (`training.early_stopping_patience`).
     """
     lock = RunLock(Path(config.run_dir))
     with Preemption() as preemption, closing(lock), deterministic(config.training.deterministic):
         training = build(prepare(config), ranks, preemption, lock)
-        start = training.checkpoints.restore()
+        start, validation = restore(training), training.validation
         last = min(training.steps, start + (config.training.stop_after_steps or training.steps))
-        step, stopped = take_steps(training, start, last)
-        if step == training.steps and stopped is None:
-            export(training)
+        step, stopped = take_steps(training, start, start if validation.exhausted else last)
+        if stopped is None and (step == training.steps or validation.exhausted):
+            export(training, step)
             stopped = ORDER[training.agreement.reach(wish=preemption.rank())["wish"]]  # else it would be lost
             if stopped is None:
                 return Outcome(training.run_dir, step)
@@ -92,6 +97,17 @@ def train(config: Config, ranks: Ranks) -> Outcome:
         how = "stopped" if stopped is None else stopped
         print(f"{how} after step {step} of {training.steps}; the same command continues", flush=True)
     return outcome
+
+
+def restore(training: Training) -> int:
+    """Continue where the newest checkpoint is; returns the steps done. Collective."""
+    checkpoints, validation = training.checkpoints, training.validation
+    start = checkpoints.restore()
+    if (carried := checkpoints.carried.get("validation")) is not None:
+        validation.resume(carried)
+    if validation.kept_step is not None and not checkpoints.has(validation.kept_step):
+        validation.forget_best()
+    return start
 
 
 def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -> Training:
@@ -105,15 +121,21 @@ def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -
     on_first(ranks, claim_clips, run_dir, config.dataset.shards, *task.training_clips())
     steps = total_steps(config.training, len(plan.records))
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
+    twin = copy_to_test(objective.model, config) if config.evaluation.every_steps else None
     engine = Engine(config, objective, ranks, steps)
-    if config.model.text.release_frozen and engine.stage != 3:  # ZeRO 3 has shared them out among the ranks
-        objective.model.release_text(TensorFile(run_dir / "model" / "frozen.safetensors"))
+    if config.model.text.release_frozen:
+        stored = TensorFile(run_dir / "model" / "frozen.safetensors")
+        if engine.stage != 3:  # which has shared them out among the ranks
+            objective.model.release_text(stored)
+        if twin is not None:
+            twin.release_text(stored)
+    validation = Validation(config, task, twin.bfloat16() if twin and engine.bf16 else twin, ranks, steps)
     if ranks.is_first:
         print(describe(task, plan, engine, steps), flush=True)
     checkpoints = Checkpoints(run_dir, engine, ranks, config.training, frozen or "", lock)
     agreement = Agreement(ranks, config.training.collective_timeout_s)
     return Training(
-        config, ranks, run_dir, task, objective, plan, engine, checkpoints, preemption, agreement, steps
+        config, ranks, run_dir, task, objective, plan, engine, checkpoints, preemption, agreement, validation, steps
     )  # fmt: skip
 
 
@@ -138,7 +160,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     """
     config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
     model, sampler, parts = training.objective.model, training.objective.sampler, config.training.accumulation
-    checkpoints, guard = training.checkpoints, LossGuard(ranks)
+    checkpoints, validation, guard = training.checkpoints, training.validation, LossGuard(ranks)
     meters = Meters.of(config, engine, ranks)
     model.train()
     with (
@@ -153,7 +175,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     ):
         stream = loader.stream(micro_batches(plan, start, last, parts))
         done, stopped = start, None
-        while done < last and stopped is None:
+        while done < last and stopped is None and not validation.exhausted:
             profiler.step()
             draw = sampler.draw(done)  # the same on every rank
             rates = engine.set_learning_rates(done)
@@ -176,10 +198,13 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
             engine.average()
             done += 1
             monitor.record(done, done * plan.batch_size / len(plan.records), rates, loader.wait_s)
-            if save or stopped or checkpoints.due(done) or done == last:
+            if validation.due(done):
+                watchdog.enter("validation")
+                monitor.note(done, validation.step(done, engine.weights()))
+            if save or stopped or checkpoints.due(done) or validation.keeps(done) or done == last:
                 watchdog.enter("save")
-                carried = {"log": monitor.carry(done, loader.wait_s)}
-                checkpoints.save(done, carried)  # gathered now, written while training goes on
+                carried = {"log": monitor.carry(done, loader.wait_s), "validation": validation.carry()}
+                checkpoints.save(done, carried, validation.kept_step)  # gathered now, written while training goes on
             garbage.step(done)
         checkpoints.finish()
     on_first(ranks, write_summary, training.run_dir, start, done, meters.summary())
@@ -200,10 +225,25 @@ def agree(training: Training, guard: LossGuard, step: int) -> tuple[str | None, 
     return ORDER[agreed["wish"]], bool(agreed["save"])
 
 
-def export(training: Training) -> None:
-    """Write the trained weights, in fp32, for evaluation and for others. Collective."""
-    weights = training.engine.weights()
-    on_first(training.ranks, save_safetensors, weights, training.run_dir / "model" / "trained.safetensors")
+def export(training: Training, step: int) -> None:
+    """Write the weights that the run is tested with, in fp32, for others too: the last, or the best. Collective.
+
+    Which they are stands in the file's metadata, for `results.json`.
+    """
+    engine, validation, decay = training.engine, training.validation, training.config.training.ema_decay
+    part = "average" if decay else "weights"
+    chosen = f"step {step}" if validation.kept_step is None else str(validation)
+    about = f"{chosen}, running average (EMA {decay:g})" if decay else chosen
+    if validation.kept_step in (None, step):
+        weights: Mapping[str, Tensor] | None = engine.weights()
+    else:
+        weights = on_first(training.ranks, training.checkpoints.kept, validation.kept_step, part)
+    path = training.run_dir / "model" / "trained.safetensors"
+    on_first(training.ranks, save_safetensors, weights or {}, path, metadata={"weights": about})
+    if training.ranks.is_first:
+        if step < training.steps:
+            print(f"ended early: the last {validation.since_best} validations were no better than the best", flush=True)
+        print(f"weights that are tested and exported: {about}", flush=True)
 
 
 def micro_batches(plan: TrainPlan, start: int, end: int, parts: int) -> Iterator[list[ClipRequest]]:
@@ -223,9 +263,16 @@ def describe(task: Task, plan: TrainPlan, engine: Engine, steps: int) -> str:
     }
     every = sum(map(whole_size, engine.module.model.parameters()))
     return (
-        f"classes: {base} base, {novel} novel; training clips: {len(plan.records)}\n"
+        f"classes: {base} base, {novel} novel; training clips: {len(plan.records)}{held_out(task)}\n"
         f"parameters: {every:,}, of which train {trainable['video']:,} (video) and {trainable['text']:,} (text)\n"
         f"phrases: {len(engine.module.bank)} encoded once ({engine.module.bank.memory_mib:.2f} MiB)\n"
         f"steps: {steps} of {plan.batch_size} clips ({plan.steps_per_epoch} an epoch) on {engine.ranks.world} rank(s), "
         f"{'bf16' if engine.bf16 else 'fp32'} on {engine.ranks.device}"
     )
+
+
+def held_out(task: Task) -> str:
+    """What validates, for the console; empty when nothing does."""
+    if not task.validation:
+        return ""
+    return f", held out for validation: {len(task.validation_clips()[0])} of {', '.join(sorted(task.validation))}"

@@ -29,7 +29,8 @@ class Monitor:
     A line of `metrics.jsonl` covers the steps since the line before: `loss`, `loss_fixed`, `loss_random` (means over
     these steps and all ranks), `step` (steps done), `epoch`, `lr_video`, `lr_text`, what `Meters.line` measures
     (`clips_per_s`, `data_wait_share`, ...), `elapsed_s` (since the start or continuation). A run stopped between two
-    lines carries the open one over in its checkpoint (`carry`), so the next line covers its steps all the same.
+    lines carries the open one over in its checkpoint (`carry`), so the next line covers its steps all the same. A
+    validation has a line of its own (`note`).
     """
 
     def __init__(
@@ -103,6 +104,11 @@ class Monitor:
         if self.ranks.is_first:
             self.write(line)
 
+    def note(self, done: int, values: Mapping[str, float]) -> None:
+        """A line of its own for what is measured at a step and not over steps, such as a validation."""
+        if self.ranks.is_first:
+            self.append({"step": done, **values, "elapsed_s": time.perf_counter() - self.start_s})
+
     def carry(self, done: int, wait_s: float) -> dict[str, Any]:
         """The open line after `done` steps, for a checkpoint: sums by rank, and what they cover. Collective."""
         sums = self.ranks.gather({name: float(value) for name, value in self.sums.items()})
@@ -125,14 +131,18 @@ class Monitor:
 
     def write(self, line: dict[str, float | None]) -> None:
         """One line to the file, the same to TensorBoard, the gist to the bar."""
+        self.append(line)
+        self.bar.set_postfix_str(
+            f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
+        )
+
+    def append(self, line: Mapping[str, float | None]) -> None:
+        """One line to the file, and to TensorBoard."""
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         for name, value in line.items():
             if name != "step" and value is not None:
                 self.board.add_scalar(name, value, line["step"])
-        self.bar.set_postfix_str(
-            f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
-        )
 
 
 def forget_after(path: Path, step: int) -> None:

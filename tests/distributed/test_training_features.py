@@ -1,19 +1,25 @@
 """What a run can be asked for besides training, through the real loop on one rank."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from ace_dist.config import load_config
-from ace_dist.data.loading import Loader
+from ace_dist.config import load_config, read_config
+from ace_dist.data.clips import TestPlan
+from ace_dist.data.loading import Loader, make_loader
 from ace_dist.determinism import NotDeterministic
+from ace_dist.evaluation.runs import trained_model
 from ace_dist.methods.objective import ConceptObjective
+from ace_dist.methods.task import load_task
 from ace_dist.training.checkpoints import CheckpointFolder
 from ace_dist.training.loop import train
 from ace_dist.training.meters import Meters
 from ace_dist.training.monitor import Monitor
+from ace_dist.training.validation import Validation
 
 SMALL_WORLD = ["dataset.world.train_clips=32", "dataset.world.test_clips=36"]
 STEPS = 6
@@ -95,6 +101,127 @@ def test_an_open_line_goes_on_with_other_ranks_and_micro_batches(ranks, tmp_path
     assert line["loss"] == pytest.approx((float(before.mean(0).sum()) + float(after.mean(1).sum())) / 5)
     assert line["clips_per_s"] == pytest.approx(5 * settings.batch_size / (2.0 + line["elapsed_s"]))
     assert line["data_wait_share"] == pytest.approx((0.5 + 0.25) / (2.0 + line["elapsed_s"]))
+
+
+VALIDATION = ["evaluation.every_steps=2", "evaluation.validation_share=0.2", "evaluation.batch_size=16"]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """`scored([50, 60, ...])`: what validations find, in turn, instead of what the small model would."""
+
+    def arrange(accuracies):
+        waiting = iter(accuracies)
+        monkeypatch.setattr(Validation, "scores", lambda self: {"accuracy": next(waiting), "f1": 1.0})
+
+    return arrange
+
+
+def accuracy_by_hand(folder, task):
+    """Eq. 3 written out over the held-out clips, one clip and one phrase at a time, in percent."""
+    config = read_config(folder)
+    model = trained_model(folder, config, torch.device("cpu")).eval()
+
+    def unit(rows):
+        return rows / rows.norm(dim=1, keepdim=True)
+
+    prototypes = []
+    for action in task.classes.base:
+        phrases = [str(action.with_verb(verb)) for verb in task.trees.children(action.verb)]
+        prototypes.append(
+            torch.cat([unit(model.make_bank([text]).encode(torch.tensor([0]))) for text in phrases]).mean(0)
+        )
+    hits = []
+    loader = make_loader(config.dataset.shards, config, "cpu")
+    for record, label in zip(*task.validation_clips(), strict=True):
+        views = TestPlan([record], [label], config.dataset.clip, config.loader, 16).batches()
+        (batch,) = loader.stream(views)
+        cosines = unit(model.encode_video(batch.video)) @ torch.stack(prototypes).T
+        guess = int((cosines / config.method.temperature).softmax(1).sum(0).argmax())
+        hits.append(str(task.classes.base[guess]) == f"{record.verb} {record.object}")
+    loader.close()
+    return 100 * sum(hits) / len(hits)
+
+
+def test_validation_looks_at_clips_that_do_not_train(run, monkeypatch):
+    """Held-out groups of the training split and nothing of the test split; scored as test clips are; training clips
+    are all others, and their losses are not touched by looking."""
+    trained, tested, stream = set(), set(), Loader.stream
+
+    def watched(self, batches):
+        for batch in stream(self, batches):
+            (trained if torch.is_grad_enabled() else tested).update(batch.ids)
+            yield batch
+
+    monkeypatch.setattr(Loader, "stream", watched)
+    run("often", *VALIDATION, "training.max_steps=8")
+    task = load_task(read_config(run.folder / "often"))
+    groups = {record.key: record.group for record in task.shards.split("train")}
+    assert tested and tested == {key for key, group in groups.items() if group in task.validation}
+    assert trained and trained.isdisjoint(tested) and trained <= groups.keys()
+    found = {line["step"]: line for line in lines(run, "often") if "validation_accuracy" in line}
+    assert sorted(found) == [2, 4, 6, 8]
+
+    assert found[8]["validation_accuracy"] == pytest.approx(accuracy_by_hand(run.folder / "often", task))
+
+    run("seldom", "evaluation.every_steps=8", *VALIDATION[1:], "training.max_steps=8")
+    kept = [[line["loss"] for line in lines(run, name) if "loss" in line] for name in ("often", "seldom")]
+    assert kept[0] == kept[1] and same_bits(weights(run, "often"), weights(run, "seldom"))
+
+
+def test_a_run_that_validates_continues_bit_for_bit(run):
+    """Stopped between validations and after one: the same lines, the same best, the same weights as left alone."""
+    settings = [*VALIDATION, "training.keep_best=true", "training.ema_decay=0.5", "training.keep_checkpoints=1"]
+    run("alone", *settings)
+    for stop in (1, 3):
+        run("stopped", *settings, f"training.stop_after_steps={stop}")
+    run("stopped", *settings)
+    compared = ("step", "loss", "loss_fixed", "loss_random", "validation_accuracy", "validation_f1")
+    kept = [[{key: line.get(key) for key in compared} for line in lines(run, name)] for name in ("alone", "stopped")]
+    assert kept[0] == kept[1] and len(kept[0]) == STEPS + STEPS // 2
+    assert same_bits(weights(run, "alone"), weights(run, "stopped"))
+    files = [(run.folder / name / "model" / "trained.safetensors").read_bytes() for name in ("alone", "stopped")]
+    assert files[0] == files[1]
+
+
+def test_the_best_weights_are_exported_and_the_run_ends_when_nothing_improves(run, scored, capsys):
+    """Best at step 4, then worse, then equal: with a patience of 2 the run is finished at step 8 with step 4's weights,
+    stopped or not; the best checkpoint outlives newer ones."""
+    settings = [*VALIDATION, "training.max_steps=20", "training.keep_best=true", "training.early_stopping_patience=2",
+                "training.keep_checkpoints=1"]  # fmt: skip
+    scored([50.0, 60.0, 40.0, 60.0])
+    outcome = run("patient", *settings)
+    assert (outcome.step, outcome.stopped) == (8, None)
+    said = capsys.readouterr().out
+    assert "weights that are tested and exported: step 4, best of validation (accuracy 60.0 %" in said
+    folders = sorted(path.name for path in (run.folder / "patient" / "checkpoints").iterdir())
+    assert folders == ["step-00000004", "step-00000008"]
+    best = load_file(run.folder / "patient" / "checkpoints" / folders[0] / "weights.safetensors")
+    exported = load_file(run.folder / "patient" / "model" / "trained.safetensors")
+    assert best.keys() == exported.keys() and all(torch.equal(best[name], exported[name]) for name in best)
+    assert any(not torch.equal(best[name], weights(run, "patient")["weights"][name]) for name in best)
+    scored([])
+    again = run("patient", *settings)
+    assert (again.step, again.stopped) == (8, None), "a finished run must not go on"
+
+    scored([50.0, 60.0, 40.0])
+    run("stopped", *settings, "training.stop_after_steps=7")
+    scored([60.0])
+    outcome = run("stopped", *settings)
+    assert (outcome.step, outcome.stopped) == (8, None), "patience and best must outlive a stop"
+
+
+def test_a_best_checkpoint_that_is_gone_is_named(run, scored, capsys):
+    """Deleted while the run was stopped: said, and the next validation is the best."""
+    settings = [*VALIDATION, "training.keep_best=true", "training.keep_checkpoints=1"]
+    scored([60.0, 50.0])
+    run("robbed", *settings, "training.stop_after_steps=4")
+    shutil.rmtree(run.folder / "robbed" / "checkpoints" / "step-00000002")
+    scored([40.0])
+    run("robbed", *settings)
+    said = capsys.readouterr().out
+    assert "the checkpoint of step 2, the best so far, is gone" in said
+    assert "weights that are tested and exported: step 6, best of validation (accuracy 40.0 %" in said
 
 
 def test_deterministic_runs_give_equal_bits(run, monkeypatch):
