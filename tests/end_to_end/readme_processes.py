@@ -1,0 +1,54 @@
+"""Runs a launcher as `python launchers/X.py ...` does, in a fork of a process that has imported everything already.
+
+A dozen launchers that each import torch and DeepSpeed anew would take most of the time of a test on one core.
+"""
+
+import multiprocessing
+import os
+import runpy
+import sys
+
+PRELOADED = [
+    "torch",
+    "deepspeed",
+    "matplotlib.pyplot",
+    "sklearn.manifold",
+    "ace_dist.cluster.study",
+    "ace_dist.concepts.generation",
+    "ace_dist.data.verify",
+    "ace_dist.evaluation.classifier",
+    "ace_dist.evaluation.export",
+    "ace_dist.evaluation.report",
+    "ace_dist.training.dry_run",
+    "ace_dist.training.loop",
+]
+
+
+def start_server():
+    """A process that imports and waits; every command is then a fork of it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def run_script(argv, folder, log):
+    """In the fork: the script `argv[0]` as `__main__`, in `folder`, all output into the file `log`."""
+    os.chdir(folder)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    sys.argv = argv
+    sys.path.insert(0, os.path.dirname(argv[0]))
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def run(context, argv, folder, timeout_s=200):
+    """Exit status and output of a script."""
+    log = folder / "output.txt"
+    process = context.Process(target=run_script, args=(argv, str(folder), str(log)))
+    process.start()
+    process.join(timeout_s)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode, log.read_text(encoding="utf-8", errors="replace")

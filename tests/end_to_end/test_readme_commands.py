@@ -1,0 +1,182 @@
+"""Every command of the README, taken from the README itself and run at toy size in the order in which it stands there.
+
+`RULES` says for each command what is changed so that it ends in seconds; a command that no rule knows fails, so a new
+one in the README needs a line here. A command that needs what CI has not is run up to the point where it says so, or
+is left out with a reason.
+"""
+
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from readme_processes import run, start_server
+from test_own_videos import render_video
+
+from ace_dist.config import known_keys
+
+pytestmark = pytest.mark.slow  # the tests of this file build on each other: --dist loadfile
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+WORLD = ("dataset.world.train_clips=24", "dataset.world.test_clips=36")
+SHORT = ("training.max_steps=2", "training.batch_size=2", "training.device=cpu")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is done with the commands that match `pattern`: the first rule that matches counts.
+
+    `add` is appended and `replace` changed; `refused` is what the command must answer, with exit status 2, where it
+    needs files that cannot be shipped; `left_out` says why a command is not run at all.
+    """
+
+    pattern: str
+    add: tuple[str, ...] = ()
+    replace: tuple[tuple[str, str], ...] = ()
+    refused: str = ""
+    left_out: str = ""
+
+
+RULES = (
+    Rule(r"^make install", left_out="made the environment in which this test runs"),
+    Rule(r"^make demo", left_out="four commands at full size: test_make_demo_is_what_the_readme_says"),
+    Rule(r"^make test", left_out="this is it"),
+    Rule(r"^sbatch ", left_out="needs SLURM: tests/slurm/test_build_array.py"),
+    Rule(
+        r"launchers/explore.py",
+        left_out="serves until Ctrl-C: tests/end_to_end/test_explorer.py, test_first_contact.py",
+    ),
+    # Data and weights that cannot be shipped; tests/end_to_end/test_paper_data.py and tests/unit/test_importing.py have
+    # small copies of each.
+    Rule(r"build_shards.py dataset=gtea", refused="dataset.root=/data/gtea is not a folder"),
+    Rule(r"import_weights.py source=\S+\.(pyth|pt) ", refused="does not exist"),
+    Rule(r"train.py experiment=(gtea_ace|own model=timesformer_b16)", add=("--cfg",)),
+    # Sweeps and jobs: checked row by row, submitted by tests/slurm and tests/unit/test_cluster.py; what asks a sweep
+    # how it stands finds none.
+    Rule(r"sweep.py (collect|status|retry) ", refused="sweep.json does not exist"),
+    Rule(r"report.py sweep=", refused="sweep.json does not exist"),
+    Rule(r"sweep.py sweep=", add=("dry_run=true",), replace=(("0..4", "0"), ("1..4", "1"))),
+    Rule(r"submit.py ", add=("dry_run=true",)),
+    # The rest runs: fewer clips, two steps, one rank, no worker process.
+    Rule(r"build_shards.py experiment=demo", add=(*WORLD, "dataset.workers=1")),
+    Rule(r"train.py experiment=demo", add=(*WORLD, *SHORT)),
+    Rule(r"build_shards.py dataset=csv", add=("dataset.workers=1",)),
+    Rule(r"train.py experiment=own", add=SHORT),
+    Rule(r"launchers/(report|estimate|build_synonyms|inspect_synonyms|verify_shards|classify|export).py "),
+)
+
+
+def blocks(language):
+    """Contents of the fenced blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands():
+    """Every command of the README, a list of words each; comments and continued lines as a shell reads them."""
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def rule_of(words):
+    """The first rule that knows the command."""
+    text = " ".join(words)
+    return next((rule for rule in RULES if re.search(rule.pattern, text)), None)
+
+
+def toy(words, rule):
+    """The script and its arguments at toy size: one rank whatever the launcher, with the rule's changes."""
+    script = next(index for index, word in enumerate(words) if word.startswith("launchers/"))
+    given = words[script:]
+    for old, new in rule.replace:
+        given = [word.replace(old, new) for word in given]
+    return [*given, *(word for word in rule.add if word not in given)]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """What all commands are forks of. One thread: forks of threads hang."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("MPLBACKEND", "Agg")
+        yield start_server()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A working folder as the README supposes it: launchers, the annotations that it prints, videos of that length."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "launchers").symlink_to(ROOT / "launchers")
+    (annotations,) = blocks("csv")
+    (folder / "annotations.csv").write_text(annotations)
+    rows = [line.split(",") for line in annotations.splitlines()[1:]]
+    for video in {row[0] for row in rows}:
+        (folder / video).parent.mkdir(exist_ok=True)
+        render_video(folder / video, max(float(row[2]) for row in rows if row[0] == video) + 0.5, (96, 72), 10)
+    return folder
+
+
+def test_every_command_is_known():
+    """A new command needs a rule, a rule that no command needs goes, and a reason is given for each one left out."""
+    unknown = [" ".join(words) for words in commands() if rule_of(words) is None]
+    assert not unknown, f"the README has commands that RULES does not know: {unknown}"
+    used = {rule_of(words).pattern for words in commands()}
+    assert not [rule.pattern for rule in RULES if rule.pattern not in used], "rules for commands that are gone"
+    assert len(commands()) > 25 and len([words for words in commands() if rule_of(words).left_out]) < 8
+
+
+def test_make_demo_is_what_the_readme_says():
+    """`make demo` is the first sequence of "Reproduce the paper", in the same order."""
+    printed = subprocess.run(["make", "-n", "demo"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    made = [line[line.index("launchers/") :] for line in printed.splitlines() if "launchers/" in line]
+    told = [words for words in commands() if not rule_of(words).left_out][: len(made)]
+    assert [shlex.split(line) for line in made] == [
+        words[words.index("launchers/" + script(words)) :] for words in told
+    ]
+
+
+def script(words):
+    """Name of the launcher in a command."""
+    return next(word.removeprefix("launchers/") for word in words if word.startswith("launchers/"))
+
+
+RUN = [words for words in commands() if (rule := rule_of(words)) and not rule.left_out]
+
+
+@pytest.mark.parametrize("words", RUN, ids=[" ".join(words)[:70] for words in RUN])
+def test_the_command_works(words, checkout, server):
+    """Exit status 0, or the refusal that the rule names; never a traceback."""
+    rule = rule_of(words)
+    status, said = run(server, toy(words, rule), checkout)
+    assert "Traceback" not in said, said
+    if rule.refused:
+        assert status == 2 and rule.refused in said, said
+    else:
+        assert status == 0, said
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_the_python_works(number, checkout, server):
+    """The README's Python, after its commands."""
+    (checkout / "block.py").write_text(blocks("python")[number])
+    status, said = run(server, ["block.py"], checkout)
+    assert status == 0, said
+
+
+def test_files_and_settings_that_the_readme_names_exist():
+    """What stands in backticks or links: paths of the repository, and keys of groups of the configuration."""
+    quoted = re.findall(r"`([^`\n]+)`", README)
+    words = {word for text in quoted for word in text.split()}
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    paths = {word for word in words if word.split("/")[0] in folders - {"runs", "data"} and "*" not in word}
+    links = {link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link} - {""}
+    assert not [path for path in paths | links if not (ROOT / path).exists()]
+    groups = r"(?:training|dataset|model|method|loader|evaluation)\.[a-z_.]+[a-z]"
+    named = {match for word in words for match in re.findall(rf"(?<![\w/.]){groups}", word) if "/" not in word}
+    assert not named - set(known_keys()), "settings that do not exist"
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", README, re.M)
+    }
+    assert not set(re.findall(r"\]\(#([^)]+)\)", README)) - anchors
