@@ -13,7 +13,6 @@ import itertools
 import json
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -202,14 +201,14 @@ class Sweep:
 
     def note_submission(self, profile: ClusterConfig, runs: Sequence[Run]) -> None:
         """Say in `sweep.json` who is about to run, by which command, commit, versions and profile."""
-        from ace_dist.training.run_folder import environment
+        from ace_dist.training.run_folder import code_diff, environment
 
         facts = {key: value for key, value in environment().items() if key != "world_size"}  # of this process
         facts["command"] = shlex.join(["python", "launchers/sweep.py", *sys.argv[1:]])
         when = datetime.now(UTC).isoformat(timespec="seconds")
         self.submissions.append({"utc": when, "runs": [r.id for r in runs], "profile": asdict(profile), **facts})
         self.write()
-        patch = uncommitted()
+        patch = code_diff()
         if patch:
             write_text(self.folder / "uncommitted.patch", redact(patch))
 
@@ -276,10 +275,3 @@ def tail(log: Path, lines: int = 3) -> str:
     text = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace"))
     shown = [line.strip() for line in text if line.strip() and not re.match(r"train:\s+\d+%", line)]
     return f"; the end of {log.name}: {redact(' | '.join(shown[-lines:]))}"
-
-
-def uncommitted() -> str:
-    """Changes of the checkout's tracked files, empty when there are none or it is no checkout."""
-    words = ["git", "-C", str(config_dir().parent), "diff", "HEAD"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else ""

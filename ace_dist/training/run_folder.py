@@ -1,4 +1,4 @@
-"""Owns a run's folder: its claim on one configuration, `config.yaml`, and `environment.json`."""
+"""Owns a run's folder: its claim on one configuration, `config.yaml`, `environment.json`, and `code.diff`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -21,7 +22,7 @@ from ace_dist.files import write_text
 from ace_dist.secrets import redact
 from ace_dist.training.guards import RunLock
 
-__all__ = ["RunFolderError", "check_owner", "claim", "environment"]
+__all__ = ["RunFolderError", "check_owner", "claim", "code_diff", "environment", "git_state"]
 
 # Settings that may change between a run and its continuation without changing what is computed.
 FREE_SETTINGS = (
@@ -49,6 +50,8 @@ FREE_SETTINGS = (
 )
 PACKAGES = ("torch", "deepspeed", "transformers", "timm", "triton", "xformers", "nvidia-dali-cuda130", "av", "numpy")
 
+CODE = ("ace_dist", "kernels", "launchers", "configs", "pyproject.toml", "constraints.txt")  # what decides a run
+
 
 class RunFolderError(UserError):
     """A run folder that belongs to another configuration."""
@@ -57,13 +60,18 @@ class RunFolderError(UserError):
 def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
     """Make the folder, or check that it belongs to this configuration. Writes `config.yaml` and `environment.json`.
 
-    Takes `lock` first. Raises `RunFolderInUse` when another job has it, and `RunFolderError` naming the first settings
-    that differ and the ways out. What is written holds no secret (`ace_dist.secrets`).
+    Also `code.diff`, when the checkout's code differs from its commit: commit and diff give the code that ran. Takes
+    `lock` first. Raises `RunFolderInUse` when another job has it, and `RunFolderError` naming the first settings that
+    differ and the ways out. What is written holds no secret (`ace_dist.secrets`).
     """
     lock.acquire()
     check_owner(run_dir, config)
     write_text(run_dir / "config.yaml", redact(to_yaml(config)))
     write_text(run_dir / "environment.json", redact(json.dumps(environment(), indent=1, ensure_ascii=False)) + "\n")
+    if diff := code_diff():
+        write_text(run_dir / "code.diff", redact(diff))
+    else:
+        (run_dir / "code.diff").unlink(missing_ok=True)  # of an earlier start
 
 
 def check_owner(run_dir: Path, config: Config) -> bool:
@@ -135,14 +143,29 @@ def cpu_name() -> str:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the checkout and whether it was modified; `commit: null` outside a checkout."""
+    """Commit of the checkout, whether it was modified, and code files that git does not know.
+
+    Outside a checkout, as in an installed wheel, all are null.
+    """
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": None, "modified": None, "untracked": None}
+    return {
+        "commit": commit.strip(),
+        "modified": bool(git("status", "--porcelain")),
+        "untracked": (git("ls-files", "--others", "--exclude-standard", "--", *CODE) or "").splitlines(),
+    }
+
+
+def code_diff() -> str:
+    """What the checkout's code has that its commit has not, as a patch; empty when nothing, or outside a checkout."""
+    return git("diff", "HEAD", "--", *CODE) or ""
+
+
+def git(*words: str) -> str | None:
+    """What git says of the checkout that this package runs from; None when it is none, or there is no git."""
     root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str | None:
-        """What a git command prints about this checkout; None when it fails."""
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if not (root / ".git").exists():
-        return {"commit": None, "modified": None}
-    return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None

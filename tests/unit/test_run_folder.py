@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import subprocess
 
 import pytest
 
 from ace_dist.config import load_config, read_config
+from ace_dist.training import run_folder
 from ace_dist.training.guards import RunLock
 from ace_dist.training.run_folder import RunFolderError, command_line
 from ace_dist.training.run_folder import claim as claim_locked
@@ -36,6 +38,39 @@ def test_environment_holds_versions_and_hardware(tmp_path):
     claim(tmp_path, dataclasses.replace(load_config([]), run_dir=str(tmp_path)))
     facts = json.loads((tmp_path / "environment.json").read_text())
     assert facts["versions"]["torch"] and facts["hardware"]["cores"] and "commit" in facts["git"]
+
+
+def test_a_run_keeps_the_code_that_no_commit_has(tmp_path, monkeypatch):
+    """Commit, diff and untracked files of a changed checkout, without secrets; a clean one leaves no diff behind."""
+    checkout = tmp_path / "checkout"
+    module = checkout / "ace_dist" / "training" / "run_folder.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("steps = 1\n")
+    (checkout / "notes.txt").write_text("not code\n")
+
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(checkout), *identity, *words], check=True, capture_output=True)
+
+    git("init")
+    git("add", "ace_dist")
+    git("commit", "-m", "first")
+    module.write_text("steps = 2\napi_key = 'sk-abcdefghijklmnopqrstuvwxyz'\n")
+    (checkout / "ace_dist" / "new.py").write_text("")
+    monkeypatch.setattr(run_folder, "__file__", str(module))
+    config = dataclasses.replace(load_config([]), run_dir=str(tmp_path / "run"))
+    claim(tmp_path / "run", config)
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())["git"]
+    assert facts["modified"] is True and facts["untracked"] == ["ace_dist/new.py"] and len(facts["commit"]) == 40
+    patch = (tmp_path / "run" / "code.diff").read_text()
+    assert "-steps = 1\n+steps = 2\n" in patch and "sk-abc" not in patch
+    git("checkout", "ace_dist")
+    subprocess.run(["git", "-C", str(checkout), "apply", "-"], input=patch, text=True, check=True)
+    assert module.read_text().startswith("steps = 2\n")
+
+    git("checkout", "ace_dist")
+    claim(tmp_path / "run", config)
+    assert not (tmp_path / "run" / "code.diff").exists()
 
 
 def test_command_line_can_be_pasted(monkeypatch):
