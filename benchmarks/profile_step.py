@@ -1,142 +1,113 @@
 """Where do the time and the memory of one ACE training step go, by part?
 
     python benchmarks/profile_step.py --device cpu --shape full          # table, and rows for results/profile_step.csv
-    python benchmarks/profile_step.py --device cuda --shape paper_30 --trace trace.json   # and a trace for Perfetto
+    python benchmarks/profile_step.py --device cuda --shape paper_30 --trace trace.json.gz   # and a trace for Perfetto
 
-Parts: patch embedding, frozen blocks, trained blocks (forward), text (projection of the drawn phrases), loss, backward,
-optimizer. On a GPU the device is synchronised around each part, which slows the step and keeps the shares; memory is
-the allocator's peak within a part, beyond what was held when it began. `whole` is the step without any of that.
+The parts are those of `launchers/train.py ... profile=true`, by the same code (`ace_dist.training.profiling`): patch
+embedding, frozen blocks, trained blocks (forward), head, text (the drawn phrases), loss, backward, optimizer, and
+`forward` for what is left of the forward pass. On a GPU they are timed by events on the stream and the host waits for
+none. `whole` is the step with nothing watched. Metrics: `time` (ms), `matmul_rate` (TFLOP/s of a part's matrix
+products, with `ceiling` that of large square ones), on a GPU `memory_held` (GiB at a part's end).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 import torch
 from bench_step import SETTINGS, SHAPES, Shape, vocabulary
 from common import Row, append
 
 from ace_dist.concepts import ConceptSampler
-from ace_dist.methods import ConceptObjective, objective
+from ace_dist.methods import ConceptObjective
+from ace_dist.training.meters import matmul_flops_per_s, micro_batch_flops
+from ace_dist.training.profiling import Parts, parts_table, watch_forward
 
 RESULTS = Path(__file__).parent / "results"
 
 
-class Parts:
-    """Seconds and GiB of the parts of a step; a part inside another one is counted as its own."""
+class Step:
+    """A training step of a shape: model, one batch, SGD."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.memory_gib: dict[str, float] = defaultdict(float)
+    def __init__(self, shape: Shape, device: str, dtype: torch.dtype) -> None:
+        model = shape.model().to(device=device, dtype=dtype)
+        trees, actions = vocabulary(shape)
+        self.sampler = ConceptSampler(actions, trees, seed=0)
+        bank = model.make_bank(self.sampler.reachable())
+        self.objective = ConceptObjective(model, bank, self.sampler, SETTINGS).train()
+        self.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
+        self.size = 224 if shape.full else 48
+        self.video = torch.randn(shape.batch, shape.frames, 3, self.size, self.size, device=device, dtype=dtype)
+        self.labels = torch.randint(shape.classes, (shape.batch,), device=device)
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Time a block of code. Calls of one step add up in `end_step`."""
-        held = self.synchronise()
-        start = time.perf_counter()
-        with torch.profiler.record_function(f"part: {name}"):
-            yield
-        peak = self.synchronise(peak=True)
-        self.seconds[name].append(time.perf_counter() - start)
-        self.memory_gib[name] = max(self.memory_gib[name], (peak - held) / 2**30)
-
-    def synchronise(self, peak: bool = False) -> int:
-        """Wait for the device; bytes held now, or their peak since the last call."""
-        if self.device != "cuda":
-            return 0
-        torch.cuda.synchronize()
-        found = torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return found
-
-    def wrap(self, owner: Any, name: str, part: str) -> None:
-        """Time every call of a method."""
-        method: Callable[..., Any] = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(part):
-                return method(*args, **kwargs)
-
-        setattr(owner, name, timed)
-
-
-def instrument(module: ConceptObjective, parts: Parts) -> None:
-    """Name the parts of the forward pass."""
-    video = module.model.video
-    parts.wrap(video, "embed", "patch embedding")
-    for index, block in enumerate(video.tower()):
-        name = "trained blocks" if index >= video.first_trained else "frozen blocks"
-        parts.wrap(block, "forward", name)
-        parts.wrap(block, "last", name)
-    parts.wrap(module, "encode", "text")
-    parts.wrap(objective, "concept_cross_entropy_sets", "loss")
-
-
-def profile(shape: Shape, device: str, precision: str, turns: int, trace: Path | None) -> list[Row]:
-    """Rows of one shape: each part's milliseconds a step and its memory."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = shape.model().to(device=device, dtype=dtype)
-    trees, actions = vocabulary(shape)
-    sampler = ConceptSampler(actions, trees, seed=0)
-    module = ConceptObjective(model, model.make_bank(sampler.reachable()), sampler, SETTINGS).train()
-    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
-    size = 224 if shape.full else 48
-    video = torch.randn(shape.batch, shape.frames, 3, size, size, device=device, dtype=dtype)
-    labels = torch.randint(shape.classes, (shape.batch,), device=device)
-    parts = Parts(device)
-
-    def step(index: int, measured: bool) -> None:
-        named = parts.part if measured else lambda _: nullcontext()
-        loss = module(video, labels, sampler.draw(index)).total
+    def take(self, index: int, parts: Parts | None = None) -> None:
+        """Forward, backward, step."""
+        named = parts.part if parts else lambda _: nullcontext()
+        with named("forward"):
+            loss = self.objective(self.video, self.labels, self.sampler.draw(index)).total
         with named("backward"):
             loss.backward()
         with named("optimizer"):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
 
-    found: dict[str, list[float]] = {"whole": []}
-    for index in range(-2, turns):
-        parts.synchronise()
-        start = time.perf_counter()
-        step(index + 2, measured=False)
-        parts.synchronise()
-        found["whole"] += [time.perf_counter() - start] * (index >= 0)
-    instrument(module, parts)
-    with torch.profiler.profile() if trace else nullcontext() as recorded:
+
+def profile(shape: Shape, device: str, precision: str, turns: int, trace: Path | None) -> list[Row]:
+    """Rows of one shape: each part's milliseconds a step, rate and memory."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    step = Step(shape, device, dtype)
+    whole = [whole_step(step, index, device) for index in range(-2, turns)][2:]
+    parts = Parts(torch.device(device))
+    recorder = torch.profiler.profile(record_shapes=True) if trace else nullcontext()
+    with watch_forward(step.objective, parts), recorder:
         for index in range(turns):
-            parts.seconds.clear()
-            step(index, measured=True)
-            for name, seconds in parts.seconds.items():
-                found.setdefault(name, []).append(sum(seconds))
-    if trace and recorded:
-        recorded.export_chrome_trace(str(trace))
+            parts.begin_step()
+            step.take(index, parts)
+        parts.close()
+    seconds = parts.seconds()
+    if trace and isinstance(recorder, torch.profiler.profile):
+        recorder.export_chrome_trace(str(trace))
+    flops = micro_batch_flops(step.objective, shape.batch, shape.frames, step.size)
+    ceiling = matmul_flops_per_s(torch.device(device), dtype)
+    total = sum(sum(part) for part in flops.values())
+    print(parts_table(seconds, flops, parts.held_gib))
+    print(
+        f"unwatched: {1e3 * median(whole):.2f} ms, {total / median(whole) / 1e12:.4g} TFLOP/s, "
+        f"{total / median(whole) / ceiling:.1%} of large matrix products"
+    )
     config = asdict(shape) | {"precision": precision}
-    print_table(found, parts.memory_gib)
+
+    def row(variant: str, metric: str, unit: str, values: list[float]) -> Row:
+        return Row("profile_step", variant, shape.name, metric, unit, "frames", shape.frames, values, config)
+
+    products = {name: part.forward for name, part in flops.items()}
+    products["backward"] = sum(part.backward for part in flops.values())
     return [
-        Row("profile_step", name, shape.name, "time", "ms", "frames", shape.frames, [s * 1e3 for s in values], config)
-        for name, values in found.items()
-    ] + [
-        Row("profile_step", name, shape.name, "peak_memory_gib", "GiB", "frames", shape.frames, [gib], config)
-        for name, gib in parts.memory_gib.items()
-        if device == "cuda"
+        row("whole", "time", "ms", [1e3 * value for value in whole]),
+        *(row(name, "time", "ms", [1e3 * value for value in values]) for name, values in seconds.items()),
+        row("whole", "matmul_rate", "TFLOP/s", [total / value / 1e12 for value in whole]),
+        *(
+            row(name, "matmul_rate", "TFLOP/s", [count / value / 1e12 for value in seconds[name]])
+            for name, count in products.items()
+            if count and name in seconds
+        ),
+        row("ceiling", "matmul_rate", "TFLOP/s", [ceiling / 1e12]),
+        *(row(name, "memory_held", "GiB", [held]) for name, held in parts.held_gib.items()),
     ]
 
 
-def print_table(found: dict[str, list[float]], memory_gib: dict[str, float]) -> None:
-    """Median milliseconds, share of the parts' sum, and memory."""
-    middle = {name: sorted(values)[len(values) // 2] * 1e3 for name, values in found.items()}
-    total = sum(value for name, value in middle.items() if name != "whole")
-    for name, value in middle.items():
-        share = "" if name == "whole" else f"{value / total:6.1%}"
-        print(f"{name:18}{value:10.2f} ms  {share:>7}  {memory_gib.get(name, 0):6.2f} GiB")
+def whole_step(step: Step, index: int, device: str) -> float:
+    """Seconds of one unwatched step, the device's work included."""
+    start = time.perf_counter()
+    step.take(index + 2)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -146,7 +117,7 @@ def main() -> None:
     parser.add_argument("--shape", help="the first of the device by default")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--trace", type=Path, help="write a Chrome trace of the measured steps")
+    parser.add_argument("--trace", type=Path, help="write a Chrome trace of the measured steps, which slows them")
     parser.add_argument("--output", type=Path, default=RESULTS / "profile_step.csv")
     options = parser.parse_args()
     shapes = {shape.name: shape for shape in SHAPES[options.device]}

@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from ace_dist.methods import ConceptObjective
     from ace_dist.training.engine import Engine
 
-__all__ = ["Meters", "matmul_flops_per_s", "memory_parts", "peak_gib", "step_flops", "write_summary"]
+__all__ = [
+    "Meters",
+    "matmul_flops_per_s",
+    "memory_parts",
+    "micro_batch_flops",
+    "peak_gib",
+    "step_flops",
+    "write_summary",
+]
 
 DRAWS = 8  # steps whose drawn labels are looked at for the mean number of phrases that a step encodes
 CEILING_S = 0.5
@@ -131,24 +139,28 @@ class Meters:
 
 
 def step_flops(config: Config, objective: ConceptObjective, world: int) -> dict[str, Flops]:
-    """FLOPs of one optimizer step by part, over all ranks and micro-batches; phrases as drawn on average."""
+    """FLOPs of one optimizer step by part, over all ranks and micro-batches."""
     forwards = world * config.training.accumulation
-    clips, frames = micro_batch_size(config, world), config.dataset.clip.frames
+    one = micro_batch_flops(objective, micro_batch_size(config, world), config.dataset.clip.frames, config.loader.crop)
+    return {name: Flops(forwards * part.forward, forwards * part.backward) for name, part in one.items()}
+
+
+def micro_batch_flops(objective: ConceptObjective, clips: int, frames: int, size: int) -> dict[str, Flops]:
+    """FLOPs of one forward and backward pass on [clips,frames,3,size,size] by part; phrases as drawn on average."""
     model, settings = objective.model, objective.settings
     hidden = objective.bank.frozen.features
     phrases = round(mean_phrases(objective))
     sets = settings.fixed_labels + settings.random_labels + settings.shadow_negatives
     flows = tuple(any(p.requires_grad for p in tower.parameters()) for tower in (model.video, model.text))
     loss = similarity_flops(
-        model.similarity, clips, frames, config.model.video.embed_dim, sets * len(objective.sampler.draw(0).fixed),
+        model.similarity, clips, frames, model.video.config.embed_dim, sets * len(objective.sampler.draw(0).fixed),
         phrases, (flows[0], flows[1]),
     )  # fmt: skip
-    parts = {
-        **video_flops(model.video, clips, frames, config.loader.crop),
+    return {
+        **video_flops(model.video, clips, frames, size),
         "text": text_flops(model.text, phrases, hidden.shape[1] if hidden.dim() == 3 else 1),
         "loss": loss,
     }
-    return {name: Flops(forwards * part.forward, forwards * part.backward) for name, part in parts.items()}
 
 
 def mean_phrases(objective: ConceptObjective) -> float:
