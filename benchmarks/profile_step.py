@@ -26,7 +26,7 @@ from common import Row, append
 from ace_dist.concepts import ConceptSampler
 from ace_dist.methods import ConceptObjective
 from ace_dist.training.meters import matmul_flops_per_s, micro_batch_flops
-from ace_dist.training.profiling import Parts, parts_table, watch_forward
+from ace_dist.training.profiling import Parts, parts_table, trace_recorder, watch_forward
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -63,7 +63,7 @@ def profile(shape: Shape, device: str, precision: str, turns: int, trace: Path |
     step = Step(shape, device, dtype)
     whole = [whole_step(step, index, device) for index in range(-2, turns)][2:]
     parts = Parts(torch.device(device))
-    recorder = torch.profiler.profile(record_shapes=True) if trace else nullcontext()
+    recorder = trace_recorder(torch.device(device)) if trace else nullcontext()
     with watch_forward(step.objective, parts), recorder:
         for index in range(turns):
             parts.begin_step()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ace_dist.training.meters import Meters
     from ace_dist.training.watchdog import Watchdog
 
-__all__ = ["Parts", "Profiler", "parts_table", "watch_communication", "watch_forward"]
+__all__ = ["Parts", "Profiler", "parts_table", "trace_recorder", "watch_communication", "watch_forward"]
 
 # What the loop calls its stages (`Watchdog.enter`), where a profile says it otherwise.
 STAGES = {"collective": "agreement", "step": "optimizer"}
@@ -167,6 +167,17 @@ def watch_communication(parts: Parts) -> Iterator[None]:
         yield
 
 
+def trace_recorder(
+    device: torch.device, plan: Callable[[int], torch.profiler.ProfilerAction] | None = None
+) -> torch.profiler.profile:
+    """Torch's profiler for a device, with shapes and allocations; it is started by its owner."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU it prints as an error that there is none
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities, schedule=plan, record_shapes=True, profile_memory=True)
+
+
 class Profiler:
     """Records the steps that `training.profile` chooses; with `steps: 0`, the default, it does nothing.
 
@@ -216,14 +227,8 @@ class Profiler:
         """Torch's profiler starts one step early, because its own start takes time in the step."""
         if not self.settings.trace:
             return
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU it prints as an error that there is none
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if self.ranks.device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
         plan = torch.profiler.schedule(wait=0, warmup=min(1, self.settings.after), active=self.settings.steps, repeat=1)
-        self.trace = torch.profiler.profile(
-            activities=activities, schedule=plan, record_shapes=True, profile_memory=True
-        )
+        self.trace = trace_recorder(self.ranks.device, plan)
         self.trace.start()
 
     def start(self) -> None:
