@@ -200,7 +200,9 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
             monitor.record(done, done * plan.batch_size / len(plan.records), rates, loader.wait_s)
             if validation.due(done):
                 watchdog.enter("validation")
-                monitor.note(done, validation.step(done, engine.weights()))
+                found = validation.step(done, engine.weights())
+                meters.aside_s += found["validation_s"]  # no part of the pace of training
+                monitor.note(done, found)
             if save or stopped or checkpoints.due(done) or validation.keeps(done) or done == last:
                 watchdog.enter("save")
                 carried = {"log": monitor.carry(done, loader.wait_s), "validation": validation.carry()}

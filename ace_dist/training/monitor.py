@@ -112,7 +112,8 @@ class Monitor:
     def carry(self, done: int, wait_s: float) -> dict[str, Any]:
         """The open line after `done` steps, for a checkpoint: sums by rank, and what they cover. Collective."""
         sums = self.ranks.gather({name: float(value) for name, value in self.sums.items()})
-        times = {"taken_s": time.perf_counter() - self.last_s, "wait_s": wait_s - self.last_wait_s}
+        taken_s = time.perf_counter() - self.last_s - self.meters.aside_s
+        times = {"taken_s": taken_s, "wait_s": wait_s - self.last_wait_s}
         return {"steps": done - self.last_step, "micro_steps": self.micro_steps, **times, "sums": sums}
 
     def reopen(self, line: Mapping[str, Any], accumulation: int) -> None:
