@@ -75,7 +75,7 @@ class EncodingConfig:
     codec: str = "vp9"
     short_side: int = 256  # pixels; 0 keeps the size of the source
     fps: float | None = None  # frames per second; null keeps the rate of the source
-    gop: int = 8  # frames from key frame to key frame
+    gop: int = 32  # frames from key frame to key frame
     quality: int = 20  # the codec's own scale, lower is better: CRF for h264 and vp9, qscale for mjpeg
     margin_s: float = 0.25  # seconds kept on each side of a segment
 
@@ -102,7 +102,8 @@ class DatasetConfig:
     clip: ClipConfig = field(default_factory=ClipConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     clips_per_shard: int = 128
-    workers: int = 0  # processes that build shards; 0: one per core, 1: no extra process
+    workers: int = 0  # that build or check shards; 0: one per core; 1: this process, and a video may crash it
+    timeout_s: float = 600.0  # seconds after which a worker that hangs on a segment is ended; 0: never
     task: int | None = None  # the part of a build that this process makes, 0 to tasks - 1; null: the SLURM array's
     tasks: int | None = None  # parts that a build is made in; null: the SLURM array's number of tasks, else 1
     allow_quarantine: bool = False  # finish a build without the segments that failed, listed in quarantine.jsonl

@@ -1,4 +1,5 @@
-"""Owns the making of one clip out of one segment, and of many in parallel: a worker that dies costs its segment only.
+"""Owns the making of one clip out of one segment, and of many in parallel: a worker that dies, or that hangs and is
+ended, costs its segment only.
 
 What is wrong with the input becomes a `Failure`; a bug is raised.
 """
@@ -8,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING
 import av
 
 from ace_dist.data.encoding import EncodedClip, encode
+from ace_dist.data.isolation import LostError, deadline, end_with_parent, run_alone
 from ace_dist.data.segments import DataError, Failure, RawClip, Reader, Segment, clip_window
 from ace_dist.data.shard_format import ClipRecord
 
@@ -39,11 +38,12 @@ Cut = tuple[ClipRecord, bytes] | Failure
 
 @dataclass(frozen=True)
 class Cutter:
-    """What a worker needs to make one clip. Picklable."""
+    """What a worker needs to make one clip. Picklable. A worker ends when a segment takes longer than `timeout_s`."""
 
     reader: Reader
     clip_seconds: float
     encoding: EncodingConfig
+    timeout_s: float = 0.0  # 0: no limit
 
     def cut(self, segment: Segment) -> Cut:
         """Read, encode and check one segment."""
@@ -118,8 +118,8 @@ def cpu_count() -> int:
 def cut_all(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Generator[Cut, None, None]:
     """Results in the order of `segments`, whatever the number of workers (0: one per core; 1: this process).
 
-    A video can crash FFmpeg, and memory can run out. The segments that were being cut when a worker died are cut again,
-    each alone in a process of its own; one that dies there too is a `Failure`.
+    A video can crash FFmpeg or hang it, and memory can run out. The segments that were being cut when a worker ended are
+    cut again, each alone in a process of its own; one that ends there too is a `Failure`.
     """
     if workers == 1 or not segments:
         yield from map(cutter.cut, segments)
@@ -158,35 +158,25 @@ def cut_in_pool(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Ge
 
 
 def cut_alone(cutter: Cutter, segment: Segment) -> Cut:
-    """One segment in a process of its own, whose death is the segment's fault."""
+    """One segment in a process of its own, whose end is the segment's fault."""
     try:
-        (result,) = cut_in_pool(cutter, [segment], 1)
-    except BrokenProcessPool:
-        return failure(
-            segment, "the process that cuts it dies, also alone: the video crashes FFmpeg, or memory runs out"
-        )
-    return result
+        return run_alone(cutter.timeout_s, cutter.cut, segment)
+    except LostError as error:
+        limit = f"dataset.timeout_s={cutter.timeout_s:g}"
+        return failure(segment, f"the process that cuts it dies, also alone ({limit}): {error}")
 
 
 worker_cutter: Cutter  # of a worker process, set once by its initializer
 
 
 def initialize_worker(cutter: Cutter) -> None:
-    """Give a worker its reader once, not with every segment; let it end with its parent, even one that was killed."""
+    """Give a worker its reader once, not with every segment."""
     global worker_cutter
     worker_cutter = cutter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """Wait for the parent's death, then leave: nobody else would tell a worker whose parent was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 def cut_in_worker(segment: Segment) -> Cut:
     """`Cutter.cut` with the worker's own cutter."""
-    return worker_cutter.cut(segment)
+    with deadline(worker_cutter.timeout_s):
+        return worker_cutter.cut(segment)

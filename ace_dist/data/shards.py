@@ -146,11 +146,12 @@ class Build:
         allow_quarantine: bool = False,
         source: Mapping[str, Any] | None = None,
         rejected: Sequence[Failure] = (),
+        timeout_s: float = 0.0,
     ) -> Build:
         """Divide the segments of `reader` into shards.
 
         `source` holds what else decides the pixels, such as the settings of a renderer; `rejected` what is annotated
-        and gave no segment. Segments that repeat an id join it. Raises `DataError` for settings that make no sense, and
+        and gave no segment; a segment that takes a worker longer than `timeout_s` (0: no limit) fails. Segments that repeat an id join it. Raises `DataError` for settings that make no sense, and
         `BuildError` when something was refused without `allow_quarantine`.
         """
         check_encoding(encoding)
@@ -164,9 +165,8 @@ class Build:
         if not segments or (refused and not allow_quarantine):
             raise BuildError(failure_report(Path(out_dir), refused, configuration["segments"]))
         jobs = shard_jobs(segments, clips_per_shard, configuration)
-        return cls(
-            Path(out_dir), Cutter(reader, clip.seconds, encoding), jobs, refused, configuration, allow_quarantine
-        )
+        cutter = Cutter(reader, clip.seconds, encoding, timeout_s)
+        return cls(Path(out_dir), cutter, jobs, refused, configuration, allow_quarantine)
 
     def run(self, workers: int = 0, progress: bool = True) -> ShardSet:
         """Make every shard that is not there yet, then the manifest.

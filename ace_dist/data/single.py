@@ -6,22 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
 import torch
 
 from ace_dist.data.clips import TestPlan
+from ace_dist.data.isolation import LostError, run_alone
 from ace_dist.data.loading import normalise
+from ace_dist.data.loose_video import cut_video
 from ace_dist.data.pyav import decode_clip
-from ace_dist.data.segments import DataError, RawClip, Segment
-from ace_dist.data.shards import Cutter, Failure
-from ace_dist.data.video_file import read_window
+from ace_dist.data.segments import DataError
 
 if TYPE_CHECKING:
     from ace_dist.config import Config
 
 __all__ = ["LooseClip", "clip_of_video"]
-
-LONGEST_S = 60.0  # an action lasts seconds; a minute of frames at a short side of 256 is about 0.6 GB
 
 
 @dataclass(frozen=True)
@@ -34,62 +31,25 @@ class LooseClip:
     distinct_views: int
 
 
-@dataclass(frozen=True)
-class OneVideo:
-    """A `Reader` of a single file."""
-
-    fps: float | None
-    short_side: int
-
-    def segments(self) -> list[Segment]:
-        """None of its own: the caller says which part of which file."""
-        return []
-
-    def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
-        """See `Reader.read`."""
-        return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side, threads=0)
-
-
-def clip_of_video(path: str | Path, config: Config, start_s: float | None, end_s: float | None) -> LooseClip:
+def clip_of_video(
+    path: str | Path, config: Config, start_s: float | None, end_s: float | None, timeout_s: float | None = None
+) -> LooseClip:
     """The test views of `path`, or of its part from `start_s` to `end_s`, as the shards of `config` would give them.
 
+    With `timeout_s` the file is read in a process of its own, which may crash or take too long without harm.
     Raises `DataError` when the file cannot be read, is shorter than a clip, or longer than a minute without a part
     being named.
     """
-    segment = Segment(
-        "video", str(path), start_s or 0.0, duration_s(Path(path)) if end_s is None else end_s, "v", "o", "test"
-    )
-    if segment.end_s - segment.start_s > LONGEST_S:
-        raise DataError(
-            f"{path}: {segment.end_s - segment.start_s:.0f} s are too long for one action; name a part of at most "
-            f"{LONGEST_S:.0f} s with start_s=... and end_s=..."
-        )
-    encoding = config.dataset.encoding
-    cut = Cutter(OneVideo(encoding.fps, encoding.short_side), config.dataset.clip.seconds, encoding).cut(segment)
-    if isinstance(cut, Failure):
-        raise DataError(cut.reason if str(path) in cut.reason else f"{path}: {cut.reason}")
-    record, data = cut
+    arguments = Path(path), config.dataset.clip, config.dataset.encoding, start_s, end_s
+    try:
+        part, record, data = cut_video(*arguments) if timeout_s is None else run_alone(timeout_s, cut_video, *arguments)
+    except LostError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
     (requests,) = TestPlan([record], [0], config.dataset.clip, config.loader, config.dataset.clip.views).batches()
     views = torch.stack([torch.from_numpy(decode_clip(data, request)) for request in requests])
     return LooseClip(
         video=normalise(views, config.loader),
-        start_s=segment.start_s,
-        end_s=segment.end_s,
+        start_s=part.start_s,
+        end_s=part.end_s,
         distinct_views=len({request.frames for request in requests}),
     )
-
-
-def duration_s(path: Path) -> float:
-    """Length of a video file in seconds, as its container says; a file that says nothing is read to its end."""
-    if not path.is_file():
-        raise DataError(f"video {path} does not exist")
-    try:
-        with av.open(str(path)) as container:
-            stream = next(iter(container.streams.video), None)
-            if stream is not None and stream.duration and stream.time_base:
-                return float(stream.duration * stream.time_base)
-            if stream is not None and container.duration:
-                return float(container.duration / av.time_base)
-    except av.error.FFmpegError as error:
-        raise DataError(f"{path} cannot be read as a video: {error.strerror or error}") from error
-    return read_window(path, end_s=LONGEST_S + 1, short_side=64).end_s

@@ -10,9 +10,8 @@ import json
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from ace_dist.concepts.actions import Action
 from ace_dist.config import resolve_path
 from ace_dist.data.cutting import cpu_count
 from ace_dist.data.encoding import check_decodes
+from ace_dist.data.isolation import LostError, renew_deadline, run_alone
 from ace_dist.data.readers import split_by_group
 from ace_dist.data.segments import SPLITS, DataError
 from ace_dist.data.shard_format import (
@@ -105,7 +105,7 @@ def verify_shards(config: Config, device: torch.device) -> Report:
         for shard in shards.manifest["shards"]
     ]
     report.errors += [f"{MANIFEST} places clips in {name}, which it does not list" for name in sorted(by_shard)]
-    for job, checked in zip(jobs, run_checks(jobs, dataset.workers), strict=True):
+    for job, checked in zip(jobs, run_checks(jobs, dataset.workers, dataset.timeout_s), strict=True):
         report.damaged += [str(job.entry["name"])] if checked.errors else []
         report.errors += checked.errors
         report.decoded += checked.decoded
@@ -137,14 +137,21 @@ class ShardResult:
     errors: list[str] = field(default_factory=list)
 
 
-def run_checks(jobs: Sequence[ShardCheck], workers: int) -> Iterator[ShardResult]:
-    """Results in the order of the shards."""
-    workers = min(workers or cpu_count(), len(jobs))
-    if workers <= 1:
+def run_checks(jobs: Sequence[ShardCheck], workers: int, timeout_s: float) -> Iterator[ShardResult]:
+    """Results in the order of the shards, each from a process of its own unless `workers` is 1."""
+    if workers == 1 or not jobs:
         yield from map(check_shard, jobs)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield from pool.map(check_shard, jobs)
+    with ThreadPoolExecutor(min(workers or cpu_count(), len(jobs))) as pool:
+        yield from pool.map(lambda job: check_apart(job, timeout_s), jobs)
+
+
+def check_apart(job: ShardCheck, timeout_s: float) -> ShardResult:
+    """`check_shard` in a new process, whose end is the shard's fault."""
+    try:
+        return run_alone(timeout_s, check_shard, job)
+    except LostError as error:
+        return ShardResult(errors=[f"{job.entry['name']} cannot be checked (dataset.timeout_s={timeout_s:g}): {error}"])
 
 
 def check_shard(job: ShardCheck) -> ShardResult:
@@ -166,6 +173,7 @@ def check_shard(job: ShardCheck) -> ShardResult:
     result.errors += member_errors(path, job.records)
     with path.open("rb") as file:
         for record in job.records:
+            renew_deadline()
             file.seek(record.offset)
             try:
                 check_clip(file.read(record.size), record, job.codec, job.gop)

@@ -27,6 +27,7 @@ from ace_dist.methods.task import load_task
 
 __all__ = ["Clip", "Explorer", "ExplorerError", "LabelLook", "Look", "TestClip"]
 
+UPLOAD_S = 120.0  # reading a video of a minute takes seconds; one on which FFmpeg hangs takes for ever
 KEPT_CLIPS = 32  # encoded clips that stay in memory, so that changing a word does not decode again
 
 
@@ -108,7 +109,7 @@ class Explorer:
 
     def uploaded(self, path: str | Path) -> Clip:
         """A video of the user's own, cut and encoded as a test clip. Raises `DataError` for a file that is no video."""
-        return self.encode(clip_of_video(path, self.config, None, None).video)
+        return self.encode(clip_of_video(path, self.config, None, None, timeout_s=UPLOAD_S).video)
 
     def keep(self, key: str, clip: Clip) -> None:
         """Remember an encoded clip, forgetting the oldest."""

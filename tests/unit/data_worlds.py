@@ -160,6 +160,22 @@ class DyingReader(NumberedReader):
         return super().read(segment, start_s, end_s)
 
 
+@dataclass
+class HangingReader(NumberedReader):
+    """At clip_011 FFmpeg opens a named pipe into which nobody writes, and stands still in the kernel."""
+
+    pipe: str = ""
+
+    def read(self, segment, start_s, end_s):
+        if segment.id == "clip_011":
+            wait_for_ever(self.pipe)
+        return super().read(segment, start_s, end_s)
+
+
+def wait_for_ever(pipe):
+    av.open(pipe)
+
+
 def small_encoding(**settings):
     """Encoding of the tests: 64 pixels, short GOPs."""
     codec = settings.get("codec", "vp9")

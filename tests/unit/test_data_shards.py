@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,15 +18,26 @@ import av
 import numpy as np
 import pytest
 import webdataset
-from data_worlds import DyingReader, NumberedReader, frame_number, numbered_frames, small_encoding, write_video
+from data_worlds import (
+    DyingReader,
+    HangingReader,
+    NumberedReader,
+    frame_number,
+    numbered_frames,
+    small_encoding,
+    wait_for_ever,
+    write_video,
+)
 from nvidia.dali import Pipeline, fn
 
 from ace_dist.config import ClipConfig
 from ace_dist.data import encoding as encoding_module
 from ace_dist.data.csv_reader import CsvReader
 from ace_dist.data.encoding import check_decodes, encode, resample
+from ace_dist.data.isolation import LostError, run_alone
 from ace_dist.data.segments import DataError, RawClip, Segment
-from ace_dist.data.shards import BuildError, ShardFiles, ShardSet, build_shards, sole_writer
+from ace_dist.data.shards import Build, BuildError, ShardFiles, ShardSet, build_shards, sole_writer
+from ace_dist.data.video_file import read_window
 
 CLIP = ClipConfig(4, 1.5, 3)
 
@@ -238,6 +250,29 @@ def test_a_video_that_kills_its_worker_costs_itself_only(tmp_path):
         build(DyingReader(12), tmp_path, workers=2)
     shards = build(DyingReader(12), tmp_path, workers=2, allow_quarantine=True)
     assert {s.id for s in DyingReader(12).segments()} - {r.key for r in shards.records} == {"clip_011"}
+
+
+def test_a_video_on_which_ffmpeg_hangs_costs_itself_only(tmp_path):
+    """Its worker is ended after `timeout_s`, its neighbours are cut, and the ledger says why it is not there."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    reader = HangingReader(12, pipe=str(tmp_path / "pipe.mp4"))
+    plan = Build.plan(reader, tmp_path / "s", CLIP, small_encoding(), allow_quarantine=True, timeout_s=3)
+    shards = plan.run(workers=2, progress=False)
+    assert {s.id for s in reader.segments()} - {r.key for r in shards.records} == {"clip_011"}
+    (line,) = (tmp_path / "s" / "quarantine.jsonl").read_text().splitlines()
+    assert "clip_011" in line and "not read within 3 s: FFmpeg hangs on it" in line and "dataset.timeout_s=3" in line
+
+
+def test_work_apart_returns_raises_and_may_die(tmp_path):
+    """What `run_alone` promises; a pipe without a writer stands for a video on which FFmpeg hangs."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert run_alone(30, sorted, [3, 1, 2]) == [1, 2, 3]
+    with pytest.raises(DataError, match=r"does not exist"):
+        run_alone(30, read_window, tmp_path / "no.mp4")
+    with pytest.raises(LostError, match=r"not read within 2 s"):
+        run_alone(2, wait_for_ever, str(tmp_path / "pipe.mp4"))
+    with pytest.raises(LostError, match=r"signal 11"):
+        run_alone(30, signal.raise_signal, signal.SIGSEGV)
 
 
 def test_an_unfinished_build_of_other_settings_is_not_continued(tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from ace_dist.data.encoding import encode
 from ace_dist.data.segments import DataError, RawClip
 from ace_dist.data.shard_format import ClipRecord, ShardFiles, ShardSet, write_shard
 from ace_dist.data.shards import Build
-from ace_dist.data.verify import verify_shards
+from ace_dist.data.verify import ShardCheck, run_checks, verify_shards
 
 TREES = {verb: {verb: [verb, f"{verb} up"], f"{verb} up": [f"{verb} up", verb]} for verb in ("spin", "lift")}
 
@@ -116,6 +117,29 @@ def test_missing_cut_and_foreign_files(shards, sound):
     assert f"{names[2].replace('.tar', '.idx')} is missing or does not fit {names[2]}" in errors
     assert any("train-00099.tar is not in manifest.json" in warning for warning in report.warnings)
     assert report.damaged == names[:3]
+
+
+class CrashingRecords:
+    """Six clips whose check ends the process that does it."""
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        signal.raise_signal(signal.SIGKILL)
+
+
+def test_a_shard_that_crashes_its_check_is_named_and_the_others_are_checked(shards):
+    found = ShardSet.load(shards)
+    first, second = found.manifest["shards"][:2]
+    records = [r for r in found.records if r.shard == second["name"]]
+    jobs = [
+        ShardCheck(shards, first, CrashingRecords(), found.codec, 5),
+        ShardCheck(shards, second, records, found.codec, 5),
+    ]
+    crashed, sound = run_checks(jobs, workers=2, timeout_s=60)
+    assert len(crashed.errors) == 1 and first["name"] in crashed.errors[0] and "signal 9" in crashed.errors[0]
+    assert sound.errors == [] and sound.decoded == len(records)
 
 
 def test_a_clip_with_fewer_frames_than_promised(shards, sound):

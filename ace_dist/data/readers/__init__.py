@@ -133,6 +133,7 @@ def plan_dataset(dataset: DatasetConfig, progress: bool) -> Build:
         allow_quarantine=dataset.allow_quarantine,
         source=source,
         rejected=reader.rejected if isinstance(reader, CsvReader | WebDatasetReader) else (),
+        timeout_s=dataset.timeout_s,
     )
 
 

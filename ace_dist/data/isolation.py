@@ -1,0 +1,108 @@
+"""Owns work on files that may crash FFmpeg or hang it: in a process of its own, which takes nobody along.
+
+A deadline is the kernel's alarm with its default action, the end of the process. It needs no Python, so it also ends a
+process that stands still inside a library; one that waits for a dead network disk ends when the disk answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from ace_dist.data.segments import DataError
+
+__all__ = ["LostError", "deadline", "end_with_parent", "renew_deadline", "run_alone"]
+
+Result = TypeVar("Result")
+
+limit_s = 0.0  # of the deadline that runs in this process; 0: none
+
+
+class LostError(DataError):
+    """A process that died before it answered; the message says how."""
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """End this process, whatever it is doing, when the block takes longer; 0 is no deadline. For workers only."""
+    global limit_s
+    limit_s = seconds
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        limit_s = 0.0
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def renew_deadline() -> None:
+    """Give the next of many pieces of work the whole time again; without effect where no deadline runs."""
+    if limit_s:
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
+
+
+def end_with_parent() -> None:
+    """Let this worker end with its parent, even one that was killed, and by its deadline; not by Ctrl-C.
+
+    Ctrl-C reaches the whole group of processes; the parent ends its workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def run_alone(timeout_s: float, function: Callable[..., Result], *arguments: Any) -> Result:
+    """`function(*arguments)` in a new process; both must be picklable. What it raises is raised here.
+
+    Raises `LostError` when the process dies, or does not finish within `timeout_s` seconds (0: it may take any time).
+    """
+    context = get_context("spawn")  # a fork would leave the parent's threads (torch, DALI) half alive
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=answer, args=(sender, timeout_s, function, arguments), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        finished, value = receiver.recv()
+    except EOFError:
+        process.join()
+        raise LostError(cause_of_death(process.exitcode, timeout_s)) from None
+    finally:
+        receiver.close()
+    process.join()
+    if not finished:
+        raise value
+    result: Result = value
+    return result
+
+
+def answer(sender: Connection, timeout_s: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """What the new process does."""
+    end_with_parent()
+    try:
+        with deadline(timeout_s):
+            result = True, function(*arguments)
+    except Exception as error:  # every error is the caller's, who raises it again
+        result = False, error
+    sender.send(result)
+
+
+def cause_of_death(code: int | None, timeout_s: float) -> str:
+    """In words, why a process ended with `code`: minus the signal that ended it, or its exit status."""
+    if code == -signal.SIGALRM:
+        return f"it was not read within {timeout_s:g} s: FFmpeg hangs on it, or it is very long"
+    how = f"signal {-code} ({signal.strsignal(-code)})" if code is not None and code < 0 else f"status {code}"
+    return f"it crashes FFmpeg, or memory runs out: its process ended with {how}"
