@@ -20,7 +20,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """`write_bytes` of pieces one after another, which need not be in memory at one time."""
     # A name that nobody else has: on other hosts, and in containers, other processes have the same number.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with temporary.open("wb") as file:
             for piece in pieces:

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import socket
 import tarfile
 import threading
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ace_dist.data.segments import SPLITS, DataError
+from ace_dist.files import write_bytes
 
 __all__ = [
     "FORMAT",
@@ -32,7 +32,6 @@ __all__ = [
     "file_sha256",
     "index_text",
     "safe_members",
-    "write_atomically",
     "write_shard",
 ]
 
@@ -172,16 +171,6 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary name and rename, so that `path` is either absent or whole, also after a power cut."""
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")  # tasks may share a folder
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     """Append a file with fixed owner, time and mode; returns the offset of its bytes in the tar file."""
     info = tarfile.TarInfo(name)
@@ -204,8 +193,8 @@ def write_shard(folder: Path, name: str, clips: Iterable[tuple[ClipRecord, bytes
             offset = add_member(tar, video, data)
             add_member(tar, meta, text)
             placed.append(dataclasses.replace(record, shard=name, offset=offset, size=len(data)))
-    write_atomically((folder / name).with_suffix(".idx"), index_text(placed).encode())
-    write_atomically(folder / name, buffer.getvalue())
+    write_bytes((folder / name).with_suffix(".idx"), index_text(placed).encode())
+    write_bytes(folder / name, buffer.getvalue())
     return placed
 
 

@@ -35,9 +35,9 @@ from ace_dist.data.shard_format import (
     ShardSet,
     action_counts,
     file_sha256,
-    write_atomically,
     write_shard,
 )
+from ace_dist.files import write_bytes
 
 if TYPE_CHECKING:
     from ace_dist.config import ClipConfig, EncodingConfig
@@ -229,7 +229,7 @@ class Build:
             with lock(self.folder / PLAN_LOCK):
                 if try_lock(file.fileno(), fcntl.LOCK_EX):  # nobody else is here
                     self.remove_strays()
-                    write_atomically(path, plan)
+                    write_bytes(path, plan)
                 if not try_lock(file.fileno(), fcntl.LOCK_SH):
                     raise DataError(f"another process is building dataset.shards={self.folder}; wait for it")
                 if path.read_bytes() != plan:
@@ -268,7 +268,7 @@ class Build:
         records = write_shard(self.folder, job.name, clips, CONTAINER)
         path = self.folder / job.name
         state = ShardState(job.fingerprint, file_sha256(path), path.stat().st_size, records, failures)
-        write_atomically(state_path(self.folder, job.name), state.dump())
+        write_bytes(state_path(self.folder, job.name), state.dump())
         return state
 
     def state(self, job: ShardJob) -> ShardState | None:
@@ -327,7 +327,7 @@ class Build:
             failed = [failures[segment.id] for segment in job.segments if segment.id in failures]
             entry = entries[job.name]
             state = ShardState(job.fingerprint, entry["sha256"], entry["size"], records, failed)
-            write_atomically(state_path(self.folder, job.name), state.dump())
+            write_bytes(state_path(self.folder, job.name), state.dump())
         (self.folder / MANIFEST).unlink()
 
     def finish(self, states: Sequence[ShardState]) -> ShardSet:
@@ -353,7 +353,7 @@ class Build:
             ],
             "clips": [dataclasses.asdict(record) for record in records],
         }
-        write_atomically(self.folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        write_bytes(self.folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         for job in self.jobs:
             state_path(self.folder, job.name).unlink(missing_ok=True)
         return ShardSet.load(self.folder)
@@ -497,7 +497,7 @@ def write_ledger(folder: Path, failures: Sequence[Failure]) -> None:
     """quarantine.jsonl: a line for every segment that is in no shard, whether the build goes on without it or not."""
     lines = "".join(json.dumps(dataclasses.asdict(entry), sort_keys=True) + "\n" for entry in failures)
     if failures:
-        write_atomically(folder / QUARANTINE, lines.encode())
+        write_bytes(folder / QUARANTINE, lines.encode())
     else:
         (folder / QUARANTINE).unlink(missing_ok=True)
 
