@@ -165,18 +165,37 @@ def test_the_python_works(number, checkout, server):
     assert status == 0, said
 
 
-def test_files_and_settings_that_the_readme_names_exist():
-    """What stands in backticks or links: paths of the repository, and keys of groups of the configuration."""
-    quoted = re.findall(r"`([^`\n]+)`", README)
-    words = {word for text in quoted for word in text.split()}
-    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
-    paths = {word for word in words if word.split("/")[0] in folders - {"runs", "data"} and "*" not in word}
-    links = {link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link} - {""}
-    assert not [path for path in paths | links if not (ROOT / path).exists()]
-    groups = r"(?:training|dataset|model|method|loader|evaluation)\.[a-z_.]+[a-z]"
-    named = {match for word in words for match in re.findall(rf"(?<![\w/.]){groups}", word) if "/" not in word}
-    assert not named - set(known_keys()), "settings that do not exist"
-    anchors = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", README, re.M)
-    }
-    assert not set(re.findall(r"\]\(#([^)]+)\)", README)) - anchors
+PAGES = sorted(
+    path.relative_to(ROOT)
+    for pattern in ("*.md", "*/*.md", "ace_dist/*/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md" and not path.relative_to(ROOT).parts[0].startswith((".", "runs", "data"))
+)
+
+
+def anchors(text):
+    """What can be linked to in a page: its titles as GitHub writes them."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_what_a_page_names_exists(page):
+    """Links with their anchors, files of the repository in backticks, settings, and launchers in commands."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), f"{page} links to {link}"
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{page} links to {link}"
+    words = {word for quoted in re.findall(r"`([^`\n]+)`", text) for word in quoted.split()}
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"runs", "data"}
+    paths = [word for word in words if word.split("/")[0] in folders and "/" in word and not set(word) & set("*<{=[")]
+    assert not [path for path in paths if not (ROOT / path).exists()], f"{page} names files that do not exist"
+    keys = r"(?<![\w/.-])(?:training|dataset|model|method|loader|evaluation)\.[a-z_.]+[a-z]"
+    named = {key for word in words if "/" not in word.partition("=")[0] for key in re.findall(keys, word)}
+    assert not {key for key in named if not key.endswith(".py")} - set(known_keys()), f"{page} names no setting"
+    scripts = set(re.findall(r"launchers/\w+\.py", text))
+    assert not [name for name in scripts if not (ROOT / name).exists()], f"{page} names launchers that do not exist"
