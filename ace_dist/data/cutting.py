@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import sys
 from collections import deque
@@ -61,6 +62,8 @@ class Cutter:
         or when the whole video is shorter than a clip.
         """
         start_s, end_s = clip_window(segment, self.clip_seconds, self.encoding.margin_s)
+        if self.encoding.fps:
+            start_s = on_grid(start_s, segment, self.clip_seconds, self.encoding.fps)
         raw = self.reader.read(segment, start_s, end_s)
         half_frame_s, length_s = 0.5 / raw.fps, raw.end_s - raw.start_s
         is_whole = start_s <= 0 and raw.end_s < end_s - half_frame_s
@@ -81,6 +84,15 @@ class Cutter:
         if raw.end_s < segment.end_s - half_frame_s:  # its middle is another one now, and so is the window
             return self.read(dataclasses.replace(segment, end_s=raw.end_s))
         return segment, raw
+
+
+def on_grid(start_s: float, segment: Segment, seconds: float, fps: float) -> float:
+    """The last time up to `start_s` from which frames at `fps` fall on the sampling times of the training window.
+
+    So storing a clip at the rate that it shows costs training nothing: it sees the frames that it would have chosen.
+    """
+    first_s = (segment.start_s + segment.end_s - seconds + 1 / fps) / 2  # see `window_frames`
+    return first_s - math.ceil((first_s - start_s) * fps - 1e-6) / fps
 
 
 def failure(segment: Segment, reason: str) -> Failure:
@@ -118,8 +130,8 @@ def cpu_count() -> int:
 def cut_all(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Generator[Cut, None, None]:
     """Results in the order of `segments`, whatever the number of workers (0: one per core; 1: this process).
 
-    A video can crash FFmpeg or hang it, and memory can run out. The segments that were being cut when a worker ended are
-    cut again, each alone in a process of its own; one that ends there too is a `Failure`.
+    A video can crash FFmpeg or hang it, and memory can run out. The segments that were being cut when a worker ended
+    are cut again, each alone in a process of its own; one that ends there too is a `Failure`.
     """
     if workers == 1 or not segments:
         yield from map(cutter.cut, segments)

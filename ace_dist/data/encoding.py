@@ -85,7 +85,7 @@ def encoder_options(encoding: EncodingConfig) -> dict[str, str]:
 
 
 def is_anchor(index: int, gop: int, codec: str) -> bool:
-    """Whether others are predicted from this frame of a stored clip, so that it is decoded even when nobody wants it."""
+    """Whether others are predicted from this frame of a stored clip, so that it is decoded though nobody wants it."""
     return codec != "vp9" or index % gop % ANCHOR == 0
 
 

@@ -95,13 +95,20 @@ def make_loader(shards_dir: str | Path, config: Config, device: torch.device | s
     """The loader of a shard folder for `device`; which backend and why is printed once, by rank 0.
 
     Raises `DataError` when `loader.backend` cannot decode these shards on this device, or when the shards were cut for
-    shorter clips than `dataset.clip.seconds`.
+    shorter clips than `dataset.clip.seconds`, or stored at a lower rate than the clip shows.
     """
-    shards, device = ShardSet.load(shards_dir), torch.device(device)
-    if config.dataset.clip.seconds > shards.seconds:
+    shards, device, clip = ShardSet.load(shards_dir), torch.device(device), config.dataset.clip
+    if clip.seconds > shards.seconds:
         raise DataError(
-            f"dataset.clip.seconds={config.dataset.clip.seconds:g} exceeds the {shards.seconds:g} s that the clips in "
+            f"dataset.clip.seconds={clip.seconds:g} exceeds the {shards.seconds:g} s that the clips in "
             f"dataset.shards={shards_dir} were cut for; build the shards again with this setting"
+        )
+    stored_fps, rate = shards.manifest["configuration"]["encoding"]["fps"], clip.frames / clip.seconds
+    if stored_fps and rate > 1.001 * stored_fps:
+        raise DataError(
+            f"dataset.clip.frames={clip.frames} of {clip.seconds:g} s are {rate:g} a second, and "
+            f"dataset.shards={shards_dir} was stored at dataset.encoding.fps={stored_fps:g}, so that frames would be "
+            "shown twice; build the shards again with a higher rate (null: the videos' own)"
         )
     backend, reason = choose_backend(config.loader.backend, shards.codec, shards.records, device)
     say_once(f"loader: {backend} ({reason})")

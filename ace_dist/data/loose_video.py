@@ -1,4 +1,4 @@
-"""Owns the cutting of one loose video, as shards are cut; without torch, so that a process of its own starts quickly."""
+"""Owns the cutting of one loose video, as shards are cut; without torch, so that a process for it starts quickly."""
 
 from __future__ import annotations
 

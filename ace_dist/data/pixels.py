@@ -42,8 +42,8 @@ class Cut:
     """A crop of the resized picture as filters over the stored one.
 
     Row i of the crop is the sum over t of `row_weights[i, t]` times row `rows[i] + t` of the region, columns likewise
-    with `column_weights[t, j]`, which mirror it where it is flipped. The region starts at (`top`, `left`) of the picture
-    and holds every pixel in reach.
+    with `column_weights[t, j]`, which mirror it where it is flipped. The region starts at (`top`, `left`) of the
+    picture and holds every pixel in reach.
     """
 
     top: int

@@ -1,6 +1,6 @@
 """Owns decoding with PyAV in threads: the fast loader without a GPU, and DALI's reference.
 
-Of a clip it decodes the frames that are wanted and those that they are predicted from, of a picture it converts the crop.
+Of a clip it decodes the wanted frames and those that they are predicted from, of a picture it converts the crop.
 """
 
 from __future__ import annotations

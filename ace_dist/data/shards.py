@@ -151,8 +151,9 @@ class Build:
         """Divide the segments of `reader` into shards.
 
         `source` holds what else decides the pixels, such as the settings of a renderer; `rejected` what is annotated
-        and gave no segment; a segment that takes a worker longer than `timeout_s` (0: no limit) fails. Segments that repeat an id join it. Raises `DataError` for settings that make no sense, and
-        `BuildError` when something was refused without `allow_quarantine`.
+        and gave no segment, which segments that repeat an id join; one that takes a worker longer than `timeout_s`
+        (0: no limit) fails. Raises `DataError` for settings that make no sense, and `BuildError` when something was
+        refused without `allow_quarantine`.
         """
         check_encoding(encoding)
         if clips_per_shard < 1:

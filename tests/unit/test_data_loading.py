@@ -378,6 +378,18 @@ def test_shards_cut_for_shorter_clips_are_refused(folders):
         make_loader(folders["vp9"].folder, config, "cpu")
 
 
+def test_a_clip_of_a_higher_rate_than_the_stored_one_is_refused(tmp_path):
+    """The nearest stored frame would be shown again and again, and nobody would know."""
+    encoding = small_encoding(codec="mjpeg", fps=4.0)
+    shards = build_shards(NumberedReader(3), tmp_path, CLIP, encoding, workers=1, progress=False)
+    config = config_for(shards)
+    config.dataset.clip = ClipConfig(frames=7, seconds=1.0)
+    with pytest.raises(DataError, match=r"dataset\.clip\.frames=7 of 1 s.*stored at dataset\.encoding\.fps=4.*again"):
+        make_loader(shards.folder, config, "cpu")
+    config.dataset.clip = ClipConfig(frames=4, seconds=1.0)
+    make_loader(shards.folder, config, "cpu").close()
+
+
 def test_the_choice_is_made_once_and_printed_once(folders, capsys, monkeypatch):
     monkeypatch.setattr(loading, "said", set())
     for _ in range(3):

@@ -32,9 +32,13 @@ from nvidia.dali import Pipeline, fn
 
 from ace_dist.config import ClipConfig
 from ace_dist.data import encoding as encoding_module
+from ace_dist.data.clips import train_frames
 from ace_dist.data.csv_reader import CsvReader
+from ace_dist.data.cutting import Cutter
 from ace_dist.data.encoding import check_decodes, encode, resample
 from ace_dist.data.isolation import LostError, run_alone
+from ace_dist.data.loose_video import OneVideo
+from ace_dist.data.pyav import decode_frames
 from ace_dist.data.segments import DataError, RawClip, Segment
 from ace_dist.data.shards import Build, BuildError, ShardFiles, ShardSet, build_shards, sole_writer
 from ace_dist.data.video_file import read_window
@@ -144,6 +148,24 @@ def test_another_rate_takes_the_nearest_frames():
         assert (distance[np.arange(len(new)), new] <= distance.min(1) + 1e-9).all()
         assert abs(len(new) / fps - 31 / 30) <= 1 / fps
     assert resample(raw, None) is raw and resample(raw, 30.0) is raw
+
+
+def test_storing_at_the_rate_of_the_clip_does_not_change_what_training_sees(tmp_path):
+    """Frames of the training window by their numbers, stored at 10 a second against all 30: one source frame apart at
+    most (each is the nearest to its time on the way in, or on the way out), evenly spaced, and never beside the grid.
+    """
+    video = write_video(tmp_path / "v.mp4", numbered_frames(200, 64, 64), rate=30, options={"bf": "0"})
+    rng, clip = np.random.default_rng(), ClipConfig(frames=int(np.random.default_rng().integers(5, 12)), seconds=1.0)
+    for _ in range(6):
+        start_s = rng.uniform(1.2, 3)
+        segment = Segment("s", str(video), start_s, start_s + rng.uniform(0.3, 2), "spin", "block", "train")
+        shown = []
+        for fps in (None, float(clip.frames)):
+            record, data = Cutter(OneVideo(fps, 64), 1.0, small_encoding(fps=fps)).cut(segment)
+            frames = train_frames(record, clip)
+            shown.append([frame_number(frame) for frame in decode_frames(data, frames)])
+        assert np.diff(frames).tolist() == [1] * (clip.frames - 1)
+        assert np.abs(np.subtract(*shown)).max() <= 1, (segment, shown)
 
 
 def test_an_encoded_clip_that_lost_frames_is_refused():

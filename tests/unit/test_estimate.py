@@ -139,7 +139,7 @@ def test_the_decode_budget_is_what_the_decoder_does(shards, monkeypatch):
 
 
 def test_the_budget_without_shards():
-    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding.gop=1"])
+    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={gop: 1, fps: null}"])
     budget = decode_budget(config)
     assert (budget.clips, budget.frames_used, budget.frames_decoded) == (None, 30, 30)  # every frame is a key frame
     config.dataset.encoding.gop = 1000
@@ -149,7 +149,7 @@ def test_the_budget_without_shards():
 
 
 def test_decoders_by_hand():
-    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding.gop=1"])
+    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={gop: 1, fps: null}"])
     # 455 x 256 pixels are 29 x 16 macroblocks, 1080p has 120 x 68; seven engines, 30 frames a clip.
     assert nvdec_clips_per_s(DEVICES["h100"], decode_budget(config)) == pytest.approx(7 * 350 * 8160 / 464 / 30)
 
