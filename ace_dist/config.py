@@ -253,6 +253,9 @@ class TrainingConfig:
     warmup: float = 0.0  # share of the run
     ema_decay: float = 0.0  # of a running average of the weights, which is then tested and exported; 0: none
     log_every_steps: int = 10
+    trackers: list[str] = field(
+        default_factory=lambda: ["tensorboard"]
+    )  # wandb, trackio; metrics.jsonl is always there
     save_every_steps: int = 200
     save_every_minutes: float = 15.0  # save also when the last one is this old
     keep_checkpoints: int = 2

@@ -29,6 +29,7 @@ from ace_dist.training.preemption import EXIT_CODES, ORDER, Preemption
 from ace_dist.training.profiling import Profiler
 from ace_dist.training.run_folder import claim
 from ace_dist.training.schedule import total_steps
+from ace_dist.training.trackers import require_trackers
 from ace_dist.training.validation import Validation, copy_to_test
 from ace_dist.training.watchdog import Watchdog
 
@@ -142,6 +143,7 @@ def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -
 def assemble(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptObjective]:
     """Read all that a prepared configuration names: the data, the encoders, the objective. Writes nothing."""
     micro_batch_size(config, ranks.world)
+    require_trackers(config.training.trackers)
     seed_everything(config.seed)
     task = load_task(config)
     records, labels = task.training_clips()

@@ -1,4 +1,4 @@
-"""Owns what a run says about itself while it trains: progress bar, `metrics.jsonl`, TensorBoard."""
+"""Owns what a run says about itself while it trains: progress bar, `metrics.jsonl`, trackers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ace_dist.files import write_text
+from ace_dist.training.agreement import on_first
+from ace_dist.training.trackers import open_trackers
 
 if TYPE_CHECKING:
     from ace_dist.config import TrainingConfig
@@ -53,14 +55,13 @@ class Monitor:
         self.steps = steps
         if carried:
             self.reopen(carried, settings.accumulation)
+        self.trackers = on_first(ranks, open_trackers, settings.trackers, run_dir, start) or []
         if not ranks.is_first:
             return
-        from torch.utils.tensorboard.writer import SummaryWriter
         from tqdm import tqdm
 
         forget_after(run_dir / "metrics.jsonl", start)
         self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start)
         self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", dynamic_ncols=True, mininterval=1.0)
 
     def __enter__(self) -> Monitor:
@@ -71,7 +72,8 @@ class Monitor:
     ) -> None:
         if self.ranks.is_first:
             self.file.close()
-            self.board.close()
+            for tracker in self.trackers:
+                tracker.close(failed=kind is not None)
             self.bar.close()
 
     def add(self, losses: Losses) -> None:
@@ -131,19 +133,21 @@ class Monitor:
         self.sums = {name: torch.tensor(value, device=self.ranks.device) for name, value in mine.items()}
 
     def write(self, line: dict[str, float | None]) -> None:
-        """One line to the file, the same to TensorBoard, the gist to the bar."""
+        """One line to the file and the trackers, the gist to the bar."""
         self.append(line)
         self.bar.set_postfix_str(
             f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
         )
 
     def append(self, line: Mapping[str, float | None]) -> None:
-        """One line to the file, and to TensorBoard."""
+        """One line to the file, and to the trackers, which take no nulls."""
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
-        for name, value in line.items():
-            if name != "step" and value is not None:
-                self.board.add_scalar(name, value, line["step"])
+        step = line["step"]
+        assert isinstance(step, int)
+        values = {name: value for name, value in line.items() if name != "step" and value is not None}
+        for tracker in self.trackers:
+            tracker.log(step, values)
 
 
 def forget_after(path: Path, step: int) -> None:

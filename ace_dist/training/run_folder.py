@@ -36,6 +36,7 @@ FREE_SETTINGS = (
     "training.collective_timeout_s",
     "training.stall_after_s",
     "training.gc_every_steps",
+    "training.trackers",
     "training.meters.mfu",
     "training.profile.steps",
     "training.profile.after",
