@@ -71,10 +71,12 @@ class Meters:
     @classmethod
     def of(cls, config: Config, engine: Engine, ranks: Ranks) -> Meters:
         """The meters of a run. The ceiling is measured with `training.meters.mfu` (null: on CUDA alone). Collective."""
-        wanted, ceiling = config.training.meters.mfu, None
-        if ranks.device.type == "cuda" if wanted is None else wanted:
+        wanted, ceiling, cuda = config.training.meters.mfu, None, ranks.device.type == "cuda"
+        if cuda if wanted is None else wanted:
             dtype = torch.bfloat16 if engine.bf16 else torch.float32
             ceiling = sum(ranks.gather(matmul_flops_per_s(ranks.device, dtype))) / 1e12
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(ranks.device)  # from here on it is the peak of training
         return cls(ranks, config.training.batch_size, step_flops(config, engine.module, ranks.world), ceiling)
 
     def note_memory(self, engine: Engine) -> None:

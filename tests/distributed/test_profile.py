@@ -206,6 +206,24 @@ def test_a_profile_that_the_end_cut_short_is_written_and_one_that_never_began_sa
 
 
 @pytest.mark.gpu
+def test_a_profile_on_a_gpu(shards, tmp_path):
+    """Times by events, a snapshot of the allocator, and the MFU that is measured there by default."""
+    from ace_dist.distributed import connect, disconnect
+
+    settings = ["training.device=cuda", "profile=true", "training.profile.after=2", "training.profile.steps=2"]
+    try:
+        loop.train(settings_of(shards, tmp_path / "run", *settings), connect("cuda"))
+    finally:
+        disconnect()
+    folder = tmp_path / "run" / "profile"
+    parts = json.loads((folder / "parts-rank0.json").read_text())
+    assert all(len(values) == 2 and min(values) >= 0 for values in parts.values()) and min(parts["backward"]) > 0
+    assert (folder / "memory-rank0.pickle").stat().st_size > 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 0 < summary["mfu_percent"] < 100 and summary["memory_gib_by_part"]["activations_and_rest"] > 0
+
+
+@pytest.mark.gpu
 def test_unlogged_steps_do_not_wait_for_the_gpu(shards, tmp_path, monkeypatch):
     """CUDA itself refuses to synchronise from the forward pass to the agreement of steps that are not logged.
 
