@@ -31,7 +31,7 @@ def reader_of(*settings):
 
 
 def gtea(root, *settings):
-    return reader_of("dataset=gtea", f"dataset.root={root}", *settings)
+    return reader_of("dataset=gtea", "dataset.encoding.fps=null", f"dataset.root={root}", *settings)
 
 
 def painted(segments, counts, rate):
@@ -250,7 +250,7 @@ def ikea_root(tmp_path_factory):
 
 
 def ikea(root, *settings):
-    return reader_of("dataset=ikea", f"dataset.root={root}", *settings)
+    return reader_of("dataset=ikea", "dataset.encoding.fps=null", f"dataset.root={root}", *settings)
 
 
 def stretches(segments, rate):
