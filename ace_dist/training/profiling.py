@@ -300,11 +300,12 @@ def parts_table(
     products["backward"] = sum(backward for _, backward in flops.values())
     count = max(len(values) for values in seconds.values())
     whole = median(sum(values[step] for values in seconds.values()) for step in range(count))
-    lines = [f"{'part of a step':18}{'ms':>10}{'share':>8}{'TFLOP/s':>10}{'GiB held':>10}"]
+    memory = f"{'GiB held':>10}" if held_gib else ""
+    lines = [f"{'part of a step':18}{'ms':>10}{'share':>8}{'TFLOP/s':>10}{memory}"]
     for name, values in sorted(seconds.items(), key=lambda item: -median(item[1])):
         taken = median(values)
         rate = f"{products[name] / taken / 1e12:.4f}" if products.get(name) and taken else ""
-        held = f"{held_gib[name]:.2f}" if name in held_gib else ""
-        lines.append(f"{name:18}{1e3 * taken:10.2f}{taken / whole:8.1%}{rate:>10}{held:>10}")
+        held = f"{held_gib[name]:10.2f}" if name in held_gib else ""
+        lines.append(f"{name:18}{1e3 * taken:10.2f}{taken / whole:8.1%}{rate:>10}{held}".rstrip())
     lines.append(f"{'whole':18}{1e3 * whole:10.2f}   median of {count} step(s)")
     return "\n".join(lines)
