@@ -3,10 +3,12 @@
 Or the report of a study out of a sweep: `python launchers/report.py sweep=DIR output=DIR reference=procvlr` adds its
 runs to `runs.csv` of the output folder and writes the experiment's page and figures there. With grid=ace instead of
 sweep=... it draws the gain of that method over a grid of settings, from the `runs.csv` in the output folder.
+With runs='runs/*' it lists run folders: what each is, how far it came, its scores, and which settings differ.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,17 +27,21 @@ class Settings:
     output: str = ""  # where a sweep's report goes
     experiment: str = ""  # name in runs.csv; empty: the sweep's table
     reference: str = ""  # the method that a sweep's others are compared with, as runs.csv calls it
+    runs: str = ""  # instead of `run`: a pattern of run folders to list, finished or not
     grid: str = ""  # instead of `run`: a method whose gain over `reference` is drawn for every cell of `experiment`
 
 
 def main(argv: Sequence[str]) -> None:
     """Write `report.html` and `figures/` into the run's folder, and the picture when asked for; or a study's files."""
     settings = typed_settings(argv, Settings)
-    if [settings.run, settings.sweep, settings.grid].count("") != 2:
+    if [settings.run, settings.runs, settings.sweep, settings.grid].count("") != 3:
         raise ConfigError(
             "run is not set: give a run folder as run=... and others to compare as compare='[DIR, DIR]', or instead a "
-            "sweep's folder as sweep=..., or a method as grid=..."
+            "sweep's folder as sweep=..., a method as grid=..., or folders to list as runs='runs/*'"
         )
+    if settings.runs:
+        list_runs(settings.runs)
+        return
     if settings.sweep or settings.grid:
         study(settings)
         return
@@ -45,6 +51,17 @@ def main(argv: Sequence[str]) -> None:
     print(f"report: {write_report(Path(settings.run), compare)}")
     if settings.picture:
         print(f"picture: {result_picture(Path(settings.run), Path(settings.picture), compare)}")
+
+
+def list_runs(pattern: str) -> None:
+    """The table of runs, the settings that differ between them, and what is no run."""
+    from ace_dist.cluster.run_list import differing_settings, find_runs, runs_table
+
+    runs, others = find_runs(pattern)
+    print(runs_table(runs), "base, novel, HM, SRT: accuracy / macro F1, in percent", sep="\n")
+    if lines := differing_settings(runs):
+        print("", "settings that differ, each value with the runs that have it:", *lines, sep="\n  ")
+    print(*others, sep="\n", file=sys.stderr)
 
 
 def study(settings: Settings) -> None:

@@ -1,0 +1,117 @@
+"""Owns the list of run folders: what each is, how far it came, what it scored, and in which settings they differ."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from ace_dist.config import Config, read_config
+from ace_dist.errors import UserError
+from ace_dist.evaluation.run_files import ReportError, read_results
+from ace_dist.training.checkpoints import CheckpointFolder
+from ace_dist.training.guards import RunLock
+
+__all__ = ["ListedRun", "differing_settings", "find_runs", "runs_table"]
+
+HEADER = ("", "folder", "method", "dataset", "seed", "steps", "state", "base", "novel", "HM", "SRT", "commit")
+OWN = ("name", "run_dir")  # settings that every run has its own of
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """One run folder. `results` is None until it is finished."""
+
+    folder: Path
+    config: Config
+    steps: int  # that its newest checkpoint holds
+    state: str
+    results: dict[str, Any] | None
+    commit: str
+
+
+def find_runs(pattern: str) -> tuple[list[ListedRun], list[str]]:
+    """The runs among the folders that a pattern such as `runs/*` matches, and a sentence for each folder that is none.
+
+    Raises `ReportError` when nothing matches.
+    """
+    folders = [Path(path) for path in sorted(glob(str(Path(pattern).expanduser()))) if Path(path).is_dir()]
+    if not folders:
+        raise ReportError(f"runs={pattern} matches no folder; quote the pattern: runs='runs/*'")
+    runs, others = [], []
+    for folder in folders:
+        try:
+            runs.append(look_at(folder))
+        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+            others.append(f"{folder} is not listed: {' '.join(str(error).split())}")
+    return runs, others
+
+
+def look_at(folder: Path) -> ListedRun:
+    """One run folder. Raises what the reader of a file in it that is missing or damaged raises."""
+    config = read_config(folder)
+    git = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["git"]
+    commit = (git["commit"] or "unknown")[:8] + "+" * bool(git["modified"])
+    found = CheckpointFolder(folder / "checkpoints", keep=1).complete()
+    steps = int(found[-1].name.removeprefix("step-")) if found else 0
+    results = read_results(folder) if (folder / "results.json").is_file() else None
+    return ListedRun(folder, config, steps, "finished" if results else unfinished(folder, steps), results, commit)
+
+
+def unfinished(folder: Path, steps: int) -> str:
+    """Whether somebody works on a run without results: its lock is held by a living process and is renewed."""
+    lock = RunLock(folder)
+    holder = lock.holder()
+    if holder and not lock.is_dead(holder) and time.time() - lock.stamp() < RunLock.STALE_S:
+        return f"running on {holder['host']}"
+    return f"stopped at step {steps}"
+
+
+def runs_table(runs: Sequence[ListedRun]) -> str:
+    """One line a run, scores as accuracy / macro F1 in percent, `+` after a commit that had been changed."""
+    lines = [HEADER, *(cells(number, run) for number, run in enumerate(runs, start=1))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def cells(number: int, run: ListedRun) -> tuple[str, ...]:
+    """A run's line."""
+    results = run.results or {}
+
+    def pair(part: dict[str, float] | None, accuracy: str = "accuracy", f1: str = "f1") -> str:
+        """Accuracy and macro F1 of one part, or a dash where there is none."""
+        return f"{part[accuracy]:.1f} / {part[f1]:.1f}" if part else "-"
+
+    return (
+        str(number), str(run.folder), run.config.method.name, run.config.dataset.name, str(run.config.seed),
+        str(run.steps), run.state, *(pair(results.get(name)) for name in ("base", "novel", "hm")),
+        pair(results.get("srt"), "accuracy_mean", "f1_mean"), run.commit,
+    )  # fmt: skip
+
+
+def differing_settings(runs: Sequence[ListedRun]) -> list[str]:
+    """A line for each setting that is not the same in all runs: each value, and the numbers of the runs with it."""
+    settings = [dict(flat(asdict(run.config))) for run in runs]
+    lines = []
+    for key in dict.fromkeys(key for each in settings for key in each):
+        values: dict[str, list[str]] = {}
+        for number, each in enumerate(settings, start=1):
+            values.setdefault(str(each.get(key, "not set")), []).append(str(number))
+        if len(values) > 1 and key not in OWN:
+            lines.append(f"{key}: " + "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items()))
+    return lines
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
