@@ -421,6 +421,9 @@ def validated(composed: DictConfig) -> Config:
     for key, number in positive.items():
         if number <= 0:
             raise ConfigError(f"{key}={number} must be greater than zero")
+    for key, number in {"workers": config.dataset.workers, "timeout_s": config.dataset.timeout_s}.items():
+        if not number >= 0:
+            raise ConfigError(f"dataset.{key}={number} must be at least 0")
     at_least_zero = {
         "training.gc_every_steps": config.training.gc_every_steps,
         "evaluation.every_steps": config.evaluation.every_steps,

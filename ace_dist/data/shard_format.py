@@ -13,6 +13,7 @@ import json
 import os
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,17 @@ class ShardSet:
 
     @classmethod
     def load(cls, folder: str | Path) -> ShardSet:
-        """Read `manifest.json`. Raises `DataError` when there is none, or when a shard is missing or cut short."""
+        """Read `manifest.json`.
+
+        Raises `DataError` when there is none, when it lists a clip twice, or when a shard is missing or cut short.
+        """
         shards = cls.read(folder)
+        keys = Counter(record.key for record in shards.records)
+        if repeated := [key for key, count in keys.items() if count > 1]:
+            raise DataError(
+                f"{shards.folder / MANIFEST} lists clip {repeated[0]} twice, so that results could not be told apart; "
+                f"build dataset.shards={folder} again"
+            )
         for name, (found, promised) in shards.damaged().items():
             state = "is missing" if found is None else f"has {found} bytes instead of {promised}"
             raise DataError(f"{shards.folder / name} {state}; build dataset.shards={folder} again")
@@ -98,8 +108,15 @@ class ShardSet:
                 raise DataError(f"{path} has format {manifest['format']!r}, this version reads {FORMAT!r}; build again")
             records = [ClipRecord(**entry) for entry in manifest["clips"]]
             manifest["configuration"]["encoding"]["codec"], [(s["name"], s["size"]) for s in manifest["shards"]]
+            names = {str(s["name"]) for s in manifest["shards"]} | {record.shard for record in records}
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise DataError(f"{path} is no manifest of this version ({error}); build dataset.shards again") from error
+        if outside := sorted(name for name in names if Path(name).name != name):
+            raise DataError(
+                f"{path} names shard {outside[0]!r}, which is not a file of dataset.shards={folder}; refused"
+            )
         return cls(folder, manifest, records)
 
     def damaged(self) -> dict[str, tuple[int | None, int]]:

@@ -177,7 +177,7 @@ class Build:
         segments, unless `allow_quarantine` lists them in quarantine.jsonl and goes on; `DataError` when the folder
         holds another build or one is at work in it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with sole_writer(self.folder):
             if finished := self.finished():
                 return finished
@@ -196,7 +196,7 @@ class Build:
         while others are at work.
         """
         mine = self.jobs[len(self.jobs) * task // tasks : len(self.jobs) * (task + 1) // tasks]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with self.among_tasks():
             with lock(self.folder / PLAN_LOCK):
                 if finished := self.finished():
@@ -365,6 +365,16 @@ class Build:
         frame_s = {record.key: 1 / record.fps for record in records}
         annotated = ((s.id, s.end_s - s.start_s) for job in self.jobs for s in job.segments if s.id in stored_s)
         return [key for key, length_s in annotated if length_s - stored_s[key] > frame_s[key]]
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder where it is missing. Raises `DataError` when it cannot be one, or cannot be written into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"dataset.shards={folder} cannot be a folder: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"dataset.shards={folder} cannot be written into; choose another folder, or change its owner")
 
 
 def without_repeats(segments: Sequence[Segment]) -> tuple[list[Segment], list[Failure]]:

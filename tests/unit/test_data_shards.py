@@ -395,6 +395,34 @@ def test_faults_of_real_videos_name_segment_file_and_line(tmp_path):
     assert shards.manifest["shortened"] == [cut.key]
 
 
+def test_a_manifest_that_points_elsewhere_or_repeats_a_clip_is_refused(tmp_path):
+    """Shards may come from others: nothing outside of their folder is read, and each result has one clip."""
+    build(NumberedReader(6), tmp_path)
+    path = tmp_path / "manifest.json"
+    good = json.loads(path.read_text())
+    secret = tmp_path.parent / "secret.tar"
+    secret.write_bytes((tmp_path / good["shards"][0]["name"]).read_bytes())
+    for name in ("../secret.tar", str(secret), "..", "a/../../secret.tar"):
+        for place, field in (("shards", "name"), ("clips", "shard")):
+            bad = json.loads(path.read_text())
+            bad[place][0][field] = name
+            path.write_text(json.dumps(bad))
+            with pytest.raises(DataError, match=r"names shard '.*', which is not a file of dataset\.shards="):
+                ShardSet.read(tmp_path)
+            path.write_text(json.dumps(good))
+    path.write_text(json.dumps(good | {"clips": [*good["clips"], good["clips"][0]]}))
+    with pytest.raises(DataError, match=rf"lists clip {good['clips'][0]['key']} twice"):
+        ShardSet.load(tmp_path)
+
+
+def test_shards_that_cannot_be_a_folder(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match=r"dataset\.shards=.*file cannot be a folder: File exists"):
+        build(NumberedReader(2), tmp_path / "file")
+    with pytest.raises(DataError, match=r"cannot be a folder: Not a directory"):
+        build(NumberedReader(2), tmp_path / "file" / "below")
+
+
 def test_settings_and_segments_that_make_no_sense(tmp_path):
     for settings, message in (
         ({"codec": "av1"}, r"dataset\.encoding\.codec=av1 is not one of vp9, mjpeg, h264"),
