@@ -8,17 +8,20 @@ Variants, all from the same weights, clips and drawn phrases:
 - `procedurevrl_style`: fixed embeddings of the root labels, whole video encoder in the graph (nothing marked frozen).
 - one change on `naive` at a time: `tokens_cut` (phrases padded to the longest instead of 77), `phrase_bank` (the frozen
   text transformer runs once per phrase, before training), `own_timesformer`, `fused_loss`.
-- `ours`: all of it, fp32; `ours_bf16` in bfloat16; `ours_compiled` with the blocks under torch.compile.
+- `ours`: all of it, fp32; `ours_compiled` with the blocks under torch.compile; `ours_sgd_loop` without fused SGD.
+- `ours_bf16`: weights in bfloat16, fp32 masters and momentum for what trains, as in training; `ours_bf16_pure` without.
+- `..._checkpointed`: with `model.video.activation_checkpointing`.
 
 Every variant lives in a process of its own, so that peak memory is its own; the processes step in turns.
-Metrics: `step_time` (ms), `clips_per_s`, `peak_memory_gib` (GPU: the allocator's peak; CPU: peak resident memory beyond
-that of a process with the imports alone).
+Metrics: `step_time` (ms), `clips_per_s`, `loss` (of the last step), and memory. On a GPU `peak_memory_gib` is the
+allocator's peak. On a CPU it is the peak of resident memory, start included, beyond that of a process with the imports
+alone, and `step_memory_gib` the peak of the steps: the encoders are built whole before the bank lets go of the text.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -35,6 +38,7 @@ from torch import Tensor, nn
 
 from ace_dist.concepts import Action, ConceptDraw, ConceptSampler, SynonymTrees
 from ace_dist.config import MethodConfig, TextConfig, VideoConfig, config_dir
+from ace_dist.memory import trim_heap
 from ace_dist.methods.objective import offsets_of
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.phrase_bank import PhraseBank
@@ -44,11 +48,13 @@ SETTINGS = MethodConfig()
 VARIANTS = {
     "cpu": (
         *("naive", "procedurevrl_style", "tokens_cut", "phrase_bank", "own_timesformer", "fused_loss"),
-        *("ours", "ours_bf16", "ours_compiled"),
+        *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled"),
+        *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure"),
     ),
     "cuda": (
         *("naive", "naive_bf16", "procedurevrl_style", "tokens_cut", "phrase_bank", "own_timesformer", "fused_loss"),
-        *("ours", "ours_bf16", "ours_compiled"),
+        *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled"),
+        *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure"),
     ),
 }
 
@@ -64,7 +70,7 @@ class Shape:
     synonyms: int  # M, the root verb among them
     full: bool
 
-    def model(self) -> DualEncoder:
+    def model(self, checkpointed: bool = False) -> DualEncoder:
         """Both encoders with random weights; `temporal_fc`, which the initialisation leaves zero, too."""
         torch.manual_seed(0)
         if self.full:
@@ -73,6 +79,7 @@ class Shape:
             video = VideoConfig(width=96, depth=6, heads=3, patch=12, image_size=48, embed_dim=64)
             text = TextConfig(width=64, depth=2, heads=2, embed_dim=64)
         video.drop_path = 0.0  # Hugging Face's configuration takes no fraction
+        video.activation_checkpointing = checkpointed
         model = DualEncoder(video, text)
         for block in model.video.tower():
             nn.init.trunc_normal_(block.temporal_fc.weight, std=0.02)
@@ -80,7 +87,11 @@ class Shape:
 
 
 SHAPES = {
-    "cpu": (Shape("toy", 16, 8, 10, 11, full=False), Shape("full", 2, 8, 10, 11, full=True)),
+    "cpu": (
+        Shape("toy", 16, 8, 10, 11, full=False),
+        Shape("full", 2, 8, 10, 11, full=True),
+        Shape("full_15", 4, 15, 6, 9, full=True),
+    ),
     "cuda": tuple(Shape(f"paper_{t}", 16, t, c, m, full=True) for t, c, m in ((15, 6, 9), (25, 21, 2), (30, 10, 11))),
 }
 
@@ -139,7 +150,7 @@ class ProcedureVRLStyle(nn.Module):
 
 def build(variant: str, shape: Shape, device: str) -> tuple[nn.Module, ConceptSampler]:
     """A variant's step as a module, and the draws of its phrases."""
-    model = shape.model()
+    model = shape.model(variant.endswith("_checkpointed"))
     trees, actions = vocabulary(shape)
     sampler = ConceptSampler(actions, trees, seed=0)
     if variant in ("naive", "naive_bf16"):
@@ -148,18 +159,18 @@ def build(variant: str, shape: Shape, device: str) -> tuple[nn.Module, ConceptSa
         return ProcedureVRLStyle(model, shape.frames, actions).to(device), sampler
     if variant == "tokens_cut":
         return NaiveStep(model, shape.frames, SETTINGS, padded=False).to(device), sampler
-    model.to(device=device, dtype=torch.bfloat16 if variant == "ours_bf16" else torch.float32)
+    model.to(device)
     ours = variant.startswith("ours")
-    naive_video, naive_text = NaiveVideo(model.video, shape.frames), NaiveText(model.text)
-    step = Assembled(
-        model.video if ours or variant == "own_timesformer" else naive_video.to(device),
-        model.make_bank(sampler.reachable()) if ours or variant == "phrase_bank" else naive_text.to(device),
-        fused=ours or variant == "fused_loss",
-    )
+    bank = model.make_bank(sampler.reachable()) if ours or variant == "phrase_bank" else None
+    if ours:
+        model.to(torch.bfloat16 if "bf16" in variant else torch.float32)
+        model.release_text({})  # no new phrase will come
+    video = model.video if ours or variant == "own_timesformer" else NaiveVideo(model.video, shape.frames).to(device)
+    text = NaiveText(model.text).to(device) if bank is None else bank
     if variant == "ours_compiled":
         for block in model.video.tower():
             block.compile(dynamic=False)
-    return step, sampler
+    return Assembled(video, text, fused=ours or variant == "fused_loss"), sampler
 
 
 def vocabulary(shape: Shape) -> tuple[SynonymTrees, list[Action]]:
@@ -171,40 +182,75 @@ def vocabulary(shape: Shape) -> tuple[SynonymTrees, list[Action]]:
 
 
 def worker(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
-    """Build a variant; then for each message take one step and answer with its milliseconds; at the end with memory."""
+    """Build a variant; for each message take one step and answer with its milliseconds; at the end, with the rest."""
     base = peak_memory_gib(device)
     module, sampler = build(variant, shape, device)
+    built = peak_memory_gib(device)
+    forget_peak()
     module.train()
     depth = 12 if shape.full else 6
     moved = tuple(f"layer.{i}." for i in range(depth - 3, depth)) if variant == "procedurevrl_style" else ("",)
     trained = [p for name, p in module.named_parameters() if p.requires_grad and any(part in name for part in moved)]
-    optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    move = mover(
+        trained,
+        masters=variant.startswith("ours_bf16") and not variant.endswith("_pure"),
+        fused=variant.startswith("ours") and not variant.endswith("_sgd_loop"),
+    )
     size = 224 if shape.full else 48
-    dtype = torch.bfloat16 if variant == "ours_bf16" else torch.float32
-    video = torch.randn(shape.batch, shape.frames, 3, size, size, device=device, dtype=dtype)
+    torch.manual_seed(1)
+    video = torch.randn(shape.batch, shape.frames, 3, size, size, device=device)
+    video = video.bfloat16() if variant.startswith("ours_bf16") else video
     labels = torch.randint(shape.classes, (shape.batch,), device=device)
 
-    def step(index: int) -> None:
+    def step(index: int) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=variant == "naive_bf16"):
-            loss = module(video, labels, sampler.draw(index))
+            loss: Tensor = module(video, labels, sampler.draw(index))
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        move()
         if device == "cuda":
             torch.cuda.synchronize()
+        return loss.detach()
 
     for index in iter(pipe.recv, None):
         start = time.perf_counter()
-        step(index)
+        loss = step(index)
         pipe.send((time.perf_counter() - start) * 1e3)
-    pipe.send(peak_memory_gib(device) - base)
+    stepping = peak_memory_gib(device)
+    pipe.send({"peak_memory_gib": max(built, stepping) - base, "step_memory_gib": stepping - base, "loss": loss.item()})
+
+
+def mover(trained: list[nn.Parameter], masters: bool, fused: bool) -> Callable[[], None]:
+    """SGD of the paper's recipe on what trains, or on copies of it in fp32, one gradient at a time."""
+    moved: list[Tensor] = [p.detach().float() if masters else p for p in trained]
+    optimizer = torch.optim.SGD(moved, lr=1e-4, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused)
+
+    def move() -> None:
+        if masters:
+            for low, high in zip(trained, moved, strict=True):
+                high.grad, low.grad = low.grad.float() if low.grad is not None else None, None
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if masters:
+            with torch.no_grad():
+                for low, high in zip(trained, moved, strict=True):
+                    low.copy_(high)
+
+    return move
+
+
+def forget_peak() -> None:
+    """Give freed memory back and let the process's peak count from here (Linux; a GPU's has nothing to forget)."""
+    trim_heap()
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_gib(device: str) -> float:
     """Peak of this process so far, in GiB."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 2**20
 
 
 def measure(shape: Shape, variants: list[str], device: str, turns: int) -> list[Row]:
@@ -226,18 +272,19 @@ def measure(shape: Shape, variants: list[str], device: str, turns: int) -> list[
     for variant, pipe in pipes.items():
         pipe.send(None)
         rows += rows_of(shape, variant, times[variant], pipe.recv())
+    print(shape.name, {row.variant: row.values[0] for row in rows if row.metric == "loss"}, flush=True)
     return rows
 
 
-def rows_of(shape: Shape, variant: str, times_ms: list[float], memory_gib: float) -> list[Row]:
-    """The three metrics of one variant."""
+def rows_of(shape: Shape, variant: str, times_ms: list[float], found: dict[str, float]) -> list[Row]:
+    """The metrics of one variant."""
     row: Callable[..., Row] = lambda metric, unit, values: Row(  # noqa: E731
         "train_step", variant, shape.name, metric, unit, "frames", shape.frames, values, config(shape)
     )
     return [
         row("step_time", "ms", times_ms),
         row("clips_per_s", "clips/s", [shape.batch * 1e3 / value for value in times_ms]),
-        row("peak_memory_gib", "GiB", [memory_gib]),
+        *(row(name, "GiB" if name.endswith("gib") else "nats", [value]) for name, value in found.items()),
     ]
 
 
