@@ -16,7 +16,7 @@ from ace_dist.distributed import uses_bf16
 from ace_dist.evaluation.chance import evaluate_chance
 from ace_dist.evaluation.protocols import evaluate, write_concept_space
 from ace_dist.files import write_json, write_text
-from ace_dist.methods.task import build_model, load_task, load_trees
+from ace_dist.methods.task import NO_TEST, build_model, load_task, load_trees
 
 if TYPE_CHECKING:
     import torch
@@ -81,4 +81,7 @@ def results_table(results: dict[str, Any]) -> str:
     row = [results["method"], results["dataset"], *(cell(results[k]) for k in ("base", "novel", "hm")), spread]
     widths = [max(len(a), len(b)) for a, b in zip(header, row, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in (header, row)]
-    return "\n".join([lines[0], "-" * len(lines[0]), lines[1], "accuracy / macro F1, in percent"])
+    unit = "accuracy / macro F1, in percent"
+    if results["base"] is None and results["novel"] is None:
+        unit = f"nothing was scored: {NO_TEST}"
+    return "\n".join([lines[0], "-" * len(lines[0]), lines[1], unit])

@@ -22,7 +22,9 @@ from ace_dist.models.weights import TensorFile, load_text_weights, load_video_we
 if TYPE_CHECKING:
     from ace_dist.config import ModelConfig
 
-__all__ = ["Task", "build_model", "load_task", "load_trees"]
+__all__ = ["NO_TEST", "Task", "build_model", "load_task", "load_trees"]
+
+NO_TEST = "the test split has no clip (dataset.test_groups, or the split column of dataset.annotations, chooses it)"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Task:
     def test_clips(self, novel: bool) -> tuple[list[ClipRecord], list[int]]:
         """Test clips of the novel, or of the base, actions with their class indices."""
         return labelled(self.shards.split("test"), self.classes.novel if novel else self.classes.base)
+
+    def is_tested(self) -> bool:
+        """Whether the test split has a clip of any class."""
+        return bool(self.test_clips(novel=False)[0] or self.test_clips(novel=True)[0])
 
 
 def labelled(records: Sequence[ClipRecord], actions: Sequence[Action]) -> tuple[list[ClipRecord], list[int]]:

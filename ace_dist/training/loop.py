@@ -14,7 +14,7 @@ from ace_dist.data.loading import make_loader
 from ace_dist.determinism import deterministic
 from ace_dist.distributed import seed_everything
 from ace_dist.methods import build_objective, prepare
-from ace_dist.methods.task import build_model, load_task
+from ace_dist.methods.task import NO_TEST, build_model, load_task
 from ace_dist.models.flops import whole_size
 from ace_dist.models.weights import TensorFile, save_safetensors
 from ace_dist.training.agreement import Agreement, on_first
@@ -272,6 +272,7 @@ def describe(task: Task, plan: TrainPlan, engine: Engine, steps: int) -> str:
         f"phrases: {len(engine.module.bank)} encoded once ({engine.module.bank.memory_mib:.2f} MiB)\n"
         f"steps: {steps} of {plan.batch_size} clips ({plan.steps_per_epoch} an epoch) on {engine.ranks.world} rank(s), "
         f"{'bf16' if engine.bf16 else 'fp32'} on {engine.ranks.device}"
+        + ("" if task.is_tested() else f"\nwarning: {NO_TEST}, so the evaluation at the end will score nothing")
     )
 
 

@@ -12,7 +12,7 @@ from ace_dist.config import load_config, read_config
 from ace_dist.data.clips import TestPlan
 from ace_dist.data.loading import Loader, make_loader
 from ace_dist.determinism import NotDeterministic
-from ace_dist.evaluation.runs import trained_model
+from ace_dist.evaluation.runs import evaluate_run, results_table, trained_model
 from ace_dist.methods.objective import ConceptObjective
 from ace_dist.methods.task import load_task
 from ace_dist.training.checkpoints import CheckpointFolder
@@ -222,6 +222,19 @@ def test_a_best_checkpoint_that_is_gone_is_named(run, scored, capsys):
     said = capsys.readouterr().out
     assert "the checkpoint of step 2, the best so far, is gone" in said
     assert "weights that are tested and exported: step 6, best of validation (accuracy 40.0 %" in said
+
+
+def test_a_run_without_test_clips_says_so_at_both_ends(run, ranks, capsys):
+    """At the start, where it can still be helped, and in the table, which would show dashes alone."""
+    run("untested", "dataset.test_groups=[]", "training.max_steps=1")
+    assert "warning: the test split has no clip (dataset.test_groups" in capsys.readouterr().out
+    results = evaluate_run(run.folder / "untested", ranks)
+    assert results["base"] is results["novel"] is results["hm"] is results["srt"] is None
+    assert "nothing was scored: the test split has no clip" in results_table(results)
+    run("tested", "training.max_steps=1")
+    assert "warning" not in capsys.readouterr().out
+    results = evaluate_run(run.folder / "tested", ranks)
+    assert results["weights"] == "step 1" and "in percent" in results_table(results)
 
 
 def test_deterministic_runs_give_equal_bits(run, monkeypatch):
