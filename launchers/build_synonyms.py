@@ -7,12 +7,13 @@ By hand: `manual=export trees=FILE sheet=FILE.csv`, edit, `manual=import trees=F
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ace_dist.concepts import SynonymTrees
 from ace_dist.concepts.diagnostics import diagnose
 from ace_dist.concepts.generation import BuildConfig, BuildError, build, export_sheet, import_sheet
+from ace_dist.concepts.generation.action_list import read_actions
 from ace_dist.config import run_launcher, typed_settings
 
 INCOMPLETE = 3  # exit status of a build that lacks nodes
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
     if result.missing:
         print(f"{result.path}: {len(result.missing)} nodes missing; the same command continues", file=sys.stderr)
         raise SystemExit(INCOMPLETE)
-    report(result.path)
+    listed = read_actions(config.actions)
+    report(result.path, {action.verb for action in listed.shown_in("train") or listed.actions})
 
 
 def by_hand(config: BuildConfig) -> None:
@@ -50,10 +52,10 @@ def by_hand(config: BuildConfig) -> None:
     report(Path(config.out))
 
 
-def report(path: Path) -> None:
-    """One line on the trees, and what the diagnostics warn of."""
+def report(path: Path, seen: Collection[str] | None = None) -> None:
+    """One line on the trees, and what the diagnostics warn of; `seen` are the verbs that train (default: all)."""
     trees = SynonymTrees.load(path)
-    findings = diagnose(trees)
+    findings = diagnose(trees, seen)
     print(f"{path}: {len(trees.roots)} trees, {len(trees.verbs())} different verbs, {len(findings.warnings)} warnings")
     for warning in findings.warnings:
         print(f"warning: {warning}")

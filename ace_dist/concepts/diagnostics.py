@@ -70,7 +70,7 @@ def diagnose(trees: SynonymTrees, seen: Collection[str] | None = None) -> Diagno
         *overlap_warnings(second, second_shared),
         *shadow_warnings(shadows),
         *size_warnings(trees),
-        *sameness_warnings(trees),
+        *sameness_warnings(trees, seen),
     ]
     return Diagnostics(trees.roots, first_shared, second_shared, shadows, tuple(warnings))
 
@@ -134,14 +134,14 @@ def size_warnings(trees: SynonymTrees) -> list[str]:
     return warnings
 
 
-def sameness_warnings(trees: SynonymTrees) -> list[str]:
-    """Concepts whose children have the root's own synonyms, in whatever order, as WordNet's trees often do.
+def sameness_warnings(trees: SynonymTrees, seen: Collection[str]) -> list[str]:
+    """Seen concepts whose children have the root's own synonyms, in whatever order, as WordNet's trees often do.
 
     Then a drawn label (Eq. 4) is the mean over the same phrases (Eq. 3) as its root: L_rand adds nothing to L_fixed.
     """
     same = [
         root
-        for root in trees.roots
+        for root in seen
         if len(trees.children(root)) > 1
         and all(set(trees.children(root, child)) == set(trees.children(root)) for child in trees.children(root))
     ]
@@ -149,8 +149,8 @@ def sameness_warnings(trees: SynonymTrees) -> list[str]:
         return []
     return [
         f"{', '.join(map(repr, same))}: all children have the same synonyms as their root, so a drawn label averages "
-        f"the same phrases and L_rand can equal L_fixed (Eq. 4, 8, 9); give the children synonyms of their own, or set "
-        f"method.leaf_augmentation=false"
+        f"the same phrases and L_rand can equal L_fixed (Eq. 4, 8, 9); give the children synonyms of their own "
+        f"(launchers/build_synonyms.py manual=export, edit, manual=import)"
     ]
 
 

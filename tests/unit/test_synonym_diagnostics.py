@@ -79,6 +79,7 @@ def test_concepts_whose_draws_change_nothing_are_named(trees):
     nodes["spin"]["turn"] = ["turn", "reel"]
     (warning,) = [w for w in diagnose(SynonymTrees(nodes)).warnings if "L_rand" in w]
     assert warning.startswith("'lift': all children have the same synonyms")
+    assert not [w for w in diagnose(SynonymTrees(nodes), seen=["spin"]).warnings if "L_rand" in w], "lift never trains"
     labels = [Action("lift", "lid"), Action("spin", "wheel")]
     draws = [ConceptSampler(labels, SynonymTrees(nodes), seed=0).draw(step) for step in range(20)]
     assert all(set(draw.random[0]) == set(draw.fixed[0]) for draw in draws)
