@@ -113,7 +113,7 @@ class ShardSet:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise DataError(f"{path} is no manifest of this version ({error}); build dataset.shards again") from error
-        if outside := sorted(name for name in names if Path(name).name != name):
+        if outside := sorted(name for name in names if Path(name).name != name or name == ".."):
             raise DataError(
                 f"{path} names shard {outside[0]!r}, which is not a file of dataset.shards={folder}; refused"
             )
