@@ -38,6 +38,7 @@ CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis 
     ("clips_per_s", "throughput", "clips / s", "Throughput, all ranks.", True),
     ("data_wait_share", "data_wait", "share of the step", "Share of a step spent waiting for data.", True),
 )
+VALIDATION = ("validation", "validation", "percent", "Validation: base actions of held-out groups.", True)
 
 
 METHODS = {  # as the paper prints them
@@ -276,7 +277,8 @@ def _curve_section(artist: _Artist, run: Run) -> Section:
     if not run.metrics:
         return Section("Training", "No step was taken: this is the model as it was before fine-tuning.", ())
     pictures = []
-    for prefix, name, axis, caption, zero in CURVES:
+    validated = (VALIDATION,) if any("validation_accuracy" in row for row in run.metrics) else ()
+    for prefix, name, axis, caption, zero in (*CURVES, *validated):
         curves = dict(_series(run.metrics, prefix))
         if not curves:
             raise ReportError(f"{run.folder / 'metrics.jsonl'}: no line has a number named {prefix} or {prefix}_*")

@@ -72,7 +72,7 @@ class Validation:
         return {
             "validation_accuracy": found["accuracy"],
             "validation_f1": found["f1"],
-            "validation_s": time.perf_counter() - started,
+            "validating_s": time.perf_counter() - started,
         }
 
     def scores(self) -> dict[str, float]:
