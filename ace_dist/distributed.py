@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ace_dist.errors import UserError
 from ace_dist.rendezvous import cores, rank_variables
 
-__all__ = ["DistributedError", "Ranks", "connect", "disconnect", "seed_everything", "uses_bf16"]
+__all__ = ["DistributedError", "Ranks", "connect", "disconnect", "gathered", "seed_everything", "uses_bf16"]
 
 T = TypeVar("T")
 
@@ -118,6 +118,19 @@ def disconnect() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensors of all ranks, of one shape, one after another, with gradients to each rank's own."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    if not tensor.requires_grad:
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor)
+        return torch.cat(parts)
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(tensor.contiguous()))
 
 
 def seed_everything(seed: int) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from ace_dist.distributed import gathered
 from ace_dist.methods.method import Method, root_labels_only, with_text_frozen
 from ace_dist.methods.objective import ConceptObjective, Losses, offsets_of
 
@@ -43,19 +43,6 @@ def symmetric_kl(scores_NN: Tensor, labels_N: Tensor) -> Tensor:
     directions = (scores_NN.log_softmax(1), scores_NN.T.log_softmax(1))
     losses = [kl_div(log_probability, target, reduction="batchmean") for log_probability in directions]
     return torch.stack(losses).mean()
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """The tensors of all ranks, one after another, with gradients to each rank's own."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return tensor
-    if not tensor.requires_grad:
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, tensor)
-        return torch.cat(parts)
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(tensor.contiguous()))
 
 
 METHOD = Method(prepare=lambda config: with_text_frozen(root_labels_only(config)), objective=SymmetricObjective)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from ace_kernels import concept_cross_entropy_sets
 from torch import Tensor, nn
 
 from ace_dist.concepts import ConceptDraw, ConceptSampler, Phrases
+from ace_dist.distributed import gathered
 
 if TYPE_CHECKING:
     from ace_dist.config import MethodConfig
@@ -71,7 +73,21 @@ class ConceptObjective(nn.Module):
         """
         indices = [self.bank.indices([phrase for group in phrases for phrase in group]) for phrases in label_sets]
         distinct_P, rows = torch.cat(indices).unique(return_inverse=True)
-        return self.bank.encode(distinct_P), rows.split([len(part) for part in indices])
+        return self.embed(distinct_P), rows.split([len(part) for part in indices])
+
+    def embed(self, phrases_P: Tensor) -> Tensor:
+        """Embeddings [P, D] of rows of the bank. Where text layers run at every step, each rank encodes its share.
+
+        All ranks ask for the same phrases, since they draw the same labels. The gradients of all ranks' losses reach
+        the rank that encoded a phrase, so their mean over ranks is what it is without sharing.
+        """
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if ranks == 1 or not self.model.text.runs_layers:
+            return self.bank.encode(phrases_P)
+        count = len(phrases_P)
+        share = -(-count // ranks)
+        own = torch.arange(share) + dist.get_rank() * share
+        return gathered(self.bank.encode(phrases_P[own.clamp(max=count - 1)]))[:count]
 
 
 def offsets_of(phrases: Phrases) -> Tensor:

@@ -113,6 +113,11 @@ class TextTower(nn.Module, ABC):
         """The modules that `frozen` alone uses: no step needs them once the phrases are known."""
 
     @property
+    def runs_layers(self) -> bool:
+        """Whether `trainable` runs layers, and not the projection alone."""
+        return bool(self.config.trained_layers or self.config.prompt_tokens)
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from ace_dist.methods.bike import gathered, symmetric_kl
+from ace_dist.distributed import gathered
+from ace_dist.methods.bike import symmetric_kl
 from ace_dist.rendezvous import free_port
 
 
