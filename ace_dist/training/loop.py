@@ -203,7 +203,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
             if validation.due(done):
                 watchdog.enter("validation")
                 found = validation.step(done, engine.weights())
-                meters.aside_s += found["validation_s"]  # no part of the pace of training
+                meters.aside_s += found["validating_s"]  # no part of the pace of training
                 monitor.note(done, found)
             if save or stopped or checkpoints.due(done) or validation.keeps(done) or done == last:
                 watchdog.enter("save")
