@@ -127,9 +127,9 @@ class PyavLoader(Loader):
 
     def fill(self, video: torch.Tensor, request: ClipRequest) -> None:
         """Decode one clip into its place in the batch."""
-        record = request.record
+        record, data = request.record, self.files.read(request.record)
         try:
-            decode_into(self.files.read(record), request, video.numpy())
+            decode_into(data, request, video.numpy())
         except (av.error.FFmpegError, DataError) as error:
             path = self.files.folder / record.shard
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import time
 
@@ -22,7 +23,7 @@ from ace_dist.data.pixels import cut_of, picture_rgb, show
 from ace_dist.data.pyav import PyavLoader, decode_clip, decode_frames, needed_packets
 from ace_dist.data.sample_table import read_sample_table
 from ace_dist.data.segments import DataError, RawClip
-from ace_dist.data.shards import ClipRecord, build_shards
+from ace_dist.data.shards import ClipRecord, ShardFiles, build_shards
 
 CLIP = ClipConfig(6, 1.5, 3)
 CPU = torch.device("cpu")
@@ -336,8 +337,12 @@ def test_a_clip_that_cannot_be_decoded_is_named_with_its_shard(folders, opened, 
     record = broken_copy(shards, tmp_path, shards.records[4].key)
     loader = opened(loader_class, tmp_path)
     plan = TestPlan(shards.records, [0] * len(shards.records), CLIP, small_loader(), 4)
-    with pytest.raises(DataError, match=rf"clip {record.key} in .*{record.shard} cannot be decoded"):
+    with pytest.raises(DataError, match=rf"bytes of clip {record.key} in .*{record.shard} are not those"):
         list(loader.stream(plan.batches()))
+    stored = hashlib.sha256(ShardFiles(tmp_path).read_raw(record)).hexdigest()  # as if it had been stored so
+    records = [dataclasses.replace(r, sha256=stored) if r.key == record.key else r for r in shards.records]
+    with pytest.raises(DataError, match=rf"clip {record.key} in .*{record.shard} cannot be decoded"):
+        list(loader.stream(TestPlan(records, [0] * len(records), CLIP, small_loader(), 4).batches()))
     whole = [[request] for batch in plan.batches() for request in batch if request.record.key != record.key]
     assert len(list(loader.stream(whole))) == len(whole)  # the loader survives
 
