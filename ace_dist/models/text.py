@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ace_dist.errors import UserError
+from ace_dist.memory import trim_heap
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, ClipTokenizer, PhraseLengthError, token_lengths
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class TextTower(nn.Module, ABC):
         self.stored = stored
         for parameter in self.released().values():
             parameter.data = parameter.new_full((), torch.nan).expand(parameter.shape)
+        trim_heap()
 
     def released(self) -> dict[str, nn.Parameter]:
         """The parameters that `release` frees, by name."""

@@ -248,6 +248,7 @@ def build_optimizer(groups: list[dict[str, Any]], settings: TrainingConfig) -> t
         momentum=settings.momentum,
         nesterov=settings.nesterov and settings.momentum > 0,
         weight_decay=settings.weight_decay,
+        fused=True,  # one pass over each weight, its gradient and its momentum, and no temporaries
     )
 
 
