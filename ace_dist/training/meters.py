@@ -1,13 +1,14 @@
 """Owns what a run measures of itself beside its losses: FLOPs of a step, the device's ceiling, memory by part, pace.
 
-FLOPs are those of `models.flops`: the model's matrix products as a step makes them, text included for each rank and
-micro-batch, since each encodes its phrases. The ceiling is a measurement, not a data sheet: the fastest product of two
-large square matrices on the same device, in the precision of the run.
+FLOPs are those of `models.flops`: the model's matrix products as a step makes them; each rank and micro-batch projects
+its phrases, while ranks share text layers that train (`ConceptObjective.embed`). The ceiling is a measurement, not a
+data sheet: the fastest product of two large square matrices on the same device, in the precision of the run.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -143,15 +144,22 @@ class Meters:
 def step_flops(config: Config, objective: ConceptObjective, world: int) -> dict[str, Flops]:
     """FLOPs of one optimizer step by part, over all ranks and micro-batches."""
     forwards = world * config.training.accumulation
-    one = micro_batch_flops(objective, micro_batch_size(config, world), config.dataset.clip.frames, config.loader.crop)
+    clips, frames = micro_batch_size(config, world), config.dataset.clip.frames
+    one = micro_batch_flops(objective, clips, frames, config.loader.crop, world)
     return {name: Flops(forwards * part.forward, forwards * part.backward) for name, part in one.items()}
 
 
-def micro_batch_flops(objective: ConceptObjective, clips: int, frames: int, size: int) -> dict[str, Flops]:
-    """FLOPs of one forward and backward pass on [clips,frames,3,size,size] by part; phrases as drawn on average."""
+def micro_batch_flops(
+    objective: ConceptObjective, clips: int, frames: int, size: int, world: int = 1
+) -> dict[str, Flops]:
+    """FLOPs by part of a forward and backward pass on [clips,frames,3,size,size], on one of `world` ranks.
+
+    Phrases are as many as are drawn on average.
+    """
     model, settings = objective.model, objective.settings
     hidden = objective.bank.frozen.features
     phrases = round(mean_phrases(objective))
+    encoded = math.ceil(phrases / world) if model.text.runs_layers else phrases
     sets = settings.fixed_labels + settings.random_labels + settings.shadow_negatives
     flows = tuple(any(p.requires_grad for p in tower.parameters()) for tower in (model.video, model.text))
     loss = similarity_flops(
@@ -160,7 +168,7 @@ def micro_batch_flops(objective: ConceptObjective, clips: int, frames: int, size
     )  # fmt: skip
     return {
         **video_flops(model.video, clips, frames, size),
-        "text": text_flops(model.text, phrases, hidden.shape[1] if hidden.dim() == 3 else 1),
+        "text": text_flops(model.text, encoded, hidden.shape[1] if hidden.dim() == 3 else 1),
         "loss": loss,
     }
 

@@ -63,8 +63,11 @@ def test_a_steps_flops_equal_torchs_counter(settings, monkeypatch):
     ours = step_flops(config, objective, world=1)
     assert all(part.forward > 0 for name, part in ours.items() if name != "text")  # ProcVLR's is frozen
     assert sum(sum(part) for part in ours.values()) == 2 * counter.get_total_flops()  # two micro-batches
-    twice = step_flops(config, objective, world=2)  # two clips a rank and micro-batch: text is encoded twice as often
-    assert twice["text"] == Flops(2 * ours["text"].forward, 2 * ours["text"].backward)
+    twice, text = step_flops(config, objective, world=2), ours["text"]
+    if objective.model.text.runs_layers:  # whose phrases the ranks share; an odd one is encoded twice
+        assert text.forward <= twice["text"].forward < 1.2 * text.forward
+    else:
+        assert twice["text"] == Flops(2 * text.forward, 2 * text.backward)
     assert twice["head"] == ours["head"]
 
 
