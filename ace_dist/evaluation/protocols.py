@@ -52,9 +52,17 @@ class EncodedTest:
 
 @torch.no_grad()
 def encode_test(
-    model: DualEncoder, loader: Loader, clips: tuple[list[ClipRecord], list[int]], config: Config, ranks: Ranks
+    model: DualEncoder,
+    loader: Loader,
+    clips: tuple[list[ClipRecord], list[int]],
+    config: Config,
+    ranks: Ranks,
+    moved: Callable[[], None] = lambda: None,
 ) -> EncodedTest:
-    """Encode all views of `clips`, each rank its share, gathered on every rank. Collective."""
+    """Encode all views of `clips`, each rank its share, gathered on every rank. Collective.
+
+    `moved` is called before every batch, for whoever watches that this goes on.
+    """
     records, labels = clips
     plan = TestPlan(
         records, labels, config.dataset.clip, config.loader, config.evaluation.batch_size, ranks.rank, ranks.world
@@ -63,6 +71,7 @@ def encode_test(
     dtype = next(model.video.parameters()).dtype
     rows: list[tuple[list[str], list[int], list[int], np.ndarray[Any, Any]]] = []
     for batch in loader.stream(plan.batches()):
+        moved()
         embeddings = model.encode_video(batch.video.to(dtype)).float().cpu()
         rows.append((batch.ids, batch.views, batch.labels.tolist(), embeddings.numpy()))
     merged = [row for share in ranks.gather(rows) for row in share]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -201,8 +202,8 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
             done += 1
             monitor.record(done, done * plan.batch_size / len(plan.records), rates, loader.wait_s)
             if validation.due(done):
-                watchdog.enter("validation")
-                found = validation.step(done, engine.weights())
+                watchdog.enter("validation", done)
+                found = validation.step(done, engine.weights(), partial(watchdog.enter, "validation"))
                 meters.aside_s += found["validating_s"]  # no part of the pace of training
                 monitor.note(done, found)
             if save or stopped or checkpoints.due(done) or validation.keeps(done) or done == last:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -57,15 +57,18 @@ class Validation:
         """Whether to validate after `done` steps: every so many, and at the end."""
         return self.model is not None and (done % self.every == 0 or done == self.steps)
 
-    def step(self, done: int, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """Test these weights, whole and by name; returns what a line of `metrics.jsonl` says. Collective."""
+    def step(self, done: int, weights: Mapping[str, Tensor], moved: Callable[[], None]) -> dict[str, float]:
+        """Test these weights, whole and by name; returns what a line of `metrics.jsonl` says. Collective.
+
+        `moved` is called with every batch.
+        """
         assert self.model is not None
         started = time.perf_counter()
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, weight in weights.items():
                 own[name].copy_(weight)
-        found = self.ranks.gather(self.scores())[0]  # one opinion, whatever the ranks' devices round
+        found = self.ranks.gather(self.scores(moved))[0]  # one opinion, whatever the ranks' devices round
         self.since_best += 1
         if self.best is None or (found["accuracy"], found["f1"]) > (self.best["accuracy"], self.best["f1"]):
             self.best, self.since_best = {"step": done, **found}, 0
@@ -75,12 +78,12 @@ class Validation:
             "validating_s": time.perf_counter() - started,
         }
 
-    def scores(self) -> dict[str, float]:
+    def scores(self, moved: Callable[[], None]) -> dict[str, float]:
         """Accuracy and macro F1 on the held-out clips, scored as test clips of base actions are."""
         assert self.model is not None
         config, task = self.config, self.task
         with closing(make_loader(config.dataset.shards, config, self.ranks.device)) as loader:
-            encoded = encode_test(self.model, loader, task.validation_clips(), config, self.ranks)
+            encoded = encode_test(self.model, loader, task.validation_clips(), config, self.ranks, moved)
         roots = root_labels(task.classes.base, task.trees, config.method.leaf_augmentation)
         return scores(score(self.model, encoded, [roots], config)[0])
 

@@ -51,7 +51,7 @@ class Watchdog:
         self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
 
     def enter(self, stage: str, step: int | None = None) -> None:
-        """Say what this rank does next: data, forward, backward, collective, step or save."""
+        """Say what this rank does next: data, forward, backward, collective, step, validation (by batch) or save."""
         self.step = self.step if step is None else step
         self.stage, self.since_s, self.told = stage, time.monotonic(), False
         if self.listener is not None:

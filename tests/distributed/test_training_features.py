@@ -112,7 +112,7 @@ def scored(monkeypatch):
 
     def arrange(accuracies):
         waiting = iter(accuracies)
-        monkeypatch.setattr(Validation, "scores", lambda self: {"accuracy": next(waiting), "f1": 1.0})
+        monkeypatch.setattr(Validation, "scores", lambda self, moved: {"accuracy": next(waiting), "f1": 1.0})
 
     return arrange
 
@@ -164,6 +164,7 @@ def test_validation_looks_at_clips_that_do_not_train(run, monkeypatch):
 
     assert found[8]["validation_accuracy"] == pytest.approx(accuracy_by_hand(run.folder / "often", task))
 
+    assert all(0 < line["validating_s"] < line["elapsed_s"] for line in found.values())
     run("seldom", "evaluation.every_steps=8", *VALIDATION[1:], "training.max_steps=8")
     kept = [[line["loss"] for line in lines(run, name) if "loss" in line] for name in ("often", "seldom")]
     assert kept[0] == kept[1] and same_bits(weights(run, "often"), weights(run, "seldom"))
