@@ -103,7 +103,7 @@ def test_a_signal_at_the_very_end_is_not_lost(run, at_step, monkeypatch, moment)
         at_step(STEPS, lambda batch: os.kill(os.getpid(), signal.SIGUSR1))
     else:
         export = loop.export
-        monkeypatch.setattr(loop, "export", lambda training: (export(training), os.kill(os.getpid(), signal.SIGUSR1)))
+        monkeypatch.setattr(loop, "export", lambda *args: (export(*args), os.kill(os.getpid(), signal.SIGUSR1)))
     outcome = run()
     assert (outcome.step, outcome.stopped) == (STEPS, "preempted") and newest(run) == STEPS
     monkeypatch.undo()
