@@ -138,7 +138,7 @@ def choose_backend(setting: str, codec: str, records: Sequence[ClipRecord], devi
             )
         return "dali", f"loader.backend=dali, decoding on the {'GPU' if on_gpu else 'CPU'}"
     if not on_gpu:
-        # benchmarks/results/loading_cpu.csv, clips/s of a core for 30 frames: PyAV 36 (vp9) and 50 (mjpeg), DALI 13 and 14.
+        # benchmarks/results/loading_cpu.csv, 30-frame clips/s of a core: PyAV 36 (vp9) and 50 (mjpeg), DALI 13 and 14.
         return "pyav", "no GPU: PyAV decodes canonical clips faster than DALI's CPU backend"
     if not installed:
         return "pyav", "a GPU, but nvidia-dali is not installed"
