@@ -318,8 +318,8 @@ def assumptions(config: Config, budget: Budget, gpu: Device, mfu: float) -> list
         "  NVDEC has no MJPEG (NVIDIA's list of its formats): the host decodes, at a rate not counted for the GPU"
         if budget.codec == "mjpeg"
         else f"  NVDEC: {NVDEC_SOURCE}",
-        "  FLOPs: the video tower's matrix products; activations: on the meta device, what is computed again not among them; the "
-        "text side is a gather and one projection, not counted",
+        "  FLOPs: the video tower's matrix products; activations: those of the meta device, less what is computed "
+        "again; the text side is a gather and one projection, not counted",
         "  reading, all-reduce and evaluation hide behind computing",
     ]
     if budget.clips is None:
