@@ -115,9 +115,11 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 
 
 def disconnect() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one. DeepSpeed does it, as it keeps groups of its own that end with it."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:

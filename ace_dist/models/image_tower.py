@@ -28,6 +28,12 @@ TEMPORAL_EPS = 1e-12  # of Text4Vis' temporal transformer
 PROMPT_STD = 0.02  # of learned prompt tokens at the start (ViFi-CLIP)
 
 
+def attending(block: nn.Module, tokens: Tensor) -> Tensor:
+    """A block of timm's, which calls PyTorch's attention itself, with the attention that serves its length best."""
+    with short_on_cpu(tokens.shape[1], tokens):
+        return cast(Tensor, block(tokens))
+
+
 class TemporalTransformer(nn.Module):
     """Transformer layers over the T frame embeddings, added to them (Text4Vis, BIKE): [B,T,E] -> [B,T,E]."""
 
@@ -94,8 +100,9 @@ class ImageTower(FrozenTrunk, VisionTransformer):  # type: ignore[misc]  # timm 
         with self.grad_from(-1, below=self.first_trained == 0 or prompted):
             tokens = self.norm_pre(self.with_prompts(tokens, 0, length))
         for index, block in enumerate(self.blocks):
-            with self.grad_from(index, below=prompted), short_on_cpu(tokens.shape[1], tokens):
-                tokens = run(self.config, block, self.with_prompts(tokens, index, length) if index else tokens)
+            with self.grad_from(index, below=prompted):
+                prompted_tokens = self.with_prompts(tokens, index, length) if index else tokens
+                tokens = run(self.config, partial(attending, block), prompted_tokens)
         return cast(Tensor, self.head(self.norm(tokens[:, 0])))
 
     def positioned(self, patches: Tensor) -> Tensor:
