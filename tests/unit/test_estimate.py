@@ -87,7 +87,7 @@ def test_counts_equal_those_of_the_real_network(monkeypatch):
         monkeypatch.setattr(module, "recomputed", lambda function, *inputs: function(*inputs))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.encode_video(video).sum().backward()
-    # 1.3e-4 are the biases' products with a matrix, which torch counted in one run of the whole suite and not in another
+    # 1.3e-4 are products of biases with a matrix, which torch counted in one run of the whole suite, not in another
     assert counter.get_total_flops() == pytest.approx(cost.step_flops, rel=2e-4)
     kept = sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in own)
     assert kept == pytest.approx(cost.saved_bytes, rel=0.1)
