@@ -79,6 +79,45 @@ def launch():
     return run
 
 
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory, launch):
+    """Settings of a tabletop of 32 training and 36 test clips, its shards built when first asked for.
+
+    `small_world("dataset.clips_per_shard=1")` is another world, which has these settings too.
+    """
+    built = {}
+
+    def build(*settings):
+        if settings not in built:
+            folder = tmp_path_factory.mktemp("shards")
+            built[settings] = [
+                "dataset.world.train_clips=32", "dataset.world.test_clips=36", *settings, f"dataset.shards={folder}",
+            ]  # fmt: skip
+            launch("build_shards", *built[settings])
+        return built[settings]
+
+    return build
+
+
+@pytest.fixture
+def six_steps(small_world, ranks):
+    """`six_steps(folder, "key=value", ...)`: train six steps of four clips, saved every second; returns the outcome.
+
+    `world`: settings that make another `small_world`.
+    """
+    from ace_dist.config import load_config
+    from ace_dist.training.loop import train
+
+    def run(folder, *settings, world=()):
+        config = load_config(
+            [*small_world(*world), f"run_dir={folder}", "training.batch_size=4", "training.max_steps=6",
+             "training.log_every_steps=1", "training.save_every_steps=2", "training.device=cpu", *settings]
+        )  # fmt: skip
+        return train(config, ranks)
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def ranks():
     """This process as a group of one; what that sets in the environment goes with it."""

@@ -168,6 +168,7 @@ def flagger(width: int, height: int, gop: int) -> Callable[[av.VideoFrame, int],
         graph.configure()
 
     def flagged(frame: av.VideoFrame, index: int) -> av.VideoFrame:
+        """The frame with the flags of its place in the group of pictures."""
         if index % gop == 0:
             return frame
         graph = graphs[AS_LAST if is_anchor(index, gop, "vp9") else NOWHERE]

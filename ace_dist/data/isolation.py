@@ -59,6 +59,7 @@ def end_with_parent() -> None:
     assert parent is not None
 
     def wait() -> None:
+        """End at once when the parent has ended, in whatever call the main thread is."""
         parent.join()
         os._exit(1)
 

@@ -122,6 +122,7 @@ class Parts:
         own = name in vars(owner)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
+            """The plain function, inside the part."""
             with self.part(part):
                 return plain(*args, **kwargs)
 

@@ -26,7 +26,6 @@ from ace_dist.training.meters import Meters
 from ace_dist.training.monitor import Monitor
 from ace_dist.training.watchdog import Watchdog
 
-SMALL_WORLD = ["dataset.world.train_clips=32", "dataset.world.test_clips=36"]
 STEPS, LOGGED = 7, 3
 VERBS = {
     "spin": {"spin": ["spin", "rotate"], "rotate": ["rotate", "spin"]},
@@ -35,18 +34,10 @@ VERBS = {
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory, launch):
-    """A small tabletop world."""
-    folder = tmp_path_factory.mktemp("shards")
-    launch("build_shards", *SMALL_WORLD, f"dataset.shards={folder}")
-    return folder
-
-
-def settings_of(shards, folder, *settings):
+def settings_of(world, folder, *settings):
     """A short run, logged at step `LOGGED` and its double, saved at the end alone."""
     return load_config(
-        [*SMALL_WORLD, f"dataset.shards={shards}", f"run_dir={folder}", "training.batch_size=4",
+        [*world, f"run_dir={folder}", "training.batch_size=4",
          f"training.max_steps={STEPS}", f"training.log_every_steps={LOGGED}", "training.device=cpu", *settings]
     )  # fmt: skip
 
@@ -118,7 +109,7 @@ class Reads(TorchFunctionMode):
 
 
 @pytest.mark.slow
-def test_the_loop_reads_losses_on_logged_steps_alone(shards, ranks, tmp_path, monkeypatch):
+def test_the_loop_reads_losses_on_logged_steps_alone(small_world, ranks, tmp_path, monkeypatch):
     """On an unlogged step the loop reads what is on the host already, and DeepSpeed asks whether gradients are finite.
 
     `LossGuard` waits for a copy of the loss that was queued behind the forward pass; the flags of `Agreement` live on
@@ -132,7 +123,7 @@ def test_the_loop_reads_losses_on_logged_steps_alone(shards, ranks, tmp_path, mo
             return take_steps(*args)
 
     monkeypatch.setattr(loop, "take_steps", watched)
-    loop.train(settings_of(shards, tmp_path / "run"), ranks)
+    loop.train(settings_of(small_world(), tmp_path / "run"), ranks)
     on_host = {"ace_dist guards.py bad", "ace_dist agreement.py reach"}
     for step in range(2, STEPS):
         found = {
@@ -158,11 +149,11 @@ def lines(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_profile_names_the_parts_and_changes_no_bit(stage, shards, ranks, tmp_path, capsys):
+def test_a_profile_names_the_parts_and_changes_no_bit(stage, small_world, ranks, tmp_path, capsys):
     settings = ["training.log_every_steps=1", f"deepspeed=zero{stage}"]
-    loop.train(settings_of(shards, tmp_path / "plain", *settings), ranks)
+    loop.train(settings_of(small_world(), tmp_path / "plain", *settings), ranks)
     profiled = [*settings, "profile=true", "training.profile.after=2", "training.profile.steps=2"]
-    loop.train(settings_of(shards, tmp_path / "profiled", *profiled), ranks)
+    loop.train(settings_of(small_world(), tmp_path / "profiled", *profiled), ranks)
     plain, again = (lines(tmp_path / name) for name in ("plain", "profiled"))
     if stage == 3:  # its weights are gathered into buffers anew, and with their place in memory the last bit may change
         assert [line["loss"] for line in again] == pytest.approx([line["loss"] for line in plain], rel=1e-5)
@@ -195,26 +186,28 @@ def test_a_profile_names_the_parts_and_changes_no_bit(stage, shards, ranks, tmp_
 
 
 @pytest.mark.slow
-def test_a_profile_that_the_end_cut_short_is_written_and_one_that_never_began_says_so(shards, ranks, tmp_path, capsys):
-    run = settings_of(shards, tmp_path / "run", "training.profile.steps=4", "training.profile.after=5",
+def test_a_profile_that_the_end_cut_short_is_written_and_one_that_never_began_says_so(
+    small_world, ranks, tmp_path, capsys
+):
+    run = settings_of(small_world(), tmp_path / "run", "training.profile.steps=4", "training.profile.after=5",
                       "training.profile.trace=false")  # fmt: skip
     loop.train(run, ranks)
     parts = json.loads((tmp_path / "run" / "profile" / "parts-rank0.json").read_text())
     assert len(parts["backward"]) == STEPS - 5 and not list((tmp_path / "run" / "profile").glob("trace*"))
-    late = settings_of(shards, tmp_path / "late", "profile=true", "training.profile.after=100")
+    late = settings_of(small_world(), tmp_path / "late", "profile=true", "training.profile.after=100")
     loop.train(late, ranks)
     assert f"nothing recorded, as the run took {STEPS} steps" in capsys.readouterr().out
     assert not (tmp_path / "late" / "profile").exists()
 
 
 @pytest.mark.gpu
-def test_a_profile_on_a_gpu(shards, tmp_path):
+def test_a_profile_on_a_gpu(small_world, tmp_path):
     """Times by events, a snapshot of the allocator, and the MFU that is measured there by default."""
     from ace_dist.distributed import connect, disconnect
 
     settings = ["training.device=cuda", "profile=true", "training.profile.after=2", "training.profile.steps=2"]
     try:
-        loop.train(settings_of(shards, tmp_path / "run", *settings), connect("cuda"))
+        loop.train(settings_of(small_world(), tmp_path / "run", *settings), connect("cuda"))
     finally:
         disconnect()
     folder = tmp_path / "run" / "profile"
@@ -226,7 +219,7 @@ def test_a_profile_on_a_gpu(shards, tmp_path):
 
 
 @pytest.mark.gpu
-def test_unlogged_steps_do_not_wait_for_the_gpu(shards, tmp_path, monkeypatch):
+def test_unlogged_steps_do_not_wait_for_the_gpu(small_world, tmp_path, monkeypatch):
     """CUDA itself refuses to synchronise from the forward pass to the agreement of steps that are not logged.
 
     Left out: decoding, which has threads of its own (batches lie on the GPU already), the first steps, which compile
@@ -258,7 +251,7 @@ def test_unlogged_steps_do_not_wait_for_the_gpu(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(Watchdog, "enter", watched)
     monkeypatch.setattr(loop, "make_loader", Prepared)
     try:
-        outcome = loop.train(settings_of(shards, tmp_path / "run", "training.device=cuda"), connect("cuda"))
+        outcome = loop.train(settings_of(small_world(), tmp_path / "run", "training.device=cuda"), connect("cuda"))
     finally:
         torch.cuda.set_sync_debug_mode("default")
         disconnect()

@@ -16,36 +16,21 @@ from ace_dist.evaluation.runs import evaluate_run, results_table, trained_model
 from ace_dist.methods.objective import ConceptObjective
 from ace_dist.methods.task import load_task
 from ace_dist.training.checkpoints import CheckpointFolder
-from ace_dist.training.loop import train
 from ace_dist.training.meters import Meters
 from ace_dist.training.monitor import Monitor
 from ace_dist.training.validation import Validation
 
-SMALL_WORLD = ["dataset.world.train_clips=32", "dataset.world.test_clips=36"]
 STEPS = 6
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory, launch):
-    """A small tabletop world."""
-    folder = tmp_path_factory.mktemp("shards")
-    launch("build_shards", *SMALL_WORLD, f"dataset.shards={folder}")
-    return folder
-
-
 @pytest.fixture
-def run(shards, ranks, tmp_path):
+def run(six_steps, tmp_path):
     """`run("name", "key=value", ...)`: train `STEPS` steps into a folder of that name; returns the outcome."""
 
     def start(name, *settings):
-        config = load_config(
-            [*SMALL_WORLD, f"dataset.shards={shards}", f"run_dir={tmp_path}/{name}", "training.batch_size=4",
-             f"training.max_steps={STEPS}", "training.log_every_steps=1", "training.save_every_steps=2",
-             "training.device=cpu", *settings]
-        )  # fmt: skip
-        return train(config, ranks)
+        return six_steps(tmp_path / name, *settings)
 
     start.folder = tmp_path
     return start

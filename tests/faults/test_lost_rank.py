@@ -14,28 +14,19 @@ from ace_dist.rendezvous import free_port
 from ace_dist.training.checkpoints import CheckpointFolder
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launchers" / "train.py"
-SMALL_WORLD = ["dataset.world.train_clips=32", "dataset.world.test_clips=36"]
 LONGEST_S = 240  # on a busy machine; the faults themselves end in seconds
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory, launch):
-    """A small tabletop world."""
-    folder = tmp_path_factory.mktemp("shards")
-    launch("build_shards", *SMALL_WORLD, f"dataset.shards={folder}")
-    return folder
-
-
 class Pair:
     """Two ranks of one run, started without a launcher above that would end the one for the other."""
 
-    def __init__(self, folder, shards, *settings):
+    def __init__(self, folder, *settings):
         self.folder = folder
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # what stands there later is of this pair
         arguments = [
-            *SMALL_WORLD, f"dataset.shards={shards}", f"run_dir={folder}", "training.batch_size=4",
+            f"run_dir={folder}", "training.batch_size=4",
             "training.log_every_steps=1", "training.save_every_steps=1000", "training.device=cpu", *settings,
         ]  # fmt: skip
         group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
@@ -80,13 +71,13 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory, shards):
+def pair(tmp_path_factory, small_world):
     """Start a pair; every pair after the first continues the same run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     started = []
 
     def start(*settings):
-        started.append(Pair(folder, shards, *settings))
+        started.append(Pair(folder, *small_world(), *settings))
         return started[-1]
 
     yield start

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,34 +16,20 @@ from ace_dist.data.segments import DataError
 from ace_dist.training import checkpoints, loop
 from ace_dist.training.checkpoints import CheckpointFolder
 from ace_dist.training.guards import NonFiniteLoss, RunFolderInUse, RunLock
-from ace_dist.training.loop import train
 from ace_dist.training.preemption import MEANING, Preemption
 
-SMALL_WORLD = ["dataset.world.train_clips=32", "dataset.world.test_clips=36", "dataset.clips_per_shard=1"]
+A_SHARD_A_CLIP = ["dataset.clips_per_shard=1"]  # so that a shard can vanish before it is first opened
 STEPS = 6
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory, launch):
-    """One shard a clip, so that a shard can vanish before it is first opened."""
-    folder = tmp_path_factory.mktemp("shards")
-    launch("build_shards", *SMALL_WORLD, f"dataset.shards={folder}")
-    return folder
-
-
 @pytest.fixture
-def run(shards, ranks, tmp_path):
+def run(six_steps, tmp_path):
     """Train `STEPS` steps, saving every second, into a folder of this test."""
 
     def start(*settings):
-        config = load_config(
-            [*SMALL_WORLD, f"dataset.shards={shards}", f"run_dir={tmp_path}/run", "training.batch_size=4",
-             f"training.max_steps={STEPS}", "training.log_every_steps=1", "training.save_every_steps=2",
-             "training.device=cpu", *settings]
-        )  # fmt: skip
-        return train(config, ranks)
+        return six_steps(tmp_path / "run", *settings, world=A_SHARD_A_CLIP)
 
     start.folder = tmp_path / "run"
     return start
@@ -155,9 +142,9 @@ def test_an_infinite_loss_names_all_clips_of_the_batch(run, monkeypatch):
         run()
 
 
-def test_a_shard_deleted_while_training_is_named(run, shards, at_step, monkeypatch, tmp_path):
+def test_a_shard_deleted_while_training_is_named(run, small_world, at_step, monkeypatch, tmp_path):
     """The loader cannot read on: the shard is named, the last checkpoint stays, with the shard back it continues."""
-    aside = tmp_path / "aside"
+    shards, aside = Path(load_config(small_world(*A_SHARD_A_CLIP)).dataset.shards), tmp_path / "aside"
     aside.mkdir()
 
     def delete(batch):
