@@ -184,14 +184,27 @@ def narrated_accuracy(model: DualEncoder, video_NE: Tensor, clips: list[Narrated
     }
 
 
+def sentence_encoder(model: DualEncoder, sentences: Sequence[str]) -> Callable[[NDArray[np.int64]], Tensor]:
+    """Rows of `sentences` -> [rows,E], with gradients; layers that stay as they came run once for each sentence."""
+    if model.text.config.trained_layers:
+        return lambda rows: encode_text(model, [sentences[row] for row in rows])
+    bank = model.make_bank(dict.fromkeys(sentences))
+    indices = bank.indices(sentences)
+    return lambda rows: bank.encode(indices[torch.from_numpy(rows)])
+
+
 def whole_model(model: ModelConfig) -> DualEncoder:
-    """Both towers, randomly initialised, with every parameter training."""
+    """Both towers with every parameter training, randomly initialised; of MiniLM, which knows words, the projection."""
     video = replace(
         model.video, trained_blocks=model.video.depth, train_head=True, train_norm=True, train_time_embed=True,
         drop_path=0.0, weights=None,
     )  # fmt: skip
-    text = replace(model.text, trained_layers=model.text.depth, train_projection=True, weights=None)
-    return DualEncoder(video, text).requires_grad_(True)
+    learned = 0 if model.text.tower == "minilm" else model.text.depth
+    text = replace(model.text, trained_layers=learned, train_projection=True, weights=None)
+    towers = DualEncoder(video, text).requires_grad_(True)
+    if not learned:
+        towers.text.freeze()
+    return towers
 
 
 def initialise(model: DualEncoder) -> None:
@@ -218,9 +231,10 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
 
 def optimizer_for(model: DualEncoder, settings: PretrainConfig) -> torch.optim.AdamW:
     """AdamW; vectors and embeddings, the token table among them, without weight decay."""
-    decayed = [p for n, p in model.named_parameters() if p.dim() > 1 and "embed" not in n and "token" not in n]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decayed = [p for n, p in trained.items() if p.dim() > 1 and "embed" not in n and "token" not in n]
     chosen = {id(p) for p in decayed}
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    others = [p for p in trained.values() if id(p) not in chosen]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
 
@@ -316,6 +330,7 @@ def fit(
     """The steps: whole epochs in shuffled order, every pair as it was narrated."""
     rng = np.random.default_rng([settings.seed, 1])
     codes = np.unique(sentences, return_inverse=True)[1].astype(np.int64)
+    encode_sentences = sentence_encoder(model, sentences)
     optimizer = optimizer_for(model, settings)
     order = np.zeros(0, dtype=np.int64)
     losses: list[float] = []
@@ -328,7 +343,7 @@ def fit(
             group["lr"] = settings.lr * lr_factor(step, settings.steps, settings.warmup)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             video = model.encode_video(augment(videos[rows], loader, rng))
-            text = encode_text(model, [sentences[row] for row in rows])
+            text = encode_sentences(rows)
         loss = info_nce(video.float(), text.float(), codes[rows], settings.temperature)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -10,7 +10,16 @@ from safetensors.torch import load_file
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import config_dir, load_config
 from ace_dist.models.importing import Wanted, import_weights
-from ace_dist.training.pretraining import PretrainConfig, PretrainError, info_nce, pretrain, read_settings
+from ace_dist.training.pretraining import (
+    PretrainConfig,
+    PretrainError,
+    encode_text,
+    info_nce,
+    pretrain,
+    read_settings,
+    sentence_encoder,
+    whole_model,
+)
 
 
 def test_info_nce_against_loops() -> None:
@@ -60,6 +69,28 @@ def test_two_worlds_share_what_was_seen(tmp_path) -> None:
     assert all(torch.equal(plain[name], wrote[name]) and torch.equal(plain[name], read[name]) for name in plain)
     assert any(not torch.equal(plain[name], other[name]) for name in plain), "the narrations made no difference"
     assert all(torch.equal(value, load_file(settings.seen)[name]) for name, value in seen.items())
+
+
+def test_of_minilm_only_the_projection_learns() -> None:
+    """Its layers stay bit for bit as they came, and sentences encoded ahead are those encoded at once."""
+    minilm = ["model.text.tower=minilm", "model.text.width=384", "model.text.depth=6", "model.text.heads=12"]
+    config = load_config(["experiment=demo", "dataset.world.corpus.clips=8", *minilm])
+    assert config.dataset.synonyms is not None
+    settings = PretrainConfig(seeing_steps=1, seeing_batch=4, steps=2, batch_size=4, test_clips=2, bf16=False)
+    model = pretrain(
+        config.dataset.world, SynonymTrees.load(config.dataset.synonyms), config.model, config.loader,
+        (config.dataset.clip.frames, config.dataset.clip.seconds), settings, log=lambda line: None,
+    ).model  # fmt: skip
+    torch.manual_seed(settings.seed)
+    fresh = whole_model(config.model)
+    changed = {
+        name for name, value in fresh.text.state_dict().items() if not value.equal(model.text.state_dict()[name])
+    }
+    assert changed == {"projection.weight"}
+    sentences = ["spin block", "a much longer narration of it", "spin block", "lift"]
+    ahead = sentence_encoder(model, sentences)(np.array([2, 0, 1]))
+    torch.testing.assert_close(ahead, encode_text(model, sentences)[[2, 0, 1]])
+    assert ahead.requires_grad
 
 
 @pytest.mark.parametrize("tower", ["vit", "spacetime"])
