@@ -209,6 +209,9 @@ class LoaderConfig:
     short_side_max: int = 320
     test_short_side: int = 256
     flip: float = 0.5  # probability
+    augment: bool = True  # false: training clips are cropped as test views are, and not flipped
+    trunk_cache: str | None = None  # folder that keeps what the frozen video blocks make of a clip; needs augment=false
+    trunk_cache_gib: float = 50.0  # the most that this folder may hold
     mean: list[float] = field(default_factory=lambda: [0.45, 0.45, 0.45])  # of RGB in [0, 1]
     std: list[float] = field(default_factory=lambda: [0.225, 0.225, 0.225])
 
@@ -417,6 +420,7 @@ def validated(composed: DictConfig) -> Config:
         "training.stall_after_s": config.training.stall_after_s,
         "training.collective_timeout_s": config.training.collective_timeout_s,
         "evaluation.batch_size": config.evaluation.batch_size,
+        "loader.trunk_cache_gib": config.loader.trunk_cache_gib,
     }
     for key, number in positive.items():
         if number <= 0:
@@ -470,6 +474,11 @@ def check_combinations(config: Config) -> None:
             raise ConfigError(
                 f"loader.{key}={getattr(config.loader, key)} is smaller than loader.crop={config.loader.crop}"
             )
+    if config.loader.trunk_cache is not None and config.loader.augment:
+        raise ConfigError(
+            f"loader.trunk_cache={config.loader.trunk_cache} needs loader.augment=false: with random crops no clip is "
+            f"shown twice alike"
+        )
     check_validation(config)
     if config.training.batch_size % config.training.accumulation:
         raise ConfigError(

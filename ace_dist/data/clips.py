@@ -131,6 +131,14 @@ def check_plan(records: Sequence[ClipRecord], labels: Sequence[int], rank: int, 
         raise DataError(f"no {split} clip to read: check the split column of dataset.annotations and dataset.novel")
 
 
+def centred(
+    record: ClipRecord, frames: tuple[int, ...], loader: LoaderConfig, label: int, view: int = 0
+) -> ClipRequest:
+    """A centre crop at the short side of the test, not flipped."""
+    side, crop = loader.test_short_side, loader.crop
+    return ClipRequest(record, frames, side, crop, crop_x=0.5, crop_y=0.5, flip=False, label=label, view=view)
+
+
 class TrainPlan:
     """The endless stream of training clips: per-epoch permutations, end to end, so that no clip is ever dropped.
 
@@ -176,6 +184,8 @@ class TrainPlan:
         """The clip at a position of the global stream, with its augmentation."""
         epoch, place = divmod(position, len(self.records))
         index = int(self.order(epoch)[place])
+        if not self.loader.augment:
+            return centred(self.records[index], self.frames[index], self.loader, self.labels[index])
         side, crop_x, crop_y, flip = uniforms(4, self.seed, epoch, place)
         low, high = self.loader.short_side_min, self.loader.short_side_max
         return ClipRequest(
@@ -221,6 +231,5 @@ class TestPlan:
         return [requests[i : i + self.batch_size] for i in range(0, len(requests), self.batch_size)]
 
     def request(self, record: ClipRecord, label: int, view: int, frames: tuple[int, ...]) -> ClipRequest:
-        """A centre crop, not flipped."""
-        side, crop = self.loader.test_short_side, self.loader.crop
-        return ClipRequest(record, frames, side, crop, crop_x=0.5, crop_y=0.5, flip=False, label=label, view=view)
+        """See `centred`."""
+        return centred(record, frames, self.loader, label, view)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from ace_dist.config import Config, read_config
-from ace_dist.data.loading import make_loader
 from ace_dist.determinism import deterministic
 from ace_dist.distributed import uses_bf16
 from ace_dist.evaluation.chance import evaluate_chance
 from ace_dist.evaluation.protocols import evaluate, write_concept_space
 from ace_dist.files import write_json, write_text
 from ace_dist.methods.task import NO_TEST, build_model, load_task, load_trees
+from ace_dist.methods.trunk_cache import open_loader
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def evaluate_run(run_dir: Path, ranks: Ranks) -> dict[str, Any]:
         dataset = replace(config.dataset, synonyms=config.evaluation.synonyms)
         task = replace(task, trees=load_trees(replace(config, dataset=dataset)))
     model = trained_model(run_dir, config, ranks.device)
-    loader = make_loader(config.dataset.shards, config, ranks.device)
+    loader = open_loader(config, model, ranks.device)
     with deterministic(config.training.deterministic):
         if config.method.name == "random":
             results, predictions = evaluate_chance(config, task)

@@ -210,24 +210,51 @@ class TimeSformer(nn.Module):
         self.drop_step = DropStep(seed, step, rank, world)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Embed normalised RGB clips, [B,T,3,H,W] -> [B,E], not unit length.
+        """Embed normalised RGB clips, [B,T,3,H,W] -> [B,E], not unit length; or go on from `trunk`, [B,1+P*T,D].
 
         Raises `VideoShapeError` for frames that are not square or not a multiple of the patch.
         """
-        self.check_video(video)
-        backend = choose_attention(self.config.attention, video.device)
-        masks = self.drop_masks(video)
         frozen_below = 0 if self.time_embed.requires_grad else self.first_trained
-        below = torch.is_grad_enabled() and frozen_below == 0
-        with torch.set_grad_enabled(below):
-            cls, patches = self.embed(video)
-        for index, block in enumerate(self.tower()):
+        if video.dim() == 3:
+            begun, (cls, patches) = self.trunk_blocks, self.unpacked(video)
+        else:
+            self.check_video(video)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and frozen_below == 0):
+                begun, (cls, patches) = 0, self.embed(video)
+        backend = choose_attention(self.config.attention, video.device)
+        masks = self.drop_masks(patches)
+        for index, block in list(enumerate(self.tower()))[begun:]:
             with torch.set_grad_enabled(torch.is_grad_enabled() and index >= frozen_below):
                 if index == len(self.blocks) - 1:
                     cls = run(self.config, block.last, cls, patches, masks[index], backend)
                 else:
                     cls, patches = run(self.config, block, cls, patches, masks[index], backend)
         return cast(Tensor, self.head(self.norm(cls[:, 0])))
+
+    @property
+    def trunk_blocks(self) -> int:
+        """How many blocks `trunk` runs: the frozen ones, without the last block, which forms cls alone."""
+        return 0 if self.time_embed.requires_grad else min(self.first_trained, len(self.blocks) - 1)
+
+    @torch.no_grad()
+    def trunk(self, video: Tensor) -> Tensor:
+        """The part of `forward` that no training changes, [B,T,3,H,W] -> [B,1+P*T,D]: cls, then the patches."""
+        self.check_video(video)
+        backend = choose_attention(self.config.attention, video.device)
+        cls, patches = self.embed(video)
+        for block in list(self.tower())[: self.trunk_blocks]:
+            cls, patches = block(cls, patches, None, backend)
+        return torch.cat([cls, patches.flatten(1, 2)], dim=1)
+
+    def trunk_state(self) -> dict[str, Tensor]:
+        """The weights that `trunk` depends on, by name."""
+        parts = ("patch_embed.", "cls_token", "pos_embed", "time_embed")
+        blocks = tuple(f"blocks.{index}." for index in range(self.trunk_blocks))
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith((*parts, *blocks))}
+
+    def unpacked(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Output of `trunk` for frames of `image_size` -> cls [B,1,D], patches [B,P,T,D]."""
+        return features[:, :1], features[:, 1:].unflatten(1, (self.patch_embed.num_patches, -1))
 
     def tower(self) -> Iterator[Block]:
         """The blocks, typed."""
@@ -243,10 +270,9 @@ class TimeSformer(nn.Module):
         patches = patches.unflatten(0, (clips, frames)).transpose(1, 2).contiguous()
         return cls, patches + (positions[0, 1:, None] + times)
 
-    def drop_masks(self, video: Tensor) -> list[DropMasks | None]:
-        """Keep masks of every block; None where nothing is dropped."""
-        clips, frames = video.shape[:2]
-        patches = (video.shape[-1] // self.config.patch) ** 2
+    def drop_masks(self, embedded: Tensor) -> list[DropMasks | None]:
+        """Keep masks of every block for patches [B,P,T,D]; None where nothing is dropped."""
+        clips, patches, frames = embedded.shape[:3]
         masks: list[DropMasks | None] = []
         for index, block in enumerate(self.tower()):
             if not block.training or block.drop_rate == 0:
@@ -254,7 +280,7 @@ class TimeSformer(nn.Module):
                 continue
             draws = self.uniform(index, clips, patches + frames + 1)
             kept = (draws >= block.drop_rate).to(torch.float32).div_(1 - block.drop_rate)
-            kept = kept.to(video.device, video.dtype, non_blocking=True)
+            kept = kept.to(embedded.device, self.pos_embed.dtype, non_blocking=True)
             parts = torch.split(kept, [patches, frames, 1], dim=1)
             masks.append(DropMasks(parts[0][..., None, None], parts[1][..., None, None], parts[2][..., None]))
         return masks

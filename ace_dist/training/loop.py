@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from ace_dist.data.clips import ClipRequest, TrainPlan
 from ace_dist.data.identity import claim_clips
-from ace_dist.data.loading import make_loader
 from ace_dist.determinism import deterministic
 from ace_dist.distributed import seed_everything
 from ace_dist.methods import build_objective, prepare
 from ace_dist.methods.task import NO_TEST, build_model, load_task
+from ace_dist.methods.trunk_cache import open_loader
 from ace_dist.models.flops import whole_size
 from ace_dist.models.weights import TensorFile, save_safetensors
 from ace_dist.training.agreement import Agreement, on_first
@@ -167,7 +167,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     meters = Meters.of(config, engine, ranks)
     model.train()
     with (
-        closing(make_loader(config.dataset.shards, config, ranks.device)) as loader,
+        closing(open_loader(config, model, ranks.device)) as loader,
         closing(checkpoints),
         Monitor(
             training.run_dir, ranks, start, training.steps, config.training, meters, checkpoints.carried.get("log")

@@ -142,10 +142,15 @@ class Meters:
 
 
 def step_flops(config: Config, objective: ConceptObjective, world: int) -> dict[str, Flops]:
-    """FLOPs of one optimizer step by part, over all ranks and micro-batches."""
+    """FLOPs of one optimizer step by part, over all ranks and micro-batches.
+
+    With a trunk cache, those of a step that finds all its clips there: the first epoch does more than is counted.
+    """
     forwards = world * config.training.accumulation
     clips, frames = micro_batch_size(config, world), config.dataset.clip.frames
     one = micro_batch_flops(objective, clips, frames, config.loader.crop, world)
+    if config.loader.trunk_cache is not None:
+        one = {name: part for name, part in one.items() if name not in ("patch embedding", "frozen blocks")}
     return {name: Flops(forwards * part.forward, forwards * part.backward) for name, part in one.items()}
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ace_dist.concepts import root_labels
-from ace_dist.data.loading import make_loader
 from ace_dist.evaluation.protocols import encode_test, score, scores
+from ace_dist.methods.trunk_cache import open_loader
 
 if TYPE_CHECKING:
     from ace_dist.config import Config
@@ -82,7 +82,7 @@ class Validation:
         """Accuracy and macro F1 on the held-out clips, scored as test clips of base actions are."""
         assert self.model is not None
         config, task = self.config, self.task
-        with closing(make_loader(config.dataset.shards, config, self.ranks.device)) as loader:
+        with closing(open_loader(config, self.model, self.ranks.device)) as loader:
             encoded = encode_test(self.model, loader, task.validation_clips(), config, self.ranks, moved)
         roots = root_labels(task.classes.base, task.trees, config.method.leaf_augmentation)
         return scores(score(self.model, encoded, [roots], config)[0])

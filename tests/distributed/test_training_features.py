@@ -15,6 +15,7 @@ from ace_dist.determinism import NotDeterministic
 from ace_dist.evaluation.runs import evaluate_run, results_table, trained_model
 from ace_dist.methods.objective import ConceptObjective
 from ace_dist.methods.task import load_task
+from ace_dist.models.timesformer import TimeSformer
 from ace_dist.training.checkpoints import CheckpointFolder
 from ace_dist.training.meters import Meters
 from ace_dist.training.monitor import Monitor
@@ -221,6 +222,26 @@ def test_a_run_without_test_clips_says_so_at_both_ends(run, ranks, capsys):
     assert "warning" not in capsys.readouterr().out
     results = evaluate_run(run.folder / "tested", ranks)
     assert results["weights"] == "step 1" and "in percent" in results_table(results)
+
+
+def test_a_trunk_cache_changes_nothing_and_spares_decoding(run, monkeypatch, tmp_path):
+    """Filled by one run and read by another: equal bits in training, validation and test; and within rounding (a clip
+    passes the trunk alone, not in its batch) those of a run without it."""
+    plain = ["loader.augment=false", "training.max_steps=12", *VALIDATION]  # 12 steps are more than an epoch
+    cached = [*plain, f"loader.trunk_cache={tmp_path}/cache"]
+    for name, words in (("plain", plain), ("cold", cached), ("warm", cached)):
+        if name == "warm":
+            monkeypatch.setattr(TimeSformer, "embed", lambda self, video: pytest.fail("a clip was not in the cache"))
+        run(name, *words)
+    found = {name: [line["loss"] for line in lines(run, name) if "loss" in line] for name in ("plain", "cold", "warm")}
+    assert found["cold"] == found["warm"] == pytest.approx(found["plain"], rel=1e-5)
+    assert same_bits(weights(run, "cold"), weights(run, "warm"))
+    scores = [[line.get("validation_accuracy") for line in lines(run, name)] for name in ("plain", "cold", "warm")]
+    assert scores[0] == scores[1] == scores[2]
+    flops = [json.loads((run.folder / name / "summary.json").read_text()) for name in ("plain", "warm")]
+    assert set(flops[0]["model_gflops_by_part"]) - set(flops[1]["model_gflops_by_part"]) == {
+        "patch embedding", "frozen blocks",
+    }  # fmt: skip
 
 
 def test_deterministic_runs_give_equal_bits(run, monkeypatch):

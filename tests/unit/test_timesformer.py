@@ -272,7 +272,7 @@ def test_drop_path_scale_and_rate():
     """Kept entries are 1 / keep, and a share of about `keep` is kept; rates grow linearly with depth."""
     model = TimeSformer(tiny(depth=3, trained_blocks=3, drop_path=0.5)).train()
     assert [block.drop_rate for block in model.blocks] == pytest.approx([0.0, 0.25, 0.5])
-    first, second, third = model.drop_masks(torch.empty(400, 8, 3, 32, 32))
+    first, second, third = model.drop_masks(torch.empty(400, 16, 8, model.config.width))
     assert first is None
     for masks, keep in ((second, 0.75), (third, 0.5)):
         assert masks.temporal.shape == (400, 16, 1, 1) and masks.spatial.shape == (400, 8, 1, 1)
