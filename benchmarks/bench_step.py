@@ -11,6 +11,8 @@ Variants, all from the same weights, clips and drawn phrases:
 - `ours`: all of it, fp32; `ours_compiled` with the blocks under torch.compile; `ours_sgd_loop` without fused SGD.
 - `ours_bf16`: weights in bfloat16, fp32 masters and momentum for what trains, as in training; `ours_bf16_pure` without.
 - `..._checkpointed`: with `model.video.activation_checkpointing`.
+- `..._cached`: the trunk output of every clip is in the trunk cache and read from there (page cache, after the first
+  step); decoding, which the cache spares too, is in no variant.
 
 Every variant lives in a process of its own, so that peak memory is its own; the processes step in turns.
 Metrics: `step_time` (ms), `clips_per_s`, `loss` (of the last step), and memory. On a GPU `peak_memory_gib` is the
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -40,21 +43,23 @@ from ace_dist.concepts import Action, ConceptDraw, ConceptSampler, SynonymTrees
 from ace_dist.config import MethodConfig, TextConfig, VideoConfig, config_dir
 from ace_dist.memory import trim_heap
 from ace_dist.methods.objective import offsets_of
+from ace_dist.methods.trunk_cache import read_features, write_features
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.phrase_bank import PhraseBank
+from ace_dist.models.timesformer import TimeSformer
 
 RESULTS = Path(__file__).parent / "results"
 SETTINGS = MethodConfig()
 VARIANTS = {
     "cpu": (
         *("naive", "procedurevrl_style", "tokens_cut", "phrase_bank", "own_timesformer", "fused_loss"),
-        *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled"),
-        *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure"),
+        *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled", "ours_cached"),
+        *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
     ),
     "cuda": (
         *("naive", "naive_bf16", "procedurevrl_style", "tokens_cut", "phrase_bank", "own_timesformer", "fused_loss"),
-        *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled"),
-        *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure"),
+        *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled", "ours_cached"),
+        *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
     ),
 }
 
@@ -148,6 +153,14 @@ class ProcedureVRLStyle(nn.Module):
         return nn.functional.cross_entropy(logits, labels_B)
 
 
+def cached_clips(tower: TimeSformer, video: Tensor, folder: Path) -> Callable[[], Tensor]:
+    """Put a batch into files as `TrunkCache` does; returns what reads it back."""
+    paths = [folder / f"{index}.safetensors" for index in range(len(video))]
+    for path, clip in zip(paths, video, strict=True):
+        write_features(path, tower.trunk(clip[None])[0])
+    return lambda: torch.stack([read_features(path).to(video.device) for path in paths])
+
+
 def build(variant: str, shape: Shape, device: str) -> tuple[nn.Module, ConceptSampler]:
     """A variant's step as a module, and the draws of its phrases."""
     model = shape.model(variant.endswith("_checkpointed"))
@@ -201,10 +214,12 @@ def worker(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
     video = torch.randn(shape.batch, shape.frames, 3, size, size, device=device)
     video = video.bfloat16() if variant.startswith("ours_bf16") else video
     labels = torch.randint(shape.classes, (shape.batch,), device=device)
+    folder = tempfile.TemporaryDirectory()  # removed with the process
+    fetch = cached_clips(module.video, video, Path(folder.name)) if variant.endswith("_cached") else lambda: video
 
     def step(index: int) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=variant == "naive_bf16"):
-            loss: Tensor = module(video, labels, sampler.draw(index))
+            loss: Tensor = module(fetch(), labels, sampler.draw(index))
         loss.backward()
         move()
         if device == "cuda":

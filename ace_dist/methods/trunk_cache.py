@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ace_dist.config import Config
     from ace_dist.models.dual_encoder import DualEncoder
 
-__all__ = ["TrunkCache", "TrunkCacheError", "open_loader"]
+__all__ = ["TrunkCache", "TrunkCacheError", "open_loader", "read_features", "write_features"]
 
 FORMAT = 1  # raise it when the same request shows other pixels, or the trunk computes otherwise
 RECOUNT_SHARE = 0.01  # of the limit: after so many bytes of its own a process looks what others wrote
@@ -161,8 +161,7 @@ class TrunkCache(Loader):
                 f"{self.limit / 2**30:g}); clips that are not in it are computed each time"
             )
         elif not path.is_file():
-            tensor = features.contiguous().cpu()
-            write_bytes(path, save({"features": tensor}, metadata={"crc32": str(checksum(tensor))}))
+            write_features(path, features)
             self.added += path.stat().st_size
 
     def path(self, request: ClipRequest) -> Path:
@@ -207,6 +206,12 @@ def as_bytes(tensor: Tensor) -> Any:
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
     return zlib.crc32(as_bytes(tensor))
+
+
+def write_features(path: Path, features: Tensor) -> None:
+    """Write features [1+P*T,D] with their checksum."""
+    tensor = features.contiguous().cpu()
+    write_bytes(path, save({"features": tensor}, metadata={"crc32": str(checksum(tensor))}))
 
 
 def read_features(path: Path) -> Tensor:
