@@ -136,6 +136,7 @@ class VideoConfig:
     train_norm: bool = False
     train_time_embed: bool = False
     activation_checkpointing: bool = False  # compute trained blocks again in the backward pass: less memory, slower
+    compile: str = "none"  # none | default | reduce-overhead (CUDA graphs) | max-autotune: torch.compile of the blocks
     weights: str | None = None  # safetensors file
 
 
@@ -389,6 +390,7 @@ def validated(composed: DictConfig) -> Config:
         "model.video.tower": (config.model.video.tower, ("timesformer", "vit", "spacetime")),
         "model.video.pooling": (config.model.video.pooling, ("mean", "frames")),
         "model.video.time_embed_resize": (config.model.video.time_embed_resize, ("nearest", "linear")),
+        "model.video.compile": (config.model.video.compile, ("none", "default", "reduce-overhead", "max-autotune")),
         "model.video.attention": (config.model.video.attention, ("auto", "triton", "xformers", "sdpa")),
         "method.name": (config.method.name, METHODS),
         "loader.backend": (config.loader.backend, ("auto", "dali", "pyav")),
@@ -478,6 +480,11 @@ def check_combinations(config: Config) -> None:
         raise ConfigError(
             f"loader.trunk_cache={config.loader.trunk_cache} needs loader.augment=false: with random crops no clip is "
             f"shown twice alike"
+        )
+    if config.model.video.compile != "none" and config.deepspeed.get("zero_optimization", {}).get("stage") == 3:
+        raise ConfigError(
+            f"model.video.compile={config.model.video.compile} does not go with deepspeed=zero3, whose weights come "
+            f"and go within a block; set model.video.compile=none or another stage"
         )
     check_validation(config)
     if config.training.batch_size % config.training.accumulation:

@@ -51,6 +51,15 @@ class DualEncoder(nn.Module):
         embedding: Tensor = self.video(video)
         return embedding
 
+    def compile_blocks(self) -> None:
+        """Compile the video tower's blocks as `model.video.compile` says, for training: each shape is compiled once.
+
+        The parameters keep their names. A copy of the model made before is not compiled.
+        """
+        if self.video.config.compile != "none":
+            for block in self.video.blocks:
+                block.compile(dynamic=False, mode=self.video.config.compile)
+
     def make_bank(self, phrases: Iterable[str]) -> PhraseBank:
         """Run the frozen part of the text encoder once for each phrase."""
         return PhraseBank(self.text, phrases)

@@ -124,6 +124,7 @@ def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -
     steps = total_steps(config.training, len(plan.records))
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
     twin = copy_to_test(objective.model, config) if config.evaluation.every_steps else None
+    objective.model.compile_blocks()
     engine = Engine(config, objective, ranks, steps)
     if config.model.text.release_frozen:
         stored = TensorFile(run_dir / "model" / "frozen.safetensors")

@@ -224,6 +224,16 @@ def test_a_run_without_test_clips_says_so_at_both_ends(run, ranks, capsys):
     assert results["weights"] == "step 1" and "in percent" in results_table(results)
 
 
+def test_compiled_blocks_train_alike(run):
+    """Losses of a run whose blocks torch.compile has rewritten, stochastic depth included, and names of its weights."""
+    words = ["training.max_steps=2", "model.video.drop_path=0.2", "model.init=random", "model.video.depth=3"]
+    run("plain", *words)
+    run("compiled", *words, "model.video.compile=default")
+    found = [[line["loss"] for line in lines(run, name)] for name in ("plain", "compiled")]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert weights(run, "plain").keys() == weights(run, "compiled").keys()
+
+
 def test_a_trunk_cache_changes_nothing_and_spares_decoding(run, monkeypatch, tmp_path):
     """Filled by one run and read by another: equal bits in training, validation and test; and within rounding (a clip
     passes the trunk alone, not in its batch) those of a run without it."""
