@@ -39,8 +39,8 @@ class FakeLoader(Loader):
 
     backend = "fake"
 
-    def __init__(self, ahead=2):
-        self.decoded, self.ahead, self.closed = [], ahead, False
+    def __init__(self, ahead=2, device="cpu"):
+        self.decoded, self.ahead, self.closed, self.device = [], ahead, False, device
 
     def decode(self, batches):
         """Looks `ahead` batches ahead, as real ones do."""
@@ -55,7 +55,7 @@ class FakeLoader(Loader):
 
     def made(self, requests):
         """Their clips."""
-        return assemble(torch.stack([pixels(request) for request in requests]), requests)
+        return assemble(torch.stack([pixels(request) for request in requests]).to(self.device), requests)
 
     def close(self):
         """Remember it."""
@@ -183,6 +183,24 @@ def test_the_folder_is_bounded_and_says_so(tmp_path, capsys, monkeypatch) -> Non
     cache.computed = cache.recalled = 0
     assert len(first) == 2 and len(list(cache.stream(batches[2:]))) == 4
     assert (cache.computed, cache.recalled) == (6, 6) and sorted(cache.folder.glob("*.safetensors")) == kept
+
+
+@pytest.mark.gpu
+def test_clips_come_back_onto_the_gpu(tmp_path) -> None:
+    """In bfloat16, as training on CUDA has it: what was read equals what was computed, and goes through the rest."""
+    video, device = tower().cuda().bfloat16(), torch.device("cuda")
+    batches = requests_of(4, 2, 4)
+    first, again = (
+        [
+            batch.video
+            for batch in TrunkCache(FakeLoader(device=device), settings(tmp_path), video, device).stream(batches)
+        ]
+        for _ in range(2)
+    )
+    for fresh, read, requests in zip(first, again, batches, strict=True):
+        assert read.is_cuda and read.dtype == torch.bfloat16 and torch.equal(fresh, read)
+        clips = torch.stack([pixels(request) for request in requests]).to(device, torch.bfloat16)
+        torch.testing.assert_close(video(read), video(clips), rtol=0.05, atol=0.05)
 
 
 def test_a_damaged_file_is_named(tmp_path) -> None:
