@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: small trees, small encoders, and a way to run launchers as a user does."""
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,16 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device (make test-gpu)"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed():
+    """A new seed of torch for every test, printed with a failure; `TEST_SEED=N pytest ...` draws the same again."""
+    import torch
+
+    seed = int(os.environ.get("TEST_SEED") or secrets.randbits(32))
+    print(f"TEST_SEED={seed}")
+    torch.manual_seed(seed)
 
 
 def small_tree(root, *synonyms):

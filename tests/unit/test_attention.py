@@ -1,6 +1,5 @@
 """Protects attention: its numbers against the formula written out, and the choice of backend with its messages."""
 
-import secrets
 import sys
 
 import pytest
@@ -12,7 +11,6 @@ from ace_dist.models.attention import AttentionError, attend, attend_packed, cho
 
 @pytest.fixture(autouse=True)
 def fresh_choice(monkeypatch):
-    torch.manual_seed(secrets.randbits(32))
     monkeypatch.delenv("RANK", raising=False)
     caches = (choose_attention, short_serves, attention.general_backend)
     for cached in caches:

@@ -1,17 +1,10 @@
 """Protects the dual encoder: one space, the two groups that train, and the split of its state dict."""
 
-import secrets
-
 import pytest
 import torch
 
 from ace_dist.config import TextConfig, VideoConfig
 from ace_dist.models.dual_encoder import DualEncoder, EmbeddingWidthError
-
-
-@pytest.fixture(autouse=True)
-def fresh_seed():
-    torch.manual_seed(secrets.randbits(32))
 
 
 def build(embed_dim=32, **text):

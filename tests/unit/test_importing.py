@@ -6,7 +6,6 @@ CLIP, open_clip's CLIP (OpenAI's names), timm's ViT; LaViLa's tower, which no li
 
 import argparse
 import json
-import secrets
 
 import open_clip.model as open_clip_model
 import pytest
@@ -25,11 +24,6 @@ from ace_dist.models.weights import WeightsError, load_text_weights, load_video_
 
 D, DEPTH, HEADS, PATCH, E = 32, 2, 2, 8, 16
 PHRASES = ["spin block", "lay down the side panel", "hammer pin"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_seed():
-    torch.manual_seed(secrets.randbits(32))
 
 
 @torch.no_grad()

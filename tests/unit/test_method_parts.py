@@ -1,7 +1,5 @@
 """Protects what differs between methods: losses, spotting, prompts, and the order in which settings win."""
 
-import secrets
-
 import numpy as np
 import pytest
 import torch
@@ -19,11 +17,6 @@ from ace_dist.models.text import ClipTextTower, PromptedClipTextTower, TextConfi
 from ace_dist.models.tokenizer import PhraseLengthError
 
 PHRASES = ["spin block", "lay down the side panel", "hammer pin"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_seed():
-    torch.manual_seed(secrets.randbits(32))
 
 
 def text_config(**changes):
@@ -161,7 +154,7 @@ def test_frozen_blocks_store_nothing():
 # -------------------------------------------------------------------------------------------- random, fusion, configs
 def test_random_against_guessing_many_times():
     """Expected accuracy and macro F1 against the mean of many simulated runs, on uneven label counts."""
-    rng = np.random.default_rng(secrets.randbits(32))
+    rng = np.random.default_rng()
     labels = np.repeat(np.arange(5), [400, 250, 200, 100, 50])
     runs = [rng.integers(0, 5, len(labels)) for _ in range(400)]
     expected = expected_scores({"labels": labels.tolist(), "classes": list("abcde")})

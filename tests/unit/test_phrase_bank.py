@@ -1,7 +1,5 @@
 """Protects the phrase bank: equal to live encoding, gradients too; repeats computed once; unknown phrases named."""
 
-import secrets
-
 import pytest
 import torch
 
@@ -12,11 +10,6 @@ from ace_dist.models.text import ClipTextTower, MiniLMTextTower, build_text_towe
 
 VERBS = ["spin", "rotate", "turn", "lay down", "pick up", "gently put back onto the"]
 PHRASES = [f"{verb} {item}" for verb in VERBS for item in ("block", "side panel", "drawer right side up")]
-
-
-@pytest.fixture(autouse=True)
-def fresh_seed():
-    torch.manual_seed(secrets.randbits(32))
 
 
 def tower(name="clip", **changes):

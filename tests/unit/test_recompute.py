@@ -1,6 +1,5 @@
 """Protects activation checkpointing of whole blocks: no bit of a gradient changes, and inputs alone are stored."""
 
-import secrets
 from dataclasses import replace
 
 import pytest
@@ -16,7 +15,6 @@ TINY = {"width": 32, "depth": 4, "heads": 2, "patch": 8, "image_size": 32, "fram
     "tower", [{"drop_path": 0.3}, {"tower": "vit", "drop_path": 0.0}, {"tower": "spacetime", "drop_path": 0.0}]
 )
 def test_blocks_are_computed_again_with_the_same_gradients(tower):
-    torch.manual_seed(secrets.randbits(32))
     config = VideoConfig(**TINY, **tower, trained_blocks=3)
     plain = build_video_tower(config)
     with torch.no_grad():

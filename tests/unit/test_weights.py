@@ -1,7 +1,5 @@
 """Protects weight files: strict keys, reported resizing, whole files only, and half-precision storage."""
 
-import secrets
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,11 +9,6 @@ from ace_dist.config import TextConfig, VideoConfig
 from ace_dist.models.text import ClipTextTower
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.weights import WeightsError, load_text_weights, load_video_weights, save_safetensors
-
-
-@pytest.fixture(autouse=True)
-def fresh_seed():
-    torch.manual_seed(secrets.randbits(32))
 
 
 def video_model(**changes):
