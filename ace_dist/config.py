@@ -554,6 +554,8 @@ def explain(message: str, cause: BaseException | None) -> str:
     if missing_file:
         group, name = missing_file.groups()
         known = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+        if group == "experiment" and (config_dir() / "tables" / f"{name}.yaml").is_file():
+            return f"{name} is a table of the paper: python launchers/sweep.py experiment={name} dataset=NAME runs it"
         return f"{group}={name} does not exist in configs/{group}/; there are {', '.join(known)}" + did_you_mean(
             name, known
         )

@@ -3,7 +3,8 @@
 `python launchers/sweep.py status sweep=NAME` says where each run is, `collect` makes the table, `retry` submits the
 failed runs again, where they were before unless cluster=... says otherwise; the first command, given again, submits
 whatever is neither finished nor in the queue. With table=table1 (a file of configs/tables) the rows of that table of
-the paper come first in the grid, and `collect` prints the paper's layout with the paper's numbers beside.
+the paper come first in the grid, and the sweep's table has the paper's layout with the paper's numbers beside; so says
+`experiment=table1 dataset=tabletop` in fewer words. On this machine the sweep ends with its table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ace_dist.cluster.collect import as_markdown, collect, paper_sheet, sheet, w
 from ace_dist.cluster.profiles import split_settings
 from ace_dist.cluster.study import check_runs, launch, select, status_table
 from ace_dist.cluster.sweeps import Sweep, rows_without_run
-from ace_dist.cluster.tables import load_table
+from ace_dist.cluster.tables import load_table, name_a_table
 from ace_dist.config import ConfigError, help_asked, run_launcher
 
 VERBS = ("run", "status", "collect", "retry")
@@ -39,6 +40,12 @@ def main(argv: Sequence[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is not one of {', '.join(VERBS)}")
     settings, profile, grid = split_settings(rest, Settings)
+    if verb == "run" and not settings.table:
+        settings.table, named = name_a_table(grid)
+        if settings.table and not settings.sweep:
+            datasets = next(arg.partition("=")[2] for arg in grid if arg.startswith("dataset="))
+            settings.sweep = "_".join([settings.table, *datasets.split(",")])
+        grid = named
     if not settings.sweep:
         raise ConfigError("sweep is not set: name the sweep with sweep=NAME")
     folder = Path(settings.folder) / settings.sweep
@@ -50,12 +57,7 @@ def main(argv: Sequence[str]) -> int:
         print(status_table(sweep.states()))
         return 0
     if verb == "collect":
-        table = load_table(sweep.table) if sweep.table else None
-        lines = collect(sweep, sweep.states(), table)
-        absent = rows_without_run(list(sweep.runs.values()), table) if table else []
-        text = paper_sheet(lines, table, absent) if table else sheet(lines)
-        print(as_markdown(text))
-        print("\n".join(map(str, write_tables(lines, text, folder))))
+        print_table(sweep)
         return 0
     if verb == "retry" and not any(arg.startswith("cluster") for arg in rest):
         profile = sweep.last_profile()
@@ -64,7 +66,20 @@ def main(argv: Sequence[str]) -> int:
     if table and (absent := rows_without_run(runs, table)):
         print(f"left out {', '.join(absent)}: see configs/tables/{table.name}.yaml", flush=True)
     check_runs(runs, profile)
-    return launch(sweep, select(runs, sweep.states(), verb), profile, dry_run=settings.dry_run)
+    code = launch(sweep, select(runs, sweep.states(), verb), profile, dry_run=settings.dry_run)
+    if profile.kind == "local" and not settings.dry_run:
+        print_table(sweep)
+    return code
+
+
+def print_table(sweep: Sweep) -> None:
+    """Print the table of a sweep, or of the paper, and write it beside the runs; missing runs are in its notes."""
+    table = load_table(sweep.table) if sweep.table else None
+    lines = collect(sweep, sweep.states(), table)
+    absent = rows_without_run(list(sweep.runs.values()), table) if table else []
+    text = paper_sheet(lines, table, absent) if table else sheet(lines)
+    print(as_markdown(text))
+    print("\n".join(map(str, write_tables(lines, text, sweep.folder))))
 
 
 if __name__ == "__main__":

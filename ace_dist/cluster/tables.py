@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 
 from ace_dist.config import ConfigError, config_dir, did_you_mean
 
-__all__ = ["Table", "TableRow", "curves_by_key", "load_table", "printed_number", "table_names"]
+__all__ = ["Table", "TableRow", "curves_by_key", "load_table", "name_a_table", "printed_number", "table_names"]
 
 PRINTED = {"base": "seen", "novel": "unseen", "hm": "HM", "srt": "SRT"}  # part of results.json -> the paper's column
 
@@ -79,6 +80,35 @@ def load_table(name: str) -> Table:
     if unknown:
         raise ConfigError(f"{path}: {', '.join(sorted(unknown))} is not one of its rows")
     return table
+
+
+def name_a_table(settings: Sequence[str]) -> tuple[str, list[str]]:
+    """Read `experiment=table1 dataset=tabletop` as table1 of `experiment=demo`; other settings stay as they are.
+
+    Returns the table's name (empty when `experiment` is none) and the grid. `dataset=ata,ikea` names several.
+    Raises `ConfigError` when the table has no experiment of that data set.
+    """
+    given = dict(setting.split("=", 1) for setting in settings if "=" in setting)
+    name = given.get("experiment", "")
+    if name not in table_names():
+        return "", list(settings)
+    known = {dataset_of(experiment): experiment for experiment in load_table(name).experiments}
+    wanted = given.get("dataset", "").split(",")
+    unknown = [dataset for dataset in wanted if dataset not in known]
+    if unknown:
+        raise ConfigError(
+            f"experiment={name} is a table of the paper and needs dataset=NAME, one of {', '.join(known)}"
+            f"; found {', '.join(unknown) or 'none'}"
+        )
+    rest = [setting for setting in settings if setting.partition("=")[0] not in ("experiment", "dataset")]
+    return name, [f"experiment={','.join(known[dataset] for dataset in wanted)}", *rest]
+
+
+def dataset_of(experiment: str) -> str:
+    """The data set that an experiment's file chooses."""
+    path = config_dir() / "experiment" / f"{experiment}.yaml"
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return next(str(entry["override /dataset"]) for entry in content["defaults"] if "override /dataset" in entry)
 
 
 def row_key(name: str, settings: list[str]) -> str:

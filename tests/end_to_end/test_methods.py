@@ -6,6 +6,7 @@ One process trains them all on a tiny tabletop, four steps each (`train_methods.
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,17 @@ def test_what_cannot_be_exported_says_why(runs, tmp_path):
     with pytest.raises(ExportError, match="is no export"):
         Classifier.from_pretrained(runs / "ace" / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_the_paper_in_one_command(small_world, launch, tmp_path):
+    """`experiment=TABLE dataset=NAME` trains every row and seed and ends in the table; again, with no run."""
+    command = ["experiment=figure5", "dataset=tabletop", "seed=0..1", f"folder={tmp_path}", *small_world(),
+               "training.max_steps=1", "training.batch_size=2", "training.device=cpu"]  # fmt: skip
+    printed = launch("sweep", *command).stdout
+    made = [json.loads((tmp_path / f"figure5_tabletop/row-ace_seed-{n}/results.json").read_text()) for n in (0, 1)]
+    mean = statistics.fmean(run["base"]["accuracy"] for run in made)
+    row = next(line for line in printed.splitlines() if line.startswith("| ACE "))
+    assert "2 of 2" in row or "| 2 " in row
+    assert f"| {mean:.1f} ± " in row
+    again = launch("sweep", *command).stdout
+    assert "of which 0 to submit" in again and row in again

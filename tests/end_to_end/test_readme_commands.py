@@ -58,7 +58,7 @@ RULES = (
     # how it stands finds none.
     Rule(r"sweep.py (collect|status|retry) ", refused="sweep.json does not exist"),
     Rule(r"report.py sweep=", refused="sweep.json does not exist"),
-    Rule(r"sweep.py sweep=", add=("dry_run=true",), replace=(("0..4", "0"), ("1..4", "1"))),
+    Rule(r"sweep.py (sweep|experiment)=", add=("dry_run=true",), replace=(("0..4", "0"), ("1..4", "1"))),
     Rule(r"submit.py ", add=("dry_run=true",)),
     # The rest runs: fewer clips, two steps, one rank, no worker process.
     Rule(r"build_shards.py experiment=demo", add=(*WORLD, "dataset.workers=1")),

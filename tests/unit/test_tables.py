@@ -14,7 +14,7 @@ from ace_dist.cluster.collect import as_csv, as_markdown, collect, paper_sheet
 from ace_dist.cluster.profiles import load_profile
 from ace_dist.cluster.study import check_runs
 from ace_dist.cluster.sweeps import Sweep, rows_without_run
-from ace_dist.cluster.tables import load_table, printed_number, table_names
+from ace_dist.cluster.tables import load_table, name_a_table, printed_number, table_names
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import ConfigError, load_config
 from ace_dist.errors import UserError
@@ -128,6 +128,18 @@ def test_a_sweep_of_a_table_ends_in_the_papers_layout(tmp_path):
     assert len(sweep.add(["experiment=ata_ace", "seed=1..2"], table)) == 14 and len(sweep.runs) == 21
     with pytest.raises(ConfigError, match="made with table=table1, not table2"):
         sweep.add(["experiment=ata_ace"], load_table("table2"))
+
+
+def test_a_table_may_be_named_as_an_experiment():
+    """The table, and the experiments of its data sets; what it needs is said; other experiments are left alone."""
+    assert name_a_table(["dataset=tabletop", "seed=0..4", "experiment=table1"]) == (
+        "table1", ["experiment=demo", "seed=0..4"]
+    )  # fmt: skip
+    assert name_a_table(["experiment=table3", "dataset=ikea,ata"]) == ("table3", ["experiment=ikea_ace,ata_ace"])
+    assert name_a_table(["experiment=demo", "dataset=tabletop"]) == ("", ["experiment=demo", "dataset=tabletop"])
+    for rest in ([], ["dataset=csv"], ["dataset=ata,x"]):
+        with pytest.raises(ConfigError, match="needs dataset=NAME, one of tabletop, ata, ikea, gtea"):
+            name_a_table(["experiment=table1", *rest])
 
 
 def test_another_data_set_has_no_numbers_of_the_paper(tmp_path):
