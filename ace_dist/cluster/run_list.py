@@ -54,7 +54,10 @@ def find_runs(pattern: str) -> tuple[list[ListedRun], list[str]]:
 def look_at(folder: Path) -> ListedRun:
     """One run folder. Raises what the reader of a file in it that is missing or damaged raises."""
     config = read_config(folder)
-    git = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["git"]
+    environment = folder / "environment.json"
+    if not environment.is_file():
+        raise UserError(f"{environment} does not exist: launchers/train.py writes it when a run starts")
+    git = json.loads(environment.read_text(encoding="utf-8"))["git"]
     commit = (git["commit"] or "unknown")[:8] + "+" * bool(git["modified"])
     found = CheckpointFolder(folder / "checkpoints", keep=1).complete()
     steps = int(found[-1].name.removeprefix("step-")) if found else 0

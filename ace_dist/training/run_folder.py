@@ -1,4 +1,4 @@
-"""Owns a run's folder: its claim on one configuration, `config.yaml`, `environment.json`, and `code.diff`."""
+"""Owns a run's folder: its claim on one configuration, `config.yaml`, `environment.json`, `code.diff`, `starts`."""
 
 from __future__ import annotations
 
@@ -61,18 +61,35 @@ class RunFolderError(UserError):
 def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
     """Make the folder, or check that it belongs to this configuration. Writes `config.yaml` and `environment.json`.
 
-    Also `code.diff`, when the checkout's code differs from its commit: commit and diff give the code that ran. Takes
-    `lock` first. Raises `RunFolderInUse` when another job has it, and `RunFolderError` naming the first settings that
-    differ and the ways out. What is written holds no secret (`ace_dist.secrets`).
+    Also `code.diff`, when the checkout's code differs from its commit: commit and diff give the code that ran. What an
+    earlier start wrote there goes to `starts/N`, unless it says the same. Takes `lock` first. Raises
+    `RunFolderInUse` when another job has it, and `RunFolderError` naming the first settings that differ and the ways
+    out. What is written holds no secret (`ace_dist.secrets`).
     """
     lock.acquire()
     check_owner(run_dir, config)
-    write_text(run_dir / "config.yaml", redact(to_yaml(config)))
-    write_text(run_dir / "environment.json", redact(json.dumps(environment(), indent=1, ensure_ascii=False)) + "\n")
-    if diff := code_diff():
-        write_text(run_dir / "code.diff", redact(diff))
-    else:
-        (run_dir / "code.diff").unlink(missing_ok=True)  # of an earlier start
+    facts = {
+        "config.yaml": redact(to_yaml(config)),
+        "environment.json": redact(json.dumps(environment(), indent=1, ensure_ascii=False)) + "\n",
+        "code.diff": redact(code_diff()),
+    }
+    keep_earlier_start(run_dir, facts)
+    for name, text in facts.items():
+        if text:
+            write_text(run_dir / name, text)
+
+
+def keep_earlier_start(run_dir: Path, facts: dict[str, str]) -> None:
+    """Move the files of an earlier start of the run to `starts/0001` and so on, when they say something else."""
+    before = {name: (run_dir / name).read_text(encoding="utf-8") for name in facts if (run_dir / name).is_file()}
+    if "environment.json" not in before or before == {name: text for name, text in facts.items() if text}:
+        return
+    starts = run_dir / "starts"
+    folder = starts / f"{len(list(starts.glob('*'))) + 1:04d}"
+    folder.mkdir(parents=True)
+    for name, text in before.items():
+        write_text(folder / name, text)  # config.yaml stays where it is until it is replaced: the run is its
+    (run_dir / "code.diff").unlink(missing_ok=True)
 
 
 def check_owner(run_dir: Path, config: Config) -> bool:

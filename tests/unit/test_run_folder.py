@@ -71,6 +71,19 @@ def test_a_run_keeps_the_code_that_no_commit_has(tmp_path, monkeypatch):
     git("checkout", "ace_dist")
     claim(tmp_path / "run", config)
     assert not (tmp_path / "run" / "code.diff").exists()
+    assert (tmp_path / "run" / "starts" / "0001" / "code.diff").read_text() == patch  # of the start before
+    earlier = json.loads((tmp_path / "run" / "starts" / "0001" / "environment.json").read_text())["git"]
+    assert earlier["modified"] is True
+
+
+def test_starts_that_say_the_same_are_kept_once(tmp_path):
+    """A requeued run adds nothing; one that goes on with another rate of logging keeps what it was started with."""
+    run = tmp_path / "run"
+    for every in (3, 3, 5, 5, 7):
+        claim(run, load_config([f"run_dir={run}", f"training.log_every_steps={every}"]))
+    kept = [read_config(run / "starts" / name).training.log_every_steps for name in ("0001", "0002")]
+    assert kept == [3, 5] and read_config(run).training.log_every_steps == 7
+    assert len(list((run / "starts").iterdir())) == 2
 
 
 def test_command_line_can_be_pasted(monkeypatch):
