@@ -94,11 +94,13 @@ def gain_figure(
 ) -> Figure:
     """Heat map of a gain: the first key down, the second across, a panel for each combination of the others.
 
-    Green is better, red worse, bold where the interval leaves out 0. A cell without a pair is empty and says so.
+    Green is better, red worse, bold where the interval leaves out 0. A cell without a pair is empty and says so;
+    a panel without any is left out.
     """
     values = [ordered({cell[place] for cell in cells}) for place in range(len(keys))]
     down, across = values[0], values[1] if len(keys) > 1 else [""]
-    panels = list(itertools.product(*values[2:]))
+    found_in = {cell[2:] for cell, found in cells.items() if found}
+    panels = [panel for panel in itertools.product(*values[2:]) if panel in found_in or not found_in]
     limit = max([abs(found.mean) for found in cells.values() if found] or [1.0])
     figure = Figure(
         figsize=(1.2 + CELL_WIDTH * len(across) * len(panels), 1.1 + CELL_HEIGHT * len(down)),

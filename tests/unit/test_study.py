@@ -14,6 +14,7 @@ from ace_dist.evaluation.metrics import srt_summary
 from ace_dist.evaluation.run_files import ReportError
 from ace_dist.evaluation.study import (
     FIELDS,
+    Difference,
     PlannedRun,
     StudyRow,
     gather,
@@ -23,7 +24,7 @@ from ace_dist.evaluation.study import (
     study_page,
     write_rows,
 )
-from ace_dist.evaluation.study_grid import gains
+from ace_dist.evaluation.study_grid import gain_figure, gains
 
 ENVIRONMENT = {
     "git": {"commit": "f00dfeed" * 5, "modified": True}, "hardware": {"cpu": "a CPU", "cores": 2}, "world_size": 2,
@@ -158,6 +159,15 @@ def test_wrong_folders_are_named(tmp_path, launch):
     ):
         done = launch("report", *settings, check=False)
         assert done.returncode == 2 and words in done.stderr, done.stderr
+
+
+def test_panels_without_any_pair_are_left_out():
+    """The heat map of three settings has a panel for each value of the third that has a cell with a pair."""
+    found = Difference(1.0, 0.5, 1.5, 5)
+    cells = {("long", "0", "clip"): found, ("flat", "0", "clip"): None, ("long", "0", "minilm"): None}
+    for changed, expected in (({}, ["tower clip"]), ({("flat", "0", "minilm"): found}, ["tower clip", "tower minilm"])):
+        figure = gain_figure(["tail", "noise", "tower"], {**cells, **changed}, "SRT", "srt_accuracy_mean")
+        assert [axes.get_title() for axes in figure.axes] == expected
 
 
 def test_gains_over_a_grid(tmp_path, launch):
