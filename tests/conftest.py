@@ -2,9 +2,11 @@
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 
@@ -127,6 +129,31 @@ def six_steps(small_world, ranks):
         return train(config, ranks)
 
     return run
+
+
+@pytest.fixture
+def phone():
+    """An empty page of phone width in headless Chromium; `foreign` and `errors` hold what it asked of other machines
+    and what went wrong in it."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.foreign, page.errors = [], []
+        page.on("request", lambda request: page.foreign.append(request.url) if is_foreign(request.url) else None)
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.set_default_timeout(180_000)  # two busy cores
+        yield page
+        browser.close()
+
+
+def is_foreign(url):
+    """Whether a request leaves this machine."""
+    parts = urlparse(url)
+    return parts.scheme in ("http", "https", "ws") and parts.hostname != "127.0.0.1"
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The explorer: what it answers against the classifier, and the page driven in a real headless browser."""
 
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from ace_dist.explorer.session import ExplorerError
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WORLD = ("dataset.world.train_clips=16", "dataset.world.test_clips=36")
 
 
@@ -127,28 +125,10 @@ def address(run_dir):
 
 
 @pytest.fixture
-def page(address):
-    """A page of phone width in headless Chromium, which notes every request to another machine."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.foreign = []
-        page.on("request", lambda r: page.foreign.append(r.url) if urlparse_host(r.url) else None)
-        page.set_default_timeout(180_000)  # two busy cores
-        page.goto(address)
-        yield page
-        browser.close()
-
-
-def urlparse_host(url):
-    """The host of a request that leaves this machine, else None."""
-    from urllib.parse import urlparse
-
-    parts = urlparse(url)
-    return parts.hostname if parts.scheme in ("http", "https", "ws") and parts.hostname != "127.0.0.1" else None
+def page(phone, address):
+    """The served page on a phone."""
+    phone.goto(address)
+    return phone
 
 
 def percents(page):

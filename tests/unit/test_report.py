@@ -110,6 +110,23 @@ def edit_json(path, change):
     write_json(path, content)
 
 
+def test_the_page_in_a_browser(phone, tmp_path, rng):
+    """Moved away from its run, on a phone: sections, pictures, nothing from the network, no sideways scroll."""
+    results = make_run(tmp_path / "ace", rng, steps=20)
+    make_run(tmp_path / "procvlr", rng, method="ProcVLR", steps=20)
+    (tmp_path / "sent").mkdir()
+    page = write_report(tmp_path / "ace", compare=[tmp_path / "procvlr"]).rename(tmp_path / "sent" / "report.html")
+    phone.goto(page.as_uri())
+    titles = phone.evaluate("[...document.querySelectorAll('h1, h2')].map(title => title.innerText)")
+    assert {"Synonym robustness", "Concept space", "Classes", "Training", "Reproduce"} < set(titles)
+    assert f"{results['novel']['accuracy']:.1f}" in phone.locator("body").inner_text()
+    widths = phone.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
+    assert len(widths) > 8 and all(widths)
+    assert phone.evaluate("[...document.images].every(image => image.alt && image.clientWidth <= 390)")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390, "the page is wider than a phone"
+    assert phone.foreign == [] and phone.errors == []
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Leave out the drawing (tested on its own below) so that tests of the text and of errors stay fast."""
