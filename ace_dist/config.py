@@ -486,6 +486,11 @@ def check_combinations(config: Config) -> None:
             f"model.video.compile={config.model.video.compile} does not go with deepspeed=zero3, whose weights come "
             f"and go within a block; set model.video.compile=none or another stage"
         )
+    if config.model.video.compile != "none" and config.profile:
+        raise ConfigError(
+            f"profile=true does not go with model.video.compile={config.model.video.compile}: the parts of a compiled "
+            f"step cannot be told apart; set one of them back"
+        )
     check_validation(config)
     if config.training.batch_size % config.training.accumulation:
         raise ConfigError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import av
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import __version__ as dali_version
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from ace_dist.data.clips import ClipRequest, crop_box
@@ -86,6 +88,7 @@ class DaliLoader(Loader):
     """Decodes in DALI's own threads or on NVDEC, `loader.prefetch` batches ahead."""
 
     backend = "dali"
+    decoder = f"dali {dali_version}"
 
     def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device) -> None:
         self.files, self.loader, self.device = ShardFiles(folder), loader, device
@@ -93,6 +96,7 @@ class DaliLoader(Loader):
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.pool = ThreadPoolExecutor(max(1, loader.threads), "read")
         self.pipeline: Any = None
+        self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.largest = 0  # batch that the pipeline was built for
         self.reading: deque[tuple[Sequence[ClipRequest], list[Future[bytes]]]] = deque()
         self.running: deque[Sequence[ClipRequest]] = deque()
@@ -145,11 +149,13 @@ class DaliLoader(Loader):
         except Exception as error:  # DALI raises many types, and cannot go on after any of them
             raise DataError(self.explain(self.running[0], error)) from error
         tensor = output.as_tensor()
-        video = torch.empty(tuple(tensor.shape()), device=self.device)
-        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        feed_ndarray(tensor, video, cuda_stream=stream)
-        if stream is not None:
-            stream.synchronize()  # the buffer goes back to DALI next
+        with nullcontext() if self.copies is None else torch.cuda.stream(self.copies):
+            video = torch.empty(tuple(tensor.shape()), device=self.device)
+            feed_ndarray(tensor, video, cuda_stream=self.copies)
+        if self.copies is not None:
+            # The buffer goes back to DALI next. On torch's own stream this would wait for the step before, too.
+            self.copies.synchronize()
+            video.record_stream(torch.cuda.current_stream(self.device))
         self.pipeline.release_outputs()
         return video
 

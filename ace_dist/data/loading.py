@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ import torch
 from ace_dist.data.clips import ClipRequest
 from ace_dist.data.segments import DataError
 from ace_dist.data.shard_format import ClipRecord, ShardSet
+from ace_dist.transfer import send
 
 if TYPE_CHECKING:
     from ace_dist.config import Config, LoaderConfig
@@ -49,9 +51,10 @@ class Batch:
 
 def assemble(video: torch.Tensor, requests: Sequence[ClipRequest]) -> Batch:
     """A batch of decoded video and what its requests know."""
+    labels = torch.tensor([request.label for request in requests])
     return Batch(
         video=video,
-        labels=torch.tensor([request.label for request in requests]).to(video.device, non_blocking=True),
+        labels=send(labels, video.device),
         ids=[request.record.key for request in requests],
         views=[request.view for request in requests],
         frame_indices=torch.tensor([request.frames for request in requests]),
@@ -59,9 +62,13 @@ def assemble(video: torch.Tensor, requests: Sequence[ClipRequest]) -> Batch:
 
 
 class Loader(abc.ABC):
-    """Decodes requested clips ahead of their consumer. `wait_s` sums the seconds that consumers waited for batches."""
+    """Decodes requested clips ahead of their consumer. `wait_s` sums the seconds that consumers waited for batches.
+
+    `decoder` is the backend and the version of its library: another one may show other pixels.
+    """
 
     backend: str
+    decoder: str
     wait_s: float = 0.0
 
     def stream(self, batches: Iterable[Sequence[ClipRequest]]) -> Iterator[Batch]:
@@ -164,5 +171,14 @@ def normalisation(loader: LoaderConfig) -> tuple[list[float], list[float]]:
 
 def normalise(video: torch.Tensor, loader: LoaderConfig) -> torch.Tensor:
     """uint8 RGB [..., 3, H, W] as float32 with `loader.mean` and `loader.std` applied, on the video's device."""
-    mean, std = (torch.tensor(values, device=video.device).view(3, 1, 1) for values in normalisation(loader))
-    return video.float().mul_(1 / std).add_(-mean / std)  # in place: on a CPU the pages of another copy cost the most
+    scale, shift = scale_and_shift(*map(tuple, normalisation(loader)), video.device)
+    return video.float().mul_(scale).add_(shift)  # in place: on a CPU the pages of another copy cost the most
+
+
+@lru_cache
+def scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and summand of `normalise`, [3,1,1] each, on a device that gets them once."""
+    mean_C11, std_C11 = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+    return 1 / std_C11, -mean_C11 / std_C11

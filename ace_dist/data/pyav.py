@@ -95,6 +95,7 @@ class PyavLoader(Loader):
     """Decodes on `loader.threads` CPU threads, `loader.prefetch` batches ahead, which wait as bytes."""
 
     backend = "pyav"
+    decoder = f"pyav {av.__version__}"
 
     def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device) -> None:
         self.files, self.loader, self.device = ShardFiles(folder), loader, device

@@ -8,9 +8,11 @@ passes the trunk alone, so its file does not depend on the batch, the rank or th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,7 +29,7 @@ from ace_dist.data.clips import ClipRequest
 from ace_dist.data.loading import Batch, Loader, assemble, make_loader, say_once
 from ace_dist.errors import UserError
 from ace_dist.files import write_bytes, write_json
-from ace_dist.models.attention import choose_attention
+from ace_dist.models.attention import choose_attention, described
 from ace_dist.models.timesformer import TimeSformer
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["TrunkCache", "TrunkCacheError", "open_loader", "read_features", "write_features"]
 
 FORMAT = 1  # raise it when the same request shows other pixels, or the trunk computes otherwise
+UNFINISHED_S = 3600.0
 RECOUNT_SHARE = 0.01  # of the limit: after so many bytes of its own a process looks what others wrote
 
 
@@ -89,20 +92,22 @@ class TrunkCache(Loader):
 
     def __init__(self, loader: Loader, config: Config, tower: TimeSformer, device: torch.device) -> None:
         assert config.loader.trunk_cache is not None
-        self.inner, self.tower, self.device, self.backend = loader, tower, device, loader.backend
+        self.inner, self.tower, self.device = loader, tower, device
+        self.backend, self.decoder = loader.backend, loader.decoder
         self.root, self.limit = Path(config.loader.trunk_cache), config.loader.trunk_cache_gib * 2**30
         about = {
             "format": FORMAT,
             "trunk": trunk_digest(tower),
-            "attention": str(choose_attention(tower.config.attention, device)),
-            "device": device.type,
-            "decoder": loader.backend,
+            "attention": described(choose_attention(tower.config.attention, device), device),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "decoder": loader.decoder,
             "mean": list(config.loader.mean),
             "std": list(config.loader.std),
             "torch": torch.__version__,
         }
         self.folder = self.root / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.root)
         write_json(self.folder / "about.json", about)
         self.prefetch = max(1, config.loader.prefetch)
         self.pool = ThreadPoolExecutor(max(1, config.loader.threads), "trunk_cache")
@@ -129,11 +134,16 @@ class TrunkCache(Loader):
         ahead: deque[Plan] = deque()
         for requests in batches:
             paths = [self.path(request) for request in requests]
-            reads = [self.pool.submit(read_features, path) if path.is_file() else None for path in paths]
+            reads = [self.pool.submit(self.read, path) if path.is_file() else None for path in paths]
             ahead.append(Plan(requests, reads))
             if len(ahead) > self.prefetch:
                 yield ahead.popleft()
         yield from ahead
+
+    def read(self, path: Path) -> Tensor:
+        """`read_features`, for a GPU into pinned memory: the copy to it then overlaps with its work."""
+        features = read_features(path)
+        return features.pin_memory() if self.device.type == "cuda" else features
 
     def complete(self, plan: Plan, decoded: Batch | None) -> Batch:
         """A plan's batch: what was read, and the trunk's output for what was decoded, which is written."""
@@ -161,7 +171,14 @@ class TrunkCache(Loader):
                 f"{self.limit / 2**30:g}); clips that are not in it are computed each time"
             )
         elif not path.is_file():
-            write_features(path, features)
+            try:
+                write_features(path, features)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                say_once(f"trunk cache: no space left below {self.root} ({error}); nothing is added any more")
+                self.limit = 0.0
+                return
             self.added += path.stat().st_size
 
     def path(self, request: ClipRequest) -> Path:
@@ -218,12 +235,23 @@ def read_features(path: Path) -> Tensor:
     """Features [1+P*T,D] of a file. Raises `TrunkCacheError` naming it when it is damaged or gone."""
     try:
         with safe_open(path, "pt") as file:
-            metadata, tensor = file.metadata(), file.get_tensor("features")
-    except (OSError, SafetensorError) as error:
+            tensor, facts = file.get_tensor("features"), file.metadata() or {}
+            expected = int(facts.get("crc32", -1))
+    except (OSError, SafetensorError, ValueError) as error:
         raise TrunkCacheError(f"{path} of loader.trunk_cache cannot be read: {error}; delete it") from error
-    if checksum(tensor) != int(metadata["crc32"]):
+    if checksum(tensor) != expected:
         raise TrunkCacheError(f"{path} of loader.trunk_cache is damaged (CRC-32 differs); delete it")
     return cast("Tensor", tensor)
+
+
+def remove_unfinished(root: Path) -> None:
+    """Delete what writers that were killed left behind: temporary files that nobody has touched for an hour."""
+    for path in root.rglob(".*.partial"):
+        try:
+            if time.time() - path.stat().st_mtime > UNFINISHED_S:
+                path.unlink()
+        except FileNotFoundError:
+            continue
 
 
 def sizes_below(folder: Path) -> Iterator[int]:

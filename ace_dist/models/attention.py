@@ -50,7 +50,7 @@ def attend_packed(qkv: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
     Where the short kernel serves, the gradient of qkv is written in place; elsewhere autograd joins three.
     """
     shape = (qkv.shape[1], qkv.shape[3], qkv.shape[4])
-    if backend == "triton" and qkv.is_cuda and short_serves(qkv.device, *shape, qkv.dtype):
+    if backend == "triton" and qkv.is_cuda and short_serves_here(qkv.device, *shape, qkv.dtype):
         return temporal_attention_packed(qkv)
     q, k, v = qkv.unbind(2)
     return attend(q, k, v, backend)
@@ -63,7 +63,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") 
     """
     if backend == "triton":
         alike = q.is_cuda and q.shape == k.shape
-        if alike and short_serves(q.device, q.shape[1], q.shape[2], q.shape[3], q.dtype):
+        if alike and short_serves_here(q.device, q.shape[1], q.shape[2], q.shape[3], q.dtype):
             return temporal_attention(q, k, v)
         backend = general_backend(q.device)
     if q.is_cuda and q.shape[0] > CUDA_GRID_LIMIT:
@@ -143,6 +143,12 @@ def triton_obstacle(device: torch.device) -> str | None:
     if choose(device) == "torch":
         return "ace_kernels runs in plain torch here (ACE_KERNELS, or triton is not installed)"
     return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def short_serves_here(device: torch.device, tokens: int, heads: int, width: int, dtype: torch.dtype) -> bool:
+    """`short_serves`, which torch.compile asks once and does not look into."""
+    return short_serves(device, tokens, heads, width, dtype)
 
 
 @lru_cache

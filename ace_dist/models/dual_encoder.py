@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ace_dist.config import SimilarityConfig
@@ -57,8 +58,11 @@ class DualEncoder(nn.Module):
         The parameters keep their names. A copy of the model made before is not compiled.
         """
         if self.video.config.compile != "none":
+            block: Any
             for block in self.video.blocks:
                 block.compile(dynamic=False, mode=self.video.config.compile)
+                if hasattr(block, "last"):  # what the last block does instead of its forward pass
+                    block.last = torch.compile(block.last, dynamic=False, mode=self.video.config.compile)
 
     def make_bank(self, phrases: Iterable[str]) -> PhraseBank:
         """Run the frozen part of the text encoder once for each phrase."""

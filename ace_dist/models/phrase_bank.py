@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ace_dist.errors import UserError
 from ace_dist.models.text import FrozenText, TextTower
+from ace_dist.transfer import send
 
 __all__ = ["PhraseBank", "UnknownPhraseError"]
 
@@ -64,13 +65,13 @@ class PhraseBank:
         rows, inverse = torch.unique(indices, return_inverse=True)
         if len(rows) == len(indices):
             return self.embed(indices)
-        return self.embed(rows)[inverse.to(self.device)]
+        return self.embed(rows)[send(inverse, self.device)]
 
     def embed(self, rows: Tensor) -> Tensor:
         """The trainable tail on distinct phrases int64 [n] -> [n,E]."""
         count = len(self.tower.config.prompts)
         sentences = (rows[:, None] * count + torch.arange(count, device=rows.device)).flatten()
-        return self.tower.over_prompts(self.tower.trainable(self.frozen.rows(sentences.to(self.device))))
+        return self.tower.over_prompts(self.tower.trainable(self.frozen.rows(send(sentences, self.device))))
 
     def to(self, device: torch.device | str) -> PhraseBank:
         """Move the features (in place), as `nn.Module.to` does; the tower is moved by its owner."""

@@ -238,12 +238,15 @@ class TimeSformer(nn.Module):
 
     @torch.no_grad()
     def trunk(self, video: Tensor) -> Tensor:
-        """The part of `forward` that no training changes, [B,T,3,H,W] -> [B,1+P*T,D]: cls, then the patches."""
+        """The part of `forward` that no training changes, [B,T,3,H,W] -> [B,1+P*T,D]: cls, then the patches.
+
+        Never compiled: what it gives must not depend on `model.video.compile`.
+        """
         self.check_video(video)
         backend = choose_attention(self.config.attention, video.device)
         cls, patches = self.embed(video)
         for block in list(self.tower())[: self.trunk_blocks]:
-            cls, patches = block(cls, patches, None, backend)
+            cls, patches = block.forward(cls, patches, None, backend)
         return torch.cat([cls, patches.flatten(1, 2)], dim=1)
 
     def trunk_state(self) -> dict[str, Tensor]:

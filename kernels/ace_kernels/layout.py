@@ -93,7 +93,7 @@ def cached(kind: str, raw: bytes, width: int, device: str, programs: int) -> tup
     """Device copies of packed integers, or of the chunks that offsets give."""
     values = torch.from_numpy(numpy.frombuffer(raw, dtype=f"int{8 * width}").astype(numpy.int64))
     made = (values,) if kind == "copy" else chunks(values, programs)
-    return tuple(part.to(device) for part in made)
+    return tuple(send(part, device) for part in made)
 
 
 @lru_cache(maxsize=64)
@@ -101,7 +101,14 @@ def cached_uses(offsets: bytes, index: bytes, device: str, height: int) -> tuple
     """Device copies of the uses of each row."""
     as_tensor: Callable[[bytes], Tensor] = lambda raw: torch.from_numpy(numpy.frombuffer(raw, dtype="int64").copy())  # noqa: E731
     owners, starts = uses(as_tensor(offsets), as_tensor(index), height)
-    return owners.to(device), starts.to(device)
+    return send(owners, device), send(starts, device)
+
+
+def send(values: Tensor, device: str) -> Tensor:
+    """`values.to(device)`; to a GPU from pinned memory, so that the host does not wait for the work before it."""
+    if device.startswith("cuda"):
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def chunks(offsets: Tensor, programs: int) -> tuple[Tensor, Tensor]:

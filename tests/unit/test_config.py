@@ -77,6 +77,7 @@ def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
         (["loader.trunk_cache=x"], "loader.trunk_cache=x needs loader.augment=false"),
         (["loader.trunk_cache_gib=0"], "loader.trunk_cache_gib=0.* greater than zero"),
         (["model.video.compile=fast"], "model.video.compile=fast is not one of none, default"),
+        (["model.video.compile=default", "profile=true"], "profile=true does not go with model.video.compile=default"),
         (["model.video.compile=default", "deepspeed=zero3"], "does not go with deepspeed=zero3"),
         (["train"], "'train' is not a setting"),
         (["--help-me"], "'--help-me' is not an option"),

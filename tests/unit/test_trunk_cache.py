@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ace_dist.config import ConfigError, LoaderConfig, VideoConfig, load_config
 from ace_dist.data.clips import TrainPlan
@@ -37,7 +40,7 @@ def tower(**changes) -> TimeSformer:
 class FakeLoader(Loader):
     """Clips made of their names; remembers which it decoded, and how far it looked ahead."""
 
-    backend = "fake"
+    backend = decoder = "fake"
 
     def __init__(self, ahead=2, device="cpu"):
         self.decoded, self.ahead, self.closed, self.device = [], ahead, False, device
@@ -154,7 +157,7 @@ def test_another_trunk_decoder_or_view_has_files_of_its_own(tmp_path) -> None:
     low.load_state_dict(video.state_dict())
     assert TrunkCache(FakeLoader(), settings(tmp_path), low.bfloat16(), device).folder != folder
     other = FakeLoader()
-    other.backend = "another"
+    other.decoder = "another"
     assert TrunkCache(other, settings(tmp_path), video, device).folder != folder
     mean = "loader.mean=[0.4,0.45,0.45]"
     assert TrunkCache(FakeLoader(), settings(tmp_path, mean), video, device).folder != folder
@@ -203,6 +206,34 @@ def test_clips_come_back_onto_the_gpu(tmp_path) -> None:
         torch.testing.assert_close(video(read), video(clips), rtol=0.05, atol=0.05)
 
 
+def test_what_killed_writers_left_goes_and_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys) -> None:
+    """Old temporary files are deleted at opening, those of a living writer are not; without space all is computed."""
+    opened = TrunkCache(FakeLoader(), settings(tmp_path), tower(), torch.device("cpu"))
+    old, new = (opened.folder / f".{name}.safetensors.0a1b2c3d.partial" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(bytes(1000))
+    os.utime(old, (1e9, 1e9))
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trunk_cache, "write_bytes", full)
+    cache = TrunkCache(FakeLoader(), settings(tmp_path), tower(), torch.device("cpu"))
+    assert new.exists() and not old.exists()
+    assert len(list(cache.stream(requests_of(2, 2, 3)))) == 3 and cache.computed == 6
+    assert "no space left below" in capsys.readouterr().out
+
+
+def test_compiling_does_not_reach_the_trunk(tmp_path) -> None:
+    """Training compiles its tower, tests do not: both fill one cache, so the trunk is the same function for both."""
+    plain, compiled = tower(), tower()
+    compiled.load_state_dict(plain.state_dict())
+    for block in compiled.blocks:
+        block.compile(backend=lambda graph, inputs: pytest.fail("the trunk was compiled"))
+    clips = torch.randn(2, FRAMES, 3, SIDE, SIDE)
+    assert torch.equal(plain.trunk(clips), compiled.trunk(clips))
+
+
 def test_a_damaged_file_is_named(tmp_path) -> None:
     cache = TrunkCache(FakeLoader(), settings(tmp_path), tower(), torch.device("cpu"))
     (batch,) = requests_of(1, 1, 1)
@@ -212,6 +243,9 @@ def test_a_damaged_file_is_named(tmp_path) -> None:
     data = bytearray(path.read_bytes())
     data[-1 - int(np.random.default_rng().integers(FEATURES_BYTES))] ^= 0x10
     path.write_bytes(data)
+    with pytest.raises(TrunkCacheError, match=f"{path.name} of loader.trunk_cache is damaged .*delete it"):
+        list(cache.stream([batch]))
+    save_file({"features": torch.zeros(2)}, path)
     with pytest.raises(TrunkCacheError, match=f"{path.name} of loader.trunk_cache is damaged .*delete it"):
         list(cache.stream([batch]))
     path.write_bytes(data[:50])
