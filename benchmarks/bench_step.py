@@ -8,7 +8,8 @@ Variants, all from the same weights, clips and drawn phrases:
 - `procedurevrl_style`: fixed embeddings of the root labels, whole video encoder in the graph (nothing marked frozen).
 - one change on `naive` at a time: `tokens_cut` (phrases padded to the longest instead of 77), `phrase_bank` (the frozen
   text transformer runs once per phrase, before training), `own_timesformer`, `fused_loss`.
-- `ours`: all of it, fp32; `ours_compiled` with the blocks under torch.compile; `ours_sgd_loop` without fused SGD.
+- `ours`: all of it, fp32; `ours_compiled` with the blocks under torch.compile, `ours_graphs` in CUDA graphs too;
+  `ours_sgd_loop` without fused SGD.
 - `ours_bf16`: weights in bfloat16, fp32 masters and momentum for what trains, as in training; `ours_bf16_pure` without.
 - `..._checkpointed`: with `model.video.activation_checkpointing`.
 - `..._cached`: the trunk output of every clip is in the trunk cache and read from there (page cache, after the first
@@ -27,7 +28,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ VARIANTS = {
     ),
     "cuda": (
         *("naive", "naive_bf16", "procedurevrl_style", "tokens_cut", "phrase_bank", "own_timesformer", "fused_loss"),
-        *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled", "ours_cached"),
+        *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled", "ours_graphs", "ours_cached"),
         *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
     ),
 }
@@ -180,9 +181,10 @@ def build(variant: str, shape: Shape, device: str) -> tuple[nn.Module, ConceptSa
         model.release_text({})  # no new phrase will come
     video = model.video if ours or variant == "own_timesformer" else NaiveVideo(model.video, shape.frames).to(device)
     text = NaiveText(model.text).to(device) if bank is None else bank
-    if variant == "ours_compiled":
-        for block in model.video.tower():
-            block.compile(dynamic=False)
+    if variant in ("ours_compiled", "ours_graphs"):
+        mode = "default" if variant == "ours_compiled" else "reduce-overhead"
+        model.video.config = replace(model.video.config, compile=mode)
+        model.compile_blocks()
     return Assembled(video, text, fused=ours or variant == "fused_loss"), sampler
 
 
@@ -195,6 +197,14 @@ def vocabulary(shape: Shape) -> tuple[SynonymTrees, list[Action]]:
 
 
 def worker(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
+    """`answer`, and what ended it, such as a GPU's memory, as the last answer."""
+    try:
+        answer(pipe, variant, shape, device)
+    except Exception as error:  # the other variants' rows are worth keeping
+        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+def answer(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
     """Build a variant; for each message take one step and answer with its milliseconds; at the end, with the rest."""
     base = peak_memory_gib(device)
     module, sampler = build(variant, shape, device)
@@ -277,10 +287,13 @@ def measure(shape: Shape, variants: list[str], device: str, turns: int) -> list[
         context.Process(target=worker, args=(theirs, variant, shape, device), daemon=True).start()
     times: dict[str, list[float]] = {variant: [] for variant in variants}
     for turn in range(-1, turns):  # a step to warm up
-        for variant, pipe in pipes.items():
+        for variant, pipe in list(pipes.items()):
             pipe.send(turn + 1)
             taken = pipe.recv()
-            if turn >= 0:
+            if isinstance(taken, str):
+                print(f"{shape.name}: {variant} has no rows, {taken}", flush=True)
+                del pipes[variant], times[variant]
+            elif turn >= 0:
                 times[variant].append(taken)
         print(shape.name, turn, {name: round(values[-1]) for name, values in times.items() if values}, flush=True)
     rows = []
@@ -308,6 +321,13 @@ def config(shape: Shape) -> dict[str, Any]:
     return asdict(shape) | {"trained_blocks": 3, "phrases_of": "configs/synonyms/tabletop.json"}
 
 
+def groups(variants: list[str], device: str) -> list[list[str]]:
+    """What runs side by side: all on a CPU; on a GPU, whose memory cannot hold them all, each beside `naive`."""
+    if device == "cpu" or "naive" not in variants:
+        return [variants]
+    return [["naive", variant] for variant in variants if variant != "naive"]
+
+
 def main() -> None:
     """Measure and append to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -317,10 +337,13 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=10, help="timed steps of each variant")
     parser.add_argument("--output", type=Path, default=RESULTS / "train_step.csv")
     options = parser.parse_args()
+    if unknown := set(options.variants or ()) - set(VARIANTS[options.device]):
+        parser.error(f"--variants: {', '.join(sorted(unknown))} is none of {', '.join(VARIANTS[options.device])}")
     for shape in SHAPES[options.device]:
         if not options.shapes or shape.name in options.shapes:
             variants = options.variants or list(VARIANTS[options.device])
-            append(options.output, measure(shape, variants, options.device, options.turns), options.device)
+            for group in groups(variants, options.device):
+                append(options.output, measure(shape, group, options.device, options.turns), options.device)
 
 
 if __name__ == "__main__":
