@@ -33,6 +33,7 @@ bench-gpu: install
 	$(BIN)/python benchmarks/bench_similarity.py --device cuda
 	$(BIN)/python benchmarks/bench_attention.py --device cuda
 	$(BIN)/python benchmarks/bench_attention.py --device cuda --sweep
+	$(BIN)/python benchmarks/bench_patches.py --device cuda
 	$(BIN)/python benchmarks/bench_step.py --device cuda
 	$(BIN)/python benchmarks/profile_step.py --device cuda
 	$(BIN)/python benchmarks/bench_eval.py --device cuda

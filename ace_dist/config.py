@@ -215,6 +215,7 @@ class LoaderConfig:
     trunk_cache_gib: float = 50.0  # the most that this folder may hold
     mean: list[float] = field(default_factory=lambda: [0.45, 0.45, 0.45])  # of RGB in [0, 1]
     std: list[float] = field(default_factory=lambda: [0.225, 0.225, 0.225])
+    dtype: str = "float32"  # float32: the loader normalises; uint8: a TimeSformer's patch embedding does, from bytes
 
 
 @dataclass
@@ -476,6 +477,13 @@ def check_combinations(config: Config) -> None:
             raise ConfigError(
                 f"loader.{key}={getattr(config.loader, key)} is smaller than loader.crop={config.loader.crop}"
             )
+    if config.loader.dtype not in ("float32", "uint8"):
+        raise ConfigError(f"loader.dtype={config.loader.dtype} is not one of float32, uint8")
+    if config.loader.dtype == "uint8" and config.model.video.tower != "timesformer":
+        raise ConfigError(
+            f"loader.dtype=uint8 is for model.video.tower=timesformer, not {config.model.video.tower}; set "
+            f"loader.dtype=float32"
+        )
     if config.loader.trunk_cache is not None and config.loader.augment:
         raise ConfigError(
             f"loader.trunk_cache={config.loader.trunk_cache} needs loader.augment=false: with random crops no clip is "

@@ -34,7 +34,7 @@ __all__ = ["DaliLoader", "build_pipeline"]
 def build_pipeline(
     loader: LoaderConfig, device: torch.device, batch_size: int, source: Callable[[], tuple[list[Any], ...]]
 ) -> Any:
-    """Encoded bytes and a place in, normalised float32 FCHW out.
+    """Encoded bytes and a place in; normalised float32 FCHW out, or bytes with `loader.dtype=uint8`.
 
     `source` supplies the columns of `inputs` for a batch of at most `batch_size`, and raises StopIteration at the end.
     The crop is resized directly out of its region of interest: equal to resizing the whole frame and then cropping
@@ -57,7 +57,9 @@ def build_pipeline(
         video = fn.resize(
             video, size=size, roi_start=roi_start, roi_end=roi_end, antialias=True, interp_type=types.INTERP_LINEAR
         )
-        video = fn.crop_mirror_normalize(video, mirror=flip, mean=mean, std=std, output_layout="FCHW")
+        as_bytes = {"mean": 0.0, "std": 1.0, "dtype": types.UINT8}
+        how = as_bytes if loader.dtype == "uint8" else {"mean": mean, "std": std}
+        video = fn.crop_mirror_normalize(video, mirror=flip, output_layout="FCHW", **how)
         pipeline.set_outputs(video)
     pipeline.build()
     return pipeline
@@ -143,14 +145,14 @@ class DaliLoader(Loader):
         self.pipeline.reset()
 
     def collect(self) -> torch.Tensor:
-        """The oldest running batch, copied out of DALI's buffers: float32 [B, T, 3, crop, crop]."""
+        """The oldest running batch, copied out of DALI's buffers: `loader.dtype` [B, T, 3, crop, crop]."""
         try:
             (output,) = self.pipeline.share_outputs()
         except Exception as error:  # DALI raises many types, and cannot go on after any of them
             raise DataError(self.explain(self.running[0], error)) from error
         tensor = output.as_tensor()
         with nullcontext() if self.copies is None else torch.cuda.stream(self.copies):
-            video = torch.empty(tuple(tensor.shape()), device=self.device)
+            video = torch.empty(tuple(tensor.shape()), dtype=getattr(torch, self.loader.dtype), device=self.device)
             feed_ndarray(tensor, video, cuda_stream=self.copies)
         if self.copies is not None:
             # The buffer goes back to DALI next. On torch's own stream this would wait for the step before, too.

@@ -40,7 +40,9 @@ NVDEC_VP9_LEAST = 128  # pixels a side; below it NVDEC has no VP9 (NVDEC program
 
 @dataclass
 class Batch:
-    """Decoded clips: float32 RGB [B, T, 3, H, W], normalised, on the device; int64 labels [B]; frame indices [B, T]."""
+    """Decoded clips on the device: normalised float32 RGB [B, T, 3, H, W], or bytes with `loader.dtype=uint8`; int64
+    labels [B]; frame indices [B, T].
+    """
 
     video: torch.Tensor
     labels: torch.Tensor

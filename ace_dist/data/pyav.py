@@ -111,7 +111,8 @@ class PyavLoader(Loader):
                 for future in futures:
                     future.result()
                 ahead.extend(map(self.submit, itertools.islice(batches, 1)))
-                yield assemble(normalise(video.to(self.device, non_blocking=True), self.loader), requests)
+                video = video.to(self.device, non_blocking=True)
+                yield assemble(video if self.loader.dtype == "uint8" else normalise(video, self.loader), requests)
         finally:
             for _, _, futures in ahead:
                 for future in futures:

@@ -68,11 +68,10 @@ def encode_test(
         records, labels, config.dataset.clip, config.loader, config.evaluation.batch_size, ranks.rank, ranks.world
     )
     model.eval()
-    dtype = next(model.video.parameters()).dtype
     rows: list[tuple[list[str], list[int], list[int], np.ndarray[Any, Any]]] = []
     for batch in loader.stream(plan.batches()):
         moved()
-        embeddings = model.encode_video(batch.video.to(dtype)).float().cpu()
+        embeddings = model.encode_video(batch.video).float().cpu()
         rows.append((batch.ids, batch.views, batch.labels.tolist(), embeddings.numpy()))
     merged = [row for share in ranks.gather(rows) for row in share]
     return EncodedTest(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,8 @@ class Explorer:
             raise ExplorerError(f"the test split has no clip {key!r}; choose one of the list")
         if key not in self.kept:
             plan = TestPlan([self.records[key]], [0], self.config.dataset.clip, self.config.loader, batch_size=16)
-            loader = make_loader(self.config.dataset.shards, self.config, self.device)
+            shown = replace(self.config, loader=replace(self.config.loader, dtype="float32"))
+            loader = make_loader(self.config.dataset.shards, shown, self.device)
             batches = list(loader.stream(plan.batches()))
             loader.close()
             self.keep(key, self.encode(torch.cat([batch.video for batch in batches])))

@@ -69,6 +69,7 @@ def open_loader(config: Config, model: DualEncoder, device: torch.device) -> Loa
 
     Raises `TrunkCacheError` when the video tower has no frozen blocks to spare; otherwise as `make_loader`.
     """
+    model.expect_clips(config.loader)
     if config.loader.trunk_cache is None:
         return make_loader(config.dataset.shards, config, device)
     tower = model.video
@@ -101,6 +102,7 @@ class TrunkCache(Loader):
             "attention": described(choose_attention(tower.config.attention, device), device),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "decoder": loader.decoder,
+            "clips": config.loader.dtype,
             "mean": list(config.loader.mean),
             "std": list(config.loader.std),
             "torch": torch.__version__,
@@ -151,7 +153,7 @@ class TrunkCache(Loader):
         rows = []
         for request, read in zip(plan.requests, plan.reads, strict=True):
             if read is None:
-                features = self.tower.trunk(next(fresh)[None].to(self.tower.head.weight.dtype))[0]
+                features = self.tower.trunk(next(fresh)[None])[0]
                 self.keep(request, features)
                 self.computed += 1
             else:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ace_dist.config import SimilarityConfig
 from ace_dist.errors import UserError
 from ace_dist.models.image_tower import ImageTower
+from ace_dist.models.patches import ClipPatches
 from ace_dist.models.phrase_bank import PhraseBank
 from ace_dist.models.similarity import build_similarity
 from ace_dist.models.spacetime import SpaceTimeTower
@@ -18,7 +19,7 @@ from ace_dist.models.text import build_text_tower
 from ace_dist.models.timesformer import TimeSformer
 
 if TYPE_CHECKING:
-    from ace_dist.config import TextConfig, VideoConfig
+    from ace_dist.config import LoaderConfig, TextConfig, VideoConfig
 
 __all__ = ["DualEncoder", "EmbeddingWidthError", "VideoTower", "build_video_tower"]
 
@@ -48,9 +49,22 @@ class DualEncoder(nn.Module):
         return self.encode_video(video), bank.encode(indices)
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """Normalised RGB clips [B,T,3,H,W] -> [B,D]; frame by frame, [B,T,D], with `model.video.pooling=frames`."""
+        """Normalised RGB clips [B,T,3,H,W] -> [B,D]; frame by frame, [B,T,D], with `model.video.pooling=frames`.
+
+        They are cast to the tower's precision; bytes, which `expect_clips` allows, stay bytes.
+        """
+        if video.dtype != torch.uint8:
+            video = video.to(next(self.video.parameters()).dtype)
         embedding: Tensor = self.video(video)
         return embedding
+
+    def expect_clips(self, loader: LoaderConfig) -> None:
+        """Take clips as a loader of these settings gives them: `loader.dtype=uint8` leaves it to us to normalise."""
+        as_bytes = loader.dtype == "uint8"
+        if isinstance(self.video.patch_embed, ClipPatches):
+            self.video.patch_embed.normalisation = (tuple(loader.mean), tuple(loader.std)) if as_bytes else None
+        else:
+            assert not as_bytes  # refused with the configuration
 
     def compile_blocks(self) -> None:
         """Compile the video tower's blocks as `model.video.compile` says, for training: each shape is compiled once.

@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
-from timm.layers import Mlp, PatchEmbed, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ace_dist.errors import UserError
 from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention
+from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recomputed
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class TimeSformer(nn.Module):
         super().__init__()
         check_config(config)
         self.config = config
-        self.patch_embed = PatchEmbed(config.image_size, config.patch, 3, config.width, strict_img_size=False)
+        self.patch_embed = ClipPatches(config.image_size, config.patch, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, config.width))
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
@@ -212,7 +213,8 @@ class TimeSformer(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """Embed normalised RGB clips, [B,T,3,H,W] -> [B,E], not unit length; or go on from `trunk`, [B,1+P*T,D].
 
-        Raises `VideoShapeError` for frames that are not square or not a multiple of the patch.
+        Clips of bytes are normalised within `patch_embed`, which has to know how (`ClipPatches.normalisation`). Raises
+        `VideoShapeError` for frames that are not square or not a multiple of the patch.
         """
         frozen_below = 0 if self.time_embed.requires_grad else self.first_trained
         if video.dim() == 3:
@@ -266,11 +268,10 @@ class TimeSformer(nn.Module):
     def embed(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Patch, position and time embedding: [B,T,3,H,W] -> cls [B,1,D], patches [B,P,T,D]."""
         clips, frames = video.shape[:2]
-        patches = self.patch_embed(video.flatten(0, 1))
+        patches = self.patch_embed(video)
         positions = resize_positions(self.pos_embed, patches.shape[1])
         times = resize_times(self.time_embed, frames, self.config.time_embed_resize)
         cls = (self.cls_token + positions[:, :1]).expand(clips, -1, -1)
-        patches = patches.unflatten(0, (clips, frames)).transpose(1, 2).contiguous()
         return cls, patches + (positions[0, 1:, None] + times)
 
     def drop_masks(self, embedded: Tensor) -> list[DropMasks | None]:

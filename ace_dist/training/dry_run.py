@@ -39,6 +39,7 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     steps = total_steps(config.training, len(plan.records))
     engine = Engine(config, objective, ranks, steps)
     requests = plan.requests(0)[: micro_batch_size(config, ranks.world)]
+    objective.model.expect_clips(config.loader)
     with closing(make_loader(config.dataset.shards, config, ranks.device)) as loader:
         batch = next(loader.stream(iter([requests])))
     check_batch(batch, requests, config)

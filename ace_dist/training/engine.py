@@ -105,9 +105,8 @@ class Engine:
         return {f"lr_{group['name']}": group["lr"] for group in self.deepspeed.optimizer.param_groups}
 
     def forward(self, batch: Batch, draw: ConceptDraw) -> Losses:
-        """Losses of one micro-batch; the video is cast to the engine's precision."""
-        video: Tensor = batch.video.bfloat16() if self.bf16 else batch.video
-        losses: Losses = self.deepspeed(video, batch.labels, draw)
+        """Losses of one micro-batch."""
+        losses: Losses = self.deepspeed(batch.video, batch.labels, draw)
         return losses
 
     def backward(self, loss: Tensor) -> None:
@@ -256,7 +255,8 @@ def gather_neighbours(video: nn.Module) -> None:
     """Tell ZeRO 3 which weights are used outside of the layer that owns them: it gathers them for the whole tower.
 
     These are the matrices that a block multiplies before it uses them (`Block.temporal`), and the first query's of the
-    last block (`Attention.project_in_first`). All others are gathered layer by layer.
+    last block (`Attention.project_in_first`), and the patch embedding's where clips are bytes. All others are gathered
+    layer by layer.
     """
     import deepspeed
 
@@ -264,7 +264,7 @@ def gather_neighbours(video: nn.Module) -> None:
         return
     blocks = list(video.tower())
     layers = [layer for block in blocks for layer in (block.temporal_attn.proj, block.temporal_fc)]
-    for layer in [*layers, blocks[-1].attn.qkv]:
+    for layer in [*layers, blocks[-1].attn.qkv, video.patch_embed.proj]:
         for parameter in layer.parameters():
             deepspeed.zero.register_external_parameter(video, parameter)
 

@@ -52,7 +52,11 @@ def batch_of(config, step, ranks):
     """This rank's share of a global batch that depends on the step alone."""
     generator = torch.Generator().manual_seed(step)
     size = config.model.video.image_size
-    video = torch.randn(CLIPS, config.dataset.clip.frames, 3, size, size, generator=generator)
+    shape = (CLIPS, config.dataset.clip.frames, 3, size, size)
+    if config.loader.dtype == "uint8":
+        video = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    else:
+        video = torch.randn(shape, generator=generator)
     labels = torch.randint(len(ACTIONS), (CLIPS,), generator=generator)
     mine = slice(ranks.rank * CLIPS // ranks.world, (ranks.rank + 1) * CLIPS // ranks.world)
     return SimpleNamespace(video=video[mine], labels=labels[mine])
@@ -97,6 +101,15 @@ def average_of(config, ranks):
         return max(float((found[name] - other[name]).abs().max() / other[name].abs().max()) for name in found)
 
     return {"apart": apart(wanted), "from_last": apart(last), "lost": lost}
+
+
+def bytes_losses(stage, ranks):
+    """A few steps whose clips are bytes, which the patch embedding normalises with weights that ZeRO 3 spreads."""
+    config = settings(stage, "fp32")
+    config = replace(config, loader=replace(config.loader, dtype="uint8"))
+    engine = Engine(config, objective_of(config), ranks, STEPS)
+    engine.module.model.expect_clips(config.loader)
+    return train(engine, config, ranks, 0, STOP)
 
 
 def plain_losses(config, ranks):
@@ -158,6 +171,7 @@ def main(out):
     config = settings(2, "fp32")
     engine = Engine(config, objective_of(config), ranks, STEPS)
     engine.load_state(states[3, "fp32"])
+    found["bytes"] = [bytes_losses(stage, ranks) for stage in (0, 3)]
     found["zero3 continued by zero2"] = train(engine, config, ranks, STOP, STEPS)
     if ranks.is_first:
         Path(out).write_text(json.dumps(found))

@@ -63,3 +63,9 @@ def test_the_average_of_the_weights_is_the_average_of_the_weights(found, run):
 def test_a_run_of_one_stage_continues_under_another(found):
     """What ZeRO 3 left, ZeRO 2 continues: a checkpoint does not know its stage."""
     assert found["zero3 continued by zero2"] == pytest.approx(found["runs"]["zero3 fp32"]["continued"], rel=1e-5)
+
+
+def test_clips_of_bytes_train_alike_under_every_stage(found):
+    """The patch embedding uses its weights outside of the layer that owns them; ZeRO 3 has to gather them there."""
+    plain, spread = found["bytes"]
+    assert spread == pytest.approx(plain, rel=1e-4)

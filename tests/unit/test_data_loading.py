@@ -101,6 +101,19 @@ def test_both_backends_return_the_same_clips(folders, opened, codec):
     assert total / count <= MEAN_TOLERANCE
 
 
+@pytest.mark.parametrize("kind", [DaliLoader, PyavLoader])
+def test_bytes_are_the_pixels_that_are_else_normalised(folders, opened, kind):
+    shards = folders["vp9"]
+    requests = all_requests(shards)
+    floats, stored = (
+        [batch.video for batch in opened(kind, shards.folder, dtype=dtype).stream(requests)]
+        for dtype in ("float32", "uint8")
+    )
+    for video, pixels in zip(floats, stored, strict=True):
+        assert pixels.dtype == torch.uint8
+        assert (grey_levels(video, small_loader()) - pixels).abs().max() < 1e-3
+
+
 @pytest.mark.parametrize(
     ("loader_class", "codec"),
     [(DaliLoader, "vp9"), (DaliLoader, "mjpeg"), (PyavLoader, "vp9"), (PyavLoader, "mjpeg"), (PyavLoader, "h264")],
