@@ -1,14 +1,11 @@
-"""Owns how small tensors reach a GPU in the middle of a step."""
+"""Owns how tensors of the host reach a GPU in the middle of a step."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-__all__ = ["send"]
+__all__ = ["Upload", "send"]
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -16,3 +13,25 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+class Upload:
+    """Copies clips to a device; to a GPU from pinned memory and on a stream of its own, beside the step before.
+
+    On torch's current stream a copy would begin when that step has ended.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The tensor there; what is queued on the current stream from now on finds it complete."""
+        if self.stream is None:
+            return tensor.to(self.device)
+        with torch.cuda.stream(self.stream):
+            there = tensor.to(self.device, non_blocking=True)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        there.record_stream(current)  # else its memory could serve the next copy while the step still reads it
+        return there

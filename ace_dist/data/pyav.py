@@ -23,6 +23,7 @@ from ace_dist.data.pixels import cut_of, picture_rgb, show
 from ace_dist.data.sample_table import SampleTable, read_sample_table
 from ace_dist.data.segments import DataError
 from ace_dist.data.shard_format import ShardFiles
+from ace_dist.transfer import Upload
 
 if TYPE_CHECKING:
     from ace_dist.config import LoaderConfig
@@ -101,6 +102,7 @@ class PyavLoader(Loader):
         self.files, self.loader, self.device = ShardFiles(folder), loader, device
         self.prefetch = max(1, loader.prefetch)
         self.pool = ThreadPoolExecutor(max(1, loader.threads), "decode")
+        self.upload = Upload(device)
 
     def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
         """See `Loader.decode`."""
@@ -111,7 +113,7 @@ class PyavLoader(Loader):
                 for future in futures:
                     future.result()
                 ahead.extend(map(self.submit, itertools.islice(batches, 1)))
-                video = video.to(self.device, non_blocking=True)
+                video = self.upload(video)
                 yield assemble(video if self.loader.dtype == "uint8" else normalise(video, self.loader), requests)
         finally:
             for _, _, futures in ahead:

@@ -31,6 +31,7 @@ from ace_dist.errors import UserError
 from ace_dist.files import write_bytes, write_json
 from ace_dist.models.attention import choose_attention, described
 from ace_dist.models.timesformer import TimeSformer
+from ace_dist.transfer import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -113,6 +114,7 @@ class TrunkCache(Loader):
         write_json(self.folder / "about.json", about)
         self.prefetch = max(1, config.loader.prefetch)
         self.pool = ThreadPoolExecutor(max(1, config.loader.threads), "trunk_cache")
+        self.upload = Upload(device)
         self.recalled = self.computed = 0  # clips
         self.recount()
 
@@ -157,7 +159,7 @@ class TrunkCache(Loader):
                 self.keep(request, features)
                 self.computed += 1
             else:
-                features = read.result().to(self.device, non_blocking=True)
+                features = self.upload(read.result())
                 self.recalled += 1
             rows.append(features)
         return assemble(torch.stack(rows), plan.requests)
