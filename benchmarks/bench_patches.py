@@ -1,6 +1,6 @@
 """Is it faster to embed the patches of a clip's bytes than to normalise the clip first?
 
-    python benchmarks/bench_patches.py --device cpu --threads 1     # rows for results/patch_embedding.csv
+    python benchmarks/bench_patches.py --device cpu --threads 2     # rows for results/patch_embedding.csv
     python benchmarks/bench_patches.py --device cuda
 
 From uint8 [B,T,3,S,S] on the device to [B,P,T,D]. Variants: `normalised`, as `loader.dtype=float32` does (normalise in
