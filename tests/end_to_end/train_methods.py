@@ -1,7 +1,7 @@
 """Trains and evaluates every method on a tiny tabletop in one process; run by `test_methods.py`.
 
-`python train_methods.py FOLDER` writes FOLDER/shards and a run folder a method; `vifi_ft_resumed` is stopped half-way
-and continued.
+`python train_methods.py FOLDER` writes FOLDER/shards and a run folder for each of `RUNS`; `vifi_ft_resumed` is stopped
+half-way and continued.
 """
 
 import sys
@@ -17,6 +17,13 @@ METHODS = (
     "ace", "ace_no_leaf", "ace_no_shadow", "ace_no_random", "ace_no_fixed", "procvlr", "vifi_ft", "vifi_pr", "bike",
     "text4vis", "lavila", "random",
 )  # fmt: skip
+VARIANTS = {  # run -> settings of ACE that change how a step is computed
+    "ace_accumulated": ["training.accumulation=2"],
+    "ace_bf16": ["training.precision=bf16"],
+    "ace_text_layers": ["model.text.trained_layers=1", "method.independent_draws=true"],
+    "ace_feature_cache": ["loader.augment=false", "loader.trunk_cache={folder}/features"],
+}
+RUNS = (*METHODS, *VARIANTS)
 STEPS = 4
 
 
@@ -26,8 +33,10 @@ def main(folder):
            f"training.max_steps={STEPS}", "training.log_every_steps=1"]  # fmt: skip
     build_dataset(load_config(toy).dataset)
     ranks = connect("cpu")
-    for method in METHODS:
-        config = load_config(["experiment=demo", f"method={method}", *toy, f"run_dir={folder}/{method}"])
+    for run in RUNS:
+        own = [setting.format(folder=folder) for setting in VARIANTS.get(run, ())]
+        method = "ace" if run in VARIANTS else run
+        config = load_config(["experiment=demo", f"method={method}", *toy, *own, f"run_dir={folder}/{run}"])
         train(config, ranks)
         evaluate_run(Path(config.run_dir), ranks)
     half = [*toy, f"run_dir={folder}/vifi_ft_resumed", "method=vifi_ft"]
