@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ace_dist.evaluation.classifier import Classifier
+    from ace_dist.evaluate.classifier import Classifier
 
 __version__ = "0.1.0"
 __all__ = ["Classifier", "__version__"]
@@ -12,7 +12,7 @@ __all__ = ["Classifier", "__version__"]
 def __getattr__(name: str) -> Any:
     """Import `Classifier` on first use: `import ace_dist` alone stays free of torch."""
     if name == "Classifier":
-        from ace_dist.evaluation.classifier import Classifier
+        from ace_dist.evaluate.classifier import Classifier
 
         return Classifier
     raise AttributeError(f"module 'ace_dist' has no attribute {name!r}")

@@ -30,7 +30,7 @@ from common import Row, append
 from torch import nn
 
 from ace_dist.config import load_config
-from ace_dist.rendezvous import free_port
+from ace_dist.utils.rendezvous import free_port
 
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parent / "results" / "checkpoint.csv"
@@ -67,12 +67,12 @@ class Holder(nn.Module):
 
 def time_saves(stage: int, turns: int) -> None:
     """One rank of `saves`; rank 0 appends the rows."""
-    from ace_dist.distributed import connect, disconnect
-    from ace_dist.methods.task import build_model
-    from ace_dist.training.agreement import Agreement
-    from ace_dist.training.checkpoints import Checkpoints
-    from ace_dist.training.engine import Engine
-    from ace_dist.training.guards import RunLock
+    from ace_dist.data.task import build_model
+    from ace_dist.train.agreement import Agreement
+    from ace_dist.train.checkpoint import Checkpoints
+    from ace_dist.train.engine import Engine
+    from ace_dist.train.guards import RunLock
+    from ace_dist.utils.distributed import connect, disconnect
 
     ranks = connect("cpu")
     config = load_config(

@@ -24,7 +24,7 @@ from naive_step import NaiveText, NaiveVideo, naive_similarity
 from torch import Tensor
 
 from ace_dist.concepts import Action, Phrases, SynonymTrees, draw_srt, label_phrases, srt_labels
-from ace_dist.evaluation.protocols import similarity
+from ace_dist.evaluate.protocols import similarity
 from ace_dist.models.dual_encoder import DualEncoder
 
 RESULTS = Path(__file__).parent / "results"

@@ -37,10 +37,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ace_dist.config import LoaderConfig
-from ace_dist.data.clips import ClipRequest, TrainPlan, crop_box
-from ace_dist.data.loading import DALI_CPU_CODECS, Loader
-from ace_dist.data.pyav import decode_clip
-from ace_dist.data.shard_format import ShardFiles, ShardSet
+from ace_dist.data.loader.base import DALI_CPU_CODECS, Loader
+from ace_dist.data.loader.pyav import decode_clip
+from ace_dist.data.sampling import ClipRequest, TrainPlan, crop_box
+from ace_dist.data.shards import ShardFiles, ShardSet
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN_FPS = {"ata": 10.0, "ikea": 12.5, "gtea": None}  # the rate that the clip shows; GTEA's camera has it already
@@ -167,7 +167,7 @@ def webdataset_column(shards: ShardSet) -> Column:
 
 def columns_of(shards: ShardSet, codec: str, device: str) -> dict[str, Column]:
     """Every loader that can read these clips here; what is missing is printed."""
-    from ace_dist.data.dali import DaliLoader
+    from ace_dist.data.loader.dali import DaliLoader
 
     files, found = ShardFiles(shards.folder), dict[str, Column]()
     if device == "cpu":

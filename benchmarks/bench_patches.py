@@ -21,7 +21,7 @@ from common import Row, append, gpu_extras, time_in_turns
 from torch import Tensor
 
 from ace_dist.config import LoaderConfig
-from ace_dist.data.loading import normalise
+from ace_dist.data.loader.base import normalise
 from ace_dist.models.patches import ClipPatches
 
 RESULTS = Path(__file__).parent / "results"

@@ -120,11 +120,11 @@ def loopback_bytes() -> int:
 def worker(out: Path, settings: Sequence[str]) -> None:
     """One rank: train a few stretches of steps and count what they send."""
     from ace_dist.config import load_config
-    from ace_dist.distributed import connect, disconnect
-    from ace_dist.methods import prepare
-    from ace_dist.training.guards import RunLock
-    from ace_dist.training.loop import build, take_steps
-    from ace_dist.training.preemption import Preemption
+    from ace_dist.objectives import prepare
+    from ace_dist.train.guards import RunLock
+    from ace_dist.train.preemption import Preemption
+    from ace_dist.train.trainer import build, take_steps
+    from ace_dist.utils.distributed import connect, disconnect
 
     config = load_config(settings)
     ranks = connect(config.training.device)

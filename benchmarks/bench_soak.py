@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ace_dist.config import load_config
-from ace_dist.data.clips import TrainPlan
-from ace_dist.data.loading import make_loader
-from ace_dist.data.shard_format import ShardSet
+from ace_dist.data.loader.base import make_loader
+from ace_dist.data.sampling import TrainPlan
+from ace_dist.data.shards import ShardSet
 
 RESULTS = Path(__file__).parent / "results" / "soak.csv"
 BLOCKS = 10

@@ -41,13 +41,13 @@ from naive_step import NaiveStep, NaiveText, NaiveVideo, naive_loss
 from torch import Tensor, nn
 
 from ace_dist.concepts import Action, ConceptDraw, ConceptSampler, SynonymTrees
-from ace_dist.config import MethodConfig, TextConfig, VideoConfig, config_dir
-from ace_dist.memory import trim_heap
-from ace_dist.methods.objective import offsets_of
-from ace_dist.methods.trunk_cache import read_features, write_features
+from ace_dist.config import MethodConfig, TextConfig, VideoConfig, assets_dir
+from ace_dist.data.loader.feature_cache import read_features, write_features
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.phrase_bank import PhraseBank
+from ace_dist.models.text_features import PhraseBank
 from ace_dist.models.timesformer import TimeSformer
+from ace_dist.objectives.concept import offsets_of
+from ace_dist.utils.memory import trim_heap
 
 RESULTS = Path(__file__).parent / "results"
 SETTINGS = MethodConfig()
@@ -190,7 +190,7 @@ def build(variant: str, shape: Shape, device: str) -> tuple[nn.Module, ConceptSa
 
 def vocabulary(shape: Shape) -> tuple[SynonymTrees, list[Action]]:
     """As many actions and synonyms as the shape says, of real verbs; whose synonym a verb is does not matter here."""
-    verbs = SynonymTrees.load(config_dir() / "synonyms" / "tabletop.json").verbs()
+    verbs = SynonymTrees.load(assets_dir() / "synonyms" / "tabletop.json").verbs()
     groups = [verbs[i : i + shape.synonyms] for i in range(0, shape.classes * shape.synonyms, shape.synonyms)]
     trees = {group[0]: {verb: [verb, *(v for v in group if v != verb)] for verb in group} for group in groups}
     return SynonymTrees(trees), [Action(group[0], "block") for group in groups]
@@ -318,7 +318,7 @@ def rows_of(shape: Shape, variant: str, times_ms: list[float], found: dict[str, 
 
 def config(shape: Shape) -> dict[str, Any]:
     """What a row depends on."""
-    return asdict(shape) | {"trained_blocks": 3, "phrases_of": "configs/synonyms/tabletop.json"}
+    return asdict(shape) | {"trained_blocks": 3, "phrases_of": "ace_dist/assets/synonyms/tabletop.json"}
 
 
 def groups(variants: list[str], device: str) -> list[list[str]]:

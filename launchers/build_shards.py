@@ -9,9 +9,9 @@ import os
 from collections.abc import Sequence
 
 from ace_dist.config import load_config, run_launcher
-from ace_dist.data.clips import coinciding_views
-from ace_dist.data.readers import build_dataset, build_part
-from ace_dist.data.shards import array_task
+from ace_dist.data.build.shards import array_task
+from ace_dist.data.datasets import build_dataset, build_part
+from ace_dist.data.sampling import coinciding_views
 
 
 def main(argv: Sequence[str]) -> None:

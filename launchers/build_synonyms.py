@@ -11,10 +11,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ace_dist.concepts import SynonymTrees
-from ace_dist.concepts.diagnostics import diagnose
-from ace_dist.concepts.generation import BuildConfig, BuildError, build, export_sheet, import_sheet
-from ace_dist.concepts.generation.action_list import read_actions
 from ace_dist.config import run_launcher, typed_settings
+from ace_dist.tools.synonyms import BuildConfig, BuildError, build, export_sheet, import_sheet
+from ace_dist.tools.synonyms.action_list import read_actions
+from ace_dist.tools.synonyms.diagnostics import diagnose
 
 INCOMPLETE = 3  # exit status of a build that lacks nodes
 SHOWN = 20  # missing nodes that are printed; the file names all of them

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> None:
         {"run": "a run folder", "video": "a video file", "actions": "a list such as '[spin block, hammer pin]'"},
         {"start_s": "start of the action in seconds", "end_s": "its end"},
     )
-    from ace_dist.evaluation.classifier import Classifier
+    from ace_dist.evaluate.classifier import Classifier
 
     classifier = Classifier.from_run(settings["run"])
     result = classifier.classify(

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     own = [arg for arg in argv if arg.partition("=")[0] in OWN]
     given = simple_settings(own, {}, OWN)
     config = load_config([arg for arg in argv if arg not in own])
-    from ace_dist.training.estimate import estimate
+    from ace_dist.tools.estimate import estimate
 
     print(
         estimate(

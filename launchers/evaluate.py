@@ -12,9 +12,9 @@ def main(argv: Sequence[str]) -> None:
     """Encode the test videos, score base, novel and SRT, write the results and the report."""
     run_dir = Path(simple_settings(argv, {"run": "a run folder"})["run"])
     config = read_config(run_dir)
-    from ace_dist.distributed import connect, disconnect
-    from ace_dist.evaluation.report import write_report
-    from ace_dist.evaluation.runs import evaluate_run, results_table
+    from ace_dist.evaluate.report import write_report
+    from ace_dist.evaluate.runs import evaluate_run, results_table
+    from ace_dist.utils.distributed import connect, disconnect
 
     ranks = connect(config.training.device)
     results = evaluate_run(run_dir, ranks)

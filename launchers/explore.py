@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     settings = typed_settings(argv, Settings)
     if not settings.run:
         raise ConfigError("run is not set: give a finished run folder as run=..., such as run=runs/demo")
-    from ace_dist.explorer.page import serve
+    from ace_dist.tools.explorer.page import serve
 
     serve(Path(settings.run), settings.port, settings.device, settings.largest_upload_mb)
 

@@ -11,7 +11,7 @@ from ace_dist.config import run_launcher, simple_settings
 def main(argv: Sequence[str]) -> None:
     """Write the folder and say how to load it."""
     settings = simple_settings(argv, {"run": "a finished run folder", "output": "a new folder"})
-    from ace_dist.evaluation.export import export_run
+    from ace_dist.evaluate.export import export_run
 
     export_run(Path(settings["run"]), Path(settings["output"]))
     print(f'{settings["output"]}: load it with ace_dist.Classifier.from_pretrained("{settings["output"]}")')

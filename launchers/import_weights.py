@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ace_dist.config import ConfigError, run_launcher, typed_settings
-from ace_dist.models.importing import Wanted, import_weights, save_imported
-from ace_dist.models.weight_layouts import KINDS
+from ace_dist.models.convert.importing import Wanted, import_weights, save_imported
+from ace_dist.models.convert.layouts import KINDS
 from ace_dist.models.weights import WeightsError
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ace_dist.concepts import SynonymTrees
-from ace_dist.concepts.diagnostics import diagnose, embedding_spread
-from ace_dist.concepts.generation.action_list import read_actions
 from ace_dist.config import ConfigError, run_launcher, typed_settings
+from ace_dist.tools.synonyms.action_list import read_actions
+from ace_dist.tools.synonyms.diagnostics import diagnose, embedding_spread
 
 
 @dataclass
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     config = typed_settings(argv, InspectConfig)
     if not config.trees:
         raise ConfigError("trees is not set: give a tree file as trees=...")
-    from ace_dist.evaluation.synonym_report import findings_table, text_encoder, write_synonym_report
+    from ace_dist.tools.synonyms.text_report import findings_table, text_encoder, write_synonym_report
 
     trees = SynonymTrees.load(config.trees)
     seen = set(trees.roots)

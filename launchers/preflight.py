@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> Outcome:
     """Print a table of the checks, each ok or failed with its remedy."""
     config = load_config(argv)
     from ace_dist.cluster.preflight import preflight, table
-    from ace_dist.distributed import connect, disconnect
+    from ace_dist.utils.distributed import connect, disconnect
 
     ranks = connect(config.training.device, timeout_s=MEETING_TIMEOUT_S)
     text, good = table(preflight(config, ranks))

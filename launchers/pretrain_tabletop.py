@@ -1,6 +1,6 @@
 """Pretrain both tabletop towers: `python launchers/pretrain_tabletop.py [out=DIR] [pretrain.steps=N] [key=value]`.
 
-`out=configs/weights/tabletop` replaces the weights that the repository ships; without `out` they stay.
+`out=ace_dist/assets/weights/tabletop` replaces the weights that the repository ships; without `out` they stay.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import load_config, run_launcher
-from ace_dist.training.pretraining import WORKERS, pretrain, read_settings, save_towers
+from ace_dist.worlds.tabletop.pretraining import WORKERS, pretrain, read_settings, save_towers
 
 
 def main(argv: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     if settings.sweep or settings.grid:
         study(settings)
         return
-    from ace_dist.evaluation.report import result_picture, write_report
+    from ace_dist.evaluate.report import result_picture, write_report
 
     compare = [Path(folder) for folder in settings.compare]
     print(f"report: {write_report(Path(settings.run), compare)}")
@@ -69,8 +69,8 @@ def study(settings: Settings) -> None:
     from ace_dist.cluster.collect import planned_runs
     from ace_dist.cluster.sweeps import Sweep
     from ace_dist.cluster.tables import curves_by_key, load_table
-    from ace_dist.evaluation.study_grid import write_gains
-    from ace_dist.evaluation.study_report import write_study
+    from ace_dist.tools.study.grid import write_gains
+    from ace_dist.tools.study.report import write_study
 
     sweep = Sweep.read(Path(settings.sweep)) if settings.sweep else None
     experiment = settings.experiment or (sweep.table if sweep else "")

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     table = load_table(settings.table) if settings.table else None
     runs = sweep.add(grid, table) if verb == "run" else list(sweep.runs.values())
     if table and (absent := rows_without_run(runs, table)):
-        print(f"left out {', '.join(absent)}: see configs/tables/{table.name}.yaml", flush=True)
+        print(f"left out {', '.join(absent)}: see ace_dist/assets/tables/{table.name}.yaml", flush=True)
     check_runs(runs, profile)
     code = launch(sweep, select(runs, sweep.states(), verb), profile, dry_run=settings.dry_run)
     if profile.kind == "local" and not settings.dry_run:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace_dist.config import load_config, run_launcher, to_yaml, typed_settings
-from ace_dist.secrets import redact
+from ace_dist.utils.secrets import redact
 
 if TYPE_CHECKING:
-    from ace_dist.training.loop import Outcome
+    from ace_dist.train.trainer import Outcome
 
 
 @dataclass
@@ -31,12 +31,12 @@ def main(argv: Sequence[str]) -> Outcome:
     own = [arg for arg in argv if arg.startswith("dry_run=")]
     settings = typed_settings(own, Settings)
     config = load_config([arg for arg in argv if arg not in (*own, "--cfg")])
-    from ace_dist.distributed import connect, disconnect
-    from ace_dist.evaluation.report import write_report
-    from ace_dist.evaluation.runs import evaluate_run, results_table
-    from ace_dist.methods import prepare
-    from ace_dist.training.dry_run import dry_run
-    from ace_dist.training.loop import Outcome, train
+    from ace_dist.evaluate.report import write_report
+    from ace_dist.evaluate.runs import evaluate_run, results_table
+    from ace_dist.objectives import prepare
+    from ace_dist.train.dry_run import dry_run
+    from ace_dist.train.trainer import Outcome, train
+    from ace_dist.utils.distributed import connect, disconnect
 
     if "--cfg" in argv:
         print(redact(to_yaml(prepare(config))), end="")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ace_dist.config import load_config, run_launcher
-from ace_dist.data.verify import verify_shards
+from ace_dist.data.build.verify import verify_shards
 
 
 def main(argv: Sequence[str]) -> None:

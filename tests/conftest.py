@@ -119,7 +119,7 @@ def six_steps(small_world, ranks):
     `world`: settings that make another `small_world`.
     """
     from ace_dist.config import load_config
-    from ace_dist.training.loop import train
+    from ace_dist.train.trainer import train
 
     def run(folder, *settings, world=()):
         config = load_config(
@@ -159,7 +159,7 @@ def is_foreign(url):
 @pytest.fixture(scope="module")
 def ranks():
     """This process as a group of one; what that sets in the environment goes with it."""
-    from ace_dist.distributed import connect, disconnect
+    from ace_dist.utils.distributed import connect, disconnect
 
     before = dict(os.environ)
     yield connect("cpu")
@@ -170,6 +170,6 @@ def ranks():
 
 def free_port():
     """A free TCP port, so that tests can run side by side."""
-    from ace_dist.rendezvous import free_port as find
+    from ace_dist.utils.rendezvous import free_port as find
 
     return find()

@@ -17,9 +17,9 @@ from typing import Any
 from ace_dist.cluster.sweeps import State, Sweep
 from ace_dist.cluster.tables import PRINTED, Table, printed_number
 from ace_dist.config import load_config
-from ace_dist.evaluation.run_files import read_results
-from ace_dist.evaluation.study import PlannedRun
-from ace_dist.files import write_text
+from ace_dist.evaluate.run_files import read_results
+from ace_dist.tools.study.study import PlannedRun
+from ace_dist.utils.files import write_text
 
 __all__ = [
     "Cell", "Line", "Sheet", "as_csv", "as_html", "as_latex", "as_markdown", "collect", "paper_sheet", "planned_runs",

@@ -27,8 +27,8 @@ from typing import Any, NoReturn
 import submitit
 from submitit.helpers import DelayedSubmission
 
-from ace_dist.errors import UserError
-from ace_dist.secrets import redact
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.secrets import redact
 
 __all__ = ["Event", "Job", "read_journal"]
 

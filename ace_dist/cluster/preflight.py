@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from ace_dist.data.clips import TrainPlan
-from ace_dist.data.loading import make_loader
-from ace_dist.data.shard_format import MANIFEST, ShardFiles, ShardSet
-from ace_dist.training.run_folder import PACKAGES, git_state
+from ace_dist.data.loader.base import make_loader
+from ace_dist.data.sampling import TrainPlan
+from ace_dist.data.shards import MANIFEST, ShardFiles, ShardSet
+from ace_dist.train.run_folder import PACKAGES, git_state
 
 if TYPE_CHECKING:
     from ace_dist.config import Config
-    from ace_dist.distributed import Ranks
+    from ace_dist.utils.distributed import Ranks
 
 __all__ = ["Finding", "preflight", "table"]
 

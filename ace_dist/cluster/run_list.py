@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ace_dist.config import Config, read_config
-from ace_dist.errors import UserError
-from ace_dist.evaluation.run_files import ReportError, read_results
-from ace_dist.training.checkpoints import CheckpointFolder
-from ace_dist.training.guards import RunLock
+from ace_dist.evaluate.run_files import ReportError, read_results
+from ace_dist.train.checkpoint import CheckpointFolder
+from ace_dist.train.guards import RunLock
+from ace_dist.utils.errors import UserError
 
 __all__ = ["ListedRun", "differing_settings", "find_runs", "runs_table"]
 

@@ -40,7 +40,7 @@ def make_job(launcher: str, settings: Sequence[str], profile: ClusterConfig, fol
 
 def check_training(config: Config, profile: ClusterConfig) -> None:
     """Raises `UserError` when the batch cannot be shared by the profile's ranks."""
-    from ace_dist.training.engine import micro_batch_size
+    from ace_dist.train.engine import micro_batch_size
 
     micro_batch_size(config, profile.nodes * profile.tasks_per_node)
 

@@ -26,8 +26,8 @@ from submitit.slurm.slurm import _make_sbatch_string
 from ace_dist.cluster.jobs import Job
 from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.config import ConfigError
-from ace_dist.errors import UserError
-from ace_dist.secrets import SECRET_NAMES, redact
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.secrets import SECRET_NAMES, redact
 
 __all__ = ["LocalQueue", "SubmissionError", "describe", "log_path", "queue", "refuse_secrets", "sbatch_text", "submit"]
 

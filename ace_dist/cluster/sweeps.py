@@ -28,8 +28,8 @@ from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.cluster.submission import log_path, queue
 from ace_dist.cluster.tables import Table
 from ace_dist.config import ConfigError, config_dir, quoted
-from ace_dist.files import write_json, write_text
-from ace_dist.secrets import redact
+from ace_dist.utils.files import write_json, write_text
+from ace_dist.utils.secrets import redact
 
 __all__ = ["Run", "State", "Sweep", "expand", "rows_without_run", "state_of"]
 
@@ -201,7 +201,7 @@ class Sweep:
 
     def note_submission(self, profile: ClusterConfig, runs: Sequence[Run]) -> None:
         """Say in `sweep.json` who is about to run, by which command, commit, versions and profile."""
-        from ace_dist.training.run_folder import code_diff, environment
+        from ace_dist.train.run_folder import code_diff, environment
 
         facts = {key: value for key, value in environment().items() if key != "world_size"}  # of this process
         facts["command"] = shlex.join(["python", "launchers/sweep.py", *sys.argv[1:]])

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from ace_dist.config import ConfigError, config_dir, did_you_mean
+from ace_dist.config import ConfigError, assets_dir, config_dir, did_you_mean
 
 __all__ = ["Table", "TableRow", "curves_by_key", "load_table", "name_a_table", "printed_number", "table_names"]
 
@@ -49,7 +49,7 @@ def curves_by_key(table: Table) -> dict[str, dict[float, str]]:
 
 def table_names() -> list[str]:
     """Every table and figure there is."""
-    return sorted(path.stem for path in (config_dir() / "tables").glob("*.yaml"))
+    return sorted(path.stem for path in (assets_dir() / "tables").glob("*.yaml"))
 
 
 def load_table(name: str) -> Table:
@@ -58,7 +58,7 @@ def load_table(name: str) -> Table:
         raise ConfigError(
             f"table={name} does not exist; there are {', '.join(table_names())}{did_you_mean(name, table_names())}"
         )
-    path = config_dir() / "tables" / f"{name}.yaml"
+    path = assets_dir() / "tables" / f"{name}.yaml"
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     columns = content.get("columns", [])
     table = Table(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ace_dist.errors import UserError
+from ace_dist.utils.errors import UserError
 
 __all__ = ["Action", "ActionError"]
 

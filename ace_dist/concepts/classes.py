@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ace_dist.concepts.actions import Action
-from ace_dist.errors import UserError
+from ace_dist.utils.errors import UserError
 
 __all__ = ["ClassError", "ClassLists", "ClassTable", "load_class_table", "novel_by_verb_frequency", "split_classes"]
 

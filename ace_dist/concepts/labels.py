@@ -11,7 +11,7 @@ from pathlib import Path
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.sampler import Phrases, label_phrases
 from ace_dist.concepts.trees import SynonymTrees
-from ace_dist.errors import UserError
+from ace_dist.utils.errors import UserError
 
 __all__ = ["FreeLabel", "LabelError", "LabelSet", "draw_srt", "free_labels", "load_srt", "root_labels", "srt_labels"]
 

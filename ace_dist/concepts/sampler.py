@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.trees import SynonymTrees
-from ace_dist.errors import UserError
+from ace_dist.utils.errors import UserError
 
 __all__ = ["ConceptDraw", "ConceptSampler", "EmptyShadowPool", "Phrases", "label_phrases", "shadow_pool"]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ace_dist.errors import UserError
-from ace_dist.files import write_text
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import write_text
 
 __all__ = ["MissingTree", "SynonymTrees", "TreeError"]
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ace_dist.data.clips import permutation
+from ace_dist.data.sampling import permutation
 from ace_dist.data.segments import DataError
 
 if TYPE_CHECKING:
     from ace_dist.config import EvaluationConfig
-    from ace_dist.data.shard_format import ClipRecord
+    from ace_dist.data.shards import ClipRecord
 
 __all__ = ["held_out_groups"]
 

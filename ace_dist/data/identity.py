@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace_dist.data.segments import DataError
-from ace_dist.files import write_json
+from ace_dist.utils.files import write_json
 
 if TYPE_CHECKING:
-    from ace_dist.data.shard_format import ClipRecord
+    from ace_dist.data.shards import ClipRecord
 
 __all__ = ["claim_clips", "describe_clips"]
 

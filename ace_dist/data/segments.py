@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ace_dist.errors import UserError
+from ace_dist.utils.errors import UserError
 
 __all__ = ["SPLITS", "DataError", "Failure", "RawClip", "Reader", "Segment", "clip_window"]
 

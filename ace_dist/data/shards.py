@@ -1,529 +1,277 @@
-"""Owns a build of shards: which segments go into which shard, several tasks in one folder, resuming, the manifest.
+"""Owns the shard folder: tar files in WebDataset's layout, DALI index files beside them, and one manifest for all.
 
-Segments in = clips out + failures; nothing is replaced and nothing disappears. A build is a pure function of its
-segments and settings: workers, array tasks and kills do not change a byte of it.
+A shard holds, for each clip, `KEY.mp4` and `KEY.json`. Everything that could differ between two builds of the same
+input (times, owners, order) is fixed, so that equal input gives equal bytes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
+import io
 import json
 import os
-import platform
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import av
-from tqdm import tqdm
-
-from ace_dist.data.cutting import Cutter, cut_all, failure
-from ace_dist.data.encoding import CONTAINER, check_encoding, encoder_options
-from ace_dist.data.segments import SPLITS, DataError, Failure, Reader, Segment
-from ace_dist.data.shard_format import (
-    FORMAT,
-    MANIFEST,
-    ClipRecord,
-    ShardFiles,
-    ShardSet,
-    action_counts,
-    file_sha256,
-    write_shard,
-)
-from ace_dist.files import write_bytes
-
-if TYPE_CHECKING:
-    from ace_dist.config import ClipConfig, EncodingConfig
+from ace_dist.data.segments import SPLITS, DataError
+from ace_dist.utils.files import write_bytes
 
 __all__ = [
-    "Build",
-    "BuildError",
+    "FORMAT",
+    "MANIFEST",
     "ClipRecord",
-    "Cutter",
-    "Failure",
     "ShardFiles",
     "ShardSet",
-    "array_task",
-    "build_shards",
+    "action_counts",
+    "clip_description",
+    "file_sha256",
+    "index_text",
+    "safe_members",
+    "write_shard",
 ]
 
-QUARANTINE = "quarantine.jsonl"
-STATE = "state.json"  # suffix of the note beside each finished shard of an unfinished build
-PLAN = ".plan.json"  # the configuration that the tasks at work in a folder share
-BUILD_LOCK = ".build.lock"  # held while shards are made: by one whole build, or shared by tasks
-PLAN_LOCK = ".plan.lock"  # held by one task for moments: while it joins the others and while it finishes for them
-SHOWN = 20  # failures that one message lists
-
-
-class BuildError(DataError):
-    """A build that cannot finish; the message lists the failed segments."""
+FORMAT = "ace-dist shards 1"
+MANIFEST = "manifest.json"
+INDEX_VERSION = "v1.2"  # of DALI's wds2idx
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """One shard to make. `fingerprint` changes with anything that changes its bytes."""
+class ClipRecord:
+    """One stored clip: where its bytes lie, what they hold, and what happens in it.
 
-    name: str
-    segments: Sequence[Segment]
-    fingerprint: str
+    `offset` and `size` are the video's bytes inside the tar file `shard`; segment times count from stored frame 0.
+    """
 
-
-@dataclass(frozen=True)
-class ShardState:
-    """A finished shard: its clips and the segments that failed on the way."""
-
-    fingerprint: str
-    sha256: str
+    key: str
+    shard: str
+    offset: int
     size: int
-    records: list[ClipRecord]
-    failures: list[Failure]
-
-    def dump(self) -> bytes:
-        """As JSON."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
-
-    @classmethod
-    def parse(cls, text: str) -> ShardState:
-        """Inverse of `dump`."""
-        fields = json.loads(text)
-        fields["records"] = [ClipRecord(**entry) for entry in fields["records"]]
-        fields["failures"] = [Failure(**entry) for entry in fields["failures"]]
-        return cls(**fields)
-
-
-def build_shards(
-    reader: Reader,
-    out_dir: str | Path,
-    clip: ClipConfig,
-    encoding: EncodingConfig,
-    *,
-    clips_per_shard: int = 128,
-    workers: int = 0,
-    allow_quarantine: bool = False,
-    source: Mapping[str, Any] | None = None,
-    progress: bool = True,
-) -> ShardSet:
-    """Cut, encode and pack every segment of `reader` into `out_dir`: `Build.plan` and `Build.run` in one call."""
-    build = Build.plan(
-        reader,
-        out_dir,
-        clip,
-        encoding,
-        clips_per_shard=clips_per_shard,
-        allow_quarantine=allow_quarantine,
-        source=source,
-    )
-    return build.run(workers, progress)
+    frames: int
+    fps: float
+    width: int
+    height: int
+    segment_start_s: float
+    segment_end_s: float
+    verb: str
+    object: str
+    split: str
+    group: str
+    sha256: str
 
 
 @dataclass(frozen=True)
-class Build:
-    """Everything that decides a build; no video has been opened yet. `refused` are failures before any cutting."""
+class ShardSet:
+    """A finished shard folder."""
 
     folder: Path
-    cutter: Cutter
-    jobs: list[ShardJob]
-    refused: list[Failure]
-    configuration: dict[str, Any]
-    allow_quarantine: bool
+    manifest: dict[str, Any]
+    records: list[ClipRecord]
 
     @classmethod
-    def plan(
-        cls,
-        reader: Reader,
-        out_dir: str | Path,
-        clip: ClipConfig,
-        encoding: EncodingConfig,
-        *,
-        clips_per_shard: int = 128,
-        allow_quarantine: bool = False,
-        source: Mapping[str, Any] | None = None,
-        rejected: Sequence[Failure] = (),
-        timeout_s: float = 0.0,
-    ) -> Build:
-        """Divide the segments of `reader` into shards.
+    def load(cls, folder: str | Path) -> ShardSet:
+        """Read `manifest.json`.
 
-        `source` holds what else decides the pixels, such as the settings of a renderer; `rejected` what is annotated
-        and gave no segment, which segments that repeat an id join; one that takes a worker longer than `timeout_s`
-        (0: no limit) fails. Raises `DataError` for settings that make no sense, and `BuildError` when something was
-        refused without `allow_quarantine`.
+        Raises `DataError` when there is none, when it lists a clip twice, or when a shard is missing or cut short.
         """
-        check_encoding(encoding)
-        if clips_per_shard < 1:
-            raise DataError(f"dataset.clips_per_shard={clips_per_shard} must be at least 1")
-        segments, repeated = without_repeats(reader.segments())
-        refused = [*rejected, *repeated]
-        if not segments and not refused:
-            raise DataError("the data set has no segment: check dataset.annotations")
-        configuration = describe(segments, refused, clip, encoding, clips_per_shard, source or {})
-        if not segments or (refused and not allow_quarantine):
-            raise BuildError(failure_report(Path(out_dir), refused, configuration["segments"]))
-        jobs = shard_jobs(segments, clips_per_shard, configuration)
-        cutter = Cutter(reader, clip.seconds, encoding, timeout_s)
-        return cls(Path(out_dir), cutter, jobs, refused, configuration, allow_quarantine)
-
-    def run(self, workers: int = 0, progress: bool = True) -> ShardSet:
-        """Make every shard that is not there yet, then the manifest.
-
-        `workers` processes: 0 is one per core, 1 is this process. A killed build goes on behind its last finished shard
-        and finishes what array tasks left; a finished one returns at once. Raises `BuildError` with the failed
-        segments, unless `allow_quarantine` lists them in quarantine.jsonl and goes on; `DataError` when the folder
-        holds another build or one is at work in it.
-        """
-        make_folder(self.folder)
-        with sole_writer(self.folder):
-            if finished := self.finished():
-                return finished
-            self.remove_strays()
-            states = {job.name: state for job in self.jobs if (state := self.state(job)) and not state.failures}
-            pending = [job for job in self.jobs if job.name not in states]
-            for job, state in self.make(pending, workers, progress):
-                states[job.name] = state
-            return self.finish([states[job.name] for job in self.jobs])
-
-    def run_task(self, task: int, tasks: int, workers: int = 0, progress: bool = True) -> ShardSet | None:
-        """Make the `task`-th of `tasks` contiguous parts of the shards beside other tasks, which may be on other nodes.
-
-        Whoever finds all shards there writes the manifest and returns the set; the others return None. A task that was
-        killed is run again, or `run` finishes for all. Raises like `run`, for the failures of this task's shards alone
-        while others are at work.
-        """
-        mine = self.jobs[len(self.jobs) * task // tasks : len(self.jobs) * (task + 1) // tasks]
-        make_folder(self.folder)
-        with self.among_tasks():
-            with lock(self.folder / PLAN_LOCK):
-                if finished := self.finished():
-                    return finished
-                states = {job.name: state for job in mine if (state := self.state(job)) and not state.failures}
-                pending = [job for job in mine if job.name not in states]
-                for job in pending:  # or another task could finish with what is about to be replaced
-                    state_path(self.folder, job.name).unlink(missing_ok=True)
-            made = [state for _, state in self.make(pending, workers, progress)]
-            failures = [entry for state in made for entry in state.failures]
-            if failures and not self.allow_quarantine:
-                raise BuildError(failure_report(self.folder, failures, self.configuration["segments"]))
-            with lock(self.folder / PLAN_LOCK):
-                if finished := self.finished():
-                    return finished
-                all_states = [self.state(job) for job in self.jobs]
-                present = [state for state in all_states if state is not None]
-                return self.finish(present) if len(present) == len(all_states) else None
-
-    @contextlib.contextmanager
-    def among_tasks(self) -> Iterator[None]:
-        """Work beside other tasks of this very build. The first one clears away what another configuration left.
-
-        The plan stays behind a finished build: a late task must find it, and the next build's first task replaces it.
-        Raises `DataError` when a whole build, or tasks of another configuration, are at work in the folder.
-        """
-        plan, path = json.dumps(self.configuration, sort_keys=True).encode(), self.folder / PLAN
-        with (self.folder / BUILD_LOCK).open(
-            "a+"
-        ) as file:  # NFS shares a lock of readable files, owns of writable ones
-            with lock(self.folder / PLAN_LOCK):
-                if try_lock(file.fileno(), fcntl.LOCK_EX):  # nobody else is here
-                    self.remove_strays()
-                    write_bytes(path, plan)
-                if not try_lock(file.fileno(), fcntl.LOCK_SH):
-                    raise DataError(f"another process is building dataset.shards={self.folder}; wait for it")
-                if path.read_bytes() != plan:
-                    raise DataError(
-                        f"tasks of a build with other settings or segments are at work in "
-                        f"dataset.shards={self.folder}; wait for them, or choose another folder"
-                    )
-            yield
-
-    def make(self, jobs: Sequence[ShardJob], workers: int, progress: bool) -> Iterator[tuple[ShardJob, ShardState]]:
-        """Cut all segments of `jobs` in parallel and write each shard as soon as its last clip is there."""
-        segments = [segment for job in jobs for segment in job.segments]
-        made = 0
-        with (
-            tqdm(total=len(segments), unit="clip", desc="shards", disable=None if progress else True) as bar,
-            contextlib.closing(cut_all(self.cutter, segments, workers)) as results,
-        ):
-            for job in jobs:
-                clips, failures = [], []
-                for _ in job.segments:
-                    result = next(results)
-                    if isinstance(result, Failure):
-                        failures.append(result)
-                    else:
-                        clips.append(result)
-                    bar.update()
-                made += len(job.segments)
-                yield job, self.store(job, clips, failures)
-                if progress and bar.disable:  # a batch job's log
-                    print(
-                        f"{job.name}: {len(clips)} clips, {len(failures)} failed; {made} of {len(segments)}", flush=True
-                    )
-
-    def store(self, job: ShardJob, clips: Sequence[tuple[ClipRecord, bytes]], failures: list[Failure]) -> ShardState:
-        """Write a shard, then the note that it is whole."""
-        records = write_shard(self.folder, job.name, clips, CONTAINER)
-        path = self.folder / job.name
-        state = ShardState(job.fingerprint, file_sha256(path), path.stat().st_size, records, failures)
-        write_bytes(state_path(self.folder, job.name), state.dump())
-        return state
-
-    def state(self, job: ShardJob) -> ShardState | None:
-        """The finished shard of an earlier run or another task, or None when it is absent or made otherwise."""
-        note, tar = state_path(self.folder, job.name), self.folder / job.name
-        if not note.is_file():
-            return None
-        state = ShardState.parse(note.read_text(encoding="utf-8"))
-        whole = tar.is_file() and tar.stat().st_size == state.size and tar.with_suffix(".idx").is_file()
-        return state if whole and state.fingerprint == job.fingerprint else None
-
-    def remove_strays(self) -> None:
-        """Delete what an unfinished build left and this one will not overwrite: partial files, shards it has not."""
-        names = {job.name for job in self.jobs}
-        for note in self.folder.glob(f"*.{STATE}"):
-            name = note.name.removesuffix(f".{STATE}")
-            if name not in names:
-                for path in ((self.folder / name).with_suffix(".idx"), self.folder / name, note):
-                    path.unlink(missing_ok=True)
-        for partial in self.folder.glob(".*.partial"):
-            partial.unlink()
-
-    def finished(self) -> ShardSet | None:
-        """The finished build of the same configuration, or None. Raises `DataError` when another one lies there.
-
-        One whose shards are missing or cut short becomes an unfinished one, to which the others still belong.
-        """
-        if not (self.folder / MANIFEST).is_file():
-            return None
-        shards = ShardSet.read(self.folder)
-        found, wanted = shards.manifest["configuration"], self.configuration
-        if differing := sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)):
+        shards = cls.read(folder)
+        keys = Counter(record.key for record in shards.records)
+        if repeated := [key for key, count in keys.items() if count > 1]:
             raise DataError(
-                f"dataset.shards={self.folder} holds a build of another configuration (different: "
-                f"{', '.join(differing)}); choose another folder or delete this one"
+                f"{shards.folder / MANIFEST} lists clip {repeated[0]} twice, so that results could not be told apart; "
+                f"build dataset.shards={folder} again"
             )
-        if (missing := shards.manifest["quarantined"]) and not self.allow_quarantine:
-            raise DataError(
-                f"dataset.shards={self.folder} was built without {missing} segments, listed in {QUARANTINE}; "
-                "set dataset.allow_quarantine=true to accept that, or repair them and delete the folder"
-            )
-        if damaged := shards.damaged():
-            print(f"{', '.join(damaged)}: made again, the other shards are kept", flush=True)
-            self.reopen(shards)
-            return None
+        for name, (found, promised) in shards.damaged().items():
+            state = "is missing" if found is None else f"has {found} bytes instead of {promised}"
+            raise DataError(f"{shards.folder / name} {state}; build dataset.shards={folder} again")
         return shards
 
-    def reopen(self, shards: ShardSet) -> None:
-        """Write the notes of a finished build's shards again and take its manifest away."""
-        ledger = self.folder / QUARANTINE
-        lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else []
-        failures = {entry.id: entry for entry in (Failure(**json.loads(line)) for line in lines)}
-        entries = {shard["name"]: shard for shard in shards.manifest["shards"]}
-        for job in self.jobs if shards.manifest["tools"] == tool_versions() else ():
-            records = [record for record in shards.records if record.shard == job.name]
-            failed = [failures[segment.id] for segment in job.segments if segment.id in failures]
-            entry = entries[job.name]
-            state = ShardState(job.fingerprint, entry["sha256"], entry["size"], records, failed)
-            write_bytes(state_path(self.folder, job.name), state.dump())
-        (self.folder / MANIFEST).unlink()
+    @classmethod
+    def read(cls, folder: str | Path) -> ShardSet:
+        """Read `manifest.json` and look at no shard. Raises `DataError` when there is none of this version."""
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise DataError(
+                f"{path} does not exist: dataset.shards={folder} holds no finished build; make it with "
+                f"launchers/build_shards.py dataset=NAME dataset.shards={folder} (of your own videos: dataset=csv "
+                "dataset.annotations=FILE), or set dataset.shards to the folder of a finished one"
+            )
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise DataError(f"{path} has format {manifest['format']!r}, this version reads {FORMAT!r}; build again")
+            records = [ClipRecord(**entry) for entry in manifest["clips"]]
+            manifest["configuration"]["encoding"]["codec"], [(s["name"], s["size"]) for s in manifest["shards"]]
+            names = {str(s["name"]) for s in manifest["shards"]} | {record.shard for record in records}
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is no manifest of this version ({error}); build dataset.shards again") from error
+        if outside := sorted(name for name in names if Path(name).name != name or name == ".."):
+            raise DataError(
+                f"{path} names shard {outside[0]!r}, which is not a file of dataset.shards={folder}; refused"
+            )
+        return cls(folder, manifest, records)
 
-    def finish(self, states: Sequence[ShardState]) -> ShardSet:
-        """Account for every segment, then write the manifest, which is what makes the build finished."""
-        records = [record for state in states for record in state.records]
-        failures = self.refused + [entry for state in states for entry in state.failures]
-        assert len(records) + len(failures) == self.configuration["segments"]
-        write_ledger(self.folder, failures)
-        if failures and (not self.allow_quarantine or not records):
-            raise BuildError(failure_report(self.folder, failures, self.configuration["segments"]))
-        manifest = {
-            "format": FORMAT,
-            "configuration": self.configuration,
-            "container": CONTAINER,
-            "encoder": encoder_options(self.cutter.encoding),
-            "tools": tool_versions(),
-            "counts": action_counts(records),
-            "quarantined": len(failures),
-            "shortened": self.shortened(records),
-            "shards": [
-                {"name": job.name, "sha256": state.sha256, "size": state.size, "clips": len(state.records)}
-                for job, state in zip(self.jobs, states, strict=True)
-            ],
-            "clips": [dataclasses.asdict(record) for record in records],
-        }
-        write_bytes(self.folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-        for job in self.jobs:
-            state_path(self.folder, job.name).unlink(missing_ok=True)
-        return ShardSet.load(self.folder)
+    def damaged(self) -> dict[str, tuple[int | None, int]]:
+        """Shards that are missing or have another size than promised: name -> size found, size promised, in bytes."""
+        found = {shard["name"]: self.folder / shard["name"] for shard in self.manifest["shards"]}
+        sizes = {name: path.stat().st_size if path.is_file() else None for name, path in found.items()}
+        promised = {shard["name"]: int(shard["size"]) for shard in self.manifest["shards"]}
+        return {name: (size, promised[name]) for name, size in sizes.items() if size != promised[name]}
 
-    def shortened(self, records: Sequence[ClipRecord]) -> list[str]:
-        """Ids of the segments that were annotated past the end of their video, or before what it shows."""
-        stored_s = {record.key: record.segment_end_s - record.segment_start_s for record in records}
-        frame_s = {record.key: 1 / record.fps for record in records}
-        annotated = ((s.id, s.end_s - s.start_s) for job in self.jobs for s in job.segments if s.id in stored_s)
-        return [key for key, length_s in annotated if length_s - stored_s[key] > frame_s[key]]
+    def split(self, name: str) -> list[ClipRecord]:
+        """The clips of `train` or `test`, in manifest order."""
+        assert name in SPLITS
+        return [record for record in self.records if record.split == name]
 
+    @property
+    def codec(self) -> str:
+        """Codec of every stored clip: vp9, mjpeg or h264."""
+        return str(self.manifest["configuration"]["encoding"]["codec"])
 
-def make_folder(folder: Path) -> None:
-    """Make the folder where it is missing. Raises `DataError` when it cannot be one, or cannot be written into."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"dataset.shards={folder} cannot be a folder: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"dataset.shards={folder} cannot be written into; choose another folder, or change its owner")
+    @property
+    def seconds(self) -> float:
+        """The clip length that the stored windows were cut for."""
+        return float(self.manifest["configuration"]["clip_seconds"])
 
 
-def without_repeats(segments: Sequence[Segment]) -> tuple[list[Segment], list[Failure]]:
-    """The first segment of every id, and a failure for each further one."""
-    first: dict[str, Segment] = {}
-    repeated = []
-    for segment in segments:
-        if (kept := first.setdefault(segment.id, segment)) is not segment:
-            where = f" ({kept.origin})" if kept.origin else ""
-            repeated.append(failure(segment, f"segment id {segment.id} occurs twice; the first one{where} is kept"))
-    return list(first.values()), repeated
+class ShardFiles:
+    """Random access to the clips of a folder. One descriptor a shard, opened when first needed; thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.descriptors: dict[str, int] = {}
+        self.lock = threading.Lock()
+
+    def read(self, record: ClipRecord) -> bytes:
+        """The bytes of a stored video. Raises `DataError` when the shard cannot be read, is cut short, or was changed.
+
+        Every read is compared with the checksum, at 0.6 ms a MiB: decoders paint over most damage and say nothing.
+        """
+        data = self.read_raw(record)
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise DataError(
+                f"the bytes of clip {record.key} in {self.folder / record.shard} are not those that were stored: the "
+                "shard was changed or damaged after its build; launchers/verify_shards.py says where else"
+            )
+        return data
+
+    def read_raw(self, record: ClipRecord) -> bytes:
+        """As `read`, without comparing the bytes with their checksum."""
+        try:
+            data = os.pread(self.descriptor(record), record.size, record.offset)
+        except OSError as error:  # pread knows no name
+            raise DataError(f"{self.folder / record.shard} cannot be read: {error.strerror}") from error
+        if len(data) != record.size:
+            raise DataError(f"{self.folder / record.shard} ends inside clip {record.key}; build dataset.shards again")
+        return data
+
+    def announce(self, record: ClipRecord) -> None:
+        """Have the kernel fetch a clip while others are decoded; without effect where it takes no such advice."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor(record), record.offset, record.size, os.POSIX_FADV_WILLNEED)
+
+    def descriptor(self, record: ClipRecord) -> int:
+        """The open shard of a clip."""
+        with self.lock:
+            if record.shard not in self.descriptors:
+                self.descriptors[record.shard] = os.open(self.folder / record.shard, os.O_RDONLY)
+            return self.descriptors[record.shard]
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        with self.lock:
+            while self.descriptors:
+                os.close(self.descriptors.popitem()[1])
 
 
-def describe(
-    segments: Sequence[Segment],
-    refused: Sequence[Failure],
-    clip: ClipConfig,
-    encoding: EncodingConfig,
-    clips_per_shard: int,
-    source: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Everything that decides the content of a build, independent of where its videos lie."""
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
-    for segment in segments:
-        digest.update(json.dumps(segment_identity(segment), sort_keys=True).encode())
-    for entry in refused:
-        digest.update(json.dumps([entry.id, entry.reason]).encode())
-    return {
-        "clip_seconds": clip.seconds,
-        "encoding": dataclasses.asdict(encoding),
-        "clips_per_shard": clips_per_shard,
-        "source": json.loads(json.dumps(dict(source), sort_keys=True, default=str)),
-        "segments": len(segments) + len(refused),
-        "segments_sha256": digest.hexdigest(),
-    }
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def segment_identity(segment: Segment) -> dict[str, Any]:
-    """A segment with its video's name and size for its path: moving a data set does not make it another one."""
-    size = os.stat(segment.video).st_size if segment.video and os.path.isfile(segment.video) else None
-    return dataclasses.asdict(segment) | {"video": os.path.basename(segment.video), "video_bytes": size, "origin": ""}
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a file with fixed owner, time and mode; returns the offset of its bytes in the tar file."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    tar.addfile(info, io.BytesIO(data))
+    assert tar.fileobj is not None
+    return tar.offset - (len(data) + tarfile.BLOCKSIZE - 1) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
 
 
-def tool_versions() -> dict[str, Any]:
-    """Versions that may change the bits of an encoded clip."""
-    libraries = {name: ".".join(map(str, number)) for name, number in sorted(av.library_versions.items())}
-    return {"ace-dist": version("ace-dist"), "av": av.__version__, **libraries, "machine": platform.machine()}
+def write_shard(folder: Path, name: str, clips: Iterable[tuple[ClipRecord, bytes]], suffix: str) -> list[ClipRecord]:
+    """Write `name` and its index; returns the records with `shard`, `offset` and `size` filled in.
 
-
-def shard_jobs(segments: Sequence[Segment], clips_per_shard: int, configuration: Mapping[str, Any]) -> list[ShardJob]:
-    """Segments in the reader's order, split by split, `clips_per_shard` to a shard."""
-    shared = {key: value for key, value in configuration.items() if not key.startswith("segments")}
-    jobs = []
-    for split in SPLITS:
-        chosen = [segment for segment in segments if segment.split == split]
-        for number, first in enumerate(range(0, len(chosen), clips_per_shard)):
-            part = chosen[first : first + clips_per_shard]
-            content = [shared, tool_versions(), [segment_identity(segment) for segment in part]]
-            fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            jobs.append(ShardJob(f"{split}-{number:05d}.tar", part, fingerprint))
-    return jobs
-
-
-def array_task(task: int | None, tasks: int | None, environment: Mapping[str, str]) -> tuple[int, int, str]:
-    """This process's part of a build, the number of parts, and who said so.
-
-    `dataset.task` and `dataset.tasks` come first, then SLURM's array: its indices may start anywhere and step evenly.
-    With `dataset.tasks` alone, the array's index is the part, so that `sbatch --array=3,7` repeats two parts.
+    The index is written first: a tar file that exists is complete and has its index.
     """
-    index = environment.get("SLURM_ARRAY_TASK_ID")
-    if tasks is None and task is not None:
-        raise DataError(f"dataset.task={task} needs dataset.tasks=N, the number of parts")
-    if tasks is not None:
-        part = task if task is not None else int(index or 0)
-        if tasks > 1 and task is None and index is None:
-            raise DataError(f"dataset.tasks={tasks} needs dataset.task=K (0 to {tasks - 1}), or a SLURM array")
-        if not 0 <= part < tasks:
-            raise DataError(f"part {part} does not exist: dataset.tasks={tasks} has parts 0 to {tasks - 1}")
-        return part, tasks, "dataset.task" if task is not None else "dataset.tasks"
-    if index is None:
-        return 0, 1, "one process"
-    first, last = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", index)) for name in ("MIN", "MAX"))
-    step, count = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", "1")) for name in ("STEP", "COUNT"))
-    if (last - first) // step + 1 != count:
-        raise DataError(
-            f"the array's {count} tasks are not evenly spaced from {first} to {last}, so their order is unknown; set "
-            "dataset.tasks=N, and the array's indices are parts of N"
-        )
-    return (int(index) - first) // step, count, f"SLURM_ARRAY_TASK_ID={index}"
+    buffer, placed = io.BytesIO(), []
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for record, data in clips:
+            text = json.dumps(clip_description(record), sort_keys=True).encode()
+            video, meta = f"{record.key}.{suffix}", f"{record.key}.json"
+            offset = add_member(tar, video, data)
+            add_member(tar, meta, text)
+            placed.append(dataclasses.replace(record, shard=name, offset=offset, size=len(data)))
+    write_bytes((folder / name).with_suffix(".idx"), index_text(placed).encode())
+    write_bytes(folder / name, buffer.getvalue())
+    return placed
 
 
-@contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder alone, or raise `DataError`."""
-    with (folder / BUILD_LOCK).open("a") as file:
-        if not try_lock(file.fileno(), fcntl.LOCK_EX):
-            raise DataError(f"another process is building dataset.shards={folder}; wait for it")
-        yield
+def index_text(records: Sequence[ClipRecord]) -> str:
+    """The index file of a shard, as DALI's `wds2idx` writes it: kind, offset, size and name of both members of a clip.
+
+    A description stands behind its video, whose bytes are filled up to whole blocks, and its own header.
+    """
+    lines = [f"{INDEX_VERSION} {len(records)}"]
+    for record in records:
+        size = len(json.dumps(clip_description(record), sort_keys=True).encode())
+        blocks = (record.size + tarfile.BLOCKSIZE - 1) // tarfile.BLOCKSIZE
+        offset = record.offset + (blocks + 1) * tarfile.BLOCKSIZE
+        lines.append(f"mp4 {record.offset} {record.size} {record.key}.mp4 json {offset} {size} {record.key}.json")
+    return "\n".join(lines) + "\n"
 
 
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Wait for a lock file and hold it."""
-    with path.open("a") as file:
-        try_lock(file.fileno(), fcntl.LOCK_EX, wait=True)
-        yield
+def safe_members(path: Path) -> list[tarfile.TarInfo]:
+    """The files of a tar file, for reading in place. Nothing is ever extracted; still, a file whose names point outside
+    of it, or that holds links or devices, was not made for a data set.
 
-
-def try_lock(descriptor: int, mode: int, wait: bool = False) -> bool:
-    """Take or convert a lock; whether it worked. The kernel releases it when its process dies, however it dies.
-
-    A file system without locks is said to be one, and the user trusted.
+    Raises `DataError` naming the tar file and the member.
     """
     try:
-        fcntl.flock(descriptor, mode if wait else mode | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise
-        print("warning: no file locks here (mount option `flock`?); start one build at a time", file=sys.stderr)
-    return True
+        with tarfile.open(path, "r:") as tar:  # not compressed: members are read by their offsets
+            members = [member for member in tar.getmembers() if not member.isdir()]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a tar file: {error}") from error
+    for member in members:
+        if not member.isreg() or member.issparse():
+            raise DataError(f"{path}: member {member.name!r} is a link or a device; only plain files are read")
+        parts = member.name.replace("\\", "/").split("/")
+        if ".." in parts or member.name.startswith(("/", "\\")) or ":" in parts[0]:
+            raise DataError(f"{path}: member {member.name!r} points outside of the archive; refused")
+    return members
 
 
-def state_path(folder: Path, name: str) -> Path:
-    """The note that says that a shard of an unfinished build is whole."""
-    return folder / f"{name}.{STATE}"
+def clip_description(record: ClipRecord) -> dict[str, Any]:
+    """What `KEY.json` says: the record without the place of its bytes."""
+    fields = dataclasses.asdict(record)
+    return {name: value for name, value in fields.items() if name not in ("shard", "offset", "size")}
 
 
-def write_ledger(folder: Path, failures: Sequence[Failure]) -> None:
-    """quarantine.jsonl: a line for every segment that is in no shard, whether the build goes on without it or not."""
-    lines = "".join(json.dumps(dataclasses.asdict(entry), sort_keys=True) + "\n" for entry in failures)
-    if failures:
-        write_bytes(folder / QUARANTINE, lines.encode())
-    else:
-        (folder / QUARANTINE).unlink(missing_ok=True)
-
-
-def failure_report(folder: Path, failures: Sequence[Failure], total: int) -> str:
-    """Failed segments, one a line, and what can be done about them."""
-    lines = [
-        f"  {entry.id} ({', '.join(filter(None, (entry.video or 'rendered', entry.origin)))}): {entry.reason}"
-        for entry in failures[:SHOWN]
-    ]
-    if len(failures) > SHOWN:
-        lines.append(f"  ... and {len(failures) - SHOWN} more")
-    return (
-        f"{len(failures)} of {total} segments could not be stored in dataset.shards={folder}:\n"
-        + "\n".join(lines)
-        + "\nrepair or remove them in dataset.annotations and run again (finished shards are kept), or set "
-        f"dataset.allow_quarantine=true to go on without them; {QUARANTINE} lists them all"
-    )
+def action_counts(records: Sequence[ClipRecord]) -> dict[str, dict[str, int]]:
+    """Clips of each action, by split: {"train": {"spin block": 12, ...}, "test": {...}}."""
+    counts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+    for record in sorted(records, key=lambda entry: (entry.verb, entry.object)):
+        action = f"{record.verb} {record.object}"
+        counts[record.split][action] = counts[record.split].get(action, 0) + 1
+    return counts

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ace_dist.errors import UserError
 from ace_dist.models.recompute import recomputed
+from ace_dist.utils.errors import UserError
 
 __all__ = ["AttentionBackend", "AttentionError", "attend", "attend_packed", "choose_attention", "short_on_cpu"]
 

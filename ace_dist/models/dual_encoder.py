@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ace_dist.config import SimilarityConfig
-from ace_dist.errors import UserError
-from ace_dist.models.image_tower import ImageTower
 from ace_dist.models.patches import ClipPatches
-from ace_dist.models.phrase_bank import PhraseBank
 from ace_dist.models.similarity import build_similarity
 from ace_dist.models.spacetime import SpaceTimeTower
 from ace_dist.models.text import build_text_tower
+from ace_dist.models.text_features import PhraseBank
 from ace_dist.models.timesformer import TimeSformer
+from ace_dist.models.vit import ImageTower
+from ace_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ace_dist.config import LoaderConfig, TextConfig, VideoConfig

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, cast
 from torch import nn
 
 from ace_dist.models.dual_encoder import VideoTower
-from ace_dist.models.image_tower import ImageTower
 from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.spacetime import SpaceTimeTower
 from ace_dist.models.text import MiniLMTextTower, PromptedClipTextTower, TextTower
 from ace_dist.models.timesformer import TimeSformer
+from ace_dist.models.vit import ImageTower
 
 __all__ = ["FlopTally", "Flops", "similarity_flops", "text_flops", "video_flops", "whole_size"]
 

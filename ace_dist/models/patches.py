@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ace_dist.errors import UserError
+from ace_dist.utils.errors import UserError
 
 __all__ = ["ClipPatches", "PixelError"]
 

@@ -14,7 +14,7 @@ from ace_kernels import concept_similarity_sets
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ace_dist.errors import UserError
+from ace_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ace_dist.config import SimilarityConfig

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ace_dist.models.attention import AttentionBackend, attend, choose_attention
 from ace_dist.models.frozen_trunk import FrozenTrunk
-from ace_dist.models.image_tower import CLIP_EPS, PLAIN_EPS
 from ace_dist.models.timesformer import resize_times, run
+from ace_dist.models.vit import CLIP_EPS, PLAIN_EPS
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig

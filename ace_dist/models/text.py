@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ace_dist.errors import UserError
-from ace_dist.memory import trim_heap
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, ClipTokenizer, PhraseLengthError, token_lengths
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.memory import trim_heap
 
 if TYPE_CHECKING:
     from ace_dist.config import TextConfig

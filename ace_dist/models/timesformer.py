@@ -22,10 +22,10 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ace_dist.errors import UserError
 from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recomputed
+from ace_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig

@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ace_dist.errors import UserError
+from ace_dist.utils.errors import UserError
 
 __all__ = ["CONTEXT_LENGTH", "EOS", "ClipTokenizer", "PhraseLengthError"]
 

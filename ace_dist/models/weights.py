@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ace_dist.errors import UserError
-from ace_dist.files import write_bytes
 from ace_dist.models.dual_encoder import VideoTower
 from ace_dist.models.timesformer import resize_positions, resize_times
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import write_bytes
 
 __all__ = [
     "LoadReport",

@@ -13,10 +13,10 @@ import torch
 
 from ace_dist.concepts import Action, SynonymTrees
 from ace_dist.config import load_config
-from ace_dist.distributed import connect, disconnect
-from ace_dist.methods import build_objective, prepare
-from ace_dist.methods.task import build_model
-from ace_dist.training.engine import Engine
+from ace_dist.data.task import build_model
+from ace_dist.objectives import build_objective, prepare
+from ace_dist.train.engine import Engine
+from ace_dist.utils.distributed import connect, disconnect
 
 STAGES = (0, 1, 2, 3)
 CLIPS, STEPS, STOP = 4, 5, 3  # of all ranks; steps in all; steps before the stop

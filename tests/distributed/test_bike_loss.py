@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from ace_dist.distributed import gathered
-from ace_dist.methods.bike import symmetric_kl
-from ace_dist.rendezvous import free_port
+from ace_dist.objectives.bike import symmetric_kl
+from ace_dist.utils.distributed import gathered
+from ace_dist.utils.rendezvous import free_port
 
 
 def loss_of(weight, clips, labels, texts):

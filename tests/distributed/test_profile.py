@@ -16,15 +16,15 @@ from torch.overrides import TorchFunctionMode
 
 from ace_dist.concepts import Action, SynonymTrees
 from ace_dist.config import load_config
-from ace_dist.data.loading import Batch
-from ace_dist.methods import build_objective, prepare
-from ace_dist.methods.task import build_model
+from ace_dist.data.loader.base import Batch
+from ace_dist.data.task import build_model
 from ace_dist.models.flops import video_flops
-from ace_dist.training import loop
-from ace_dist.training.engine import build_optimizer
-from ace_dist.training.meters import Meters
-from ace_dist.training.monitor import Monitor
-from ace_dist.training.watchdog import Watchdog
+from ace_dist.objectives import build_objective, prepare
+from ace_dist.train import trainer as loop
+from ace_dist.train.engine import build_optimizer
+from ace_dist.train.meters import Meters
+from ace_dist.train.monitor import Monitor
+from ace_dist.train.watchdog import Watchdog
 
 STEPS, LOGGED = 7, 3
 VERBS = {
@@ -203,7 +203,7 @@ def test_a_profile_that_the_end_cut_short_is_written_and_one_that_never_began_sa
 @pytest.mark.gpu
 def test_a_profile_on_a_gpu(small_world, tmp_path):
     """Times by events, a snapshot of the allocator, and the MFU that is measured there by default."""
-    from ace_dist.distributed import connect, disconnect
+    from ace_dist.utils.distributed import connect, disconnect
 
     settings = ["training.device=cuda", "profile=true", "training.profile.after=2", "training.profile.steps=2"]
     try:
@@ -244,7 +244,7 @@ def test_unlogged_steps_do_not_wait_for_the_gpu(device, small_world, tmp_path, m
     Left out: decoding, which has threads of its own (batches lie on the GPU already), the first steps, which compile
     and try kernels, and DeepSpeed's optimizer step, which waits for the norm of the gradient under every ZeRO stage.
     """
-    from ace_dist.distributed import connect, disconnect
+    from ace_dist.utils.distributed import connect, disconnect
 
     enter, open_loader, strict_steps = Watchdog.enter, loop.open_loader, []
     set_mode, synchronize = torch.cuda.set_sync_debug_mode, torch.cuda.synchronize

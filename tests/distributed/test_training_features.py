@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 
 from ace_dist.config import load_config, read_config
-from ace_dist.data.clips import TestPlan
-from ace_dist.data.loading import Loader, make_loader
-from ace_dist.determinism import NotDeterministic
-from ace_dist.evaluation.runs import evaluate_run, results_table, trained_model
-from ace_dist.methods.objective import ConceptObjective
-from ace_dist.methods.task import load_task
+from ace_dist.data.loader.base import Loader, make_loader
+from ace_dist.data.sampling import TestPlan
+from ace_dist.data.task import load_task
+from ace_dist.evaluate.runs import evaluate_run, results_table, trained_model
 from ace_dist.models.timesformer import TimeSformer
-from ace_dist.training.checkpoints import CheckpointFolder
-from ace_dist.training.meters import Meters
-from ace_dist.training.monitor import Monitor
-from ace_dist.training.validation import Validation
+from ace_dist.objectives.concept import ConceptObjective
+from ace_dist.train.checkpoint import CheckpointFolder
+from ace_dist.train.meters import Meters
+from ace_dist.train.monitor import Monitor
+from ace_dist.train.validation import Validation
+from ace_dist.utils.determinism import NotDeterministic
 
 STEPS = 6
 

@@ -14,13 +14,13 @@ PRELOADED = [
     "matplotlib.pyplot",
     "sklearn.manifold",
     "ace_dist.cluster.study",
-    "ace_dist.concepts.generation",
-    "ace_dist.data.verify",
-    "ace_dist.evaluation.classifier",
-    "ace_dist.evaluation.export",
-    "ace_dist.evaluation.report",
-    "ace_dist.training.dry_run",
-    "ace_dist.training.loop",
+    "ace_dist.tools.synonyms",
+    "ace_dist.data.build.verify",
+    "ace_dist.evaluate.classifier",
+    "ace_dist.evaluate.export",
+    "ace_dist.evaluate.report",
+    "ace_dist.train.dry_run",
+    "ace_dist.train.trainer",
 ]
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from test_own_videos import render_video
 
-from ace_dist.explorer import Explorer, drawing
-from ace_dist.explorer.session import ExplorerError
+from ace_dist.tools.explorer import Explorer, drawing
+from ace_dist.tools.explorer.session import ExplorerError
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +92,7 @@ def test_the_robustness_table_is_that_of_the_evaluation(explorer):
 
 def test_drawings_escape_what_a_user_types():
     """Labels are text of a stranger's: none of it becomes markup."""
-    from ace_dist.explorer.session import LabelLook, Look
+    from ace_dist.tools.explorer.session import LabelLook, Look
 
     evil = "<script>alert(1)</script>"
     html = drawing.look_html(Look((LabelLook(evil, 0.5, ((evil, 0.1),)),)))

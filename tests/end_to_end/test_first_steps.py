@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from ace_dist.config import load_config, to_yaml
-from ace_dist.data.clips import TrainPlan
-from ace_dist.data.loading import Batch, make_loader
-from ace_dist.errors import UserError
-from ace_dist.methods import prepare
-from ace_dist.methods.task import load_task
-from ace_dist.training.dry_run import check_batch
-from ace_dist.training.run_folder import claim
+from ace_dist.data.loader.base import Batch, make_loader
+from ace_dist.data.sampling import TrainPlan
+from ace_dist.data.task import load_task
+from ace_dist.objectives import prepare
+from ace_dist.train.dry_run import check_batch
+from ace_dist.train.run_folder import claim
+from ace_dist.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from train_methods import METHODS, STEPS
 
 from ace_dist import Classifier
-from ace_dist.evaluation.export import ExportError, export_run
-from ace_dist.evaluation.run_files import read_run
+from ace_dist.config import assets_dir
+from ace_dist.evaluate.export import ExportError, export_run
+from ace_dist.evaluate.run_files import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +95,7 @@ def test_what_trains(runs, method):
         frozen = load_file(runs / method / "model" / "frozen.safetensors")
         assert not any(name.startswith("video.") for name in frozen)
     start = {"lavila": "spacetime", "ace": "video", "procvlr": "video"}.get(method, "vit")
-    before = load_file(Path(__file__).parents[2] / "configs" / "weights" / "tabletop" / f"{start}.safetensors")
+    before = load_file(assets_dir() / "weights" / "tabletop" / f"{start}.safetensors")
     moved = [
         n for n, t in trained.items() if n.startswith("video.") and n[6:] in before and (t - before[n[6:]]).abs().max()
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ace_dist import Classifier
-from ace_dist.data.csv_reader import CsvReader
+from ace_dist.data.annotations.csv import CsvReader
 
 pytestmark = pytest.mark.slow  # the tests of this file build on each other: --dist loadfile
 

@@ -1,12 +1,8 @@
 """The README's commands for the paper's data sets: one build, any fold, a step of training, the whole evaluation."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from paper_data import random_gtea, write_gtea
 
 pytestmark = pytest.mark.slow

@@ -49,12 +49,12 @@ RULES = (
         r"launchers/explore.py",
         left_out="serves until Ctrl-C: tests/end_to_end/test_explorer.py, test_first_contact.py",
     ),
-    # Data and weights that cannot be shipped; tests/end_to_end/test_paper_data.py and tests/unit/test_importing.py have
+    # Data and weights that cannot be shipped; test_paper_data.py and tests/models/test_importing.py have
     # small copies of each.
     Rule(r"build_shards.py dataset=gtea", refused="dataset.root=/data/gtea is not a folder"),
     Rule(r"import_weights.py source=\S+\.(pyth|pt) ", refused="does not exist"),
     Rule(r"train.py experiment=(gtea_ace|own model=timesformer_b16)", add=("--cfg",)),
-    # Sweeps and jobs: checked row by row, submitted by tests/slurm and tests/unit/test_cluster.py; what asks a sweep
+    # Sweeps and jobs: checked row by row, submitted by tests/slurm and tests/cluster/test_cluster.py; what asks a sweep
     # how it stands finds none.
     Rule(r"sweep.py (collect|status|retry) ", refused="sweep.json does not exist"),
     Rule(r"report.py sweep=", refused="sweep.json does not exist"),

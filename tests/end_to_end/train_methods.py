@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from ace_dist.config import load_config
-from ace_dist.data.readers import build_dataset
-from ace_dist.distributed import connect, disconnect
-from ace_dist.evaluation.runs import evaluate_run
-from ace_dist.training.loop import train
+from ace_dist.data.datasets import build_dataset
+from ace_dist.evaluate.runs import evaluate_run
+from ace_dist.train.trainer import train
+from ace_dist.utils.distributed import connect, disconnect
 
 METHODS = (
     "ace", "ace_no_leaf", "ace_no_shadow", "ace_no_random", "ace_no_fixed", "procvlr", "vifi_ft", "vifi_pr", "bike",

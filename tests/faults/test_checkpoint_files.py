@@ -13,8 +13,8 @@ import time
 import pytest
 import torch
 
-from ace_dist import files
-from ace_dist.training.checkpoints import CheckpointError, CheckpointFolder, read
+from ace_dist.train.checkpoint import CheckpointError, CheckpointFolder, read
+from ace_dist.utils import files
 
 KILLS = 50
 ABOUT = {"world_size": 1, "zero_stage": 1, "precision": "fp32", "frozen_sha256": "0"}
@@ -254,7 +254,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch, how):
 
 def test_frozen_weights_are_stored_once_and_repaired(tmp_path, capsys):
     """Two runs side by side share one file; a copy of a run has its own; a damaged store is written again, named."""
-    from ace_dist.training.frozen import store_frozen
+    from ace_dist.train.frozen import store_frozen
 
     state = {"a": torch.randn(1000), "b": torch.arange(3)}
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))

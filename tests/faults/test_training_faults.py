@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from ace_dist.config import load_config
-from ace_dist.data.loading import Loader
+from ace_dist.data.loader.base import Loader
 from ace_dist.data.segments import DataError
-from ace_dist.training import checkpoints, loop
-from ace_dist.training.checkpoints import CheckpointFolder
-from ace_dist.training.guards import NonFiniteLoss, RunFolderInUse, RunLock
-from ace_dist.training.preemption import MEANING, Preemption
+from ace_dist.train import checkpoint as checkpoints
+from ace_dist.train import trainer as loop
+from ace_dist.train.checkpoint import CheckpointFolder
+from ace_dist.train.guards import NonFiniteLoss, RunFolderInUse, RunLock
+from ace_dist.train.preemption import MEANING, Preemption
 
 A_SHARD_A_CLIP = ["dataset.clips_per_shard=1"]  # so that a shard can vanish before it is first opened
 STEPS = 6
@@ -129,7 +130,7 @@ def test_a_nan_stops_before_the_optimizer_and_names_its_clip(run, at_step, monke
 
 def test_an_infinite_loss_names_all_clips_of_the_batch(run, monkeypatch):
     """A loss that overflows without a bad pixel: every clip of the batch is a suspect."""
-    from ace_dist.methods.objective import ConceptObjective
+    from ace_dist.objectives.concept import ConceptObjective
 
     forward = ConceptObjective.forward
 

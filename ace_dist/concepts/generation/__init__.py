@@ -1,6 +1,0 @@
-"""Synonym trees from a language model, from WordNet, or from a person's sheet."""
-
-from ace_dist.concepts.generation.build import BuildConfig, BuildError, BuildResult, build
-from ace_dist.concepts.generation.sheet import export_sheet, import_sheet
-
-__all__ = ["BuildConfig", "BuildError", "BuildResult", "build", "export_sheet", "import_sheet"]

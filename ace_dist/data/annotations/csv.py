@@ -1,0 +1,160 @@
+"""Owns the CSV annotation format: one labelled segment a row, and every way in which such a file can be wrong.
+
+Columns `video,start_s,end_s,verb,object,split,group`; relative paths count from the CSV's folder; other columns are
+ignored.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ace_dist.data.build.decode import read_window
+from ace_dist.data.segments import SPLITS, DataError, Failure, RawClip, Segment
+
+__all__ = ["COLUMNS", "AnnotationError", "CsvReader", "faults_error", "numbered_rows"]
+
+COLUMNS = ("video", "start_s", "end_s", "verb", "object", "split", "group")
+SHOWN = 20  # problems that one message lists
+
+
+class AnnotationError(DataError):
+    """An annotation file that cannot be used; the message lists every faulty line and names `dataset.annotations`."""
+
+
+class CsvReader:
+    """Reads a CSV file at once and its videos when asked.
+
+    `fps` and `short_side` (0: as the file) are applied while decoding, which keeps long full-HD segments small.
+    Raises `AnnotationError` with all faulty lines, unless `keep_faults` collects them in `rejected` instead. Videos are
+    opened by `read` only, in parallel by the shard builder.
+    """
+
+    def __init__(
+        self, path: str | Path, *, fps: float | None = None, short_side: int = 0, keep_faults: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.fps, self.short_side, self.keep_faults = fps, short_side, keep_faults
+        self.rejected: list[Failure] = []
+        self.rows = self.parse()
+
+    def segments(self) -> list[Segment]:
+        """The rows in file order."""
+        return list(self.rows)
+
+    def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
+        """See `Reader.read`."""
+        return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side)
+
+    def parse(self) -> list[Segment]:
+        """All rows as segments; raises `AnnotationError` with every fault of the file."""
+        segments: list[Segment] = []
+        faults: list[str] = []
+        first_line: dict[tuple[object, ...], int] = {}
+        for line, row in numbered_rows(self.path, COLUMNS):
+            try:
+                segment = self.parse_row(row, line)
+                identity = (segment.video, segment.start_s, segment.end_s, segment.verb, segment.object)
+                if identity in first_line:
+                    raise DataError(f"repeats line {first_line[identity]}: same video, times and action")
+            except DataError as fault:
+                faults.append(f"line {line}: {fault}")
+                video = row.get("video", "")
+                self.rejected.append(Failure(f"line-{line}", video, f"{self.path.name} line {line}", str(fault)))
+                continue
+            first_line[identity] = line
+            segments.append(segment)
+        if faults and not self.keep_faults:
+            raise faults_error(self.path, faults)
+        if not segments and not faults:
+            raise faults_error(self.path, ["has a header and no row"])
+        return segments
+
+    def parse_row(self, row: Mapping[str, str], line: int) -> Segment:
+        """One row as a segment; raises `DataError` with what is wrong and what to write instead."""
+        if short := [column for column in COLUMNS if column not in row]:
+            raise DataError(f"has no value for {', '.join(short)}")
+        for column in ("video", "verb"):
+            if not row[column]:
+                raise DataError(f"{column} is empty")
+        if not row["object"]:
+            raise DataError('object is empty; write a placeholder such as "item" or "ingredient" if there is none')
+        if row["split"] not in SPLITS:
+            raise DataError(f"split={row['split']!r} is not one of {', '.join(SPLITS)}")
+        start_s, end_s = seconds(row, "start_s"), seconds(row, "end_s")
+        if start_s >= end_s:
+            raise DataError(f"start_s={row['start_s']} is not before end_s={row['end_s']}")
+        video = self.path.parent / row["video"]
+        if not video.is_file():
+            raise DataError(f"video {video} does not exist")
+        return Segment(
+            id=segment_id(row),
+            video=str(video),
+            start_s=start_s,
+            end_s=end_s,
+            verb=" ".join(row["verb"].split()),
+            object=" ".join(row["object"].split()),
+            split=row["split"],
+            group=row["group"],
+            origin=f"{self.path} line {line}",
+        )
+
+
+def faults_error(path: Path, faults: list[str]) -> AnnotationError:
+    """One message for all faults of a file."""
+    more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    listed = faults[:SHOWN] + more
+    text = f" {listed[0]}" if len(listed) == 1 else "\n  " + "\n  ".join(listed) + "\n"
+    return AnnotationError(f"{path}:{text} (dataset.annotations)")
+
+
+def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Non-empty rows of a CSV file with their line numbers, values stripped. Checks that the header has `columns`."""
+    if path.is_dir():
+        files = sorted(map(str, path.glob("*.csv")))
+        hint = f", such as {files[0]}" if files else "; it holds none that ends in .csv"
+        raise AnnotationError(f"dataset.annotations={path} is a folder; name the CSV file in it{hint}")
+    if not path.is_file():
+        raise AnnotationError(f"dataset.annotations={path} does not exist")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            if missing := [column for column in columns if column not in header]:
+                found = ", ".join(header) or "nothing"
+                hint = "; columns are separated by commas, decimals written with a point" if ";" in found else ""
+                raise faults_error(
+                    path, [f"line 1: column {', '.join(missing)} is missing; the header has {found}{hint}"]
+                )
+            return [
+                (reader.line_num, dict(zip(header, (value.strip() for value in row), strict=False)))
+                for row in reader
+                if any(value.strip() for value in row)
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise faults_error(path, [f"is not a CSV file in UTF-8; save it as such: {error}"]) from error
+
+
+def seconds(row: Mapping[str, str], column: str) -> float:
+    """A time of a row. Raises `DataError` when it is not a finite number from 0 on."""
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{column}={row[column]!r} is not a number of seconds")
+    if value < 0:
+        raise DataError(f"{column}={row[column]} is negative")
+    return value
+
+
+def segment_id(row: Mapping[str, str]) -> str:
+    """A name that says where a segment comes from and depends on its own row alone: video, start, hash of the row."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(row["video"]).stem).strip("-")[:40] or "video"
+    content = "\n".join(row[column] for column in ("video", "start_s", "end_s", "verb", "object"))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return f"{stem}-{round(1000 * float(row['start_s'])):07d}-{digest}"

@@ -1,0 +1,186 @@
+"""Owns what data sets labelled in frames have in common: labelled frames of recordings in, segments in seconds out.
+
+Frames count from 0 and become seconds by the rate that the video's own container states.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ace_dist.concepts import ClassTable
+from ace_dist.data.build.decode import frame_rate, opened, read_window
+from ace_dist.data.segments import DataError, RawClip, Segment
+
+__all__ = [
+    "FrameReader",
+    "LabelledFrames",
+    "LayoutError",
+    "Recording",
+    "listing",
+    "to_segments",
+    "video_clock",
+]
+
+SHOWN = 20  # problems that one message lists
+
+
+class LayoutError(DataError):
+    """A data set's folder or annotation file that is not as expected; the message says what was looked for, where."""
+
+
+@dataclass(frozen=True)
+class LabelledFrames:
+    """Frames `first` to `end` (not included) of a recording show `label`. `origin` is where that is annotated."""
+
+    first: int
+    end: int
+    label: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One annotated video. `name` is unique in its data set; `frames` is how many the annotation says it has, if so."""
+
+    name: str
+    video: Path
+    group: str
+    split: str
+    labels: tuple[LabelledFrames, ...]
+    frames: int | None = None
+
+
+@dataclass(frozen=True)
+class FrameReader:
+    """A `Reader` of segments that lie in video files. `notes` says what a user should know of how they were made."""
+
+    found: tuple[Segment, ...]
+    notes: tuple[str, ...]
+    fps: float | None = None
+    short_side: int = 0
+
+    def segments(self) -> list[Segment]:
+        """Recording by recording, in the order of time."""
+        return list(self.found)
+
+    def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
+        """See `Reader.read`."""
+        return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side)
+
+
+def listing(problems: Sequence[str]) -> str:
+    """Problems one a line, at most `SHOWN` of them."""
+    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "\n  ".join(["", *problems[:SHOWN], *more])
+
+
+def video_clock(path: Path) -> tuple[float, int]:
+    """Frames per second and number of frames, as the container states them.
+
+    Frames are counted where it states none, or a number that does not go with its length: some AVI files give the ticks
+    of their clock. Raises `DataError` when the file is missing or is no video.
+    """
+    with opened(path) as (container, stream):
+        rate = frame_rate(path, container, stream)
+        stated, length_s = int(stream.frames), float((stream.duration or 0) * stream.time_base)
+    if stated > 0 and abs(stated - length_s * rate) <= 2:
+        return rate, stated
+    with opened(path) as (container, stream):
+        return rate, sum(1 for packet in container.demux(stream) if packet.size)
+
+
+def to_segments(
+    recordings: Sequence[Recording], table: ClassTable, tolerance_s: float, *, as_released: bool = False
+) -> tuple[tuple[Segment, ...], tuple[str, ...]]:
+    """The labelled frames of all recordings as segments, and notes about labels that were left out.
+
+    A label counts when `table` has it, and is left out when it is listed as no action. Any other label, or one without
+    a frame, is an error; in annotations taken `as_released`, which a user cannot mend, it is left out with a note that
+    counts it. Labels that reach past the end of their recording end with it; those that begin there, and exact
+    repetitions, are left out with a note.
+    Raises `LayoutError` for such labels, missing videos, and lengths that differ by more than `tolerance_s` seconds.
+    """
+    if not as_released:
+        check_labels(recordings, table)
+    check_videos(recordings)
+    segments: dict[str, Segment] = {}
+    outside: Counter[str] = Counter()
+    lengths: list[str] = []
+    for recording in recordings:
+        fps, held = video_clock(recording.video)
+        if fault := length_fault(recording, fps, held, tolerance_s):
+            lengths.append(fault)
+        last = min(held, recording.frames) if recording.frames is not None else held
+        for part in recording.labels:
+            if part.label not in table.actions:
+                outside[part.label] += part.label not in table.not_actions
+            elif part.end <= part.first:
+                outside["labels without a frame"] += 1
+            elif part.first >= last:
+                outside["labels past the end of their video"] += 1
+            else:
+                segment = segment_of(recording, part, min(part.end, last), fps, table)
+                outside["labels that repeat another one exactly"] += segment.id in segments
+                segments.setdefault(segment.id, segment)
+    if lengths:
+        raise LayoutError(
+            f"the labels do not fit the videos:{listing(lengths)}\nuse the videos that were annotated, at their own "
+            f"rate, or set dataset.frame_tolerance_s (now {tolerance_s:g})"
+        )
+    notes = tuple(f"{count} segments left out: {label}" for label, count in sorted(outside.items()) if count)
+    return tuple(segments.values()), notes
+
+
+def check_labels(recordings: Sequence[Recording], table: ClassTable) -> None:
+    """Raise `LayoutError` for stretches without a frame and for unknown labels, each of these once."""
+    faults: dict[str, str] = {}
+    for part in (part for recording in recordings for part in recording.labels):
+        if part.end <= part.first:
+            faults[part.origin] = f"{part.origin}: frames {part.first} to {part.end} are no stretch of frames"
+        elif part.label not in table.actions and part.label not in table.not_actions:
+            near = difflib.get_close_matches(part.label, [*table.actions, *table.not_actions], n=1)
+            hint = f"; nearest: {near[0]!r}" if near else ""
+            faults.setdefault(part.label, f"{part.origin}: label {part.label!r} is not in {table.source}{hint}")
+    if faults:
+        raise LayoutError(f"annotations that cannot be used:{listing(list(faults.values()))}\n(dataset.classes)")
+
+
+def check_videos(recordings: Sequence[Recording]) -> None:
+    """Raise `LayoutError` with every video that does not exist."""
+    if missing := [f"{recording.video}" for recording in recordings if not recording.video.is_file()]:
+        raise LayoutError(f"{len(missing)} of {len(recordings)} annotated videos do not exist:{listing(missing)}")
+
+
+def length_fault(recording: Recording, fps: float, held: int, tolerance_s: float) -> str | None:
+    """How the annotation disagrees with the video about its length, or None when both agree within the tolerance."""
+    tolerance, claimed = tolerance_s * fps, recording.frames
+    if claimed is not None and abs(claimed - held) > tolerance:
+        return f"{recording.video} has {held} frames at {fps:g} frames per second, its annotation {claimed}"
+    reach = max((part.end for part in recording.labels), default=0)
+    if reach - max(held, claimed or 0) > tolerance:
+        return f"{recording.video} has {held} frames at {fps:g} frames per second, but labels up to frame {reach}"
+    return None
+
+
+def segment_of(recording: Recording, part: LabelledFrames, end: int, fps: float, table: ClassTable) -> Segment:
+    """One labelled stretch in seconds. Its id depends on the recording's name, the frames and the label alone."""
+    action = table.actions[part.label]
+    digest = hashlib.sha256(f"{recording.name}\n{part.first}\n{part.end}\n{part.label}".encode()).hexdigest()[:8]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", recording.name).strip("-")[:60]
+    return Segment(
+        id=f"{stem}-{part.first:06d}-{digest}",
+        video=str(recording.video),
+        start_s=part.first / fps,
+        end_s=end / fps,
+        verb=action.verb,
+        object=action.object,
+        split=recording.split,
+        group=recording.group,
+        origin=part.origin,
+    )

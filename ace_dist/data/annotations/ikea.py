@@ -1,0 +1,223 @@
+"""Owns IKEA-ASM: three synchronised views of people assembling furniture, labelled in frames.
+
+    dataset.root/
+        Lack_TV_Bench/SCAN/dev1/images/scan_video.avi ...     also dev2, and dev3 from the top; four pieces of furniture
+        annotations/action_annotations/ikea_annotation_db_full
+        annotations/action_annotations/gt_segments.json
+
+The top view is an archive of its own; the archives may lie unpacked side by side (`dataset.root/*/Lack_TV_Bench/...`).
+The two annotation files may also lie in the root, in `action_annotations/`, `indexing_files/` or `utility_files/`.
+Get all of it from github.com/IkeaASM/IKEA_ASM_Dataset (code: MIT); for the terms of the data see ikeaasm.github.io.
+
+**Database** (SQLite), the default. `videos`: id, video_name (the scan), video_path ('Lack_TV_Bench/SCAN/dev1/images'),
+camera, annotated, nframes. `annotations`: video_id, starting_frame, ending_frame (not included), action_description
+('pick up ...' is completed by object_name; without dots it stands alone), object_name. Labels outside the release's
+list have 20 examples or fewer and are left out, as in the authors' code.
+
+**gt_segments.json**, with `dataset.annotations=FILE`: {"database": {"Lack_TV_Bench/SCAN": {"annotation": [{"label",
+"segment": [first, last]}]}}}. Made from the top view of the database, one label a frame, so overlaps are gone; it holds
+for all three views. The last frame is included: the authors' exporter writes runs that way, and a user of the release
+found 3248 to be the last of a scan with 3249 frames. (The authors' loader slices first:last and so loses that frame.)
+
+The cameras did not stop together: labels were made on as many frames as the shortest of the three has. So every view is
+clamped to the smallest `nframes` of its scan, and to its own file.
+
+A scan's name is PERSON_COLOUR_SURFACE_CALIBRATION_ROOM_DATE; the calibration tells the environment, which is the group.
+Fold k tests environment k: ACE says "5 splits based on the environment" and no more. The stored split is the data set's
+own, which tests environments 2 and 4 (`dataset.test_groups=[env2,env4]`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ace_dist.data.annotations.frames import LabelledFrames, LayoutError, Recording, video_clock
+
+__all__ = ["SOURCE", "ikea_recordings"]
+
+FURNITURE = ("Kallax_Shelf_Drawer", "Lack_Coffee_Table", "Lack_Side_Table", "Lack_TV_Bench")
+VIEWS = ("dev1", "dev2", "dev3")
+DATABASE, SEGMENTS = "ikea_annotation_db_full", "gt_segments.json"
+ANNOTATION_FOLDERS = (
+    "annotations/action_annotations",
+    "action_annotations",
+    "",
+    "annotations",
+    "indexing_files",
+    "utility_files",
+)
+COLUMNS = {
+    "videos": ("id", "video_path", "camera", "annotated", "nframes"),
+    "annotations": ("video_id", "starting_frame", "ending_frame", "action_description", "object_name"),
+}
+# Of the authors' split by environment, split_data_train_test_v2.py: calibrations of one room belong together.
+ENVIRONMENTS = {"env1": (1, 2), "env2": (4, 5), "env3": (6, 7), "env4": (8,), "env5": (9, 10, 11)}
+OFFICIAL_TEST = ("env2", "env4")
+SOURCE = (
+    f"expected FURNITURE/SCAN/DEVICE/images/scan_video.avi with FURNITURE one of {', '.join(FURNITURE)}, and "
+    f"annotations/action_annotations/{DATABASE}; both are to be had from github.com/IkeaASM/IKEA_ASM_Dataset, for the "
+    "data's terms see ikeaasm.github.io"
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """One annotated view of a scan; `frames` is what the database says, `labels` what it shows."""
+
+    scan: str  # 'Lack_TV_Bench/0025_black_table_04_02_2019_08_20_13_48'
+    device: str
+    frames: int | None
+    labels: tuple[LabelledFrames, ...]
+
+
+def ikea_recordings(root: Path, annotations: Path | None, views: Sequence[str] | None) -> list[Recording]:
+    """The annotated videos of `views` (None: all three devices), by scan and device.
+
+    `annotations` is the database or gt_segments.json; None looks for either in the root, the database first.
+    Raises `LayoutError` naming what is missing and where it is to be had.
+    """
+    wanted = tuple(VIEWS if views is None else views)
+    if strange := [view for view in wanted if view not in VIEWS]:
+        raise LayoutError(f"dataset.views lists {', '.join(map(repr, strange))}; IKEA-ASM has {', '.join(VIEWS)}")
+    folders = [
+        folder
+        for folder in (root, *sorted(root.glob("*/")), *sorted(root.glob("data/*/")))
+        if any((folder / furniture).is_dir() for furniture in FURNITURE)
+    ]
+    if not folders:
+        raise LayoutError(f"dataset.root={root} is not IKEA-ASM: no furniture's folder in it ({SOURCE})")
+    path = annotations or annotation_file(root)
+    found = segment_views(path, folders, wanted) if path.suffix == ".json" else database_views(path)
+    shortest: dict[str, int] = {}
+    for view in found:
+        if view.frames is not None:
+            shortest[view.scan] = min(view.frames, shortest.get(view.scan, view.frames))
+    chosen = [view for view in found if view.device in wanted]
+    return [
+        recording(view, located(folders, view), shortest.get(view.scan))
+        for view in sorted(chosen, key=lambda view: (view.scan, view.device))
+    ]
+
+
+def annotation_file(root: Path) -> Path:
+    """The database, or gt_segments.json where there is no database. Raises `LayoutError` when there is neither."""
+    for name in (DATABASE, SEGMENTS):
+        for folder in ANNOTATION_FOLDERS:
+            if (root / folder / name).is_file():
+                return root / folder / name
+    looked = ", ".join(folder or "the root itself" for folder in ANNOTATION_FOLDERS)
+    raise LayoutError(
+        f"dataset.root={root} holds neither {DATABASE} nor {SEGMENTS} (looked in {looked}); set "
+        f"dataset.annotations=FILE ({SOURCE})"
+    )
+
+
+def located(folders: Sequence[Path], view: View) -> Path:
+    """The video of a view, or where it should be."""
+    tail = Path(view.scan) / view.device / "images" / "scan_video.avi"
+    return next((folder / tail for folder in folders if (folder / tail).is_file()), folders[0] / tail)
+
+
+def environment(scan: str) -> str:
+    """`env3` of 'Lack_TV_Bench/0025_black_table_06_02_2019_08_20_13_48', by its calibration 06.
+
+    A calibration of no environment is a group of its own, `calibration03`, which every fold trains on.
+    """
+    match = re.match(r"\d+_[^_]+_[^_]+_(\d+)_\d+_", scan.rsplit("/", 1)[-1])
+    if not match:
+        raise LayoutError(f"the scan {scan} is not named PERSON_COLOUR_SURFACE_CALIBRATION_ROOM_DATE")
+    own = (name for name, calibrations in ENVIRONMENTS.items() if int(match[1]) in calibrations)
+    return next(own, f"calibration{match[1]}")
+
+
+def recording(view: View, video: Path, shortest: int | None) -> Recording:
+    """One view as a recording, clamped to the shortest view of its scan."""
+    group = environment(view.scan)
+    name = f"{view.scan.rsplit('/', 1)[-1]}-{view.device}"
+    return Recording(name, video, group, "test" if group in OFFICIAL_TEST else "train", view.labels, shortest)
+
+
+def database_views(path: Path) -> list[View]:
+    """Every annotated video of the database with its labels. Scans named 'special' are trials of the authors."""
+    if not path.is_file():
+        raise LayoutError(f"dataset.annotations={path} does not exist ({SOURCE})")
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            check_columns(path, connection)
+            return list(rows_of(path, connection))
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise LayoutError(f"{path} cannot be read as the SQLite database of IKEA-ASM: {error} ({SOURCE})") from error
+
+
+def check_columns(path: Path, connection: sqlite3.Connection) -> None:
+    """Raise `LayoutError` when a table or a column that is read does not exist."""
+    for table, columns in COLUMNS.items():
+        present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        if missing := [column for column in columns if column not in present]:
+            has = f"it has {', '.join(sorted(present))}" if present else "there is no such table"
+            raise LayoutError(f"{path}: table {table} lacks {', '.join(missing)}; {has}")
+
+
+def rows_of(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
+    """Annotated videos in the order of their ids."""
+    videos = connection.execute("SELECT id, video_path, camera, nframes FROM videos WHERE annotated = 1 ORDER BY id")
+    for video, video_path, camera, frames in videos.fetchall():
+        parts = Path(video_path).parts
+        if len(parts) < 3 or parts[2] != camera:
+            raise LayoutError(
+                f"{path}: video {video} has the path {video_path!r}, expected FURNITURE/SCAN/{camera}/images"
+            )
+        if "special" in parts[1]:
+            continue
+        rows = connection.execute(
+            "SELECT starting_frame, ending_frame, action_description, object_name FROM annotations "
+            "WHERE video_id = ? ORDER BY starting_frame, ending_frame, action_description, object_name",
+            (video,),
+        )
+        origin = f"{path} video {video}"
+        labels = tuple(
+            LabelledFrames(first or 0, end or 0, label_of(action, target), f"{origin} frame {first}")
+            for first, end, action, target in rows
+        )
+        yield View(f"{parts[0]}/{parts[1]}", camera, frames, labels)
+
+
+def label_of(action: str, target: str | None) -> str:
+    """'pick up leg' of ('pick up ...', 'leg'); an action without dots stands alone."""
+    verb, dots, _ = action.partition("...")
+    return " ".join(f"{verb} {target or ''}".split()) if dots else " ".join(verb.split())
+
+
+def segment_views(path: Path, folders: Sequence[Path], devices: Sequence[str]) -> list[View]:
+    """The scans of gt_segments.json, once for each device; the frames are those of the files, as none are stated."""
+    try:
+        scans = json.loads(path.read_text(encoding="utf-8"))["database"]
+        labels = {
+            scan: tuple(
+                LabelledFrames(entry["segment"][0], entry["segment"][1] + 1, entry["label"], f"{path} {scan}")
+                for entry in content["annotation"]
+            )
+            for scan, content in scans.items()
+        }
+    except FileNotFoundError:
+        raise LayoutError(f"dataset.annotations={path} does not exist ({SOURCE})") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        raise LayoutError(
+            f'{path} is no gt_segments.json ({error!r}): expected {{"database": {{"FURNITURE/SCAN": {{"annotation": '
+            f'[{{"label": ..., "segment": [first, last]}}]}}}}}} ({SOURCE})'
+        ) from error
+    views = [View(scan, device, None, parts) for scan, parts in labels.items() for device in devices]
+    return [with_length(view, located(folders, view)) for view in views]
+
+
+def with_length(view: View, video: Path) -> View:
+    """The view with the number of frames of its file; a missing file is reported later, with all others."""
+    return View(view.scan, view.device, video_clock(video)[1], view.labels) if video.is_file() else view

@@ -1,0 +1,194 @@
+"""Owns the making of one clip out of one segment, and of many in parallel: a worker that dies, or that hangs and is
+ended, costs its segment only.
+
+What is wrong with the input becomes a `Failure`; a bug is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import os
+import sys
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+import av
+
+from ace_dist.data.build.encode import EncodedClip, encode
+from ace_dist.data.build.isolation import LostError, deadline, end_with_parent, run_alone
+from ace_dist.data.segments import DataError, Failure, RawClip, Reader, Segment, clip_window
+from ace_dist.data.shards import ClipRecord
+
+if TYPE_CHECKING:
+    from ace_dist.config import EncodingConfig
+
+__all__ = ["Cut", "Cutter", "cpu_count", "cut_all"]
+
+AHEAD = 4  # segments handed out per worker: enough to keep it busy, few enough that waiting clips fit into memory
+
+Cut = tuple[ClipRecord, bytes] | Failure
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """What a worker needs to make one clip. Picklable. A worker ends when a segment takes longer than `timeout_s`."""
+
+    reader: Reader
+    clip_seconds: float
+    encoding: EncodingConfig
+    timeout_s: float = 0.0  # 0: no limit
+
+    def cut(self, segment: Segment) -> Cut:
+        """Read, encode and check one segment."""
+        try:
+            segment, raw = self.read(segment)
+            encoded = encode(raw, self.encoding)
+        except (DataError, av.error.FFmpegError, OSError) as error:
+            return failure(segment, " ".join(str(error).split()))
+        return clip_record(segment, raw, encoded), encoded.data
+
+    def read(self, segment: Segment) -> tuple[Segment, RawClip]:
+        """The frames around a segment. One that is annotated past the end of its video ends where the video ends.
+
+        Raises `DataError` when that leaves less than half of the segment, when the video does not show its beginning,
+        or when the whole video is shorter than a clip.
+        """
+        start_s, end_s = clip_window(segment, self.clip_seconds, self.encoding.margin_s)
+        if self.encoding.fps:
+            start_s = on_grid(start_s, segment, self.clip_seconds, self.encoding.fps)
+        raw = self.reader.read(segment, start_s, end_s)
+        half_frame_s, length_s = 0.5 / raw.fps, raw.end_s - raw.start_s
+        is_whole = start_s <= 0 and raw.end_s < end_s - half_frame_s
+        if is_whole and length_s < self.clip_seconds - half_frame_s:
+            raise DataError(
+                f"the video lasts {length_s:.2f} s, less than one clip (dataset.clip.seconds={self.clip_seconds:g}); "
+                "make clips shorter or leave the video out"
+            )
+        if raw.end_s < (segment.start_s + segment.end_s) / 2 - half_frame_s:
+            raise DataError(
+                f"the segment lasts from {segment.start_s:g} to {segment.end_s:g} s, but the video ends at "
+                f"{raw.end_s:.2f} s, before its middle"
+            )
+        if raw.start_s > segment.start_s + self.encoding.margin_s + half_frame_s:
+            raise DataError(
+                f"the segment starts at {segment.start_s:g} s, but the video shows nothing before {raw.start_s:.2f} s"
+            )
+        if raw.end_s < segment.end_s - half_frame_s:  # its middle is another one now, and so is the window
+            return self.read(dataclasses.replace(segment, end_s=raw.end_s))
+        return segment, raw
+
+
+def on_grid(start_s: float, segment: Segment, seconds: float, fps: float) -> float:
+    """The last time up to `start_s` from which frames at `fps` fall on the sampling times of the training window.
+
+    So storing a clip at the rate that it shows costs training nothing: it sees the frames that it would have chosen.
+    """
+    first_s = (segment.start_s + segment.end_s - seconds + 1 / fps) / 2  # see `window_frames`
+    return first_s - math.ceil((first_s - start_s) * fps - 1e-6) / fps
+
+
+def failure(segment: Segment, reason: str) -> Failure:
+    """The line of a segment in the ledger."""
+    return Failure(segment.id, segment.video, segment.origin, reason)
+
+
+def clip_record(segment: Segment, raw: RawClip, encoded: EncodedClip) -> ClipRecord:
+    """The record of a clip that has no place in a shard yet; the segment is clamped to what is stored."""
+    duration_s = encoded.frames / encoded.fps
+    return ClipRecord(
+        key=segment.id,
+        shard="",
+        offset=0,
+        size=len(encoded.data),
+        frames=encoded.frames,
+        fps=encoded.fps,
+        width=encoded.width,
+        height=encoded.height,
+        segment_start_s=round(max(segment.start_s - raw.start_s, 0.0), 6),
+        segment_end_s=round(min(segment.end_s - raw.start_s, duration_s), 6),
+        verb=segment.verb,
+        object=segment.object,
+        split=segment.split,
+        group=segment.group,
+        sha256=hashlib.sha256(encoded.data).hexdigest(),
+    )
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cut_all(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Generator[Cut, None, None]:
+    """Results in the order of `segments`, whatever the number of workers (0: one per core; 1: this process).
+
+    A video can crash FFmpeg or hang it, and memory can run out. The segments that were being cut when a worker ended
+    are cut again, each alone in a process of its own; one that ends there too is a `Failure`.
+    """
+    if workers == 1 or not segments:
+        yield from map(cutter.cut, segments)
+        return
+    workers = min(workers or cpu_count(), len(segments))
+    rest = list(segments)
+    while rest:
+        done = 0
+        try:
+            with contextlib.closing(cut_in_pool(cutter, rest, workers)) as results:
+                for result in results:
+                    yield result
+                    done += 1
+            return
+        except BrokenProcessPool:
+            suspects, rest = rest[done : done + AHEAD * workers], rest[done + AHEAD * workers :]
+            print(f"a worker died; its segments are cut again one by one, from {suspects[0].id} on", file=sys.stderr)
+        for segment in suspects:
+            yield cut_alone(cutter, segment)
+
+
+def cut_in_pool(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Generator[Cut, None, None]:
+    """Results in order; at most `AHEAD` segments per worker are under way or wait to be collected."""
+    # Spawned, not forked: the parent may hold threads (torch, DALI) that a fork would leave half alive.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initialize_worker, (cutter,))
+    ahead: deque[Future[Cut]] = deque()
+    try:
+        for segment in segments:
+            ahead.append(pool.submit(cut_in_worker, segment))
+            if len(ahead) >= AHEAD * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cut_alone(cutter: Cutter, segment: Segment) -> Cut:
+    """One segment in a process of its own, whose end is the segment's fault."""
+    try:
+        return run_alone(cutter.timeout_s, cutter.cut, segment)
+    except LostError as error:
+        limit = f"dataset.timeout_s={cutter.timeout_s:g}"
+        return failure(segment, f"the process that cuts it dies, also alone ({limit}): {error}")
+
+
+worker_cutter: Cutter  # of a worker process, set once by its initializer
+
+
+def initialize_worker(cutter: Cutter) -> None:
+    """Give a worker its reader once, not with every segment."""
+    global worker_cutter
+    worker_cutter = cutter
+    end_with_parent()
+
+
+def cut_in_worker(segment: Segment) -> Cut:
+    """`Cutter.cut` with the worker's own cutter."""
+    with deadline(worker_cutter.timeout_s):
+        return worker_cutter.cut(segment)

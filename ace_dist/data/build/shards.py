@@ -1,0 +1,529 @@
+"""Owns a build of shards: which segments go into which shard, several tasks in one folder, resuming, the manifest.
+
+Segments in = clips out + failures; nothing is replaced and nothing disappears. A build is a pure function of its
+segments and settings: workers, array tasks and kills do not change a byte of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+from tqdm import tqdm
+
+from ace_dist.data.build.cut import Cutter, cut_all, failure
+from ace_dist.data.build.encode import CONTAINER, check_encoding, encoder_options
+from ace_dist.data.segments import SPLITS, DataError, Failure, Reader, Segment
+from ace_dist.data.shards import (
+    FORMAT,
+    MANIFEST,
+    ClipRecord,
+    ShardFiles,
+    ShardSet,
+    action_counts,
+    file_sha256,
+    write_shard,
+)
+from ace_dist.utils.files import write_bytes
+
+if TYPE_CHECKING:
+    from ace_dist.config import ClipConfig, EncodingConfig
+
+__all__ = [
+    "Build",
+    "BuildError",
+    "ClipRecord",
+    "Cutter",
+    "Failure",
+    "ShardFiles",
+    "ShardSet",
+    "array_task",
+    "build_shards",
+]
+
+QUARANTINE = "quarantine.jsonl"
+STATE = "state.json"  # suffix of the note beside each finished shard of an unfinished build
+PLAN = ".plan.json"  # the configuration that the tasks at work in a folder share
+BUILD_LOCK = ".build.lock"  # held while shards are made: by one whole build, or shared by tasks
+PLAN_LOCK = ".plan.lock"  # held by one task for moments: while it joins the others and while it finishes for them
+SHOWN = 20  # failures that one message lists
+
+
+class BuildError(DataError):
+    """A build that cannot finish; the message lists the failed segments."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to make. `fingerprint` changes with anything that changes its bytes."""
+
+    name: str
+    segments: Sequence[Segment]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """A finished shard: its clips and the segments that failed on the way."""
+
+    fingerprint: str
+    sha256: str
+    size: int
+    records: list[ClipRecord]
+    failures: list[Failure]
+
+    def dump(self) -> bytes:
+        """As JSON."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def parse(cls, text: str) -> ShardState:
+        """Inverse of `dump`."""
+        fields = json.loads(text)
+        fields["records"] = [ClipRecord(**entry) for entry in fields["records"]]
+        fields["failures"] = [Failure(**entry) for entry in fields["failures"]]
+        return cls(**fields)
+
+
+def build_shards(
+    reader: Reader,
+    out_dir: str | Path,
+    clip: ClipConfig,
+    encoding: EncodingConfig,
+    *,
+    clips_per_shard: int = 128,
+    workers: int = 0,
+    allow_quarantine: bool = False,
+    source: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> ShardSet:
+    """Cut, encode and pack every segment of `reader` into `out_dir`: `Build.plan` and `Build.run` in one call."""
+    build = Build.plan(
+        reader,
+        out_dir,
+        clip,
+        encoding,
+        clips_per_shard=clips_per_shard,
+        allow_quarantine=allow_quarantine,
+        source=source,
+    )
+    return build.run(workers, progress)
+
+
+@dataclass(frozen=True)
+class Build:
+    """Everything that decides a build; no video has been opened yet. `refused` are failures before any cutting."""
+
+    folder: Path
+    cutter: Cutter
+    jobs: list[ShardJob]
+    refused: list[Failure]
+    configuration: dict[str, Any]
+    allow_quarantine: bool
+
+    @classmethod
+    def plan(
+        cls,
+        reader: Reader,
+        out_dir: str | Path,
+        clip: ClipConfig,
+        encoding: EncodingConfig,
+        *,
+        clips_per_shard: int = 128,
+        allow_quarantine: bool = False,
+        source: Mapping[str, Any] | None = None,
+        rejected: Sequence[Failure] = (),
+        timeout_s: float = 0.0,
+    ) -> Build:
+        """Divide the segments of `reader` into shards.
+
+        `source` holds what else decides the pixels, such as the settings of a renderer; `rejected` what is annotated
+        and gave no segment, which segments that repeat an id join; one that takes a worker longer than `timeout_s`
+        (0: no limit) fails. Raises `DataError` for settings that make no sense, and `BuildError` when something was
+        refused without `allow_quarantine`.
+        """
+        check_encoding(encoding)
+        if clips_per_shard < 1:
+            raise DataError(f"dataset.clips_per_shard={clips_per_shard} must be at least 1")
+        segments, repeated = without_repeats(reader.segments())
+        refused = [*rejected, *repeated]
+        if not segments and not refused:
+            raise DataError("the data set has no segment: check dataset.annotations")
+        configuration = describe(segments, refused, clip, encoding, clips_per_shard, source or {})
+        if not segments or (refused and not allow_quarantine):
+            raise BuildError(failure_report(Path(out_dir), refused, configuration["segments"]))
+        jobs = shard_jobs(segments, clips_per_shard, configuration)
+        cutter = Cutter(reader, clip.seconds, encoding, timeout_s)
+        return cls(Path(out_dir), cutter, jobs, refused, configuration, allow_quarantine)
+
+    def run(self, workers: int = 0, progress: bool = True) -> ShardSet:
+        """Make every shard that is not there yet, then the manifest.
+
+        `workers` processes: 0 is one per core, 1 is this process. A killed build goes on behind its last finished shard
+        and finishes what array tasks left; a finished one returns at once. Raises `BuildError` with the failed
+        segments, unless `allow_quarantine` lists them in quarantine.jsonl and goes on; `DataError` when the folder
+        holds another build or one is at work in it.
+        """
+        make_folder(self.folder)
+        with sole_writer(self.folder):
+            if finished := self.finished():
+                return finished
+            self.remove_strays()
+            states = {job.name: state for job in self.jobs if (state := self.state(job)) and not state.failures}
+            pending = [job for job in self.jobs if job.name not in states]
+            for job, state in self.make(pending, workers, progress):
+                states[job.name] = state
+            return self.finish([states[job.name] for job in self.jobs])
+
+    def run_task(self, task: int, tasks: int, workers: int = 0, progress: bool = True) -> ShardSet | None:
+        """Make the `task`-th of `tasks` contiguous parts of the shards beside other tasks, which may be on other nodes.
+
+        Whoever finds all shards there writes the manifest and returns the set; the others return None. A task that was
+        killed is run again, or `run` finishes for all. Raises like `run`, for the failures of this task's shards alone
+        while others are at work.
+        """
+        mine = self.jobs[len(self.jobs) * task // tasks : len(self.jobs) * (task + 1) // tasks]
+        make_folder(self.folder)
+        with self.among_tasks():
+            with lock(self.folder / PLAN_LOCK):
+                if finished := self.finished():
+                    return finished
+                states = {job.name: state for job in mine if (state := self.state(job)) and not state.failures}
+                pending = [job for job in mine if job.name not in states]
+                for job in pending:  # or another task could finish with what is about to be replaced
+                    state_path(self.folder, job.name).unlink(missing_ok=True)
+            made = [state for _, state in self.make(pending, workers, progress)]
+            failures = [entry for state in made for entry in state.failures]
+            if failures and not self.allow_quarantine:
+                raise BuildError(failure_report(self.folder, failures, self.configuration["segments"]))
+            with lock(self.folder / PLAN_LOCK):
+                if finished := self.finished():
+                    return finished
+                all_states = [self.state(job) for job in self.jobs]
+                present = [state for state in all_states if state is not None]
+                return self.finish(present) if len(present) == len(all_states) else None
+
+    @contextlib.contextmanager
+    def among_tasks(self) -> Iterator[None]:
+        """Work beside other tasks of this very build. The first one clears away what another configuration left.
+
+        The plan stays behind a finished build: a late task must find it, and the next build's first task replaces it.
+        Raises `DataError` when a whole build, or tasks of another configuration, are at work in the folder.
+        """
+        plan, path = json.dumps(self.configuration, sort_keys=True).encode(), self.folder / PLAN
+        with (self.folder / BUILD_LOCK).open(
+            "a+"
+        ) as file:  # NFS shares a lock of readable files, owns of writable ones
+            with lock(self.folder / PLAN_LOCK):
+                if try_lock(file.fileno(), fcntl.LOCK_EX):  # nobody else is here
+                    self.remove_strays()
+                    write_bytes(path, plan)
+                if not try_lock(file.fileno(), fcntl.LOCK_SH):
+                    raise DataError(f"another process is building dataset.shards={self.folder}; wait for it")
+                if path.read_bytes() != plan:
+                    raise DataError(
+                        f"tasks of a build with other settings or segments are at work in "
+                        f"dataset.shards={self.folder}; wait for them, or choose another folder"
+                    )
+            yield
+
+    def make(self, jobs: Sequence[ShardJob], workers: int, progress: bool) -> Iterator[tuple[ShardJob, ShardState]]:
+        """Cut all segments of `jobs` in parallel and write each shard as soon as its last clip is there."""
+        segments = [segment for job in jobs for segment in job.segments]
+        made = 0
+        with (
+            tqdm(total=len(segments), unit="clip", desc="shards", disable=None if progress else True) as bar,
+            contextlib.closing(cut_all(self.cutter, segments, workers)) as results,
+        ):
+            for job in jobs:
+                clips, failures = [], []
+                for _ in job.segments:
+                    result = next(results)
+                    if isinstance(result, Failure):
+                        failures.append(result)
+                    else:
+                        clips.append(result)
+                    bar.update()
+                made += len(job.segments)
+                yield job, self.store(job, clips, failures)
+                if progress and bar.disable:  # a batch job's log
+                    print(
+                        f"{job.name}: {len(clips)} clips, {len(failures)} failed; {made} of {len(segments)}", flush=True
+                    )
+
+    def store(self, job: ShardJob, clips: Sequence[tuple[ClipRecord, bytes]], failures: list[Failure]) -> ShardState:
+        """Write a shard, then the note that it is whole."""
+        records = write_shard(self.folder, job.name, clips, CONTAINER)
+        path = self.folder / job.name
+        state = ShardState(job.fingerprint, file_sha256(path), path.stat().st_size, records, failures)
+        write_bytes(state_path(self.folder, job.name), state.dump())
+        return state
+
+    def state(self, job: ShardJob) -> ShardState | None:
+        """The finished shard of an earlier run or another task, or None when it is absent or made otherwise."""
+        note, tar = state_path(self.folder, job.name), self.folder / job.name
+        if not note.is_file():
+            return None
+        state = ShardState.parse(note.read_text(encoding="utf-8"))
+        whole = tar.is_file() and tar.stat().st_size == state.size and tar.with_suffix(".idx").is_file()
+        return state if whole and state.fingerprint == job.fingerprint else None
+
+    def remove_strays(self) -> None:
+        """Delete what an unfinished build left and this one will not overwrite: partial files, shards it has not."""
+        names = {job.name for job in self.jobs}
+        for note in self.folder.glob(f"*.{STATE}"):
+            name = note.name.removesuffix(f".{STATE}")
+            if name not in names:
+                for path in ((self.folder / name).with_suffix(".idx"), self.folder / name, note):
+                    path.unlink(missing_ok=True)
+        for partial in self.folder.glob(".*.partial"):
+            partial.unlink()
+
+    def finished(self) -> ShardSet | None:
+        """The finished build of the same configuration, or None. Raises `DataError` when another one lies there.
+
+        One whose shards are missing or cut short becomes an unfinished one, to which the others still belong.
+        """
+        if not (self.folder / MANIFEST).is_file():
+            return None
+        shards = ShardSet.read(self.folder)
+        found, wanted = shards.manifest["configuration"], self.configuration
+        if differing := sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)):
+            raise DataError(
+                f"dataset.shards={self.folder} holds a build of another configuration (different: "
+                f"{', '.join(differing)}); choose another folder or delete this one"
+            )
+        if (missing := shards.manifest["quarantined"]) and not self.allow_quarantine:
+            raise DataError(
+                f"dataset.shards={self.folder} was built without {missing} segments, listed in {QUARANTINE}; "
+                "set dataset.allow_quarantine=true to accept that, or repair them and delete the folder"
+            )
+        if damaged := shards.damaged():
+            print(f"{', '.join(damaged)}: made again, the other shards are kept", flush=True)
+            self.reopen(shards)
+            return None
+        return shards
+
+    def reopen(self, shards: ShardSet) -> None:
+        """Write the notes of a finished build's shards again and take its manifest away."""
+        ledger = self.folder / QUARANTINE
+        lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else []
+        failures = {entry.id: entry for entry in (Failure(**json.loads(line)) for line in lines)}
+        entries = {shard["name"]: shard for shard in shards.manifest["shards"]}
+        for job in self.jobs if shards.manifest["tools"] == tool_versions() else ():
+            records = [record for record in shards.records if record.shard == job.name]
+            failed = [failures[segment.id] for segment in job.segments if segment.id in failures]
+            entry = entries[job.name]
+            state = ShardState(job.fingerprint, entry["sha256"], entry["size"], records, failed)
+            write_bytes(state_path(self.folder, job.name), state.dump())
+        (self.folder / MANIFEST).unlink()
+
+    def finish(self, states: Sequence[ShardState]) -> ShardSet:
+        """Account for every segment, then write the manifest, which is what makes the build finished."""
+        records = [record for state in states for record in state.records]
+        failures = self.refused + [entry for state in states for entry in state.failures]
+        assert len(records) + len(failures) == self.configuration["segments"]
+        write_ledger(self.folder, failures)
+        if failures and (not self.allow_quarantine or not records):
+            raise BuildError(failure_report(self.folder, failures, self.configuration["segments"]))
+        manifest = {
+            "format": FORMAT,
+            "configuration": self.configuration,
+            "container": CONTAINER,
+            "encoder": encoder_options(self.cutter.encoding),
+            "tools": tool_versions(),
+            "counts": action_counts(records),
+            "quarantined": len(failures),
+            "shortened": self.shortened(records),
+            "shards": [
+                {"name": job.name, "sha256": state.sha256, "size": state.size, "clips": len(state.records)}
+                for job, state in zip(self.jobs, states, strict=True)
+            ],
+            "clips": [dataclasses.asdict(record) for record in records],
+        }
+        write_bytes(self.folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        for job in self.jobs:
+            state_path(self.folder, job.name).unlink(missing_ok=True)
+        return ShardSet.load(self.folder)
+
+    def shortened(self, records: Sequence[ClipRecord]) -> list[str]:
+        """Ids of the segments that were annotated past the end of their video, or before what it shows."""
+        stored_s = {record.key: record.segment_end_s - record.segment_start_s for record in records}
+        frame_s = {record.key: 1 / record.fps for record in records}
+        annotated = ((s.id, s.end_s - s.start_s) for job in self.jobs for s in job.segments if s.id in stored_s)
+        return [key for key, length_s in annotated if length_s - stored_s[key] > frame_s[key]]
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder where it is missing. Raises `DataError` when it cannot be one, or cannot be written into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"dataset.shards={folder} cannot be a folder: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"dataset.shards={folder} cannot be written into; choose another folder, or change its owner")
+
+
+def without_repeats(segments: Sequence[Segment]) -> tuple[list[Segment], list[Failure]]:
+    """The first segment of every id, and a failure for each further one."""
+    first: dict[str, Segment] = {}
+    repeated = []
+    for segment in segments:
+        if (kept := first.setdefault(segment.id, segment)) is not segment:
+            where = f" ({kept.origin})" if kept.origin else ""
+            repeated.append(failure(segment, f"segment id {segment.id} occurs twice; the first one{where} is kept"))
+    return list(first.values()), repeated
+
+
+def describe(
+    segments: Sequence[Segment],
+    refused: Sequence[Failure],
+    clip: ClipConfig,
+    encoding: EncodingConfig,
+    clips_per_shard: int,
+    source: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that decides the content of a build, independent of where its videos lie."""
+    digest = hashlib.sha256()
+    for segment in segments:
+        digest.update(json.dumps(segment_identity(segment), sort_keys=True).encode())
+    for entry in refused:
+        digest.update(json.dumps([entry.id, entry.reason]).encode())
+    return {
+        "clip_seconds": clip.seconds,
+        "encoding": dataclasses.asdict(encoding),
+        "clips_per_shard": clips_per_shard,
+        "source": json.loads(json.dumps(dict(source), sort_keys=True, default=str)),
+        "segments": len(segments) + len(refused),
+        "segments_sha256": digest.hexdigest(),
+    }
+
+
+def segment_identity(segment: Segment) -> dict[str, Any]:
+    """A segment with its video's name and size for its path: moving a data set does not make it another one."""
+    size = os.stat(segment.video).st_size if segment.video and os.path.isfile(segment.video) else None
+    return dataclasses.asdict(segment) | {"video": os.path.basename(segment.video), "video_bytes": size, "origin": ""}
+
+
+def tool_versions() -> dict[str, Any]:
+    """Versions that may change the bits of an encoded clip."""
+    libraries = {name: ".".join(map(str, number)) for name, number in sorted(av.library_versions.items())}
+    return {"ace-dist": version("ace-dist"), "av": av.__version__, **libraries, "machine": platform.machine()}
+
+
+def shard_jobs(segments: Sequence[Segment], clips_per_shard: int, configuration: Mapping[str, Any]) -> list[ShardJob]:
+    """Segments in the reader's order, split by split, `clips_per_shard` to a shard."""
+    shared = {key: value for key, value in configuration.items() if not key.startswith("segments")}
+    jobs = []
+    for split in SPLITS:
+        chosen = [segment for segment in segments if segment.split == split]
+        for number, first in enumerate(range(0, len(chosen), clips_per_shard)):
+            part = chosen[first : first + clips_per_shard]
+            content = [shared, tool_versions(), [segment_identity(segment) for segment in part]]
+            fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            jobs.append(ShardJob(f"{split}-{number:05d}.tar", part, fingerprint))
+    return jobs
+
+
+def array_task(task: int | None, tasks: int | None, environment: Mapping[str, str]) -> tuple[int, int, str]:
+    """This process's part of a build, the number of parts, and who said so.
+
+    `dataset.task` and `dataset.tasks` come first, then SLURM's array: its indices may start anywhere and step evenly.
+    With `dataset.tasks` alone, the array's index is the part, so that `sbatch --array=3,7` repeats two parts.
+    """
+    index = environment.get("SLURM_ARRAY_TASK_ID")
+    if tasks is None and task is not None:
+        raise DataError(f"dataset.task={task} needs dataset.tasks=N, the number of parts")
+    if tasks is not None:
+        part = task if task is not None else int(index or 0)
+        if tasks > 1 and task is None and index is None:
+            raise DataError(f"dataset.tasks={tasks} needs dataset.task=K (0 to {tasks - 1}), or a SLURM array")
+        if not 0 <= part < tasks:
+            raise DataError(f"part {part} does not exist: dataset.tasks={tasks} has parts 0 to {tasks - 1}")
+        return part, tasks, "dataset.task" if task is not None else "dataset.tasks"
+    if index is None:
+        return 0, 1, "one process"
+    first, last = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", index)) for name in ("MIN", "MAX"))
+    step, count = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", "1")) for name in ("STEP", "COUNT"))
+    if (last - first) // step + 1 != count:
+        raise DataError(
+            f"the array's {count} tasks are not evenly spaced from {first} to {last}, so their order is unknown; set "
+            "dataset.tasks=N, and the array's indices are parts of N"
+        )
+    return (int(index) - first) // step, count, f"SLURM_ARRAY_TASK_ID={index}"
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder alone, or raise `DataError`."""
+    with (folder / BUILD_LOCK).open("a") as file:
+        if not try_lock(file.fileno(), fcntl.LOCK_EX):
+            raise DataError(f"another process is building dataset.shards={folder}; wait for it")
+        yield
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Wait for a lock file and hold it."""
+    with path.open("a") as file:
+        try_lock(file.fileno(), fcntl.LOCK_EX, wait=True)
+        yield
+
+
+def try_lock(descriptor: int, mode: int, wait: bool = False) -> bool:
+    """Take or convert a lock; whether it worked. The kernel releases it when its process dies, however it dies.
+
+    A file system without locks is said to be one, and the user trusted.
+    """
+    try:
+        fcntl.flock(descriptor, mode if wait else mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        print("warning: no file locks here (mount option `flock`?); start one build at a time", file=sys.stderr)
+    return True
+
+
+def state_path(folder: Path, name: str) -> Path:
+    """The note that says that a shard of an unfinished build is whole."""
+    return folder / f"{name}.{STATE}"
+
+
+def write_ledger(folder: Path, failures: Sequence[Failure]) -> None:
+    """quarantine.jsonl: a line for every segment that is in no shard, whether the build goes on without it or not."""
+    lines = "".join(json.dumps(dataclasses.asdict(entry), sort_keys=True) + "\n" for entry in failures)
+    if failures:
+        write_bytes(folder / QUARANTINE, lines.encode())
+    else:
+        (folder / QUARANTINE).unlink(missing_ok=True)
+
+
+def failure_report(folder: Path, failures: Sequence[Failure], total: int) -> str:
+    """Failed segments, one a line, and what can be done about them."""
+    lines = [
+        f"  {entry.id} ({', '.join(filter(None, (entry.video or 'rendered', entry.origin)))}): {entry.reason}"
+        for entry in failures[:SHOWN]
+    ]
+    if len(failures) > SHOWN:
+        lines.append(f"  ... and {len(failures) - SHOWN} more")
+    return (
+        f"{len(failures)} of {total} segments could not be stored in dataset.shards={folder}:\n"
+        + "\n".join(lines)
+        + "\nrepair or remove them in dataset.annotations and run again (finished shards are kept), or set "
+        f"dataset.allow_quarantine=true to go on without them; {QUARANTINE} lists them all"
+    )

@@ -1,0 +1,73 @@
+"""Owns the cutting of one loose video, as shards are cut; without torch, so that a process for it starts quickly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+
+from ace_dist.data.build.cut import Cutter
+from ace_dist.data.build.decode import read_window
+from ace_dist.data.segments import DataError, Failure, RawClip, Segment
+from ace_dist.data.shards import ClipRecord
+
+if TYPE_CHECKING:
+    from ace_dist.config import ClipConfig, EncodingConfig
+
+__all__ = ["cut_video"]
+
+LONGEST_S = 60.0  # an action lasts seconds; a minute of frames at a short side of 256 is about 0.6 GB
+
+
+@dataclass(frozen=True)
+class OneVideo:
+    """A `Reader` of a single file."""
+
+    fps: float | None
+    short_side: int
+
+    def segments(self) -> list[Segment]:
+        """None of its own: the caller says which part of which file."""
+        return []
+
+    def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
+        """See `Reader.read`."""
+        return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side, threads=0)
+
+
+def cut_video(
+    path: Path, clip: ClipConfig, encoding: EncodingConfig, start_s: float | None, end_s: float | None
+) -> tuple[Segment, ClipRecord, bytes]:
+    """What was cut of `path`, or of its part from `start_s` to `end_s` seconds, and the stored clip it became.
+
+    Raises `DataError` as `clip_of_video` does.
+    """
+    end_s = duration_s(path) if end_s is None else end_s
+    segment = Segment("video", str(path), start_s or 0.0, end_s, "v", "o", "test")
+    if segment.end_s - segment.start_s > LONGEST_S:
+        raise DataError(
+            f"{path}: {segment.end_s - segment.start_s:.0f} s are too long for one action; name a part of at most "
+            f"{LONGEST_S:.0f} s with start_s=... and end_s=..."
+        )
+    cut = Cutter(OneVideo(encoding.fps, encoding.short_side), clip.seconds, encoding).cut(segment)
+    if isinstance(cut, Failure):
+        raise DataError(cut.reason if str(path) in cut.reason else f"{path}: {cut.reason}")
+    return segment, *cut
+
+
+def duration_s(path: Path) -> float:
+    """Length of a video file in seconds, as its container says; a file that says nothing is read to its end."""
+    if not path.is_file():
+        raise DataError(f"video {path} does not exist")
+    try:
+        with av.open(str(path)) as container:
+            stream = next(iter(container.streams.video), None)
+            if stream is not None and stream.duration and stream.time_base:
+                return float(stream.duration * stream.time_base)
+            if stream is not None and container.duration:
+                return float(container.duration / av.time_base)
+    except av.error.FFmpegError as error:
+        raise DataError(f"{path} cannot be read as a video: {error.strerror or error}") from error
+    return read_window(path, end_s=LONGEST_S + 1, short_side=64).end_s

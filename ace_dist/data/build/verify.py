@@ -1,0 +1,307 @@
+"""Owns the check of finished shards: that they hold what their manifest says, and that a training can use it.
+
+Nothing is repaired. Errors would end a training or bend its result; warnings are for the reader to judge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ace_dist.concepts import SynonymTrees, load_class_table, split_classes
+from ace_dist.concepts.actions import Action
+from ace_dist.config import resolve_path
+from ace_dist.data.build.cut import cpu_count
+from ace_dist.data.build.encode import check_decodes
+from ace_dist.data.build.isolation import LostError, renew_deadline, run_alone
+from ace_dist.data.build.shards import QUARANTINE
+from ace_dist.data.datasets import split_by_group
+from ace_dist.data.segments import SPLITS, DataError
+from ace_dist.data.shards import (
+    MANIFEST,
+    ClipRecord,
+    ShardSet,
+    action_counts,
+    clip_description,
+    file_sha256,
+    index_text,
+    safe_members,
+)
+from ace_dist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ace_dist.config import Config
+
+__all__ = ["Report", "verify_shards"]
+
+FEW = 5  # clips of a class in a split; below, its accuracy moves by more than 20 points with one clip
+UNEQUAL = 10  # times that the most frequent class of a split outnumbers the rarest
+SHOWN = 20  # lines of each kind that a report prints
+
+
+@dataclass
+class Report:
+    """What a check found. `decoded` and `frames` count the clips that came out whole; `damaged` names shards."""
+
+    shards: ShardSet
+    decoded: int = 0
+    frames: int = 0
+    backend: str = ""
+    damaged: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The summary: what there is, a table of classes, warnings, errors, and the verdict in the last line."""
+        manifest, records = self.shards.manifest, self.shards.records
+        configuration, encoding = manifest["configuration"], manifest["configuration"]["encoding"]
+        splits = ", ".join(f"{sum(r.split == split for r in records)} {split}" for split in SPLITS)
+        rates = sorted({round(record.fps, 3) for record in records})
+        sizes = sorted({min(record.width, record.height) for record in records})
+        lines = [
+            f"shards     {self.shards.folder}: {len(manifest['shards'])} with {len(records)} clips ({splits})",
+            f"segments   {configuration['segments']} = {len(records)} clips + {manifest['quarantined']} in quarantine",
+            f"encoding   {encoding['codec']}, short side {span(sizes)} px, {span(rates)} frames/s, "
+            f"a key frame every {encoding['gop']}, av {manifest['tools']['av']}",
+            f"decoding   {self.decoded} of {len(records)} clips whole, {self.frames} frames",
+            f"backend    {self.backend}",
+            "",
+            *class_table(records),
+        ]
+        for title, found in (("warnings", self.warnings), ("errors", self.errors)):
+            if found:
+                more = [f"  ... and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+                lines += ["", f"{title}:", *(f"  {line}" for line in found[:SHOWN]), *more]
+        if self.damaged:
+            lines += ["", f"delete {', '.join(self.damaged)} and build again: the other shards are kept"]
+        verdict = f"FAILED, errors: {len(self.errors)}" if self.errors else "passed"
+        return "\n".join([*lines, "", f"{verdict}, warnings: {len(self.warnings)}"])
+
+
+def verify_shards(config: Config, device: torch.device) -> Report:
+    """Check the shards of `config.dataset` byte by byte and frame by frame, for a training of `config` on `device`.
+
+    Decodes on `dataset.workers` processes. Raises `DataError` when there is no readable manifest at all.
+    """
+    dataset = config.dataset
+    shards = ShardSet.read(resolve_path(dataset.shards))
+    report = Report(shards)
+    by_shard: dict[str, list[ClipRecord]] = defaultdict(list)
+    for record in shards.records:
+        by_shard[record.shard].append(record)
+    gop = int(shards.manifest["configuration"]["encoding"]["gop"])
+    jobs = [
+        ShardCheck(shards.folder, shard, by_shard.pop(shard["name"], []), shards.codec, gop)
+        for shard in shards.manifest["shards"]
+    ]
+    report.errors += [f"{MANIFEST} places clips in {name}, which it does not list" for name in sorted(by_shard)]
+    for job, checked in zip(jobs, run_checks(jobs, dataset.workers, dataset.timeout_s), strict=True):
+        report.damaged += [str(job.entry["name"])] if checked.errors else []
+        report.errors += checked.errors
+        report.decoded += checked.decoded
+        report.frames += checked.frames
+    report.errors += accounting_errors(shards)
+    report.errors += label_errors(config, shards)
+    report.backend = backend_of(config, shards, device, report.errors)
+    report.warnings += balance_warnings(shards.records) + other_warnings(shards)
+    return report
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """One shard to check: its entry in the manifest and the clips that should lie in it. Picklable."""
+
+    folder: Path
+    entry: Mapping[str, Any]
+    records: Sequence[ClipRecord]
+    codec: str
+    gop: int
+
+
+@dataclass
+class ShardResult:
+    """What was found in one shard."""
+
+    decoded: int = 0
+    frames: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+def run_checks(jobs: Sequence[ShardCheck], workers: int, timeout_s: float) -> Iterator[ShardResult]:
+    """Results in the order of the shards, each from a process of its own unless `workers` is 1."""
+    if workers == 1 or not jobs:
+        yield from map(check_shard, jobs)
+        return
+    with ThreadPoolExecutor(min(workers or cpu_count(), len(jobs))) as pool:
+        yield from pool.map(lambda job: check_apart(job, timeout_s), jobs)
+
+
+def check_apart(job: ShardCheck, timeout_s: float) -> ShardResult:
+    """`check_shard` in a new process, whose end is the shard's fault."""
+    try:
+        return run_alone(timeout_s, check_shard, job)
+    except LostError as error:
+        return ShardResult(errors=[f"{job.entry['name']} cannot be checked (dataset.timeout_s={timeout_s:g}): {error}"])
+
+
+def check_shard(job: ShardCheck) -> ShardResult:
+    """Checksum, members, index and every clip of a shard. A damaged shard is read on, to name its damaged clips."""
+    result, name = ShardResult(), str(job.entry["name"])
+    path = job.folder / name
+    if not path.is_file():
+        result.errors.append(f"{name} is missing; it should hold {len(job.records)} clips")
+        return result
+    if file_sha256(path) != job.entry["sha256"]:
+        size = path.stat().st_size
+        cut = f" ({size} bytes instead of {job.entry['size']})" if size != job.entry["size"] else ""
+        result.errors.append(f"{name} differs from its checksum{cut}")
+    if len(job.records) != job.entry["clips"]:
+        result.errors.append(f"{name} should hold {job.entry['clips']} clips, {MANIFEST} lists {len(job.records)}")
+    index = path.with_suffix(".idx")
+    if not index.is_file() or index.read_text(encoding="utf-8") != index_text(job.records):
+        result.errors.append(f"{index.name} is missing or does not fit {name}")
+    result.errors += member_errors(path, job.records)
+    with path.open("rb") as file:
+        for record in job.records:
+            renew_deadline()
+            file.seek(record.offset)
+            try:
+                check_clip(file.read(record.size), record, job.codec, job.gop)
+            except DataError as error:
+                result.errors.append(f"clip {record.key} in {name}: {error}")
+            else:
+                result.decoded += 1
+                result.frames += record.frames
+    return result
+
+
+def check_clip(data: bytes, record: ClipRecord, codec: str, gop: int) -> None:
+    """Raise `DataError` unless a clip is the one recorded, and decodes to the frames that its record promises."""
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise DataError("its bytes differ from its checksum")
+    check_decodes(data, record.frames, record.height, record.width, gop, record.fps, codec)
+    if not 0 <= record.segment_start_s < record.segment_end_s <= record.frames / record.fps + 1e-6:
+        raise DataError(
+            f"its segment, {record.segment_start_s:g} to {record.segment_end_s:g} s, does not lie in its "
+            f"{record.frames / record.fps:.2f} s"
+        )
+
+
+def member_errors(path: Path, records: Sequence[ClipRecord]) -> list[str]:
+    """Where a tar file's members are not exactly the clips and descriptions that they should be."""
+    wanted = {f"{record.key}.json": clip_description(record) for record in records}
+    clips = {f"{record.key}.mp4" for record in records}
+    errors = []
+    try:
+        members = safe_members(path)
+        found = {member.name for member in members}
+        with tarfile.open(path) as tar:
+            for member in members:
+                file = tar.extractfile(member) if member.name in wanted else None
+                if file is not None and json.loads(file.read()) != json.loads(json.dumps(wanted[member.name])):
+                    errors.append(f"{member.name} in {path.name} says something else than {MANIFEST}")
+    except (DataError, tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        return [f"{path.name} cannot be read as a shard: {error}"]
+    for name in sorted({*wanted, *clips} ^ found):
+        errors.append(f"{path.name} {'holds an unlisted' if name in found else 'does not hold'} {name}")
+    return errors
+
+
+def accounting_errors(shards: ShardSet) -> list[str]:
+    """Where the manifest's own numbers, or its ledger, contradict each other."""
+    manifest, errors = shards.manifest, []
+    segments, missing = manifest["configuration"]["segments"], manifest["quarantined"]
+    if len(shards.records) + missing != segments:
+        errors.append(f"{segments} segments are not {len(shards.records)} clips and {missing} in quarantine")
+    ledger = shards.folder / QUARANTINE
+    lines = len(ledger.read_text(encoding="utf-8").splitlines()) if ledger.is_file() else 0
+    if lines != missing:
+        errors.append(f"{QUARANTINE} has {lines} lines for {missing} segments in quarantine")
+    if manifest["counts"] != action_counts(shards.records):
+        errors.append(f"the counts in {MANIFEST} are not those of its clips")
+    keys = Counter(record.key for record in shards.records)
+    return errors + [f"clip {key} is listed {count} times" for key, count in keys.items() if count > 1]
+
+
+def label_errors(config: Config, shards: ShardSet) -> list[str]:
+    """What a training would say of the labels: classes without a rule, verbs without a synonym tree."""
+    dataset, errors = config.dataset, []
+    records = shards.records
+    try:
+        records = split_by_group(shards, dataset).records
+        actions = {split: [Action(r.verb, r.object) for r in records if r.split == split] for split in SPLITS}
+        table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None
+        split_classes(actions["train"], actions["test"], dataset.novel, novel_share=dataset.novel_share, table=table)
+    except UserError as error:
+        errors.append(f"labels: {error}")
+    try:
+        if dataset.synonyms:
+            SynonymTrees.load(resolve_path(dataset.synonyms)).require(record.verb for record in records)
+    except UserError as error:
+        errors.append(f"labels: {error}")
+    return errors
+
+
+def backend_of(config: Config, shards: ShardSet, device: torch.device, errors: list[str]) -> str:
+    """Who will decode, and why; or the error that nobody can, appended to `errors`."""
+    from ace_dist.data.loader.base import choose_backend
+
+    try:
+        backend, reason = choose_backend(config.loader.backend, shards.codec, shards.records, device)
+    except DataError as error:
+        errors.append(f"backend: {error}")
+        return f"none for {shards.codec} on {device.type}"
+    return f"{backend} ({reason})"
+
+
+def balance_warnings(records: Sequence[ClipRecord]) -> list[str]:
+    """Classes with few clips, and splits whose classes are very unequal."""
+    warnings = []
+    for split, counts in action_counts(records).items():
+        if rare := [f"{action} ({count})" for action, count in counts.items() if count < FEW]:
+            more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+            warnings.append(f"balance: {split} has fewer than {FEW} clips of {', '.join(rare[:5])}{more}")
+        if counts and max(counts.values()) > UNEQUAL * min(counts.values()):
+            most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+            warnings.append(f"balance: {split} has {counts[most]} clips of {most} and {counts[least]} of {least}")
+    return warnings
+
+
+def other_warnings(shards: ShardSet) -> list[str]:
+    """People or places in both splits, shortened segments, and tar files that belong to no build."""
+    groups = [{r.group for r in shards.records if r.split == split and r.group} for split in SPLITS]
+    warnings = []
+    if both := sorted(groups[0] & groups[1]):
+        more = ", ..." if len(both) > 5 else ""
+        warnings.append(f"groups in both splits, so that the test is not of the unknown: {', '.join(both[:5])}{more}")
+    if shortened := shards.manifest.get("shortened"):
+        warnings.append(f"{len(shortened)} segments reach past the end of their video and end with it")
+    listed = {shard["name"] for shard in shards.manifest["shards"]}
+    strange = sorted(path.name for path in shards.folder.glob("*.tar") if path.name not in listed)
+    return warnings + [f"{name} is not in {MANIFEST}; nothing reads it" for name in strange]
+
+
+def class_table(records: Sequence[ClipRecord]) -> list[str]:
+    """A line a class: clips of each split."""
+    counts = action_counts(records)
+    actions = sorted({action for split in counts.values() for action in split})
+    width = max([len(action) for action in actions], default=0)
+    lines = [f"{'class':<{width}}  {'train':>6}  {'test':>6}"]
+    return lines + [f"{a:<{width}}  {counts['train'].get(a, 0):>6}  {counts['test'].get(a, 0):>6}" for a in actions]
+
+
+def span(values: Sequence[float]) -> str:
+    """One value, or the least and the greatest."""
+    if not values:
+        return "-"
+    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"

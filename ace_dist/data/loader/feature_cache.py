@@ -1,0 +1,268 @@
+"""Owns the trunk cache: what the frozen video blocks make of a clip, on disk, so that they and the decoder see it once.
+
+It stands between loader and model. A stream's batches hold, instead of pixels, the trunk's output [B,1+P*T,D]
+(`TimeSformer.trunk`), which `TimeSformer.forward` goes on from. Files are of one clip as one request shows it, under a
+folder for the trunk that made them: its weights and shape, the precision, the device's kind, the decoder. A clip always
+passes the trunk alone, so its file does not depend on the batch, the rank or the run that it was made in.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ace_dist.data.loader.base import Batch, Loader, assemble, make_loader, say_once
+from ace_dist.data.sampling import ClipRequest
+from ace_dist.models.attention import choose_attention, described
+from ace_dist.models.timesformer import TimeSformer
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import write_bytes, write_json
+from ace_dist.utils.transfer import Upload
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from torch import Tensor
+
+    from ace_dist.config import Config
+    from ace_dist.models.dual_encoder import DualEncoder
+
+__all__ = ["TrunkCache", "TrunkCacheError", "open_loader", "read_features", "write_features"]
+
+FORMAT = 1  # raise it when the same request shows other pixels, or the trunk computes otherwise
+UNFINISHED_S = 3600.0
+RECOUNT_SHARE = 0.01  # of the limit: after so many bytes of its own a process looks what others wrote
+
+
+class TrunkCacheError(UserError):
+    """A cache that cannot serve this model, or a damaged file in it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch: its requests, and for each either the read of its file or None (to be decoded)."""
+
+    requests: Sequence[ClipRequest]
+    reads: list[Future[Tensor] | None]
+
+    @property
+    def missing(self) -> list[ClipRequest]:
+        """The requests that are not in the cache."""
+        return [request for request, read in zip(self.requests, self.reads, strict=True) if read is None]
+
+
+def open_loader(config: Config, model: DualEncoder, device: torch.device) -> Loader:
+    """The run's loader, behind the cache that `loader.trunk_cache` names when it names one.
+
+    Raises `TrunkCacheError` when the video tower has no frozen blocks to spare; otherwise as `make_loader`.
+    """
+    model.expect_clips(config.loader)
+    if config.loader.trunk_cache is None:
+        return make_loader(config.dataset.shards, config, device)
+    tower = model.video
+    if not isinstance(tower, TimeSformer) or not tower.trunk_blocks:
+        raise TrunkCacheError(
+            f"loader.trunk_cache={config.loader.trunk_cache} has nothing to keep: model.video.tower="
+            f"{config.model.video.tower} with trained_blocks={config.model.video.trained_blocks} and train_time_embed="
+            f"{config.model.video.train_time_embed} has no frozen blocks below; set loader.trunk_cache=null"
+        )
+    if any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
+        raise TrunkCacheError("loader.trunk_cache does not go with deepspeed=zero3, which shares the frozen blocks out")
+    return TrunkCache(make_loader(config.dataset.shards, config, device), config, tower, device)
+
+
+class TrunkCache(Loader):
+    """A loader whose batches come out of the cache; what is not in it is decoded, passes the trunk and is written.
+
+    When the whole folder of `loader.trunk_cache` holds `loader.trunk_cache_gib`, nothing is added any more and nothing
+    removed: a training run asks for every clip equally often. Processes that share it keep the limit to 1 % each.
+    """
+
+    def __init__(self, loader: Loader, config: Config, tower: TimeSformer, device: torch.device) -> None:
+        assert config.loader.trunk_cache is not None
+        self.inner, self.tower, self.device = loader, tower, device
+        self.backend, self.decoder = loader.backend, loader.decoder
+        self.root, self.limit = Path(config.loader.trunk_cache), config.loader.trunk_cache_gib * 2**30
+        about = {
+            "format": FORMAT,
+            "trunk": trunk_digest(tower),
+            "attention": described(choose_attention(tower.config.attention, device), device),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "decoder": loader.decoder,
+            "clips": config.loader.dtype,
+            "mean": list(config.loader.mean),
+            "std": list(config.loader.std),
+            "torch": torch.__version__,
+        }
+        self.folder = self.root / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.root)
+        write_json(self.folder / "about.json", about)
+        self.prefetch = max(1, config.loader.prefetch)
+        self.pool = ThreadPoolExecutor(max(1, config.loader.threads), "trunk_cache")
+        self.upload = Upload(device)
+        self.recalled = self.computed = 0  # clips
+        self.recount()
+
+    def recount(self) -> None:
+        """Look how much the whole cache holds, whoever wrote it."""
+        self.held, self.added = sum(sizes_below(self.root)), 0
+
+    def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
+        """See `Loader.decode`. Batches with a missing clip, one after the other, are one stream of the inner loader."""
+        plans = self.planned(batches)
+        for first in plans:
+            waiting = deque([first])
+            if first.missing:
+                for decoded in self.inner.stream(missing_of(first, plans, waiting)):
+                    yield self.complete(waiting.popleft(), decoded)
+            while waiting:
+                yield self.complete(waiting.popleft(), None)
+
+    def planned(self, batches: Iterator[Sequence[ClipRequest]]) -> Iterator[Plan]:
+        """The batches, files of `prefetch` of them being read ahead."""
+        ahead: deque[Plan] = deque()
+        for requests in batches:
+            paths = [self.path(request) for request in requests]
+            reads = [self.pool.submit(self.read, path) if path.is_file() else None for path in paths]
+            ahead.append(Plan(requests, reads))
+            if len(ahead) > self.prefetch:
+                yield ahead.popleft()
+        yield from ahead
+
+    def read(self, path: Path) -> Tensor:
+        """`read_features`, for a GPU into pinned memory: the copy to it then overlaps with its work."""
+        features = read_features(path)
+        return features.pin_memory() if self.device.type == "cuda" else features
+
+    def complete(self, plan: Plan, decoded: Batch | None) -> Batch:
+        """A plan's batch: what was read, and the trunk's output for what was decoded, which is written."""
+        fresh = iter(decoded.video if decoded is not None else ())
+        rows = []
+        for request, read in zip(plan.requests, plan.reads, strict=True):
+            if read is None:
+                features = self.tower.trunk(next(fresh)[None])[0]
+                self.keep(request, features)
+                self.computed += 1
+            else:
+                features = self.upload(read.result())
+                self.recalled += 1
+            rows.append(features)
+        return assemble(torch.stack(rows), plan.requests)
+
+    def keep(self, request: ClipRequest, features: Tensor) -> None:
+        """Write one clip's features, unless the cache is full or another has written them meanwhile."""
+        path, size = self.path(request), features.numel() * features.element_size()
+        if self.added > RECOUNT_SHARE * self.limit:
+            self.recount()
+        if self.held + self.added + size > self.limit:
+            say_once(
+                f"trunk cache: {self.root} is full ({(self.held + self.added) / 2**30:.2f} of loader.trunk_cache_gib="
+                f"{self.limit / 2**30:g}); clips that are not in it are computed each time"
+            )
+        elif not path.is_file():
+            try:
+                write_features(path, features)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                say_once(f"trunk cache: no space left below {self.root} ({error}); nothing is added any more")
+                self.limit = 0.0
+                return
+            self.added += path.stat().st_size
+
+    def path(self, request: ClipRequest) -> Path:
+        """Where a clip's features are, as this request shows it."""
+        shown = {**asdict(request), "record": request.record.sha256}
+        for other in ("label", "view"):  # names for the same pixels
+            del shown[other]
+        digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest}.safetensors"
+
+    def close(self) -> None:
+        """See `Loader.close`."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.inner.close()
+
+
+def missing_of(first: Plan, plans: Iterator[Plan], waiting: deque[Plan]) -> Iterator[list[ClipRequest]]:
+    """What `first` and the plans after it miss, up to one that misses nothing; all but `first` are put in `waiting`."""
+    yield first.missing
+    for plan in plans:
+        waiting.append(plan)
+        if not plan.missing:
+            return
+        yield plan.missing
+
+
+def trunk_digest(tower: TimeSformer) -> str:
+    """A hash of what a trunk is: its weights with names and types, and the settings that its arithmetic depends on."""
+    config, kept = tower.config, ("width", "depth", "heads", "patch", "image_size", "time_embed_resize")
+    digest = hashlib.sha256(json.dumps([tower.trunk_blocks, *(getattr(config, key) for key in kept)]).encode())
+    for name, tensor in tower.trunk_state().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(memoryview(as_bytes(tensor)))  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def as_bytes(tensor: Tensor) -> Any:
+    """A tensor's bytes as a NumPy array (which knows no bfloat16)."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(as_bytes(tensor))
+
+
+def write_features(path: Path, features: Tensor) -> None:
+    """Write features [1+P*T,D] with their checksum."""
+    tensor = features.contiguous().cpu()
+    write_bytes(path, save({"features": tensor}, metadata={"crc32": str(checksum(tensor))}))
+
+
+def read_features(path: Path) -> Tensor:
+    """Features [1+P*T,D] of a file. Raises `TrunkCacheError` naming it when it is damaged or gone."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensor, facts = file.get_tensor("features"), file.metadata() or {}
+            expected = int(facts.get("crc32", -1))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise TrunkCacheError(f"{path} of loader.trunk_cache cannot be read: {error}; delete it") from error
+    if checksum(tensor) != expected:
+        raise TrunkCacheError(f"{path} of loader.trunk_cache is damaged (CRC-32 differs); delete it")
+    return cast("Tensor", tensor)
+
+
+def remove_unfinished(root: Path) -> None:
+    """Delete what writers that were killed left behind: temporary files that nobody has touched for an hour."""
+    for path in root.rglob(".*.partial"):
+        try:
+            if time.time() - path.stat().st_mtime > UNFINISHED_S:
+                path.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def sizes_below(folder: Path) -> Iterator[int]:
+    """Bytes of every file in a folder and in those within; what vanishes meanwhile does not count."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                yield os.stat(os.path.join(place, name)).st_size
+            except FileNotFoundError:
+                continue

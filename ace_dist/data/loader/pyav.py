@@ -1,0 +1,146 @@
+"""Owns decoding with PyAV in threads: the fast loader without a GPU, and DALI's reference.
+
+Of a clip it decodes the wanted frames and those that they are predicted from, of a picture it converts the crop.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ace_dist.data.loader.base import Batch, Loader, assemble, normalise
+from ace_dist.data.loader.pixels import cut_of, picture_rgb, show
+from ace_dist.data.loader.sample_table import SampleTable, read_sample_table
+from ace_dist.data.sampling import ClipRequest
+from ace_dist.data.segments import DataError
+from ace_dist.data.shards import ShardFiles
+from ace_dist.utils.transfer import Upload
+
+if TYPE_CHECKING:
+    from ace_dist.config import LoaderConfig
+
+__all__ = ["PyavLoader", "decode_clip", "decode_frames"]
+
+
+def decode_clip(data: bytes, request: ClipRequest) -> NDArray[np.uint8]:
+    """The crop that a request asks for: uint8 RGB [T, 3, crop, crop]. Raises `DataError` when a frame is missing."""
+    out = np.empty((len(request.frames), 3, request.crop, request.crop), np.uint8)
+    decode_into(data, request, out)
+    return out
+
+
+def decode_into(data: bytes, request: ClipRequest, out: NDArray[np.uint8]) -> None:
+    """As `decode_clip`, into memory of the caller."""
+    cut, first_place = cut_of(request), {index: place for place, index in reversed(list(enumerate(request.frames)))}
+    for index, picture in pictures(data, set(request.frames)):
+        show(picture, cut, out[first_place[index]])
+    for place, index in enumerate(request.frames):
+        if place != first_place[index]:  # a window beyond the clip's end repeats its last frame
+            out[place] = out[first_place[index]]
+
+
+def decode_frames(data: bytes, wanted: Sequence[int]) -> NDArray[np.uint8]:
+    """Whole frames (any order, repeats allowed) of a stored clip: uint8 RGB [len(wanted), H, W, 3]."""
+    found = {index: picture_rgb(picture) for index, picture in pictures(data, set(wanted))}
+    return np.stack([found[index].transpose(1, 2, 0) for index in wanted])
+
+
+def pictures(data: bytes, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames `wanted` of a stored clip with their indices, as they come out of the decoder.
+
+    Decodes only groups of pictures that hold a wanted frame. Raises `DataError` at the end when one is missing.
+    """
+    table, view = read_sample_table(data), memoryview(data)
+    context = av.CodecContext.create(table.decoder, "r")
+    context.extradata = table.extradata or None
+    context.thread_count = 1  # clips are decoded side by side instead
+    missing = set(wanted)
+    packets = (stored_packet(view, table, index) for index in needed_packets(table.keys, table.needed, wanted))
+    for picture in itertools.chain.from_iterable(map(context.decode, itertools.chain(packets, [None]))):
+        if picture.pts in missing:
+            missing.remove(picture.pts)
+            yield picture.pts, picture
+    if missing:
+        raise DataError(f"frames {sorted(missing)} did not come out of the {len(table.sizes)} frames of the clip")
+
+
+def stored_packet(data: memoryview, table: SampleTable, index: int) -> av.Packet:
+    """One frame's packet; its time is its index."""
+    packet = av.Packet(data[table.offsets[index] : table.offsets[index] + table.sizes[index]])
+    packet.pts = packet.dts = index
+    return packet
+
+
+def needed_packets(is_key: Sequence[bool], is_needed: Sequence[bool], wanted: set[int]) -> list[int]:
+    """Frames to decode: from each key frame to the last wanted frame before the next one, less those that are neither
+    wanted nor needed by others. Each stretch begins with a key frame, so that no flush is necessary between them.
+    """
+    keys = [index for index, key in enumerate(is_key) if key]
+    packets: list[int] = []
+    for start, stop in zip(keys, [*keys[1:], len(is_key)], strict=True):
+        last = max((index for index in wanted if start <= index < stop), default=start - 1)
+        packets += [index for index in range(start, last + 1) if is_needed[index] or index in wanted]
+    return packets
+
+
+class PyavLoader(Loader):
+    """Decodes on `loader.threads` CPU threads, `loader.prefetch` batches ahead, which wait as bytes."""
+
+    backend = "pyav"
+    decoder = f"pyav {av.__version__}"
+
+    def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device) -> None:
+        self.files, self.loader, self.device = ShardFiles(folder), loader, device
+        self.prefetch = max(1, loader.prefetch)
+        self.pool = ThreadPoolExecutor(max(1, loader.threads), "decode")
+        self.upload = Upload(device)
+
+    def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
+        """See `Loader.decode`."""
+        ahead = deque(map(self.submit, itertools.islice(batches, self.prefetch + 1)))
+        try:
+            while ahead:
+                requests, video, futures = ahead.popleft()
+                for future in futures:
+                    future.result()
+                ahead.extend(map(self.submit, itertools.islice(batches, 1)))
+                video = self.upload(video)
+                yield assemble(video if self.loader.dtype == "uint8" else normalise(video, self.loader), requests)
+        finally:
+            for _, _, futures in ahead:
+                for future in futures:
+                    future.cancel()
+
+    def submit(self, requests: Sequence[ClipRequest]) -> tuple[Sequence[ClipRequest], torch.Tensor, list[Future[None]]]:
+        """Start decoding a batch into a new uint8 tensor [B, T, 3, crop, crop], pinned for a GPU."""
+        for request in requests:
+            self.files.announce(request.record)  # file systems may be slow, and decoding threads few
+        first = requests[0]
+        shape = (len(requests), len(first.frames), 3, first.crop, first.crop)
+        video = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        return requests, video, [self.pool.submit(self.fill, *pair) for pair in zip(video, requests, strict=True)]
+
+    def fill(self, video: torch.Tensor, request: ClipRequest) -> None:
+        """Decode one clip into its place in the batch."""
+        record, data = request.record, self.files.read(request.record)
+        try:
+            decode_into(data, request, video.numpy())
+        except (av.error.FFmpegError, DataError) as error:
+            path = self.files.folder / record.shard
+            raise DataError(
+                f"clip {record.key} in {path} cannot be decoded: {error}; build the shards again"
+            ) from error
+
+    def close(self) -> None:
+        """See `Loader.close`."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.files.close()

@@ -1,0 +1,55 @@
+"""Owns the way of one loose video to the encoder: the very cutting, encoding and cropping that shards go through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ace_dist.data.build.isolation import LostError, run_alone
+from ace_dist.data.build.single_video import cut_video
+from ace_dist.data.loader.base import normalise
+from ace_dist.data.loader.pyav import decode_clip
+from ace_dist.data.sampling import TestPlan
+from ace_dist.data.segments import DataError
+
+if TYPE_CHECKING:
+    from ace_dist.config import Config
+
+__all__ = ["LooseClip", "clip_of_video"]
+
+
+@dataclass(frozen=True)
+class LooseClip:
+    """The test views of a video: normalised RGB [views, T, 3, H, W]; short videos show the same frames in each."""
+
+    video: torch.Tensor
+    start_s: float
+    end_s: float
+    distinct_views: int
+
+
+def clip_of_video(
+    path: str | Path, config: Config, start_s: float | None, end_s: float | None, timeout_s: float | None = None
+) -> LooseClip:
+    """The test views of `path`, or of its part from `start_s` to `end_s`, as the shards of `config` would give them.
+
+    With `timeout_s` the file is read in a process of its own, which may crash or take too long without harm.
+    Raises `DataError` when the file cannot be read, is shorter than a clip, or longer than a minute without a part
+    being named.
+    """
+    arguments = Path(path), config.dataset.clip, config.dataset.encoding, start_s, end_s
+    try:
+        part, record, data = cut_video(*arguments) if timeout_s is None else run_alone(timeout_s, cut_video, *arguments)
+    except LostError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    (requests,) = TestPlan([record], [0], config.dataset.clip, config.loader, config.dataset.clip.views).batches()
+    views = torch.stack([torch.from_numpy(decode_clip(data, request)) for request in requests])
+    return LooseClip(
+        video=normalise(views, config.loader),
+        start_s=part.start_s,
+        end_s=part.end_s,
+        distinct_views=len({request.frames for request in requests}),
+    )

@@ -1,0 +1,235 @@
+"""Owns which stored frames a training clip or a test view shows, and the plans that say which rank reads what, when.
+
+A plan is a pure function of the seed and the step. Legend: T frames of a clip, B clips of a global batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ace_dist.data.segments import DataError
+
+if TYPE_CHECKING:
+    from ace_dist.config import ClipConfig, LoaderConfig
+    from ace_dist.data.build.shards import ClipRecord
+
+__all__ = [
+    "ClipRequest",
+    "TestPlan",
+    "TrainPlan",
+    "coinciding_views",
+    "crop_box",
+    "scaled_size",
+    "train_frames",
+    "view_frames",
+    "view_starts",
+]
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One clip to decode: which stored frames, resized to which short side, cropped where.
+
+    `crop_x` and `crop_y` place the crop: 0 is the left or top edge, 1 the right or bottom one, 0.5 the centre.
+    """
+
+    record: ClipRecord
+    frames: tuple[int, ...]
+    short_side: int
+    crop: int
+    crop_x: float
+    crop_y: float
+    flip: bool
+    label: int
+    view: int
+
+
+def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width with the shorter one brought to `short_side`, the other rounded to the nearest integer."""
+    if height <= width:
+        return short_side, max(short_side, math.floor(width * short_side / height + 0.5))
+    return max(short_side, math.floor(height * short_side / width + 0.5)), short_side
+
+
+def crop_box(request: ClipRequest) -> tuple[int, int, int, int]:
+    """Height and width to resize the stored frame to, then top and left of the crop in it, in pixels."""
+    height, width = scaled_size(request.record.height, request.record.width, request.short_side)
+    assert request.crop <= request.short_side
+    top = math.floor(request.crop_y * (height - request.crop) + 0.5)
+    left = math.floor(request.crop_x * (width - request.crop) + 0.5)
+    return height, width, top, left
+
+
+def window_frames(record: ClipRecord, start_s: float, clip: ClipConfig) -> tuple[int, ...]:
+    """Stored frames nearest to the T sampling times of the window that starts at `start_s`, clamped to the clip.
+
+    Sampling times are the centres of T equal parts of the window, so a window about `m` has frame k at
+    m + (k - (T-1)/2) * seconds / T.
+    """
+    times = (start_s + (k + 0.5) * clip.seconds / clip.frames for k in range(clip.frames))
+    nearest = (math.floor(time * record.fps + 0.5) for time in times)
+    return tuple(min(max(index, 0), record.frames - 1) for index in nearest)
+
+
+def train_frames(record: ClipRecord, clip: ClipConfig) -> tuple[int, ...]:
+    """Stored frames of the window of `clip.seconds` centred on the segment's middle (ACE, implementation details)."""
+    middle = (record.segment_start_s + record.segment_end_s) / 2
+    return window_frames(record, middle - clip.seconds / 2, clip)
+
+
+def view_starts(record: ClipRecord, clip: ClipConfig) -> list[float]:
+    """Start of each test view in seconds of the stored clip.
+
+    View k starts at a + (L - w) k / (views - 1): the first at the segment's start, the last ending at its end. A
+    segment shorter than the window is expanded about its middle, and a single view is centred.
+    """
+    length = record.segment_end_s - record.segment_start_s
+    middle = (record.segment_start_s + record.segment_end_s) / 2
+    if length < clip.seconds or clip.views == 1:
+        return [middle - clip.seconds / 2] * clip.views
+    span = length - clip.seconds
+    return [record.segment_start_s + span * k / (clip.views - 1) for k in range(clip.views)]
+
+
+def view_frames(record: ClipRecord, clip: ClipConfig) -> list[tuple[int, ...]]:
+    """Stored frames of each of the `clip.views` test views."""
+    return [window_frames(record, start, clip) for start in view_starts(record, clip)]
+
+
+def coinciding_views(records: Sequence[ClipRecord], clip: ClipConfig) -> int:
+    """How many clips show the same frames in two or more of their test views (their segments are too short)."""
+    return sum(len(set(view_frames(record, clip))) < clip.views for record in records)
+
+
+def permutation(count: int, *key: int) -> NDArray[np.int64]:
+    """A permutation of range(count) that depends on `key` alone.
+
+    Made from the generator's raw bits: numpy promises that these never change between versions, and does not promise
+    it of `Generator.permutation`.
+    """
+    bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+    return np.argsort(bits, kind="stable").astype(np.int64)
+
+
+def uniforms(count: int, *key: int) -> list[float]:
+    """`count` numbers in [0, 1) that depend on `key` alone."""
+    bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+    return [float(value) for value in (bits >> np.uint64(11)) * 2.0**-53]
+
+
+def check_plan(records: Sequence[ClipRecord], labels: Sequence[int], rank: int, world: int, split: str) -> None:
+    """Raise when a plan cannot be made of these records."""
+    assert len(records) == len(labels) and 0 <= rank < world
+    if not records:
+        raise DataError(f"no {split} clip to read: check the split column of dataset.annotations and dataset.novel")
+
+
+def centred(
+    record: ClipRecord, frames: tuple[int, ...], loader: LoaderConfig, label: int, view: int = 0
+) -> ClipRequest:
+    """A centre crop at the short side of the test, not flipped."""
+    side, crop = loader.test_short_side, loader.crop
+    return ClipRequest(record, frames, side, crop, crop_x=0.5, crop_y=0.5, flip=False, label=label, view=view)
+
+
+class TrainPlan:
+    """The endless stream of training clips: per-epoch permutations, end to end, so that no clip is ever dropped.
+
+    Position p of the stream is clip p mod N of the permutation of epoch p // N; step s is positions sB to (s+1)B - 1,
+    of which each rank takes its contiguous share. Neither the order nor a clip's augmentation depends on `world`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ClipRecord],
+        labels: Sequence[int],
+        clip: ClipConfig,
+        loader: LoaderConfig,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        check_plan(records, labels, rank, world, "training")
+        if batch_size % world:
+            raise DataError(f"training.batch_size={batch_size} cannot be shared equally by {world} ranks")
+        self.records, self.labels = list(records), list(labels)
+        self.frames = [train_frames(record, clip) for record in records]
+        self.loader, self.batch_size, self.seed = loader, batch_size, seed
+        self.rank, self.share = rank, batch_size // world
+        self.order = functools.lru_cache(maxsize=2)(self.epoch_order)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps after which every clip has been seen at least once."""
+        return math.ceil(len(self.records) / self.batch_size)
+
+    def epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        """Order of the clips in one pass over the data."""
+        return permutation(len(self.records), self.seed, epoch)
+
+    def requests(self, step: int) -> list[ClipRequest]:
+        """This rank's clips of a step, in global order."""
+        first = step * self.batch_size + self.rank * self.share
+        return [self.request(position) for position in range(first, first + self.share)]
+
+    def request(self, position: int) -> ClipRequest:
+        """The clip at a position of the global stream, with its augmentation."""
+        epoch, place = divmod(position, len(self.records))
+        index = int(self.order(epoch)[place])
+        if not self.loader.augment:
+            return centred(self.records[index], self.frames[index], self.loader, self.labels[index])
+        side, crop_x, crop_y, flip = uniforms(4, self.seed, epoch, place)
+        low, high = self.loader.short_side_min, self.loader.short_side_max
+        return ClipRequest(
+            record=self.records[index],
+            frames=self.frames[index],
+            short_side=low + math.floor(side * (high - low + 1)),
+            crop=self.loader.crop,
+            crop_x=crop_x,
+            crop_y=crop_y,
+            flip=flip < self.loader.flip,
+            label=self.labels[index],
+            view=0,
+        )
+
+
+class TestPlan:
+    """Every test view of every clip exactly once over all ranks, nothing padded; the views of a clip stay together."""
+
+    __test__ = False  # not a test class, whatever pytest makes of its name
+
+    def __init__(
+        self,
+        records: Sequence[ClipRecord],
+        labels: Sequence[int],
+        clip: ClipConfig,
+        loader: LoaderConfig,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        check_plan(records, labels, rank, world, "test")
+        first, last = (len(records) * share // world for share in (rank, rank + 1))
+        self.records, self.labels = list(records[first:last]), list(labels[first:last])
+        self.clip, self.loader, self.batch_size = clip, loader, batch_size
+
+    def batches(self) -> list[list[ClipRequest]]:
+        """This rank's requests in batches of at most `batch_size`; ranks may have unequal numbers of them."""
+        requests = [
+            self.request(record, label, view, frames)
+            for record, label in zip(self.records, self.labels, strict=True)
+            for view, frames in enumerate(view_frames(record, self.clip))
+        ]
+        return [requests[i : i + self.batch_size] for i in range(0, len(requests), self.batch_size)]
+
+    def request(self, record: ClipRecord, label: int, view: int, frames: tuple[int, ...]) -> ClipRequest:
+        """See `centred`."""
+        return centred(record, frames, self.loader, label, view)

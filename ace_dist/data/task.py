@@ -1,0 +1,148 @@
+"""Owns the assembly of a run from its configuration: classes, trees, labelled clips, and the encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
+from ace_dist.config import Config, resolve_path
+from ace_dist.data.build.shards import ClipRecord, ShardSet
+from ace_dist.data.datasets import open_dataset
+from ace_dist.data.holdout import held_out_groups
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.similarity import Spotting
+from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights
+from ace_dist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ace_dist.config import ModelConfig
+
+__all__ = ["NO_TEST", "Task", "build_model", "load_task", "load_trees"]
+
+NO_TEST = "the test split has no clip (dataset.test_groups, or the split column of dataset.annotations, chooses it)"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run learns and is tested on. A record's action is its verb and object.
+
+    `validation` are groups of the training split whose clips are looked at while training and do not train.
+    """
+
+    classes: ClassLists
+    trees: SynonymTrees
+    shards: ShardSet
+    validation: frozenset[str] = frozenset()
+
+    def training_clips(self) -> tuple[list[ClipRecord], list[int]]:
+        """Training clips of base actions with their class indices; clips of novel actions are left out."""
+        records = [record for record in self.shards.split("train") if record.group not in self.validation]
+        return labelled(records, self.classes.base)
+
+    def validation_clips(self) -> tuple[list[ClipRecord], list[int]]:
+        """Clips of the training split held out for validation, base actions alone, with their class indices."""
+        records = [record for record in self.shards.split("train") if record.group in self.validation]
+        return labelled(records, self.classes.base)
+
+    def test_clips(self, novel: bool) -> tuple[list[ClipRecord], list[int]]:
+        """Test clips of the novel, or of the base, actions with their class indices."""
+        return labelled(self.shards.split("test"), self.classes.novel if novel else self.classes.base)
+
+    def is_tested(self) -> bool:
+        """Whether the test split has a clip of any class."""
+        return bool(self.test_clips(novel=False)[0] or self.test_clips(novel=True)[0])
+
+
+def labelled(records: Sequence[ClipRecord], actions: Sequence[Action]) -> tuple[list[ClipRecord], list[int]]:
+    """The records that show one of `actions`, and which."""
+    position = {action: index for index, action in enumerate(actions)}
+    kept = [(record, position[action]) for record in records if (action := action_of(record)) in position]
+    return [record for record, _ in kept], [index for _, index in kept]
+
+
+def action_of(record: ClipRecord) -> Action:
+    """The action that a clip shows."""
+    return Action(record.verb, record.object)
+
+
+def load_trees(config: Config) -> SynonymTrees:
+    """The synonym trees, cut to the M of the method."""
+    if config.dataset.synonyms is None:
+        raise UserError(
+            "dataset.synonyms is not set; give a JSON file of synonym trees, such as those of configs/synonyms"
+        )
+    return SynonymTrees.load(
+        resolve_path(config.dataset.synonyms),
+        config.method.children,
+        config.method.grandchildren,
+        config.method.children_include_parent,
+    )
+
+
+def load_task(config: Config) -> Task:
+    """Open the shards and trees of a configuration and decide the classes. Every verb must have a tree.
+
+    The classes are those of the whole training split: holding clips out for validation makes no action novel.
+    """
+    dataset = config.dataset
+    shards = open_dataset(dataset)
+    trees = load_trees(config)
+    train, test = (map(action_of, shards.split(name)) for name in ("train", "test"))
+    table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None
+    classes = split_classes(train, test, dataset.novel, novel_share=dataset.novel_share, table=table)
+    trees.require(action.verb for action in (*classes.base, *classes.novel))
+    whole = Task(classes, trees, shards)
+    return replace(whole, validation=held_out_groups(*whole.training_clips(), config.evaluation, config.seed))
+
+
+def build_model(config: ModelConfig, seed: int, weights: Path | None = None) -> DualEncoder:
+    """Both encoders: with the weights of the configuration, of a run (`weights` = its model folder), or untrained.
+
+    Random weights depend on `seed` alone, so every rank builds the same.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DualEncoder(config.video, config.text, config.similarity)
+    if weights is not None:
+        load_run_weights(model, weights)
+    elif config.init != "random":
+        if config.init == "weights":
+            load_video_weights(model.video, located(config.video.weights))
+        if config.text.tower == "clip" or config.text.weights is not None:
+            load_text_weights(model.text, located(config.text.weights))
+    if weights is None and isinstance(model.similarity, Spotting):
+        model.similarity.embed_attributes(model.text)
+    return model
+
+
+def located(path: str | None) -> Path | None:
+    """A weight path of the configuration, expanded."""
+    return None if path is None else resolve_path(path)
+
+
+def load_run_weights(model: DualEncoder, folder: Path) -> None:
+    """Load `frozen.safetensors` and `trained.safetensors` of a run; together they must be the whole model."""
+    parts = []
+    for name in ("frozen", "trained"):
+        path = folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise UserError(
+                f"{path} does not exist: the run has not finished training (launchers/train.py continues it)"
+            )
+        parts.append(TensorFile(path))
+    own, stored = model.state_dict(), {name for part in parts for name in part}
+    if set(own) != stored:
+        raise UserError(f"{folder} does not hold this model: {sorted(set(own) ^ stored)[:4]} differ")
+    with torch.no_grad():
+        for part in parts:
+            for name, tensor in part.items():
+                if tensor.shape != own[name].shape:
+                    raise UserError(
+                        f"{part.path}: {name} is {list(tensor.shape)}, not {list(own[name].shape)} as config.yaml says"
+                    )
+                own[name].copy_(tensor)

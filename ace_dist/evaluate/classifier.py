@@ -1,0 +1,100 @@
+"""Owns the use of a trained model: any video, any action labels, probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from ace_dist.concepts import FreeLabel, LabelSet, SynonymTrees, free_labels
+from ace_dist.config import Config, read_config
+from ace_dist.data.loader.single_video import clip_of_video
+from ace_dist.data.task import load_trees
+from ace_dist.evaluate.export import read_exported
+from ace_dist.evaluate.protocols import EncodedTest, score
+from ace_dist.evaluate.runs import trained_model
+from ace_dist.models.dual_encoder import DualEncoder
+
+__all__ = ["Classification", "Classifier"]
+
+
+@dataclass(frozen=True, slots=True)
+class Classification(Mapping[str, float]):
+    """Label → probability, most probable first; `labels` says what was averaged for each."""
+
+    probabilities: Mapping[str, float]
+    labels: tuple[FreeLabel, ...]
+    distinct_views: int
+
+    def __getitem__(self, label: str) -> float:
+        return self.probabilities[label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.probabilities)
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def table(self) -> str:
+        """One line a label: probability, label, and the words that stand for it."""
+        by_label = {label.label: label for label in self.labels}
+        width = max(map(len, self.probabilities))
+        return "\n".join(
+            f"{probability:7.1%}  {label:{width}}  {describe(by_label[label])}"
+            for label, probability in self.probabilities.items()
+        )
+
+
+def describe(label: FreeLabel) -> str:
+    """How a label was represented."""
+    if label.tree is None:
+        return "stands alone"
+    return f"mean over {len(label.phrases)} synonyms: {', '.join(label.phrases)}"
+
+
+class Classifier:
+    """A finished run, ready to name the action of any video among any labels.
+
+    Labels whose verb is the root of a synonym tree are averaged over it when the run was trained with leaf
+    augmentation; all other labels stand alone (ACE Eq. 3 and "Inference"). The result says which is which.
+    """
+
+    def __init__(self, config: Config, model: DualEncoder, trees: SynonymTrees) -> None:
+        self.config = config
+        self.model = model.eval()
+        self.trees = trees
+
+    @classmethod
+    def from_run(cls, run_dir: str | Path, device: str | torch.device = "cpu") -> Classifier:
+        """Load a finished run folder. Raises `UserError` naming the file that is missing."""
+        config = read_config(Path(run_dir))
+        return cls(config, trained_model(Path(run_dir), config, torch.device(device)), load_trees(config))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
+        """Load a folder that `launchers/export.py` wrote. Raises `UserError` naming the file that is missing."""
+        config, model = read_exported(Path(folder))
+        return cls(config, model.to(device), load_trees(config))
+
+    @torch.no_grad()
+    def classify(
+        self, video: str | Path, actions: Sequence[str], *, start_s: float | None = None, end_s: float | None = None
+    ) -> Classification:
+        """Probabilities of `actions` (two or more, any words) for a video file, or for a part of it in seconds.
+
+        The video goes through the same cutting, encoding, cropping and view fusion as a test clip of the run's shards.
+        Raises `UserError` for a file that cannot be read, is too short or too long, and for unusable labels.
+        """
+        labels = free_labels(actions, self.trees if self.config.method.leaf_augmentation else None)
+        clip = clip_of_video(video, self.config, start_s, end_s)
+        parameter = next(self.model.video.parameters())
+        embeddings = self.model.encode_video(clip.video.to(parameter)).float().cpu()
+        views = len(embeddings)
+        test = EncodedTest(["video"] * views, list(range(views)), [0] * views, embeddings, frozenset({"video"}))
+        names = LabelSet(tuple(label.label for label in labels), tuple(label.phrases for label in labels))
+        (row,) = score(self.model, test, [names], self.config)[0]["probabilities"]
+        ranked = sorted(zip(names.labels, row, strict=True), key=lambda pair: -pair[1])
+        return Classification(MappingProxyType(dict(ranked)), tuple(labels), clip.distinct_views)

@@ -1,0 +1,177 @@
+"""Owns the exported folder: encoders, configuration, trees, label sets, results, provenance and a model card.
+
+video/, text/    the encoders, in transformers' layout where it has one
+config.yaml      without the paths of the machine that trained it
+synonyms.json    the trees
+labels.json      base and novel actions, the label sets of the SRT
+results.json     of the run
+provenance.json  versions, commit, starting weights and their licences
+README.md        the model card
+attributes.txt   of BIKE
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ace_dist.config import Config, read_config, resolve_path, to_yaml
+from ace_dist.data.task import load_trees
+from ace_dist.evaluate.run_files import read_results
+from ace_dist.evaluate.runs import results_table, trained_model
+from ace_dist.models.convert.exporting import load_encoders, save_encoders
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import write_json, write_text
+
+__all__ = ["ExportError", "export_run", "read_exported"]
+
+
+class ExportError(UserError):
+    """A run that cannot be exported, or a folder that is no export."""
+
+
+def export_run(run_dir: Path, output: Path) -> None:
+    """Write a finished run as a folder that needs nothing else. Raises `ExportError` when there is one already."""
+    if output.exists():
+        raise ExportError(f"output={output} exists; choose another folder or delete it")
+    config, results = read_config(run_dir), read_results(run_dir)
+    if results["method"] == "random":
+        raise ExportError(f"{run_dir} is a run of method=random, which has no model to export")
+    load_trees(config)  # refuses what `from_pretrained` could not read
+    model = trained_model(run_dir, config, torch.device("cpu")).float()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
+        folder = Path(temporary) / output.name  # under its name only when whole
+        folder.mkdir()
+        fill(folder, run_dir, config, results, save_encoders(model, folder, config.dataset.clip.frames))
+        folder.rename(output)
+
+
+def fill(folder: Path, run_dir: Path, config: Config, results: dict[str, Any], loads: dict[str, str]) -> None:
+    """Everything beside the encoders."""
+    shutil.copyfile(resolve_path(str(config.dataset.synonyms)), folder / "synonyms.json")
+    if config.model.similarity.attributes is not None:
+        shutil.copyfile(resolve_path(config.model.similarity.attributes), folder / "attributes.txt")
+    provenance = provenance_of(run_dir, config)
+    write_text(folder / "config.yaml", to_yaml(portable(config)))
+    write_json(folder / "labels.json", labels_of(run_dir))
+    write_json(folder / "results.json", results)
+    write_json(folder / "provenance.json", provenance)
+    write_text(folder / "README.md", model_card(config, results, provenance, loads))
+
+
+def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
+    """Configuration and model of an exported folder. Raises `ExportError` naming what is missing."""
+    for name in ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors"):
+        if not (folder / name).is_file():
+            raise ExportError(f"{folder / name} does not exist: {folder} is no export (launchers/export.py makes one)")
+    config = read_config(folder)
+    attributes = str(folder / "attributes.txt") if (folder / "attributes.txt").is_file() else None
+    similarity = replace(config.model.similarity, attributes=attributes)
+    config = replace(
+        config,
+        dataset=replace(config.dataset, synonyms=str(folder / "synonyms.json")),
+        model=replace(config.model, similarity=similarity),
+    )
+    model = DualEncoder(config.model.video, config.model.text, similarity)
+    load_encoders(model, folder)
+    return config, model
+
+
+def portable(config: Config) -> Config:
+    """The configuration without paths of the machine that trained it, for time positions of the clip's length."""
+    frames = config.dataset.clip.frames if config.model.video.tower == "timesformer" else config.model.video.frames
+    model = replace(
+        config.model,
+        video=replace(config.model.video, weights=None, frames=frames),
+        text=replace(config.model.text, weights=None),
+        similarity=replace(config.model.similarity, attributes=None),
+    )
+    dataset = replace(config.dataset, annotations=None, shards="", synonyms="synonyms.json", srt=None)
+    evaluation = replace(config.evaluation, synonyms=None)
+    return replace(config, run_dir="", dataset=dataset, model=model, evaluation=evaluation)
+
+
+def labels_of(run_dir: Path) -> dict[str, Any]:
+    """The labels that the run was tested with, from its predictions."""
+    path = run_dir / "predictions.json"
+    if not path.is_file():
+        raise ExportError(f"{path} does not exist; launchers/evaluate.py run={run_dir} writes it")
+    predictions = json.loads(path.read_text(encoding="utf-8"))
+    named = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
+    return {**named, "srt": [part["classes"] for part in predictions["srt"]]}
+
+
+def provenance_of(run_dir: Path, config: Config) -> dict[str, Any]:
+    """What trained it, and what it started from."""
+    environment = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
+    kept = {key: environment.get(key) for key in ("python", "versions", "git", "hardware", "world_size")}
+    starts = {"video": config.model.video.weights, "text": config.model.text.weights}
+    if config.model.init != "weights":
+        starts = {"text": config.model.text.weights} if config.model.init == "random_video" else {}
+    return {**kept, "started_from": {name: start_of(path) for name, path in starts.items() if path}}
+
+
+def start_of(path: str) -> dict[str, str]:
+    """Name, digest and metadata of a weight file that training started from."""
+    file = resolve_path(path)
+    if not file.is_file():
+        return {"file": file.name, "note": "no longer there when this was exported"}
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with safe_open(file, "pt") as tensors:
+            facts = dict(tensors.metadata() or {})
+    except SafetensorError as error:
+        raise ExportError(f"{file} is not a readable safetensors file: {error}") from error
+    return {"file": file.name, "sha256": digest, **facts}
+
+
+def model_card(config: Config, results: dict[str, Any], provenance: dict[str, Any], loads: dict[str, str]) -> str:
+    """README.md: what it is, how to use it, its results, what it came from, and what it cannot do."""
+    commit = (provenance.get("git") or {}).get("commit") or "unknown"
+    starts = "\n".join(
+        f"- {name}: `{facts['file']}`, {facts.get('licence_of_released_files', 'licence not recorded in the file')}"
+        for name, facts in provenance["started_from"].items()
+    )
+    clip = config.dataset.clip
+    return f"""---
+library_name: ace-dist
+tags: [video-classification, action-recognition, zero-shot]
+---
+# {config.method.name} on {config.dataset.name}
+A video-language dual encoder fine-tuned by ace-dist (method `{config.method.name}`, seed {config.seed}, commit
+`{commit}`). It compares {clip.frames} frames of {clip.seconds:g} s at {config.loader.crop} pixels, normalised by mean
+{config.loader.mean} and deviation {config.loader.std} of RGB in [0, 1], with any action labels.
+
+## Use
+    from ace_dist import Classifier
+    Classifier.from_pretrained("THIS FOLDER").classify("clip.mp4", ["spin block", "hammer pin"])
+
+The encoders alone: video `{loads["video"]}`; text `{loads["text"]}`. Compare unit vectors, divided by the temperature
+{config.method.temperature:g}.
+
+## Results of its run
+```
+{results_table(results)}
+```
+Test clips of {config.dataset.name}, fold {config.dataset.fold}; one run. The labels are in `labels.json`.
+
+## Started from
+{starts or "- random weights"}
+
+The licence of those weights binds what was trained from them: where it is non-commercial, so is this model.
+
+## Limits
+It knows the seen actions of its training data and what their synonyms and its starting weights say of others; on videos
+of another place, camera or domain its numbers above do not hold. Probabilities are relative to the labels given.
+"""

@@ -1,0 +1,249 @@
+"""The numbers of the paper's tables: accuracy, F1, harmonic mean, SRT, random baseline; and the fusion of test views.
+
+Everything is in percent unless it says otherwise. Numpy only: no torch, no files.
+Shape letters: N samples, V views of one sample, K classes, D embedding width, S phrases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ace_dist.utils.errors import UserError
+
+__all__ = [
+    "FUSIONS",
+    "FusedViews",
+    "MetricError",
+    "accuracy",
+    "class_f1",
+    "concept_distances",
+    "confusion_matrix",
+    "fuse_views",
+    "harmonic_mean",
+    "macro_f1",
+    "random_baseline",
+    "srt_summary",
+]
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+FUSIONS = ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")
+
+
+class MetricError(UserError):
+    """Labels, predictions or views that cannot be scored without guessing."""
+
+
+# ---------------------------------------------------------------------------------------------------- one test run
+def accuracy(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Top-1 accuracy over all samples, in percent."""
+    truth, guess = _pair(labels, predictions)
+    return float(100.0 * np.mean(truth == guess))
+
+
+def confusion_matrix(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int) -> IntArray:
+    """Counts [K, K]: row = true class, column = predicted class."""
+    truth, guess = _pair(labels, predictions, num_classes)
+    return np.bincount(truth * num_classes + guess, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int | None = None) -> FloatArray:
+    """F1 of every class in percent, [K]; NaN for a class that never occurs in `labels`.
+
+    Without `num_classes`, K is one more than the largest index that occurs.
+    """
+    truth, guess = _pair(labels, predictions, num_classes)
+    counts = confusion_matrix(truth, guess, num_classes or int(max(truth.max(), guess.max())) + 1)
+    hits, support, claimed = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    scores = np.full(len(counts), np.nan)
+    present = support > 0
+    scores[present] = 100.0 * 2.0 * hits[present] / (support + claimed)[present]  # 2TP / (2TP + FN + FP)
+    return scores
+
+
+def macro_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int | None = None) -> float:
+    """Mean F1 of the classes that occur in `labels` (ACE section 4.1: "all classes in the test split"), in percent.
+
+    A class without a test sample is no term of the mean (a GTEA fold may lack one). Predicting such a class is still
+    a miss: it lowers the recall of the sample's true class. Equals scikit-learn's `f1_score(average="macro",
+    labels=present, zero_division=0)`. `num_classes` only checks the range of the indices.
+    """
+    return float(np.nanmean(class_f1(labels, predictions, num_classes)))
+
+
+def random_baseline(labels: npt.ArrayLike, num_classes: int) -> dict[str, float]:
+    """Accuracy and macro F1 to expect from guessing each of the K classes with probability q = 1/K, in percent.
+
+    Accuracy is q. A class of share p has recall q and precision p, so its F1 is 2pq / (p + q) (the limit of many
+    samples); the mean is over the classes that occur, as in `macro_f1`. ACE Table 1 prints 20.0/18.5 for the 5 classes
+    of ATA.
+    """
+    truth, _ = _pair(labels, labels, num_classes)
+    share = np.bincount(truth, minlength=num_classes) / len(truth)
+    share, q = share[share > 0], 1.0 / num_classes
+    return {"accuracy": 100.0 * q, "f1": float(100.0 * np.mean(2.0 * share * q / (share + q)))}
+
+
+# ------------------------------------------------------------------------------------------------ several test runs
+def harmonic_mean(a: float, b: float) -> float:
+    """HM of the seen and the unseen score, 2ab / (a + b); 0 when both are 0."""
+    if a < 0 or b < 0:
+        raise MetricError(f"harmonic_mean needs two scores that are not negative, got {a} and {b}")
+    return 2.0 * a * b / (a + b) if a + b > 0 else 0.0
+
+
+def srt_summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Mean and standard deviation over the runs of the Synonym Robustness Test.
+
+    `runs`: one `{"accuracy", "f1"}` a run, in percent. The deviation is the population's (ddof = 0): the paper does not
+    say which it prints, and its ten label sets are the whole test, not a sample of it.
+    """
+    if not runs:
+        raise MetricError("srt_summary needs at least one run, got none")
+    summary: dict[str, Any] = {"runs": [{"accuracy": float(run["accuracy"]), "f1": float(run["f1"])} for run in runs]}
+    for name in ("accuracy", "f1"):
+        values = np.array([run[name] for run in summary["runs"]])
+        summary[f"{name}_mean"], summary[f"{name}_std"] = float(values.mean()), float(values.std())
+    return summary
+
+
+# ------------------------------------------------------------------------------------------------------ test views
+@dataclass(frozen=True)
+class FusedViews:
+    """One row a sample, sorted by id, so the result does not depend on the number of ranks or their order."""
+
+    ids: tuple[str, ...]
+    labels: IntArray  # [N]
+    values: FloatArray  # [N, K] probabilities (softmax_sum) or logits (logit_mean); [N, D] embeddings (embedding_mean)
+
+
+def fuse_views(
+    values: npt.ArrayLike,
+    ids: Sequence[str],
+    labels: npt.ArrayLike,
+    views: npt.ArrayLike,
+    *,
+    views_per_sample: int,
+    how: str = "softmax_sum",
+    expected_ids: Collection[str] | None = None,
+) -> FusedViews:
+    """Average the test views of each sample; rows may come in any order, from any number of ranks.
+
+    `values` [N*V, K] are logits (S of ACE Eq. 3), for "embedding_mean" embeddings [N*V, D]. "softmax_sum" is the mean
+    of the views' softmax, and so a distribution (TimeSformer, ProcVRL, ViFi); "logit_mean" the mean logit;
+    "logit_max" the largest (LaViLa); "embedding_mean" the mean of the rows as given, not normalised (Text4Vis).
+
+    Raises `MetricError` when a view of a sample is missing or occurs twice (padding by a distributed sampler), when the
+    rows of one id disagree on the label, when a value is not finite, or when the ids are not exactly `expected_ids`.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    names, truth, view = np.asarray(ids, dtype=np.str_), np.asarray(labels, np.int64), np.asarray(views, np.int64)
+    if how not in FUSIONS:
+        raise MetricError(f"unknown view fusion {how!r}; choose one of {', '.join(FUSIONS)}")
+    if table.ndim != 2 or not len(table) == len(names) == len(truth) == len(view) > 0:
+        raise MetricError(
+            f"fuse_views needs one row, id, label and view each, got values {table.shape}, "
+            f"{len(names)} ids, {len(truth)} labels, {len(view)} views"
+        )
+    if not np.isfinite(table).all():
+        broken = str(names[~np.isfinite(table).all(axis=1)][0])
+        raise MetricError(f"the scores of sample {broken!r} are not finite")
+    _check_views(names, truth, view, views_per_sample)
+    unique = np.unique(names)
+    if expected_ids is not None:
+        _check_ids(set(unique.tolist()), set(expected_ids))
+    order = np.lexsort((view, names))  # a fixed order of summation: the same bits whatever rank saw which view
+    stacked = table[order].reshape(len(unique), views_per_sample, -1)
+    fused = stacked.max(axis=1) if how == "logit_max" else stacked.mean(axis=1)
+    if how == "softmax_sum":
+        fused = _softmax(stacked).mean(axis=1)
+    return FusedViews(tuple(unique.tolist()), truth[order][::views_per_sample], fused)
+
+
+def _check_views(ids: npt.NDArray[np.str_], labels: IntArray, views: IntArray, views_per_sample: int) -> None:
+    """Every id must have the views 0..V-1 once each, and one label."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(ids.tolist()):
+        rows.setdefault(name, []).append(row)
+    for name, where in rows.items():
+        found = sorted(views[where].tolist())
+        if found != list(range(views_per_sample)):
+            kind = "twice" if len(set(found)) < len(found) else "not all there"
+            raise MetricError(
+                f"the views of sample {name!r} are {kind}: expected 0..{views_per_sample - 1} once each, got {found}"
+            )
+        claims = sorted(set(labels[where].tolist()))
+        if len(claims) > 1:
+            raise MetricError(f"the views of sample {name!r} carry different labels: {claims}")
+
+
+def _check_ids(found: set[str], expected: set[str]) -> None:
+    """Refuse a test that is short of samples or has strangers among them."""
+    if found != expected:
+        missing, extra = sorted(expected - found), sorted(found - expected)
+        raise MetricError(
+            f"the test scored {len(found)} samples, the split has {len(expected)}: "
+            f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
+        )
+
+
+def _softmax(logits: FloatArray) -> FloatArray:
+    """Softmax over the last axis."""
+    weights: FloatArray = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: FloatArray = weights / weights.sum(axis=-1, keepdims=True)
+    return shares
+
+
+# --------------------------------------------------------------------------------------------------- concept space
+def concept_distances(embeddings: npt.ArrayLike, actions: Sequence[str]) -> dict[str, float]:
+    """How tight and how far apart the concepts are: cosine distances 1 - cos in the full space (no percent, no t-SNE).
+
+    `embeddings` [S, D], `actions` [S] the action of each phrase. "within": mean distance of two phrases of one action,
+    averaged over actions with at least two; "between": mean distance of phrases of two actions, averaged over pairs of
+    actions. NaN where there is nothing to average.
+    """
+    rows = np.asarray(embeddings, dtype=np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if rows.ndim != 2 or len(rows) != len(actions) or not (norms > 0).all():
+        raise MetricError(
+            f"concept_distances needs one non-zero row a phrase, got {rows.shape} for {len(actions)} phrases"
+        )
+    rows = rows / norms
+    _, member = np.unique(np.asarray(actions), return_inverse=True)
+    counts = np.bincount(member)
+    totals = np.zeros((len(counts), rows.shape[1]))
+    np.add.at(totals, member, rows)
+    cosines = totals @ totals.T  # the sum of all cosines between two actions is one dot product of their sums
+    several = counts > 1
+    inside = (np.diag(cosines)[several] - counts[several]) / (counts[several] * (counts[several] - 1))
+    upper = np.triu_indices(len(counts), k=1)
+    across = (cosines / np.outer(counts, counts))[upper]
+    return {
+        "within": float(1.0 - inside.mean()) if len(inside) else float("nan"),
+        "between": float(1.0 - across.mean()) if len(across) else float("nan"),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- checks
+def _pair(
+    labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int | None = None
+) -> tuple[IntArray, IntArray]:
+    """Both as int64 [N], checked: same length, not empty, whole numbers from 0 to num_classes - 1."""
+    truth, guess = np.asarray(labels), np.asarray(predictions)
+    if truth.ndim != 1 or truth.shape != guess.shape or len(truth) == 0:
+        raise MetricError(
+            f"labels and predictions must be two lists of one length > 0, got {truth.shape} and {guess.shape}"
+        )
+    for name, values in (("labels", truth), ("predictions", guess)):
+        if values.dtype.kind not in "iu":
+            raise MetricError(f"{name} must be class indices (integers), got {values.dtype}")
+        if values.min() < 0 or (num_classes is not None and values.max() >= num_classes):
+            limit = "" if num_classes is None else f"..{num_classes - 1}"
+            raise MetricError(f"{name} must lie in 0{limit}, got {values.min()}..{values.max()}")
+    return truth.astype(np.int64), guess.astype(np.int64)

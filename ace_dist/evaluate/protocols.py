@@ -1,0 +1,225 @@
+"""Owns the test: base, novel and the Synonym Robustness Test, from videos that are encoded once (spec, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ace_dist.concepts import Action, LabelSet, draw_srt, load_srt, root_labels, srt_labels
+from ace_dist.config import resolve_path
+from ace_dist.data.sampling import TestPlan
+from ace_dist.evaluate.metrics import FusedViews, accuracy, fuse_views, harmonic_mean, macro_f1, srt_summary
+from ace_dist.objectives.concept import offsets_of
+
+if TYPE_CHECKING:
+    from ace_dist.concepts import Phrases, SynonymTrees
+    from ace_dist.config import Config
+    from ace_dist.data.build.shards import ClipRecord
+    from ace_dist.data.loader.base import Loader
+    from ace_dist.data.task import Task
+    from ace_dist.models.dual_encoder import DualEncoder
+    from ace_dist.utils.distributed import Ranks
+
+__all__ = [
+    "EncodedTest",
+    "concept_phrases",
+    "encode_phrases",
+    "encode_test",
+    "evaluate",
+    "label_sets",
+    "score",
+    "summary",
+]
+
+
+@dataclass(frozen=True)
+class EncodedTest:
+    """Embeddings of every view of every test clip: row r is view `views[r]` of clip `ids[r]`, class `labels[r]`."""
+
+    ids: list[str]
+    views: list[int]
+    labels: list[int]
+    embeddings: Tensor  # float32 [N, D] on the CPU
+    clips: frozenset[str]  # the ids that the split holds
+
+
+@torch.no_grad()
+def encode_test(
+    model: DualEncoder,
+    loader: Loader,
+    clips: tuple[list[ClipRecord], list[int]],
+    config: Config,
+    ranks: Ranks,
+    moved: Callable[[], None] = lambda: None,
+) -> EncodedTest:
+    """Encode all views of `clips`, each rank its share, gathered on every rank. Collective.
+
+    `moved` is called before every batch, for whoever watches that this goes on.
+    """
+    records, labels = clips
+    plan = TestPlan(
+        records, labels, config.dataset.clip, config.loader, config.evaluation.batch_size, ranks.rank, ranks.world
+    )
+    model.eval()
+    rows: list[tuple[list[str], list[int], list[int], np.ndarray[Any, Any]]] = []
+    for batch in loader.stream(plan.batches()):
+        moved()
+        embeddings = model.encode_video(batch.video).float().cpu()
+        rows.append((batch.ids, batch.views, batch.labels.tolist(), embeddings.numpy()))
+    merged = [row for share in ranks.gather(rows) for row in share]
+    return EncodedTest(
+        ids=[name for row in merged for name in row[0]],
+        views=[view for row in merged for view in row[1]],
+        labels=[label for row in merged for label in row[2]],
+        embeddings=torch.from_numpy(np.concatenate([row[3] for row in merged])),
+        clips=frozenset(record.key for record in records),
+    )
+
+
+@torch.no_grad()
+def encode_phrases(model: DualEncoder, phrases: Sequence[str]) -> Tensor:
+    """Text embeddings [S, D] of phrases, float32 on the CPU, not normalised."""
+    bank = model.make_bank(dict.fromkeys(phrases))
+    return bank.encode(bank.indices(phrases)).float().cpu()
+
+
+@torch.no_grad()
+def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrases], temperature: float) -> list[Tensor]:
+    """S(I, a) [N, K] of videos with the classes of each label set (ACE Eq. 3). Each distinct phrase is encoded once."""
+    flat = [list(chain.from_iterable(phrases)) for phrases in label_sets]
+    distinct = list(dict.fromkeys(chain.from_iterable(flat)))
+    row = {phrase: index for index, phrase in enumerate(distinct)}
+    scores: list[Tensor] = model.similarity(
+        video_ND,
+        encode_phrases(model, distinct),
+        [offsets_of(phrases) for phrases in label_sets],
+        temperature,
+        [torch.tensor([row[phrase] for phrase in phrases]) for phrases in flat],
+    )
+    return scores
+
+
+def score(
+    model: DualEncoder, test: EncodedTest, label_sets: Sequence[LabelSet], config: Config
+) -> list[dict[str, Any]]:
+    """Classify the test clips among the labels of each set; one entry a clip, its views fused.
+
+    Each result has the format of `predictions.json`.
+    """
+    how = config.evaluation.view_fusion
+    sets = [labels.phrases for labels in label_sets]
+
+    def fuse(values: Tensor) -> FusedViews:
+        """The views of each video as one row, in the order of the test clips."""
+        views = config.dataset.clip.views
+        return fuse_views(
+            values.numpy(), test.ids, test.labels, test.views, views_per_sample=views, how=how, expected_ids=test.clips
+        )
+
+    if how == "embedding_mean":
+        fused = [fuse(torch.nn.functional.normalize(test.embeddings, dim=1))] * len(sets)
+        means = torch.from_numpy(fused[0].values).float()
+        logits = similarity(model, means, sets, config.method.temperature)
+        probabilities = [values.softmax(1).numpy() for values in logits]
+    else:
+        fused = [fuse(values) for values in similarity(model, test.embeddings, sets, config.method.temperature)]
+        probabilities = [views.values for views in fused]
+        if how in ("logit_mean", "logit_max"):
+            probabilities = [torch.from_numpy(values).softmax(1).numpy() for values in probabilities]
+    return [
+        {
+            "classes": list(labels.labels),
+            "ids": list(views.ids),
+            "labels": views.labels.tolist(),
+            "predictions": values.argmax(1).tolist(),
+            "probabilities": values.round(6).tolist(),
+        }
+        for labels, views, values in zip(label_sets, fused, probabilities, strict=True)
+    ]
+
+
+def label_sets(config: Config, actions: Sequence[Action], trees: SynonymTrees) -> list[LabelSet]:
+    """The SRT's label sets of the novel actions: those of `dataset.srt`, or drawn from the trees when it is null."""
+    leaves = config.method.leaf_augmentation and config.evaluation.srt_leaves
+    if config.dataset.srt is None:
+        return srt_labels(actions, draw_srt(actions, trees), trees, leaves, "SRT drawn from the synonym trees")
+    path = resolve_path(config.dataset.srt)
+    return srt_labels(actions, load_srt(path), trees, leaves, str(path))
+
+
+def evaluate(
+    config: Config, task: Task, model: DualEncoder, loader: Loader, ranks: Ranks
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The whole protocol: contents of `results.json` and `predictions.json`. Collective; the same on every rank.
+
+    Base and novel are separate modes, each among its own classes, without shadow negatives. A data set without novel
+    actions has `novel`, `hm` and `srt` null; one whose test split shows no base action has `base` null.
+    """
+    leaves = config.method.leaf_augmentation
+    predictions: dict[str, Any] = {"base": None, "novel": None, "srt": []}
+    base_clips, novel_clips = task.test_clips(novel=False), task.test_clips(novel=True)
+    if base_clips[0]:
+        encoded = encode_test(model, loader, base_clips, config, ranks)
+        roots = root_labels(task.classes.base, task.trees, leaves)
+        predictions["base"] = score(model, encoded, [roots], config)[0]
+    if novel_clips[0]:
+        encoded = encode_test(model, loader, novel_clips, config, ranks)
+        sets = [
+            root_labels(task.classes.novel, task.trees, leaves),
+            *label_sets(config, task.classes.novel, task.trees),
+        ]
+        predictions["novel"], *predictions["srt"] = score(model, encoded, sets, config)
+    return summary(config, predictions, scores), predictions
+
+
+def summary(
+    config: Config, predictions: dict[str, Any], scores: Callable[[dict[str, Any]], dict[str, float]]
+) -> dict[str, Any]:
+    """`results.json` out of predictions, in percent; `scores` gives accuracy and F1 of one test run."""
+    base, novel = (scores(predictions[part]) if predictions[part] else None for part in ("base", "novel"))
+    both = base is not None and novel is not None
+    return {
+        "method": config.method.name,
+        "dataset": config.dataset.name,
+        "fold": config.dataset.fold,
+        "seed": config.seed,
+        "base": base,
+        "novel": novel,
+        "hm": {name: harmonic_mean(base[name], novel[name]) for name in ("accuracy", "f1")}
+        if both and base and novel
+        else None,
+        "srt": srt_summary([scores(run) for run in predictions["srt"]]) if predictions["srt"] else None,
+    }
+
+
+def scores(predicted: dict[str, Any]) -> dict[str, float]:
+    """Accuracy and macro F1 of one test run, in percent."""
+    labels, guesses = predicted["labels"], predicted["predictions"]
+    return {"accuracy": accuracy(labels, guesses), "f1": macro_f1(labels, guesses, len(predicted["classes"]))}
+
+
+def concept_phrases(task: Task) -> tuple[list[str], list[str], list[bool]]:
+    """Every phrase of both orders of every action's tree, with its action's root label and whether that is seen."""
+    phrases, actions, seen = [], [], []
+    for group, is_seen in ((task.classes.base, True), (task.classes.novel, False)):
+        for action in group:
+            nodes = task.trees.children(action.verb)
+            verbs = dict.fromkeys(verb for child in nodes for verb in task.trees.children(action.verb, child))
+            phrases += [str(action.with_verb(verb)) for verb in verbs]
+            actions += [str(action)] * len(verbs)
+            seen += [is_seen] * len(verbs)
+    return phrases, actions, seen
+
+
+def write_concept_space(path: Path, task: Task, before: DualEncoder, after: DualEncoder) -> None:
+    """Unit text embeddings of all phrases under the model before and after fine-tuning (paper, Fig. 5)."""
+    phrases, actions, seen = concept_phrases(task)
+    rows = [torch.nn.functional.normalize(encode_phrases(model, phrases), dim=1).numpy() for model in (before, after)]
+    np.savez_compressed(path, before=rows[0], after=rows[1], phrases=phrases, actions=actions, seen=seen)

@@ -1,0 +1,107 @@
+"""Owns the encoders as Hugging Face folders: what transformers loads, and the way back into ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ace_dist.models.convert.layouts import convert
+from ace_dist.models.text import ClipTextTower, PromptedClipTextTower
+from ace_dist.models.timesformer import NORM_EPS, TimeSformer, resize_times
+from ace_dist.models.tokenizer import CONTEXT_LENGTH, open_clip_tokenizer
+from ace_dist.models.weights import load_safetensors, save_safetensors
+
+if TYPE_CHECKING:
+    from ace_dist.models.dual_encoder import DualEncoder
+
+__all__ = ["load_encoders", "save_encoders"]
+
+WEIGHTS = "model.safetensors"
+FORMAT = {"format": "pt"}  # transformers asks for it
+
+
+def save_encoders(model: DualEncoder, folder: Path, frames: int) -> dict[str, str]:
+    """Write `video/`, `text/` and, for what belongs to neither, `rest.safetensors`; says how to load each.
+
+    A TimeSformer becomes transformers' `TimesformerForVideoClassification`, whose "classes" are the dimensions of the
+    shared space; its time positions are stored at `frames`, since transformers takes the length from its configuration.
+    A CLIP text tower becomes `CLIPTextModelWithProjection` with its tokenizer. Other towers are stored under our names.
+    """
+    state = model.state_dict()
+    parts = {part: {key.removeprefix(f"{part}."): tensor for key, tensor in state.items() if key.startswith(f"{part}.")}
+             for part in ("video", "text", "similarity")}  # fmt: skip
+    loads = {"video": "ace_dist.Classifier only", "text": "ace_dist.Classifier only"}
+    if isinstance(model.video, TimeSformer):
+        loads["video"] = save_timesformer(model.video, folder / "video", frames)
+    else:
+        save_safetensors(parts["video"], folder / "video" / WEIGHTS)
+    if isinstance(model.text, ClipTextTower) and not isinstance(model.text, PromptedClipTextTower):
+        loads["text"] = save_clip_text(model.text, folder / "text")
+    else:
+        save_safetensors(parts["text"], folder / "text" / WEIGHTS)
+    if parts["similarity"]:
+        save_safetensors(parts["similarity"], folder / "rest.safetensors")
+    return loads
+
+
+def load_encoders(model: DualEncoder, folder: Path) -> None:
+    """Fill a model of the same configuration, strictly, from what `save_encoders` wrote."""
+    video = load_safetensors(folder / "video" / WEIGHTS)
+    if isinstance(model.video, TimeSformer):
+        video = convert(video, "hf_timesformer", "timesformer").state
+    model.video.load_state_dict(video)
+    model.text.load_state_dict(load_safetensors(folder / "text" / WEIGHTS))
+    rest = folder / "rest.safetensors"
+    model.similarity.load_state_dict(load_safetensors(rest) if rest.is_file() else {})
+
+
+def save_timesformer(tower: TimeSformer, folder: Path, frames: int) -> str:
+    """transformers' layout. The mapping is that of the import, read from the other side."""
+    from transformers import TimesformerConfig, TimesformerForVideoClassification
+
+    config = tower.config
+    shape = TimesformerConfig(
+        image_size=config.image_size, patch_size=config.patch, num_frames=frames, hidden_size=config.width,
+        num_hidden_layers=config.depth, num_attention_heads=config.heads, num_labels=config.embed_dim,
+        intermediate_size=int(config.width * config.mlp_ratio), attention_type="divided_space_time",
+        layer_norm_eps=NORM_EPS, qkv_bias=True, hidden_act="gelu",
+    )  # fmt: skip
+    with torch.device("meta"):
+        theirs = TimesformerForVideoClassification(shape).state_dict()
+    names = {id(tensor): key for key, tensor in theirs.items()}
+    ours = convert(theirs, "hf_timesformer", "timesformer").state
+    state = tower.state_dict()
+    state["time_embed"] = resize_times(state["time_embed"], frames, config.time_embed_resize)
+    save_safetensors({names[id(tensor)]: state[key] for key, tensor in ours.items()}, folder / WEIGHTS, metadata=FORMAT)
+    shape.architectures = [TimesformerForVideoClassification.__name__]
+    shape.save_pretrained(folder)
+    return f'transformers.TimesformerForVideoClassification.from_pretrained("{folder.name}").logits'
+
+
+def save_clip_text(tower: ClipTextTower, folder: Path) -> str:
+    """transformers' layout, whose names are ours, with the tokenizer's vocabulary in Hugging Face's two files."""
+    save_safetensors(tower.state_dict(), folder / WEIGHTS, metadata=FORMAT)
+    shape = tower.text_model.config
+    shape.architectures = ["CLIPTextModelWithProjection"]
+    shape.save_pretrained(folder)
+    save_tokenizer(folder)
+    return f'transformers.CLIPTextModelWithProjection.from_pretrained("{folder.name}").text_embeds'
+
+
+def save_tokenizer(folder: Path) -> None:
+    """CLIP's `vocab.json` and `merges.txt`, out of the vocabulary that open_clip carries."""
+    bpe = open_clip_tokenizer().SimpleTokenizer()
+    begin, end = "<|startoftext|>", "<|endoftext|>"  # Hugging Face's names of the last two
+    names = {bpe.sot_token_id: begin, bpe.eot_token_id: end}
+    vocabulary = {names.get(number, token): number for token, number in bpe.encoder.items()}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    merges = "\n".join(" ".join(pair) for pair in bpe.bpe_ranks)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    settings = {
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT_LENGTH, "bos_token": begin, "eos_token": end,
+        "unk_token": end, "pad_token": end,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

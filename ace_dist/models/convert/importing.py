@@ -1,0 +1,375 @@
+"""Owns the way of others' weight files into ours: safe reading, strict checking against the network, and the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ace_dist.config import TextConfig, VideoConfig
+from ace_dist.models.convert.layouts import KINDS, Converted, convert, detect_kind
+from ace_dist.models.dual_encoder import build_video_tower
+from ace_dist.models.text import ClipTextTower
+from ace_dist.models.timesformer import resize_positions, resize_times
+from ace_dist.models.weights import WeightsError, load_safetensors, save_safetensors
+
+__all__ = ["ImportReport", "Sizes", "Wanted", "import_weights", "read_source", "save_imported"]
+
+CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")  # under which a checkpoint keeps its weights
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
+QUICK_GELU = ("openai_clip", "lavila")  # kinds whose CLIP towers have it; others' tensors do not tell it from GELU
+CLASSIFIER_HEADS = ("timesformer", "hf_timesformer", "timm_vit")  # kinds whose `head` names classes of their data set
+
+
+@dataclass
+class Wanted:
+    """A weight file and what it is to become. `None` is as the file has it."""
+
+    source: str = ""  # a weight file, or a Hugging Face folder
+    output: str = ""  # a safetensors file
+    kind: str | None = None  # one of KINDS; found from the keys when left out
+    tower: str | None = None  # timesformer, vit, spacetime or text
+    frames: int | None = None  # length of the time embedding
+    image_size: int | None = None  # pixels
+    embed_dim: int | None = None  # rows of the head, the width of the shared space
+    allow: list[str] = field(default_factory=list)  # keys, or patterns as head.*, that may be missing, left over, other
+    allow_pickle: bool = False  # read files that are more than tensors; they can run code
+
+
+@dataclass
+class ImportReport:
+    """What became of every key. A key that `allow` covers moves from the first three lists to the allowed ones."""
+
+    source: Path
+    kind: str
+    tower: str
+    sizes: Sizes
+    loaded: int = 0
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)  # "key [found] for [wanted]"
+    resized: list[str] = field(default_factory=list)  # asked for with frames= or image_size=
+    derived: dict[str, str] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)  # missing or mismatched, allowed: initialised anew
+    skipped: list[str] = field(default_factory=list)  # unexpected, allowed: left out
+    dropped: list[str] = field(default_factory=list)  # known to belong to another part of the source
+    assumed: str = ""  # what neither the tensors nor a file beside them say
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left that was not asked for."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def table(self) -> str:
+        """One line a list, the keys grouped by their pattern."""
+        derived = [f"{pattern}: {how}" for how in dict.fromkeys(self.derived.values())
+                   for pattern in patterns(key for key, made in self.derived.items() if made == how)]  # fmt: skip
+        rows = {
+            "missing": self.missing, "unexpected": self.unexpected, "mismatched": self.mismatched,
+            "resized": self.resized, "computed": derived, "started anew": self.started, "left out": self.skipped,
+            "other parts": self.dropped,
+        }  # fmt: skip
+        lines = [f"{self.source}: {self.kind} -> {self.tower}, {self.loaded} tensors taken"]
+        lines += [f"  {name:12} {len(keys):4}  {', '.join(patterns(keys))}" for name, keys in rows.items() if keys]
+        lines += [f"  assumed      {self.assumed}"] if self.assumed else []
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shape of a network as its tensors tell it; heads are no part of any tensor."""
+
+    settings: Mapping[str, int | float | bool]
+
+    def command_line(self, section: str) -> str:
+        """The settings that make this network, for a command line."""
+        return " ".join(f"model.{section}.{key}={str(value).lower()}" for key, value in self.settings.items())
+
+
+def import_weights(wanted: Wanted) -> tuple[dict[str, Tensor], ImportReport]:
+    """Read a file of another project and bring it under our names, checked against our network key by key.
+
+    Raises `WeightsError` when the file cannot be read safely, is of no known kind, or cannot become `wanted.tower`. A
+    key that is missing, left over or of another shape is in the report, which the caller must find `complete`.
+    """
+    source = Path(wanted.source).expanduser()
+    for name in ("frames", "image_size", "embed_dim"):
+        if (value := getattr(wanted, name)) is not None and value < 1:
+            raise WeightsError(f"{name}={value} must be at least 1")
+    raw = read_source(source, wanted.allow_pickle)
+    kind = settle_kind(source, raw, detect_kind(list(raw)), wanted.kind)
+    tower = wanted.tower or next(iter(KINDS[kind].rules))
+    if tower not in KINDS[kind].rules:
+        raise WeightsError(
+            f"{source} ({kind}) cannot become tower={tower}; it can become {' or '.join(KINDS[kind].rules)}"
+        )
+    converted = convert(raw, kind, tower)
+    if kind in CLASSIFIER_HEADS and wanted.embed_dim is None and "head.weight" in converted.state:
+        rows = len(converted.state["head.weight"])
+        raise WeightsError(
+            f"{source}: its head has {rows} rows. If it projects into the text's space, say embed_dim={rows}; if it "
+            f"names classes, as TimeSformer's own do, say embed_dim=512 allow='[head.*]' to start a new projection"
+        )
+    sizes = measure(converted.state, source, tower, wanted)
+    report = ImportReport(source, kind, tower, sizes, derived=converted.derived, dropped=converted.dropped)
+    report.unexpected = list(converted.unexpected)
+    if kind not in QUICK_GELU and (tower == "text" or sizes.settings.get("clip_style")):
+        report.assumed = check_activation(source)
+    state = check(converted, report, wanted)
+    return state, report
+
+
+def check_activation(source: Path) -> str:
+    """Whether a CLIP was trained with QuickGELU, which our CLIP towers have; no tensor tells it.
+
+    Returns what is assumed when no settings file beside the weights says so. Raises `WeightsError` when one says GELU.
+    """
+    folder = source if source.is_dir() else source.parent
+    said: dict[str, bool] = {}
+    for name in ("config.json", "open_clip_config.json"):
+        path = folder / name
+        try:
+            about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise WeightsError(f"{path}, which says how {source} was made, is not JSON: {error}") from error
+        if "model_cfg" in about:  # of open_clip, where GELU is the default
+            said[name] = bool(about["model_cfg"].get("quick_gelu", False))
+        elif str(about.get("model_type", "")).startswith("clip"):  # of transformers, where QuickGELU is
+            towers = [about, about.get("text_config") or {}, about.get("vision_config") or {}]
+            said[name] = all(part.get("hidden_act", "quick_gelu") == "quick_gelu" for part in towers)
+    for name, quick in said.items():
+        if not quick:
+            raise WeightsError(f"{source} was trained with GELU ({name}); our CLIP towers have QuickGELU, as OpenAI's")
+    if said:
+        return ""
+    return "QuickGELU, as in OpenAI's weights; open_clip's models without quickgelu in their name have GELU: do not use"
+
+
+def settle_kind(source: Path, raw: Mapping[str, Tensor], found: str | None, given: str | None) -> str:
+    """The kind that was given, or found. Raises `WeightsError` when there is none or they disagree."""
+    if given is not None and given not in KINDS:
+        raise WeightsError(f"kind={given} is not one of {', '.join(KINDS)}")
+    if found is None:
+        raise WeightsError(
+            f"{source} is none of {', '.join(KINDS)}: its {len(raw)} keys begin with "
+            f"{', '.join(list(raw)[:4]) or 'nothing'}"
+        )
+    related = ({"openai_clip", "open_clip"}, {"timesformer", "procedurevrl"})  # the same names
+    if given is None or given == found or any({given, found} <= family for family in related):
+        return given or found
+    raise WeightsError(f"{source} looks like {found}, not kind={given}; leave kind out, or set kind={found}")
+
+
+def check(converted: Converted, report: ImportReport, wanted: Wanted) -> dict[str, Tensor]:
+    """Compare with the network that the sizes describe; resize what was asked for; fill in what is allowed to miss."""
+    network = build(report.tower, report.sizes)
+    state = resized(converted.state, report, wanted)
+    result = {}
+    for key, own in network.items():
+        if key in state and state[key].shape == own.shape:
+            result[key] = state[key]
+            continue
+        fault = f"{key} {list(state[key].shape)} for {list(own.shape)}" if key in state else key
+        if allowed(key, wanted.allow):
+            result[key] = own
+            report.started.append(fault)
+        else:
+            (report.mismatched if key in state else report.missing).append(fault)
+    report.loaded = len(result) - len(report.started) - len(set(report.derived) & set(result))
+    strangers = [*report.unexpected, *(key for key in state if key not in network)]
+    report.skipped = [key for key in strangers if allowed(key, wanted.allow)]
+    report.unexpected = [key for key in strangers if key not in report.skipped]
+    return result
+
+
+def allowed(key: str, patterns_: Sequence[str]) -> bool:
+    """Whether one of the patterns (shell style, `head.*`) covers a key."""
+    return any(fnmatchcase(key, pattern) for pattern in patterns_)
+
+
+def resized(state: Mapping[str, Tensor], report: ImportReport, wanted: Wanted) -> dict[str, Tensor]:
+    """Position and time embedding at the lengths that were asked for, nearest as the official code."""
+    result = dict(state)
+    patch = int(report.sizes.settings.get("patch", 0))
+    if wanted.frames and "time_embed" in state:
+        result["time_embed"] = resize_times(state["time_embed"], wanted.frames)
+    if wanted.image_size and "pos_embed" in state:
+        result["pos_embed"] = resize_positions(state["pos_embed"], (wanted.image_size // patch) ** 2)
+    report.resized = [
+        f"{key} {list(state[key].shape)} to {list(result[key].shape)}"
+        for key in ("time_embed", "pos_embed")
+        if key in state and state[key].shape != result[key].shape
+    ]
+    return result
+
+
+def measure(state: Mapping[str, Tensor], source: Path, tower: str, wanted: Wanted) -> Sizes:
+    """The network's shape from its tensors. Raises `WeightsError` naming the tensor without which it cannot be told."""
+    text = tower == "text"
+    prefix = "text_model.encoder.layers." if text else "blocks."
+    needed = ["text_model.embeddings.token_embedding.weight"] if text else ["pos_embed", "patch_embed.proj.weight"]
+    needed.append(f"{prefix}0.mlp.fc1.weight")
+    if absent := [key for key in needed if key not in state]:
+        raise WeightsError(f"{source} does not hold a {tower} tower: it has no tensor for {', '.join(absent)}")
+    if not text and (state["pos_embed"].dim(), state["patch_embed.proj.weight"].dim()) != (3, 4):
+        raise WeightsError(f"{source}: pos_embed must be [1,1+P,D] and patch_embed.proj.weight [D,3,p,p]")
+    depth = 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix))
+    width = state[needed[0]].shape[-1]
+    ratio = state[needed[-1]].shape[0] / width
+    head = state.get("text_projection.weight" if text else "head.weight")
+    settings: dict[str, int | float | bool] = {"width": width, "depth": depth}
+    settings["embed_dim"] = wanted.embed_dim or (len(head) if head is not None else 512)
+    if ratio != 4.0:
+        settings["mlp_ratio"] = ratio
+    if text:
+        return Sizes(settings)
+    patch, grid = state["patch_embed.proj.weight"].shape[-1], round((state["pos_embed"].shape[1] - 1) ** 0.5)
+    if wanted.image_size and wanted.image_size % patch:
+        raise WeightsError(f"image_size={wanted.image_size} is no multiple of the patch of {source}, {patch}")
+    settings |= {"patch": patch, "image_size": wanted.image_size or patch * grid}
+    if tower != "vit":
+        settings["frames"] = wanted.frames or (state["time_embed"].shape[1] if "time_embed" in state else 8)
+    if tower != "timesformer":
+        settings |= {"clip_style": "norm_pre.weight" in state, "drop_path": 0}
+    return Sizes(settings)
+
+
+def build(tower: str, sizes: Sizes) -> dict[str, Tensor]:
+    """Every tensor of our network of these sizes, freshly initialised from seed 0."""
+    settings: dict[str, Any] = {**sizes.settings, "heads": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if tower == "text":
+            return ClipTextTower(TextConfig(**settings)).state_dict()
+        settings |= {"tower": tower, "trained_blocks": 0}
+        return build_video_tower(VideoConfig(**settings)).state_dict()
+
+
+def patterns(keys: Any) -> list[str]:
+    """Keys with their layer numbers joined: `blocks.{0..11}.attn.qkv.weight`."""
+    groups: dict[str, list[int]] = {}
+    for key in keys:
+        match = re.search(r"\.(\d+)\.", key)
+        shape = key if match is None else f"{key[: match.start()]}.{{}}.{key[match.end() :]}"
+        groups.setdefault(shape, []).append(int(match[1]) if match else -1)
+    return [shape.replace("{}", span(numbers), 1) for shape, numbers in groups.items()]
+
+
+def span(numbers: Sequence[int]) -> str:
+    """`3`, or `{0..11}`."""
+    return str(numbers[0]) if len(numbers) == 1 else f"{{{min(numbers)}..{max(numbers)}}}"
+
+
+# ------------------------------------------------------------------------------------------------------ reading files
+def read_source(source: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """The tensors of a weight file or Hugging Face folder, out of their container and without `module.` or `model.`.
+
+    Pickles are read with PyTorch's `weights_only`, which runs no code. What it refuses, and TorchScript archives
+    (programs, as OpenAI's CLIP files are), need `allow_pickle`; only for files whose origin you trust. Raises
+    `WeightsError` naming the file and what was refused.
+    """
+    path = weight_file(source)
+    loaded: Any = load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path, allow_pickle)
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[name] for name in CONTAINERS if isinstance(loaded.get(name), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
+    tensors = (
+        {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
+        if isinstance(loaded, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors by name (a state dict); found {type(loaded).__name__}")
+    for prefix in ("module.", "model.", "module."):
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def weight_file(source: Path) -> Path:
+    """The file itself, also of a Hugging Face folder. Raises `WeightsError` when there is none."""
+    if not source.exists():
+        raise WeightsError(f"source={source} does not exist")
+    if not source.is_dir():
+        return source
+    found = next((source / name for name in FOLDER_FILES if (source / name).is_file()), None)
+    if found is None:
+        raise WeightsError(f"source={source} is a folder without {' or '.join(FOLDER_FILES)}; name the weight file")
+    return found
+
+
+def load_pickle(path: Path, allow_pickle: bool) -> Any:
+    """A PyTorch checkpoint or TorchScript archive."""
+    if is_torchscript(path):
+        if not allow_pickle:
+            raise WeightsError(
+                f"{path} is a TorchScript archive, a program and not only weights; if you trust where it comes from, "
+                f"add allow_pickle=true"
+            )
+        print(f"warning: {path} is loaded as a program (allow_pickle=true)", flush=True)
+        return torch.jit.load(str(path), map_location="cpu").state_dict()
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None and not zipfile.is_zipfile(path):
+            raise not_a_checkpoint(path) from error
+        if not allow_pickle:
+            raise WeightsError(
+                f"{path} holds Python objects that are not weights and could run code"
+                f"{f' ({refused[1]})' if refused else ''}; if you trust where it comes from, add allow_pickle=true"
+            ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise not_a_checkpoint(path) from error
+    print(f"warning: {path} is loaded with all its Python objects (allow_pickle=true)", flush=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise WeightsError(f"{path} needs Python code of its own project to load: {error}") from error
+
+
+def not_a_checkpoint(path: Path) -> WeightsError:
+    """What a file that torch cannot read looks like by its first bytes, and what to do; torch tells neither."""
+    with path.open("rb") as file:
+        head = file.read(200)
+    text = head.decode("utf-8", errors="replace")
+    if text.lstrip().lower().startswith(("<!doctype", "<html")):
+        what = "is a web page, as a download link gives that wants a log-in; download the weight file itself"
+    elif text.startswith("version https://git-lfs"):
+        what = "is a pointer of Git LFS and not the file: run `git lfs pull` in its repository"
+    elif head and text.count("\ufffd") < 2 and all(letter.isprintable() or letter.isspace() for letter in text):
+        what = f"is text, which begins with {text.splitlines()[0][:40]!r}; give a .pth, .pt, .bin or .safetensors file"
+    else:
+        what = f"is not a PyTorch checkpoint or is cut short ({path.stat().st_size} bytes); download it again"
+    return WeightsError(f"source={path} {what}")
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a zip file is a TorchScript archive (its code and constants are files of their own)."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def save_imported(state: Mapping[str, Tensor], report: ImportReport, output: Path) -> None:
+    """Write the tensors with where they come from, and under which licence, in the file's metadata."""
+    with weight_file(report.source).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = {
+        "format": "pt", "source": report.source.name, "source_sha256": digest, "kind": report.kind,
+        "tower": report.tower, "licence_of_released_files": KINDS[report.kind].licence,
+    }  # fmt: skip
+    save_safetensors(state, output, metadata=facts)

@@ -1,0 +1,48 @@
+"""BIKE: frames weighed by each label's words, attributes beside them, and a symmetric loss within the global batch.
+
+Shapes: B clips of this rank, N of all ranks, T frames, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from ace_dist.objectives.concept import ConceptObjective, Losses, offsets_of
+from ace_dist.objectives.method import Method, root_labels_only, with_text_frozen
+from ace_dist.utils.distributed import gathered
+
+if TYPE_CHECKING:
+    from ace_dist.concepts import ConceptDraw
+
+__all__ = ["METHOD", "SymmetricObjective"]
+
+
+class SymmetricObjective(ConceptObjective):
+    """Mean of both directions' KL divergence from soft targets: clips of one class share their texts equally."""
+
+    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> Losses:
+        """Loss over the micro-batches of all ranks together, so it does not depend on their number."""
+        video_NTD = gathered(self.model.encode_video(video_BTCHW))
+        labels_N = gathered(labels_B)
+        table_PD, rows = self.encode([draw.fixed])
+        (scores_NC,) = self.model.similarity(
+            video_NTD, table_PD, [offsets_of(draw.fixed)], self.settings.temperature, rows
+        )
+        loss = symmetric_kl(scores_NC[:, labels_N].float(), labels_N)
+        return Losses(loss, loss, None)
+
+
+def symmetric_kl(scores_NN: Tensor, labels_N: Tensor) -> Tensor:
+    """Scores of clip i with the text of clip j; targets are uniform over the clips of one class."""
+    same = (labels_N[:, None] == labels_N[None, :]).to(scores_NN.dtype)
+    target = same / same.sum(1, keepdim=True)
+    directions = (scores_NN.log_softmax(1), scores_NN.T.log_softmax(1))
+    losses = [kl_div(log_probability, target, reduction="batchmean") for log_probability in directions]
+    return torch.stack(losses).mean()
+
+
+METHOD = Method(prepare=lambda config: with_text_frozen(root_labels_only(config)), objective=SymmetricObjective)

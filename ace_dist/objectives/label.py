@@ -1,0 +1,28 @@
+"""The cross-entropy over root labels that the image-model baselines and LaViLa are fine-tuned with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.nn.functional import cross_entropy
+
+from ace_dist.objectives.concept import ConceptObjective, Losses, offsets_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ace_dist.concepts import ConceptDraw
+
+__all__ = ["LabelObjective"]
+
+
+class LabelObjective(ConceptObjective):
+    """-log softmax of the model's similarity (which may learn its temperature), with label smoothing."""
+
+    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> Losses:
+        """Loss of one micro-batch; the draw's fixed labels alone are used."""
+        video = self.model.encode_video(video_BTCHW)
+        table_PD, rows = self.encode([draw.fixed])
+        (scores_BC,) = self.model.similarity(video, table_PD, [offsets_of(draw.fixed)], self.settings.temperature, rows)
+        loss = cross_entropy(scores_BC.float(), labels_B, label_smoothing=self.settings.label_smoothing)
+        return Losses(loss, loss, None)

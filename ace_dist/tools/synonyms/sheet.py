@@ -1,0 +1,175 @@
+"""Trees as a sheet that a person edits, and back, with the differences as provenance.
+
+A CSV file with one row a node of the last order: its path (`verb`, `child`, ...) and one synonym a column. The parent
+is not repeated among the synonyms; on import it is put first. Deleting a row deletes a child, a new row adds one.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ace_dist.concepts.actions import normalise
+from ace_dist.concepts.trees import SynonymTrees, TreeError
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import write_text
+
+__all__ = ["SheetError", "differences", "export_sheet", "import_sheet"]
+
+PATH_COLUMNS = ("verb", "child", "grandchild")  # deeper ones are called "order 3", ...
+
+
+class SheetError(UserError):
+    """A sheet that cannot be read back; the message names the file and the line."""
+
+
+def export_sheet(trees: Path, sheet: Path) -> int:
+    """Write the trees of a file, those of an unfinished build included, as a sheet; returns the number of rows."""
+    if sheet.exists():
+        raise SheetError(f"sheet={sheet} exists already; an export would overwrite what was edited in it")
+    nodes, _ = read_nodes(trees)
+    rows = [row for root, tree in nodes.items() for row in leaf_rows((root,), tree)]
+    orders = max(len(path) for path, _ in rows)
+    width = max(len(synonyms) for _, synonyms in rows) or 1
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow([*path_columns(orders), *(f"synonym {i + 1}" for i in range(width))])
+    for path, synonyms in rows:
+        writer.writerow([*path, *[""] * (orders - len(path)), *synonyms])
+    write_text(sheet, "\ufeff" + text.getvalue())  # with the mark, spreadsheet programs read UTF-8
+    return len(rows)
+
+
+def import_sheet(sheet: Path, trees: Path, out: Path, editor: str | None) -> list[str]:
+    """Read an edited sheet into the tree file `out`; returns the differences from `trees`, one line a node.
+
+    `_meta` is that of `trees` with one more entry in `hand_edits`: date, editor, sheet, counts, differences.
+    Raises `SheetError` or `TreeError` for whatever is wrong; nothing is written then.
+    """
+    before, meta = read_nodes(trees)
+    after = read_sheet(sheet)
+    changes = differences(before, after)
+    edit = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "editor": editor or "not named",
+        "from": trees.name,
+        "sheet": sheet.name,
+        "nodes_changed": len(changes),
+        "differences": changes,
+    }
+    kept = {key: value for key, value in meta.items() if key not in ("missing", "unfinished")}
+    edits = [*meta.get("hand_edits", []), edit] if changes else meta.get("hand_edits", [])
+    SynonymTrees(after, {**kept, "hand_edits": edits}, str(sheet)).save(out)
+    return changes
+
+
+def read_nodes(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The nested nodes of a tree file, with the unfinished trees of a partial one, and its `_meta`."""
+    meta: dict[str, Any] = {}
+    try:
+        loaded = SynonymTrees.load(path)
+        meta = loaded.meta
+    except TreeError:
+        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not (isinstance(raw, dict) and raw.get("_meta", {}).get("unfinished")):
+            raise
+        meta = raw["_meta"]  # an unfinished build without a single whole tree
+        return dict(meta["unfinished"]), meta
+    nodes: dict[str, Any] = {root: nested(loaded, (root,)) for root in loaded.roots}
+    return nodes | meta.get("unfinished", {}), meta
+
+
+def nested(trees: SynonymTrees, path: tuple[str, ...]) -> Any:
+    """The node at `path` as plain lists and objects."""
+    children = trees.children(*path)
+    if len(path) == trees.orders:
+        return list(children)
+    return {child: nested(trees, (*path, child)) for child in children}
+
+
+def leaf_rows(path: tuple[str, ...], node: Any) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Paths of the last order with their synonyms, the parent left out."""
+    if isinstance(node, Mapping):
+        for child, below in node.items():
+            yield from leaf_rows((*path, child), below)
+    else:
+        yield path, [verb for verb in node if verb != path[-1]]
+
+
+def path_columns(orders: int) -> list[str]:
+    """Names of the columns that hold a node's path."""
+    return [PATH_COLUMNS[i] if i < len(PATH_COLUMNS) else f"order {i}" for i in range(orders)]
+
+
+def read_sheet(sheet: Path) -> dict[str, Any]:
+    """A sheet as nested nodes. Verbs are put into lower case with single spaces; every other fault is an error."""
+    if not sheet.is_file():
+        raise SheetError(f"sheet={sheet} does not exist")
+    try:
+        text = sheet.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SheetError(f"sheet={sheet} is not CSV in UTF-8; save it as 'CSV UTF-8': {error}") from error
+    first = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+    header = [normalise(name) for name in next(reader, [])]
+    orders = next((i for i, name in enumerate(header) if name.startswith("synonym")), 0)
+    if orders < 2 or header[:orders] != path_columns(orders):
+        raise SheetError(f"sheet={sheet}: its header must read verb, child, synonym 1, synonym 2, ...; found {header}")
+    nodes: dict[str, Any] = {}
+    for row in reader:
+        cells = [normalise(cell) for cell in row]
+        if any(cells):
+            add_row(
+                nodes, tuple(cells[:orders]), [c for c in cells[orders:] if c], f"sheet={sheet} line {reader.line_num}"
+            )
+    if not nodes:
+        raise SheetError(f"sheet={sheet} holds no row")
+    return nodes
+
+
+def add_row(nodes: dict[str, Any], path: tuple[str, ...], synonyms: Sequence[str], where: str) -> None:
+    """Put one row into the nested nodes."""
+    if not all(path) or len(path) < 2:
+        raise SheetError(f"{where}: a cell of {list(path)} is empty; every row needs its whole path")
+    node = nodes
+    for verb in path[:-1]:
+        node = node.setdefault(verb, {})
+    if path[-1] in node:
+        raise SheetError(f"{where}: {' > '.join(path)!r} occurs twice")
+    node[path[-1]] = [path[-1], *(verb for verb in synonyms if verb != path[-1])]
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What changed, a line a node: `spin > rotate: + swivel - roll`. An order that changed counts: M cuts by it."""
+    old, new = dict(inner_nodes(before)), dict(inner_nodes(after))
+    lines = []
+    for path in dict.fromkeys([*old, *new]):
+        name = " > ".join(path)
+        if path not in new:
+            lines.append(f"{name}: node removed")
+        elif path not in old:
+            lines.append(f"{name}: node added: {', '.join(new[path])}")
+        elif old[path] != new[path]:
+            added = [f"+ {verb}" for verb in new[path] if verb not in old[path]]
+            removed = [f"- {verb}" for verb in old[path] if verb not in new[path]]
+            lines.append(f"{name}: {' '.join([*added, *removed]) or 'order changed'}")
+    return lines
+
+
+def inner_nodes(nodes: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Every node of nested trees with its children."""
+
+    def walk(path: tuple[str, ...], node: Any) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+        """The node at `path`, then those below it."""
+        yield path, list(node)
+        if isinstance(node, Mapping):
+            for child, below in node.items():
+                yield from walk((*path, child), below)
+
+    for root, tree in nodes.items():
+        yield from walk((root,), tree)

@@ -1,0 +1,181 @@
+"""The report on a tree file: text towers as functions, the pictures of the forest and of its overlaps, the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from ace_dist.concepts import SynonymTrees
+from ace_dist.config import TextConfig, read_config, resolve_path
+from ace_dist.evaluate.figures import DPI, LIGHT, Theme, save
+from ace_dist.tools.synonyms.diagnostics import ConceptSpread, Diagnostics, Encode
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import write_json
+
+__all__ = ["findings_table", "forest_figure", "overlap_figure", "text_encoder", "write_synonym_report"]
+
+COLUMNS = 2  # of trees in the picture of the forest
+ROW_INCHES = 0.185
+CHARACTERS = 78  # of second-order verbs beside a child
+
+
+def text_encoder(embed: str) -> Encode:
+    """Phrases -> embeddings [S, D] under `embed`: `minilm`, a run folder, or CLIP text weights (.safetensors).
+
+    Raises `UserError` when it is none of these.
+    """
+    import torch
+
+    from ace_dist.evaluate.protocols import encode_phrases
+    from ace_dist.evaluate.runs import trained_model
+    from ace_dist.models.text import TextTower, build_text_tower
+    from ace_dist.models.weights import load_text_weights
+
+    path = resolve_path(embed)
+    if (path / "config.yaml").is_file():
+        model = trained_model(path, read_config(path), torch.device("cpu"))
+        return lambda phrases: encode_phrases(model, phrases).numpy().astype(np.float64)
+    if embed == "minilm":
+        tower: TextTower = build_text_tower(TextConfig(tower="minilm", width=384, depth=6, heads=12, embed_dim=384))
+    elif path.suffix == ".safetensors":
+        tower = build_text_tower(TextConfig())
+        load_text_weights(tower, path)
+    else:
+        raise UserError(f"embed={embed} is not minilm, a run folder, or a .safetensors file of CLIP's text weights")
+
+    def encode(phrases: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Embeddings [S, D] of the phrases."""
+        with torch.no_grad():
+            return tower.trainable(tower.frozen(list(phrases))).double().numpy()
+
+    return encode
+
+
+def write_synonym_report(
+    trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[ConceptSpread], seen: Collection[str], out: Path
+) -> list[Path]:
+    """Write `forest.png`, `overlap.png` and `diagnostics.json` into the folder `out`; returns their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "diagnostics.json", as_json(trees, findings, spreads))
+    return [
+        save(forest_figure(trees, findings, seen), out / "forest.png"),
+        save(overlap_figure(findings), out / "overlap.png"),
+        out / "diagnostics.json",
+    ]
+
+
+def as_json(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[ConceptSpread]) -> dict[str, Any]:
+    """Everything that was found, for other programs."""
+    return {
+        "trees": trees.source,
+        "warnings": list(findings.warnings),
+        "shared_verbs": findings.shared_verbs(),
+        "first_order_overlap": {" / ".join(pair): list(verbs) for pair, verbs in findings.first.items()},
+        "second_order_overlap": {" / ".join(pair): list(verbs) for pair, verbs in findings.second.items()},
+        "shadow_pools": findings.shadows,
+        "embedding": [asdict(spread) for spread in spreads],
+    }
+
+
+def findings_table(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[ConceptSpread]) -> str:
+    """One line a concept: sizes, overlaps, shadow pool, and what a text tower says of it."""
+    by_root = {spread.root: spread for spread in spreads}
+    lines = [f"{'concept':16} {'M':>3} {'verbs':>5} {'shared 1st':>10} {'shared 2nd':>10} {'shadows':>7}"]
+    if spreads:
+        lines[0] += f" {'tightness':>9}  nearest concept (cosine), verbs nearer to another"
+    for root in trees.roots:
+        verbs = {verb for _, children in trees.nodes(root) for verb in children}
+        first, second = (
+            len({verb for pair, common in level.items() if root in pair for verb in common})
+            for level in (findings.first, findings.second)
+        )
+        shadows = str(findings.shadows.get(root, "-"))
+        line = f"{root:16} {len(trees.children(root)):3} {len(verbs):5} {first:10} {second:10} {shadows:>7}"
+        if spread := by_root.get(root):
+            strays = ", ".join(f"{verb} ({other})" for verb, other in spread.strays)
+            line += f" {spread.tightness:9.2f}  {spread.nearest} ({spread.nearest_cosine:.2f}) {strays}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def forest_figure(trees: SynonymTrees, findings: Diagnostics, seen: Collection[str], theme: Theme = LIGHT) -> Figure:
+    """Every tree: root, first-order children, and beside each the second-order verbs that it adds.
+
+    Roots of `seen` actions are green, others red, as in the paper's Fig. 5; a first-order verb that another concept has
+    too is marked with an asterisk.
+    """
+    columns: list[list[str]] = [[] for _ in range(COLUMNS)]
+    heights = [0] * COLUMNS
+    for root in trees.roots:  # the shorter column gets the next tree
+        column = heights.index(min(heights))
+        columns[column].append(root)
+        heights[column] += len(trees.children(root)) + 1
+    figure = Figure(figsize=(7.6 * COLUMNS, ROW_INCHES * max(heights) + 0.3), dpi=DPI, facecolor=theme.paper)
+    FigureCanvasAgg(figure)
+    shared = findings.shared_verbs()
+    for number, roots in enumerate(columns):
+        axes = figure.add_axes((number / COLUMNS, 0.0, 1 / COLUMNS, 1.0))
+        axes.set_axis_off()
+        axes.set_xlim(0, 1)
+        axes.set_ylim(max(heights), -0.5)
+        row = 0
+        for root in roots:
+            row = _draw_tree(axes, trees, root, row, shared, theme.seen if root in seen else theme.unseen, theme)
+    return figure
+
+
+def _draw_tree(
+    axes: Axes, trees: SynonymTrees, root: str, row: int, shared: Collection[str], colour: str, theme: Theme
+) -> int:
+    """One tree from `row` downwards; returns the row after it."""
+    children = trees.children(root)
+    middle = row + (len(children) - 1) / 2
+    axes.text(0.01, middle, root, fontsize=11, fontweight="bold", color=colour, va="center")
+    for offset, child in enumerate(children):
+        y = row + offset
+        axes.plot([0.115, 0.165], [middle, y], color=theme.grid, linewidth=1.2, solid_capstyle="round")
+        name = f"{child} *" if child in shared else child
+        weight = "bold" if child == root else "normal"
+        axes.text(0.17, y, name, fontsize=9, color=theme.ink, va="center", fontweight=weight)
+        added = ", ".join(verb for verb in trees.children(root, child) if verb not in children)
+        text = added if len(added) <= CHARACTERS else added[: CHARACTERS - 1].rsplit(",", 1)[0] + ", …"
+        axes.text(0.335, y, text, fontsize=8, color=theme.muted, va="center")
+    return row + len(children) + 1
+
+
+def overlap_figure(findings: Diagnostics, theme: Theme = LIGHT) -> Figure:
+    """Verbs that two concepts have in common: of the first order above the diagonal, of any order below."""
+    size = len(findings.roots)
+    at = {root: index for index, root in enumerate(findings.roots)}
+    counts = np.zeros((size, size))
+    for (a, b), verbs in findings.first.items():
+        low, high = sorted((at[a], at[b]))
+        counts[low, high] = len(verbs)
+    for (a, b), verbs in findings.second.items():
+        low, high = sorted((at[a], at[b]))
+        counts[high, low] = len(verbs)
+    side = 1.6 + 0.3 * size
+    figure = Figure(figsize=(side, side), dpi=DPI, facecolor=theme.paper, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    ramp = LinearSegmentedColormap.from_list("shared", [theme.paper, theme.unseen])
+    axes.imshow(counts, cmap=ramp, vmin=0, vmax=max(counts.max(), 1))
+    axes.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color=theme.muted, linewidth=0.8)
+    axes.set_xticks(range(size), findings.roots, rotation=90, fontsize=8, color=theme.ink)
+    axes.set_yticks(range(size), findings.roots, fontsize=8, color=theme.ink)
+    axes.tick_params(length=0)
+    axes.set_title("shared verbs: first order ◥, any order ◣", fontsize=9, color=theme.ink, loc="left")
+    for row, column in np.argwhere(counts > 0):
+        dark = counts[row, column] > 0.6 * counts.max()
+        ink = theme.paper if dark else theme.ink
+        axes.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    return figure

@@ -1,0 +1,354 @@
+"""Owns checkpoints: written whole or not at all, found again, and checked against the run that continues them.
+
+    checkpoints/step-00000200/
+        weights.safetensors     what trains, fp32, by name
+        momentum.safetensors    the optimizer's state of it (adamw: mean, square)
+        average.safetensors     with training.ema_decay: the running average of the weights
+        generators.safetensors  torch's random generators of every rank
+        checkpoint.json         step, ranks, ZeRO stage, precision; SHA-256 of the frozen weights and of each file;
+                                what the parts of the loop carry over a stop (the open line of the log, ...)
+
+A folder is written under `*.partial` and renamed, so a folder with the final name is complete. Its content depends on
+no number of ranks and no ZeRO stage, and nothing in it is a pickle. Everything else a run needs (data order, crops,
+drawn labels, learning rates) is a function of the step; frozen weights are stored once, beside the runs (`frozen`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from ace_dist.train.agreement import on_first
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import sync_folder, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from ace_dist.config import TrainingConfig
+    from ace_dist.train.engine import Engine
+    from ace_dist.train.guards import RunLock
+    from ace_dist.utils.distributed import Ranks
+
+__all__ = ["Checkpoint", "CheckpointError", "CheckpointFolder", "Checkpoints"]
+
+FORMAT = 1
+Parts = Mapping[str, Mapping[str, Tensor]]  # file name without suffix -> tensors
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, or that this run cannot continue."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole: its folder, `checkpoint.json`, and its tensors by part and name."""
+
+    path: Path
+    about: dict[str, Any]
+    parts: dict[str, dict[str, Tensor]]
+
+
+class CheckpointFolder:
+    """The checkpoints of one run on disk. Knows nothing of ranks or engines; one process writes."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def write(self, step: int, parts: Parts, about: Mapping[str, Any], also: int | None = None) -> Path:
+        """Write one checkpoint, then forget the oldest beyond `keep`, but not that of step `also`.
+
+        Raises `CheckpointError` when a tensor is not finite (such a state must not replace a good one), and when the
+        file system refuses; what was there before is untouched in both cases.
+        """
+        check_finite(parts, step)
+        path = self.at(step)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.clean()
+            partial.mkdir()
+            files = {}
+            for name, tensors in parts.items():
+                data = safetensors.save(dict(tensors))
+                write_bytes(partial / f"{name}.safetensors", data)
+                files[f"{name}.safetensors"] = facts(data)
+            write_json(partial / "checkpoint.json", {"format": FORMAT, "step": step, **about, "files": files})
+            sync_folder(partial)
+            forget(path)  # a damaged one of the same step
+            os.rename(partial, path)
+            sync_folder(self.folder)
+            for old in self.complete()[: -self.keep]:
+                if also is None or old != self.at(also):
+                    forget(old)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            kept = self.complete()
+            raise CheckpointError(
+                f"{path} could not be written: {error.strerror or error}; "
+                + (f"the last checkpoint, {kept[-1].name}, is intact. " if kept else "")
+                + "Free space or set run_dir to another disk, then run the same command again"
+            ) from error
+        return path
+
+    def at(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.folder / f"step-{step:08d}"
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; None when there is none at all. Damaged ones are named and skipped.
+
+        Raises `CheckpointError` when all are damaged: beginning again is for the user to decide.
+        """
+        found = self.complete()
+        for path in reversed(found):
+            try:
+                return read(path)
+            except (OSError, CheckpointError) as error:
+                print(f"checkpoint skipped: {error}", flush=True)
+        if found:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is whole ({len(found)} damaged, named above); restore one from a "
+                f"backup, or delete the folder to begin again at step 0"
+            )
+        return None
+
+    def set_aside(self, good: Path) -> None:
+        """Rename what is newer than `good`, and so was found damaged: it must not count as kept."""
+        for path in self.complete():
+            if path > good:
+                forget(path.with_name(path.name + ".damaged"))
+                os.rename(path, path.with_name(path.name + ".damaged"))
+
+    def complete(self) -> list[Path]:
+        """Folders with their final name, oldest first."""
+        return sorted(
+            path for path in self.folder.glob("step-*") if (path / "checkpoint.json").is_file() and not path.suffix
+        )
+
+    def clean(self) -> None:
+        """Remove what an interrupted save or an interrupted removal left."""
+        for path in self.folder.glob("step-*"):
+            if path.suffix == ".partial" or not (path / "checkpoint.json").is_file():
+                shutil.rmtree(path)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint. Raises `CheckpointError`, which names the file that is damaged and how."""
+    try:
+        about = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in about["files"].items()}
+        version, named = about.get("format"), int(path.name.removeprefix("step-"))
+        if about["step"] != named:  # one flipped bit makes another step of it, and so other clips and rates
+            raise ValueError(f"step {about['step']} in the folder of step {named}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}/checkpoint.json is damaged ({type(error).__name__}: {error})") from error
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version}, this version reads {FORMAT}")
+    parts = {}
+    for name, wanted in files.items():
+        file = path / name
+        data = file.read_bytes() if file.is_file() else None
+        if data is None:
+            raise CheckpointError(f"{file} is missing")
+        if len(data) != wanted["bytes"]:
+            raise CheckpointError(f"{file} has {len(data)} bytes of {wanted['bytes']}")
+        if facts(data) != wanted:
+            raise CheckpointError(f"{file} is damaged (its SHA-256 is not the one that was written)")
+        try:
+            parts[file.stem] = safetensors.load(data)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is not a safetensors file ({error})") from error
+    return Checkpoint(path, about, parts)
+
+
+def facts(data: bytes) -> dict[str, Any]:
+    """Size in bytes and SHA-256."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def check_finite(parts: Parts, step: int) -> None:
+    """Raise `CheckpointError` naming the first tensor that holds a NaN or an infinity."""
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise CheckpointError(
+                    f"{part} of {name} are not finite after step {step}: not saved. Lower training.lr_video or "
+                    f"training.lr_text and continue from the checkpoint before"
+                )
+
+
+def forget(path: Path) -> None:
+    """Remove a checkpoint; its description goes first, so that a kill in between leaves nothing that looks whole."""
+    (path / "checkpoint.json").unlink(missing_ok=True)
+    if path.exists():
+        shutil.rmtree(path)
+
+
+class Checkpoints:
+    """Saves and restores an engine. `save`, `finish` and `restore` are collective: every rank calls them."""
+
+    def __init__(
+        self, run_dir: Path, engine: Engine, ranks: Ranks, settings: TrainingConfig, frozen: str, lock: RunLock
+    ) -> None:
+        self.folder = CheckpointFolder(run_dir / "checkpoints", settings.keep_checkpoints)
+        self.engine, self.ranks, self.settings = engine, ranks, settings
+        self.frozen = frozen  # SHA-256 of the frozen weights' file, on rank 0
+        self.lock = lock
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[None] | None = None  # on rank 0
+        self.saved: int | None = None
+        self.saved_s = time.monotonic()
+        self.carried: dict[str, Any] = {}  # of the checkpoint that `restore` found
+
+    def due(self, step: int) -> bool:
+        """Whether the number of steps asks for a save after `step` steps; the same on every rank."""
+        return step % self.settings.save_every_steps == 0
+
+    def overdue(self) -> bool:
+        """Whether this rank's clock asks for a save; ranks have to agree on it."""
+        return time.monotonic() - self.saved_s > 60 * self.settings.save_every_minutes
+
+    def save(self, step: int, carried: Mapping[str, Any], best: int | None = None) -> None:
+        """Save the state after `step` steps; does nothing when that is saved already.
+
+        `carried` is what the loop needs besides, to go on as if it had not stopped: rank 0's counts, in JSON's types.
+        The checkpoint of step `best` is kept beside the newest.
+        The ranks wait while the state is gathered; rank 0 writes it in a thread while training goes on. What a write
+        raised, the next `save` or `finish` raises on every rank.
+        """
+        if self.saved == step:
+            return
+        self.finish()
+        state = self.engine.state()
+        generators: dict[str, Tensor] = {}
+        for own in self.ranks.gather(generator_states(self.ranks)):
+            generators |= own
+        if self.ranks.is_first:
+            self.writing = self.writer.submit(self.write, step, {**state, "generators": generators}, carried, best)
+        self.saved, self.saved_s = step, time.monotonic()
+
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of a step is there, as rank 0 sees it. Collective."""
+        return self.ranks.gather(self.folder.at(step) in self.folder.complete())[0]
+
+    def kept(self, step: int, part: str) -> dict[str, Tensor]:
+        """A part of an older checkpoint, on rank 0. Raises `CheckpointError` when it is damaged or gone."""
+        return read(self.folder.at(step)).parts[part]
+
+    def finish(self) -> None:
+        """Wait until what was saved is on the disk."""
+        on_first(self.ranks, self.close)
+
+    def close(self) -> None:
+        """`finish` for this rank alone; not collective, so it may follow an error."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def write(self, step: int, parts: Parts, carried: Mapping[str, Any], best: int | None) -> None:
+        """Rank 0's part of a save."""
+        self.lock.check()
+        self.folder.write(step, parts, {**self.about(), "carried": carried}, best)
+
+    def about(self) -> dict[str, Any]:
+        """How this run trains, for `checkpoint.json`."""
+        return {
+            "world_size": self.ranks.world,
+            "zero_stage": self.engine.stage,
+            "precision": "bf16" if self.engine.bf16 else "fp32",
+            "frozen_sha256": self.frozen,
+        }
+
+    def restore(self) -> int:
+        """Load the newest whole checkpoint; returns the number of steps done, 0 when there is none.
+
+        Rank 0 reads and the others receive, so the folder need not be shared. Raises `CheckpointError` when the
+        checkpoint holds other tensors than this model trains, or belongs to other frozen weights.
+        """
+        state = self.engine.state()  # names and shapes
+        found = on_first(self.ranks, self.check_newest, state)
+        facts = self.ranks.gather((found.path, found.about) if found else None)[0]
+        if facts is None:
+            return 0
+        path, about = facts
+        for part, tensors in state.items():
+            for name, tensor in tensors.items():
+                received = (found.parts[part][name] if found else tensor).to(self.ranks.device)
+                dist.broadcast(received, 0)
+                tensors[name] = received.cpu()
+        self.engine.load_state(state)
+        if about["world_size"] == self.ranks.world:
+            set_generators(self.ranks.gather(found.parts["generators"] if found else {})[0], self.ranks)
+        self.saved = int(about["step"])
+        self.carried = about.get("carried", {})
+        if self.ranks.is_first:
+            print(f"continuing after step {self.saved} from {path}{self.what_changed(about)}", flush=True)
+        return self.saved
+
+    def check_newest(self, wanted: Parts) -> Checkpoint | None:
+        """The newest checkpoint, if it is one of this model."""
+        found = self.folder.newest()
+        if found is None:
+            return None
+        if found.about["frozen_sha256"] != self.frozen:
+            raise CheckpointError(
+                f"{found.path} was trained on other frozen weights than model.video.weights and model.text.weights now "
+                f"hold; bring the old files back, or choose another run_dir"
+            )
+        for part, tensors in wanted.items():
+            ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            theirs = {name: tuple(tensor.shape) for name, tensor in found.parts.get(part, {}).items()}
+            if ours != theirs:
+                differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+                raise CheckpointError(
+                    f"{found.path} holds other {part} than this model trains ({', '.join(differing[:3])}); choose "
+                    f"another run_dir"
+                )
+        self.folder.set_aside(found.path)
+        return found
+
+    def what_changed(self, about: Mapping[str, Any]) -> str:
+        """What is no longer exact when the run goes on in another way than it began; empty when nothing is."""
+        ours = self.about()
+        names = {"world_size": "rank(s)", "zero_stage": "as ZeRO stage", "precision": "as precision"}
+        changed = [f"{ours[key]} {name} (was {about[key]})" for key, name in names.items() if ours[key] != about[key]]
+        if not changed:
+            return ""
+        return (
+            f", now with {', '.join(changed)}. Clips, crops and labels of every step stay the same, and so do weights "
+            f"and momentum; sums are taken in another order or precision, so what follows agrees within rounding and "
+            f"not bit for bit"
+        )
+
+
+def generator_states(ranks: Ranks) -> dict[str, Tensor]:
+    """States of this rank's random generators, `cpu.<rank>` and `cuda.<rank>`.
+
+    No step of today's methods depends on them, each draw has a generator of its own; a layer with dropout would.
+    """
+    states = {f"cpu.{ranks.rank}": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        states[f"cuda.{ranks.rank}"] = torch.cuda.get_rng_state(ranks.device)
+    return states
+
+
+def set_generators(states: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Set what `generator_states` gave, of the same rank; a generator that the checkpoint's machine had not stays."""
+    if (name := f"cpu.{ranks.rank}") in states:
+        torch.set_rng_state(states[name])
+    if ranks.device.type == "cuda" and (name := f"cuda.{ranks.rank}") in states:
+        torch.cuda.set_rng_state(states[name], ranks.device)

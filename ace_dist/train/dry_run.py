@@ -1,0 +1,93 @@
+"""Owns the rehearsal of a run: everything is built, one batch goes forward and back, and nothing is written."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ace_dist.data.loader.base import make_loader
+from ace_dist.objectives import prepare
+from ace_dist.train.engine import Engine, micro_batch_size
+from ace_dist.train.meters import peak_gib
+from ace_dist.train.run_folder import check_owner
+from ace_dist.train.schedule import total_steps
+from ace_dist.train.trainer import Outcome, assemble, describe
+from ace_dist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ace_dist.config import Config
+    from ace_dist.data.loader.base import Batch
+    from ace_dist.data.sampling import ClipRequest
+    from ace_dist.data.task import Task
+    from ace_dist.utils.distributed import Ranks
+
+__all__ = ["dry_run"]
+
+
+def dry_run(config: Config, ranks: Ranks) -> Outcome:
+    """Print what `train` would do: classes, clips, parameters, the first batch, losses, memory. Collective.
+
+    Raises what `train` would raise before its second step, and `UserError` for a batch that is not what was asked for.
+    """
+    config = prepare(config)
+    run_dir = Path(config.run_dir)
+    known = check_owner(run_dir, config)
+    task, plan, objective = assemble(config, ranks)
+    steps = total_steps(config.training, len(plan.records))
+    engine = Engine(config, objective, ranks, steps)
+    requests = plan.requests(0)[: micro_batch_size(config, ranks.world)]
+    objective.model.expect_clips(config.loader)
+    with closing(make_loader(config.dataset.shards, config, ranks.device)) as loader:
+        batch = next(loader.stream(iter([requests])))
+    check_batch(batch, requests, config)
+    objective.model.train()
+    parts = config.training.accumulation
+    objective.model.set_step(config.seed, 0, ranks.rank * parts, ranks.world * parts)
+    losses = engine.forward(batch, objective.sampler.draw(0))
+    if not bool(torch.isfinite(losses.total)):
+        raise UserError(f"the loss of the first batch is {losses.total.item()}: clips {', '.join(batch.ids)}")
+    engine.backward(losses.total)  # holds the most memory
+    peaks_gib = ranks.gather(peak_gib(ranks.device))
+    named = {"total": losses.total, "fixed": losses.fixed, "random": losses.random}
+    said = ", ".join(f"{name} {loss.item():.3f}" for name, loss in named.items() if loss is not None)
+    device = "GPU" if ranks.device.type == "cuda" else "host"
+    where = f"{run_dir} holds this run, which would continue" if known else f"{run_dir} would be made"
+    if ranks.is_first:
+        print(
+            describe(task, plan, engine, steps),
+            *describe_classes(task),
+            f"first batch of a rank: video {list(batch.video.shape)} [B, T, 3, H, W], losses: {said}",
+            f"memory of a rank at its peak: {max(peaks_gib):.2f} GiB of the {device}",
+            f"run folder: {where}",
+            "dry run: no step was taken and nothing was written; without dry_run=true the run starts",
+            sep="\n",
+            flush=True,
+        )
+    return Outcome(run_dir, 0)
+
+
+def check_batch(batch: Batch, requests: list[ClipRequest], config: Config) -> None:
+    """Shape, labels and order of a batch are those of its requests. Raises `UserError` with both."""
+    clip, size = config.dataset.clip, config.loader.crop
+    wanted = (len(requests), clip.frames, 3, size, size)
+    if tuple(batch.video.shape) != wanted:
+        raise UserError(
+            f"loader.backend={config.loader.backend} gave video of shape {list(batch.video.shape)} where "
+            f"dataset.clip.frames and loader.crop ask for {list(wanted)}"
+        )
+    found = list(zip(batch.ids, batch.labels.tolist(), strict=True))
+    if found != (asked := [(request.record.key, request.label) for request in requests]):
+        raise UserError(f"loader.backend={config.loader.backend} gave clips {found} where {asked} were asked for")
+
+
+def describe_classes(task: Task) -> list[str]:
+    """The actions that train, those that only the test shows, and the clips of both."""
+    lines = []
+    for kind, actions, novel in (("base", task.classes.base, False), ("novel", task.classes.novel, True)):
+        tested = len(task.test_clips(novel)[0])
+        names = ", ".join(map(str, actions)) or "none"
+        lines.append(f"{kind}, {tested} test clips: {names}")
+    return lines

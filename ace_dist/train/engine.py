@@ -1,0 +1,293 @@
+"""Owns DeepSpeed: the engine around an objective, its optimizer, precision, batch arithmetic, and its state as tensors.
+
+DeepSpeed keeps weights and momentum in a form that depends on the ZeRO stage, the precision and the number of ranks.
+`Engine.state` gives both whole, in fp32, by the weights' own names, so that whatever stores them need not know of that.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ace_dist.models.timesformer import TimeSformer
+from ace_dist.train.schedule import lr_factor
+from ace_dist.utils.distributed import uses_bf16
+from ace_dist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ace_dist.concepts import ConceptDraw
+    from ace_dist.config import Config, TrainingConfig
+    from ace_dist.data.loader.base import Batch
+    from ace_dist.objectives import ConceptObjective, Losses
+    from ace_dist.utils.distributed import Ranks
+
+__all__ = ["Engine", "EngineError", "TrainedState", "micro_batch_size"]
+
+TrainedState = dict[str, dict[str, Tensor]]  # "weights", the optimizer's own parts, "average" -> name -> fp32 tensor
+
+# Parts of an optimizer's state, with torch's names for them. AdamW's count of steps is the training step.
+STATE_PARTS = {"sgd": {"momentum": "momentum_buffer"}, "adamw": {"mean": "exp_avg", "square": "exp_avg_sq"}}
+AVERAGE = {"average": "average"}  # of the weights; it lies beside the optimizer's state and is sharded as that is
+
+
+class EngineError(UserError):
+    """Batch sizes, precision or ZeRO settings that cannot run."""
+
+
+def micro_batch_size(config: Config, world: int) -> int:
+    """Clips of one forward pass on one rank. Raises `EngineError` when the global batch cannot be shared equally."""
+    parts = world * config.training.accumulation
+    if config.training.batch_size % parts:
+        raise EngineError(
+            f"training.batch_size={config.training.batch_size} cannot be shared by {world} ranks with "
+            f"training.accumulation={config.training.accumulation}: choose a multiple of {parts}"
+        )
+    return config.training.batch_size // parts
+
+
+class Engine:
+    """An objective under DeepSpeed. `module` stays the plain objective, for evaluation and export."""
+
+    def __init__(self, config: Config, objective: ConceptObjective, ranks: Ranks, steps: int) -> None:
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.settings = config.training
+        self.ranks = ranks
+        self.steps = steps
+        self.module = objective
+        self.bf16 = uses_bf16(config.training.precision, ranks.device)
+        self.parts = STATE_PARTS[config.training.optimizer]
+        if config.training.optimizer == "sgd" and not config.training.momentum:
+            self.parts = {}
+        if config.training.ema_decay:
+            self.parts = self.parts | AVERAGE
+        optimizer = build_optimizer(self.parameter_groups(), config.training)
+        settings = engine_settings(config, ranks.world, self.bf16)
+        self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
+        self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)
+        if self.stage == 3:
+            gather_neighbours(objective.model.video)
+        self.trained: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in objective.model.named_parameters() if parameter.requires_grad
+        }
+        self.masters = self.plain_masters()
+        if self.parts:
+            self.start_state()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trainable parameters of both towers, each group with its base rate."""
+        rates = {"video": self.settings.lr_video, "text": self.settings.lr_text}
+        named = self.module.model.trainable_parameters()
+        groups = [
+            {"params": list(params), "name": name, "lr": rates[name], "base_lr": rates[name]}
+            for name, params in named.items()
+        ]
+        groups = [group for group in groups if group["params"]]
+        if not groups:
+            raise EngineError(
+                "nothing trains: raise model.video.trained_blocks or set model.text.train_projection=true"
+            )
+        return groups
+
+    def set_learning_rates(self, step: int) -> dict[str, float]:
+        """Set the rates of a step; returns them by group, `lr_video` and `lr_text`."""
+        factor = lr_factor(self.settings, step, self.steps)
+        for state in self.base_optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(step)
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        return {f"lr_{group['name']}": group["lr"] for group in self.deepspeed.optimizer.param_groups}
+
+    def forward(self, batch: Batch, draw: ConceptDraw) -> Losses:
+        """Losses of one micro-batch."""
+        losses: Losses = self.deepspeed(batch.video, batch.labels, draw)
+        return losses
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass; DeepSpeed averages over ranks and micro-batches."""
+        self.deepspeed.backward(loss)
+
+    def step(self) -> None:
+        """One micro-step; the optimizer moves at the last of an accumulation.
+
+        Raises `EngineError` when DeepSpeed left the step out, as it does without a word for gradients with infinities.
+        """
+        self.deepspeed.step()
+        if self.deepspeed.skipped_steps:
+            raise EngineError(
+                "gradients are not finite although the loss is: lower training.lr_video and training.lr_text, or set "
+                "training.precision=fp32; the last checkpoint is intact"
+            )
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """After an optimizer step: move the running average of the weights, a + (1 - `training.ema_decay`) (w - a).
+
+        Each rank moves what it holds of the optimizer's fp32 weights, so nothing is sent and no rank holds the whole.
+        """
+        if self.settings.ema_decay:
+            for master, state in self.base_optimizer.state.items():
+                state["average"].lerp_(master, 1 - self.settings.ema_decay)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to test and to export, whole, in fp32, on the CPU: the average when there is one. Collective."""
+        part = "average" if self.settings.ema_decay else "weights"
+        return self.state(part)[part]
+
+    def state(self, *parts: str) -> TrainedState:
+        """Weights and optimizer state, or the named `parts` of it, whole, in fp32, on the CPU. Collective.
+
+        Under ZeRO every tensor crosses the network once, which a sharded checkpoint would save; the method trains few
+        parameters (30 million at the paper's scale: 120 MB of weights and as much momentum), and in return a
+        checkpoint fits any number of ranks and any stage.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        def copied(tensor: Tensor) -> Tensor:
+            """An fp32 copy in the host's memory, which later steps do not change."""
+            return tensor.detach().to("cpu", torch.float32, copy=True)
+
+        def whole(parameter: nn.Parameter, key: str | None) -> Tensor:
+            """A parameter's fp32 value, or its optimizer state `key`, gathered from all ranks."""
+            if self.masters is not None:
+                master = self.masters[parameter]
+                return copied(master if key is None else self.base_optimizer.state[master][key])
+            found = safe_get_full_optimizer_state(parameter, key) if key else safe_get_full_fp32_param(parameter)
+            assert found is not None
+            return copied(found)
+
+        keys = {"weights": None, **self.parts}
+        return {
+            part: {name: whole(parameter, keys[part]) for name, parameter in self.trained.items()}
+            for part in parts or keys
+        }
+
+    def load_state(self, state: TrainedState) -> None:
+        """Take over what `state` gave, on this or any other number of ranks, stage or precision. Collective."""
+        import deepspeed
+
+        for name, parameter in self.trained.items():
+            weight = state["weights"][name].to(self.ranks.device)
+            with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], 0, enabled=self.stage == 3):
+                parameter.copy_(weight)
+            self.set_master(parameter, weight, None)
+            for part, key in self.parts.items():
+                self.set_master(parameter, state[part][name].to(self.ranks.device), key)
+
+    def set_master(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """Set the optimizer's fp32 copy of a weight, or the entry `key` of its state."""
+        from deepspeed import utils
+
+        if self.masters is not None:
+            master = self.masters[parameter]
+            with torch.no_grad():
+                (master if key is None else self.base_optimizer.state[master][key]).copy_(value)
+        elif self.stage == 3:  # by piece: DeepSpeed's whole-tensor setter does not know its own padding
+            piece = torch.zeros(parameter.ds_tensor.numel(), device=value.device)  # type: ignore[attr-defined]
+            own = value.flatten()[self.ranks.rank * len(piece) : (self.ranks.rank + 1) * len(piece)]
+            piece[: len(own)] = own
+            if key:
+                utils.safe_set_local_optimizer_state(parameter, piece, key)
+            else:
+                utils.safe_set_local_fp32_param(parameter, piece)
+        elif key:
+            utils.safe_set_full_optimizer_state(parameter, value, key)
+        else:
+            utils.safe_set_full_fp32_param(parameter, value)
+
+    @property
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer inside DeepSpeed's wrapper, or itself when there is none."""
+        optimizer: torch.optim.Optimizer = getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
+        return optimizer
+
+    def plain_masters(self) -> dict[nn.Parameter, Tensor] | None:
+        """Without ZeRO: the tensor that the optimizer moves for each parameter, itself or a copy in fp32."""
+        if self.stage:
+            return None
+        if not self.bf16:
+            return {parameter: parameter for parameter in self.trained.values()}
+        wrapper = self.deepspeed.optimizer
+        pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)  # named so whatever the low precision is
+        return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+
+    def start_state(self) -> None:
+        """State of zeros, from which the first step gives what it gives from none; so there is always a state.
+
+        The average of the weights begins at the weights.
+
+        DeepSpeed makes the state at its first step, too late for a run that continues.
+        """
+        optimizer, wrapper = self.base_optimizer, self.deepspeed.optimizer
+        flat = [p for group in optimizer.param_groups for p in group["params"]]
+        for master in wrapper.fp32_partitioned_groups_flat if self.stage == 3 else flat:
+            optimizer.state[master] = {key: torch.zeros_like(master) for key in self.parts.values()}
+            if self.settings.ema_decay:
+                optimizer.state[master]["average"] = master.detach().clone()
+            if isinstance(optimizer, torch.optim.AdamW):
+                optimizer.state[master]["step"] = torch.tensor(0.0)
+        if self.stage in (1, 2):
+            wrapper._lazy_init_hp_params_optimizer_state()  # links parameters to their pieces of it
+
+
+def build_optimizer(groups: list[dict[str, Any]], settings: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer that `training.optimizer` names: sgd or adamw."""
+    if settings.optimizer == "adamw":
+        betas = (settings.betas[0], settings.betas[1])
+        return torch.optim.AdamW(groups, lr=settings.lr_video, betas=betas, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        groups,
+        lr=settings.lr_video,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov and settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+        fused=True,  # one pass over each weight, its gradient and its momentum, and no temporaries
+    )
+
+
+def gather_neighbours(video: nn.Module) -> None:
+    """Tell ZeRO 3 which weights are used outside of the layer that owns them: it gathers them for the whole tower.
+
+    These are the matrices that a block multiplies before it uses them (`Block.temporal`), and the first query's of the
+    last block (`Attention.project_in_first`), and the patch embedding's where clips are bytes. All others are gathered
+    layer by layer.
+    """
+    import deepspeed
+
+    if not isinstance(video, TimeSformer):
+        return
+    blocks = list(video.tower())
+    layers = [layer for block in blocks for layer in (block.temporal_attn.proj, block.temporal_fc)]
+    for layer in [*layers, blocks[-1].attn.qkv, video.patch_embed.proj]:
+        for parameter in layer.parameters():
+            deepspeed.zero.register_external_parameter(video, parameter)
+
+
+def engine_settings(config: Config, world: int, bf16: bool) -> dict[str, Any]:
+    """DeepSpeed's own settings: those of `configs/deepspeed`, completed by what the rest of the configuration says."""
+    settings = copy.deepcopy(config.deepspeed)
+    derived = {
+        "train_micro_batch_size_per_gpu": micro_batch_size(config, world),
+        "gradient_accumulation_steps": config.training.accumulation,
+        "train_batch_size": config.training.batch_size,
+        "gradient_clipping": config.training.clip_norm,
+        "bf16": {"enabled": bf16},
+    }
+    clash = sorted(set(derived) & set(settings))
+    if clash:
+        raise EngineError(
+            f"deepspeed.{clash[0]} is derived from training.batch_size, training.accumulation, training.clip_norm and "
+            f"training.precision; set those instead"
+        )
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise EngineError(f"deepspeed.zero_optimization.stage={stage}: there are stages 0, 1, 2 and 3")
+    # Its throughput timer, which nobody reads here, synchronises the device twice a step.
+    settings.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
+    return {**settings, **derived}

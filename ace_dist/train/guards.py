@@ -1,0 +1,236 @@
+"""Owns what stops a run before it does harm: a loss that is not finite, and a second job in the same run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import write_bytes
+
+if TYPE_CHECKING:
+    from ace_dist.data.loader.base import Batch
+    from ace_dist.utils.distributed import Ranks
+
+__all__ = ["LossGuard", "NonFiniteLoss", "RunFolderInUse", "RunLock"]
+
+
+class NonFiniteLoss(UserError):
+    """A loss that is NaN or infinite; the optimizer has not moved."""
+
+
+class LossGuard:
+    """Looks at the losses of one optimizer step, which may be several micro-batches.
+
+    On a GPU the loss is copied to the host behind the forward pass, and the host waits for that copy only after it has
+    queued the backward pass: the device always has work, and the optimizer step is queued once the loss is known.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.seen: list[tuple[Tensor, torch.cuda.Event | None, Batch]] = []
+
+    def note(self, loss: Tensor, batch: Batch) -> None:
+        """Remember a loss that the device is still computing; no host sync."""
+        event = None
+        value = loss.detach().to("cpu", non_blocking=True)
+        if loss.is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+        self.seen.append((value, event, batch))
+
+    def bad(self) -> bool:
+        """Whether a loss of this rank is not finite. Waits for the forward pass."""
+        for _, event, _ in self.seen:
+            if event is not None:
+                event.synchronize()
+        return not all(bool(value.isfinite()) for value, _, _ in self.seen)
+
+    def passed(self) -> None:
+        """The step was fine."""
+        self.seen.clear()
+
+    def error(self, step: int) -> NonFiniteLoss:
+        """What to raise on every rank when one of them has a bad loss at `step`. Collective."""
+        mine = [(float(value), suspects(batch)) for value, _, batch in self.seen if not bool(value.isfinite())]
+        lines = [
+            f"rank {rank}: loss {loss}, {clips}"
+            for rank, found in enumerate(self.ranks.gather(mine))
+            for loss, clips in found
+        ]
+        return NonFiniteLoss(
+            f"the loss of step {step + 1} is not finite, stopped before the optimizer moved ({'; '.join(lines)}). When "
+            f"the clips look right, lower training.lr_video and training.lr_text; the last checkpoint is intact"
+        )
+
+
+def suspects(batch: Batch) -> str:
+    """The clips that hold pixels which are not finite, else all clips of the batch, in words."""
+    finite = batch.video.flatten(1).isfinite().all(1).tolist()
+    broken = [name for name, fine in zip(batch.ids, finite, strict=True) if not fine]
+    if broken:
+        return f"pixels that are not finite in clips {', '.join(broken)}"
+    return f"clips {', '.join(batch.ids)}"
+
+
+class RunFolderInUse(UserError):
+    """Another job writes into this run folder."""
+
+
+class RunLock:
+    """One writer a run folder. `<run_dir>/lock.json` says who; its time stamp is renewed every `BEAT_S` seconds.
+
+    Made by a hard link, which is atomic on network file systems where `flock` may be local or missing. A crash leaves
+    the file behind. It is taken over at once when its process is known to be dead (same host) or its SLURM job was
+    requeued as this one, and else when it was not renewed for `STALE_S` by the file server's clock, for which the
+    newcomer waits.
+    """
+
+    BEAT_S = 10.0
+    STALE_S = 60.0
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "lock.json"
+        self.me: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": process_start(os.getpid()),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
+            "token": secrets.token_hex(8),
+        }
+        self.done = threading.Event()
+        self.beating = threading.Thread(target=self.beat, name="run-lock", daemon=True)
+
+    def acquire(self) -> None:
+        """Take the folder. Raises `RunFolderInUse` naming the host, process and job that has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while not self.try_link():
+            holder = self.holder()
+            if holder is None:
+                continue  # released, or taken over, between two looks
+            if not self.is_dead(holder) and not self.went_stale(holder):
+                job = f", SLURM job {holder['job']}" if holder.get("job") else ""
+                raise RunFolderInUse(
+                    f"{self.path.parent} is being written by process {holder['pid']} on {holder['host']}{job}; wait "
+                    f"for it, stop it, or choose another run_dir"
+                )
+            self.remove(holder)
+        self.beating.start()
+
+    def close(self) -> None:
+        """Give the folder back, if it was taken."""
+        self.done.set()
+        if self.beating.is_alive():
+            self.beating.join()
+        if self.held():
+            self.path.unlink()
+
+    def check(self) -> None:
+        """Raise `RunFolderInUse` when another job has taken the folder, as it may after `STALE_S` without a renewal."""
+        if not self.held():
+            raise RunFolderInUse(
+                f"{self.path.parent} was taken over by another job while this process stood still for more than "
+                f"{self.STALE_S:g} s; this one writes no more"
+            )
+
+    def held(self) -> bool:
+        """Whether the file is there and ours."""
+        holder = self.holder()
+        return holder is not None and bool(holder["token"] == self.me["token"])
+
+    def beat(self) -> None:
+        """Renew the time stamp until released."""
+        while not self.done.wait(self.BEAT_S):
+            try:
+                if not self.held():
+                    return
+                os.utime(self.path)
+            except OSError as error:  # a network file system that hiccups; the next renewal may succeed
+                print(f"{self.path} was not renewed: {error.strerror}", file=sys.stderr, flush=True)
+
+    def try_link(self) -> bool:
+        """Create the file with our name in it, in one step; False when there is one."""
+        own = self.path.with_name(f".{self.path.name}.{self.me['token']}")
+        write_bytes(own, json.dumps(self.me, indent=1).encode())
+        try:
+            os.link(own, self.path)
+        except FileExistsError:
+            return False
+        finally:
+            own.unlink()
+        return True
+
+    def holder(self) -> dict[str, Any] | None:
+        """Who has the folder."""
+        try:
+            holder: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return holder
+
+    def is_dead(self, holder: dict[str, Any]) -> bool:
+        """Whether the holder is known to be gone: its process here, or its SLURM job's earlier start."""
+        if holder["host"] == self.me["host"]:
+            return bool(process_start(holder["pid"]) != holder["started"])
+        same_job = holder["job"] is not None and holder["job"] == self.me["job"]
+        return same_job and bool(holder["restart"] != self.me["restart"])
+
+    def went_stale(self, holder: dict[str, Any]) -> bool:
+        """Watch the time stamp until it is renewed (False) or older than `STALE_S` (True)."""
+        probe = self.path.with_name(f".{self.path.name}.{self.me['token']}.probe")
+        first = self.stamp()
+        told = False
+        while self.stamp() == first:
+            probe.touch()  # its time stamp comes from the same clock, the file server's
+            age_s = probe.stat().st_mtime - first
+            probe.unlink()
+            if age_s > self.STALE_S:
+                return True
+            if not told and age_s > 2 * self.BEAT_S:
+                told = True
+                print(f"{self.path} was last renewed {age_s:.0f} s ago by {holder['host']}; waiting", flush=True)
+            time.sleep(min(1.0, self.BEAT_S / 4))
+        return False
+
+    def stamp(self) -> float:
+        """The file's time stamp, 0 when it is gone."""
+        try:
+            return self.path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def remove(self, holder: dict[str, Any]) -> None:
+        """Remove a dead holder's file, unless another newcomer was faster and it is theirs already."""
+        aside = self.path.with_name(f".{self.path.name}.{self.me['token']}.dead")
+        try:
+            os.rename(self.path, aside)
+        except FileNotFoundError:
+            return
+        if json.loads(aside.read_text(encoding="utf-8"))["token"] != holder["token"]:
+            os.link(aside, self.path)  # theirs: put it back
+        else:
+            print(
+                f"took over {self.path.parent} from process {holder['pid']} on {holder['host']}, which is gone",
+                flush=True,
+            )
+        aside.unlink()
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this host started, in the kernel's ticks; None when there is none (or no /proc)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]

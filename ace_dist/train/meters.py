@@ -1,0 +1,305 @@
+"""Owns what a run measures of itself beside its losses: FLOPs of a step, the device's ceiling, memory by part, pace.
+
+FLOPs are those of `models.flops`: the model's matrix products as a step makes them; each rank and micro-batch projects
+its phrases, while ranks share text layers that train (`ConceptObjective.embed`). The ceiling is a measurement, not a
+data sheet: the fastest product of two large square matrices on the same device, in the precision of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ace_dist.models.flops import Flops, similarity_flops, text_flops, video_flops
+from ace_dist.train.engine import micro_batch_size
+from ace_dist.utils.files import write_text
+
+if TYPE_CHECKING:
+    from ace_dist.config import Config
+    from ace_dist.objectives import ConceptObjective
+    from ace_dist.train.engine import Engine
+    from ace_dist.utils.distributed import Ranks
+
+__all__ = [
+    "Meters",
+    "matmul_flops_per_s",
+    "memory_parts",
+    "micro_batch_flops",
+    "peak_gib",
+    "step_flops",
+    "write_summary",
+]
+
+DRAWS = 8  # steps whose drawn labels are looked at for the mean number of phrases that a step encodes
+CEILING_S = 0.5
+SQUARE = {"cuda": 8192, "cpu": 1024}  # side of the matrices that measure the ceiling
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The steps between two logged ones: clips of all ranks, seconds, and those in which this rank waited for data."""
+
+    clips: int
+    taken_s: float
+    waited_s: float
+
+
+class Meters:
+    """One run's meters on one rank: `line` is for a line of `metrics.jsonl`, `summary` for the end of the run.
+
+    `flops` are those of a step, `ceiling_tflops_per_s` is of all ranks together; without it there is no MFU.
+    """
+
+    def __init__(
+        self, ranks: Ranks, batch_size: int, flops: Mapping[str, Flops], ceiling_tflops_per_s: float | None = None
+    ) -> None:
+        self.ranks, self.batch_size, self.flops = ranks, batch_size, flops
+        self.ceiling_tflops_per_s = ceiling_tflops_per_s
+        self.memory: dict[str, int] = {}
+        self.intervals: list[Interval] = []
+        self.aside_s = 0.0  # since the last line: seconds spent on something that is no part of training
+
+    @classmethod
+    def of(cls, config: Config, engine: Engine, ranks: Ranks) -> Meters:
+        """The meters of a run. The ceiling is measured with `training.meters.mfu` (null: on CUDA alone). Collective."""
+        wanted, ceiling, cuda = config.training.meters.mfu, None, ranks.device.type == "cuda"
+        if cuda if wanted is None else wanted:
+            dtype = torch.bfloat16 if engine.bf16 else torch.float32
+            ceiling = sum(ranks.gather(matmul_flops_per_s(ranks.device, dtype))) / 1e12
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(ranks.device)  # from here on it is the peak of training
+        return cls(ranks, config.training.batch_size, step_flops(config, engine.module, ranks.world), ceiling)
+
+    def note_memory(self, engine: Engine) -> None:
+        """Between a backward pass and its step, when all parts exist: their bytes, once. No host sync."""
+        if not self.memory:
+            self.memory = memory_parts(engine)
+
+    def line(self, clips: int, taken_s: float, waited_s: float) -> dict[str, float | None]:
+        """The meters of the steps since the last line.
+
+        `clips_per_s`, `model_tflops_per_s` and `mfu_percent` (null without a ceiling) are of all ranks together,
+        `data_wait_share` and `memory_peak_gib` (of the GPU, else of the process; since the start) of this one.
+        """
+        self.intervals.append(Interval(clips, taken_s - self.aside_s, waited_s))
+        self.aside_s = 0.0
+        return self.pace(self.intervals[-1:]) | {"memory_peak_gib": peak_gib(self.ranks.device)}
+
+    def pace(self, intervals: list[Interval]) -> dict[str, float | None]:
+        """Rates over some intervals."""
+        taken_s = sum(part.taken_s for part in intervals)
+        clips_per_s = sum(part.clips for part in intervals) / taken_s
+        tflops_per_s = clips_per_s * self.tflops_per_step / self.batch_size
+        ceiling = self.ceiling_tflops_per_s
+        return {
+            "clips_per_s": clips_per_s,
+            "data_wait_share": sum(part.waited_s for part in intervals) / taken_s,
+            "model_tflops_per_s": tflops_per_s,
+            "mfu_percent": None if ceiling is None else 100 * tflops_per_s / ceiling,
+        }
+
+    @property
+    def tflops_per_step(self) -> float:
+        """Of all ranks and micro-batches."""
+        return sum(sum(part) for part in self.flops.values()) / 1e12
+
+    def summary(self) -> dict[str, Any] | None:
+        """Pace, FLOPs and memory of this start of the run; None when it logged no step. Collective.
+
+        The pace leaves out the steps up to the first line, which compile and warm up, when there are others. Memory is
+        that of the rank with the highest peak.
+        """
+        peaks = self.ranks.gather(peak_gib(self.ranks.device))
+        memory = self.ranks.gather(self.memory)[peaks.index(max(peaks))]
+        if not self.intervals:
+            return None
+        parts_gib = {name: size / 2**30 for name, size in memory.items()}
+        pace = self.pace(self.intervals[1:] or self.intervals)
+        pace["data_wait_share"] = fmean(self.ranks.gather(pace["data_wait_share"] or 0.0))
+        return {
+            "ranks": self.ranks.world,
+            "device": self.ranks.device.type,
+            **pace,
+            "ceiling_tflops_per_s": self.ceiling_tflops_per_s,
+            "model_tflops_per_step": self.tflops_per_step,
+            "model_gflops_by_part": {
+                name: {"forward": part.forward / 1e9, "backward": part.backward / 1e9}
+                for name, part in self.flops.items()
+            },
+            "memory_peak_gib": max(peaks),
+            "memory_gib_by_part": parts_gib | {"activations_and_rest": max(peaks) - sum(parts_gib.values())},
+        }
+
+
+def step_flops(config: Config, objective: ConceptObjective, world: int) -> dict[str, Flops]:
+    """FLOPs of one optimizer step by part, over all ranks and micro-batches.
+
+    With a trunk cache, those of a step that finds all its clips there: the first epoch does more than is counted.
+    """
+    forwards = world * config.training.accumulation
+    clips, frames = micro_batch_size(config, world), config.dataset.clip.frames
+    one = micro_batch_flops(objective, clips, frames, config.loader.crop, world)
+    if config.loader.trunk_cache is not None:
+        one = {name: part for name, part in one.items() if name not in ("patch embedding", "frozen blocks")}
+    return {name: Flops(forwards * part.forward, forwards * part.backward) for name, part in one.items()}
+
+
+def micro_batch_flops(
+    objective: ConceptObjective, clips: int, frames: int, size: int, world: int = 1
+) -> dict[str, Flops]:
+    """FLOPs by part of a forward and backward pass on [clips,frames,3,size,size], on one of `world` ranks.
+
+    Phrases are as many as are drawn on average.
+    """
+    model, settings = objective.model, objective.settings
+    hidden = objective.bank.frozen.features
+    phrases = round(mean_phrases(objective))
+    encoded = math.ceil(phrases / world) if model.text.runs_layers else phrases
+    sets = settings.fixed_labels + settings.random_labels + settings.shadow_negatives
+    flows = tuple(any(p.requires_grad for p in tower.parameters()) for tower in (model.video, model.text))
+    loss = similarity_flops(
+        model.similarity, clips, frames, model.video.config.embed_dim, sets * len(objective.sampler.draw(0).fixed),
+        phrases, (flows[0], flows[1]),
+    )  # fmt: skip
+    return {
+        **video_flops(model.video, clips, frames, size),
+        "text": text_flops(model.text, encoded, hidden.shape[1] if hidden.dim() == 3 else 1),
+        "loss": loss,
+    }
+
+
+def mean_phrases(objective: ConceptObjective) -> float:
+    """Distinct phrases that a step encodes, over the first `DRAWS` steps."""
+    settings = objective.settings
+    names = {"fixed": settings.fixed_labels, "random": settings.random_labels, "shadow": settings.shadow_negatives}
+    counts = []
+    for step in range(DRAWS):
+        draw = objective.sampler.draw(step)
+        sets = [getattr(draw, name) for name, on in names.items() if on]
+        counts.append(len({phrase for groups in sets for group in groups for phrase in group}))
+    return fmean(counts)
+
+
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float = CEILING_S) -> float:
+    """FLOP/s of the fastest of the products of two large square matrices that `seconds` have room for."""
+    size = SQUARE[device.type]
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a @ b  # warms up
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - started < seconds:
+        times.append(timed_product(a, b))
+    return 2.0 * size**3 / min(times)
+
+
+def timed_product(a: Tensor, b: Tensor) -> float:
+    """Seconds of one product on the device."""
+    if not a.is_cuda:
+        started = time.perf_counter()
+        a @ b
+        return time.perf_counter() - started
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    a @ b
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def memory_parts(engine: Engine) -> dict[str, int]:
+    """Bytes on this rank's device that weights, gradients, optimizer and phrase bank hold, counted from their tensors.
+
+    A storage that two parts share counts for the first of them. Gradients exist between backward pass and step.
+    """
+    module = engine.module
+    parameters = list(module.parameters())
+    parts = {
+        "weights_trained": [held(p) for p in parameters if p.requires_grad],
+        "weights_frozen": [*(held(p) for p in parameters if not p.requires_grad), *module.buffers()],
+        "gradients": gradients(engine),
+        "optimizer": [*masters(engine), *tensors_in(engine.base_optimizer.state.values())],
+        "phrase_bank": list(module.bank.frozen),
+    }
+    seen: set[int] = set()
+    return {name: new_bytes(tensors, seen) for name, tensors in parts.items()}
+
+
+def held(parameter: Tensor) -> Tensor:
+    """What this rank holds of a parameter: its share under ZeRO 3, else all of it."""
+    share: Tensor = getattr(parameter, "ds_tensor", parameter)
+    return share
+
+
+def gradients(engine: Engine) -> list[Tensor]:
+    """Where DeepSpeed keeps them: at the parameters without ZeRO, else in lists by parameter group."""
+    averaged = getattr(engine.deepspeed.optimizer, "averaged_gradients", {})
+    own = [parameter.grad for parameter in engine.trained.values() if parameter.grad is not None]
+    return [*own, *tensors_in([averaged])]
+
+
+def masters(engine: Engine) -> list[Tensor]:
+    """The tensors that the optimizer moves; under ZeRO 3 its groups name them only while it steps."""
+    if engine.stage == 3:
+        return list(engine.deepspeed.optimizer.fp32_partitioned_groups_flat)
+    return [parameter for group in engine.base_optimizer.param_groups for parameter in group["params"]]
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors anywhere in nested lists and dictionaries."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from tensors_in(value.values())
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
+def new_bytes(tensors: Iterable[Tensor], seen: set[int]) -> int:
+    """Bytes of the storages of `tensors` that are not in `seen`, to which they are added."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    fresh = {key: size for key, size in storages.items() if key not in seen}
+    seen.update(fresh)
+    return sum(fresh.values())
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory that this process held so far: of its GPU, or of the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """`Meters.summary` in a few lines for the console."""
+    mfu, ceiling = summary["mfu_percent"], summary["ceiling_tflops_per_s"]
+    against = "" if mfu is None else f", {mfu:.1f} % of the {ceiling:.3g} TFLOP/s of large matrix products"
+    flops = sorted(summary["model_gflops_by_part"].items(), key=lambda item: -sum(item[1].values()))
+    total = 1e3 * summary["model_tflops_per_step"]
+    shares = ", ".join(f"{name} {sum(part.values()) / total:.1%}" for name, part in flops)
+    memory = ", ".join(f"{name.replace('_', ' ')} {gib:.3f}" for name, gib in summary["memory_gib_by_part"].items())
+    return (
+        f"pace: {summary['clips_per_s']:.1f} clips/s on {summary['ranks']} rank(s), {summary['data_wait_share']:.0%} "
+        f"of the time waiting for data\n"
+        f"arithmetic: {summary['model_tflops_per_s']:.3g} TFLOP/s{against}; {total:.4g} GFLOP a step: {shares}\n"
+        f"memory of a rank at its peak: {summary['memory_peak_gib']:.2f} GiB: {memory}"
+    )
+
+
+def write_summary(run_dir: Path, start: int, done: int, summary: dict[str, Any] | None) -> None:
+    """Print the summary of steps `start` to `done` and store it as `<run_dir>/summary.json`; nothing for None."""
+    if summary is None:
+        return
+    summary = {"first_step": start + 1, "last_step": done, **summary}
+    write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    print(f"\n{summary_table(summary)}", flush=True)

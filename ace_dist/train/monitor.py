@@ -1,0 +1,160 @@
+"""Owns what a run says about itself while it trains: progress bar, `metrics.jsonl`, trackers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ace_dist.train.agreement import on_first
+from ace_dist.train.trackers import open_trackers
+from ace_dist.utils.files import write_text
+
+if TYPE_CHECKING:
+    from ace_dist.config import TrainingConfig
+    from ace_dist.objectives import Losses
+    from ace_dist.train.meters import Meters
+    from ace_dist.utils.distributed import Ranks
+
+__all__ = ["Monitor"]
+
+
+class Monitor:
+    """Sums losses on the device and reads them every `training.log_every_steps` steps; other steps do not wait for it.
+
+    A line of `metrics.jsonl` covers the steps since the line before: `loss`, `loss_fixed`, `loss_random` (means over
+    these steps and all ranks), `step` (steps done), `epoch`, `lr_video`, `lr_text`, what `Meters.line` measures
+    (`clips_per_s`, `data_wait_share`, ...), `elapsed_s` (since the start or continuation). A run stopped between two
+    lines carries the open one over in its checkpoint (`carry`), so the next line covers its steps all the same. A
+    validation has a line of its own (`note`).
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        ranks: Ranks,
+        start: int,
+        steps: int,
+        settings: TrainingConfig,
+        meters: Meters,
+        carried: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.ranks, self.every, self.batch_size = ranks, settings.log_every_steps, settings.batch_size
+        self.meters = meters
+        self.sums: dict[str, Tensor] = {}
+        self.micro_steps = 0
+        self.start_s = self.last_s = time.perf_counter()
+        self.last_wait_s = 0.0
+        self.last_step = start
+        self.steps = steps
+        if carried:
+            self.reopen(carried, settings.accumulation)
+        self.trackers = on_first(ranks, open_trackers, settings.trackers, run_dir, start) or []
+        if not ranks.is_first:
+            return
+        from tqdm import tqdm
+
+        forget_after(run_dir / "metrics.jsonl", start)
+        self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", dynamic_ncols=True, mininterval=1.0)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.ranks.is_first:
+            self.file.close()
+            for tracker in self.trackers:
+                tracker.close(failed=kind is not None)
+            self.bar.close()
+
+    def add(self, losses: Losses) -> None:
+        """Add one micro-batch; no host sync."""
+        parts = {"loss": losses.total, "loss_fixed": losses.fixed, "loss_random": losses.random}
+        for name, value in parts.items():
+            if value is not None:
+                self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.micro_steps += 1
+
+    def record(self, done: int, epoch: float, rates: dict[str, float], wait_s: float) -> None:
+        """End step number `done` (counted from 1). `wait_s`: seconds this rank has waited for data so far."""
+        if self.ranks.is_first:
+            self.bar.update(1)
+        if done % self.every and done != self.steps:
+            return
+        means = self.ranks.mean({name: value / self.micro_steps for name, value in self.sums.items()})
+        now = time.perf_counter()
+        clips = (done - self.last_step) * self.batch_size
+        line = {
+            "step": done,
+            "epoch": round(epoch, 4),
+            **means,
+            **rates,
+            **self.meters.line(clips, now - self.last_s, wait_s - self.last_wait_s),
+            "elapsed_s": now - self.start_s,
+        }
+        self.sums, self.micro_steps = {}, 0
+        self.last_s, self.last_wait_s, self.last_step = now, wait_s, done
+        if self.ranks.is_first:
+            self.write(line)
+
+    def note(self, done: int, values: Mapping[str, float]) -> None:
+        """A line of its own for what is measured at a step and not over steps, such as a validation."""
+        if self.ranks.is_first:
+            self.append({"step": done, **values, "elapsed_s": time.perf_counter() - self.start_s})
+
+    def carry(self, done: int, wait_s: float) -> dict[str, Any]:
+        """The open line after `done` steps, for a checkpoint: sums by rank, and what they cover. Collective."""
+        sums = self.ranks.gather({name: float(value) for name, value in self.sums.items()})
+        taken_s = time.perf_counter() - self.last_s - self.meters.aside_s
+        times = {"taken_s": taken_s, "wait_s": wait_s - self.last_wait_s}
+        return {"steps": done - self.last_step, "micro_steps": self.micro_steps, **times, "sums": sums}
+
+    def reopen(self, line: Mapping[str, Any], accumulation: int) -> None:
+        """Continue the line that `carry` gave. Exact on as many ranks as before, else every rank takes the mean."""
+        sums: list[dict[str, float]] = line["sums"]
+        self.last_step -= line["steps"]
+        self.last_s -= line["taken_s"]
+        self.last_wait_s -= line["wait_s"]
+        self.micro_steps = line["steps"] * accumulation
+        if len(sums) == self.ranks.world and self.micro_steps == line["micro_steps"]:
+            mine = sums[self.ranks.rank]
+        else:
+            scale = self.micro_steps / max(1, line["micro_steps"]) / len(sums)
+            mine = {name: scale * sum(part[name] for part in sums) for name in sums[0]}
+        self.sums = {name: torch.tensor(value, device=self.ranks.device) for name, value in mine.items()}
+
+    def write(self, line: dict[str, float | None]) -> None:
+        """One line to the file and the trackers, the gist to the bar."""
+        self.append(line)
+        self.bar.set_postfix_str(
+            f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
+        )
+
+    def append(self, line: Mapping[str, float | None]) -> None:
+        """One line to the file, and to the trackers, which take no nulls."""
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        step = line["step"]
+        assert isinstance(step, int)
+        values = {name: value for name, value in line.items() if name != "step" and value is not None}
+        for tracker in self.trackers:
+            tracker.log(step, values)
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which a continued run writes again, and a last line that a kill cut short."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if kept != lines:
+        write_text(path, "".join(kept))

@@ -1,0 +1,189 @@
+"""Owns a run's folder: its claim on one configuration, `config.yaml`, `environment.json`, `code.diff`, `starts`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from ace_dist.config import Config, read_config, to_yaml
+from ace_dist.train.guards import RunLock
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import write_text
+from ace_dist.utils.secrets import redact
+
+__all__ = ["RunFolderError", "check_owner", "claim", "code_diff", "environment", "git_state"]
+
+# Settings that may change between a run and its continuation without changing what is computed.
+FREE_SETTINGS = (
+    "run_dir",
+    "profile",
+    "training.stop_after_steps",
+    "training.log_every_steps",
+    "training.save_every_steps",
+    "training.save_every_minutes",
+    "training.keep_checkpoints",
+    "training.collective_timeout_s",
+    "training.stall_after_s",
+    "training.gc_every_steps",
+    "training.trackers",
+    "training.meters.mfu",
+    "training.profile.steps",
+    "training.profile.after",
+    "training.profile.trace",
+    "training.profile.memory_snapshot",
+    "training.accumulation",  # the batch is the same, in other pieces
+    "deepspeed.zero_optimization.stage",
+    "loader.threads",
+    "loader.prefetch",
+    "dataset.workers",
+    "evaluation.batch_size",
+)
+PACKAGES = ("torch", "deepspeed", "transformers", "timm", "triton", "xformers", "nvidia-dali-cuda130", "av", "numpy")
+
+CODE = ("ace_dist", "kernels", "launchers", "configs", "pyproject.toml", "constraints.txt")  # what decides a run
+
+
+class RunFolderError(UserError):
+    """A run folder that belongs to another configuration."""
+
+
+def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
+    """Make the folder, or check that it belongs to this configuration. Writes `config.yaml` and `environment.json`.
+
+    Also `code.diff`, when the checkout's code differs from its commit: commit and diff give the code that ran. What an
+    earlier start wrote there goes to `starts/N`, unless it says the same. Takes `lock` first. Raises
+    `RunFolderInUse` when another job has it, and `RunFolderError` naming the first settings that differ and the ways
+    out. What is written holds no secret (`ace_dist.utils.secrets`).
+    """
+    lock.acquire()
+    check_owner(run_dir, config)
+    facts = {
+        "config.yaml": redact(to_yaml(config)),
+        "environment.json": redact(json.dumps(environment(), indent=1, ensure_ascii=False)) + "\n",
+        "code.diff": redact(code_diff()),
+    }
+    keep_earlier_start(run_dir, facts)
+    for name, text in facts.items():
+        if text:
+            write_text(run_dir / name, text)
+
+
+def keep_earlier_start(run_dir: Path, facts: dict[str, str]) -> None:
+    """Move the files of an earlier start of the run to `starts/0001` and so on, when they say something else."""
+    before = {name: (run_dir / name).read_text(encoding="utf-8") for name in facts if (run_dir / name).is_file()}
+    if "environment.json" not in before or before == {name: text for name, text in facts.items() if text}:
+        return
+    starts = run_dir / "starts"
+    folder = starts / f"{len(list(starts.glob('*'))) + 1:04d}"
+    folder.mkdir(parents=True)
+    for name, text in before.items():
+        write_text(folder / name, text)  # config.yaml stays where it is until it is replaced: the run is its
+    (run_dir / "code.diff").unlink(missing_ok=True)
+
+
+def check_owner(run_dir: Path, config: Config) -> bool:
+    """Whether the folder is of a run, which then is one of this configuration; else raises as `claim` does."""
+    path = run_dir / "config.yaml"
+    if path.is_file():
+        # Read through the schema: a setting that is newer than the folder had its default there.
+        differences = changed_settings(to_container(read_config(run_dir)), to_container(config))
+        if differences:
+            shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differences[:4])
+            raise RunFolderError(
+                f"run folder {run_dir} belongs to another configuration ({shown}); choose another one with "
+                f"run_dir=DIR, or delete the folder"
+            )
+    return path.is_file()
+
+
+def to_container(config: Config) -> Any:
+    """The configuration as plain dictionaries and lists, as `config.yaml` would give it back."""
+    return OmegaConf.to_container(OmegaConf.create(redact(to_yaml(config))))
+
+
+def changed_settings(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted key, old and new value of every setting that differs and matters."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            change
+            for key in keys
+            for change in changed_settings(old.get(key), new.get(key), f"{prefix}{'.' if prefix else ''}{key}")
+        ]
+    return [] if old == new or prefix in FREE_SETTINGS else [(prefix, old, new)]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit, hardware and command line, for `environment.json`."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": command_line(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "git": git_state(),
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), **({"gpus": cuda} if cuda else {})},
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def command_line() -> str:
+    """The command that starts this run again, from the checkout."""
+    settings = [arg for arg in sys.argv[1:] if not arg.startswith("--local_rank")]
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = len(settings) < len(sys.argv) - 1 or ranks > 1  # by DeepSpeed, which added --local_rank, or by SLURM
+    launcher = ["deepspeed", "--num_gpus", str(ranks)] if launched else ["python"]
+    return shlex.join([*launcher, f"launchers/{Path(sys.argv[0]).name}", *settings])
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux tells it, elsewhere its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the checkout, whether it was modified, and code files that git does not know.
+
+    Outside a checkout, as in an installed wheel, all are null.
+    """
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": None, "modified": None, "untracked": None}
+    return {
+        "commit": commit.strip(),
+        "modified": bool(git("status", "--porcelain")),
+        "untracked": (git("ls-files", "--others", "--exclude-standard", "--", *CODE) or "").splitlines(),
+    }
+
+
+def code_diff() -> str:
+    """What the checkout's code has that its commit has not, as a patch; empty when nothing, or outside a checkout."""
+    return git("diff", "HEAD", "--", *CODE) or ""
+
+
+def git(*words: str) -> str | None:
+    """What git says of the checkout that this package runs from; None when it is none, or there is no git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None

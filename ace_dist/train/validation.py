@@ -1,0 +1,127 @@
+"""Owns validation while training: on which clips, with which weights, which result is the best, when to give up.
+
+It looks at base actions alone, on groups of the training split that are held out (`data.holdout`), never at the test
+split. A copy of the encoders is tested, so training goes on to the last bit as it would have without.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ace_dist.concepts import root_labels
+from ace_dist.data.loader.feature_cache import open_loader
+from ace_dist.evaluate.protocols import encode_test, score, scores
+
+if TYPE_CHECKING:
+    from ace_dist.config import Config
+    from ace_dist.data.task import Task
+    from ace_dist.models.dual_encoder import DualEncoder
+    from ace_dist.utils.distributed import Ranks
+
+__all__ = ["Validation", "copy_to_test"]
+
+
+def copy_to_test(model: DualEncoder, config: Config) -> DualEncoder:
+    """A copy of the encoders to test beside the ones that train, made before DeepSpeed takes those.
+
+    It has their frozen weights, and its own of what trains. Under ZeRO 3 it has its own of all: there each rank keeps a
+    piece, and ranks that validate unequal numbers of batches would wait for each other's pieces for ever.
+    """
+    shared = config.deepspeed.get("zero_optimization", {}).get("stage") != 3
+    kept = {id(p): p for p in model.parameters() if not p.requires_grad} if shared else {}
+    return copy.deepcopy(model, dict(kept))
+
+
+class Validation:
+    """The validations of one run. `step`, `due` and the rest say the same on every rank.
+
+    `best` is the best result so far: its step, accuracy and macro F1 in percent; of equal accuracies the higher F1
+    wins, of equal results the earlier one. `since_best` counts validations since then.
+    """
+
+    def __init__(self, config: Config, task: Task, model: DualEncoder | None, ranks: Ranks, steps: int) -> None:
+        self.config, self.task, self.ranks, self.steps = config, task, ranks, steps
+        self.model = model  # None: never validates
+        self.every, self.patience = config.evaluation.every_steps, config.training.early_stopping_patience
+        self.best: dict[str, Any] | None = None
+        self.since_best = 0
+
+    def due(self, done: int) -> bool:
+        """Whether to validate after `done` steps: every so many, and at the end."""
+        return self.model is not None and (done % self.every == 0 or done == self.steps)
+
+    def step(self, done: int, weights: Mapping[str, Tensor], moved: Callable[[], None]) -> dict[str, float]:
+        """Test these weights, whole and by name; returns what a line of `metrics.jsonl` says. Collective.
+
+        `moved` is called with every batch.
+        """
+        assert self.model is not None
+        started = time.perf_counter()
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights.items():
+                own[name].copy_(weight)
+        found = self.ranks.gather(self.scores(moved))[0]  # one opinion, whatever the ranks' devices round
+        self.since_best += 1
+        if self.best is None or (found["accuracy"], found["f1"]) > (self.best["accuracy"], self.best["f1"]):
+            self.best, self.since_best = {"step": done, **found}, 0
+        return {
+            "validation_accuracy": found["accuracy"],
+            "validation_f1": found["f1"],
+            "validating_s": time.perf_counter() - started,
+        }
+
+    def scores(self, moved: Callable[[], None]) -> dict[str, float]:
+        """Accuracy and macro F1 on the held-out clips, scored as test clips of base actions are."""
+        assert self.model is not None
+        config, task = self.config, self.task
+        with closing(open_loader(config, self.model, self.ranks.device)) as loader:
+            encoded = encode_test(self.model, loader, task.validation_clips(), config, self.ranks, moved)
+        roots = root_labels(task.classes.base, task.trees, config.method.leaf_augmentation)
+        return scores(score(self.model, encoded, [roots], config)[0])
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `training.early_stopping_patience` validations in a row were no better than the best."""
+        return bool(self.patience) and self.since_best >= self.patience
+
+    def keeps(self, done: int) -> bool:
+        """Whether the checkpoint of this step must be there later: as the best, or as the one that ended the run."""
+        is_best = self.best is not None and self.best["step"] == done
+        return self.exhausted or (is_best and self.config.training.keep_best)
+
+    @property
+    def kept_step(self) -> int | None:
+        """The step whose weights are the result of the run; None: the last."""
+        return self.best["step"] if self.best and self.config.training.keep_best else None
+
+    def carry(self) -> dict[str, Any]:
+        """What a checkpoint has to hold of this."""
+        return {"best": self.best, "since_best": self.since_best}
+
+    def resume(self, carried: Mapping[str, Any]) -> None:
+        """Go on from what `carry` gave."""
+        self.best, self.since_best = carried["best"], carried["since_best"]
+
+    def forget_best(self) -> None:
+        """The best checkpoint is gone: the next validation begins a new comparison."""
+        assert self.best is not None
+        if self.ranks.is_first:
+            step = self.best["step"]
+            print(f"the checkpoint of step {step}, the best so far, is gone: the next validation is best", flush=True)
+        self.best, self.since_best = None, 0
+
+    def __str__(self) -> str:
+        """The best result, in words."""
+        assert self.best is not None
+        return (
+            f"step {self.best['step']}, best of validation (accuracy {self.best['accuracy']:.1f} %, macro F1 "
+            f"{self.best['f1']:.1f} %)"
+        )

@@ -1,0 +1,371 @@
+"""Owns the contrastive pretraining of both towers on the narrated tabletop corpus (symmetric InfoNCE, in memory).
+
+Shapes: N clips, B batch, T frames, H height, W width, S phrases, E embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from ace_dist.concepts import SynonymTrees
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.weights import save_safetensors
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import write_json
+from ace_dist.worlds.tabletop.corpus import NarratedClip, narrated_clips, render_narrated
+from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, TabletopConfig
+
+if TYPE_CHECKING:
+    from ace_dist.config import LoaderConfig, ModelConfig
+
+__all__ = [
+    "WORKERS",
+    "PretrainConfig",
+    "Pretrained",
+    "augment",
+    "encode_clips",
+    "encode_text",
+    "info_nce",
+    "narrated_accuracy",
+    "pretrain",
+    "read_settings",
+    "save_towers",
+    "tree_words",
+]
+
+
+WORKERS = 2  # processes that render and threads that train: the result depends on the latter, so it is no setting
+
+
+class PretrainError(UserError):
+    """A setting of the pretraining that does not exist or has the wrong type."""
+
+
+@dataclass
+class PretrainConfig:
+    """The optimisation. `temperature` is fixed; `bf16` computes in bfloat16 and keeps float32 weights.
+
+    First the video tower alone learns to see, in `seeing_steps` steps of `seeing_batch` clips; then both towers learn
+    from narrations, in `steps` steps of `batch_size` pairs. What is seen does not depend on how clips are narrated, so
+    worlds that differ in `corpus.synonym_tail`, `verb_noise` or `verb_missing` alone can share the first part: the
+    file `seen` holds the video tower after it; it is written when it does not exist.
+    """
+
+    seed: int = 0
+    seeing_steps: int = 700
+    seeing_batch: int = 64
+    seeing_lr: float = 1.5e-3
+    steps: int = 300
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    temperature: float = 0.05
+    bf16: bool = True
+    test_clips: int = 384
+    seen: str | None = None  # safetensors file; null: nothing is kept
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Both towers after pretraining, the losses of each step, and accuracies in percent on clips not trained on."""
+
+    model: DualEncoder
+    losses: list[float]
+    accuracies: dict[str, float]
+    wall_s: float
+
+
+def read_settings(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
+    """Split command-line settings into those of `pretrain.*`, parsed, and the others, left for the configuration."""
+    own = [arg.removeprefix("pretrain.") for arg in argv if arg.startswith("pretrain.")]
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.from_dotlist(own))
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise PretrainError(f"pretrain.*: {' '.join(str(error).split())}") from error
+    assert isinstance(settings, PretrainConfig)
+    counts = (settings.steps, settings.seeing_steps, settings.batch_size, settings.seeing_batch, settings.test_clips)
+    if min(counts) < 1 or settings.temperature <= 0:
+        raise PretrainError("pretrain: steps, batches and test_clips must be at least 1, temperature positive")
+    return settings, [arg for arg in argv if not arg.startswith("pretrain.")]
+
+
+def tree_words(trees: SynonymTrees) -> dict[str, tuple[str, ...]]:
+    """The words that narrators may use for each tabletop verb: the first-order children of its tree."""
+    return {verb: trees.children(verb) for verb in VERBS}
+
+
+def info_nce(video_BE: Tensor, text_BE: Tensor, texts: NDArray[np.int64], temperature: float) -> Tensor:
+    """Symmetric InfoNCE of B pairs; equal sentences are no negatives of each other (all of them are positives)."""
+    scores = functional.normalize(video_BE, dim=1) @ functional.normalize(text_BE, dim=1).T / temperature
+    same = torch.from_numpy(texts[:, None] == texts[None, :]).to(scores.device, torch.float32)
+    target = same / same.sum(1, keepdim=True)
+    loss: Tensor = 0.5 * (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target))
+    return loss
+
+
+def normalised(clips: NDArray[np.uint8], short_side: int, loader: LoaderConfig) -> Tensor:
+    """uint8 [B,T,H,W,3] -> float32 [B,T,3,s,s], resized to `short_side` and normalised."""
+    video = torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float().div_(255.0)
+    flat = functional.interpolate(video.flatten(0, 1), size=short_side, mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (loader.mean, loader.std))
+    batch: Tensor = ((flat - mean) / std).unflatten(0, video.shape[:2])
+    return batch
+
+
+def augment(clips: NDArray[np.uint8], loader: LoaderConfig, rng: np.random.Generator) -> Tensor:
+    """A training batch: one short side for the batch, a crop and a flip for each clip -> [B,T,3,crop,crop]."""
+    side = int(rng.integers(loader.short_side_min, loader.short_side_max + 1))
+    video = normalised(clips, side, loader)
+    rows = []
+    for clip in video:
+        y, x = rng.integers(0, side - loader.crop + 1, 2)
+        crop = clip[..., y : y + loader.crop, x : x + loader.crop]
+        rows.append(crop.flip(-1) if rng.uniform() < loader.flip else crop)
+    return torch.stack(rows)
+
+
+def centre(clips: NDArray[np.uint8], loader: LoaderConfig) -> Tensor:
+    """A test batch: the centre crop -> [B,T,3,crop,crop]."""
+    edge = (loader.test_short_side - loader.crop) // 2
+    return normalised(clips, loader.test_short_side, loader)[..., edge : edge + loader.crop, edge : edge + loader.crop]
+
+
+def encode_text(model: DualEncoder, sentences: list[str]) -> Tensor:
+    """Sentences -> [S,E] with gradients to every parameter, the token table included."""
+    tower = model.text
+    ids, lengths = tower.tokenize(sentences)
+    hidden = tower.embed(ids)
+    for index in range(tower.config.depth):
+        hidden = tower.run_layer(index, hidden, lengths)
+    return tower.project(tower.pool(hidden, lengths))
+
+
+@torch.no_grad()
+def encode_clips(model: DualEncoder, clips: NDArray[np.uint8], loader: LoaderConfig, bf16: bool = False) -> Tensor:
+    """Unit embeddings [N,E] of clips uint8 [N,T,H,W,3]."""
+    model.eval()
+    parts = []
+    for first in range(0, len(clips), 64):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            parts.append(model.encode_video(centre(clips[first : first + 64], loader)).float())
+    return functional.normalize(torch.cat(parts), dim=1)
+
+
+@torch.no_grad()
+def narrated_accuracy(model: DualEncoder, video_NE: Tensor, clips: list[NarratedClip]) -> dict[str, float]:
+    """Accuracy in percent with root labels: of the action among all, and of the verb when the object is known."""
+    labels = [f"{verb} {name}" for verb in VERBS for name in OBJECTS]
+    text = functional.normalize(encode_text(model, labels), dim=1)
+    scores = (video_NE @ text.T).view(len(clips), len(VERBS), len(OBJECTS))
+    verb = torch.tensor([VERBS.index(clip.verb) for clip in clips])
+    name = torch.tensor([OBJECTS.index(clip.object) for clip in clips])
+    rows = torch.arange(len(clips))
+    best = scores.flatten(1).argmax(1)
+    return {
+        f"action_of_{len(labels)}": 100 * float((best == verb * len(OBJECTS) + name).float().mean()),
+        f"verb_of_{len(VERBS)}": 100 * float((scores[rows, :, name].argmax(1) == verb).float().mean()),
+        f"object_of_{len(OBJECTS)}": 100 * float((best % len(OBJECTS) == name).float().mean()),
+    }
+
+
+def sentence_encoder(model: DualEncoder, sentences: Sequence[str]) -> Callable[[NDArray[np.int64]], Tensor]:
+    """Rows of `sentences` -> [rows,E], with gradients; layers that stay as they came run once for each sentence."""
+    if model.text.config.trained_layers:
+        return lambda rows: encode_text(model, [sentences[row] for row in rows])
+    bank = model.make_bank(dict.fromkeys(sentences))
+    indices = bank.indices(sentences)
+    return lambda rows: bank.encode(indices[torch.from_numpy(rows)])
+
+
+def whole_model(model: ModelConfig) -> DualEncoder:
+    """Both towers with every parameter training, randomly initialised; of MiniLM, which knows words, the projection."""
+    video = replace(
+        model.video, trained_blocks=model.video.depth, train_head=True, train_norm=True, train_time_embed=True,
+        drop_path=0.0, weights=None,
+    )  # fmt: skip
+    learned = 0 if model.text.tower == "minilm" else model.text.depth
+    text = replace(model.text, trained_layers=learned, train_projection=True, weights=None)
+    towers = DualEncoder(video, text).requires_grad_(True)
+    if not learned:
+        towers.text.freeze()
+    return towers
+
+
+def initialise(model: DualEncoder) -> None:
+    """Start a small video tower from scratch.
+
+    The official initialisation supposes an image model's weights and starts positions at 0.02. From scratch it learns
+    objects and hardly any motion: after 200 supervised steps 14 % of the verbs; 35 % with positions and times as large
+    as the patches' embeddings and matrices of Xavier's variance.
+    """
+    for module in model.video.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+    for name in ("pos_embed", "time_embed"):
+        torch.nn.init.normal_(model.video.get_parameter(name), std=0.3)
+
+
+def lr_factor(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over a share of the steps, then half a cosine to 0."""
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def optimizer_for(model: DualEncoder, settings: PretrainConfig) -> torch.optim.AdamW:
+    """AdamW; vectors and embeddings, the token table among them, without weight decay."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decayed = [p for n, p in trained.items() if p.dim() > 1 and "embed" not in n and "token" not in n]
+    chosen = {id(p) for p in decayed}
+    others = [p for p in trained.values() if id(p) not in chosen]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
+
+
+def pretrain(
+    world: TabletopConfig,
+    trees: SynonymTrees,
+    model_config: ModelConfig,
+    loader: LoaderConfig,
+    clip: tuple[int, float],
+    settings: PretrainConfig,
+    workers: int = 1,
+    log: Callable[[str], None] = print,
+) -> Pretrained:
+    """Render the corpus, train both towers on it, and test them on further clips of the same domain.
+
+    `clip` is (frames, seconds). The result is a function of the arguments and of the number of threads.
+    """
+    begun = time.perf_counter()
+    words = tree_words(trees)
+    corpus = narrated_clips(words, world)
+    videos = render_narrated(corpus, world, *clip, workers=workers)
+    log(f"rendered {len(corpus)} narrated clips in {time.perf_counter() - begun:.0f} s")
+    torch.manual_seed(settings.seed)
+    model = whole_model(model_config)
+    initialise(model)
+    if settings.seen is not None and Path(settings.seen).is_file():
+        model.video.load_state_dict(load_file(settings.seen))
+        log(f"seeing: read from {settings.seen}")
+    else:
+        see(model, videos, corpus, loader, settings, log)
+        if settings.seen is not None:
+            save_safetensors(model.video.state_dict(), Path(settings.seen))
+    losses = fit(model, videos, [narrated.text for narrated in corpus], loader, settings, log)
+    held_out = narrated_clips(words, world, settings.test_clips, start=len(corpus))
+    embedded = encode_clips(model, render_narrated(held_out, world, *clip, workers=workers), loader)
+    accuracies = narrated_accuracy(model, embedded, held_out)
+    return Pretrained(model, losses, accuracies, time.perf_counter() - begun)
+
+
+def see(
+    model: DualEncoder,
+    videos: NDArray[np.uint8],
+    clips: Sequence[NarratedClip],
+    loader: LoaderConfig,
+    settings: PretrainConfig,
+    log: Callable[[str], None],
+) -> None:
+    """Teach the video tower to see: it names the verb and the object that a clip of the corpus *shows*.
+
+    As the paper's TimeSformer starts from a supervised image model. Contrastive learning from noisy narrations alone
+    finds the objects within minutes on two cores, but not the motions. The two linear classifiers are thrown away.
+    """
+    rng = np.random.default_rng([settings.seed, 2])
+    names = [("verb", VERBS, [clip.verb for clip in clips]), ("object", OBJECTS, [clip.object for clip in clips])]
+    targets = [torch.tensor([known.index(name) for name in shown]) for _, known, shown in names]
+    classifiers = torch.nn.ModuleList(
+        torch.nn.Linear(model.video.config.embed_dim, len(known)) for _, known, _ in names
+    )
+    parameters = [*model.video.parameters(), *classifiers.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.seeing_lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
+    recent: list[tuple[float, ...]] = []
+    model.train()
+    for step in range(settings.seeing_steps):
+        rows = rng.integers(0, len(videos), settings.seeing_batch)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.seeing_lr * lr_factor(step, settings.seeing_steps, settings.warmup)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            embedded = model.encode_video(augment(videos[rows], loader, rng))
+        scores = [classifier(embedded.float()) for classifier in classifiers]
+        losses = [functional.cross_entropy(s, target[rows]) for s, target in zip(scores, targets, strict=True)]
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(losses).sum().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        hits = [(s.argmax(1) == target[rows]).float().mean() for s, target in zip(scores, targets, strict=True)]
+        recent.append(tuple(100 * float(hit) for hit in hits))
+        if (step + 1) % 50 == 0:
+            means = " ".join(f"{n} {v:.0f} %" for (n, *_), v in zip(names, np.mean(recent[-50:], axis=0), strict=True))
+            log(f"seeing: step {step + 1}/{settings.seeing_steps}  {means}")
+
+
+def fit(
+    model: DualEncoder,
+    videos: NDArray[np.uint8],
+    sentences: list[str],
+    loader: LoaderConfig,
+    settings: PretrainConfig,
+    log: Callable[[str], None],
+) -> list[float]:
+    """The steps: whole epochs in shuffled order, every pair as it was narrated."""
+    rng = np.random.default_rng([settings.seed, 1])
+    codes = np.unique(sentences, return_inverse=True)[1].astype(np.int64)
+    encode_sentences = sentence_encoder(model, sentences)
+    optimizer = optimizer_for(model, settings)
+    order = np.zeros(0, dtype=np.int64)
+    losses: list[float] = []
+    model.train()
+    for step in range(settings.steps):
+        while len(order) < settings.batch_size:
+            order = np.concatenate([order, rng.permutation(len(videos))])
+        rows, order = order[: settings.batch_size], order[settings.batch_size :]
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * lr_factor(step, settings.steps, settings.warmup)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            video = model.encode_video(augment(videos[rows], loader, rng))
+            text = encode_sentences(rows)
+        loss = info_nce(video.float(), text.float(), codes[rows], settings.temperature)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if (step + 1) % 25 == 0:
+            log(f"step {step + 1}/{settings.steps}  loss {np.mean(losses[-25:]):.3f}")
+    return losses
+
+
+def save_towers(result: Pretrained, folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Write video.safetensors and text.safetensors (fp16) and provenance.json: how they came about, and how well."""
+    save_safetensors(result.model.video.state_dict(), folder / "video.safetensors", torch.float16)
+    save_safetensors(result.model.text.state_dict(), folder / "text.safetensors", torch.float16)
+    facts = {
+        **provenance,
+        "loss_first": round(result.losses[0], 4),
+        "loss_last_25": round(float(np.mean(result.losses[-25:])), 4),
+        "narrated_test_percent": {name: round(value, 1) for name, value in result.accuracies.items()},
+        "wall_s": round(result.wall_s),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    write_json(folder / "provenance.json", facts)

@@ -1,0 +1,383 @@
+"""Profiles, jobs, submission, sweeps and their table, without a scheduler."""
+
+import csv
+import io
+import json
+import os
+import pickle
+import random
+import signal
+import statistics
+import subprocess
+
+import pytest
+import submitit
+
+from ace_dist.cluster import jobs
+from ace_dist.cluster.collect import as_csv, as_html, as_latex, as_markdown, collect, sheet, write_tables
+from ace_dist.cluster.jobs import Event, Job, read_journal
+from ace_dist.cluster.preflight import Finding, table
+from ace_dist.cluster.profiles import ClusterConfig, load_profile
+from ace_dist.cluster.single import make_job
+from ace_dist.cluster.study import select
+from ace_dist.cluster.submission import LocalQueue, refuse_secrets, sbatch_text, without_secrets
+from ace_dist.cluster.sweeps import Run, State, Sweep, expand, run_id, state_of
+from ace_dist.config import ConfigError, config_dir, load_config
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Handlers as they were: a job that was requeued is deaf, and ignored signals pass on to every child process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_every_shipped_profile_loads():
+    """No file of configs/cluster is dead; SLURM's make an sbatch file."""
+    for path in (config_dir() / "cluster").glob("*.yaml"):
+        profile = load_profile([f"cluster={path.stem}"])
+        if profile.kind == "slurm":
+            assert f"--nodes={profile.nodes}" in sbatch_text(profile, "name", path.parent)
+
+
+def test_a_profile_reaches_the_sbatch_file(tmp_path):
+    """Each resource of a profile of one's own is in the file, once, and its setup comes before the ranks."""
+    own = tmp_path / "lab.yaml"
+    own.write_text(
+        "kind: slurm\nnodes: 4\ntasks_per_node: 8\ngpus_per_node: 8\ncpus_per_task: 12\nmem_gb: 900\ntime_min: 90\n"
+        "partition: gpu\naccount: lab\nqos: high\nconstraint: h100\nexclude: 'n[3-4]'\nsbatch: {reservation: night}\n"
+        "setup: [module load cuda]\nsignal_lead_s: 77\n"
+    )
+    text = sbatch_text(
+        load_profile([f"cluster={own}", "cluster.partition=long", "cluster.parallel=3"]), "x", tmp_path, 9
+    )
+    for flag in (
+        "nodes=4", "ntasks-per-node=8", "gpus-per-node=8", "cpus-per-task=12", "mem=921600M", "time=90", "account=lab",
+        "partition=long", "qos=high", "constraint=h100", "exclude='n[3-4]'", "reservation=night", "signal=USR2@77",
+        "array=0-8%3", "requeue",
+    ):  # fmt: skip
+        assert f"#SBATCH --{flag}\n" in text, flag
+    assert text.index("module load cuda") < text.index("srun")
+    assert "--kill-on-bad-exit=1" in text and text.count("--cpus-per-task=12") == 2 and "partition=gpu" not in text
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["cluster=slrum"], ["slrum", "did you mean 'slurm'"]),
+        (["cluster=nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        (["cluster.partitoin=x"], ["cluster.partitoin", "did you mean 'partition'"]),
+        (["cluster=slurm", "cluster.nodes=two"], ["two", "nodes"]),
+        (["cluster.nodes=2"], ["cluster.nodes=2", "kind=slurm"]),
+        (["cluster=slurm_gpu", "cluster.tasks_per_node=4"], ["tasks_per_node=4", "gpus_per_node=8"]),
+        (["cluster=slurm", "cluster.time_min=1"], ["signal_lead_s=120", "time_min=1"]),
+    ],
+)
+def test_wrong_profiles_are_named(settings, words):
+    """Each mistake names the value and the setting."""
+    with pytest.raises(ConfigError) as caught:
+        load_profile(settings)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_wrong_jobs_are_refused_before_they_wait_in_a_queue(tmp_path, monkeypatch):
+    """A launcher, setting or batch size that cannot work, and a secret that would be written into files."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    two = ClusterConfig(kind="slurm", nodes=2)
+    for launcher, settings, word in (
+        ("trian", [], "did you mean 'train'"),
+        ("train", ["seeed=1"], "did you mean 'seed'"),
+        ("train", ["training.batch_size=15"], "multiple of 2"),
+        ("train", ["name=sk-0123456789"], "holds a secret"),
+    ):
+        with pytest.raises(ValueError, match=word) as caught:
+            make_job(launcher, settings, two, tmp_path)
+        assert "sk-0123456789" not in str(caught.value)
+    with pytest.raises(ConfigError, match="holds a secret"):
+        refuse_secrets(ClusterConfig(kind="slurm", setup=["export MY_TOKEN=abcdefgh"]), [])
+
+
+def test_a_pickled_job_holds_no_environment(tmp_path, monkeypatch):
+    """What submitit writes to disk: the launcher and its settings; and what sbatch passes on has no secrets."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    monkeypatch.setenv("HOME_OF_DATA", "kept")
+    job = make_job("train", ["seed=3"], ClusterConfig(kind="slurm"), tmp_path)
+    assert b"sk-0123456789" not in pickle.dumps(job) and pickle.loads(pickle.dumps(job)) == job
+    with without_secrets():
+        assert "OPENAI_API_KEY" not in os.environ and os.environ["HOME_OF_DATA"] == "kept"
+    assert os.environ["OPENAI_API_KEY"] == "sk-0123456789"
+
+
+LAUNCHER = """
+from __future__ import annotations
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.rendezvous import rank_variables
+@dataclass
+class Outcome:
+    exit_code: int = 75
+def main(argv):
+    out, how = argv
+    place = rank_variables(os.environ)
+    Path(out, place["RANK"] + "-" + place["WORLD_SIZE"]).write_text(" ".join(sys.argv[1:]))
+    if how == "bad":
+        raise UserError("the file is not there")
+    return Outcome() if how == "preempted" else None
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "event", "detail"),
+    [("good", "finished", ""), ("bad", "failed", "the file is not there"), ("preempted", "stopped", "saved")],
+)
+def test_a_local_job_runs_the_launcher_on_every_rank_and_says_how_it_ended(how, event, detail, tmp_path):
+    """Through submitit's own executor: ranks, arguments, and the journal for each kind of end; nothing is requeued."""
+    launcher = tmp_path / "launcher.py"
+    launcher.write_text(LAUNCHER)
+    job = Job(str(launcher), (str(tmp_path), how), str(tmp_path / "journal.jsonl"))
+    seen = []
+    local = LocalQueue(ClusterConfig(kind="local", tasks_per_node=2, parallel=1), tmp_path / "jobs")
+    local.run([job], lambda index, job_id: seen.append(job_id), seen.append)
+    assert len(seen) == 2 and seen[1] == 0
+    for rank in "01":
+        assert (tmp_path / f"{rank}-2").read_text() == f"{tmp_path} {how}"
+    events = read_journal(tmp_path / "journal.jsonl")
+    assert next(e for e in events if e.event == event).detail.startswith(detail), events
+    assert {e.job_id for e in events} == {seen[0]} and sum(e.event == "started" for e in events) == 1
+
+
+class FakeSlurm:
+    """What `Job` asks of submitit's environment."""
+
+    cluster, job_id, num_tasks, hostnames = "slurm", "17", 2, ("n1", "n2")
+
+    def __init__(self, folder, rank):
+        self.paths = submitit.core.utils.JobPaths(folder, job_id="17")
+        self.global_rank = rank
+
+    def _usr_sig(self):
+        return signal.SIGUSR2
+
+
+@pytest.fixture
+def handler():
+    """Stands for submitit's handler of USR2; restores what was there."""
+    calls = []
+
+    def requeue(number, frame):
+        calls.append(number)
+        raise SystemExit(255)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    yield calls
+    signal.signal(signal.SIGUSR2, before)
+
+
+@pytest.mark.parametrize(
+    ("rank", "state", "requeued", "status"),
+    [(0, "RUNNING", True, 255), (0, "COMPLETING", False, 75), (0, "CANCELLED", False, 75), (1, "RUNNING", False, 0)],
+)
+def test_only_rank_0_of_a_running_job_requeues(rank, state, requeued, status, tmp_path, monkeypatch, handler):
+    """A job that is being cancelled or requeued shows COMPLETING (SLURM 22.05); other ranks end without error."""
+    monkeypatch.setattr("ace_dist.cluster.jobs.queue_state", lambda job_id: state)
+    stale = tmp_path / "17_submitted.pkl.save_tmp"
+    stale.write_text("of a start that was killed while it requeued: submitit would stop at it")
+    with pytest.raises(SystemExit) as caught:
+        Job("x.py", (), str(tmp_path / "journal.jsonl")).requeue(FakeSlurm(tmp_path, rank))
+    assert caught.value.code == status and bool(handler) == requeued and stale.exists() != requeued
+
+
+def test_a_controller_that_is_busy_is_asked_again(tmp_path, monkeypatch):
+    """It does not answer, then refuses, then knows the job: a busy moment must not cost the requeue."""
+    count = tmp_path / "count"
+    script = tmp_path / "scontrol"
+    script.write_text(
+        f"#!/bin/sh\necho . >> {count}\ncase $(wc -l < {count}) in 1) exec sleep 60;; 2) exit 1;; "
+        "*) echo JobId=$4 JobState=RUNNING Reason=None;; esac\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(jobs, "ANSWER_S", 0.5)
+    assert jobs.queue_state("17") == "RUNNING"
+    script.write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.setattr(jobs, "ANSWER_S", 0.01)
+    assert jobs.queue_state("17") == "UNKNOWN"
+
+
+def test_a_checkpoint_is_the_same_job():
+    """submitit calls `checkpoint()` in its handler on one rank: it must save nothing and change nothing."""
+    job = Job("x.py", ("seed=1",), "j")
+    assert job.checkpoint().function == job
+
+
+def test_a_grid():
+    """Ranges include both ends, Hydra's choices and ranges work, a list is one value; the order is the user's."""
+    points = expand(["training.epochs=1", "method=ace,procvlr", "seed=0..2", "dataset.novel=[a b,c d]"])
+    assert [run_id(swept) for swept, _ in points] == [
+        f"method-{method}_seed-{seed}" for method in ("ace", "procvlr") for seed in (0, 1, 2)
+    ]
+    assert points[-1][1] == ["training.epochs=1", "dataset.novel=[a b,c d]", "method=procvlr", "seed=2"]
+    assert [swept["seed"] for swept, _ in expand(["seed=7,1..2"])] == ["7", "1", "2"]
+    assert [swept["seed"] for swept, _ in expand(["seed=range(0,3)"])] == ["0", "1", "2"]
+    assert expand(["seed=1"]) == [({}, ["seed=1"])]
+    assert expand(["dataset.shards=/Straße, 2/x"]) == [({}, ["dataset.shards=/Straße, 2/x"])]
+    for wrong in ("seed=4..1", "dataset.novel=[a b"):
+        with pytest.raises(ConfigError, match=r"4\.\.1|not closed"):
+            expand([wrong])
+
+
+def test_run_folders_are_apart_and_compose():
+    """Odd values get a hash, so no two runs share a folder, and the folder survives Hydra's grammar."""
+    odd = [{"dataset.annotations": f"/data/a b{k}.csv", "seed": "1"} for k in "!?"]
+    names = [run_id(swept) for swept in odd]
+    assert len(set(names)) == 2
+    for name in names:
+        assert load_config([f"run_dir=runs/sweeps/x/{name}"]).run_dir.endswith(name)
+
+
+def test_a_sweep_survives_the_disk_and_grows(tmp_path):
+    """Same settings again: the same runs; a larger grid adds to them; other fixed settings are refused by name."""
+    sweep = Sweep(tmp_path / "s")
+    profile = load_profile(["cluster=slurm", "cluster.sbatch={reservation: night}", "cluster.nodes=3"])
+    sweep.note_submission(profile, sweep.add(["seed=0..1", "training.epochs=1"]))
+    sweep = Sweep.read(tmp_path / "s")
+    assert sweep.last_profile() == profile and sweep.submissions[0]["runs"] == ["seed-0", "seed-1"]
+    assert {"command", "git", "versions", "utc"} <= set(sweep.submissions[0])
+    assert [run.id for run in sweep.add(["seed=1..2", "training.epochs=1"])] == ["seed-1", "seed-2"]
+    assert list(sweep.runs) == ["seed-0", "seed-1", "seed-2"]
+    with pytest.raises(ConfigError, match=r"seed-0 .*training.epochs=2"):
+        sweep.add(["seed=0..2", "training.epochs=2"])
+    with pytest.raises(ConfigError, match="run_dir"):
+        sweep.add(["run_dir=x", "seed=0..1"])
+    with pytest.raises(ConfigError, match="there are the sweeps s"):
+        Sweep.read(tmp_path / "t")
+
+
+def journal(folder, name, *events):
+    """A journal with these (event, start, detail)."""
+    path = folder / "jobs" / f"{name}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    lines = [json.dumps(vars(Event(event, "now", "17_0", start, 0, "n1", detail))) for event, start, detail in events]
+    path.write_text("\n".join([*lines, '{"event": "cut sho']) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("waiting", "events", "state", "word"),
+    [
+        ("PENDING", [], "pending", ""),
+        ("PENDING", [("started", 0, ""), ("requeued", 0, "")], "pre-empted", "step 4"),
+        ("RUNNING", [("started", 0, "")], "running", "step 4"),
+        ("COMPLETING", [("started", 0, "")], "running", "step 4"),
+        (None, [], "failed", "before it started"),
+        (None, [("started", 0, "")], "failed", "Killed by the kernel"),
+        (
+            None,
+            [("started", 0, ""), ("failed", 0, "KeyError: 'a'"), ("failed", 0, "peer lost")],
+            "failed",
+            "KeyError: 'a'",
+        ),
+        (None, [("failed", 0, "old"), ("started", 1, ""), ("failed", 1, "new")], "failed", "new"),
+        (None, [("started", 0, ""), ("stopped", 0, "saved")], "stopped", "saved"),
+    ],
+)
+def test_the_state_of_a_run(waiting, events, state, word, tmp_path):
+    """Queue, journal and log together; the first failure of the last start is the cause, not a peer's echo of it."""
+    run = Run("r", {}, [], ["16_0", "17_0"], "slurm")
+    if events:
+        journal(tmp_path, "r", *events)
+    (tmp_path / "jobs").mkdir(exist_ok=True)
+    (tmp_path / "jobs" / "17_0_0_log.out").write_text("train:  10%|\rtrain:  20%|\r\nKilled by the kernel\n")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n')
+    found = state_of(run, tmp_path, {"17_0": waiting} if waiting else {})
+    assert found.state == state and word in found.detail and "20%" not in found.detail
+    (tmp_path / "r" / "results.json").write_text("{}")
+    assert state_of(run, tmp_path, {}).state == "finished"
+
+
+def test_what_is_submitted_again():
+    """`retry` takes failed runs alone; the sweep's own command takes whatever is not finished and not in the queue."""
+    names = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "new")
+    runs, states = [Run(name, {}, []) for name in names], {name: State(name) for name in names}
+    assert [run.id for run in select(runs, states, "retry")] == ["failed"]
+    assert [run.id for run in select(runs, states, "run")] == ["stopped", "failed", "new"]
+
+
+def results(rng):
+    """A results file with random scores."""
+
+    def score():
+        return {"accuracy": rng.uniform(0, 100), "f1": rng.uniform(0, 100)}
+
+    srt = {f"{metric}_{kind}": rng.uniform(0, 100) for metric in ("accuracy", "f1") for kind in ("mean", "std")}
+    parts = {part: score() for part in ("base", "novel", "hm")}
+    return {"method": "m", "dataset": "d", "fold": 0, "seed": 0, **parts, "srt": {"runs": [score()], **srt}}
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """Two methods x two seeds x two folds with random scores, one run missing; the scores by run."""
+    rng = random.Random()
+    sweep = Sweep(tmp_path / "s")
+    sweep.add(["method=ace,pro_c", "seed=0..1", "dataset.fold=0..1"])
+    scores = {}
+    for name in sweep.runs:
+        (sweep.folder / name).mkdir(parents=True)
+        if name != "method-pro_c_seed-1_dataset.fold-0":
+            scores[name] = results(rng)
+            (sweep.folder / name / "results.json").write_text(json.dumps(scores[name]))
+    return sweep, scores
+
+
+def test_the_table_is_mean_and_sample_deviation_over_seeds_and_folds(swept):
+    """Against Python's statistics module; a missing run is counted and named in every format, never left out."""
+    sweep, scores = swept
+    lines = collect(sweep, sweep.states())
+    assert [(line.setting, line.count) for line in lines] == [("method=ace", "4"), ("method=pro_c", "3 of 4")]
+    rows = list(csv.DictReader(io.StringIO(as_csv(lines))))
+    for method in ("ace", "pro_c"):
+        for metric, part, key in (
+            ("hm f1", "hm", "f1"), ("srt accuracy", "srt", "accuracy_mean"), ("srt f1 spread", "srt", "f1_std"),
+        ):  # fmt: skip
+            values = [score[part][key] for name, score in scores.items() if f"method-{method}" in name]
+            row = next(r for r in rows if (r["setting"], r["metric"]) == (f"method={method}", metric))
+            assert float(row["mean"]) == pytest.approx(sum(values) / len(values)) and int(row["runs"]) == len(values)
+            assert float(row["std"]) == pytest.approx(statistics.stdev(values))
+    text = sheet(lines)
+    for written in (as_csv(lines), as_markdown(text), as_latex(text), as_html(text)):
+        assert "method-pro_c_seed-1_dataset.fold-0: new" in written
+    assert r"method=pro\_c" in as_latex(text) and "method=pro_c" not in as_latex(text).split("toprule")[1]
+    assert [path.name for path in write_tables(lines, text, sweep.folder)] == [
+        f"table.{s}" for s in ("csv", "md", "tex", "html")
+    ]
+
+
+def test_one_run_has_no_deviation_and_none_has_no_mean(tmp_path):
+    """A deviation of 0 out of one run, or a mean of 0 out of none, would be read as a result."""
+    sweep = Sweep(tmp_path / "s")
+    sweep.add(["method=ace,procvlr"])
+    score = results(random.Random())
+    score["novel"] = None
+    (sweep.folder / "method-ace").mkdir(parents=True)
+    (sweep.folder / "method-ace" / "results.json").write_text(json.dumps(score))
+    ace, procvlr = collect(sweep, sweep.states())
+    assert str(ace.cells[0]) == f"{score['base']['accuracy']:.1f}" and str(ace.cells[2]) == "-"
+    assert procvlr.finished == 0 and set(map(str, procvlr.cells)) == {"-"}
+
+
+def test_preflight_names_the_odd_rank_and_the_remedy():
+    """Ranks that disagree fail even when each is content; a failure of rank 0 does not make the others odd."""
+    good = [Finding("code", False, "files a", "remedy", "a")] * 3
+    text, ready = table([good])
+    assert ready and text.startswith("ok") and "all 3 ranks" in text
+    text, ready = table([good, [good[0], Finding("code", False, "files b", "remedy", "b"), good[0]]])
+    assert not ready and "rank 1: files b" in text and "-> remedy" in text and "rank 2" not in text
+    text, ready = table([[Finding("disk", True, "full", "free some"), Finding("disk", False, "fine"), good[0]]])
+    assert not ready and "rank 0: full" in text and "rank 1" not in text

@@ -1,0 +1,169 @@
+"""Protects configs/tables: every row of every table composes with the data sets it names, as one sweep, and the sweep's
+table has the paper's layout with the paper's numbers."""
+
+import csv
+import io
+import json
+import random
+import statistics
+
+import pytest
+import torch
+
+from ace_dist.cluster.collect import as_csv, as_markdown, collect, paper_sheet
+from ace_dist.cluster.profiles import load_profile
+from ace_dist.cluster.study import check_runs
+from ace_dist.cluster.sweeps import Sweep, rows_without_run
+from ace_dist.cluster.tables import load_table, name_a_table, printed_number, table_names
+from ace_dist.concepts import SynonymTrees
+from ace_dist.config import ConfigError, load_config
+from ace_dist.data.task import build_model, load_trees
+from ace_dist.evaluate.metrics import harmonic_mean
+from ace_dist.utils.errors import UserError
+
+EXPERIMENTS = ["ata_ace", "demo", "gtea_ace", "ikea_ace"]
+
+
+def test_every_table_and_figure_is_there():
+    """A row's name makes a folder of its own."""
+    assert table_names() == [*(f"figure{n}" for n in (3, 4, 5)), *(f"table{n}" for n in range(1, 7))]
+    for name in table_names():
+        keys = [row.key for row in load_table(name).rows]
+        assert len(set(keys)) == len(keys) and all(key.replace("_", "").isalnum() for key in keys)
+    assert [row.key for row in load_table("table1").rows][1] == "vifi_ft"
+    with pytest.raises(ConfigError, match="table=tabel1 .* did you mean 'table1'"):
+        load_table("tabel1")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("name", table_names())
+def test_rows_compose_and_differ(name, experiment, tmp_path):
+    """What a dry run checks, and what a training would stop at: depth of the towers and children in the trees."""
+    table = load_table(name)
+    assert sorted(table.experiments) == EXPERIMENTS
+    sweep = Sweep(tmp_path / "s")
+    runs = sweep.add([f"experiment={experiment}", "seed=0..1"], table)
+    assert len(runs) == 2 * (len(table.rows) - len(table.left_out.get(experiment, ())))
+    check_runs(runs[:1], load_profile([]))
+    configs = [load_config([text for text in run.overrides if not text.startswith("run_dir=")]) for run in runs[::2]]
+    assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
+    for config in configs:
+        fits(config)
+    assert list(rows_without_run(runs, table)) == list(table.left_out.get(experiment, ()))
+
+
+def fits(config):
+    """Raises for a configuration whose towers are not as deep, or whose trees not as wide, as it asks for."""
+    if config.model.video.trained_blocks > config.model.video.depth:
+        raise UserError("video")
+    if config.model.text.trained_layers > config.model.text.depth:
+        raise UserError("text")
+    if "llm_trees" not in config.dataset.synonyms:
+        load_trees(config)
+
+
+@pytest.mark.parametrize(("name", "experiment"), [(n, e) for n in table_names() for e in load_table(n).left_out])
+def test_what_is_left_out_is_impossible_or_the_same(name, experiment):
+    """No row is spared out of convenience."""
+    table = load_table(name)
+    settings = {row.name: row.settings for row in table.rows}
+    for row in table.left_out[experiment]:
+        config = load_config([f"experiment={experiment}", *settings[row]])
+        if (experiment, row) == ("ikea_ace", "second order 2"):  # the trees have no more: this is `first order 2`
+            assert len(SynonymTrees.load(config.dataset.synonyms).children("spin", "spin")) == 2
+            continue
+        with pytest.raises(UserError):
+            fits(config)
+
+
+def test_the_papers_numbers_were_copied_right():
+    """ATA has one split, so each printed HM is that of the printed scores, within rounding; 45.1 stands for 45.14."""
+    for row in load_table("table1").paper["ata"].values():
+        for metric in ("accuracy", "f1"):
+            seen, unseen, hm = (printed_number(row, part, metric) for part in ("base", "novel", "hm"))
+            if hm:
+                assert harmonic_mean(float(seen), float(unseen)) == pytest.approx(float(hm), abs=0.11), row
+    row = load_table("table1").paper["ata"]["ACE"]
+    assert printed_number(row, "srt", "f1_std") == "4.2" and printed_number(row, "srt", "accuracy_mean") == "59.4"
+    assert printed_number(load_table("table6").paper["gtea"]["LaViLa"], "srt", "f1_std") == ""
+
+
+def finish(folder, rng, dataset="ata"):
+    """A results file with random scores; returns it."""
+
+    def score():
+        return {"accuracy": rng.uniform(0, 100), "f1": rng.uniform(0, 100)}
+
+    srt = {name: rng.uniform(0, 100) for name in ("accuracy_mean", "accuracy_std", "f1_mean", "f1_std")}
+    parts = {part: score() for part in ("base", "novel", "hm")}
+    results = {"method": "m", "dataset": dataset, "fold": 0, "seed": 0, **parts, "srt": {"runs": [score()], **srt}}
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    return results
+
+
+def test_a_sweep_of_a_table_ends_in_the_papers_layout(tmp_path):
+    """Rows in the paper's order under their printed names, ours and theirs apart, a missing run named; and it grows."""
+    table, rng = load_table("table1"), random.Random()
+    sweep = Sweep(tmp_path / "s")
+    sweep.add(["experiment=ata_ace", "seed=0..1"], table)
+    sweep.write()
+    sweep = Sweep.read(tmp_path / "s")
+    assert sweep.table == "table1" and sweep.runs["row-vifi_ft_seed-0"].settings["row"] == "ViFi (ft)"
+    found = [finish(sweep.folder / f"row-ace_seed-{seed}", rng) for seed in (0, 1)]
+    finish(sweep.folder / "row-procvlr_seed-1", rng)
+    lines = collect(sweep, sweep.states(), table)
+    text = paper_sheet(lines, table)
+    assert text.rows[0][:6] == ["Method", "runs", "seen", "unseen", "HM", "SRT"]
+    assert [row[0] for row in text.rows[1:]] == [row.name for row in table.rows]
+    ace, procvlr = text.rows[-1], text.rows[-2]
+    values = [r["novel"]["accuracy"] for r in found]
+    assert ace[3].startswith(f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} / ")
+    mean, std = (statistics.fmean(r["srt"][f"accuracy_{kind}"] for r in found) for kind in ("mean", "std"))
+    assert ace[5].startswith(f"{mean:.1f} ± {std:.1f} / ")
+    assert ace[6:] == ["90.0 / 91.7", "60.8 / 47.3", "72.6 / 62.4", "59.4 ± 3.2 / 43.3 ± 4.2"]
+    assert procvlr[1] == "1 of 2" and "missing: row-procvlr_seed-0: new" in as_markdown(text)
+    rows = list(csv.DictReader(io.StringIO(as_csv(lines))))
+    assert [r["paper"] for r in rows if (r["setting"], r["metric"]) == ("ACE", "srt f1 spread")] == ["4.2"]
+    assert len(sweep.add(["experiment=ata_ace", "seed=1..2"], table)) == 14 and len(sweep.runs) == 21
+    with pytest.raises(ConfigError, match="made with table=table1, not table2"):
+        sweep.add(["experiment=ata_ace"], load_table("table2"))
+
+
+def test_a_table_may_be_named_as_an_experiment():
+    """The table, and the experiments of its data sets; what it needs is said; other experiments are left alone."""
+    assert name_a_table(["dataset=tabletop", "seed=0..4", "experiment=table1"]) == (
+        "table1", ["experiment=demo", "seed=0..4"]
+    )  # fmt: skip
+    assert name_a_table(["experiment=table3", "dataset=ikea,ata"]) == ("table3", ["experiment=ikea_ace,ata_ace"])
+    assert name_a_table(["experiment=demo", "dataset=tabletop"]) == ("", ["experiment=demo", "dataset=tabletop"])
+    for rest in ([], ["dataset=csv"], ["dataset=ata,x"]):
+        with pytest.raises(ConfigError, match="needs dataset=NAME, one of tabletop, ata, ikea, gtea"):
+            name_a_table(["experiment=table1", *rest])
+
+
+def test_another_data_set_has_no_numbers_of_the_paper(tmp_path):
+    """The tabletop's table must not show ATA's numbers beside ours; rows it cannot have are in the notes."""
+    table = load_table("figure4")
+    sweep = Sweep(tmp_path / "s")
+    runs = sweep.add(["experiment=demo"], table)
+    text = paper_sheet(collect(sweep, sweep.states(), table), table, rows_without_run(runs, table))
+    assert text.rows[0] == ["Method", "runs", "seen", "unseen", "HM", "SRT"]
+    assert (
+        any("no numbers" in note for note in text.notes)
+        and "not in this sweep: video 12, text 6, text 12" in text.notes
+    )
+
+
+def test_table_5_leaves_only_the_video_side_random():
+    """A random text tower beside it would be another experiment than the paper's."""
+    rows = {row.name: row.settings for row in load_table("table5").rows}
+    random_video, pretrained = (
+        build_model(load_config(["experiment=demo", *rows[name]]).model, seed=0)
+        for name in ("random TimeSformer, ACE", "pretrained, ACE")
+    )
+    same = {
+        name.split(".")[0] for name, tensor in random_video.state_dict().items()
+        if tensor.dim() > 1 and torch.equal(tensor, pretrained.state_dict()[name])
+    }  # fmt: skip
+    assert same == {"text"}, same

@@ -1,0 +1,121 @@
+"""Protects the annotation format: right files are read exactly, wrong ones are refused with line and remedy."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from data_worlds import numbered_frames, write_video
+
+from ace_dist.data.annotations.csv import COLUMNS, AnnotationError, CsvReader
+from ace_dist.utils.errors import UserError
+
+GOOD = {
+    "video": "videos/a.mp4", "start_s": "0.5", "end_s": "1.5", "verb": "spin", "object": "block", "split": "train",
+    "group": "p1",
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", numbered_frames(24, 32, 48), rate=12)
+    return tmp_path
+
+
+def write(folder, *rows, columns=COLUMNS, encoding="utf-8"):
+    path = folder / "labels.csv"
+    with path.open("w", newline="", encoding=encoding) as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_rows_become_segments_and_paths_count_from_the_file(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    rows = [GOOD, GOOD | {"start_s": "1", "end_s": "2", "verb": " pick  up ", "split": "test", "group": ""}]
+    first, second = CsvReader(write(folder, *rows)).segments()
+    assert (first.start_s, first.end_s, first.verb, first.object, first.split, first.group) == (
+        0.5, 1.5, "spin", "block", "train", "p1",
+    )  # fmt: skip
+    assert (second.verb, second.split, second.group) == ("pick up", "test", "")
+    assert first.video == str(folder / "videos" / "a.mp4") and first.id != second.id
+    assert first.origin.endswith("labels.csv line 2")
+    raw = CsvReader(folder / "labels.csv", fps=6.0, short_side=16).read(first, 0.5, 1.5)
+    assert raw.frames.shape == (6, 16, 24, 3) and raw.fps == 6.0
+
+
+def test_absolute_paths_other_columns_empty_lines_and_a_byte_order_mark_are_fine(folder):
+    row = GOOD | {"video": str(folder / "videos" / "a.mp4"), "note": "x"}
+    path = write(folder, row, columns=("note", *reversed(COLUMNS)), encoding="utf-8-sig")
+    path.write_text(path.read_text(encoding="utf-8") + "\n,,,,,,,\n", encoding="utf-8")
+    assert [segment.verb for segment in CsvReader(path).segments()] == ["spin"]
+
+
+def test_an_id_depends_on_its_own_row_only(folder):
+    rows = [GOOD | {"start_s": str(i / 10), "end_s": "2"} for i in range(10)]
+    ids = {segment.start_s: segment.id for segment in CsvReader(write(folder, *rows)).segments()}
+    assert len(set(ids.values())) == 10
+    kept = [rows[i] for i in np.random.default_rng().permutation(10)[:4]]
+    for segment in CsvReader(write(folder, *kept)).segments():
+        assert segment.id == ids[segment.start_s]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video": "b.mp4"}, r"line 3: video .*b\.mp4 does not exist"),
+        ({"video": ""}, r"line 3: video is empty"),
+        ({"start_s": "soon"}, r"line 3: start_s='soon' is not a number"),
+        ({"end_s": "nan"}, r"line 3: end_s='nan' is not a number"),
+        ({"end_s": ""}, r"line 3: end_s='' is not a number"),
+        ({"start_s": "-1"}, r"line 3: start_s=-1 is negative"),
+        ({"start_s": "1.5"}, r"line 3: start_s=1\.5 is not before end_s=1\.5"),
+        ({"start_s": "2"}, r"line 3: start_s=2 is not before end_s=1\.5"),
+        ({"split": "valid"}, r"line 3: split='valid' is not one of train, test"),
+        ({"verb": "  "}, r"line 3: verb is empty"),
+        ({"object": ""}, r'line 3: object is empty; write a placeholder such as "item"'),
+        ({"start_s": "0.50", "split": "test"}, r"line 3: repeats line 2: same video, times and action"),
+    ],
+)
+def test_each_fault_is_named_with_its_line_and_the_setting(folder, change, message):
+    with pytest.raises(AnnotationError, match=message) as caught:
+        CsvReader(write(folder, GOOD, GOOD | {"start_s": "0.7"} | change))
+    text = str(caught.value)
+    assert "labels.csv" in text and "dataset.annotations" in text and isinstance(caught.value, UserError)
+
+
+def test_all_faults_come_in_one_message(folder):
+    bad = [GOOD | {"start_s": "x"}, GOOD, GOOD | {"object": ""}, GOOD | {"split": "dev"}]
+    with pytest.raises(AnnotationError) as caught:
+        CsvReader(write(folder, *bad))
+    assert [line in str(caught.value) for line in ("line 2", "line 3", "line 4", "line 5")] == [True, False, True, True]
+    with pytest.raises(AnnotationError, match=r"(?s)line 21.*\.\.\. and 30 more") as caught:
+        CsvReader(write(folder, *[GOOD | {"verb": ""}] * 50))
+    assert "line 22" not in str(caught.value)
+
+
+def test_a_file_that_is_no_annotation_file(folder):
+    with pytest.raises(AnnotationError, match=r"dataset\.annotations=.*absent\.csv does not exist"):
+        CsvReader(folder / "absent.csv")
+    path = folder / "labels.csv"
+    path.write_bytes(b"")
+    with pytest.raises(AnnotationError, match=r"line 1: column video, start_s.* is missing; the header has nothing"):
+        CsvReader(path)
+    path.write_text("video,start,end_s,verb,object,split,group\n")
+    with pytest.raises(AnnotationError, match=r"column start_s is missing; the header has video, start, end_s"):
+        CsvReader(path)
+    path.write_text("video;start_s;end_s;verb;object;split;group\n")  # as spreadsheets write it in half of Europe
+    with pytest.raises(AnnotationError, match="columns are separated by commas"):
+        CsvReader(path)
+    write(folder)
+    with pytest.raises(AnnotationError, match="has a header and no row"):
+        CsvReader(path)
+    path.write_bytes((folder / "videos" / "a.mp4").read_bytes())
+    with pytest.raises(AnnotationError, match=r"not a CSV file in UTF-8|is missing"):
+        CsvReader(path)
+    path.write_text(",".join(COLUMNS) + "\nvideos/a.mp4,0.5,1.5\n")
+    with pytest.raises(AnnotationError, match="line 2: has no value for verb, object, split, group"):
+        CsvReader(path)

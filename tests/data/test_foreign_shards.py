@@ -1,0 +1,169 @@
+"""Protects reading of tar files that others made: their samples become clips, and nothing can point elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import av
+import pytest
+from data_worlds import frame_number, numbered_frames, write_video
+
+from ace_dist.config import load_config
+from ace_dist.data.datasets import build_dataset
+from ace_dist.data.segments import DataError
+from ace_dist.data.shards import ShardFiles, safe_members
+
+CLASSES = {"actions": {"spin block": ["spin", "block"], "pick it up": ["pick up", "cup"]}, "not_actions": []}
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A video of 2 s at 12 frames a second, and the folders that a build needs."""
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
+    for name, codec in (("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4")):
+        write_video(
+            tmp_path / name, numbered_frames(24, 48, 64), 12, codec, options={"bf": "2"} if "avi" in name else {}
+        )
+    return tmp_path
+
+
+def write_tar(path, *members):
+    """Members are (name, bytes), or ready `TarInfo`s."""
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            info = tarfile.TarInfo(member[0])
+            info.size = len(member[1])
+            tar.addfile(info, io.BytesIO(member[1]))
+    return path
+
+
+def build(world, *more):
+    settings = [
+        "dataset=webdataset", f"dataset.root={world}/tars", f"dataset.shards={world}/shards",
+        f"dataset.classes={world}/classes.json", "dataset.workers=1", "dataset.encoding.codec=mjpeg",
+        "dataset.encoding.quality=3", "dataset.clip.seconds=0.5", *more,
+    ]  # fmt: skip
+    return build_dataset(load_config(settings).dataset, progress=False)
+
+
+def shown(world, record):
+    files = ShardFiles(world / "shards")
+    with av.open(io.BytesIO(files.read(record))) as container:
+        numbers = [frame_number(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    files.close()
+    return numbers
+
+
+def about(**content):
+    return json.dumps(content).encode()
+
+
+def test_json_and_cls_samples_of_any_container_become_clips(world):
+    mp4, webm, avi = ((world / f"a.{suffix}").read_bytes() for suffix in ("mp4", "webm", "avi"))
+    write_tar(
+        world / "tars" / "train-000.tar",
+        ("./deep/er/0001.mp4", mp4),
+        ("./deep/er/0001.json", about(verb="spin", object="block", group="p1", start_s=0.5, end_s=1.5)),
+        ("0002.webm", webm),
+        ("0002.cls", b"1\n"),
+        ("0003.avi", avi),
+        ("0003.json", about(label="pick it up", split="test")),
+    )
+    write_tar(world / "tars" / "test_0.tar", ("0001.MP4", mp4), ("0001.cls", b"0"))
+    shards = build(world)
+    found = {(r.verb, r.object, r.split, r.group): r for r in shards.records}
+    assert set(found) == {
+        ("spin", "block", "train", "p1"), ("pick up", "cup", "train", ""),
+        ("pick up", "cup", "test", ""), ("spin", "block", "test", ""),
+    }  # fmt: skip
+    part = found["spin", "block", "train", "p1"]
+    assert shown(world, part) == list(range(3, 21))  # 0.5 to 1.5 s with 0.25 s of margin
+    assert part.segment_start_s == pytest.approx(0.25, abs=1e-3)
+    for record in shards.records:
+        if record is not part:
+            assert shown(world, record) == list(range(24)) and record.segment_start_s == 0
+
+
+def link(name, kind, target="/etc/passwd"):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(
+    ("member", "reason"),
+    [
+        (("../../evil.mp4", b"x"), "points outside of the archive"),
+        (("fine/../../evil.mp4", b"x"), "points outside of the archive"),
+        (("/etc/evil.mp4", b"x"), "points outside of the archive"),
+        (("..\\evil.mp4", b"x"), "points outside of the archive"),
+        (("C:\\evil.mp4", b"x"), "points outside of the archive"),
+        (link("0001.mp4", tarfile.SYMTYPE), "is a link or a device"),
+        (link("0001.mp4", tarfile.LNKTYPE, "a.mp4"), "is a link or a device"),
+        (link("0001.mp4", tarfile.FIFOTYPE), "is a link or a device"),
+        (link("0001.mp4", tarfile.CHRTYPE), "is a link or a device"),
+    ],
+)
+def test_members_that_point_elsewhere_are_refused_by_name(world, member, reason):
+    """Also with `allow_quarantine`: such a file was not made for a data set."""
+    good = (world / "a.mp4").read_bytes()
+    path = write_tar(world / "tars" / "train-7.tar", ("a.mp4", good), ("a.cls", b"0"), member)
+    name = member.name if isinstance(member, tarfile.TarInfo) else member[0]
+    for call in (lambda: safe_members(path), lambda: build(world, "dataset.allow_quarantine=true")):
+        with pytest.raises(DataError) as caught:
+            call()
+        assert str(path) in str(caught.value) and repr(name) in str(caught.value) and reason in str(caught.value)
+    assert not (world / "shards").exists()
+
+
+def test_faulty_samples_are_named_or_in_the_ledger(world):
+    good = (world / "a.mp4").read_bytes()
+    faults = {
+        "sound": ([("sound.json", about(verb="spin", object="block"))], "has 0 videos"),
+        "two": ([("two.mp4", good), ("two.webm", good), ("two.cls", b"0")], "has 2 videos"),
+        "mute": ([("mute.mp4", good)], "says neither verb and object, nor label"),
+        "high": ([("high.mp4", good), ("high.cls", b"2")], "class 2 is not one of the 2"),
+        "word": ([("word.mp4", good), ("word.cls", b"spin")], "its description cannot be read"),
+        "odd": ([("odd.mp4", good), ("odd.json", about(label="fly"))], "label 'fly' is not in dataset.classes="),
+        "what": ([("what.mp4", good), ("what.json", about(label=["up"]))], "label ['up'] is not in dataset.classes="),
+        "rank": ([("rank.mp4", good), ("rank.json", about(cls="0"))], "class '0' is not one of the 2"),
+        "list": ([("list.mp4", good), ("list.json", b"[1]")], "its json is not an object"),
+        "dev": ([("dev.mp4", good), ("dev.json", about(verb="v", object="o", split="dev"))], "split 'dev' is neither"),
+        "back": ([("back.mp4", good), ("back.json", about(verb="v", object="o", start_s=2, end_s=1))], "is not before"),
+        "soon": ([("soon.mp4", good), ("soon.json", about(verb="v", object="o", end_s="1"))], "end_s='1' is not a"),
+        "text": ([("text.mp4", b"no video" * 50), ("text.cls", b"0")], "text.mp4 cannot be read as a video"),
+    }  # fmt: skip
+    members = [member for fault, _ in faults.values() for member in fault]
+    write_tar(world / "tars" / "train-0.tar", ("a.mp4", good), ("a.cls", b"0"), *members)
+    with pytest.raises(DataError, match=rf"{len(faults)} samples of dataset\.root=.*cannot be used") as caught:
+        build(world)
+    shards = build(world, "dataset.allow_quarantine=true")
+    lines = (world / "shards" / "quarantine.jsonl").read_text().splitlines()
+    ledger = {entry["id"]: entry for entry in map(json.loads, lines)}
+    assert set(ledger) == set(faults) and len(shards.records) == 1
+    for key, (_, reason) in faults.items():
+        assert reason in ledger[key]["reason"] and reason in str(caught.value)
+        assert "train-0.tar" in ledger[key]["origin"]
+    assert shards.manifest["configuration"]["segments"] == len(faults) + 1
+
+
+def test_folders_and_files_that_are_no_shards(world):
+    with pytest.raises(DataError, match=r"dataset\.root=.*tars holds no \*\.tar file"):
+        build(world)
+    (world / "tars" / "train.tar").write_bytes(b"this is not a tar file" * 99)
+    with pytest.raises(DataError, match=r"train\.tar cannot be read as a tar file"):
+        build(world)
+    (world / "tars" / "train.tar").unlink()
+    with tarfile.open(world / "tars" / "train.tar", "w:gz") as tar:  # whose members do not lie where they say
+        tar.add(world / "a.mp4", "a.mp4")
+    with pytest.raises(DataError, match=r"train\.tar cannot be read as a tar file"):
+        build(world)
+    write_tar(world / "tars" / "train.tar", ("a.mp4", (world / "a.mp4").read_bytes()), ("a.cls", b"0"))
+    with pytest.raises(DataError, match=r"set dataset\.classes=FILE"):
+        build(world, "dataset.classes=null")

@@ -1,0 +1,360 @@
+"""Protects the report: complete and offline, true to its files, safe with any string, clear about bad files."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from ace_dist.evaluate import figures
+from ace_dist.evaluate.metrics import accuracy, harmonic_mean, macro_f1, srt_summary
+from ace_dist.evaluate.report import ReportError, result_picture, write_report
+from ace_dist.utils.errors import UserError
+
+VERBS = ("lift", "spin", "insert", "hammer", "wipe", "push", "shake", "stack", "tilt", "flip", "drop", "slide")
+OBJECTS = ("block", "pin", "tray", "side panel", "table-top")
+
+
+@pytest.fixture
+def rng():
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")  # shown by pytest when a test fails
+    return np.random.default_rng(seed)
+
+
+# ------------------------------------------------------------------------------------------------- a finished run
+def make_run(folder, rng, *, method="ACE", base=6, novel=4, skill=(0.85, 0.6), phrases=7, tightness=0.35, steps=90):
+    """Write every file of a run directory with fresh random numbers that agree with each other; return results.json."""
+    folder.mkdir(parents=True)
+    names = [f"{verb} {OBJECTS[i % len(OBJECTS)]}" for i, verb in enumerate(np.resize(VERBS, base + novel))]
+    names = [name if names.index(name) == i else f"{name} {i}" for i, name in enumerate(names)]
+    parts = {
+        "base": make_predictions(rng, names[:base], skill[0], "b"),
+        "novel": make_predictions(rng, names[base:], skill[1], "n"),
+    }
+    parts["srt"] = [parts["novel"]]
+    for run in range(1, 10):
+        labels = [f"synonym{run} of {name}" for name in names[base:]]
+        parts["srt"].append(make_predictions(rng, labels, skill[1] * rng.uniform(0.7, 1.0), "n"))
+    scores = {name: score(parts[name]) for name in ("base", "novel")}
+    hm = {key: harmonic_mean(scores["base"][key], scores["novel"][key]) for key in ("accuracy", "f1")}
+    results = {"method": method, "dataset": "tabletop", "fold": 0, "seed": 3, **scores, "hm": hm}
+    results["srt"] = srt_summary([score(part) for part in parts["srt"]])
+    write_json(folder / "results.json", results)
+    write_json(folder / "predictions.json", parts)
+    command = ["deepspeed", "--num_gpus=2", "launchers/train.py", "experiment=demo", "method=ace", "note=two words"]
+    hardware = {"cpu": "2 cores", "gpu": "none", "ranks": 2}
+    environment = {"command": command, "hardware": hardware, "git_commit": "f00dfeed", "versions": {"torch": "2.15"}}
+    write_json(folder / "environment.json", environment)
+    (folder / "config.yaml").write_text("experiment: demo\nclip:\n  frames: 8\n")
+    write_metrics(folder / "metrics.jsonl", rng, steps)
+    write_space(folder / "concept_space.npz", rng, names, base, phrases, tightness)
+    return results
+
+
+def make_predictions(rng, classes, skill, prefix):
+    labels = np.concatenate([np.arange(len(classes)), rng.integers(0, len(classes), size=12 * len(classes))])
+    guesses = np.where(rng.random(len(labels)) < skill, labels, rng.integers(0, len(classes), size=len(labels)))
+    probabilities = rng.dirichlet(np.ones(len(classes)), size=len(labels))
+    return {
+        "classes": list(classes),
+        "ids": [f"{prefix}-{i}" for i in range(len(labels))],
+        "labels": labels.tolist(),
+        "predictions": guesses.tolist(),
+        "probabilities": probabilities.tolist(),
+    }
+
+
+def score(part):
+    return {name: fn(part["labels"], part["predictions"]) for name, fn in (("accuracy", accuracy), ("f1", macro_f1))}
+
+
+def write_metrics(path, rng, steps):
+    rows = []
+    for step in range(steps):
+        fixed, free = (2.3 * np.exp(-3 * step / steps) + rng.uniform(0, 0.5) for _ in range(2))
+        loss = {"loss": fixed + free, "loss_fixed": fixed, "loss_random": free}
+        rate = {"lr_video": 0.02 * (1 - step / steps), "lr_text": 0.002 * (1 - step / steps)}
+        pace = {"clips_per_s": rng.normal(42, 3), "data_wait_share": rng.uniform(0.02, 0.2)}
+        rows.append({"step": step, "epoch": step / 30, **loss, **rate, **pace})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_space(path, rng, names, base, phrases, tightness):
+    unit = lambda rows: (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)  # noqa: E731
+    centre = rng.normal(size=(len(names), 1, 16))
+    noise = rng.normal(size=(len(names), phrases, 16))
+    before, after = (unit((centre + spread * noise).reshape(-1, 16)) for spread in (1.0, tightness))
+    actions = np.repeat(names, phrases)
+    texts = [f"word {i} for {name}" for i, name in enumerate(actions)]
+    np.savez(
+        path,
+        before=before,
+        after=after,
+        phrases=texts,
+        actions=actions,
+        seen=np.repeat(np.arange(len(names)) < base, phrases),
+    )
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content))
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    write_json(path, content)
+
+
+def test_the_page_in_a_browser(phone, tmp_path, rng):
+    """Moved away from its run, on a phone: sections, pictures, nothing from the network, no sideways scroll."""
+    results = make_run(tmp_path / "ace", rng, steps=20)
+    make_run(tmp_path / "procvlr", rng, method="ProcVLR", steps=20)
+    (tmp_path / "sent").mkdir()
+    page = write_report(tmp_path / "ace", compare=[tmp_path / "procvlr"]).rename(tmp_path / "sent" / "report.html")
+    phone.goto(page.as_uri())
+    titles = phone.evaluate("[...document.querySelectorAll('h1, h2')].map(title => title.innerText)")
+    assert {"Synonym robustness", "Concept space", "Classes", "Training", "Reproduce"} < set(titles)
+    assert f"{results['novel']['accuracy']:.1f}" in phone.locator("body").inner_text()
+    widths = phone.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
+    assert len(widths) > 8 and all(widths)
+    assert phone.evaluate("[...document.images].every(image => image.alt && image.clientWidth <= 390)")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390, "the page is wider than a phone"
+    assert phone.foreign == [] and phone.errors == []
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out the drawing (tested on its own below) so that tests of the text and of errors stay fast."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr("ace_dist.evaluate.report.concept_layout", lambda rows, actions: np.asarray(rows)[:, :2])
+    for name in ("srt_figure", "concept_figure"):
+        monkeypatch.setattr(f"ace_dist.evaluate.report.{name}", lambda *_, **__: Figure(figsize=(1, 1)))
+    for name in ("confusion_figure", "class_f1_figure", "curve_figure"):
+        monkeypatch.setattr(figures, name, lambda *_, **__: Figure(figsize=(1, 1)))
+
+
+class Page(HTMLParser):
+    """Text, tags and addresses of a page, and whether every element was closed."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "source"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.addresses, self.words = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for key, value in attrs if key in ("src", "srcset", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+# ------------------------------------------------------------------------------------------------------- the page
+def test_report_is_complete_and_works_offline(tmp_path, rng):
+    ours = make_run(tmp_path / "ace", rng)
+    theirs = make_run(tmp_path / "procvlr", rng, method="procvlr", skill=(0.8, 0.4))
+    path = write_report(tmp_path / "ace", compare=[tmp_path / "procvlr"])
+    assert path == tmp_path / "ace" / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert all(address.startswith("data:") for address in page.addresses)  # nothing is loaded, not even from figures/
+    assert "script" not in page.tags and "@import" not in path.read_text() and "url(" not in path.read_text()
+    assert "ProcVLR" in page.text and "procvlr" not in page.text
+    for row in (ours, theirs):
+        for part in ("base", "novel", "hm"):
+            assert f"{row[part]['accuracy']:.1f} F1 {row[part]['f1']:.1f}" in page.text
+        srt = row["srt"]
+        assert f"{srt['accuracy_mean']:.1f} ± {srt['accuracy_std']:.1f}" in page.text
+        assert f"F1 {srt['f1_mean']:.1f} ± {srt['f1_std']:.1f}" in page.text
+    assert "Random 16.7 F1" in page.text and "25.0 ± 0.0" in page.text  # 6 seen and 4 unseen actions
+    assert "synonym9 of" in page.text and "cpu 2 cores, gpu none, ranks 2" in page.text
+    assert "launchers/train.py experiment=demo method=ace 'note=two words'" in page.text
+    drawn = {file.stem for file in (tmp_path / "ace" / "figures").glob("*.png") if not file.stem.endswith("_dark")}
+    assert drawn == {
+        *("srt_accuracy", "srt_f1", "concepts_before", "concepts_after"),
+        *("confusion_base", "confusion_novel", "class_f1_base", "class_f1_novel"),
+        *("curve_loss", "curve_learning_rate", "curve_throughput", "curve_data_wait"),
+    }
+    assert page.tags.count("img") == len(drawn) == page.tags.count("source")
+
+
+def test_any_string_is_text_and_never_markup(tmp_path, rng, quick):
+    make_run(tmp_path / "run", rng, method="<script>alert(1)</script>")
+    nasty = '"><img src=x onerror=alert(2)> $x^{$ & {{ 7*7 }}'
+    edit_json(tmp_path / "run/predictions.json", lambda parts: parts["srt"][2]["classes"].__setitem__(0, nasty))
+    edit_json(tmp_path / "run/environment.json", lambda found: found.update(command=nasty, hardware=nasty))
+    (tmp_path / "run/config.yaml").write_text("name: </pre><script>alert(3)</script>\n")
+    page = Page(write_report(tmp_path / "run").read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert page.text.count(nasty) >= 3  # label table, hardware, command (the environment shows it with JSON's quotes)
+    assert "</pre><script>alert(3)</script>" in page.text
+
+
+def test_the_concept_table_is_measured_not_drawn(tmp_path, rng, quick):
+    make_run(tmp_path / "run", rng, tightness=0.2)
+    text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
+    found = re.search(r"unseen actions (\S+) → (\S+) (\S+) → (\S+)", text)
+    within_before, within_after, between_before, between_after = map(float, found.groups())
+    file = np.load(tmp_path / "run/concept_space.npz")
+    groups = [file["after"][file["actions"] == name] for name in np.unique(file["actions"][~file["seen"]])]
+    pairs = [1 - (g @ g.T)[np.triu_indices(len(g), 1)].mean() for g in groups]
+    assert within_after == pytest.approx(np.mean(pairs), abs=6e-4)
+    assert within_after < within_before and between_before > 0.5 and between_after > 0.5
+
+
+def test_a_step_logged_again_after_a_resume_counts_once(tmp_path, rng, quick):
+    make_run(tmp_path / "run", rng, steps=20)
+    path = tmp_path / "run/metrics.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    assert "20 logged steps, up to step 19" in Page(write_report(tmp_path / "run").read_text()).text
+
+
+@pytest.mark.parametrize("gone", ["base", "novel"])
+def test_a_data_set_without_seen_or_unseen_test_clips_is_reported_as_such(tmp_path, rng, gone):
+    make_run(tmp_path / "run", rng, base=3, novel=3)
+    lost = [gone, "hm"] + (["srt"] if gone == "novel" else [])
+    edit_json(tmp_path / "run/results.json", lambda results: results.update(dict.fromkeys(lost), fold=None))
+    edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update({gone: None}))
+    if gone == "novel":
+        edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update(srt=[]))
+    page = Page(write_report(tmp_path / "run").read_text(encoding="utf-8"))
+    assert "Fold" not in page.text and page.text.count("–") == 2 * len(lost)  # in the row of the run and of Random
+    assert ("nothing to test" in page.text) == (gone == "novel")
+    assert result_picture(tmp_path / "run", tmp_path / "result.png").is_file()
+    edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update(base=None, novel=None))
+    with pytest.raises(ReportError, match="only one of results.json and predictions.json has"):
+        write_report(tmp_path / "run")
+
+
+def test_too_few_phrases_for_a_layout_are_said_so(tmp_path, rng):
+    make_run(tmp_path / "run", rng, base=2, novel=1, phrases=1, steps=3)
+    text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
+    assert "3 phrases are too few for a t-SNE picture" in text
+    assert re.search(r"all actions none \d", text)  # one phrase an action has no spread
+    with pytest.raises(ReportError, match="3 phrases are too few"):
+        result_picture(tmp_path / "run", tmp_path / "result.png")
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize(
+    ("name", "launcher"),
+    [
+        ("config.yaml", "launchers/train.py"),
+        ("environment.json", "launchers/train.py"),
+        ("metrics.jsonl", "launchers/train.py"),
+        ("results.json", "launchers/evaluate.py"),
+        ("predictions.json", "launchers/evaluate.py"),
+        ("concept_space.npz", "launchers/evaluate.py"),
+    ],
+)
+def test_a_missing_file_is_named_with_its_launcher(tmp_path, rng, name, launcher):
+    make_run(tmp_path / "run", rng, steps=3)
+    (tmp_path / "run" / name).unlink()
+    with pytest.raises(ReportError, match=rf"{name} is missing; {launcher}") as caught:
+        write_report(tmp_path / "run")
+    assert isinstance(caught.value, UserError)
+    assert not (tmp_path / "run/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("results.json", lambda r: r["novel"].update(accuracy=r["novel"]["accuracy"] + 1), "of different evaluations"),
+        ("results.json", lambda r: r["srt"]["runs"].pop(), "9 SRT runs, predictions.json 10"),
+        ("results.json", lambda r: r.pop("hm"), r"results.json: hm missing"),
+        ("results.json", lambda r: r["base"].pop("f1"), r"results.json: base: f1 missing"),
+        ("environment.json", lambda e: e.pop("command"), r"environment.json: command missing"),
+        ("predictions.json", lambda p: p["base"]["ids"].__setitem__(0, p["base"]["ids"][1]), "occurs twice"),
+        ("predictions.json", lambda p: p["srt"][3]["labels"].pop(), r"srt\[3\]: .* ids, .* labels"),
+        ("predictions.json", lambda p: p["novel"]["predictions"].__setitem__(0, 99), "must lie in"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, rng, file, change, message):
+    make_run(tmp_path / "run", rng, steps=3)
+    edit_json(tmp_path / "run" / file, change)
+    with pytest.raises(UserError, match=message):
+        write_report(tmp_path / "run")
+
+
+def test_broken_text_is_named_with_its_line(tmp_path, rng):
+    make_run(tmp_path / "run", rng, steps=3)
+    path = tmp_path / "run/metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 3, "lo')
+    with pytest.raises(ReportError, match=r"metrics.jsonl, line 4 is not JSON"):
+        write_report(tmp_path / "run")
+    path.write_text("")
+    assert "No step was taken" in write_report(tmp_path / "run").read_text()
+    (tmp_path / "run/concept_space.npz").write_bytes(b"no archive")
+    with pytest.raises(ReportError, match=r"concept_space.npz cannot be read"):
+        write_report(tmp_path / "run")
+
+
+def test_runs_of_another_dataset_are_not_compared(tmp_path, rng):
+    make_run(tmp_path / "one", rng, steps=3)
+    make_run(tmp_path / "two", rng, steps=3)
+    edit_json(tmp_path / "two/results.json", lambda results: results.update(dataset="ata"))
+    with pytest.raises(ReportError, match="dataset is 'ata' there and 'tabletop' here"):
+        write_report(tmp_path / "one", compare=[tmp_path / "two"])
+
+
+# -------------------------------------------------------------------------------------------------------- drawings
+def test_result_picture_has_the_size_of_a_readme_banner(tmp_path, rng):
+    from PIL import Image
+
+    make_run(tmp_path / "ace", rng, steps=3)
+    make_run(tmp_path / "procvlr", rng, method="ProcVLR", steps=3)
+    path = result_picture(tmp_path / "ace", tmp_path / "docs" / "result.png", compare=[tmp_path / "procvlr"])
+    with Image.open(path) as image:
+        assert 1800 <= image.width <= 2400 and 2.0 < image.width / image.height < 2.8
+
+
+def test_labels_of_the_concept_space_do_not_overlap(rng):
+    names = [f"{verb} {OBJECTS[i % 5]}" for i, verb in enumerate(VERBS)]
+    points = rng.normal(size=(36, 2)) * 0.2 + np.repeat(rng.normal(size=(12, 2)), 3, axis=0)
+    figure = figures.concept_figure(points, np.repeat(names, 3).tolist(), np.repeat(np.arange(12) < 8, 3))
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 12
+    hidden = sum(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert hidden <= 1
+
+
+def test_a_gaussian_is_drawn_with_its_own_covariance(rng):
+    angle = rng.uniform(0, np.pi)
+    shape = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * rng.uniform(0.3, 0.9, size=2)
+    points = rng.normal(size=(4000, 2)) @ shape.T + rng.normal(size=2)
+    figure = figures.concept_figure(points, ["a"] * 4000, np.ones(4000, bool))
+    (ellipse,) = figure.axes[0].patches
+    values = np.linalg.eigvalsh(np.cov(points.T, bias=True))
+    assert sorted([ellipse.width, ellipse.height]) == pytest.approx(sorted(4 * np.sqrt(values)))
+    inside = ellipse.contains_points(figure.axes[0].transData.transform(points))
+    (label,) = figure.axes[0].texts  # stands on the top of the ellipse
+    outline = ellipse.get_verts()
+    top = figure.axes[0].transData.transform(label.get_position())
+    assert np.abs(outline[outline[:, 1].argmax()] - top).max() < 20
+    assert inside.mean() == pytest.approx(1 - np.exp(-2), abs=0.03)  # two standard deviations in the plane
+
+
+def test_single_phrases_single_runs_and_absent_classes_can_be_drawn():
+    figures.concept_figure(np.eye(2), ["a", "b"], np.array([True, False]))
+    figures.srt_figure({"ACE": np.array([50.0])}, 20.0, "Accuracy", figures.DARK)
+    figures.class_f1_figure(np.array([np.nan, 40.0]), np.array([0, 4]), ["$a", "b$"], True).canvas.draw()
+    figures.confusion_figure(np.zeros((31, 31), np.int64), [f"very long name of action {i}" for i in range(31)])
+    figures.curve_figure({"loss": (np.array([0.0]), np.array([1.0]))}, "loss", False)

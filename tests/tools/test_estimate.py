@@ -1,0 +1,197 @@
+"""Protects the forecast of a run: its counts against hand calculations, a real forward pass and a real decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from data_worlds import NumberedReader, small_encoding, small_loader
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ace_dist.config import ClipConfig, load_config
+from ace_dist.data.build.shards import build_shards
+from ace_dist.data.loader import pyav
+from ace_dist.data.sampling import TrainPlan
+from ace_dist.data.shards import ShardFiles
+from ace_dist.models import attention, timesformer
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.tools.estimate import (
+    DEVICES,
+    decode_budget,
+    estimate,
+    frames_decoded,
+    memory_gib,
+    model_cost,
+    nvdec_clips_per_s,
+)
+from ace_dist.train import estimate as forecast
+from ace_dist.utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def toy(**video):
+    """The demo's towers with a few sizes changed."""
+    config = load_config(["experiment=demo", "model.init=random"])
+    config.model.video = dataclasses.replace(config.model.video, **video)
+    return config
+
+
+def test_one_block_by_hand():
+    """What one more block costs: the published network's products, a multiplication and an addition each two FLOPs."""
+    frames, patches, width = 8, 16, 96
+    sizes = {"width": width, "patch": 12, "image_size": 48, "trained_blocks": 2}
+    four, five = (model_cost(toy(depth=depth, **sizes), bf16=False) for depth in (4, 5))
+    tokens, spatial = patches * frames, (patches + 1) * frames
+    linear = tokens * 3 * width**2 + tokens * width**2 + spatial * 4 * width**2 + (tokens + 1) * 8 * width**2
+    attention = 2 * patches * frames**2 * width + 2 * frames * (patches + 1) ** 2 * width
+    merged = width**3 + width**2  # temporal attention's two linear maps are made one, once a forward pass
+    assert five.forward_flops - four.forward_flops == 2 * (linear + attention + merged)
+    assert five.parameters - four.parameters == 3 * 2 * width + 2 * 4 * (width**2 + width) + width**2 + width + (
+        8 * width**2 + 5 * width
+    )
+    assert five.step_flops - four.step_flops == five.forward_flops - four.forward_flops  # a frozen block: no backward
+
+
+def test_trained_blocks_cost_twice_their_forward_pass_again():
+    """Gradients of inputs and of weights: the backward pass of a block is twice its forward pass."""
+    two, three = (model_cost(toy(trained_blocks=count), bf16=False) for count in (2, 3))
+    block = model_cost(toy(depth=7), bf16=False).forward_flops - model_cost(toy(), bf16=False).forward_flops
+    assert two.forward_flops == three.forward_flops
+    assert three.step_flops - two.step_flops == pytest.approx(2 * block, rel=0.05)
+
+
+def test_counts_equal_those_of_the_real_network(monkeypatch):
+    """FLOPs count once what is computed again to save memory; what is kept is that of the network as it runs."""
+    config = toy(trained_blocks=3)
+    cost = model_cost(config, bf16=False)
+    model = DualEncoder(config.model.video, config.model.text).eval()
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    assert cost.trained == sum(p.numel() for group in model.trainable_parameters().values() for p in group)
+    assert model_cost(config, bf16=True).saved_bytes == pytest.approx(cost.saved_bytes / 2, rel=0.05)
+    own, saved = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    video = torch.randn(1, config.dataset.clip.frames, 3, config.loader.crop, config.loader.crop)
+    with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.encode_video(video).sum().backward()
+    for module in (timesformer, attention):
+        monkeypatch.setattr(module, "recomputed", lambda function, *inputs: function(*inputs))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.encode_video(video).sum().backward()
+    # 1.3e-4 are products of biases with a matrix, which torch counted in one run of the whole suite, not in another
+    assert counter.get_total_flops() == pytest.approx(cost.step_flops, rel=2e-4)
+    kept = sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in own)
+    assert kept == pytest.approx(cost.saved_bytes, rel=0.1)
+
+
+def test_the_papers_network():
+    """Parameters and trained share as published; forward FLOPs below the full network's, whose last block does more."""
+    cost = model_cost(load_config(["experiment=ata_ace"]), bf16=True)
+    assert cost.trained == 30_389_248
+    full = 2 * 736.6e9  # of the official layout, 30 frames
+    assert 0.88 * full < cost.forward_flops < full
+
+
+def test_frames_to_decode_by_hand():
+    # Key frames at 0, 5, 10, 15, 20: frame 3 takes 0 to 3, frame 7 takes 5 to 7, frame 21 takes 20 and 21.
+    assert frames_decoded([3, 7, 21], 5, "h264") == 4 + 3 + 2
+    assert frames_decoded([3, 7, 21], 1, "h264") == 3
+    assert frames_decoded([4, 4, 5], 5, "h264") == 6
+    # In VP9 only 0, 4, 5, 9, 10, ... are predicted from: 0 and 3, 5 and 7, 20 and 21.
+    assert frames_decoded([3, 7, 21], 5, "vp9") == 6
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    encoding = small_encoding(gop=4)
+    return build_shards(NumberedReader(6), folder, ClipConfig(5, 1.5), encoding, workers=1, progress=False)
+
+
+def config_of(shards):
+    config = toy()
+    config.dataset.shards, config.dataset.clip = str(shards.folder), ClipConfig(5, 1.5)
+    config.loader = small_loader()
+    return config
+
+
+def test_the_decode_budget_is_what_the_decoder_does(shards, monkeypatch):
+    """Packets that the loader really sends to the decoder, counted."""
+    config = config_of(shards)
+    budget, sent = decode_budget(config), []
+    packet = pyav.stored_packet
+    monkeypatch.setattr(pyav, "stored_packet", lambda *place: sent.append(place) or packet(*place))
+    records, files = shards.split("train"), ShardFiles(shards.folder)
+    plan = TrainPlan(records, [0] * len(records), config.dataset.clip, config.loader, len(records), seed=0)
+    for request in plan.requests(0):
+        pyav.decode_clip(files.read(request.record), request)
+    assert budget.clips == len(records)
+    assert budget.frames_decoded == pytest.approx(len(sent) / len(records))
+    assert budget.frames_used == 5 and budget.decoded_per_used > 1
+
+
+def test_the_budget_without_shards():
+    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={gop: 1, fps: null}"])
+    budget = decode_budget(config)
+    assert (budget.clips, budget.frames_used, budget.frames_decoded) == (None, 30, 30)  # every frame is a key frame
+    config.dataset.encoding.gop = 1000
+    # Windows of 88 frames (every third of 30 a second) behind 0 to 999 others; those that cross the next key frame, at
+    # most 87 of 1000, skip the two frames before it at most.
+    assert decode_budget(config).frames_decoded == pytest.approx(88 + 499.5, abs=2 * 87 / 1000)
+
+
+def test_decoders_by_hand():
+    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={gop: 1, fps: null}"])
+    # 455 x 256 pixels are 29 x 16 macroblocks, 1080p has 120 x 68; seven engines, 30 frames a clip.
+    assert nvdec_clips_per_s(DEVICES["h100"], decode_budget(config)) == pytest.approx(7 * 350 * 8160 / 464 / 30)
+
+
+def test_memory_by_hand():
+    config = toy()
+    cost = dataclasses.replace(model_cost(config, bf16=True), parameters=2**30, trained=2**28, saved_bytes=2**24)
+    config.training.batch_size, config.training.accumulation = 16, 2
+    config.deepspeed = {"zero_optimization": {"stage": 1}}
+    memory = memory_gib(config, cost, ranks=4, bf16=True)
+    # bf16 weights and gradients; fp32 copy and momentum of a quarter of what trains; 2 clips a micro-batch.
+    assert (memory["weights"], memory["gradients"], memory["optimizer"]) == (2.0, 0.5, 0.25 * 8 / 4)
+    assert memory["activations"] == 2 * 2**24 / 2**30
+    config.deepspeed = {"zero_optimization": {"stage": 2}}
+    assert memory_gib(config, cost, ranks=4, bf16=True)["gradients"] == 0.5 / 4
+
+
+def test_the_text_names_what_is_missing_and_what_was_assumed(shards):
+    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere"])
+    text = estimate(config, "h100", ranks=2, mfu=0.5)
+    assert "set clips=N" in text and "days" not in text and "assumptions:" in text and "mfu=0.5" in text
+    assert "7500 steps" in estimate(config, clips=8000)  # 15 epochs of 8000 clips, 16 a step
+    config.training.batch_size = 4096
+    assert "DOES NOT FIT" in estimate(config)
+    with pytest.raises(UserError, match="device=t4 is not one of a100, h100, h200"):
+        estimate(config, "t4")
+    with pytest.raises(UserError, match=r"dataset\.shards=nowhere holds none"):
+        estimate(config, here=True)
+
+
+def launcher():
+    """The `main` of launchers/estimate.py."""
+    return runpy.run_path(str(ROOT / "launchers" / "estimate.py"))["main"]
+
+
+def test_the_launcher_measures_this_machine(shards, monkeypatch, capsys):
+    for name in ("measure_cpu_clips_per_s", "measure_cpu_flops_per_s"):  # the real ones, for a shorter time
+        monkeypatch.setattr(forecast, name, functools.partial(getattr(forecast, name), seconds=0.2))
+    settings = ["dataset.clip.frames=5", "dataset.clip.seconds=1.5", f"dataset.shards={shards.folder}"]
+    launcher()(["experiment=demo", *settings, "device=h200", "ranks=2", "measure=true"])
+    text = capsys.readouterr().out
+    assert "measured here:" in text and "2 x h200:" in text and "this machine" in text
+    with pytest.raises(UserError, match="mfu=fast is not a number"):
+        launcher()(["mfu=fast"])

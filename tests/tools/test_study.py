@@ -1,0 +1,199 @@
+"""Protects studies: rows of runs.csv, paired intervals, what is missing, and the files that the launcher writes."""
+
+import csv
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from ace_dist.cluster.sweeps import Sweep
+from ace_dist.cluster.tables import load_table
+from ace_dist.evaluate.metrics import srt_summary
+from ace_dist.evaluate.run_files import ReportError
+from ace_dist.tools.study.grid import gain_figure, gains
+from ace_dist.tools.study.study import (
+    FIELDS,
+    Difference,
+    PlannedRun,
+    StudyRow,
+    gather,
+    merge_rows,
+    paired_difference,
+    read_rows,
+    study_page,
+    write_rows,
+)
+
+ENVIRONMENT = {
+    "git": {"commit": "f00dfeed" * 5, "modified": True}, "hardware": {"cpu": "a CPU", "cores": 2}, "world_size": 2,
+}  # fmt: skip
+
+
+def finish(folder, rng, srt_runs=10):
+    """A finished run's files with random scores; returns `results.json`."""
+
+    def score():
+        return {"accuracy": rng.uniform(0, 100), "f1": rng.uniform(0, 100)}
+
+    parts = {part: score() for part in ("base", "novel", "hm")}
+    srt = srt_summary([score() for _ in range(srt_runs)])
+    results = {"method": "m", "dataset": "tabletop", "fold": 0, "seed": 0, **parts, "srt": srt}
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    actions = [f"verb{i} block" for i in range(3) for _ in range(4)]
+    before, after = (np.random.default_rng().normal(size=(12, 6)) for _ in range(2))
+    np.savez(
+        folder / "concept_space.npz", before=before, after=after, phrases=actions, actions=actions, seen=[True] * 12
+    )
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "elapsed_s": 1.0}\n{"step": 9, "elapsed_s": 41.6}\n')
+    return results
+
+
+def row(method, seed, value, experiment="table1"):
+    """A row whose scores are all `value`."""
+    return StudyRow(experiment, method, seed, dict.fromkeys(FIELDS[3:], value))
+
+
+def test_the_interval_is_students_by_hand():
+    """Differences 1, 2, 3, 6: mean 3, s = sqrt(14/3) = 2.1602, t(0.975, 3) = 3.1824 (any table), half 3.4374."""
+    ours = [row("ace", seed, 50.0 + d) for seed, d in enumerate((1, 2, 3, 6))]
+    theirs = [row("procvlr", seed, 50.0) for seed in (3, 1, 0, 2, 9)]  # in another order, one without a pair
+    found = paired_difference(ours, theirs, "novel_accuracy")
+    assert found.n == 4 and found.mean == pytest.approx(3.0)
+    half = 3.182446 * math.sqrt(14 / 3) / 2
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), abs=1e-4)
+    assert str(found) == "+3.0 [-0.4, +6.4]"
+
+
+def test_pairs_are_of_one_seed_and_one_pair_has_no_interval():
+    """Unpaired means would hide that seeds differ; an interval out of one seed would be made up."""
+    assert paired_difference([row("a", 1, 5.0)], [row("b", 2, 5.0)], "novel_f1") is None
+    single = paired_difference([row("a", 1, 5.0), row("a", 2, None)], [row("b", 1, 7.0), row("b", 2, 1.0)], "novel_f1")
+    assert (single.mean, single.low, single.n) == (-2.0, None, 1) and str(single) == "-2.0 (one seed)"
+    page = study_page([row("a", 1, 5.0), row("a", 3, 5.0), row("b", 1, 7.0), row("b", 2, 1.0)], "b", [], [], [])
+    assert "a and b are not paired at seed 2, 3" in page
+
+
+def test_rows_are_replaced_by_their_key_and_survive_the_disk(tmp_path):
+    """The same experiment, method and seed again: the new one, in its place; everything else stays; None stays None."""
+    path = tmp_path / "sub" / "runs.csv"
+    old = [row("a", 0, 1.0), row("a", 0, 2.0, "table3"), row("a", 1, None), row("b b", 0, 4.0)]
+    write_rows(old, path)
+    assert path.read_text().splitlines()[0] == (
+        "experiment,method,seed,base_accuracy,base_f1,novel_accuracy,novel_f1,srt_accuracy_mean,srt_accuracy_std,"
+        "srt_f1_mean,srt_f1_std"
+    )
+    merged = merge_rows(read_rows(path), [row("a", 0, 9.0), row("c", 0, 5.0)])
+    assert merged == [row("a", 0, 9.0), *old[1:], row("c", 0, 5.0)]
+    path.write_text(path.read_text().replace("4.0000", "four"))
+    with pytest.raises(ReportError, match=r"runs\.csv, line 5: .*four"):
+        read_rows(path)
+    path.write_text("method,seed\n")
+    with pytest.raises(ReportError, match="expected the columns experiment,method"):
+        read_rows(path)
+
+
+def test_folds_are_averaged_and_a_missing_one_makes_the_seed_missing(tmp_path):
+    """A mean over three of four folds is of other people than the others' means."""
+    rng = random.Random()
+    found = [finish(tmp_path / f"{seed}-{fold}", rng) for seed, fold in ((0, 1), (0, 2), (1, 1))]
+    planned = [PlannedRun("ace", seed, tmp_path / f"{seed}-{fold}") for seed in (0, 1) for fold in (1, 2)]
+    study = gather(planned, "table2")
+    assert [r.seed for r in study.rows] == [0] and study.missing == ("ace, seed 1: 1-2 not finished",)
+    mean = (found[0]["srt"]["f1_std"] + found[1]["srt"]["f1_std"]) / 2
+    assert study.rows[0].scores["srt_f1_std"] == pytest.approx(mean)
+    with pytest.raises(ReportError, match="no run is finished: ace, seed 1"):
+        gather(planned[2:], "table2")
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """A sweep of Figure 3 on the tabletop with two seeds, one run missing; results by run id."""
+    sweep = Sweep(tmp_path / "s")
+    sweep.submissions = [{"command": "python launchers/sweep.py table=figure3"}]
+    sweep.add(["experiment=demo", "seed=0..1"], load_table("figure3"))
+    sweep.write()
+    rng = random.Random()
+    names = [name for name in sweep.runs if name != "row-second_order_6_seed-1"]
+    return sweep, {name: finish(sweep.folder / name, rng) for name in names}
+
+
+def test_the_launcher_writes_rows_page_and_figures(swept, tmp_path, launch):
+    """As a user: from a sweep's folder to runs.csv, a page that names what is missing, box plots and both curves."""
+    sweep, results = swept
+    output = tmp_path / "out"
+    asked = [f"sweep={sweep.folder}", f"output={output}"]
+    wrong = launch("report", *asked, "reference=procvlr", check=False)
+    assert wrong.returncode == 2 and "reference=procvlr has no finished run; there are first_order_1" in wrong.stderr
+    assert not output.exists()
+    launch("report", *asked, "reference=first_order_1")
+    with (output / "runs.csv").open() as file:
+        rows = {(r["method"], r["seed"]): r for r in csv.DictReader(file)}
+    assert len(rows) == 15 and {r["experiment"] for r in rows.values()} == {"figure3"}
+    score = results["row-second_order_6_seed-0"]["srt"]["accuracy_std"]
+    assert float(rows["second_order_6", "0"]["srt_accuracy_std"]) == pytest.approx(score, abs=1e-4)
+    page = (output / "figure3.md").read_text()
+    assert "second_order_6, seed 1: row-second_order_6_seed-1 not finished" in page
+    assert "commit f00dfeedf0 with uncommitted changes, 2 rank(s), a CPU (2 cores)" in page and "42 to 42 s" in page
+    assert "`python launchers/sweep.py table=figure3`" in page
+    with np.load(sweep.folder / "row-second_order_6_seed-0" / "concept_space.npz") as file:
+        unit = file["after"] / np.linalg.norm(file["after"], axis=1, keepdims=True)
+    blocks = (unit @ unit.T).reshape(3, 4, 3, 4)
+    between = 1 - np.mean([blocks[i, :, j].mean() for i in range(3) for j in range(i)])
+    assert f"| {between:.3f} |\n" in page.split("## Concept space")[1].split("##")[0]
+    names = {path.name for path in output.glob("*.png")}
+    assert names == {
+        f"figure3_{kind}_{metric}.png" for kind in ("srt", "curve1", "curve2") for metric in ("accuracy", "f1")
+    }
+    assert all(f"({name})" in page for name in names)
+
+
+def test_wrong_folders_are_named(tmp_path, launch):
+    """Neither a sweep nor a run; and both at once."""
+    for settings, words in (
+        ([f"sweep={tmp_path}/none", "output=o", "reference=r"], "sweep.json does not exist"),
+        (["sweep=a", "run=b"], "instead"),
+    ):
+        done = launch("report", *settings, check=False)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+
+
+def test_panels_without_any_pair_are_left_out():
+    """The heat map of three settings has a panel for each value of the third that has a cell with a pair."""
+    found = Difference(1.0, 0.5, 1.5, 5)
+    cells = {("long", "0", "clip"): found, ("flat", "0", "clip"): None, ("long", "0", "minilm"): None}
+    for changed, expected in (({}, ["tower clip"]), ({("flat", "0", "minilm"): found}, ["tower clip", "tower minilm"])):
+        figure = gain_figure(["tail", "noise", "tower"], {**cells, **changed}, "SRT", "srt_accuracy_mean")
+        assert [axes.get_title() for axes in figure.axes] == expected
+
+
+def test_gains_over_a_grid(tmp_path, launch):
+    """Each cell is paired with its own reference, whichever way its settings were written; an unpaired one says so."""
+    rng = random.Random()
+    offsets = {(noise, shift): rng.uniform(-20, 20) for noise in ("0.2", "0.4") for shift in ("0", "1")}
+    rows = []
+    for (noise, shift), offset in offsets.items():
+        for seed in range(3):
+            cell = f"grid verb_noise={noise} domain_shift={shift}"
+            rows.append(row("procvlr", seed, 40.0 + seed, cell))
+            if (noise, shift) != ("0.4", "1"):
+                rows.append(row("ace", seed, 40.0 + seed + offset + (seed - 1), cell))
+    rows += [row(f"{m} world.domain_shift=1", 0, 9.0, "grid verb_noise=0.6") for m in ("ace", "procvlr")]
+    keys, cells = gains(rows, "ace", "procvlr")
+    assert keys == ("verb_noise", "domain_shift") and cells["0.4", "1"] == {}
+    for cell, offset in offsets.items():
+        if cells[cell]:
+            found = cells[cell]["srt_accuracy_std"]
+            assert found.mean == pytest.approx(offset) and found.high - offset == pytest.approx(4.302653 / math.sqrt(3))
+    assert str(cells["0.6", "1"]["novel_accuracy"]) == "+0.0 (one seed)"
+    with pytest.raises(ReportError, match="not those of the other rows"):
+        gains([*rows, row("ace", 0, 1.0, "grid verb_noise=0.2")], "ace", "procvlr")
+    write_rows([row("ace", 0, 1.0), *rows], tmp_path / "runs.csv")
+    launch("report", "grid=ace", "experiment=grid", "reference=procvlr", f"output={tmp_path}")
+    page = (tmp_path / "grid_gain.md").read_text()
+    assert "| 0.4 | 1 | 0 | - | - | - |" in page and page.count(".png)") == 3 == len(list(tmp_path.glob("*.png")))
+    done = launch("report", "grid=bike", "experiment=grid", "reference=procvlr", f"output={tmp_path}", check=False)
+    assert done.returncode == 2 and "no seed of grid has both bike and procvlr" in done.stderr

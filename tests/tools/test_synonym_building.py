@@ -1,0 +1,494 @@
+"""Building trees through the real `openai` client against a real HTTP server: good, slow, failing, lying, hostile."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from chat_server import ChatServer, completion, obey, synonyms
+
+from ace_dist.concepts import SynonymTrees
+from ace_dist.tools.synonyms import BuildConfig, BuildError, build, export_sheet, import_sheet
+from ace_dist.tools.synonyms.budget import Budget, BudgetReached, Prices, most_tokens
+from ace_dist.tools.synonyms.cache import AnswerCache, CacheError
+from ace_dist.tools.synonyms.client import ChatClient, Pace, ServerFailed, ServerRefused, ServerSettings
+from ace_dist.tools.synonyms.prompt import question
+from ace_dist.tools.synonyms.sheet import SheetError
+from ace_dist.utils.errors import UserError
+
+KEY = "sk-sentinel-4f1d9c2b7e"
+ACTIONS = ["spin block", "pick up item", "hammer pin"]
+QUESTIONS = len(ACTIONS) * 3  # M = 3: a root and its two synonyms; copies of the root are not asked
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    """A key whose every appearance outside the request header is a leak."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Settings of a small build; `config(server, key=value)`."""
+
+    def make(server, **settings):
+        values = {
+            "actions": ACTIONS, "out": str(tmp_path / "trees.json"), "children": 3, "domain": "toy assembly",
+            "model": "test-model", "base_url": server.url, "cache": str(tmp_path / "cache"), "backoff_s": 0.001,
+            "timeout_s": 20.0,
+        }  # fmt: skip
+        return BuildConfig(**values | settings)
+
+    return make
+
+
+def no_key_in(folder, *texts):
+    """The key occurs in no file below `folder`, in no file name and in no text."""
+    for path in folder.rglob("*"):
+        assert KEY not in path.name and (not path.is_file() or KEY.encode() not in path.read_bytes()), path
+    assert not [text for text in texts if KEY in text]
+
+
+def test_a_good_server(config, tmp_path):
+    """Every node asked once, six constraints and the key sent, M as set; a rerun asks nothing, same bytes."""
+    said = []
+    with ChatServer() as server:
+        result = build(config(server, price_input=1.0, price_output=10.0), said.append)
+        first = result.path.read_bytes()
+        assert len(server.requests) == QUESTIONS and set(server.asked().values()) == {1}
+        again = build(config(server), said.append)
+        assert len(server.requests) == QUESTIONS, "a rerun must cost nothing"
+    assert again.path.read_bytes() == first and result.missing == {}
+    trees = SynonymTrees.load(result.path)
+    assert trees.roots == ("spin", "pick up", "hammer")
+    assert all(len(children) == 3 for root in trees.roots for _, children in trees.nodes(root))
+    assert trees.children("spin", "spin") == trees.children("spin")
+    prompt, body, headers = server.requests[0]
+    for rule in ("without numbering", "makes sense during toy assembly", "begins with a verb", "Keep the object",
+                 "stands as a whole at the beginning", "is phrasal, prefer phrasal"):  # fmt: skip
+        assert rule in prompt
+    assert headers["authorization"] == f"Bearer {KEY}" and body["model"] == "test-model" and body["max_tokens"] == 1000
+    assert trees.meta["model"] == "test-model" and trees.meta["served_model"] == ["served-model"]
+    assert (trees.meta["tokens_input"], trees.meta["tokens_output"]) == (200 * QUESTIONS, 50 * QUESTIONS)
+    assert len(trees.meta["prompt_sha256"]) == 64 and trees.meta["date"] and trees.meta["hand_edits"] == []
+    cost = QUESTIONS * (200 * 1.0 + 50 * 10.0) / 1e6
+    assert f"{cost:.4f} at the stated prices" in said[1], "the bill after the build"
+    assert f"at most {QUESTIONS} questions" in said[0], "the estimate before it"
+    no_key_in(tmp_path, *said)
+
+
+def flaky(*failures):
+    """A server whose first answers to every prompt are `failures`, the next one is good."""
+    return lambda prompt, turn: failures[turn] if turn < len(failures) else obey(prompt, turn)
+
+
+RATE_LIMIT = (429, {"error": {"message": "slow down", "code": "rate_limit"}}, {"retry-after-ms": "1"})
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [
+        [RATE_LIMIT, (500, {"error": {"message": "oops"}}), (503, b"<html>busy</html>")],
+        [(200, None)],  # the connection drops
+        [(200, b"{not json"), (200, b"[" * 100_000), (200, {"choices": []})],
+        [(200, completion(["a", "list"])), (200, {"choices": [{"message": None}]}), (200, b"null")],
+        [(200, b"x" * (5 << 20))],  # longer than any answer may be
+    ],
+    ids=["429-500-503", "dropped", "malformed", "wrong-types", "endless"],
+)
+def test_failures_are_tried_again(config, failures):
+    """Whatever goes wrong once or thrice, the tree is complete in the end and each answer was needed."""
+    with ChatServer(flaky(*failures)) as server:
+        result = build(config(server, actions=ACTIONS[:1]), lambda _: None)
+    assert result.missing == {} and set(server.asked().values()) == {len(failures) + 1}
+
+
+def test_a_slow_server(config):
+    """An answer that does not come in time is asked for again."""
+    late = threading.Event()
+
+    def slow_once(prompt, turn):
+        if turn == 0:
+            late.wait(30)
+        return obey(prompt, turn)
+
+    with ChatServer(slow_once) as server:
+        result = build(config(server, actions=ACTIONS[:1], timeout_s=0.5, children=2), lambda _: None)
+        late.set()
+    assert result.missing == {} and set(server.asked().values()) == {2}
+
+
+def test_a_server_that_never_ends_its_answer(config):
+    """A byte now and then resets every read time-out; the time of the whole answer is bounded as well."""
+    gone = threading.Event()
+
+    def drip():
+        try:
+            while not gone.wait(0.02):
+                yield b" "
+        finally:
+            gone.set()
+
+    with ChatServer(
+        lambda prompt, turn: (200, drip()) if turn == 0 and not gone.is_set() else obey(prompt, turn)
+    ) as server:
+        settings = config(server, actions=ACTIONS[:1], timeout_s=0.5, children=2, concurrency=1)
+        result = build(settings, lambda _: None)
+    assert result.missing == {} and gone.is_set(), "the client left first"
+
+
+def test_a_redirect_does_not_take_the_key_along(config):
+    """A server that sends the client elsewhere: the other place sees no key."""
+    with ChatServer() as thief:
+        elsewhere = {"Location": f"{thief.url}/chat/completions"}
+        with ChatServer(lambda *_: (307, {}, elsewhere)) as server:
+            build(config(server, actions=ACTIONS[:1], attempts=1), lambda _: None)
+    assert server.requests and not [r for r in thief.requests if KEY in str(r)]
+
+
+def test_attempts_are_bounded_and_a_dead_server_ends_the_build(config):
+    """Three nodes without any answer: the rest is not asked, and the reason is in the report."""
+    with ChatServer(lambda *_: (500, {"error": {"message": "down"}})) as server:
+        result = build(config(server, attempts=2, concurrency=1, actions=[*ACTIONS, "lift lid", "push lever"]))
+    assert len(server.requests) == 3 * 2
+    assert "status 500: " in result.missing["spin"] and "in a row" in result.missing["push"]
+
+
+def test_one_bad_node_does_not_spoil_the_others(config, tmp_path):
+    """A refusal is asked again with a bound, then reported for its node; whole trees are kept; a sheet completes it."""
+
+    def refuse_hammer(prompt, turn):
+        if '"hammer pin"' in prompt:
+            message = {"role": "assistant", "content": None, "refusal": "I'm sorry, I can't."}
+            return 200, completion("") | {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+        return obey(prompt, turn)
+
+    with ChatServer(refuse_hammer) as server:
+        result = build(config(server, asks=2), lambda _: None)
+        asked = len(server.requests)
+        partial = SynonymTrees.load(result.path)
+        build(config(server, asks=2), lambda _: None)
+        assert len(server.requests) == asked, "the bad answers are cached as well"
+        build(config(server, asks=3), lambda _: None)
+        assert len(server.requests) == asked + 1, "raising `asks` asks once more"
+    assert list(result.missing) == ["hammer"] and "0 of 2 synonyms after 2 answers" in result.missing["hammer"]
+    assert result.path.name == "trees.partial.json" and not (tmp_path / "trees.json").exists()
+    assert partial.roots == ("spin", "pick up") and partial.meta["missing"] == result.missing
+    export_sheet(result.path, tmp_path / "sheet.csv")
+    text = (tmp_path / "sheet.csv").read_text(encoding="utf-8-sig")
+    assert "hammer,hammer" in text, "the unfinished tree is a row to fill"
+    rows = (
+        text.replace("hammer,hammer,,", "hammer,hammer,pound,bash").rstrip()
+        + "\nhammer,pound,beat,bash\nhammer,bash,hit,beat\n"
+    )
+    (tmp_path / "sheet.csv").write_text(rows)
+    import_sheet(tmp_path / "sheet.csv", result.path, tmp_path / "trees.json", "ann")
+    trees = SynonymTrees.load(tmp_path / "trees.json")
+    assert trees.children("hammer") == ("hammer", "pound", "bash") and "missing" not in trees.meta
+    with pytest.raises(BuildError, match="edited by hand"), ChatServer() as server:
+        build(config(server), lambda _: None)
+
+
+def test_missing_synonyms_are_asked_for(config):
+    """A short answer leads to a second question that names what is known; both answers count."""
+
+    def stingy(prompt, turn):
+        return 200, completion("\n".join(synonyms(prompt)[:1]))
+
+    with ChatServer(stingy) as server:
+        result = build(config(server, actions=ACTIONS[:1]), lambda _: None)
+    assert result.missing == {}
+    follow_up = [prompt for prompt, _, _ in server.requests if "known already" in prompt]
+    assert len(follow_up) == 3 and all("give 2 others" in prompt for prompt in follow_up)
+
+
+def test_a_lying_server(config, tmp_path):
+    """Absurd token counts are not believed, another model's name is recorded, a cut answer loses its last line."""
+
+    def lying(prompt, turn):
+        text = "\n".join(["1. " + line.upper() for line in synonyms(prompt)] + ["rotate blo"])
+        reply = completion(text, tokens_in=-5, tokens_out=10**15, model="another-model\u0000" + "x" * 500)
+        reply["choices"][0]["finish_reason"] = "length"
+        return 200, reply
+
+    with ChatServer(lying) as server:
+        result = build(config(server, actions=ACTIONS[:1]), lambda _: None)
+    meta = SynonymTrees.load(result.path).meta
+    assert 0 < meta["tokens_output"] < 1000 and 0 < meta["tokens_input"] < 10_000
+    assert len(meta["served_model"][0]) <= 80 and meta["repaired_lines"] > 0 and meta["rejected_lines"] >= 3
+    report = [json.loads(line) for line in (tmp_path / "trees.json.report.jsonl").read_text().splitlines()]
+    assert report[0]["node"] == "spin" and any("cut off" in line for line in report[0]["rejected"])
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429])
+def test_a_server_that_refuses_ends_the_build_and_its_message_is_scrubbed(config, tmp_path, capfd, status):
+    """Wrong key, model or quota: one request, no retry, the setting named, and the key cut out of the server's text."""
+    error = {"message": f"Incorrect API key provided: {KEY} {'y' * 5000}", "code": "insufficient_quota"}
+    with ChatServer(lambda *_: (status, {"error": error})) as server:
+        result = build(config(server, concurrency=1))
+    assert len(server.requests) == 1
+    reason = result.missing["spin"]
+    assert f"status {status}" in reason and "[key]" in reason and "(check " in reason and len(reason) < 600
+    no_key_in(tmp_path, *result.missing.values(), *capfd.readouterr())
+
+
+def test_a_hostile_answer_cannot_take_the_key_into_files(config, tmp_path):
+    """A server that repeats the header it was sent, in every field, between good lines."""
+
+    def echo(prompt, turn):
+        text = f"{KEY}\n" + "\n".join(synonyms(prompt)) + f"\nBearer {KEY} block\n" + "../../etc/passwd block\n" * 3000
+        return 200, completion(text, model=f"model-{KEY}") | {"id": KEY}
+
+    with ChatServer(echo) as server:
+        result = build(config(server), lambda _: None)
+    assert result.missing == {}
+    no_key_in(tmp_path, str(result))
+    verbs = SynonymTrees.load(result.path).verbs()
+    assert all(re.fullmatch(r"[a-z ]+", verb) for verb in verbs)
+
+
+def test_the_budget_is_hard(config, tmp_path):
+    """Eight threads: what the server bills never passes the budget; a later build continues and asks nothing twice."""
+    tokens_out = 100
+
+    def honest(prompt, turn):
+        return 200, completion("\n".join(synonyms(prompt)), len(prompt.encode()), tokens_out)
+
+    with ChatServer(honest) as server:
+        settings = {"concurrency": 8, "max_output_tokens": tokens_out, "children": 4}
+        result = build(config(server, **settings, budget_tokens=6000), lambda _: None)
+        billed = sum(len(prompt.encode()) + tokens_out for prompt, _, _ in server.requests)
+        assert 6000 - 2 * 1000 < billed <= 6000 and any("budget_tokens=6000" in why for why in result.missing.values())
+        result = build(config(server, **settings), lambda _: None)
+    assert result.missing == {} and set(server.asked().values()) == {1} and len(server.requests) == 12
+
+
+def test_a_budget_in_money_needs_prices(config):
+    """Unknown prices: tokens only."""
+    with ChatServer() as server:
+        with pytest.raises(UserError, match=r"price_input and price_output"):
+            build(config(server, budget_cost=1.0), lambda _: None)
+        cheap = config(server, budget_cost=0.003, price_input=1.0, price_output=1.0, concurrency=1)
+        result = build(cheap, lambda _: None)
+    assert 0 < len(server.requests) < QUESTIONS and any("budget_cost=0.003" in why for why in result.missing.values())
+
+
+def test_a_reservation_waits_for_answers_that_may_free_some():
+    """The second question fits only after the first turned out cheap; a third one that never fits is refused."""
+    budget = Budget(Prices(), limit_tokens=100)
+    first = budget.reserve(40, 40)
+    waiting = threading.Thread(target=lambda: budget.settle(budget.reserve(30, 30), 30, 30))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive() and budget.tokens_in == 0
+    budget.settle(first, 20, 10)
+    waiting.join(20)
+    assert (budget.tokens_in, budget.tokens_out) == (50, 40)
+    with pytest.raises(BudgetReached, match="90 spent, the next question may need 11"):
+        budget.reserve(10, 1)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "billed"),
+    [((200, None), 2), ((504, {}), 2), ((503, {}), 0)],
+    ids=["dropped", "gateway timeout", "refused"],
+)
+def test_requests_without_an_answer_count_against_the_budget(tmp_path, behaviour, billed):
+    """Dropped, or given up by a gateway: maybe billed, each attempt costs its worst case. A refusal costs nothing."""
+    budget, prompt = Budget(), question("spin block", 3, "x")
+    with ChatServer(lambda *_: behaviour) as server:
+        settings = ServerSettings("m", server.url, attempts=2, backoff_s=0.001, max_output_tokens=70)
+        with pytest.raises(ServerFailed, match="no answer after 2 attempts"):
+            ChatClient(settings, AnswerCache(tmp_path), budget).ask(prompt)
+    assert (budget.tokens_in, budget.tokens_out) == (billed * most_tokens(prompt), billed * 70)
+    with pytest.raises(ServerFailed, match="ConnectError"):  # the server is gone: nothing was sent
+        ChatClient(settings, AnswerCache(tmp_path), budget).ask(prompt)
+    assert (budget.tokens_in, budget.tokens_out) == (billed * most_tokens(prompt), billed * 70)
+
+
+def test_a_dry_run_asks_nothing(config, monkeypatch):
+    """It needs no key and writes no file."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    said = []
+    with ChatServer() as server:
+        settings = config(server, dry_run=True, price_input=2.0, price_output=8.0)
+        assert build(settings, said.append) is None
+    assert not server.requests and "9 questions" in said[0] and "at the stated prices" in said[0]
+    assert not os.path.exists(settings.out) and not os.path.exists(settings.cache)
+
+
+def test_killed_half_way_and_continued(tmp_path, launch):
+    """kill -9 while the fifth question is on its way: the next run repeats that one and no other."""
+    arrived, release = threading.Event(), threading.Event()
+
+    def stuck_at_five(prompt, turn):
+        if len(server.requests) == 5 and not release.is_set():
+            arrived.set()
+            release.wait(60)
+        return obey(prompt, turn)
+
+    with ChatServer(stuck_at_five) as server:
+        settings = [
+            f"actions=[{', '.join(ACTIONS)}]", f"out={tmp_path / 'trees.json'}", "children=3", "domain=toy assembly",
+            "model=m", f"base_url={server.url}", f"cache={tmp_path / 'cache'}", "concurrency=1",
+        ]  # fmt: skip
+        script = os.path.join(os.path.dirname(__file__), "..", "..", "launchers", "build_synonyms.py")
+        child = subprocess.Popen([sys.executable, script, *settings], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert arrived.wait(60), child.communicate()[1].decode()
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        release.set()
+        partial = SynonymTrees.load(tmp_path / "trees.partial.json")
+        assert partial.roots == ("spin",), "the tree that was whole is on disk"
+        done = launch("build_synonyms", *settings)
+        twice = [prompt for prompt, count in server.asked().items() if count > 1]
+        assert twice == [server.requests[4][0]] and len(server.requests) == QUESTIONS + 1
+    assert len(SynonymTrees.load(tmp_path / "trees.json").roots) == 3 and "3 trees" in done.stdout
+    assert not (tmp_path / "trees.partial.json").exists()
+    no_key_in(tmp_path, done.stdout, done.stderr)
+
+
+def test_the_launcher_reports_and_exits(tmp_path, launch):
+    """Status 3 with the missing nodes; status 2 in one line, without a value, when a key is given as a setting."""
+    with ChatServer(lambda *_: (401, {"error": {"message": f"bad key {KEY}"}})) as server:
+        settings = [
+            "actions=[spin block]",
+            f"out={tmp_path / 't.json'}",
+            "domain=x",
+            "model=m",
+            f"base_url={server.url}",
+        ]
+        refused = launch("build_synonyms", *settings, f"cache={tmp_path / 'c'}", check=False)
+        wrong = launch("build_synonyms", *settings, f"api_key_env={KEY}", check=False)
+    assert refused.returncode == 3 and "missing: spin: the server refuses" in refused.stderr
+    assert wrong.returncode == 2 and wrong.stderr.splitlines()[-1].startswith("error: api_key_env must be the name")
+    no_key_in(tmp_path, refused.stdout, refused.stderr, wrong.stdout, wrong.stderr)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": None}, "source=model needs model"),
+        ({"domain": None}, "domain="),
+        ({"actions": None}, "give actions=FILE"),
+        ({"orders": 1}, "at least two orders"),
+        ({"children": 0}, "each M at least 1"),
+        ({"source": "gpt"}, "not one of model, wordnet"),
+        ({"asks": 0}, "asks=0"),
+        ({"base_url": "http://user:pass@host/v1"}, "must not hold a user name"),
+        ({"base_url": "ftp://host"}, "must look like http"),
+        ({"actions": "nowhere.csv"}, "does not exist"),
+        ({"actions": ["spin"]}, "has no object"),
+    ],
+)
+def test_settings_that_cannot_work(config, settings, message):
+    """Each error names the setting."""
+    with ChatServer() as server, pytest.raises(UserError, match=message):
+        build(config(server, **settings), lambda _: None)
+    assert not server.requests
+
+
+def test_the_key_comes_from_the_environment_only(config, monkeypatch, tmp_path):
+    """Another variable can be named; a local server needs none; OpenAI's does; a broken one is not shown."""
+    monkeypatch.setenv("OTHER_KEY", "other-" + KEY)
+    with ChatServer() as server:
+        build(config(server, api_key_env="OTHER_KEY", actions=ACTIONS[:1]), lambda _: None)
+        assert server.requests[-1][2]["authorization"] == f"Bearer other-{KEY}"
+        build(config(server, api_key_env="NOT_SET", model="b", actions=ACTIONS[:1]), lambda _: None)
+        assert KEY not in server.requests[-1][2]["authorization"]
+    for value in (None, "sk-\u2028-schlüssel"):
+        monkeypatch.setenv("BROKEN", value) if value else monkeypatch.delenv("BROKEN", raising=False)
+        with pytest.raises(ServerRefused, match="BROKEN") as caught:
+            ChatClient(ServerSettings("m", api_key_env="BROKEN"), AnswerCache(tmp_path), Budget())
+        assert "schlüssel" not in str(caught.value)
+
+
+def test_a_damaged_cache_is_named(tmp_path):
+    """Asking again would cost again: the user decides."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="cannot be made"):
+        AnswerCache(tmp_path / "file" / "cache")
+    with ChatServer() as server:
+        client = ChatClient(ServerSettings("m", server.url), AnswerCache(tmp_path / "c"), Budget())
+        client.ask(question("spin block", 3, "x"))
+        [path] = (tmp_path / "c").rglob("*.json")
+        path.write_text(path.read_text()[:50])
+        with pytest.raises(CacheError, match=re.escape(str(path))):
+            client.ask(question("spin block", 3, "x"))
+
+
+def test_requests_are_spaced_and_paused():
+    """Thirty a minute are two seconds apart from each other, whichever thread asks; a pause moves all later ones."""
+    now = [100.0]
+    pace = Pace(30, threading.Event(), clock=lambda: now[0])
+    assert [pace.slot() for _ in range(3)] == [0.0, 2.0, 4.0]
+    now[0] += 20
+    assert pace.slot() == 0.0
+    pace.pause(7)
+    assert [pace.slot(), pace.slot()] == [7.0, 9.0]
+
+
+def test_no_prompt_has_more_tokens_than_its_bound():
+    """CLIP's byte-pair vocabulary as an independent count; the bound is what the budget reserves."""
+    from ace_dist.models.tokenizer import open_clip_tokenizer
+
+    tokenizer = open_clip_tokenizer().SimpleTokenizer()
+    for prompt in (question("spin block", 11, "toy assembly"), question("dreh Würfel 方块", 3, "Häuser 🏠")):
+        assert len(tokenizer.encode(prompt)) <= most_tokens(prompt)
+
+
+def test_more_orders_than_two(config):
+    """A third order is built, saved, loaded; the sampler's two orders are its first two."""
+    with ChatServer() as server:
+        result = build(config(server, orders=3, children=3, grandchildren=2, actions=ACTIONS[:1]), lambda _: None)
+    trees = SynonymTrees.load(result.path)
+    assert trees.orders == 3 and len(trees.children("spin")) == 3
+    child = trees.children("spin")[1]
+    grandchild = trees.children("spin", child)[1]
+    assert len(trees.children("spin", child, grandchild)) == 2
+    assert SynonymTrees.load(result.path, size=2).children("spin") == trees.children("spin")[:2]
+
+
+def test_the_sheet_round_trip(config, tmp_path):
+    """Export, edit, import: differences are shown and kept; casing and separators of spreadsheets are understood."""
+    with ChatServer() as server:
+        path = build(config(server), lambda _: None).path
+    before = SynonymTrees.load(path)
+    sheet, out = tmp_path / "sheet.csv", tmp_path / "edited.json"
+    assert export_sheet(path, sheet) == 9
+    assert import_sheet(sheet, path, out, None) == [] and SynonymTrees.load(out).meta["hand_edits"] == []
+    gone, kept = before.children("spin", "spin")[1:]
+    edited = sheet.read_text(encoding="utf-8-sig").replace(f"spin,spin,{gone}", "spin,spin, Whirl  Around ")
+    sheet.write_text(edited.replace(",", ";"), encoding="utf-8-sig")
+    changes = import_sheet(sheet, path, out, "ann")
+    assert changes == [f"spin > spin: + whirl around - {gone}"]
+    after = SynonymTrees.load(out)
+    assert after.children("spin", "spin") == ("spin", "whirl around", kept)
+    [edit] = after.meta["hand_edits"]
+    assert edit["editor"] == "ann" and edit["differences"] == changes and after.meta["model"] == "test-model"
+    with pytest.raises(SheetError, match="exists already"):
+        export_sheet(path, sheet)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "header must read"),
+        ("verb,child,synonym 1\n", "holds no row"),
+        ("verb,child,synonym 1\nspin,,turn\n", "line 2.*empty"),
+        ("verb,child,synonym 1\nspin,spin,turn\nspin,spin,roll\n", "line 3.*twice"),
+        ("verb,child,synonym 1\nspin,turn,roll\n", "not among its own children"),
+        ("verb,child,synonym 1,synonym 2\nspin,spin,turn,turn\n", "more than once"),
+    ],
+)
+def test_broken_sheets(tmp_path, trees, text, message):
+    """The line or node is named and nothing is written."""
+    trees.save(tmp_path / "trees.json")
+    (tmp_path / "sheet.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        import_sheet(tmp_path / "sheet.csv", tmp_path / "trees.json", tmp_path / "out.json", None)
+    assert not (tmp_path / "out.json").exists()

@@ -1,0 +1,59 @@
+"""The trees that ship with the paper's data sets: complete, of the paper's M, free of warnings, honest in `_meta`."""
+
+import json
+
+import pytest
+
+from ace_dist.concepts import Action, ConceptSampler, SynonymTrees, load_srt
+from ace_dist.config import assets_dir, load_config
+from ace_dist.tools.synonyms.diagnostics import diagnose
+
+PAPER_M = {"ata": 11, "ikea": 2, "gtea": 9}  # spec section 3, first and second order, the verb itself counted
+
+
+@pytest.fixture(params=PAPER_M)
+def shipped(request):
+    """Name, trees as the experiment loads them, its base and novel actions."""
+    config = load_config([f"experiment={request.param}_ace"])
+    m = config.method
+    trees = SynonymTrees.load(config.dataset.synonyms, m.children, m.grandchildren, m.children_include_parent)
+    raw = json.loads((assets_dir() / "classes" / f"{request.param}.json").read_text())
+    actions = [Action(*words) for words in raw["actions"].values()]
+    novel = [action for action in actions if str(action) in config.dataset.novel]
+    return request.param, trees, [action for action in actions if action not in novel], novel
+
+
+def test_every_class_has_its_tree_of_the_papers_size(shipped):
+    """No setting is missing for `experiment=..._ace`; every node has M children; all draws of the sampler work."""
+    name, trees, base, novel = shipped
+    assert set(trees.roots) == {action.verb for action in (*base, *novel)}
+    assert {len(children) for root in trees.roots for _, children in trees.nodes(root)} == {PAPER_M[name]}
+    sampler = ConceptSampler(base, trees, seed=0)
+    assert all(len(group) == PAPER_M[name] for step in range(5) for group in sampler.draw(step).shadow)
+
+
+def test_no_concept_touches_another(shipped):
+    """Diagnostics find nothing: no shared first-order verb, no melted pair, no thin shadow pool, no uneven node."""
+    _, trees, base, _ = shipped
+    assert diagnose(trees, seen={action.verb for action in base}).warnings == ()
+
+
+def test_provenance_and_the_measured_overlap_with_the_papers_words(shipped):
+    """`_meta` says who wrote the trees, and its counts of SRT words are those of the files."""
+    name, trees, base, novel = shipped
+    assert "by hand" in trees.meta["written_by"] and "not the trees of the ACE paper" in trees.meta["written_by"]
+    first = {root: set(trees.children(root)) for root in trees.roots}
+    seen = set().union(*(first[action.verb] for action in base if action.verb not in {a.verb for a in novel}))
+    words = own = anywhere = in_seen = 0
+    for run in load_srt(assets_dir() / "srt" / f"{name}.json")[1:]:
+        for action in novel:
+            verb = run[str(action)].removesuffix(f" {action.object}")
+            if verb != action.verb:
+                words += 1
+                own += verb in first[action.verb]
+                anywhere += any(verb in children for _, children in trees.nodes(action.verb))
+                in_seen += verb in seen
+    counts = trees.meta["paper_srt"]
+    assert counts["words"] == words and counts["in_the_first_order_of_their_own_class"] == own
+    assert counts["at_any_order_of_their_own_class"] == anywhere
+    assert counts["in_the_first_order_of_a_seen_class"] == in_seen

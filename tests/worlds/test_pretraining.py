@@ -1,0 +1,104 @@
+"""Protects the contrastive loss of the pretraining, and that its settings are read or refused by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ace_dist.concepts import SynonymTrees
+from ace_dist.config import assets_dir, load_config
+from ace_dist.models.convert.importing import Wanted, import_weights
+from ace_dist.worlds.tabletop.pretraining import (
+    PretrainConfig,
+    PretrainError,
+    encode_text,
+    info_nce,
+    pretrain,
+    read_settings,
+    sentence_encoder,
+    whole_model,
+)
+
+
+def test_info_nce_against_loops() -> None:
+    """Each direction: minus the mean log-probability of the positives, equal sentences counting as positives."""
+    rng = np.random.default_rng()
+    video, text = rng.normal(size=(7, 5)), rng.normal(size=(7, 5))
+    codes = rng.integers(0, 4, 7)
+    unit_v = video / np.linalg.norm(video, axis=1, keepdims=True)
+    unit_t = text / np.linalg.norm(text, axis=1, keepdims=True)
+    total = 0.0
+    for scores in (unit_v @ unit_t.T / 0.07, unit_t @ unit_v.T / 0.07):
+        for i in range(7):
+            log_p = scores[i] - np.log(np.exp(scores[i]).sum())
+            total -= np.mean([log_p[j] for j in range(7) if codes[j] == codes[i]]) / 7
+    found = info_nce(torch.from_numpy(video), torch.from_numpy(text), codes.astype(np.int64), 0.07)
+    assert float(found) == pytest.approx(total / 2, rel=1e-5)
+
+
+def test_settings_are_split_from_those_of_the_configuration() -> None:
+    settings, rest = read_settings(["pretrain.steps=7", "dataset.world.seed=3", "pretrain.lr=0.5"])
+    assert (settings.steps, settings.lr, rest) == (7, 0.5, ["dataset.world.seed=3"])
+
+
+@pytest.mark.parametrize("argument", ["pretrain.stepz=7", "pretrain.temperature=0"])
+def test_bad_settings_are_named(argument: str) -> None:
+    with pytest.raises(PretrainError, match=argument.partition("=")[0].removeprefix("pretrain.")):
+        read_settings([argument])
+
+
+def test_two_worlds_share_what_was_seen(tmp_path) -> None:
+    """Another narration of the same clips starts from the same tower, and reading it changes no weight."""
+    settings = PretrainConfig(seeing_steps=2, seeing_batch=4, steps=2, batch_size=4, test_clips=2)
+    settings.seen = str(tmp_path / "seen.safetensors")
+
+    def towers(*changes: str, keep: bool = True) -> dict[str, torch.Tensor]:
+        """Both towers of a small world."""
+        config = load_config(["experiment=demo", "dataset.world.corpus.clips=8", *changes])
+        trees = SynonymTrees.load(config.dataset.synonyms or "")
+        own = settings if keep else PretrainConfig(**{**vars(settings), "seen": None})
+        clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
+        quiet = {"log": lambda line: None}
+        return pretrain(config.dataset.world, trees, config.model, config.loader, clip, own, **quiet).model.state_dict()
+
+    plain, wrote = towers(keep=False), towers()
+    seen = load_file(settings.seen)
+    read, other = towers(), towers("dataset.world.corpus.verb_noise=1")
+    assert all(torch.equal(plain[name], wrote[name]) and torch.equal(plain[name], read[name]) for name in plain)
+    assert any(not torch.equal(plain[name], other[name]) for name in plain), "the narrations made no difference"
+    assert all(torch.equal(value, load_file(settings.seen)[name]) for name, value in seen.items())
+
+
+def test_of_minilm_only_the_projection_learns() -> None:
+    """Its layers stay bit for bit as they came, and sentences encoded ahead are those encoded at once."""
+    minilm = ["model.text.tower=minilm", "model.text.width=384", "model.text.depth=6", "model.text.heads=12"]
+    config = load_config(["experiment=demo", "dataset.world.corpus.clips=8", *minilm])
+    assert config.dataset.synonyms is not None
+    settings = PretrainConfig(seeing_steps=1, seeing_batch=4, steps=2, batch_size=4, test_clips=2, bf16=False)
+    model = pretrain(
+        config.dataset.world, SynonymTrees.load(config.dataset.synonyms), config.model, config.loader,
+        (config.dataset.clip.frames, config.dataset.clip.seconds), settings, log=lambda line: None,
+    ).model  # fmt: skip
+    torch.manual_seed(settings.seed)
+    fresh = whole_model(config.model)
+    changed = {
+        name for name, value in fresh.text.state_dict().items() if not value.equal(model.text.state_dict()[name])
+    }
+    assert changed == {"projection.weight"}
+    sentences = ["spin block", "a much longer narration of it", "spin block", "lift"]
+    ahead = sentence_encoder(model, sentences)(np.array([2, 0, 1]))
+    torch.testing.assert_close(ahead, encode_text(model, sentences)[[2, 0, 1]])
+    assert ahead.requires_grad
+
+
+@pytest.mark.parametrize("tower", ["vit", "spacetime"])
+def test_the_other_towers_are_made_of_the_present_weights(tower: str) -> None:
+    """ace_dist/assets/weights/tabletop holds what launchers/import_weights.py makes of its video.safetensors today."""
+    folder = assets_dir() / "weights" / "tabletop"
+    made, _ = import_weights(Wanted(source=str(folder / "video.safetensors"), tower=tower, embed_dim=64))
+    kept = load_file(folder / f"{tower}.safetensors")
+    assert set(made) == set(kept), sorted(set(made) ^ set(kept))[:4]
+    for name, value in kept.items():
+        assert torch.equal(value, made[name].to(value.dtype)), name
