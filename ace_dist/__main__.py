@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ace_dist import __version__
-from ace_dist.config import ConfigError, config_dir, did_you_mean, run_launcher
+from ace_dist.config import config_dir, did_you_mean, run_launcher
+from ace_dist.utils.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> None:

@@ -16,8 +16,9 @@ from sklearn.datasets import load_sample_image
 from torch.nn.functional import interpolate
 
 from ace_dist.config import ClipConfig, EncodingConfig
-from ace_dist.data.build.shards import ShardSet, build_shards
+from ace_dist.data.build.shards import build_shards
 from ace_dist.data.segments import RawClip, Segment
+from ace_dist.data.shards import ShardSet
 
 MARGIN_S = 0.25
 # The paper's clips (ACE, implementation details): frames and seconds, at the rate that makes the stride whole.

@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ace_dist.concepts import Action, SynonymTrees, load_srt, srt_labels
-from ace_dist.config import Config, ConfigError, load_config, run_launcher
+from ace_dist.config import Config, load_config, run_launcher
 from ace_dist.data.segments import Segment
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.weights import load_text_weights, load_video_weights
 from ace_dist.train.schedule import lr_factor, total_steps
+from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.pretraining import augment, encode_clips
 from ace_dist.worlds.tabletop.reader import TabletopReader
 from ace_dist.worlds.tabletop.world import BASE_ACTIONS, NOVEL_ACTIONS

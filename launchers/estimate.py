@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ace_dist.config import ConfigError, load_config, run_launcher, simple_settings
+from ace_dist.config import load_config, run_launcher, simple_settings
+from ace_dist.utils.errors import ConfigError
 
 OWN = {
     "device": "a100, h100 or h200",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ace_dist.config import ConfigError, run_launcher, typed_settings
+from ace_dist.config import run_launcher, typed_settings
 from ace_dist.models.convert.importing import Wanted, import_weights, save_imported
 from ace_dist.models.convert.layouts import KINDS
-from ace_dist.models.weights import WeightsError
+from ace_dist.utils.errors import ConfigError, ModelError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     state, report = import_weights(wanted)
     print(report.table())
     if not report.complete:
-        raise WeightsError(
+        raise ModelError(
             f"{wanted.source} does not fit: see missing, unexpected and mismatched above; nothing was written. If that "
             f"is intended, list the keys, for example allow='[head.*]'"
         )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ace_dist.concepts import SynonymTrees
-from ace_dist.config import ConfigError, run_launcher, typed_settings
+from ace_dist.config import run_launcher, typed_settings
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.diagnostics import diagnose, embedding_spread
+from ace_dist.utils.errors import ConfigError
 
 
 @dataclass

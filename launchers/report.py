@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ace_dist.config import ConfigError, run_launcher, typed_settings
+from ace_dist.config import run_launcher, typed_settings
+from ace_dist.utils.errors import ConfigError
 
 
 @dataclass

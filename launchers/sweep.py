@@ -19,7 +19,8 @@ from ace_dist.cluster.profiles import split_settings
 from ace_dist.cluster.study import check_runs, launch, select, status_table
 from ace_dist.cluster.sweeps import Sweep, rows_without_run
 from ace_dist.cluster.tables import load_table, name_a_table
-from ace_dist.config import ConfigError, help_asked, run_launcher
+from ace_dist.config import help_asked, run_launcher
+from ace_dist.utils.errors import ConfigError
 
 VERBS = ("run", "status", "collect", "retry")
 

@@ -21,11 +21,6 @@ from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.study import PlannedRun
 from ace_dist.utils.files import write_text
 
-__all__ = [
-    "Cell", "Line", "Sheet", "as_csv", "as_html", "as_latex", "as_markdown", "collect", "paper_sheet", "planned_runs",
-    "sheet", "write_tables",
-]  # fmt: skip
-
 REPLICATES = ("seed", "dataset.fold")  # settings whose values are repetitions of one experiment
 PARTS = ("base", "novel", "hm")
 COLUMNS = (
@@ -87,7 +82,7 @@ class Sheet:
 
 
 def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) -> list[Line]:
-    """One line a setting, in the order of the sweep. Raises `ReportError` when a results file is damaged.
+    """One line a setting, in the order of the sweep. Raises `RunError` when a results file is damaged.
 
     With the sweep's table, lines carry what the paper prints for their row on their data set.
     """

@@ -30,8 +30,6 @@ from submitit.helpers import DelayedSubmission
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.secrets import redact
 
-__all__ = ["Event", "Job", "read_journal"]
-
 Main = Callable[[Sequence[str]], Any]
 ASKED, ANSWER_S = 4, 5.0  # a controller that pre-empts many jobs at once is slow; KILL comes 30 s after TERM
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ace_dist.config import Config
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["Finding", "preflight", "table"]
 
 LEAST_FREE_GIB = 2.0
 ALL_REDUCE_MIB = 16

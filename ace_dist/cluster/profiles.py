@@ -11,9 +11,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ace_dist.config import ConfigError, config_dir, did_you_mean, help_asked, resolve_path, typed_settings
-
-__all__ = ["ClusterConfig", "load_profile", "split_settings"]
+from ace_dist.config import config_dir, did_you_mean, help_asked, resolve_path, typed_settings
+from ace_dist.utils.errors import ConfigError
 
 Settings = TypeVar("Settings")
 

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ace_dist.config import Config, read_config
-from ace_dist.evaluate.run_files import ReportError, read_results
+from ace_dist.evaluate.run_files import read_results
 from ace_dist.train.checkpoint import CheckpointFolder
 from ace_dist.train.guards import RunLock
-from ace_dist.utils.errors import UserError
-
-__all__ = ["ListedRun", "differing_settings", "find_runs", "runs_table"]
+from ace_dist.utils.errors import RunError, UserError
 
 HEADER = ("", "folder", "method", "dataset", "seed", "steps", "state", "base", "novel", "HM", "SRT", "commit")
 OWN = ("name", "run_dir")  # settings that every run has its own of
@@ -37,11 +35,11 @@ class ListedRun:
 def find_runs(pattern: str) -> tuple[list[ListedRun], list[str]]:
     """The runs among the folders that a pattern such as `runs/*` matches, and a sentence for each folder that is none.
 
-    Raises `ReportError` when nothing matches.
+    Raises `RunError` when nothing matches.
     """
     folders = [Path(path) for path in sorted(glob(str(Path(pattern).expanduser()))) if Path(path).is_dir()]
     if not folders:
-        raise ReportError(f"runs={pattern} matches no folder; quote the pattern: runs='runs/*'")
+        raise RunError(f"runs={pattern} matches no folder; quote the pattern: runs='runs/*'")
     runs, others = [], []
     for folder in folders:
         try:

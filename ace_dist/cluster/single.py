@@ -10,9 +10,8 @@ from pathlib import Path
 from ace_dist.cluster.jobs import Job, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.cluster.submission import LocalQueue, log_path, refuse_secrets
-from ace_dist.config import Config, ConfigError, config_dir, did_you_mean, load_config
-
-__all__ = ["check_training", "make_job", "run_here", "status_of", "stay"]
+from ace_dist.config import Config, config_dir, did_you_mean, load_config
+from ace_dist.utils.errors import ConfigError
 
 COMPOSED = ("train", "build_shards", "preflight")  # launchers whose settings are those of `Config`
 

@@ -11,8 +11,6 @@ from ace_dist.cluster.submission import LocalQueue, describe, refuse_secrets, sb
 from ace_dist.cluster.sweeps import STATES, Run, State, Sweep
 from ace_dist.config import load_config
 
-__all__ = ["check_runs", "launch", "select", "status_table"]
-
 
 def check_runs(runs: Sequence[Run], profile: ClusterConfig) -> None:
     """Compose every run's configuration now; raises `UserError` for the first that is wrong."""

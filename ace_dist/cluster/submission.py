@@ -25,17 +25,10 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from ace_dist.cluster.jobs import Job
 from ace_dist.cluster.profiles import ClusterConfig
-from ace_dist.config import ConfigError
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.secrets import SECRET_NAMES, redact
 
-__all__ = ["LocalQueue", "SubmissionError", "describe", "log_path", "queue", "refuse_secrets", "sbatch_text", "submit"]
-
 POLL_S = 0.5
-
-
-class SubmissionError(UserError):
-    """A job that could not be handed over."""
 
 
 def slurm_parameters(profile: ClusterConfig, name: str, folder: Path) -> dict[str, Any]:
@@ -97,10 +90,10 @@ def interpreter(profile: ClusterConfig) -> str:
 def submit(profile: ClusterConfig, jobs: Sequence[Job], name: str, folder: Path) -> list[str]:
     """Submit jobs to SLURM, an array when there are several; returns their ids, `17` or `17_0`, `17_1`, ...
 
-    Raises `SubmissionError` with sbatch's own words when it refuses.
+    Raises `RunError` with sbatch's own words when it refuses.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise SubmissionError(
+        raise RunError(
             "cluster.kind=slurm, but sbatch and srun are not on this machine; submit from a login node of the cluster, "
             "or use cluster=local"
         )
@@ -111,7 +104,7 @@ def submit(profile: ClusterConfig, jobs: Sequence[Job], name: str, folder: Path)
         with without_secrets():
             return [job.job_id for job in executor.submit_array(list(jobs))]
     except FailedJobError as error:
-        raise SubmissionError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
+        raise RunError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
@@ -226,7 +219,7 @@ def queue(kind: str, job_ids: Sequence[str]) -> dict[str, str]:
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
     except (OSError, subprocess.SubprocessError) as error:
-        raise SubmissionError(f"{' '.join(words)} failed, so the state of the jobs is unknown: {error}") from error
+        raise RunError(f"{' '.join(words)} failed, so the state of the jobs is unknown: {error}") from error
     states = dict(line.strip().split("|") for line in done.stdout.splitlines())
     return {job_id: states[job_id] for job_id in job_ids if job_id in states}
 

@@ -27,11 +27,10 @@ from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.cluster.submission import log_path, queue
 from ace_dist.cluster.tables import Table
-from ace_dist.config import ConfigError, config_dir, quoted
+from ace_dist.config import config_dir, quoted
+from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json, write_text
 from ace_dist.utils.secrets import redact
-
-__all__ = ["Run", "State", "Sweep", "expand", "rows_without_run", "state_of"]
 
 RANGE = re.compile(r"-?\d+(\.\.-?\d+)?(,-?\d+(\.\.-?\d+)?)*")
 STATES = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "new")

@@ -9,9 +9,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from ace_dist.config import ConfigError, assets_dir, config_dir, did_you_mean
-
-__all__ = ["Table", "TableRow", "curves_by_key", "load_table", "name_a_table", "printed_number", "table_names"]
+from ace_dist.config import assets_dir, config_dir, did_you_mean
+from ace_dist.utils.errors import ConfigError
 
 PRINTED = {"base": "seen", "novel": "unseen", "hm": "HM", "srt": "SRT"}  # part of results.json -> the paper's column
 

@@ -1,50 +1,23 @@
 """Actions, synonym trees, and the labels drawn from them. Knows no tensors and no clips."""
 
-from ace_dist.concepts.actions import Action, ActionError
-from ace_dist.concepts.classes import (
-    ClassError,
-    ClassLists,
-    ClassTable,
-    load_class_table,
-    novel_by_verb_frequency,
-    split_classes,
-)
-from ace_dist.concepts.labels import (
-    FreeLabel,
-    LabelError,
-    LabelSet,
-    draw_srt,
-    free_labels,
-    load_srt,
-    root_labels,
-    srt_labels,
-)
-from ace_dist.concepts.sampler import (
-    ConceptDraw,
-    ConceptSampler,
-    EmptyShadowPool,
-    Phrases,
-    label_phrases,
-    shadow_pool,
-)
-from ace_dist.concepts.trees import MissingTree, SynonymTrees, TreeError
+from ace_dist.concepts.actions import Action
+from ace_dist.concepts.classes import ClassLists, ClassTable, load_class_table, novel_by_verb_frequency, split_classes
+from ace_dist.concepts.labels import FreeLabel, LabelSet, draw_srt, free_labels, load_srt, root_labels, srt_labels
+from ace_dist.concepts.sampler import ConceptDraw, ConceptSampler, Phrases, label_phrases, shadow_pool
+from ace_dist.concepts.trees import SynonymTrees
+from ace_dist.utils.errors import LabelError
 
 __all__ = [
     "Action",
-    "ActionError",
-    "ClassError",
     "ClassLists",
     "ClassTable",
     "ConceptDraw",
     "ConceptSampler",
-    "EmptyShadowPool",
     "FreeLabel",
     "LabelError",
     "LabelSet",
-    "MissingTree",
     "Phrases",
     "SynonymTrees",
-    "TreeError",
     "draw_srt",
     "free_labels",
     "label_phrases",

@@ -6,13 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ace_dist.utils.errors import UserError
-
-__all__ = ["Action", "ActionError"]
-
-
-class ActionError(UserError):
-    """A label that cannot be split into a verb and an object."""
+from ace_dist.utils.errors import LabelError
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,9 +20,9 @@ class Action:
         object.__setattr__(self, "verb", normalise(self.verb))
         object.__setattr__(self, "object", normalise(self.object))
         if not self.verb:
-            raise ActionError(f"an action with the object {self.object!r} has no verb")
+            raise LabelError(f"an action with the object {self.object!r} has no verb")
         if not self.object:
-            raise ActionError(
+            raise LabelError(
                 f"the action {self.verb!r} has no object; where there is none, write a placeholder such as "
                 f"'ingredient' or 'item' (column `object` of the annotations, or the words after the verb)"
             )
@@ -46,15 +40,15 @@ class Action:
 
         `Action.parse("lay down side panel", verbs=["lay", "lay down"])` has the verb "lay down". A particle that
         follows the first word ("pick up item") belongs to the verb even when `verbs` does not list it, provided that
-        an object is left. Raises `ActionError` when no object is left.
+        an object is left. Raises `LabelError` when no object is left.
         """
         words = normalise(label).split(" ")
         if words == [""]:
-            raise ActionError(f"the label {label!r} is empty")
+            raise LabelError(f"the label {label!r} is empty")
         length = longest_verb(words, [normalise(verb).split(" ") for verb in verbs]) or leading_verb(words)
         verb, object_ = " ".join(words[:length]), " ".join(words[length:])
         if not object_:
-            raise ActionError(
+            raise LabelError(
                 f"the label {label!r} has no object after its verb {verb!r}; write one, such as '{verb} item'"
             )
         return cls(verb, object_)

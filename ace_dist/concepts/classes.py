@@ -11,13 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ace_dist.concepts.actions import Action
-from ace_dist.utils.errors import UserError
-
-__all__ = ["ClassError", "ClassLists", "ClassTable", "load_class_table", "novel_by_verb_frequency", "split_classes"]
-
-
-class ClassError(UserError):
-    """A class list that cannot be trained or tested."""
+from ace_dist.utils.errors import LabelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +37,24 @@ class ClassTable:
 def load_class_table(path: str | Path) -> ClassTable:
     """Read a file such as those of configs/classes: `{"actions": {label: [verb, object]}, "not_actions": [label]}`.
 
-    Raises `ClassError` when it is not of that form, or when two labels mean the same action.
+    Raises `LabelError` when it is not of that form, or when two labels mean the same action.
     """
     path = Path(path)
     if not path.is_file():
-        raise ClassError(f"dataset.classes={path} does not exist")
+        raise LabelError(f"dataset.classes={path} does not exist")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         actions = {label: Action(verb, object_) for label, (verb, object_) in content["actions"].items()}
         not_actions = frozenset(map(str, content["not_actions"]))
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ClassError(
+        raise LabelError(
             f'dataset.classes={path} does not read {{"actions": {{label: [verb, object], ...}}, "not_actions": '
             f"[label, ...]}}: {error}"
         ) from error
     twice = sorted(str(action) for action, count in Counter(actions.values()).items() if count > 1)
     if twice or not actions.keys().isdisjoint(not_actions):
         both = sorted(actions.keys() & not_actions)
-        raise ClassError(f"dataset.classes={path} lists {', '.join(map(repr, twice + both))} twice")
+        raise LabelError(f"dataset.classes={path} lists {', '.join(map(repr, twice + both))} twice")
     return ClassTable(actions, not_actions, str(path))
 
 
@@ -74,11 +68,11 @@ def novel_by_verb_frequency(counts: Mapping[Action, int], share: float = 1 / 3) 
 
     That gives the paper's novel classes of ATA (Table 7) and GTEA (Table 9). On IKEA-ASM it gives the ten of Table 8
     and `lay down leg`: the paper keeps that class among the base ones and so has the verb "lay down" in both sets, for
-    a reason it does not state. `configs/dataset/*.yaml` therefore list the novel classes. Sorted. Raises `ClassError`
+    a reason it does not state. `configs/dataset/*.yaml` therefore list the novel classes. Sorted. Raises `LabelError`
     when `share` is not between 0 and 1.
     """
     if not 0 < share < 1:
-        raise ClassError(f"dataset.novel_share={share:g} must lie between 0 and 1; the paper's is 0.3333")
+        raise LabelError(f"dataset.novel_share={share:g} must lie between 0 and 1; the paper's is 0.3333")
     wanted = Fraction(share).limit_denominator(100) * len(counts)  # 0.3333 means a third
     verbs: Counter[str] = Counter()
     for action, count in counts.items():
@@ -106,7 +100,7 @@ def split_classes(
     others with training clips. With a `table` all its classes stay in the lists whatever the splits show, so that every
     fold of a data set has the same classes.
 
-    Raises `ClassError` when fewer than two base actions have training clips, when a novel action never occurs in the
+    Raises `LabelError` when fewer than two base actions have training clips, when a novel action never occurs in the
     test split (with a table: when none does), or when an action is tested that is in neither list.
     """
     train, test = list(train), list(test)
@@ -119,16 +113,16 @@ def split_classes(
     unseen, setting = chosen_novel(train, test, known, novel, novel_share, missing_from)
     stray = sorted(map(str, tested - trained - unseen)) if table is None else []
     if stray:
-        raise ClassError(
+        raise LabelError(
             f"the test split shows {', '.join(map(repr, stray))}, which has no training clip and is not in "
             f"dataset.novel; list it there or set dataset.novel=null"
         )
     untested = sorted(map(str, unseen - tested))
     if untested and (table is None or not unseen & tested):
-        raise ClassError(f"{setting} lists {', '.join(map(repr, untested))}, which has no test clip")
+        raise LabelError(f"{setting} lists {', '.join(map(repr, untested))}, which has no test clip")
     base = trained - unseen
     if len(base) < 2:
-        raise ClassError(
+        raise LabelError(
             f"{len(base)} base action{'s' * (len(base) != 1)} with training clips: a classifier needs two or more; "
             f"check the split column of dataset.annotations, dataset.test_groups and dataset.novel"
         )
@@ -145,7 +139,7 @@ def chosen_novel(
 ) -> tuple[set[Action], str]:
     """The novel actions, and the setting that chose them, for messages."""
     if novel is not None and novel_share is not None:
-        raise ClassError(
+        raise LabelError(
             f"dataset.novel and dataset.novel_share={novel_share:g} both choose the novel actions; set one to null"
         )
     if novel is not None:
@@ -154,7 +148,7 @@ def chosen_novel(
         if unknown := [label for label in labels if label not in by_label]:
             near = [word for label in unknown for word in difflib.get_close_matches(label, list(by_label), n=1)]
             hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"there are {examples(list(by_label))}"
-            raise ClassError(f"dataset.novel lists {', '.join(map(repr, unknown))}, which {missing_from}; {hint}")
+            raise LabelError(f"dataset.novel lists {', '.join(map(repr, unknown))}, which {missing_from}; {hint}")
         return {by_label[label] for label in labels}, "dataset.novel"
     if novel_share is not None:
         counts = Counter(dict.fromkeys(known, 0))
@@ -170,9 +164,9 @@ def examples(labels: Sequence[str], most: int = 8) -> str:
 
 
 def check_table(shown: set[Action], table: ClassTable) -> None:
-    """Raise `ClassError` when clips show an action that the table does not list."""
+    """Raise `LabelError` when clips show an action that the table does not list."""
     if stray := sorted(map(str, shown - set(table.actions.values()))):
-        raise ClassError(
+        raise LabelError(
             f"the shards show {', '.join(map(repr, stray))}, which dataset.classes={table.source} does not list; build "
             f"the shards again or set dataset.classes=null"
         )

@@ -11,13 +11,7 @@ from pathlib import Path
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.sampler import Phrases, label_phrases
 from ace_dist.concepts.trees import SynonymTrees
-from ace_dist.utils.errors import UserError
-
-__all__ = ["FreeLabel", "LabelError", "LabelSet", "draw_srt", "free_labels", "load_srt", "root_labels", "srt_labels"]
-
-
-class LabelError(UserError):
-    """A label set that does not fit its classes."""
+from ace_dist.utils.errors import LabelError
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,9 @@ from dataclasses import dataclass
 
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.trees import SynonymTrees
-from ace_dist.utils.errors import UserError
-
-__all__ = ["ConceptDraw", "ConceptSampler", "EmptyShadowPool", "Phrases", "label_phrases", "shadow_pool"]
+from ace_dist.utils.errors import LabelError, UserError
 
 Phrases = tuple[tuple[str, ...], ...]  # per class, the phrases whose similarities are averaged
-
-
-class EmptyShadowPool(UserError):
-    """A class for which no wrong verb exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +32,7 @@ class ConceptSampler:
 
     Args:
         actions: the C seen root actions, in class order.
-        trees: synonym trees of their verbs. `MissingTree` is raised for a verb without one.
+        trees: synonym trees of their verbs. `LabelError` is raised for a verb without one.
         seed: of the draws.
         leaf_augmentation: average over the children of a label's verb (Eq. 3); off: the label alone.
         shadow_negatives: draw wrong verbs (Eq. 6, 7); off: `ConceptDraw.shadow` is empty.
@@ -107,7 +101,7 @@ class ConceptSampler:
             real = {str(other) for other in self.actions}
             verbs = tuple((root, verb) for root, verb in verbs if str(action.with_verb(verb)) not in real)
         if not verbs:
-            raise EmptyShadowPool(
+            raise LabelError(
                 f"no wrong verb is left for {str(action)!r}: in {self.trees.source} every other seen verb shares all "
                 f"its synonyms with {action.verb!r} or names a seen class; extend the trees, set "
                 f"method.exclude_real_classes=false, or method.shadow_negatives=false"

@@ -8,20 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
 
-__all__ = ["MissingTree", "SynonymTrees", "TreeError"]
-
 Node = Mapping[str, Any] | tuple[str, ...]  # children with their own nodes, or, at the last order, children alone
-
-
-class TreeError(UserError):
-    """A synonym tree file that breaks a rule; the message names the file and the node."""
-
-
-class MissingTree(TreeError):
-    """A verb that has no tree in the file."""
 
 
 class SynonymTrees:
@@ -56,16 +46,16 @@ class SynonymTrees:
     def load(
         cls, path: str | Path, size: int | None = None, grand_size: int | None = None, include_parent: bool = True
     ) -> SynonymTrees:
-        """Read a tree file. Raises `TreeError` naming the file when it is missing, not JSON, or breaks a rule."""
+        """Read a tree file. Raises `LabelError` naming the file when it is missing, not JSON, or breaks a rule."""
         path = Path(path)
         if not path.is_file():
-            raise TreeError(f"synonym tree file {path} does not exist; set dataset.synonyms to a JSON tree file")
+            raise LabelError(f"synonym tree file {path} does not exist; set dataset.synonyms to a JSON tree file")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
         except (json.JSONDecodeError, UnicodeDecodeError, DuplicateKey) as error:
-            raise TreeError(f"synonym tree file {path} (dataset.synonyms) is not valid JSON: {error}") from error
+            raise LabelError(f"synonym tree file {path} (dataset.synonyms) is not valid JSON: {error}") from error
         if not isinstance(raw, dict):
-            raise TreeError(f"synonym tree file {path} holds a {type(raw).__name__}, expected an object of root verbs")
+            raise LabelError(f"synonym tree file {path} holds a {type(raw).__name__}, expected an object of root verbs")
         meta = raw.pop("_meta", {})
         return cls(raw, meta, str(path), size, grand_size, include_parent)
 
@@ -86,17 +76,17 @@ class SynonymTrees:
     def children(self, root: str, *path: str) -> tuple[str, ...]:
         """First-order children of `root`, or, with a child, the second-order children below it, and so on.
 
-        Raises `MissingTree` naming the file and the nearest known verb.
+        Raises `LabelError` naming the file and the nearest known verb.
         """
         node: Node | None = self._nodes.get(root)
         if node is None:
-            raise MissingTree(f"no synonym tree for the verb {root!r} in {self.source}{near(root, self._nodes)}")
+            raise LabelError(f"no synonym tree for the verb {root!r} in {self.source}{near(root, self._nodes)}")
         for depth, child in enumerate(path):
             if child not in node:
                 parent = " > ".join((root, *path[:depth]))
-                raise MissingTree(f"{child!r} is not a child of {parent!r} in {self.source}{near(child, node)}")
+                raise LabelError(f"{child!r} is not a child of {parent!r} in {self.source}{near(child, node)}")
             if not isinstance(node, Mapping):
-                raise MissingTree(f"{self.source} has {self.orders} orders, none below {' > '.join((root, *path))!r}")
+                raise LabelError(f"{self.source} has {self.orders} orders, none below {' > '.join((root, *path))!r}")
             node = node[child]
         return tuple(node)
 
@@ -105,10 +95,10 @@ class SynonymTrees:
         yield from walk((root,), self._nodes[root])
 
     def require(self, verbs: Iterable[str]) -> None:
-        """Raise `MissingTree`, naming every verb without a tree at once."""
+        """Raise `LabelError`, naming every verb without a tree at once."""
         missing = sorted({verb for verb in verbs if verb not in self._nodes})
         if missing:
-            raise MissingTree(
+            raise LabelError(
                 f"no synonym tree for the verb{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} in "
                 f"{self.source}{near(missing[0], self._nodes)}; add it as "
                 f'{{"{missing[0]}": {{"{missing[0]}": ["{missing[0]}", ...], ...}}}} or set dataset.synonyms to '
@@ -135,11 +125,11 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def frozen(node: Iterable[str] | Mapping[str, Any]) -> Node:
-    """A copy of a node that nobody else holds: objects in their order, lists as tuples. Raises `TreeError`."""
+    """A copy of a node that nobody else holds: objects in their order, lists as tuples. Raises `LabelError`."""
     if isinstance(node, Mapping):
         return {child: frozen(below) for child, below in node.items()}
     if isinstance(node, str) or not isinstance(node, Iterable):
-        raise TreeError(f"a synonym tree holds {node!r} where a list or an object of verbs is expected")
+        raise LabelError(f"a synonym tree holds {node!r} where a list or an object of verbs is expected")
     return tuple(node)
 
 
@@ -152,13 +142,13 @@ def walk(path: tuple[str, ...], node: Node) -> Iterator[tuple[tuple[str, ...], t
 
 
 def validate(nodes: Mapping[str, Node], source: str) -> int:
-    """The rules of a tree file; returns its number of orders. Raises `TreeError` naming the node that breaks one."""
+    """The rules of a tree file; returns its number of orders. Raises `LabelError` naming the node that breaks one."""
     if not nodes:
-        raise TreeError(f"{source} holds no tree")
+        raise LabelError(f"{source} holds no tree")
     orders = 0
     for root, tree in nodes.items():
         if not isinstance(tree, Mapping):
-            raise TreeError(
+            raise LabelError(
                 f"{source}: {root!r} holds a list, expected an object of its children with their own synonyms"
             )
         for path, children in walk((root,), tree):
@@ -166,7 +156,7 @@ def validate(nodes: Mapping[str, Node], source: str) -> int:
         for path, _ in last_orders((root,), tree):
             orders = orders or len(path)
             if len(path) != orders:
-                raise TreeError(
+                raise LabelError(
                     f"{source}: {' > '.join(map(repr, path))} ends at order {len(path)}, other nodes at {orders}"
                 )
     return orders
@@ -210,22 +200,22 @@ def check_level(parent: str, children: tuple[str, ...], where: str) -> None:
     """One parent and its children: parent among them, no duplicate, no empty or unclean verb."""
     for verb in (parent, *children):
         if not isinstance(verb, str) or not verb or verb != " ".join(verb.lower().split()):
-            raise TreeError(f"{where}: {verb!r} is not a lower-case verb with single spaces")
+            raise LabelError(f"{where}: {verb!r} is not a lower-case verb with single spaces")
     if parent not in children:
-        raise TreeError(f"{where}: the parent {parent!r} is not among its own children {list(children)}")
+        raise LabelError(f"{where}: the parent {parent!r} is not among its own children {list(children)}")
     twice = sorted({verb for verb in children if children.count(verb) > 1})
     if twice:
-        raise TreeError(f"{where}: {', '.join(map(repr, twice))} occurs more than once")
+        raise LabelError(f"{where}: {', '.join(map(repr, twice))} occurs more than once")
 
 
 def first_m(parent: str, children: tuple[str, ...], size: int | None, include_parent: bool) -> tuple[str, ...]:
-    """The parent and its first synonyms: M in all, or M besides the parent. Raises `TreeError` when there are fewer."""
+    """The parent and its first synonyms: M in all, or M besides the parent. Raises `LabelError` if there are fewer."""
     if size is None:
         return children
     synonyms = tuple(verb for verb in children if verb != parent)
     wanted = size - 1 if include_parent else size
     if not 0 <= wanted <= len(synonyms):
-        raise TreeError(
+        raise LabelError(
             f"{parent!r} has {len(synonyms)} synonyms besides itself, M asks for {wanted}; lower method.children or "
             f"method.grandchildren, or extend the tree file"
         )

@@ -22,7 +22,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ConfigError, UserError
 from ace_dist.worlds.tabletop.world import TabletopConfig
 
 __all__ = [
@@ -54,10 +54,6 @@ __all__ = [
 ]
 
 Settings = TypeVar("Settings")
-
-
-class ConfigError(UserError):
-    """A setting that does not exist, has the wrong type, or contradicts another one."""
 
 
 @dataclass

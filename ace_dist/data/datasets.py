@@ -11,20 +11,20 @@ from ace_dist.concepts import load_class_table
 from ace_dist.config import resolve_path
 from ace_dist.data.annotations.ata import MANIFEST, ata_recordings
 from ace_dist.data.annotations.ata import SOURCE as ATA_SOURCE
-from ace_dist.data.annotations.csv import AnnotationError, CsvReader
-from ace_dist.data.annotations.frames import FrameReader, LayoutError, Recording, to_segments
+from ace_dist.data.annotations.csv import CsvReader
+from ace_dist.data.annotations.frames import FrameReader, Recording, to_segments
 from ace_dist.data.annotations.gtea import SOURCE as GTEA_SOURCE
 from ace_dist.data.annotations.gtea import gtea_recordings
 from ace_dist.data.annotations.ikea import SOURCE as IKEA_SOURCE
 from ace_dist.data.annotations.ikea import ikea_recordings
 from ace_dist.data.annotations.webdataset import WebDatasetReader
-from ace_dist.data.build.shards import Build, ShardSet
-from ace_dist.data.segments import DataError, Reader
+from ace_dist.data.build.shards import Build
+from ace_dist.data.segments import Reader
+from ace_dist.data.shards import ShardSet
+from ace_dist.utils.errors import DataError
 
 if TYPE_CHECKING:
     from ace_dist.config import DatasetConfig
-
-__all__ = ["build_dataset", "build_part", "make_reader", "open_dataset"]
 
 
 def make_reader(dataset: DatasetConfig) -> tuple[Reader, dict[str, Any]]:
@@ -42,7 +42,7 @@ def make_reader(dataset: DatasetConfig) -> tuple[Reader, dict[str, Any]]:
     if dataset.kind != "csv":
         return frame_reader(dataset), {"kind": dataset.kind}
     if not dataset.annotations:
-        raise AnnotationError(f"dataset={dataset.name} needs dataset.annotations=FILE, a CSV file of segments")
+        raise DataError(f"dataset={dataset.name} needs dataset.annotations=FILE, a CSV file of segments")
     reader = CsvReader(
         resolve_path(dataset.annotations),
         fps=dataset.encoding.fps,
@@ -93,12 +93,12 @@ def recordings(dataset: DatasetConfig) -> list[Recording]:
 
 
 def data_root(dataset: DatasetConfig, source: str) -> Path:
-    """The data set's folder. Raises `LayoutError` saying what should lie in it when it is not there."""
+    """The data set's folder. Raises `DataError` saying what should lie in it when it is not there."""
     if not dataset.root:
-        raise LayoutError(f"dataset={dataset.name} needs dataset.root=FOLDER: {source}")
+        raise DataError(f"dataset={dataset.name} needs dataset.root=FOLDER: {source}")
     root = resolve_path(dataset.root)
     if not root.is_dir():
-        raise LayoutError(f"dataset.root={root} is not a folder: {source}")
+        raise DataError(f"dataset.root={root} is not a folder: {source}")
     return root
 
 

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ace_dist.data.sampling import permutation
-from ace_dist.data.segments import DataError
+from ace_dist.utils.errors import DataError
 
 if TYPE_CHECKING:
     from ace_dist.config import EvaluationConfig
     from ace_dist.data.shards import ClipRecord
 
-__all__ = ["held_out_groups"]
 
 HOLDOUT_KEY = (0, 0, 1)  # longer than the keys of clips and crops under the same seed, so it is a draw of its own
 

@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ace_dist.data.segments import DataError
+from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_json
 
 if TYPE_CHECKING:
     from ace_dist.data.shards import ClipRecord
 
-__all__ = ["claim_clips", "describe_clips"]
 
 # What decides a training clip's pixels and label; not where its bytes lie, so that shards may be moved or packed anew.
 IDENTITY = ("key", "sha256", "frames", "fps", "segment_start_s", "segment_end_s")

@@ -14,23 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ace_dist.data.segments import DataError
+from ace_dist.utils.errors import DataError
 
 if TYPE_CHECKING:
     from ace_dist.config import ClipConfig, LoaderConfig
-    from ace_dist.data.build.shards import ClipRecord
-
-__all__ = [
-    "ClipRequest",
-    "TestPlan",
-    "TrainPlan",
-    "coinciding_views",
-    "crop_box",
-    "scaled_size",
-    "train_frames",
-    "view_frames",
-    "view_starts",
-]
+    from ace_dist.data.shards import ClipRecord
 
 
 @dataclass(frozen=True)

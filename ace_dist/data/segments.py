@@ -9,15 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ace_dist.utils.errors import UserError
-
-__all__ = ["SPLITS", "DataError", "Failure", "RawClip", "Reader", "Segment", "clip_window"]
+from ace_dist.utils.errors import DataError
 
 SPLITS = ("train", "test")
-
-
-class DataError(UserError):
-    """Something is wrong with an annotation, a video or a shard folder; the message names it and the setting."""
 
 
 @dataclass(frozen=True)

@@ -19,22 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ace_dist.data.segments import SPLITS, DataError
+from ace_dist.data.segments import SPLITS
+from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes
-
-__all__ = [
-    "FORMAT",
-    "MANIFEST",
-    "ClipRecord",
-    "ShardFiles",
-    "ShardSet",
-    "action_counts",
-    "clip_description",
-    "file_sha256",
-    "index_text",
-    "safe_members",
-    "write_shard",
-]
 
 FORMAT = "ace-dist shards 1"
 MANIFEST = "manifest.json"

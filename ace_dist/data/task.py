@@ -11,9 +11,9 @@ import torch
 
 from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
 from ace_dist.config import Config, resolve_path
-from ace_dist.data.build.shards import ClipRecord, ShardSet
 from ace_dist.data.datasets import open_dataset
 from ace_dist.data.holdout import held_out_groups
+from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.similarity import Spotting
 from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights
@@ -22,7 +22,6 @@ from ace_dist.utils.errors import UserError
 if TYPE_CHECKING:
     from ace_dist.config import ModelConfig
 
-__all__ = ["NO_TEST", "Task", "build_model", "load_task", "load_trees"]
 
 NO_TEST = "the test split has no clip (dataset.test_groups, or the split column of dataset.annotations, chooses it)"
 

@@ -12,10 +12,8 @@ from ace_dist.evaluate.protocols import label_sets, summary
 if TYPE_CHECKING:
     from ace_dist.concepts import LabelSet
     from ace_dist.config import Config
-    from ace_dist.data.build.shards import ClipRecord
+    from ace_dist.data.shards import ClipRecord
     from ace_dist.data.task import Task
-
-__all__ = ["evaluate_chance", "expected_scores"]
 
 
 def evaluate_chance(config: Config, task: Task) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -18,8 +18,6 @@ from ace_dist.evaluate.protocols import EncodedTest, score
 from ace_dist.evaluate.runs import trained_model
 from ace_dist.models.dual_encoder import DualEncoder
 
-__all__ = ["Classification", "Classifier"]
-
 
 @dataclass(frozen=True, slots=True)
 class Classification(Mapping[str, float]):

@@ -29,23 +29,17 @@ from ace_dist.evaluate.run_files import read_results
 from ace_dist.evaluate.runs import results_table, trained_model
 from ace_dist.models.convert.exporting import load_encoders, save_encoders
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_json, write_text
-
-__all__ = ["ExportError", "export_run", "read_exported"]
-
-
-class ExportError(UserError):
-    """A run that cannot be exported, or a folder that is no export."""
 
 
 def export_run(run_dir: Path, output: Path) -> None:
-    """Write a finished run as a folder that needs nothing else. Raises `ExportError` when there is one already."""
+    """Write a finished run as a folder that needs nothing else. Raises `RunError` when there is one already."""
     if output.exists():
-        raise ExportError(f"output={output} exists; choose another folder or delete it")
+        raise RunError(f"output={output} exists; choose another folder or delete it")
     config, results = read_config(run_dir), read_results(run_dir)
     if results["method"] == "random":
-        raise ExportError(f"{run_dir} is a run of method=random, which has no model to export")
+        raise RunError(f"{run_dir} is a run of method=random, which has no model to export")
     load_trees(config)  # refuses what `from_pretrained` could not read
     model = trained_model(run_dir, config, torch.device("cpu")).float()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +64,10 @@ def fill(folder: Path, run_dir: Path, config: Config, results: dict[str, Any], l
 
 
 def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
-    """Configuration and model of an exported folder. Raises `ExportError` naming what is missing."""
+    """Configuration and model of an exported folder. Raises `RunError` naming what is missing."""
     for name in ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors"):
         if not (folder / name).is_file():
-            raise ExportError(f"{folder / name} does not exist: {folder} is no export (launchers/export.py makes one)")
+            raise RunError(f"{folder / name} does not exist: {folder} is no export (launchers/export.py makes one)")
     config = read_config(folder)
     attributes = str(folder / "attributes.txt") if (folder / "attributes.txt").is_file() else None
     similarity = replace(config.model.similarity, attributes=attributes)
@@ -105,7 +99,7 @@ def labels_of(run_dir: Path) -> dict[str, Any]:
     """The labels that the run was tested with, from its predictions."""
     path = run_dir / "predictions.json"
     if not path.is_file():
-        raise ExportError(f"{path} does not exist; launchers/evaluate.py run={run_dir} writes it")
+        raise RunError(f"{path} does not exist; launchers/evaluate.py run={run_dir} writes it")
     predictions = json.loads(path.read_text(encoding="utf-8"))
     named = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
     return {**named, "srt": [part["classes"] for part in predictions["srt"]]}
@@ -132,7 +126,7 @@ def start_of(path: str) -> dict[str, str]:
         with safe_open(file, "pt") as tensors:
             facts = dict(tensors.metadata() or {})
     except SafetensorError as error:
-        raise ExportError(f"{file} is not a readable safetensors file: {error}") from error
+        raise RunError(f"{file} is not a readable safetensors file: {error}") from error
     return {"file": file.name, "sha256": digest, **facts}
 
 

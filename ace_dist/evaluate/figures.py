@@ -22,19 +22,6 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-__all__ = [
-    "DARK",
-    "LIGHT",
-    "Theme",
-    "class_f1_figure",
-    "concept_figure",
-    "confusion_figure",
-    "curve_figure",
-    "result_figure",
-    "save",
-    "srt_figure",
-]
-
 FloatArray = npt.NDArray[np.float64]
 
 DPI = 170

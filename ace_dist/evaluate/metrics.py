@@ -15,29 +15,10 @@ import numpy.typing as npt
 
 from ace_dist.utils.errors import UserError
 
-__all__ = [
-    "FUSIONS",
-    "FusedViews",
-    "MetricError",
-    "accuracy",
-    "class_f1",
-    "concept_distances",
-    "confusion_matrix",
-    "fuse_views",
-    "harmonic_mean",
-    "macro_f1",
-    "random_baseline",
-    "srt_summary",
-]
-
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 FUSIONS = ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")
-
-
-class MetricError(UserError):
-    """Labels, predictions or views that cannot be scored without guessing."""
 
 
 # ---------------------------------------------------------------------------------------------------- one test run
@@ -94,7 +75,7 @@ def random_baseline(labels: npt.ArrayLike, num_classes: int) -> dict[str, float]
 def harmonic_mean(a: float, b: float) -> float:
     """HM of the seen and the unseen score, 2ab / (a + b); 0 when both are 0."""
     if a < 0 or b < 0:
-        raise MetricError(f"harmonic_mean needs two scores that are not negative, got {a} and {b}")
+        raise UserError(f"harmonic_mean needs two scores that are not negative, got {a} and {b}")
     return 2.0 * a * b / (a + b) if a + b > 0 else 0.0
 
 
@@ -105,7 +86,7 @@ def srt_summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     say which it prints, and its ten label sets are the whole test, not a sample of it.
     """
     if not runs:
-        raise MetricError("srt_summary needs at least one run, got none")
+        raise UserError("srt_summary needs at least one run, got none")
     summary: dict[str, Any] = {"runs": [{"accuracy": float(run["accuracy"]), "f1": float(run["f1"])} for run in runs]}
     for name in ("accuracy", "f1"):
         values = np.array([run[name] for run in summary["runs"]])
@@ -139,21 +120,21 @@ def fuse_views(
     of the views' softmax, and so a distribution (TimeSformer, ProcVRL, ViFi); "logit_mean" the mean logit;
     "logit_max" the largest (LaViLa); "embedding_mean" the mean of the rows as given, not normalised (Text4Vis).
 
-    Raises `MetricError` when a view of a sample is missing or occurs twice (padding by a distributed sampler), when the
+    Raises `UserError` when a view of a sample is missing or occurs twice (padding by a distributed sampler), when the
     rows of one id disagree on the label, when a value is not finite, or when the ids are not exactly `expected_ids`.
     """
     table = np.asarray(values, dtype=np.float64)
     names, truth, view = np.asarray(ids, dtype=np.str_), np.asarray(labels, np.int64), np.asarray(views, np.int64)
     if how not in FUSIONS:
-        raise MetricError(f"unknown view fusion {how!r}; choose one of {', '.join(FUSIONS)}")
+        raise UserError(f"unknown view fusion {how!r}; choose one of {', '.join(FUSIONS)}")
     if table.ndim != 2 or not len(table) == len(names) == len(truth) == len(view) > 0:
-        raise MetricError(
+        raise UserError(
             f"fuse_views needs one row, id, label and view each, got values {table.shape}, "
             f"{len(names)} ids, {len(truth)} labels, {len(view)} views"
         )
     if not np.isfinite(table).all():
         broken = str(names[~np.isfinite(table).all(axis=1)][0])
-        raise MetricError(f"the scores of sample {broken!r} are not finite")
+        raise UserError(f"the scores of sample {broken!r} are not finite")
     _check_views(names, truth, view, views_per_sample)
     unique = np.unique(names)
     if expected_ids is not None:
@@ -175,19 +156,19 @@ def _check_views(ids: npt.NDArray[np.str_], labels: IntArray, views: IntArray, v
         found = sorted(views[where].tolist())
         if found != list(range(views_per_sample)):
             kind = "twice" if len(set(found)) < len(found) else "not all there"
-            raise MetricError(
+            raise UserError(
                 f"the views of sample {name!r} are {kind}: expected 0..{views_per_sample - 1} once each, got {found}"
             )
         claims = sorted(set(labels[where].tolist()))
         if len(claims) > 1:
-            raise MetricError(f"the views of sample {name!r} carry different labels: {claims}")
+            raise UserError(f"the views of sample {name!r} carry different labels: {claims}")
 
 
 def _check_ids(found: set[str], expected: set[str]) -> None:
     """Refuse a test that is short of samples or has strangers among them."""
     if found != expected:
         missing, extra = sorted(expected - found), sorted(found - expected)
-        raise MetricError(
+        raise UserError(
             f"the test scored {len(found)} samples, the split has {len(expected)}: "
             f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
         )
@@ -211,7 +192,7 @@ def concept_distances(embeddings: npt.ArrayLike, actions: Sequence[str]) -> dict
     rows = np.asarray(embeddings, dtype=np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if rows.ndim != 2 or len(rows) != len(actions) or not (norms > 0).all():
-        raise MetricError(
+        raise UserError(
             f"concept_distances needs one non-zero row a phrase, got {rows.shape} for {len(actions)} phrases"
         )
     rows = rows / norms
@@ -237,13 +218,13 @@ def _pair(
     """Both as int64 [N], checked: same length, not empty, whole numbers from 0 to num_classes - 1."""
     truth, guess = np.asarray(labels), np.asarray(predictions)
     if truth.ndim != 1 or truth.shape != guess.shape or len(truth) == 0:
-        raise MetricError(
+        raise UserError(
             f"labels and predictions must be two lists of one length > 0, got {truth.shape} and {guess.shape}"
         )
     for name, values in (("labels", truth), ("predictions", guess)):
         if values.dtype.kind not in "iu":
-            raise MetricError(f"{name} must be class indices (integers), got {values.dtype}")
+            raise UserError(f"{name} must be class indices (integers), got {values.dtype}")
         if values.min() < 0 or (num_classes is not None and values.max() >= num_classes):
             limit = "" if num_classes is None else f"..{num_classes - 1}"
-            raise MetricError(f"{name} must lie in 0{limit}, got {values.min()}..{values.max()}")
+            raise UserError(f"{name} must lie in 0{limit}, got {values.min()}..{values.max()}")
     return truth.astype(np.int64), guess.astype(np.int64)

@@ -21,22 +21,11 @@ from ace_dist.objectives.concept import offsets_of
 if TYPE_CHECKING:
     from ace_dist.concepts import Phrases, SynonymTrees
     from ace_dist.config import Config
-    from ace_dist.data.build.shards import ClipRecord
     from ace_dist.data.loader.base import Loader
+    from ace_dist.data.shards import ClipRecord
     from ace_dist.data.task import Task
     from ace_dist.models.dual_encoder import DualEncoder
     from ace_dist.utils.distributed import Ranks
-
-__all__ = [
-    "EncodedTest",
-    "concept_phrases",
-    "encode_phrases",
-    "encode_test",
-    "evaluate",
-    "label_sets",
-    "score",
-    "summary",
-]
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,8 @@ from ace_dist.evaluate.metrics import (
     harmonic_mean,
     random_baseline,
 )
-from ace_dist.evaluate.run_files import ConceptSpace, ReportError, Run, read_results, read_run
-
-__all__ = ["ReportError", "concept_layout", "result_picture", "write_report"]
+from ace_dist.evaluate.run_files import ConceptSpace, Run, read_results, read_run
+from ace_dist.utils.errors import RunError
 
 FloatArray = npt.NDArray[np.float64]
 TSNE_SEED = 0
@@ -74,7 +73,7 @@ def write_report(run_dir: Path, compare: Sequence[Path] = ()) -> Path:
     """Write `report.html` and `figures/*.png` into the run directory and return the path of the page.
 
     `compare`: other run directories (say ProcVLR on the same seed); each becomes a row of the table and of the SRT
-    plot, and must be of the same dataset and fold. Raises `ReportError` when a file is missing, naming it and the
+    plot, and must be of the same dataset and fold. Raises `RunError` when a file is missing, naming it and the
     launcher that makes it, or when the runs are not comparable.
     """
     run = read_run(run_dir)
@@ -115,7 +114,7 @@ def result_picture(run_dir: Path, out_png: Path, compare: Sequence[Path] = ()) -
     run = read_run(run_dir)
     others = _comparable(run, compare)
     if len(run.space.phrases) < TSNE_LEAST:
-        raise ReportError(f"{run_dir}: {_too_few(run.space)}")
+        raise RunError(f"{run_dir}: {_too_few(run.space)}")
     results = [run.results, *others]
     before, after = (concept_distances(rows, run.space.actions) for rows in (run.space.before, run.space.after))
     layouts = (concept_layout(run.space.before, run.space.actions), concept_layout(run.space.after, run.space.actions))
@@ -143,7 +142,7 @@ def _comparable(run: Run, compare: Sequence[Path]) -> list[dict[str, Any]]:
     for folder, other in zip(compare, others, strict=True):
         for key in ("dataset", "fold"):
             if other[key] != run.results[key]:
-                raise ReportError(
+                raise RunError(
                     f"{folder} cannot be compared with {run.folder}: {key} is {other[key]!r} there and "
                     f"{run.results[key]!r} here; leave it out of `compare`"
                 )
@@ -281,7 +280,7 @@ def _curve_section(artist: _Artist, run: Run) -> Section:
     for prefix, name, axis, caption, zero in (*CURVES, *validated):
         curves = dict(_series(run.metrics, prefix))
         if not curves:
-            raise ReportError(f"{run.folder / 'metrics.jsonl'}: no line has a number named {prefix} or {prefix}_*")
+            raise RunError(f"{run.folder / 'metrics.jsonl'}: no line has a number named {prefix} or {prefix}_*")
         pictures.append(artist.picture(f"curve_{name}", caption, partial(figures.curve_figure, curves, axis, zero)))
     last = run.metrics[-1]
     return Section("Training", f"{len(run.metrics)} logged steps, up to step {last['step']}.", tuple(pictures))

@@ -13,9 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ace_dist.evaluate.metrics import accuracy, macro_f1
-from ace_dist.utils.errors import UserError
-
-__all__ = ["ConceptSpace", "Predictions", "ReportError", "Run", "read_results", "read_run", "read_space"]
+from ace_dist.utils.errors import RunError
 
 _MADE_BY = {
     "config.yaml": "launchers/train.py",
@@ -26,10 +24,6 @@ _MADE_BY = {
     "concept_space.npz": "launchers/evaluate.py run={run}",
 }
 _TOLERANCE = 0.051  # percent points: results.json may be rounded to one decimal
-
-
-class ReportError(UserError):
-    """A run directory that cannot be reported: a file is missing, unreadable, or of another evaluation."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read and check a run directory. Raises `ReportError` naming the first file that is missing or does not fit."""
+    """Read and check a run directory. Raises `RunError` naming the first file that is missing or does not fit."""
     for name in _MADE_BY:
         _existing(folder, name)
     environment, results = _read_json(folder, "environment.json"), read_results(folder)
@@ -112,16 +106,16 @@ def _check_srt(srt: Any, path: Path) -> None:
     for index, row in enumerate(srt["runs"]):
         _require(row, ("accuracy", "f1"), path, f"srt.runs[{index}]")
     if not srt["runs"]:
-        raise ReportError(f"{path}: srt.runs is empty; the Synonym Robustness Test needs at least one run")
+        raise RunError(f"{path}: srt.runs is empty; the Synonym Robustness Test needs at least one run")
 
 
 def _predictions(part: Any, where: str) -> Predictions:
     _require(part, ("classes", "ids", "labels", "predictions"), Path(where))
     labels, guesses = np.asarray(part["labels"], np.int64), np.asarray(part["predictions"], np.int64)
     if not len(part["ids"]) == len(labels) == len(guesses):
-        raise ReportError(f"{where}: {len(part['ids'])} ids, {len(labels)} labels, {len(guesses)} predictions")
+        raise RunError(f"{where}: {len(part['ids'])} ids, {len(labels)} labels, {len(guesses)} predictions")
     if len(set(part["ids"])) < len(part["ids"]):
-        raise ReportError(f"{where}: a sample id occurs twice, so it would count twice")
+        raise RunError(f"{where}: a sample id occurs twice, so it would count twice")
     macro_f1(labels, guesses, len(part["classes"]))  # refuses indices outside the classes
     return Predictions(tuple(part["classes"]), tuple(part["ids"]), labels, guesses)
 
@@ -133,14 +127,14 @@ def _check_same_evaluation(run: Run) -> None:
     stated: list[tuple[str, Mapping[str, float], Predictions]] = []
     for name, found_part in (("base", run.base), ("novel", run.novel)):
         if (found_part is None) != (run.results[name] is None):
-            raise ReportError(
+            raise RunError(
                 f"{run.folder}: only one of results.json and predictions.json has {name}; {_again(run.folder)}"
             )
         if found_part is not None:
             stated.append((name, run.results[name], found_part))
     rows = run.results["srt"]["runs"] if run.results["srt"] is not None else []
     if len(rows) != len(run.srt):
-        raise ReportError(
+        raise RunError(
             f"{run.folder}: results.json has {len(rows)} SRT runs, predictions.json {len(run.srt)}; "
             f"{_again(run.folder)}"
         )
@@ -149,7 +143,7 @@ def _check_same_evaluation(run: Run) -> None:
         found = {"accuracy": accuracy(part.labels, part.predictions), "f1": macro_f1(part.labels, part.predictions)}
         for metric, value in found.items():
             if abs(value - scores[metric]) > _TOLERANCE:
-                raise ReportError(
+                raise RunError(
                     f"{run.folder}: results.json says {name}.{metric} = {scores[metric]:.2f}, predictions.json gives "
                     f"{value:.2f}: the two files are of different evaluations; {_again(run.folder)}"
                 )
@@ -165,11 +159,11 @@ def read_space(folder: Path) -> ConceptSpace:
             phrases, actions = (tuple(str(text) for text in file[name]) for name in ("phrases", "actions"))
             seen = np.asarray(file["seen"], np.bool_)
     except (OSError, ValueError) as error:
-        if isinstance(error, ReportError):
+        if isinstance(error, RunError):
             raise
-        raise ReportError(f"{path} cannot be read ({error}); {_again(folder)}") from error
+        raise RunError(f"{path} cannot be read ({error}); {_again(folder)}") from error
     if before.shape != after.shape or not len(before) == len(phrases) == len(actions) == len(seen) > 0:
-        raise ReportError(
+        raise RunError(
             f"{path}: before {before.shape}, after {after.shape}, {len(phrases)} phrases, {len(actions)} actions and "
             f"{len(seen)} seen flags do not belong together; {_again(folder)}"
         )
@@ -183,7 +177,7 @@ def _read_metrics(folder: Path) -> tuple[dict[str, Any], ...]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ReportError(f"{path}, line {number} is not JSON ({error})") from error
+            raise RunError(f"{path}, line {number} is not JSON ({error})") from error
         _require(row, ("step",), path, f"line {number}")
         steps[int(row["step"])] = {**steps.get(int(row["step"]), {}), **row}
     return tuple(steps[step] for step in sorted(steps))
@@ -194,26 +188,26 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ReportError(f"{path} is not JSON ({error}); {_maker(folder, name)} writes it") from error
+        raise RunError(f"{path} is not JSON ({error}); {_maker(folder, name)} writes it") from error
     if not isinstance(content, dict):
-        raise ReportError(f"{path} must hold one JSON object, found {type(content).__name__}")
+        raise RunError(f"{path} must hold one JSON object, found {type(content).__name__}")
     return content
 
 
 def _existing(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise ReportError(f"{path} is missing; {_maker(folder, name)} writes it")
+        raise RunError(f"{path} is missing; {_maker(folder, name)} writes it")
     return path
 
 
 def _require(content: Any, names: tuple[str, ...], path: Path, part: str = "") -> None:
     where = f"{path}: {part}" if part else str(path)
     if not isinstance(content, Mapping):
-        raise ReportError(f"{where}: expected an object with {', '.join(names)}, found {type(content).__name__}")
+        raise RunError(f"{where}: expected an object with {', '.join(names)}, found {type(content).__name__}")
     missing = [name for name in names if name not in content]
     if missing:
-        raise ReportError(f"{where}: {', '.join(missing)} missing, found {', '.join(map(str, content))}")
+        raise RunError(f"{where}: {', '.join(missing)} missing, found {', '.join(map(str, content))}")
 
 
 def _command(command: Any) -> str:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ace_dist.models.dual_encoder import DualEncoder
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["evaluate_run", "results_table", "trained_model"]
-
 
 def trained_model(run_dir: Path, config: Config, device: torch.device) -> DualEncoder:
     """The model of a finished run, in the precision it was trained in."""

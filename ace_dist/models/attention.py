@@ -20,9 +20,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ace_dist.models.recompute import recomputed
-from ace_dist.utils.errors import UserError
-
-__all__ = ["AttentionBackend", "AttentionError", "attend", "attend_packed", "choose_attention", "short_on_cpu"]
+from ace_dist.utils.errors import ModelError
 
 AttentionBackend = Literal["triton", "xformers", "sdpa"]
 SETTINGS = ("auto", "triton", "xformers", "sdpa")
@@ -38,10 +36,6 @@ AGREEMENT = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 1e-
 # float32: even with the kernel at 8 keys and, in the demo, 1.06 times as fast at 17; with 12 heads it loses by a fifth
 # at 15 keys and by a half at 30.
 LONGEST_FORMULA_ON_CPU = {torch.float32: 20, torch.float64: 20, torch.bfloat16: 256, torch.float16: 256}
-
-
-class AttentionError(UserError):
-    """`model.video.attention` asks for something that this machine cannot do."""
 
 
 def attend_packed(qkv: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
@@ -100,15 +94,15 @@ def choose_attention(setting: str, device: torch.device) -> AttentionBackend:
 
     The first call prints the choice with its reason (rank 0 alone); later ones are silent. `auto` takes the Triton
     kernel for short sequences on CUDA; for all others, xformers when it is installed and runs there, else PyTorch's
-    scaled_dot_product_attention. Raises `AttentionError` for an unknown setting, and for one that cannot run.
+    scaled_dot_product_attention. Raises `ModelError` for an unknown setting, and for one that cannot run.
     """
     if setting not in SETTINGS:
-        raise AttentionError(f"model.video.attention={setting} is not one of {', '.join(SETTINGS)}")
+        raise ModelError(f"model.video.attention={setting} is not one of {', '.join(SETTINGS)}")
     if setting != "auto":
         find = {"triton": triton_obstacle, "xformers": xformers_obstacle}.get(setting)
         obstacle = find(device) if find else None
         if obstacle:
-            raise AttentionError(f"model.video.attention={setting} cannot run: {obstacle}; set it to auto or sdpa")
+            raise ModelError(f"model.video.attention={setting} cannot run: {obstacle}; set it to auto or sdpa")
         say(f"attention: {described(setting, device)} on {device.type}, as set (model.video.attention={setting})")
         return cast(AttentionBackend, setting)
     reason = xformers_obstacle(device) or "it runs on this device"

@@ -16,18 +16,13 @@ from ace_dist.models.text import build_text_tower
 from ace_dist.models.text_features import PhraseBank
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.vit import ImageTower
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from ace_dist.config import LoaderConfig, TextConfig, VideoConfig
 
-__all__ = ["DualEncoder", "EmbeddingWidthError", "VideoTower", "build_video_tower"]
 
 VideoTower = TimeSformer | ImageTower | SpaceTimeTower
-
-
-class EmbeddingWidthError(UserError):
-    """The two towers end in spaces of different widths."""
 
 
 class DualEncoder(nn.Module):
@@ -36,7 +31,7 @@ class DualEncoder(nn.Module):
     def __init__(self, video: VideoConfig, text: TextConfig, similarity: SimilarityConfig | None = None) -> None:
         super().__init__()
         if video.embed_dim != text.embed_dim:
-            raise EmbeddingWidthError(
+            raise ModelError(
                 f"model.video.embed_dim={video.embed_dim} differs from model.text.embed_dim={text.embed_dim}: both "
                 "towers must end in one space; set them equal"
             )

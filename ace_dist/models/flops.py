@@ -22,8 +22,6 @@ from ace_dist.models.text import MiniLMTextTower, PromptedClipTextTower, TextTow
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.vit import ImageTower
 
-__all__ = ["FlopTally", "Flops", "similarity_flops", "text_flops", "video_flops", "whole_size"]
-
 
 class Flops(NamedTuple):
     """FLOPs of a part of a step."""

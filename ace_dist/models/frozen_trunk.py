@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ace_dist.models.timesformer import VideoShapeError, check_config
+from ace_dist.models.timesformer import check_config
+from ace_dist.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
 
-__all__ = ["FrozenTrunk"]
 
 EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed", "norm_pre")
 
@@ -34,7 +34,7 @@ class FrozenTrunk(nn.Module):
         """Check the configuration and freeze accordingly; the end of a subclass's construction."""
         check_config(config)
         if config.drop_path:
-            raise VideoShapeError(
+            raise ModelError(
                 f"model.video.tower={config.tower} has no stochastic depth: model.video.drop_path={config.drop_path} "
                 f"must be 0"
             )
@@ -78,7 +78,7 @@ class FrozenTrunk(nn.Module):
         """Refuse clips that are not [B,T,3,S,S] with the S that the position embedding was made for."""
         size = self.config.image_size
         if video.dim() != 5 or tuple(video.shape[2:]) != (3, size, size):
-            raise VideoShapeError(
+            raise ModelError(
                 f"a batch of clips must be [B,T,3,{size},{size}], got {list(video.shape)}; set loader.crop to "
                 f"model.video.image_size"
             )

@@ -11,13 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ace_dist.utils.errors import UserError
-
-__all__ = ["ClipPatches", "PixelError"]
-
-
-class PixelError(UserError):
-    """Clips come in a form that the patch embedding was not told to expect."""
+from ace_dist.utils.errors import ModelError
 
 
 class ClipPatches(nn.Module):
@@ -36,7 +30,7 @@ class ClipPatches(nn.Module):
         self.num_patches = (side // patch) ** 2
 
     def forward(self, video: Tensor) -> Tensor:
-        """See the class. Raises `PixelError` for bytes when `normalisation` is not set."""
+        """See the class. Raises `ModelError` for bytes when `normalisation` is not set."""
         if video.dtype == torch.uint8:
             return self.from_bytes(video)
         grid: Tensor = self.proj(video.flatten(0, 1).to(self.proj.weight.dtype))
@@ -48,7 +42,7 @@ class ClipPatches(nn.Module):
         channel's r = std_0 / std, 1 where all are equal, s = 1 / (255 std_0), and b' = b + W ((c / 255 - mean) / std).
         """
         if self.normalisation is None:
-            raise PixelError("clips are bytes, which loader.dtype=uint8 alone gives; normalise them first")
+            raise ModelError("clips are bytes, which loader.dtype=uint8 alone gives; normalise them first")
         mean, std = self.normalisation
         centre = round(255 * sum(mean) / len(mean))
         weight, dtype = self.proj.weight, self.proj.weight.dtype

@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["recomputed"]
-
 Result = TypeVar("Result")
 
 

@@ -14,19 +14,14 @@ from ace_kernels import concept_similarity_sets
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from ace_dist.config import SimilarityConfig
     from ace_dist.models.text import TextTower
 
-__all__ = ["AttributeFileError", "Similarity", "Spotting", "build_similarity"]
 
 SPOTTING_TEMPERATURE = 0.01  # of the softmax over frames (BIKE)
-
-
-class AttributeFileError(UserError):
-    """An attribute file that cannot be read."""
 
 
 class Similarity(nn.Module):
@@ -105,14 +100,14 @@ def build_similarity(settings: SimilarityConfig, width: int) -> Similarity:
 
 
 def read_attributes(path: str | None) -> list[str]:
-    """Attributes of a text file, one a line, `#` starts a comment. Raises `AttributeFileError` naming the file."""
+    """Attributes of a text file, one a line, `#` starts a comment. Raises `ModelError` naming the file."""
     if path is None:
         return []
     file = Path(path).expanduser()
     if not file.is_file():
-        raise AttributeFileError(f"{file} does not exist (model.similarity.attributes); give a text file, or null")
+        raise ModelError(f"{file} does not exist (model.similarity.attributes); give a text file, or null")
     lines = [line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
     words = list(dict.fromkeys(line for line in lines if line))
     if not words:
-        raise AttributeFileError(f"{file} (model.similarity.attributes) holds no attribute")
+        raise ModelError(f"{file} (model.similarity.attributes) holds no attribute")
     return words

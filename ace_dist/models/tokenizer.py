@@ -11,17 +11,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ace_dist.utils.errors import UserError
-
-__all__ = ["CONTEXT_LENGTH", "EOS", "ClipTokenizer", "PhraseLengthError"]
+from ace_dist.utils.errors import ModelError, UserError
 
 CONTEXT_LENGTH = 77  # tokens, BOS and EOS included (CLIP)
 EOS = 49407  # also the largest id, and the padding of Hugging Face's CLIP
 VOCABULARY = 49408
-
-
-class PhraseLengthError(UserError):
-    """A phrase has more tokens than CLIP can read."""
 
 
 class ClipTokenizer:
@@ -33,13 +27,13 @@ class ClipTokenizer:
     def encode(self, phrases: Sequence[str]) -> Tensor:
         """Ids int64 [S,L]: BOS, tokens, EOS, then EOS up to the longest phrase.
 
-        Cutting the padding is exact, as CLIP's mask is causal and it reads the first EOS. Raises `PhraseLengthError`
+        Cutting the padding is exact, as CLIP's mask is causal and it reads the first EOS. Raises `ModelError`
         for a phrase of more than 77 tokens, and names it.
         """
         rows = [[self.bpe.sot_token_id, *self.bpe.encode(phrase), self.bpe.eot_token_id] for phrase in phrases]
         for phrase, row in zip(phrases, rows, strict=True):
             if len(row) > CONTEXT_LENGTH:
-                raise PhraseLengthError(
+                raise ModelError(
                     f"the phrase {phrase!r} has {len(row)} CLIP tokens, more than {CONTEXT_LENGTH}; shorten the label "
                     "or its synonym"
                 )

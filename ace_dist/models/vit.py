@@ -21,7 +21,6 @@ from ace_dist.models.timesformer import resize_times, run
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
 
-__all__ = ["CLIP_EPS", "PLAIN_EPS", "ImageTower"]
 
 CLIP_EPS, PLAIN_EPS = 1e-5, 1e-6  # of layer norms: CLIP's, and those of timm's ViTs and of the TimeSformer
 TEMPORAL_EPS = 1e-12  # of Text4Vis' temporal transformer

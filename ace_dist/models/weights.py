@@ -14,26 +14,12 @@ from torch import Tensor, nn
 
 from ace_dist.models.dual_encoder import VideoTower
 from ace_dist.models.timesformer import resize_positions, resize_times
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ModelError
 from ace_dist.utils.files import write_bytes
-
-__all__ = [
-    "LoadReport",
-    "TensorFile",
-    "WeightsError",
-    "load_safetensors",
-    "load_text_weights",
-    "load_video_weights",
-    "save_safetensors",
-]
 
 VIDEO_SETTING, TEXT_SETTING = "model.video.weights", "model.text.weights"
 IMAGE_SIDE_OF_CLIP = ("vision_model.", "visual_projection.", "logit_scale")  # in the files of a whole CLIP model
 POSITION_IDS = "text_model.embeddings.position_ids"  # a constant buffer in files of older transformers
-
-
-class WeightsError(UserError):
-    """A weight file is missing, unreadable, or does not fit the model."""
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -95,7 +81,7 @@ def load_video_weights(model: VideoTower, path: Path | str | None, strict: bool 
 
     `pos_embed` and `time_embed` of other lengths are resized (time by `model.video.time_embed_resize`) and reported.
     What the tower adds to its kind (learned prompts, layers over frames) is left as it is when the file has none of it.
-    With `strict`, any other difference raises `WeightsError`, which names `model.video.weights`; without, the report
+    With `strict`, any other difference raises `ModelError`, which names `model.video.weights`; without, the report
     alone tells.
     """
     stored = read_safetensors(path, VIDEO_SETTING)
@@ -116,7 +102,7 @@ def load_text_weights(tower: nn.Module, path: Path | str | None, strict: bool = 
     """Load a text tower from safetensors with the keys of its `state_dict`; for CLIP these are Hugging Face's.
 
     The image side of a whole CLIP file is left out and reported as ignored. With `strict`, any difference raises
-    `WeightsError`, which names `model.text.weights`.
+    `ModelError`, which names `model.text.weights`.
     """
     stored = read_safetensors(path, TEXT_SETTING)
     ignored = [key for key in stored if key.startswith(IMAGE_SIDE_OF_CLIP) or key == POSITION_IDS]
@@ -133,7 +119,7 @@ def save_safetensors(
     """Write tensors to `path` through a temporary name in the same folder, so no half-written file ever has the name.
 
     With `dtype` (torch.float16 halves the file) floating tensors are stored so; loading brings them back to the model's
-    own type. Raises `WeightsError` when a finite value would overflow in `dtype`.
+    own type. Raises `ModelError` when a finite value would overflow in `dtype`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,29 +128,29 @@ def save_safetensors(
         target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         stored[key] = tensor.detach().to("cpu", target).contiguous().clone()
         if target.is_floating_point and not bool(stored[key].isfinite().all()) and bool(tensor.isfinite().all()):
-            raise WeightsError(f"{key} overflows {target}; store it in another type")
+            raise ModelError(f"{key} overflows {target}; store it in another type")
     write_bytes(path, save(stored, dict(metadata) if metadata else None))  # `save_file` hides a full disk's OSError
 
 
 def read_safetensors(path: Path | str | None, setting: str) -> TensorFile:
-    """The tensors of a file, on the CPU. Raises `WeightsError`, which names the setting."""
+    """The tensors of a file, on the CPU. Raises `ModelError`, which names the setting."""
     if path is None:
-        raise WeightsError(f"{setting} is not set; give a safetensors file, or model.init=random to train from nothing")
+        raise ModelError(f"{setting} is not set; give a safetensors file, or model.init=random to train from nothing")
     file = Path(path)
     if not file.is_file():
-        raise WeightsError(f"{file} does not exist ({setting}); give a safetensors file, or model.init=random")
+        raise ModelError(f"{file} does not exist ({setting}); give a safetensors file, or model.init=random")
     try:
         return TensorFile(file)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file} is not a readable safetensors file ({setting}): {error}") from error
+        raise ModelError(f"{file} is not a readable safetensors file ({setting}): {error}") from error
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on the CPU. Raises `WeightsError` naming the file."""
+    """Every tensor of a safetensors file, on the CPU. Raises `ModelError` naming the file."""
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is missing or not a readable safetensors file: {error}") from error
+        raise ModelError(f"{path} is missing or not a readable safetensors file: {error}") from error
 
 
 def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, setting: str, strict: bool) -> LoadReport:
@@ -179,7 +165,7 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, se
         f"{key} {list(shape)} for {list(own[key].shape)}" for key, shape in shapes.items() if shape != own[key].shape
     ]
     if strict and not report.complete:
-        raise WeightsError(
+        raise ModelError(
             f"{setting} does not fit the model: {report}; launchers/import_weights.py brings others' files, or another "
             f"tower's, under its names"
         )

@@ -18,8 +18,6 @@ from ace_dist.utils.distributed import gathered
 if TYPE_CHECKING:
     from ace_dist.concepts import ConceptDraw
 
-__all__ = ["METHOD", "SymmetricObjective"]
-
 
 class SymmetricObjective(ConceptObjective):
     """Mean of both directions' KL divergence from soft targets: clips of one class share their texts equally."""

@@ -10,8 +10,6 @@ from ace_dist.objectives.method import Method, root_labels_only
 if TYPE_CHECKING:
     from ace_dist.config import Config
 
-__all__ = ["METHOD"]
-
 
 def prepare(config: Config) -> Config:
     """No step, no weights."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ace_dist.models.dual_encoder import DualEncoder
     from ace_dist.models.text_features import PhraseBank
 
-__all__ = ["ConceptObjective", "Losses", "offsets_of"]
-
 
 @dataclass(frozen=True)  # without slots: DeepSpeed's ZeRO 3 looks for tensors in an output's `vars`
 class Losses:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from ace_dist.concepts import ConceptDraw
 
-__all__ = ["LabelObjective"]
-
 
 class LabelObjective(ConceptObjective):
     """-log softmax of the model's similarity (which may learn its temperature), with label smoothing."""

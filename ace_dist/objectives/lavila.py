@@ -5,6 +5,4 @@ from __future__ import annotations
 from ace_dist.objectives.label import LabelObjective
 from ace_dist.objectives.method import Method, root_labels_only
 
-__all__ = ["METHOD"]
-
 METHOD = Method(prepare=root_labels_only, objective=LabelObjective)

@@ -11,8 +11,6 @@ from ace_dist.objectives.concept import ConceptObjective
 if TYPE_CHECKING:
     from ace_dist.config import Config
 
-__all__ = ["Method", "root_labels_only", "with_text_frozen"]
-
 
 class Method(NamedTuple):
     """One method: `prepare` is called once, before anything is built."""

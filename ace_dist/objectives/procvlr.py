@@ -4,6 +4,4 @@ from __future__ import annotations
 
 from ace_dist.objectives.method import Method, root_labels_only, with_text_frozen
 
-__all__ = ["METHOD"]
-
 METHOD = Method(prepare=lambda config: with_text_frozen(root_labels_only(config)))

@@ -11,8 +11,6 @@ from ace_dist.utils.errors import UserError
 if TYPE_CHECKING:
     from ace_dist.config import Config
 
-__all__ = ["METHOD"]
-
 
 def prepare(config: Config) -> Config:
     """Root labels, frozen encoders. Raises `UserError` when no prompt is left to train."""

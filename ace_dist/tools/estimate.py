@@ -29,7 +29,6 @@ from ace_dist.utils.errors import UserError
 if TYPE_CHECKING:
     from ace_dist.config import Config
 
-__all__ = ["DEVICES", "Budget", "Cost", "Device", "decode_budget", "estimate", "model_cost"]
 
 SOURCE_FPS = 30.0  # assumed of a camera when nothing says
 NVDEC_1080_FPS = 350.0  # 1080p H.264 frames a second of one engine

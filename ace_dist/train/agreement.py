@@ -14,7 +14,6 @@ from ace_dist.utils.errors import UserError
 if TYPE_CHECKING:
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["Agreement", "on_first"]
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -33,7 +33,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from ace_dist.train.agreement import on_first
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import sync_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -42,14 +42,9 @@ if TYPE_CHECKING:
     from ace_dist.train.guards import RunLock
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["Checkpoint", "CheckpointError", "CheckpointFolder", "Checkpoints"]
 
 FORMAT = 1
 Parts = Mapping[str, Mapping[str, Tensor]]  # file name without suffix -> tensors
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be written, or that this run cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class CheckpointFolder:
     def write(self, step: int, parts: Parts, about: Mapping[str, Any], also: int | None = None) -> Path:
         """Write one checkpoint, then forget the oldest beyond `keep`, but not that of step `also`.
 
-        Raises `CheckpointError` when a tensor is not finite (such a state must not replace a good one), and when the
+        Raises `RunError` when a tensor is not finite (such a state must not replace a good one), and when the
         file system refuses; what was there before is untouched in both cases.
         """
         check_finite(parts, step)
@@ -97,7 +92,7 @@ class CheckpointFolder:
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             kept = self.complete()
-            raise CheckpointError(
+            raise RunError(
                 f"{path} could not be written: {error.strerror or error}; "
                 + (f"the last checkpoint, {kept[-1].name}, is intact. " if kept else "")
                 + "Free space or set run_dir to another disk, then run the same command again"
@@ -111,16 +106,16 @@ class CheckpointFolder:
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint; None when there is none at all. Damaged ones are named and skipped.
 
-        Raises `CheckpointError` when all are damaged: beginning again is for the user to decide.
+        Raises `RunError` when all are damaged: beginning again is for the user to decide.
         """
         found = self.complete()
         for path in reversed(found):
             try:
                 return read(path)
-            except (OSError, CheckpointError) as error:
+            except (OSError, RunError) as error:
                 print(f"checkpoint skipped: {error}", flush=True)
         if found:
-            raise CheckpointError(
+            raise RunError(
                 f"no checkpoint in {self.folder} is whole ({len(found)} damaged, named above); restore one from a "
                 f"backup, or delete the folder to begin again at step 0"
             )
@@ -147,7 +142,7 @@ class CheckpointFolder:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint. Raises `CheckpointError`, which names the file that is damaged and how."""
+    """Read and verify one checkpoint. Raises `RunError`, which names the file that is damaged and how."""
     try:
         about = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in about["files"].items()}
@@ -155,23 +150,23 @@ def read(path: Path) -> Checkpoint:
         if about["step"] != named:  # one flipped bit makes another step of it, and so other clips and rates
             raise ValueError(f"step {about['step']} in the folder of step {named}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}/checkpoint.json is damaged ({type(error).__name__}: {error})") from error
+        raise RunError(f"{path}/checkpoint.json is damaged ({type(error).__name__}: {error})") from error
     if version != FORMAT:
-        raise CheckpointError(f"{path} has format {version}, this version reads {FORMAT}")
+        raise RunError(f"{path} has format {version}, this version reads {FORMAT}")
     parts = {}
     for name, wanted in files.items():
         file = path / name
         data = file.read_bytes() if file.is_file() else None
         if data is None:
-            raise CheckpointError(f"{file} is missing")
+            raise RunError(f"{file} is missing")
         if len(data) != wanted["bytes"]:
-            raise CheckpointError(f"{file} has {len(data)} bytes of {wanted['bytes']}")
+            raise RunError(f"{file} has {len(data)} bytes of {wanted['bytes']}")
         if facts(data) != wanted:
-            raise CheckpointError(f"{file} is damaged (its SHA-256 is not the one that was written)")
+            raise RunError(f"{file} is damaged (its SHA-256 is not the one that was written)")
         try:
             parts[file.stem] = safetensors.load(data)
         except SafetensorError as error:
-            raise CheckpointError(f"{file} is not a safetensors file ({error})") from error
+            raise RunError(f"{file} is not a safetensors file ({error})") from error
     return Checkpoint(path, about, parts)
 
 
@@ -181,11 +176,11 @@ def facts(data: bytes) -> dict[str, Any]:
 
 
 def check_finite(parts: Parts, step: int) -> None:
-    """Raise `CheckpointError` naming the first tensor that holds a NaN or an infinity."""
+    """Raise `RunError` naming the first tensor that holds a NaN or an infinity."""
     for part, tensors in parts.items():
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise CheckpointError(
+                raise RunError(
                     f"{part} of {name} are not finite after step {step}: not saved. Lower training.lr_video or "
                     f"training.lr_text and continue from the checkpoint before"
                 )
@@ -246,7 +241,7 @@ class Checkpoints:
         return self.ranks.gather(self.folder.at(step) in self.folder.complete())[0]
 
     def kept(self, step: int, part: str) -> dict[str, Tensor]:
-        """A part of an older checkpoint, on rank 0. Raises `CheckpointError` when it is damaged or gone."""
+        """A part of an older checkpoint, on rank 0. Raises `RunError` when it is damaged or gone."""
         return read(self.folder.at(step)).parts[part]
 
     def finish(self) -> None:
@@ -276,7 +271,7 @@ class Checkpoints:
     def restore(self) -> int:
         """Load the newest whole checkpoint; returns the number of steps done, 0 when there is none.
 
-        Rank 0 reads and the others receive, so the folder need not be shared. Raises `CheckpointError` when the
+        Rank 0 reads and the others receive, so the folder need not be shared. Raises `RunError` when the
         checkpoint holds other tensors than this model trains, or belongs to other frozen weights.
         """
         state = self.engine.state()  # names and shapes
@@ -305,7 +300,7 @@ class Checkpoints:
         if found is None:
             return None
         if found.about["frozen_sha256"] != self.frozen:
-            raise CheckpointError(
+            raise RunError(
                 f"{found.path} was trained on other frozen weights than model.video.weights and model.text.weights now "
                 f"hold; bring the old files back, or choose another run_dir"
             )
@@ -314,7 +309,7 @@ class Checkpoints:
             theirs = {name: tuple(tensor.shape) for name, tensor in found.parts.get(part, {}).items()}
             if ours != theirs:
                 differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-                raise CheckpointError(
+                raise RunError(
                     f"{found.path} holds other {part} than this model trains ({', '.join(differing[:3])}); choose "
                     f"another run_dir"
                 )

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ace_dist.data.task import Task
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["dry_run"]
-
 
 def dry_run(config: Config, ranks: Ranks) -> Outcome:
     """Print what `train` would do: classes, clips, parameters, the first batch, losses, memory. Collective.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.train.schedule import lr_factor
 from ace_dist.utils.distributed import uses_bf16
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from ace_dist.concepts import ConceptDraw
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ace_dist.objectives import ConceptObjective, Losses
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["Engine", "EngineError", "TrainedState", "micro_batch_size"]
 
 TrainedState = dict[str, dict[str, Tensor]]  # "weights", the optimizer's own parts, "average" -> name -> fp32 tensor
 
@@ -34,15 +33,11 @@ STATE_PARTS = {"sgd": {"momentum": "momentum_buffer"}, "adamw": {"mean": "exp_av
 AVERAGE = {"average": "average"}  # of the weights; it lies beside the optimizer's state and is sharded as that is
 
 
-class EngineError(UserError):
-    """Batch sizes, precision or ZeRO settings that cannot run."""
-
-
 def micro_batch_size(config: Config, world: int) -> int:
-    """Clips of one forward pass on one rank. Raises `EngineError` when the global batch cannot be shared equally."""
+    """Clips of one forward pass on one rank. Raises `ConfigError` when the global batch cannot be shared equally."""
     parts = world * config.training.accumulation
     if config.training.batch_size % parts:
-        raise EngineError(
+        raise ConfigError(
             f"training.batch_size={config.training.batch_size} cannot be shared by {world} ranks with "
             f"training.accumulation={config.training.accumulation}: choose a multiple of {parts}"
         )
@@ -89,7 +84,7 @@ class Engine:
         ]
         groups = [group for group in groups if group["params"]]
         if not groups:
-            raise EngineError(
+            raise ConfigError(
                 "nothing trains: raise model.video.trained_blocks or set model.text.train_projection=true"
             )
         return groups
@@ -116,11 +111,11 @@ class Engine:
     def step(self) -> None:
         """One micro-step; the optimizer moves at the last of an accumulation.
 
-        Raises `EngineError` when DeepSpeed left the step out, as it does without a word for gradients with infinities.
+        Raises `ConfigError` when DeepSpeed left the step out, as it does without a word for gradients with infinities.
         """
         self.deepspeed.step()
         if self.deepspeed.skipped_steps:
-            raise EngineError(
+            raise ConfigError(
                 "gradients are not finite although the loss is: lower training.lr_video and training.lr_text, or set "
                 "training.precision=fp32; the last checkpoint is intact"
             )
@@ -281,13 +276,13 @@ def engine_settings(config: Config, world: int, bf16: bool) -> dict[str, Any]:
     }
     clash = sorted(set(derived) & set(settings))
     if clash:
-        raise EngineError(
+        raise ConfigError(
             f"deepspeed.{clash[0]} is derived from training.batch_size, training.accumulation, training.clip_norm and "
             f"training.precision; set those instead"
         )
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
-        raise EngineError(f"deepspeed.zero_optimization.stage={stage}: there are stages 0, 1, 2 and 3")
+        raise ConfigError(f"deepspeed.zero_optimization.stage={stage}: there are stages 0, 1, 2 and 3")
     # Its throughput timer, which nobody reads here, synchronises the device twice a step.
     settings.setdefault("timers", {}).setdefault("throughput", {}).setdefault("enabled", False)
     return {**settings, **derived}

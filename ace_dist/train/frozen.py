@@ -18,8 +18,6 @@ from torch import Tensor
 
 from ace_dist.utils.files import write_pieces
 
-__all__ = ["store_frozen"]
-
 TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}  # safetensors'
 
 

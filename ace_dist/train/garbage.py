@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 from types import TracebackType
 
-__all__ = ["GarbageCollection"]
-
 
 class GarbageCollection:
     """Collects at fixed steps, the same on all ranks, instead of whenever Python's own counters say so.

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import RunError, UserError
 from ace_dist.utils.files import write_bytes
 
 if TYPE_CHECKING:
     from ace_dist.data.loader.base import Batch
     from ace_dist.utils.distributed import Ranks
-
-__all__ = ["LossGuard", "NonFiniteLoss", "RunFolderInUse", "RunLock"]
 
 
 class NonFiniteLoss(UserError):
@@ -83,10 +81,6 @@ def suspects(batch: Batch) -> str:
     return f"clips {', '.join(batch.ids)}"
 
 
-class RunFolderInUse(UserError):
-    """Another job writes into this run folder."""
-
-
 class RunLock:
     """One writer a run folder. `<run_dir>/lock.json` says who; its time stamp is renewed every `BEAT_S` seconds.
 
@@ -113,7 +107,7 @@ class RunLock:
         self.beating = threading.Thread(target=self.beat, name="run-lock", daemon=True)
 
     def acquire(self) -> None:
-        """Take the folder. Raises `RunFolderInUse` naming the host, process and job that has it."""
+        """Take the folder. Raises `RunError` naming the host, process and job that has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while not self.try_link():
             holder = self.holder()
@@ -121,7 +115,7 @@ class RunLock:
                 continue  # released, or taken over, between two looks
             if not self.is_dead(holder) and not self.went_stale(holder):
                 job = f", SLURM job {holder['job']}" if holder.get("job") else ""
-                raise RunFolderInUse(
+                raise RunError(
                     f"{self.path.parent} is being written by process {holder['pid']} on {holder['host']}{job}; wait "
                     f"for it, stop it, or choose another run_dir"
                 )
@@ -137,9 +131,9 @@ class RunLock:
             self.path.unlink()
 
     def check(self) -> None:
-        """Raise `RunFolderInUse` when another job has taken the folder, as it may after `STALE_S` without a renewal."""
+        """Raise `RunError` when another job has taken the folder, as it may after `STALE_S` without a renewal."""
         if not self.held():
-            raise RunFolderInUse(
+            raise RunError(
                 f"{self.path.parent} was taken over by another job while this process stood still for more than "
                 f"{self.STALE_S:g} s; this one writes no more"
             )

@@ -30,15 +30,6 @@ if TYPE_CHECKING:
     from ace_dist.train.engine import Engine
     from ace_dist.utils.distributed import Ranks
 
-__all__ = [
-    "Meters",
-    "matmul_flops_per_s",
-    "memory_parts",
-    "micro_batch_flops",
-    "peak_gib",
-    "step_flops",
-    "write_summary",
-]
 
 DRAWS = 8  # steps whose drawn labels are looked at for the mean number of phrases that a step encodes
 CEILING_S = 0.5

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ace_dist.train.meters import Meters
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["Monitor"]
-
 
 class Monitor:
     """Sums losses on the device and reads them every `training.log_every_steps` steps; other steps do not wait for it.

@@ -12,8 +12,6 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["EXIT_CODES", "ORDER", "Preemption"]
-
 # SLURM sends USR1 or USR2 ahead of its time limit when asked to, TERM (then KILL after KillWait, 30 s) without asking.
 MEANING = {
     signal.SIGUSR1: "preempted",

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ace_dist.train.watchdog import Watchdog
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["Parts", "Profiler", "parts_table", "trace_recorder", "watch_communication", "watch_forward"]
 
 # What the loop calls its stages (`Watchdog.enter`), where a profile says it otherwise.
 STAGES = {"collective": "agreement", "step": "optimizer"}

@@ -18,11 +18,9 @@ from omegaconf import OmegaConf
 
 from ace_dist.config import Config, read_config, to_yaml
 from ace_dist.train.guards import RunLock
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 from ace_dist.utils.secrets import redact
-
-__all__ = ["RunFolderError", "check_owner", "claim", "code_diff", "environment", "git_state"]
 
 # Settings that may change between a run and its continuation without changing what is computed.
 FREE_SETTINGS = (
@@ -54,16 +52,12 @@ PACKAGES = ("torch", "deepspeed", "transformers", "timm", "triton", "xformers", 
 CODE = ("ace_dist", "kernels", "launchers", "configs", "pyproject.toml", "constraints.txt")  # what decides a run
 
 
-class RunFolderError(UserError):
-    """A run folder that belongs to another configuration."""
-
-
 def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
     """Make the folder, or check that it belongs to this configuration. Writes `config.yaml` and `environment.json`.
 
     Also `code.diff`, when the checkout's code differs from its commit: commit and diff give the code that ran. What an
     earlier start wrote there goes to `starts/N`, unless it says the same. Takes `lock` first. Raises
-    `RunFolderInUse` when another job has it, and `RunFolderError` naming the first settings that differ and the ways
+    `RunError` when another job has it, and `RunError` naming the first settings that differ and the ways
     out. What is written holds no secret (`ace_dist.utils.secrets`).
     """
     lock.acquire()
@@ -100,7 +94,7 @@ def check_owner(run_dir: Path, config: Config) -> bool:
         differences = changed_settings(to_container(read_config(run_dir)), to_container(config))
         if differences:
             shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differences[:4])
-            raise RunFolderError(
+            raise RunError(
                 f"run folder {run_dir} belongs to another configuration ({shown}); choose another one with "
                 f"run_dir=DIR, or delete the folder"
             )

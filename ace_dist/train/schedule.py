@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ace_dist.config import TrainingConfig
 
-__all__ = ["lr_factor", "total_steps"]
-
 
 def total_steps(settings: TrainingConfig, clips: int) -> int:
     """Optimizer steps of a run: enough to see `epochs * clips` clips, unless `max_steps` says otherwise."""

@@ -18,16 +18,10 @@ from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_json
 
-__all__ = ["Tracker", "TrackerError", "open_trackers", "require_trackers"]
-
 PROJECT = "ace-dist"  # or WANDB_PROJECT
-
-
-class TrackerError(UserError):
-    """A tracker that is not installed, or does not let this run in."""
 
 
 class Tracker(Protocol):
@@ -73,7 +67,7 @@ class WandB:
                 resume="allow", config=configuration(run_dir), dir=str(run_dir), settings=private,
             )  # fmt: skip
         except wandb.errors.Error as error:
-            raise TrackerError(
+            raise RunError(
                 f"training.trackers lists wandb, which says: {' '.join(str(error).split())}; WANDB_MODE=offline writes "
                 f"into {run_dir} without a server"
             ) from error
@@ -112,12 +106,12 @@ TRACKERS: dict[str, Callable[[Path, int], Tracker]] = {"tensorboard": TensorBoar
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Raise `TrackerError` for a name that is none, or that is not installed, before the run begins."""
+    """Raise `RunError` for a name that is none, or that is not installed, before the run begins."""
     for name in names:
         if name not in TRACKERS:
-            raise TrackerError(f"training.trackers lists {name!r}; there are {', '.join(TRACKERS)}")
+            raise RunError(f"training.trackers lists {name!r}; there are {', '.join(TRACKERS)}")
         if importlib.util.find_spec(name) is None:
-            raise TrackerError(
+            raise RunError(
                 f"training.trackers lists {name}, which is not installed: pip install 'ace-dist[trackers]', or take it "
                 f"out of the list"
             )

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from ace_dist.objectives import ConceptObjective
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["Outcome", "assemble", "describe", "train"]
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ace_dist.models.dual_encoder import DualEncoder
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["Validation", "copy_to_test"]
-
 
 def copy_to_test(model: DualEncoder, config: Config) -> DualEncoder:
     """A copy of the encoders to test beside the ones that train, made before DeepSpeed takes those.

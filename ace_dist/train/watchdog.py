@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ace_dist.train.agreement import Agreement
     from ace_dist.utils.distributed import Ranks
 
-__all__ = ["RankLost", "Watchdog"]
 
 # What gloo and NCCL say when a peer is gone or does not answer (torch 2.15).
 LOST = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "connection refused", "nccl")

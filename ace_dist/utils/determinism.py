@@ -10,20 +10,14 @@ from typing import Any
 
 import torch
 
-from ace_dist.utils.errors import UserError
-
-__all__ = ["NotDeterministic", "deterministic"]
+from ace_dist.utils.errors import RunError
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # ":4096:8": eight buffers of 4 MiB, one of the two values that NVIDIA documents
 
 
-class NotDeterministic(UserError):
-    """An operator that gives other bits each time, in a run with `training.deterministic=true`."""
-
-
 @contextlib.contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """While entered with `on`: equal inputs give equal bits on this device, or a `NotDeterministic` names the operator.
+    """While entered with `on`: equal inputs give equal bits on this device, or a `RunError` names the operator.
 
     Entered before the first matrix product on CUDA, because cuBLAS reads its workspace setting once. The seeds are
     those of the run anyway; what this adds is torch's choice of algorithms and no search for the fastest of them.
@@ -47,7 +41,7 @@ def deterministic(on: bool) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if named := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
-            raise NotDeterministic(
+            raise RunError(
                 f"training.deterministic=true, but {named[1]} has no deterministic form on this device: set "
                 f"training.deterministic=false, or choose settings that do without it, such as "
                 f"model.video.attention=sdpa or loader.backend=pyav"

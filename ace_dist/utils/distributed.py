@@ -12,16 +12,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import RunError
 from ace_dist.utils.rendezvous import cores, rank_variables
 
-__all__ = ["DistributedError", "Ranks", "connect", "disconnect", "gathered", "seed_everything", "uses_bf16"]
-
 T = TypeVar("T")
-
-
-class DistributedError(UserError):
-    """An environment that does not describe a group of ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +52,11 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
     """Join the process group that the environment describes (`utils.rendezvous`): a launcher's, SLURM's, or alone.
 
     NCCL on CUDA, gloo on CPUs. `device` is `training.device`; `timeout_s` bounds this call and every collective.
-    Raises `DistributedError` when the ranks do not meet.
+    Raises `RunError` when the ranks do not meet.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
-        raise DistributedError("training.device=cuda, but torch sees no CUDA device; set training.device=cpu or auto")
+        raise RunError("training.device=cuda, but torch sees no CUDA device; set training.device=cpu or auto")
     use_cuda = cuda and device != "cpu"
     check_ranks_here(os.environ, torch.cuda.device_count() if use_cuda else 0)
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda else "cpu")
@@ -86,7 +80,7 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
         deepspeed.init_distributed("nccl" if use_cuda else "gloo", verbose=False, timeout=timedelta(seconds=timeout_s))
     except dist.DistError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise DistributedError(
+        raise RunError(
             f"rank {rank} of {world} could not meet the others at {where} ({str(error).splitlines()[0]}); see that all "
             f"ranks run and reach each other, or set MASTER_ADDR and MASTER_PORT"
         ) from error
@@ -96,12 +90,12 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
 def check_ranks_here(environ: Mapping[str, str], gpus: int) -> None:
     """Whether DeepSpeed's launcher started as many ranks on this host as it has devices (`--num_gpus`).
 
-    Raises `DistributedError` when ranks would share a GPU, which NCCL refuses. Without a GPU (`gpus` is 0) ranks that
+    Raises `RunError` when ranks would share a GPU, which NCCL refuses. Without a GPU (`gpus` is 0) ranks that
     share a core give the same numbers more slowly, so the first one says so.
     """
     ranks = int(environ.get("LOCAL_SIZE", "1"))  # of DeepSpeed's launcher alone; SLURM shows a task its own GPU
     if gpus and ranks > gpus:
-        raise DistributedError(f"{ranks} ranks on this host, but torch sees {gpus} GPUs; start with --num_gpus {gpus}")
+        raise RunError(f"{ranks} ranks on this host, but torch sees {gpus} GPUs; start with --num_gpus {gpus}")
     here = len(os.sched_getaffinity(0))
     if not gpus and ranks > here and environ.get("RANK") == "0":
         print(f"{ranks} ranks share {here} CPU cores and no GPU is used; --num_gpus {here} would be faster", flush=True)

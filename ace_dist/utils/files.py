@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["sync_folder", "write_bytes", "write_json", "write_pieces", "write_text"]
-
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write to a temporary name in the same folder, bring it to the disk, rename. What failed leaves nothing behind."""

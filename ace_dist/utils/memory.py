@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-__all__ = ["trim_heap"]
-
 
 def trim_heap() -> None:
     """Give memory that was freed back to the system. glibc keeps it otherwise; elsewhere nothing happens."""

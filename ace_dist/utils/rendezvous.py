@@ -11,8 +11,6 @@ import socket
 import subprocess
 from collections.abc import Mapping
 
-__all__ = ["free_port", "rank_variables"]
-
 # SLURM's own ephemeral ports and Linux's (from 32768) are left alone.
 FIRST_PORT, PORTS = 20000, 12768
 STARTS = 16  # ports of one job: a start after a requeue must not meet what is left of the one before

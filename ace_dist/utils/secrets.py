@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 
-__all__ = ["SECRET_NAMES", "redact"]
-
 HIDDEN = "<hidden>"
 
 # Names of variables and settings whose values are secret: KEY, TOKEN, SECRET, PASSWORD, ... as a word of the name.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Upload", "send"]
-
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor.to(device)`, to a GPU from pinned memory: from any other the host would wait for all work before."""

@@ -14,8 +14,6 @@ import numpy
 import torch
 from torch import Tensor
 
-__all__ = ["EmptyClass", "KernelInputError", "Table", "check_labels", "check_table", "check_values", "class_sizes"]
-
 INTEGERS = (torch.int64, torch.int32)
 
 

@@ -11,8 +11,6 @@ import torch
 
 from ace_kernels.checks import KernelInputError
 
-__all__ = ["KernelChoiceError", "choose", "interpreting"]
-
 SETTING = "ACE_KERNELS"
 
 

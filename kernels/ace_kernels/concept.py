@@ -24,8 +24,6 @@ from torch import Tensor
 from ace_kernels import operators
 from ace_kernels.checks import KernelInputError, Table, check_labels, check_table
 
-__all__ = ["concept_cross_entropy", "concept_cross_entropy_sets", "concept_similarity", "concept_similarity_sets"]
-
 
 def concept_similarity(
     video_BD: Tensor, text_SD: Tensor, class_offsets: Tensor, temperature: float, rows: Tensor | None = None

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from ace_kernels.checks import Table, class_sizes
 
-__all__ = ["CHUNK", "Layout", "Uses", "layout_of", "uses_of"]
-
 CHUNK = 1024  # rows one program reads; longer classes take several programs and a second stage
 
 

@@ -18,8 +18,6 @@ from ace_kernels import torch_path
 from ace_kernels.checks import KernelInputError, Table, check_values
 from ace_kernels.choice import choose
 
-__all__ = ["cross_entropy", "similarity"]
-
 NO_SECOND_DERIVATIVE = "ace_kernels defines no second derivative; run the loss in float64 with plain torch to get one"
 
 

@@ -26,8 +26,6 @@ from triton.compiler import ASTSource
 from ace_kernels import triton_path
 from ace_kernels.checks import Table
 
-__all__ = ["SHAPES", "Launch", "Shape", "Usage", "compile_all", "recording", "report", "usage"]
-
 TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.float16: "*fp16", torch.bfloat16: "*bf16",
     torch.int64: "*i64", torch.int32: "*i32",

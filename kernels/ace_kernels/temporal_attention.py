@@ -21,8 +21,6 @@ from ace_kernels.checks import KernelInputError
 from ace_kernels.choice import choose
 from ace_kernels.operators import direct, no_autocast, no_second_derivative
 
-__all__ = ["LONGEST", "WIDEST", "temporal_attention", "temporal_attention_obstacle", "temporal_attention_packed"]
-
 LONGEST = 32  # tokens of a sequence whose tile one or two warps hold; longer ones are what general kernels are made for
 WIDEST = 256  # bytes of one head of a token; with more the backward's tiles spill out of the registers
 TYPES = (torch.bfloat16, torch.float16, torch.float32)

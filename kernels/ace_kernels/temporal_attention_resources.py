@@ -14,8 +14,6 @@ import torch
 from ace_kernels import temporal_attention_triton
 from ace_kernels.resources import Launch, Usage, recording, report, usage
 
-__all__ = ["SHAPES", "AttentionShape", "compile_all", "launches_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["backward", "forward"]
-
 
 def batched(x: Tensor) -> Tensor:
     """[..,T,H,d] -> [N,T,d]."""

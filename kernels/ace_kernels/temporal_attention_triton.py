@@ -15,8 +15,6 @@ from torch import Tensor
 from ace_kernels import temporal_attention_kernels as kernels
 from ace_kernels import triton_path
 
-__all__ = ["Tile", "backward", "forward", "tile_of"]
-
 NUMBERS_OF_A_WARP = {"forward": 2048, "backward": 1024}  # 16-bit numbers of one tile (float32: half) a warp holds
 
 

@@ -19,8 +19,6 @@ from torch.nn.functional import embedding_bag
 
 from ace_kernels.checks import Table, class_sizes
 
-__all__ = ["cross_entropy", "gradients", "similarity", "wide_type"]
-
 BAG = 32  # rows added one after the other in float32; longer classes are summed in two levels, each this short or so
 BLOCK_ELEMENTS = 2**18  # 1 MiB of float32: half of an EPYC core's L2 cache, so that a block is read from memory once
 

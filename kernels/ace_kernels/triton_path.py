@@ -24,8 +24,6 @@ from ace_kernels.choice import interpreting
 from ace_kernels.layout import CHUNK, Layout, layout_of, uses_of
 from ace_kernels.torch_path import wide_type
 
-__all__ = ["cross_entropy", "gradients", "similarity"]
-
 WIDEST = 16384  # embedding width that one program holds in registers
 INLINE_VIDEOS, INLINE_MEANS = 64, 256  # up to here every row's program sums over the batch itself
 ONE_TILE_CLASSES = 128  # classes of a set that one tile of logits holds

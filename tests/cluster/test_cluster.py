@@ -22,7 +22,8 @@ from ace_dist.cluster.single import make_job
 from ace_dist.cluster.study import select
 from ace_dist.cluster.submission import LocalQueue, refuse_secrets, sbatch_text, without_secrets
 from ace_dist.cluster.sweeps import Run, State, Sweep, expand, run_id, state_of
-from ace_dist.config import ConfigError, config_dir, load_config
+from ace_dist.config import config_dir, load_config
+from ace_dist.utils.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

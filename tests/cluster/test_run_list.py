@@ -11,8 +11,8 @@ import pytest
 
 from ace_dist.cluster.run_list import differing_settings, find_runs, runs_table
 from ace_dist.config import load_config, to_yaml
-from ace_dist.evaluate.run_files import ReportError
 from ace_dist.train.guards import RunLock
+from ace_dist.utils.errors import RunError
 
 SCORE = {"accuracy": 71.26, "f1": 60.04}
 RESULTS = {
@@ -101,5 +101,5 @@ def test_broken_and_foreign_folders_are_named(folder, tmp_path):
         "old": "does not fit this version",
     }.items():  # fmt: skip
         assert reason in said[name]
-    with pytest.raises(ReportError, match="matches no folder; quote the pattern"):
+    with pytest.raises(RunError, match="matches no folder; quote the pattern"):
         find_runs(f"{tmp_path}/nothing*")

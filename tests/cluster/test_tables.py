@@ -16,10 +16,10 @@ from ace_dist.cluster.study import check_runs
 from ace_dist.cluster.sweeps import Sweep, rows_without_run
 from ace_dist.cluster.tables import load_table, name_a_table, printed_number, table_names
 from ace_dist.concepts import SynonymTrees
-from ace_dist.config import ConfigError, load_config
+from ace_dist.config import load_config
 from ace_dist.data.task import build_model, load_trees
 from ace_dist.evaluate.metrics import harmonic_mean
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ConfigError, UserError
 
 EXPERIMENTS = ["ata_ace", "demo", "gtea_ace", "ikea_ace"]
 

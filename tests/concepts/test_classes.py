@@ -2,7 +2,8 @@
 
 import pytest
 
-from ace_dist.concepts import Action, ClassError, draw_srt, split_classes
+from ace_dist.concepts import Action, draw_srt, split_classes
+from ace_dist.utils.errors import LabelError
 
 A, B, C, D = (Action(verb, "block") for verb in ("spin", "lift", "push", "shake"))
 
@@ -30,7 +31,7 @@ def test_listed_novel_actions_are_taken_out_of_training():
 )
 def test_class_lists_that_cannot_work(train, test, novel, words):
     """Each names the action and the setting."""
-    with pytest.raises(ClassError, match=words):
+    with pytest.raises(LabelError, match=words):
         split_classes(train, test, novel)
 
 

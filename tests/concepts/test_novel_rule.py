@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
-from ace_dist.concepts import Action, ClassError, load_class_table, load_srt, novel_by_verb_frequency, split_classes
+from ace_dist.concepts import Action, load_class_table, load_srt, novel_by_verb_frequency, split_classes
 from ace_dist.config import assets_dir, load_config
+from ace_dist.utils.errors import LabelError
 
 # Segments of all 28 GTEA videos, counted by others in the release of the labels.
 GTEA = {
@@ -94,9 +95,9 @@ def test_the_share_is_a_setting():
     clips = [Action("spin", "pin")] * 3 + [Action("lift", "pin")] * 2 + [Action("push", "pin")]
     classes = split_classes(clips, clips, None, novel_share=0.3333)
     assert list(map(str, classes.novel)) == ["push pin"]
-    with pytest.raises(ClassError, match="both choose the novel actions"):
+    with pytest.raises(LabelError, match="both choose the novel actions"):
         split_classes(clips, clips, ["push pin"], novel_share=0.3333)
-    with pytest.raises(ClassError, match="dataset.novel_share=33 must lie between 0 and 1"):
+    with pytest.raises(LabelError, match="dataset.novel_share=33 must lie between 0 and 1"):
         split_classes(clips, clips, None, novel_share=33)
 
 
@@ -108,11 +109,11 @@ def test_a_table_keeps_the_classes_of_every_fold():
     one = split_classes([take, put], [take, fold], novel, table=known)
     other = split_classes([take, put, fold], [put, stir], novel, table=known)
     assert one == other and len(one.base) == 6 and len(one.novel) == 4
-    with pytest.raises(ClassError, match="'whisk ingredient', which dataset.classes=.*gtea.json does not list"):
+    with pytest.raises(LabelError, match="'whisk ingredient', which dataset.classes=.*gtea.json does not list"):
         split_classes([take, put], [Action("whisk", "ingredient"), fold], novel, table=known)
-    with pytest.raises(ClassError, match="has no test clip"):
+    with pytest.raises(LabelError, match="has no test clip"):
         split_classes([take, put], [take], novel, table=known)
-    with pytest.raises(ClassError, match="'beat ingredient', which dataset.classes=.* does not list"):
+    with pytest.raises(LabelError, match="'beat ingredient', which dataset.classes=.* does not list"):
         split_classes([take, put], [take], ["beat ingredient"], table=known)
 
 
@@ -127,7 +128,7 @@ def test_a_table_keeps_the_classes_of_every_fold():
 )
 def test_a_faulty_table(tmp_path, text, words):
     (tmp_path / "t.json").write_text(text)
-    with pytest.raises(ClassError, match=words):
+    with pytest.raises(LabelError, match=words):
         load_class_table(tmp_path / "t.json")
-    with pytest.raises(ClassError, match="dataset.classes=.*absent.json does not exist"):
+    with pytest.raises(LabelError, match="dataset.classes=.*absent.json does not exist"):
         load_class_table(tmp_path / "absent.json")

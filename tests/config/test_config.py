@@ -5,16 +5,8 @@ import dataclasses
 import pytest
 
 from ace_dist.cluster.profiles import split_settings
-from ace_dist.config import (
-    ConfigError,
-    config_dir,
-    known_keys,
-    load_config,
-    read_config,
-    simple_settings,
-    to_yaml,
-    typed_settings,
-)
+from ace_dist.config import config_dir, known_keys, load_config, read_config, simple_settings, to_yaml, typed_settings
+from ace_dist.utils.errors import ConfigError
 
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 

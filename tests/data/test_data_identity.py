@@ -21,9 +21,10 @@ from ace_dist.data.build.shards import build_shards
 from ace_dist.data.identity import claim_clips
 from ace_dist.data.loader.pyav import PyavLoader
 from ace_dist.data.sampling import TrainPlan
-from ace_dist.data.segments import DataError
 from ace_dist.data.shards import ShardSet
+from ace_dist.utils.errors import DataError
 
+PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
 CLIP, BATCH, STEPS = ClipConfig(6, 1.5), 4, 14
 
 
@@ -87,7 +88,7 @@ def read(folder, log, first, last, rank=0, world=1):
 def read_and_die(folder, log, first, last):
     """As `read`, in a process that is killed while it decodes ahead, as the kernel or a cluster kills a training."""
     script = (
-        f"import os, signal, sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1] / 'helpers')]!r}; import test_data_identity as t;"
+        f"import os, signal, sys; sys.path[:0] = {PATHS!r}; import test_data_identity as t;"
         f"t.read({str(folder)!r}, {str(log)!r}, {first}, {last}); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)

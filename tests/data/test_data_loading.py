@@ -15,7 +15,7 @@ from data_worlds import NumberedReader, frame_number, numbered_frames, small_enc
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
 from ace_dist.data.build.encode import encode, is_anchor
-from ace_dist.data.build.shards import ClipRecord, ShardFiles, build_shards
+from ace_dist.data.build.shards import build_shards
 from ace_dist.data.loader import base as loading
 from ace_dist.data.loader.base import choose_backend, make_loader
 from ace_dist.data.loader.dali import DaliLoader
@@ -23,7 +23,9 @@ from ace_dist.data.loader.pixels import cut_of, picture_rgb, show
 from ace_dist.data.loader.pyav import PyavLoader, decode_clip, decode_frames, needed_packets
 from ace_dist.data.loader.sample_table import read_sample_table
 from ace_dist.data.sampling import ClipRequest, TestPlan, TrainPlan, crop_box
-from ace_dist.data.segments import DataError, RawClip
+from ace_dist.data.segments import RawClip
+from ace_dist.data.shards import ClipRecord, ShardFiles
+from ace_dist.utils.errors import DataError
 
 CLIP = ClipConfig(6, 1.5, 3)
 CPU = torch.device("cpu")

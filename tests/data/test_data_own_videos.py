@@ -18,10 +18,10 @@ from PIL import Image
 
 from ace_dist.config import ClipConfig
 from ace_dist.data.build.decode import read_window
-from ace_dist.data.build.shards import ShardSet
 from ace_dist.data.loader.dali import DaliLoader
 from ace_dist.data.loader.pyav import PyavLoader
 from ace_dist.data.sampling import TestPlan, TrainPlan
+from ace_dist.data.shards import ShardSet
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "videos"
 

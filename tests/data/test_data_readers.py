@@ -16,12 +16,11 @@ from data_worlds import frame_number, numbered_frames, write_video
 from paper_data import GTEA_VERBS, random_gtea, write_ata, write_gtea, write_ikea, write_numbered, write_segments
 
 from ace_dist.config import load_config
-from ace_dist.data.annotations.csv import AnnotationError
-from ace_dist.data.annotations.frames import LayoutError, video_clock
+from ace_dist.data.annotations.frames import video_clock
 from ace_dist.data.annotations.ikea import environment
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.datasets import build_dataset, make_reader, open_dataset
-from ace_dist.data.segments import DataError
+from ace_dist.utils.errors import DataError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "annotations" / "gtea"
 
@@ -147,11 +146,11 @@ def test_a_gtea_folder_that_is_not_as_expected(gtea_root, how, words):
 
 def test_gtea_settings(gtea_root):
     """The root is asked for, a folder too high is recognised, folds outside 1 to 4 name the groups."""
-    with pytest.raises(LayoutError, match=r"dataset=gtea needs dataset\.root=FOLDER: expected groundTruth"):
+    with pytest.raises(DataError, match=r"dataset=gtea needs dataset\.root=FOLDER: expected groundTruth"):
         reader_of("dataset=gtea")
-    with pytest.raises(LayoutError, match=r"did you mean dataset\.root=.*/gtea\?"):
+    with pytest.raises(DataError, match=r"did you mean dataset\.root=.*/gtea\?"):
         gtea(gtea_root.parent)
-    with pytest.raises(LayoutError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         gtea(gtea_root / "nowhere")
     with pytest.raises(DataError, match=r"dataset\.views=\['front'\] has no meaning for dataset\.kind=gtea"):
         gtea(gtea_root, "dataset.views=[front]")
@@ -166,7 +165,7 @@ def test_the_tolerance_is_a_setting(gtea_root):
     count = len(name.read_text().split())
     write_numbered(gtea_root / "videos" / "S3_Cheese_C1.mp4", count + 10, 15)
     assert gtea(gtea_root).segments()
-    with pytest.raises(LayoutError, match=f"has {count + 10} frames at 15 frames per second, its annotation {count}"):
+    with pytest.raises(DataError, match=f"has {count + 10} frames at 15 frames per second, its annotation {count}"):
         gtea(gtea_root, "dataset.frame_tolerance_s=0.5")
 
 
@@ -292,14 +291,12 @@ def test_ikea_views_are_chosen_and_asked_for(ikea_root, tmp_path):
     """The top view alone is a setting; a view that is missing is an error with its path, not a smaller data set."""
     top = ikea(ikea_root, "dataset.views=[dev3]").segments()
     assert {Path(s.video).parts[-3] for s in top} == {"dev3"} and len(top) == 5
-    with pytest.raises(LayoutError, match="dataset.views lists 'dev4'; IKEA-ASM has dev1, dev2, dev3"):
+    with pytest.raises(DataError, match="dataset.views lists 'dev4'; IKEA-ASM has dev1, dev2, dev3"):
         ikea(ikea_root, "dataset.views=[dev4]")
     scans = ikea_scans()
     scans[BENCH]["dev2"] = (0, *scans[BENCH]["dev2"][1:])
     write_ikea(tmp_path, scans)
-    with pytest.raises(
-        LayoutError, match=rf"(?s)1 of 5 annotated videos do not exist:.*{BENCH}/dev2/images/scan_video"
-    ):
+    with pytest.raises(DataError, match=rf"(?s)1 of 5 annotated videos do not exist:.*{BENCH}/dev2/images/scan_video"):
         ikea(tmp_path)
     assert len(ikea(tmp_path, "dataset.views=[dev1,dev3]").segments()) == 10
 
@@ -316,7 +313,7 @@ def test_ikea_segments_of_the_json(ikea_root, tmp_path):
     }
     assert not reader.notes
     late = write_segments(tmp_path / "late.json", {BENCH: [("spin leg", 50, 200)]})
-    with pytest.raises(LayoutError, match="has 93 frames at 25 frames per second, but labels up to frame 201"):
+    with pytest.raises(DataError, match="has 93 frames at 25 frames per second, but labels up to frame 201"):
         ikea(ikea_root, f"dataset.annotations={late}")
 
 
@@ -324,7 +321,7 @@ def test_ikea_finds_its_annotations(ikea_root, tmp_path):
     """The database is taken where it lies, the JSON where there is no database, and nothing at all is an error."""
     for folder in ("multi_view", "top_view"):
         shutil.copytree(ikea_root / folder, tmp_path / "data" / folder)
-    with pytest.raises(LayoutError, match="holds neither ikea_annotation_db_full nor gt_segments.json .*utility_files"):
+    with pytest.raises(DataError, match="holds neither ikea_annotation_db_full nor gt_segments.json .*utility_files"):
         ikea(tmp_path)
     (tmp_path / "indexing_files").mkdir()
     write_segments(tmp_path / "indexing_files" / "gt_segments.json", {BENCH: [("spin leg", 0, 9)]})
@@ -339,7 +336,7 @@ def test_ikea_folds_are_environments():
     for calibration, number in expected.items():
         assert environment(f"Lack_TV_Bench/0001_oak_floor_{calibration:02d}_01_2019_08_14_17_17") == f"env{number}"
     assert environment("Lack_TV_Bench/0001_oak_floor_03_01_2019_08_14_17_17") == "calibration03"
-    with pytest.raises(LayoutError, match="the scan Lack_TV_Bench/first is not named PERSON_COLOUR"):
+    with pytest.raises(DataError, match="the scan Lack_TV_Bench/first is not named PERSON_COLOUR"):
         environment("Lack_TV_Bench/first")
     for fold in range(1, 6):
         assert load_config(["dataset=ikea", f"dataset.fold={fold}"]).dataset.test_groups == [f"env{fold}"]
@@ -348,22 +345,22 @@ def test_ikea_folds_are_environments():
 def test_ikea_files_of_another_kind(ikea_root, tmp_path):
     """A file that is no database, a database without the columns, a JSON of another form, another folder."""
     (tmp_path / "db").write_text("this is no database, but long enough to be taken for one " * 50)
-    with pytest.raises(LayoutError, match="cannot be read as the SQLite database of IKEA-ASM: file is not a database"):
+    with pytest.raises(DataError, match="cannot be read as the SQLite database of IKEA-ASM: file is not a database"):
         ikea(ikea_root, f"dataset.annotations={tmp_path / 'db'}")
     connection = sqlite3.connect(tmp_path / "old")
     connection.execute("CREATE TABLE videos (id INTEGER, video_path TEXT, camera TEXT, annotated INTEGER)")
     connection.commit()
-    with pytest.raises(LayoutError, match="table videos lacks nframes; it has annotated, camera, id, video_path"):
+    with pytest.raises(DataError, match="table videos lacks nframes; it has annotated, camera, id, video_path"):
         ikea(ikea_root, f"dataset.annotations={tmp_path / 'old'}")
     connection.execute("ALTER TABLE videos ADD COLUMN nframes INTEGER")
     connection.commit()
     connection.close()
-    with pytest.raises(LayoutError, match="table annotations lacks .*; there is no such table"):
+    with pytest.raises(DataError, match="table annotations lacks .*; there is no such table"):
         ikea(ikea_root, f"dataset.annotations={tmp_path / 'old'}")
     (tmp_path / "x.json").write_text('{"results": {}}')
-    with pytest.raises(LayoutError, match=r"x\.json is no gt_segments\.json"):
+    with pytest.raises(DataError, match=r"x\.json is no gt_segments\.json"):
         ikea(ikea_root, f"dataset.annotations={tmp_path / 'x.json'}")
-    with pytest.raises(LayoutError, match="is not IKEA-ASM: no furniture's folder in it .*IkeaASM/IKEA_ASM_Dataset"):
+    with pytest.raises(DataError, match="is not IKEA-ASM: no furniture's folder in it .*IkeaASM/IKEA_ASM_Dataset"):
         ikea(tmp_path)
 
 
@@ -391,7 +388,7 @@ def test_ata_manifest(tmp_path):
     ]  # fmt: skip
     assert len({s.id for s in reader.segments()}) == 5
     assert len(ata(tmp_path / "ata", "dataset.views=[side]").segments()) == 1
-    with pytest.raises(LayoutError, match="has no view top; it has front, side"):
+    with pytest.raises(DataError, match="has no view top; it has front, side"):
         ata(tmp_path / "ata", "dataset.views=[top]")
     shards = build_dataset(
         load_config(
@@ -421,14 +418,14 @@ def test_a_faulty_manifest(tmp_path, row, words):
     write_ata(tmp_path, ATA_ROWS)
     with (tmp_path / "manifest.csv").open("a") as file:
         file.write(",".join(map(str, row)) + "\n")
-    with pytest.raises((AnnotationError, LayoutError), match=words):
+    with pytest.raises((DataError, DataError), match=words):
         ata(tmp_path)
 
 
 def test_ata_asks_for_its_people_and_its_manifest(tmp_path):
     with pytest.raises(DataError, match=r"dataset=ata needs dataset\.test_groups=\[PERSON, \.\.\.\]"):
         reader_of("dataset=ata", f"dataset.root={tmp_path}")
-    with pytest.raises(LayoutError, match=r"manifest\.csv does not exist .*usa\.honda-ri\.com/ata"):
+    with pytest.raises(DataError, match=r"manifest\.csv does not exist .*usa\.honda-ri\.com/ata"):
         ata(tmp_path)
 
 

@@ -37,11 +37,13 @@ from ace_dist.data.build.cut import Cutter
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.build.encode import check_decodes, encode, resample
 from ace_dist.data.build.isolation import LostError, run_alone
-from ace_dist.data.build.shards import Build, BuildError, ShardFiles, ShardSet, build_shards, sole_writer
+from ace_dist.data.build.shards import Build, build_shards, sole_writer
 from ace_dist.data.build.single_video import OneVideo
 from ace_dist.data.loader.pyav import decode_frames
 from ace_dist.data.sampling import train_frames
-from ace_dist.data.segments import DataError, RawClip, Segment
+from ace_dist.data.segments import RawClip, Segment
+from ace_dist.data.shards import ShardFiles, ShardSet
+from ace_dist.utils.errors import DataError
 
 CLIP = ClipConfig(4, 1.5, 3)
 
@@ -187,7 +189,7 @@ def test_no_clip_enters_a_shard_undecoded(tmp_path, monkeypatch):
 
     original = encoding_module.write_file
     monkeypatch.setattr(encoding_module, "write_file", forgetful)
-    with pytest.raises(BuildError, match="3 of 3 segments.*\n.*promises 22 frames, but 21 come out"):
+    with pytest.raises(DataError, match="3 of 3 segments.*\n.*promises 22 frames, but 21 come out"):
         build(NumberedReader(3), tmp_path)
     assert not (tmp_path / "manifest.json").exists()
 
@@ -195,7 +197,7 @@ def test_no_clip_enters_a_shard_undecoded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_failures_are_collected_and_end_the_build(tmp_path, workers):
     reader = NumberedReader(9, broken=frozenset({"clip_002", "clip_007"}))
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(DataError) as caught:
         build(reader, tmp_path, workers=workers)
     text = str(caught.value)
     assert text.startswith("2 of 9 segments") and "clip_002 (rendered):" in text and "clip_007 (rendered):" in text
@@ -214,12 +216,12 @@ def test_quarantine_lists_what_is_left_out(tmp_path):
     with pytest.raises(DataError, match=r"built without 2 segments.*dataset\.allow_quarantine"):
         build(reader, tmp_path)
     everything = frozenset(segment.id for segment in reader.segments())
-    with pytest.raises(BuildError, match="9 of 9"):
+    with pytest.raises(DataError, match="9 of 9"):
         build(dataclasses.replace(reader, broken=everything), tmp_path / "none", allow_quarantine=True)
 
 
 def test_a_repaired_input_rebuilds_only_the_shards_that_failed(tmp_path):
-    with pytest.raises(BuildError):
+    with pytest.raises(DataError):
         build(NumberedReader(12, broken=frozenset({"clip_010"})), tmp_path / "repaired")
     reader = CountingReader(12)
     build(reader, tmp_path / "repaired")
@@ -270,7 +272,7 @@ def test_a_killed_build_continues_behind_its_last_finished_shard(tmp_path):
 
 
 def test_a_video_that_kills_its_worker_costs_itself_only(tmp_path):
-    with pytest.raises(BuildError, match=r"(?s)1 of 12 segments.*clip_011.*the process that cuts it dies, also alone"):
+    with pytest.raises(DataError, match=r"(?s)1 of 12 segments.*clip_011.*the process that cuts it dies, also alone"):
         build(DyingReader(12), tmp_path, workers=2)
     shards = build(DyingReader(12), tmp_path, workers=2, allow_quarantine=True)
     assert {s.id for s in DyingReader(12).segments()} - {r.key for r in shards.records} == {"clip_011"}
@@ -300,7 +302,7 @@ def test_work_apart_returns_raises_and_may_die(tmp_path):
 
 
 def test_an_unfinished_build_of_other_settings_is_not_continued(tmp_path):
-    with pytest.raises(BuildError):
+    with pytest.raises(DataError):
         build(NumberedReader(12, broken=frozenset({"clip_011"})), tmp_path / "a", encoding=small_encoding(gop=4))
     build(NumberedReader(6), tmp_path / "a")
     build(NumberedReader(6), tmp_path / "fresh")
@@ -380,7 +382,7 @@ def test_faults_of_real_videos_name_segment_file_and_line(tmp_path):
         "long.mp4,3,5,spin,block,test,a",
         "long.mp4,3,5.2,spin,block,test,a",
     ]
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(DataError) as caught:
         csv_build(tmp_path, rows)
     lines = {
         int(line.split(" line ")[1].split(")")[0]): line for line in str(caught.value).splitlines() if " line " in line

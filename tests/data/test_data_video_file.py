@@ -9,7 +9,7 @@ import pytest
 from data_worlds import frame_number, numbered_frames, rotate_on_display, write_sound, write_video
 
 from ace_dist.data.build.decode import read_window
-from ace_dist.data.segments import DataError
+from ace_dist.utils.errors import DataError
 
 SMOOTH = {"crf": "12", "g": "7"}
 

@@ -12,8 +12,8 @@ from data_worlds import frame_number, numbered_frames, write_video
 
 from ace_dist.config import load_config
 from ace_dist.data.datasets import build_dataset
-from ace_dist.data.segments import DataError
 from ace_dist.data.shards import ShardFiles, safe_members
+from ace_dist.utils.errors import DataError
 
 CLASSES = {"actions": {"spin block": ["spin", "block"], "pick it up": ["pick up", "cup"]}, "not_actions": []}
 

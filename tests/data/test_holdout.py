@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ace_dist.config import ConfigError, EvaluationConfig, load_config
+from ace_dist.config import EvaluationConfig, load_config
 from ace_dist.data.holdout import held_out_groups
-from ace_dist.data.segments import DataError
+from ace_dist.utils.errors import ConfigError, DataError
 
 
 def clips(**shown):

@@ -18,8 +18,9 @@ import pytest
 from data_worlds import NumberedReader, numbered_frames, small_encoding, write_video
 
 from ace_dist.config import ClipConfig
-from ace_dist.data.build.shards import Build, BuildError, array_task, sole_writer
-from ace_dist.data.segments import DataError, Failure
+from ace_dist.data.build.shards import Build, array_task, sole_writer
+from ace_dist.data.segments import Failure
+from ace_dist.utils.errors import DataError
 
 CLIP = ClipConfig(4, 1.5, 3)
 CLIPS = 23  # 15 train and 8 test: five shards of 3 and three
@@ -176,7 +177,7 @@ def test_parts_of_other_settings_do_not_mix(tmp_path, whole):
 
 def test_a_part_reports_its_own_failures_and_the_ledger_holds_all(tmp_path):
     reader = NumberedReader(CLIPS, broken=frozenset({"clip_001", "clip_022"}))
-    with pytest.raises(BuildError, match=r"1 of 23 segments(.|\n)*clip_001"):
+    with pytest.raises(DataError, match=r"1 of 23 segments(.|\n)*clip_001"):
         part(tmp_path, 0, 2, reader=reader)
     rejected = [Failure("line-9", "", "labels.csv line 9", "start after end")]
     for task in (1, 0):
@@ -192,7 +193,7 @@ class RepeatingReader(NumberedReader):
 
 
 def test_a_repeated_id_is_kept_once_and_listed(tmp_path):
-    with pytest.raises(BuildError, match="segment id clip_004 occurs twice"):
+    with pytest.raises(DataError, match="segment id clip_004 occurs twice"):
         plan(tmp_path, RepeatingReader(6))
     shards = plan(tmp_path, RepeatingReader(6), allow_quarantine=True).run(workers=1, progress=False)
     assert len(shards.records) == 6 and shards.manifest["quarantined"] == 1

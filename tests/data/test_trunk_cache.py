@@ -11,14 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ace_dist.config import ConfigError, LoaderConfig, VideoConfig, load_config
+from ace_dist.config import LoaderConfig, VideoConfig, load_config
 from ace_dist.data.loader import feature_cache as trunk_cache
 from ace_dist.data.loader.base import Loader, assemble
-from ace_dist.data.loader.feature_cache import TrunkCache, TrunkCacheError, open_loader, read_features
+from ace_dist.data.loader.feature_cache import TrunkCache, open_loader, read_features
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.shards import ClipRecord
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.timesformer import TimeSformer
+from ace_dist.utils.errors import ConfigError, DataError
 
 FRAMES, SIDE = 3, 24
 FEATURES_BYTES = 4 * (1 + 4 * FRAMES) * 24  # a clip: cls and 2 x 2 patches of 3 frames, 24 wide
@@ -243,13 +244,13 @@ def test_a_damaged_file_is_named(tmp_path) -> None:
     data = bytearray(path.read_bytes())
     data[-1 - int(np.random.default_rng().integers(FEATURES_BYTES))] ^= 0x10
     path.write_bytes(data)
-    with pytest.raises(TrunkCacheError, match=f"{path.name} of loader.trunk_cache is damaged .*delete it"):
+    with pytest.raises(DataError, match=f"{path.name} of loader.trunk_cache is damaged .*delete it"):
         list(cache.stream([batch]))
     save_file({"features": torch.zeros(2)}, path)
-    with pytest.raises(TrunkCacheError, match=f"{path.name} of loader.trunk_cache is damaged .*delete it"):
+    with pytest.raises(DataError, match=f"{path.name} of loader.trunk_cache is damaged .*delete it"):
         list(cache.stream([batch]))
     path.write_bytes(data[:50])
-    with pytest.raises(TrunkCacheError, match=f"{path.name} of loader.trunk_cache cannot be read: .*delete it"):
+    with pytest.raises(DataError, match=f"{path.name} of loader.trunk_cache cannot be read: .*delete it"):
         list(cache.stream([batch]))
 
 
@@ -259,5 +260,5 @@ def test_what_cannot_be_cached_is_refused(tmp_path) -> None:
     for words in (["model.video.trained_blocks=6"], ["method=vifi_ft"], ["model.video.train_time_embed=true"]):
         config = settings(tmp_path, *words)
         model = DualEncoder(config.model.video, config.model.text)
-        with pytest.raises(TrunkCacheError, match="has no frozen blocks below; set loader.trunk_cache=null"):
+        with pytest.raises(DataError, match="has no frozen blocks below; set loader.trunk_cache=null"):
             open_loader(config, model, torch.device("cpu"))

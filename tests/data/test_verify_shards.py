@@ -16,8 +16,9 @@ from ace_dist.config import ClipConfig, load_config
 from ace_dist.data.build.encode import encode
 from ace_dist.data.build.shards import Build
 from ace_dist.data.build.verify import ShardCheck, run_checks, verify_shards
-from ace_dist.data.segments import DataError, RawClip
+from ace_dist.data.segments import RawClip
 from ace_dist.data.shards import ClipRecord, ShardFiles, ShardSet, write_shard
+from ace_dist.utils.errors import DataError
 
 TREES = {verb: {verb: [verb, f"{verb} up"], f"{verb} up": [f"{verb} up", verb]} for verb in ("spin", "lift")}
 

@@ -19,7 +19,7 @@ from ace_dist.train.checkpoint import CheckpointFolder
 from ace_dist.train.meters import Meters
 from ace_dist.train.monitor import Monitor
 from ace_dist.train.validation import Validation
-from ace_dist.utils.determinism import NotDeterministic
+from ace_dist.utils.errors import RunError
 
 STEPS = 6
 
@@ -280,6 +280,6 @@ def test_an_operator_that_is_not_deterministic_stops_the_run_by_name(run, monkey
         return forward(self, video, labels, draw)
 
     monkeypatch.setattr(ConceptObjective, "forward", careless)
-    with pytest.raises(NotDeterministic, match=r"training\.deterministic=true, but put_ has no"):
+    with pytest.raises(RunError, match=r"training\.deterministic=true, but put_ has no"):
         run("strict", "training.deterministic=true")
     assert run("loose", "training.stop_after_steps=1").step == 1

@@ -13,7 +13,7 @@ import torch
 from test_own_videos import render_video
 
 from ace_dist.tools.explorer import Explorer, drawing
-from ace_dist.tools.explorer.session import ExplorerError
+from ace_dist.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,9 +70,9 @@ def test_removing_a_word_changes_the_result_and_refusals_say_why(explorer):
         ({"spin block": [], "lift mug": ["lift mug"]}, "'spin block' has no word left"),
         ({"spin block": ["turn it"], "lift mug": ["turn it"]}, "'turn it' votes for both 'spin block' and 'lift mug'"),
     ):
-        with pytest.raises(ExplorerError, match=re.escape(message)):
+        with pytest.raises(UserError, match=re.escape(message)):
             explorer.look(clip, wrong)
-    with pytest.raises(ExplorerError, match="no clip 'nothing'"):
+    with pytest.raises(UserError, match="no clip 'nothing'"):
         explorer.test_clip("nothing")
 
 

@@ -20,8 +20,9 @@ from train_methods import METHODS, STEPS
 
 from ace_dist import Classifier
 from ace_dist.config import assets_dir
-from ace_dist.evaluate.export import ExportError, export_run
+from ace_dist.evaluate.export import export_run
 from ace_dist.evaluate.run_files import read_run
+from ace_dist.utils.errors import RunError
 
 pytestmark = pytest.mark.slow
 
@@ -150,7 +151,7 @@ def test_an_export_is_the_same_classifier(runs, tmp_path, method):
     assert ours.trees.children("lift") == theirs.trees.children("lift")
     for name in ("config.yaml", "README.md", "provenance.json", "labels.json", "results.json"):
         assert str(runs) not in (tmp_path / "out" / name).read_text()
-    with pytest.raises(ExportError, match="exists; choose another folder"):
+    with pytest.raises(RunError, match="exists; choose another folder"):
         export_run(runs / method, tmp_path / "out")
 
 
@@ -171,9 +172,9 @@ def test_transformers_loads_the_encoders(runs, tmp_path):
 
 
 def test_what_cannot_be_exported_says_why(runs, tmp_path):
-    with pytest.raises(ExportError, match="has no model to export"):
+    with pytest.raises(RunError, match="has no model to export"):
         export_run(runs / "random", tmp_path / "out")
-    with pytest.raises(ExportError, match="is no export"):
+    with pytest.raises(RunError, match="is no export"):
         Classifier.from_pretrained(runs / "ace" / "model")
     assert not list(tmp_path.iterdir())
 

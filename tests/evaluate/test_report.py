@@ -11,8 +11,8 @@ import pytest
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.metrics import accuracy, harmonic_mean, macro_f1, srt_summary
-from ace_dist.evaluate.report import ReportError, result_picture, write_report
-from ace_dist.utils.errors import UserError
+from ace_dist.evaluate.report import result_picture, write_report
+from ace_dist.utils.errors import RunError, UserError
 
 VERBS = ("lift", "spin", "insert", "hammer", "wipe", "push", "shake", "stack", "tilt", "flip", "drop", "slide")
 OBJECTS = ("block", "pin", "tray", "side panel", "table-top")
@@ -239,7 +239,7 @@ def test_a_data_set_without_seen_or_unseen_test_clips_is_reported_as_such(tmp_pa
     assert ("nothing to test" in page.text) == (gone == "novel")
     assert result_picture(tmp_path / "run", tmp_path / "result.png").is_file()
     edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update(base=None, novel=None))
-    with pytest.raises(ReportError, match="only one of results.json and predictions.json has"):
+    with pytest.raises(RunError, match="only one of results.json and predictions.json has"):
         write_report(tmp_path / "run")
 
 
@@ -248,7 +248,7 @@ def test_too_few_phrases_for_a_layout_are_said_so(tmp_path, rng):
     text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
     assert "3 phrases are too few for a t-SNE picture" in text
     assert re.search(r"all actions none \d", text)  # one phrase an action has no spread
-    with pytest.raises(ReportError, match="3 phrases are too few"):
+    with pytest.raises(RunError, match="3 phrases are too few"):
         result_picture(tmp_path / "run", tmp_path / "result.png")
 
 
@@ -267,7 +267,7 @@ def test_too_few_phrases_for_a_layout_are_said_so(tmp_path, rng):
 def test_a_missing_file_is_named_with_its_launcher(tmp_path, rng, name, launcher):
     make_run(tmp_path / "run", rng, steps=3)
     (tmp_path / "run" / name).unlink()
-    with pytest.raises(ReportError, match=rf"{name} is missing; {launcher}") as caught:
+    with pytest.raises(RunError, match=rf"{name} is missing; {launcher}") as caught:
         write_report(tmp_path / "run")
     assert isinstance(caught.value, UserError)
     assert not (tmp_path / "run/report.html").exists()
@@ -297,12 +297,12 @@ def test_broken_text_is_named_with_its_line(tmp_path, rng):
     make_run(tmp_path / "run", rng, steps=3)
     path = tmp_path / "run/metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 3, "lo')
-    with pytest.raises(ReportError, match=r"metrics.jsonl, line 4 is not JSON"):
+    with pytest.raises(RunError, match=r"metrics.jsonl, line 4 is not JSON"):
         write_report(tmp_path / "run")
     path.write_text("")
     assert "No step was taken" in write_report(tmp_path / "run").read_text()
     (tmp_path / "run/concept_space.npz").write_bytes(b"no archive")
-    with pytest.raises(ReportError, match=r"concept_space.npz cannot be read"):
+    with pytest.raises(RunError, match=r"concept_space.npz cannot be read"):
         write_report(tmp_path / "run")
 
 
@@ -310,7 +310,7 @@ def test_runs_of_another_dataset_are_not_compared(tmp_path, rng):
     make_run(tmp_path / "one", rng, steps=3)
     make_run(tmp_path / "two", rng, steps=3)
     edit_json(tmp_path / "two/results.json", lambda results: results.update(dataset="ata"))
-    with pytest.raises(ReportError, match="dataset is 'ata' there and 'tabletop' here"):
+    with pytest.raises(RunError, match="dataset is 'ata' there and 'tabletop' here"):
         write_report(tmp_path / "one", compare=[tmp_path / "two"])
 
 

@@ -13,8 +13,9 @@ import time
 import pytest
 import torch
 
-from ace_dist.train.checkpoint import CheckpointError, CheckpointFolder, read
+from ace_dist.train.checkpoint import CheckpointFolder, read
 from ace_dist.utils import files
+from ace_dist.utils.errors import RunError
 
 KILLS = 50
 ABOUT = {"world_size": 1, "zero_stage": 1, "precision": "fp32", "frozen_sha256": "0"}
@@ -154,7 +155,7 @@ def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_again_by_itself
     """Beginning at step 0 would throw the run away without a word."""
     for path in three.complete():
         flip(path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole .3 damaged"):
+    with pytest.raises(RunError, match="no checkpoint in .* is whole .3 damaged"):
         three.newest()
 
 
@@ -163,7 +164,7 @@ def test_a_checkpoint_of_pickles_is_refused_unread(three):
     path = three.folder / "step-00000003"
     about = json.loads((path / "checkpoint.json").read_text())
     (path / "checkpoint.json").write_text(json.dumps(about | {"format": 0}))
-    with pytest.raises(CheckpointError, match="has format 0, this version reads 1"):
+    with pytest.raises(RunError, match="has format 0, this version reads 1"):
         read(path)
 
 
@@ -171,7 +172,7 @@ def test_a_state_that_is_not_finite_is_not_saved(three):
     """A NaN in a weight must not push a good checkpoint out."""
     bad = state_of(4, 2000)
     bad["momentum"]["a"][17] = float("inf")
-    with pytest.raises(CheckpointError, match="momentum of a are not finite after step 4"):
+    with pytest.raises(RunError, match="momentum of a are not finite after step 4"):
         three.write(4, bad, ABOUT)
     assert three.newest().about["step"] == 3
 
@@ -186,7 +187,7 @@ def test_retention_keeps_the_newest(three):
 
 def check_full(keeper):
     """A save that the file system refuses leaves the last checkpoint, nothing half-written, and a message."""
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(RunError) as refused:
         keeper.write(2, state_of(2, 2_000_000), ABOUT)
     found = keeper.newest()
     assert found.about["step"] == 1 and same(found.parts, state_of(1, 2000))

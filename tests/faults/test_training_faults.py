@@ -12,12 +12,12 @@ import torch
 
 from ace_dist.config import load_config
 from ace_dist.data.loader.base import Loader
-from ace_dist.data.segments import DataError
 from ace_dist.train import checkpoint as checkpoints
 from ace_dist.train import trainer as loop
 from ace_dist.train.checkpoint import CheckpointFolder
-from ace_dist.train.guards import NonFiniteLoss, RunFolderInUse, RunLock
+from ace_dist.train.guards import NonFiniteLoss, RunLock
 from ace_dist.train.preemption import MEANING, Preemption
+from ace_dist.utils.errors import DataError, RunError
 
 A_SHARD_A_CLIP = ["dataset.clips_per_shard=1"]  # so that a shard can vanish before it is first opened
 STEPS = 6
@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_while_training_stops_the_run(run, monkeypatch):
         write_bytes(path, data)
 
     monkeypatch.setattr(checkpoints, "write_bytes", full)
-    with pytest.raises(checkpoints.CheckpointError, match="No space left on device; .*step-00000002, is intact"):
+    with pytest.raises(checkpoints.RunError, match="No space left on device; .*step-00000002, is intact"):
         run()
     monkeypatch.undo()
     assert newest(run) == 2 and run().step == STEPS
@@ -206,7 +206,7 @@ def test_two_jobs_cannot_write_one_folder(run):
     """The second is refused with the first's process, and takes over when that is dead."""
     first = RunLock(run.folder)
     first.acquire()
-    with pytest.raises(RunFolderInUse, match=f"is being written by process {os.getpid()} on "):
+    with pytest.raises(RunError, match=f"is being written by process {os.getpid()} on "):
         run()
     first.close()
     assert run().step == STEPS
@@ -231,12 +231,12 @@ def test_locks_of_another_host(tmp_path, monkeypatch):
     theirs, ours = RunLock(tmp_path), RunLock(tmp_path)
     theirs.me["host"] = "elsewhere"
     theirs.acquire()
-    with pytest.raises(RunFolderInUse, match="on elsewhere"):
+    with pytest.raises(RunError, match="on elsewhere"):
         ours.acquire()
     theirs.done.set()  # its host died: no renewal, no clean-up
     theirs.beating.join()
     ours.acquire()
-    with pytest.raises(RunFolderInUse, match="taken over by another job"):
+    with pytest.raises(RunError, match="taken over by another job"):
         theirs.check()
     ours.close()
     requeued = RunLock(tmp_path)

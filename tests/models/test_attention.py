@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ace_dist.models import attention
-from ace_dist.models.attention import AttentionError, attend, attend_packed, choose_attention, short_serves
+from ace_dist.models.attention import attend, attend_packed, choose_attention, short_serves
+from ace_dist.utils.errors import ModelError
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def test_other_ranks_stay_silent(capsys, monkeypatch):
 
 
 def test_xformers_on_a_cpu_is_an_error_that_names_the_setting():
-    with pytest.raises(AttentionError, match=r"model\.video\.attention=xformers .* cpu"):
+    with pytest.raises(ModelError, match=r"model\.video\.attention=xformers .* cpu"):
         choose_attention("xformers", torch.device("cpu"))
 
 
@@ -74,12 +75,12 @@ def test_missing_xformers_is_told(monkeypatch):
 
 
 def test_unknown_setting_is_an_error():
-    with pytest.raises(AttentionError, match="flash"):
+    with pytest.raises(ModelError, match="flash"):
         choose_attention("flash", torch.device("cpu"))
 
 
 def test_triton_on_a_cpu_is_an_error_that_names_the_setting():
-    with pytest.raises(AttentionError, match=r"model\.video\.attention=triton .* cpu"):
+    with pytest.raises(ModelError, match=r"model\.video\.attention=triton .* cpu"):
         choose_attention("triton", torch.device("cpu"))
 
 
@@ -93,7 +94,7 @@ def test_auto_on_cuda_says_which_kernel_serves_which_length(monkeypatch, capsys)
     monkeypatch.setattr(attention, "choose", lambda device: "torch")
     choose_attention.cache_clear()
     assert choose_attention("auto", torch.device("cuda")) == "sdpa"
-    with pytest.raises(AttentionError, match="ACE_KERNELS"):
+    with pytest.raises(ModelError, match="ACE_KERNELS"):
         choose_attention("triton", torch.device("cuda"))
 
 

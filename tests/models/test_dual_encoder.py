@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ace_dist.config import TextConfig, VideoConfig
-from ace_dist.models.dual_encoder import DualEncoder, EmbeddingWidthError
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.utils.errors import ModelError
 
 
 def build(embed_dim=32, **text):
@@ -44,5 +45,5 @@ def test_state_dict_splits_in_two():
 
 
 def test_towers_of_different_widths_are_refused():
-    with pytest.raises(EmbeddingWidthError, match=r"model\.video\.embed_dim=32 .* model\.text\.embed_dim=48"):
+    with pytest.raises(ModelError, match=r"model\.video\.embed_dim=32 .* model\.text\.embed_dim=48"):
         build(embed_dim=48)

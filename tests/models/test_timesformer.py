@@ -8,7 +8,8 @@ from transformers import TimesformerConfig, TimesformerModel
 
 from ace_dist.config import VideoConfig
 from ace_dist.models import attention, recompute, timesformer
-from ace_dist.models.timesformer import TimeSformer, VideoShapeError, resize_positions, resize_times
+from ace_dist.models.timesformer import TimeSformer, resize_positions, resize_times
+from ace_dist.utils.errors import ModelError
 
 # Official resize of 8 rows, as torch's nearest interpolation gives it (source index floor(i * 8 / T)).
 NEAREST = {
@@ -296,7 +297,7 @@ def test_drop_path_without_a_step_uses_the_global_generator():
     [((1, 8, 3, 32, 40), "loader.crop"), ((1, 8, 3, 36, 36), "model.video.patch"), ((8, 3, 32, 32), "B,T,3,S,S")],
 )
 def test_wrong_clips_are_refused(shape, named):
-    with pytest.raises(VideoShapeError, match=named):
+    with pytest.raises(ModelError, match=named):
         TimeSformer(tiny(depth=2))(torch.zeros(shape))
 
 
@@ -310,5 +311,5 @@ def test_wrong_clips_are_refused(shape, named):
     ],
 )
 def test_wrong_settings_are_refused(changes, named):
-    with pytest.raises(VideoShapeError, match=named):
+    with pytest.raises(ModelError, match=named):
         TimeSformer(tiny(**changes))

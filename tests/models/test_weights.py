@@ -8,7 +8,8 @@ from transformers import CLIPConfig, CLIPModel
 from ace_dist.config import TextConfig, VideoConfig
 from ace_dist.models.text import ClipTextTower
 from ace_dist.models.timesformer import TimeSformer
-from ace_dist.models.weights import WeightsError, load_text_weights, load_video_weights, save_safetensors
+from ace_dist.models.weights import load_text_weights, load_video_weights, save_safetensors
+from ace_dist.utils.errors import ModelError
 
 
 def video_model(**changes):
@@ -43,7 +44,7 @@ def test_half_precision_storage_comes_back_as_float32(tmp_path):
 
 
 def test_overflow_in_half_precision_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match="scale overflows"):
+    with pytest.raises(ModelError, match="scale overflows"):
         save_safetensors({"scale": torch.tensor([70000.0])}, tmp_path / "x.safetensors", torch.float16)
     assert not list(tmp_path.iterdir())
 
@@ -83,7 +84,7 @@ def test_every_difference_is_an_error_that_names_the_setting(tmp_path):
     state["head.weight"] = torch.zeros(400, 64)
     save_safetensors(state, path)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(WeightsError, match=r"model\.video\.weights") as caught:
+    with pytest.raises(ModelError, match=r"model\.video\.weights") as caught:
         load_video_weights(model, path)
     for part in ("1 missing (norm.weight)", "1 unexpected (order_tfm.pad)", "head.weight [400, 64] for [16, 64]"):
         assert part in str(caught.value)
@@ -96,7 +97,7 @@ def test_every_difference_is_an_error_that_names_the_setting(tmp_path):
 def test_embeddings_of_another_width_are_not_resized(tmp_path, name):
     path = tmp_path / "video.safetensors"
     save_safetensors({**video_model().state_dict(), name: torch.zeros(1, 10, 32)}, path)
-    with pytest.raises(WeightsError, match=rf"{name} \[1, 10, 32\]"):
+    with pytest.raises(ModelError, match=rf"{name} \[1, 10, 32\]"):
         load_video_weights(video_model(), path)
 
 
@@ -108,7 +109,7 @@ def test_missing_and_broken_files_name_the_setting(tmp_path, load, model, settin
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not a safetensors file")
     for path, told in ((tmp_path / "none.safetensors", "does not exist"), (broken, "readable"), (None, "not set")):
-        with pytest.raises(WeightsError, match=told) as caught:
+        with pytest.raises(ModelError, match=told) as caught:
             load(model(), path)
         assert setting in str(caught.value)
 

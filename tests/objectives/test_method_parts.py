@@ -8,13 +8,13 @@ from torch.nn.functional import cosine_similarity, normalize
 from ace_dist.config import SimilarityConfig, TextConfig, VideoConfig, load_config
 from ace_dist.evaluate.chance import expected_scores
 from ace_dist.evaluate.metrics import accuracy, fuse_views, macro_f1
-from ace_dist.models.similarity import AttributeFileError, Similarity, Spotting
-from ace_dist.models.text import ClipTextTower, PromptedClipTextTower, TextConfigError, build_text_tower
+from ace_dist.models.similarity import Similarity, Spotting
+from ace_dist.models.text import ClipTextTower, PromptedClipTextTower, build_text_tower
 from ace_dist.models.text_features import PhraseBank
-from ace_dist.models.tokenizer import PhraseLengthError
 from ace_dist.models.vit import ImageTower
 from ace_dist.objectives import METHODS
 from ace_dist.objectives.bike import symmetric_kl
+from ace_dist.utils.errors import ModelError
 
 PHRASES = ["spin block", "lay down the side panel", "hammer pin"]
 
@@ -71,7 +71,7 @@ def test_attribute_files(tmp_path):
         path = tmp_path / "words.txt"
         if content:
             path.write_text(content)
-        with pytest.raises(AttributeFileError, match=told):
+        with pytest.raises(ModelError, match=told):
             Spotting(SimilarityConfig(spotting=True, attributes=str(path)), 16)
 
 
@@ -124,11 +124,11 @@ def test_only_prompts_train_and_every_one_gets_a_gradient():
 
 
 def test_prompts_that_do_not_fit():
-    with pytest.raises(TextConfigError, match=r"every prompt must have one \{\}"):
+    with pytest.raises(ModelError, match=r"every prompt must have one \{\}"):
         ClipTextTower(text_config(prompts=["a photo"]))
-    with pytest.raises(TextConfigError, match="trained_layers=0"):
+    with pytest.raises(ModelError, match="trained_layers=0"):
         build_text_tower(text_config(prompt_tokens=2, trained_layers=1))
-    with pytest.raises(PhraseLengthError, match="leaves no room"):
+    with pytest.raises(ModelError, match="leaves no room"):
         build_text_tower(text_config(prompt_tokens=72))(["take the small red cup"])
 
 

@@ -11,7 +11,6 @@ import pytest
 from ace_dist.cluster.sweeps import Sweep
 from ace_dist.cluster.tables import load_table
 from ace_dist.evaluate.metrics import srt_summary
-from ace_dist.evaluate.run_files import ReportError
 from ace_dist.tools.study.grid import gain_figure, gains
 from ace_dist.tools.study.study import (
     FIELDS,
@@ -25,6 +24,7 @@ from ace_dist.tools.study.study import (
     study_page,
     write_rows,
 )
+from ace_dist.utils.errors import RunError
 
 ENVIRONMENT = {
     "git": {"commit": "f00dfeed" * 5, "modified": True}, "hardware": {"cpu": "a CPU", "cores": 2}, "world_size": 2,
@@ -89,10 +89,10 @@ def test_rows_are_replaced_by_their_key_and_survive_the_disk(tmp_path):
     merged = merge_rows(read_rows(path), [row("a", 0, 9.0), row("c", 0, 5.0)])
     assert merged == [row("a", 0, 9.0), *old[1:], row("c", 0, 5.0)]
     path.write_text(path.read_text().replace("4.0000", "four"))
-    with pytest.raises(ReportError, match=r"runs\.csv, line 5: .*four"):
+    with pytest.raises(RunError, match=r"runs\.csv, line 5: .*four"):
         read_rows(path)
     path.write_text("method,seed\n")
-    with pytest.raises(ReportError, match="expected the columns experiment,method"):
+    with pytest.raises(RunError, match="expected the columns experiment,method"):
         read_rows(path)
 
 
@@ -105,7 +105,7 @@ def test_folds_are_averaged_and_a_missing_one_makes_the_seed_missing(tmp_path):
     assert [r.seed for r in study.rows] == [0] and study.missing == ("ace, seed 1: 1-2 not finished",)
     mean = (found[0]["srt"]["f1_std"] + found[1]["srt"]["f1_std"]) / 2
     assert study.rows[0].scores["srt_f1_std"] == pytest.approx(mean)
-    with pytest.raises(ReportError, match="no run is finished: ace, seed 1"):
+    with pytest.raises(RunError, match="no run is finished: ace, seed 1"):
         gather(planned[2:], "table2")
 
 
@@ -189,7 +189,7 @@ def test_gains_over_a_grid(tmp_path, launch):
             found = cells[cell]["srt_accuracy_std"]
             assert found.mean == pytest.approx(offset) and found.high - offset == pytest.approx(4.302653 / math.sqrt(3))
     assert str(cells["0.6", "1"]["novel_accuracy"]) == "+0.0 (one seed)"
-    with pytest.raises(ReportError, match="not those of the other rows"):
+    with pytest.raises(RunError, match="not those of the other rows"):
         gains([*rows, row("ace", 0, 1.0, "grid verb_noise=0.2")], "ace", "procvlr")
     write_rows([row("ace", 0, 1.0), *rows], tmp_path / "runs.csv")
     launch("report", "grid=ace", "experiment=grid", "reference=procvlr", f"output={tmp_path}")

@@ -9,8 +9,9 @@ import pytest
 from ace_dist.config import load_config, read_config
 from ace_dist.train import run_folder
 from ace_dist.train.guards import RunLock
-from ace_dist.train.run_folder import RunFolderError, command_line
 from ace_dist.train.run_folder import claim as claim_locked
+from ace_dist.train.run_folder import command_line
+from ace_dist.utils.errors import RunError
 
 
 def claim(run_dir, config):
@@ -28,7 +29,7 @@ def test_a_folder_refuses_another_configuration_and_names_what_differs(tmp_path)
     claim(tmp_path / "run", config)
     assert read_config(tmp_path / "run") == config
     claim(tmp_path / "run", load_config([f"run_dir={tmp_path}/run", "training.log_every_steps=3"]))
-    with pytest.raises(RunFolderError, match=r"seed was 0, is 1; dataset\.clip\.frames was 8, is 4"):
+    with pytest.raises(RunError, match=r"seed was 0, is 1; dataset\.clip\.frames was 8, is 4"):
         claim(tmp_path / "run", load_config([f"run_dir={tmp_path}/run", "seed=1", "dataset.clip.frames=4"]))
     assert read_config(tmp_path / "run").seed == 0
 

@@ -10,7 +10,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from ace_dist.train.trackers import TrackerError, open_trackers, require_trackers
+from ace_dist.train.trackers import open_trackers, require_trackers
+from ace_dist.utils.errors import RunError
 
 SECRET = "sk-abcdefghijklmnopqrstuvwxyz"
 
@@ -38,11 +39,9 @@ def test_an_absent_package_is_a_sentence(monkeypatch):
     require_trackers(["tensorboard"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("wandb", "trackio"):
-        with pytest.raises(
-            TrackerError, match=rf"lists {name}, which is not installed: pip install 'ace-dist\[trackers"
-        ):
+        with pytest.raises(RunError, match=rf"lists {name}, which is not installed: pip install 'ace-dist\[trackers"):
             require_trackers([name])
-    with pytest.raises(TrackerError, match="lists 'mlflow'; there are tensorboard, wandb, trackio"):
+    with pytest.raises(RunError, match="lists 'mlflow'; there are tensorboard, wandb, trackio"):
         require_trackers(["mlflow"])
 
 
@@ -84,7 +83,7 @@ def test_what_wandb_is_told(folder, monkeypatch):
     assert [kwargs for name, _, kwargs in run.told if name == "finish"] == [{"exit_code": 0}] * 2
 
     fake.init = lambda **kwargs: (_ for _ in ()).throw(RuntimeError("api_key not configured"))
-    with pytest.raises(TrackerError, match="wandb, which says: api_key not configured; WANDB_MODE=offline"):
+    with pytest.raises(RunError, match="wandb, which says: api_key not configured; WANDB_MODE=offline"):
         open_trackers(["wandb"], folder, 0)
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import assets_dir, load_config
 from ace_dist.models.convert.importing import Wanted, import_weights
+from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.pretraining import (
     PretrainConfig,
-    PretrainError,
     encode_text,
     info_nce,
     pretrain,
@@ -45,7 +45,7 @@ def test_settings_are_split_from_those_of_the_configuration() -> None:
 
 @pytest.mark.parametrize("argument", ["pretrain.stepz=7", "pretrain.temperature=0"])
 def test_bad_settings_are_named(argument: str) -> None:
-    with pytest.raises(PretrainError, match=argument.partition("=")[0].removeprefix("pretrain.")):
+    with pytest.raises(ConfigError, match=argument.partition("=")[0].removeprefix("pretrain.")):
         read_settings([argument])
 
 

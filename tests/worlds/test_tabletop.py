@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ace_dist.data.segments import DataError
+from ace_dist.utils.errors import ConfigError, DataError
 from ace_dist.worlds.tabletop.motions import PROGRAMS, Manner
 from ace_dist.worlds.tabletop.reader import TabletopReader, base_actions, novel_actions
 from ace_dist.worlds.tabletop.rendering import object_halves, object_parts, render
@@ -18,7 +18,6 @@ from ace_dist.worlds.tabletop.world import (
     OBJECTS,
     VERBS,
     TabletopConfig,
-    TabletopError,
     draw_person,
     draw_style,
 )
@@ -134,5 +133,5 @@ def test_objects_look_different() -> None:
     ],
 )
 def test_impossible_settings_are_named(changes: dict[str, object], named: str) -> None:
-    with pytest.raises(TabletopError, match=named):
+    with pytest.raises(ConfigError, match=named):
         TabletopReader(small_world(**changes))

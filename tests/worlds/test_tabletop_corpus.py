@@ -9,9 +9,10 @@ import pytest
 
 from ace_dist.concepts import SynonymTrees, load_srt
 from ace_dist.config import assets_dir
+from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.corpus import narrated_clips, render_narrated, word_shares
 from ace_dist.worlds.tabletop.reader import base_actions, novel_actions
-from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, CorpusConfig, TabletopConfig, TabletopError
+from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, CorpusConfig, TabletopConfig
 
 TREES = SynonymTrees.load(assets_dir() / "synonyms" / "tabletop.json")
 WORDS = {verb: TREES.children(verb) for verb in VERBS}
@@ -61,7 +62,7 @@ def test_every_verb_and_object_is_shown() -> None:
 
 
 def test_a_verb_without_words_is_named() -> None:
-    with pytest.raises(TabletopError, match="swing"):
+    with pytest.raises(ConfigError, match="swing"):
         word_shares({verb: words for verb, words in WORDS.items() if verb != "swing"}, TabletopConfig())
 
 

@@ -22,10 +22,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ace_dist.data.annotations.csv import faults_error, numbered_rows
-from ace_dist.data.annotations.frames import LabelledFrames, LayoutError, Recording
-from ace_dist.data.segments import DataError
-
-__all__ = ["COLUMNS", "MANIFEST", "SOURCE", "ata_recordings"]
+from ace_dist.data.annotations.frames import LabelledFrames, Recording
+from ace_dist.utils.errors import DataError
 
 COLUMNS = ("video", "view", "person", "toy", "start_frame", "end_frame", "label")
 MANIFEST = "manifest.csv"
@@ -39,10 +37,10 @@ def ata_recordings(manifest: Path, views: Collection[str] | None) -> list[Record
     """The videos of the manifest's `views` (None: all) with their rows, in the manifest's order.
 
     Nothing is tested until `dataset.test_groups` says so: the stored split of every video is `train`.
-    Raises `LayoutError` when there is no manifest or no row of these views, `AnnotationError` with all faulty lines.
+    Raises `DataError` when there is no manifest or no row of these views, `DataError` with all faulty lines.
     """
     if not manifest.is_file():
-        raise LayoutError(f"the manifest {manifest} does not exist ({SOURCE})")
+        raise DataError(f"the manifest {manifest} does not exist ({SOURCE})")
     rows: dict[str, list[tuple[Mapping[str, str], LabelledFrames]]] = {}
     faults, found = [], set()
     for line, row in numbered_rows(manifest, COLUMNS):
@@ -61,9 +59,7 @@ def ata_recordings(manifest: Path, views: Collection[str] | None) -> list[Record
     if faults:
         raise faults_error(manifest, faults)
     if absent := sorted(set(views or ()) - found):
-        raise LayoutError(
-            f"dataset.views: {manifest} has no view {', '.join(absent)}; it has {', '.join(sorted(found))}"
-        )
+        raise DataError(f"dataset.views: {manifest} has no view {', '.join(absent)}; it has {', '.join(sorted(found))}")
     return [recording(manifest, video, parts) for video, parts in rows.items()]
 
 

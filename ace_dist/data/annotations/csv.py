@@ -14,23 +14,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ace_dist.data.build.decode import read_window
-from ace_dist.data.segments import SPLITS, DataError, Failure, RawClip, Segment
-
-__all__ = ["COLUMNS", "AnnotationError", "CsvReader", "faults_error", "numbered_rows"]
+from ace_dist.data.segments import SPLITS, Failure, RawClip, Segment
+from ace_dist.utils.errors import DataError
 
 COLUMNS = ("video", "start_s", "end_s", "verb", "object", "split", "group")
 SHOWN = 20  # problems that one message lists
-
-
-class AnnotationError(DataError):
-    """An annotation file that cannot be used; the message lists every faulty line and names `dataset.annotations`."""
 
 
 class CsvReader:
     """Reads a CSV file at once and its videos when asked.
 
     `fps` and `short_side` (0: as the file) are applied while decoding, which keeps long full-HD segments small.
-    Raises `AnnotationError` with all faulty lines, unless `keep_faults` collects them in `rejected` instead. Videos are
+    Raises `DataError` with all faulty lines, unless `keep_faults` collects them in `rejected` instead. Videos are
     opened by `read` only, in parallel by the shard builder.
     """
 
@@ -51,7 +46,7 @@ class CsvReader:
         return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side)
 
     def parse(self) -> list[Segment]:
-        """All rows as segments; raises `AnnotationError` with every fault of the file."""
+        """All rows as segments; raises `DataError` with every fault of the file."""
         segments: list[Segment] = []
         faults: list[str] = []
         first_line: dict[tuple[object, ...], int] = {}
@@ -104,12 +99,12 @@ class CsvReader:
         )
 
 
-def faults_error(path: Path, faults: list[str]) -> AnnotationError:
+def faults_error(path: Path, faults: list[str]) -> DataError:
     """One message for all faults of a file."""
     more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
     listed = faults[:SHOWN] + more
     text = f" {listed[0]}" if len(listed) == 1 else "\n  " + "\n  ".join(listed) + "\n"
-    return AnnotationError(f"{path}:{text} (dataset.annotations)")
+    return DataError(f"{path}:{text} (dataset.annotations)")
 
 
 def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
@@ -117,9 +112,9 @@ def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[st
     if path.is_dir():
         files = sorted(map(str, path.glob("*.csv")))
         hint = f", such as {files[0]}" if files else "; it holds none that ends in .csv"
-        raise AnnotationError(f"dataset.annotations={path} is a folder; name the CSV file in it{hint}")
+        raise DataError(f"dataset.annotations={path} is a folder; name the CSV file in it{hint}")
     if not path.is_file():
-        raise AnnotationError(f"dataset.annotations={path} does not exist")
+        raise DataError(f"dataset.annotations={path} does not exist")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)

@@ -15,23 +15,10 @@ from pathlib import Path
 
 from ace_dist.concepts import ClassTable
 from ace_dist.data.build.decode import frame_rate, opened, read_window
-from ace_dist.data.segments import DataError, RawClip, Segment
-
-__all__ = [
-    "FrameReader",
-    "LabelledFrames",
-    "LayoutError",
-    "Recording",
-    "listing",
-    "to_segments",
-    "video_clock",
-]
+from ace_dist.data.segments import RawClip, Segment
+from ace_dist.utils.errors import DataError
 
 SHOWN = 20  # problems that one message lists
-
-
-class LayoutError(DataError):
-    """A data set's folder or annotation file that is not as expected; the message says what was looked for, where."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +91,7 @@ def to_segments(
     a frame, is an error; in annotations taken `as_released`, which a user cannot mend, it is left out with a note that
     counts it. Labels that reach past the end of their recording end with it; those that begin there, and exact
     repetitions, are left out with a note.
-    Raises `LayoutError` for such labels, missing videos, and lengths that differ by more than `tolerance_s` seconds.
+    Raises `DataError` for such labels, missing videos, and lengths that differ by more than `tolerance_s` seconds.
     """
     if not as_released:
         check_labels(recordings, table)
@@ -129,7 +116,7 @@ def to_segments(
                 outside["labels that repeat another one exactly"] += segment.id in segments
                 segments.setdefault(segment.id, segment)
     if lengths:
-        raise LayoutError(
+        raise DataError(
             f"the labels do not fit the videos:{listing(lengths)}\nuse the videos that were annotated, at their own "
             f"rate, or set dataset.frame_tolerance_s (now {tolerance_s:g})"
         )
@@ -138,7 +125,7 @@ def to_segments(
 
 
 def check_labels(recordings: Sequence[Recording], table: ClassTable) -> None:
-    """Raise `LayoutError` for stretches without a frame and for unknown labels, each of these once."""
+    """Raise `DataError` for stretches without a frame and for unknown labels, each of these once."""
     faults: dict[str, str] = {}
     for part in (part for recording in recordings for part in recording.labels):
         if part.end <= part.first:
@@ -148,13 +135,13 @@ def check_labels(recordings: Sequence[Recording], table: ClassTable) -> None:
             hint = f"; nearest: {near[0]!r}" if near else ""
             faults.setdefault(part.label, f"{part.origin}: label {part.label!r} is not in {table.source}{hint}")
     if faults:
-        raise LayoutError(f"annotations that cannot be used:{listing(list(faults.values()))}\n(dataset.classes)")
+        raise DataError(f"annotations that cannot be used:{listing(list(faults.values()))}\n(dataset.classes)")
 
 
 def check_videos(recordings: Sequence[Recording]) -> None:
-    """Raise `LayoutError` with every video that does not exist."""
+    """Raise `DataError` with every video that does not exist."""
     if missing := [f"{recording.video}" for recording in recordings if not recording.video.is_file()]:
-        raise LayoutError(f"{len(missing)} of {len(recordings)} annotated videos do not exist:{listing(missing)}")
+        raise DataError(f"{len(missing)} of {len(recordings)} annotated videos do not exist:{listing(missing)}")
 
 
 def length_fault(recording: Recording, fps: float, held: int, tolerance_s: float) -> str | None:

@@ -19,9 +19,8 @@ import re
 from itertools import groupby
 from pathlib import Path
 
-from ace_dist.data.annotations.frames import LabelledFrames, LayoutError, Recording, listing
-
-__all__ = ["SOURCE", "gtea_recordings"]
+from ace_dist.data.annotations.frames import LabelledFrames, Recording, listing
+from ace_dist.utils.errors import DataError
 
 SOURCE = (
     "expected groundTruth/NAME.txt, splits/test.split{1..4}.bundle and videos/NAME.mp4; labels: the GTEA part of the "
@@ -36,16 +35,16 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 def gtea_recordings(root: Path) -> list[Recording]:
     """Every annotated video of GTEA, by name. Fold 1 is the stored split.
 
-    Raises `LayoutError` naming what is missing and where it is to be had.
+    Raises `DataError` naming what is missing and where it is to be had.
     """
     labels = root / "groundTruth"
     if not labels.is_dir():
         inner = root / "gtea"
         hint = f"; did you mean dataset.root={inner}?" if (inner / "groundTruth").is_dir() else ""
-        raise LayoutError(f"dataset.root={root} is not GTEA: {labels} does not exist{hint} ({SOURCE})")
+        raise DataError(f"dataset.root={root} is not GTEA: {labels} does not exist{hint} ({SOURCE})")
     names = sorted(path.stem for path in labels.glob("*.txt"))
     if not names:
-        raise LayoutError(f"dataset.root={root} is not GTEA: {labels} holds no .txt file ({SOURCE})")
+        raise DataError(f"dataset.root={root} is not GTEA: {labels} holds no .txt file ({SOURCE})")
     check_names(root, names)
     return [recording(root, name) for name in names]
 
@@ -57,14 +56,14 @@ def subject(name: str) -> str:
 
 
 def check_names(root: Path, names: list[str]) -> None:
-    """Raise `LayoutError` unless every file names its subject and the bundles list just the files that are there."""
+    """Raise `DataError` unless every file names its subject and the bundles list just the files that are there."""
     if strange := [name for name in names if not subject(name)]:
-        raise LayoutError(f"{root / 'groundTruth'} holds files not named like S1_Cheese_C1.txt:{listing(strange)}")
+        raise DataError(f"{root / 'groundTruth'} holds files not named like S1_Cheese_C1.txt:{listing(strange)}")
     faults = []
     for number in range(1, SUBJECTS + 1):
         path = root / "splits" / f"test.split{number}.bundle"
         if not path.is_file():
-            raise LayoutError(f"dataset.root={root} is not GTEA: {path} does not exist ({SOURCE})")
+            raise DataError(f"dataset.root={root} is not GTEA: {path} does not exist ({SOURCE})")
         listed = {line.strip().removesuffix(".txt") for line in path.read_text().splitlines() if line.strip()}
         faults += [f"{path} lists {name}, groundTruth/ has no such file" for name in sorted(listed - set(names))]
         own = {name for name in names if subject(name) == f"S{number}"}
@@ -73,7 +72,7 @@ def check_names(root: Path, names: list[str]) -> None:
             f"{path} lists {name}, which is not of subject {number}" for name in sorted(listed & set(names) - own)
         ]
     if faults:
-        raise LayoutError(f"dataset.root={root}: labels and folds disagree:{listing(faults)}\n({SOURCE})")
+        raise DataError(f"dataset.root={root}: labels and folds disagree:{listing(faults)}\n({SOURCE})")
 
 
 def recording(root: Path, name: str) -> Recording:
@@ -90,7 +89,7 @@ def recording(root: Path, name: str) -> Recording:
 
 
 def video_of(root: Path, name: str) -> Path:
-    """The video file of a name, or where it should be. Raises `LayoutError` when there are two."""
+    """The video file of a name, or where it should be. Raises `DataError` when there are two."""
     found = [
         path
         for folder in dict.fromkeys((root / folder).resolve() for folder in VIDEO_FOLDERS)
@@ -98,5 +97,5 @@ def video_of(root: Path, name: str) -> Path:
         if (path := folder / f"{name}{suffix}").is_file()
     ]
     if len({path.resolve() for path in found}) > 1:
-        raise LayoutError(f"two videos for {name}: {', '.join(map(str, found))}; keep one")
+        raise DataError(f"two videos for {name}: {', '.join(map(str, found))}; keep one")
     return found[0] if found else root / VIDEO_FOLDERS[0] / f"{name}{VIDEO_SUFFIXES[0]}"

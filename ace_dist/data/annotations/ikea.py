@@ -36,9 +36,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ace_dist.data.annotations.frames import LabelledFrames, LayoutError, Recording, video_clock
-
-__all__ = ["SOURCE", "ikea_recordings"]
+from ace_dist.data.annotations.frames import LabelledFrames, Recording, video_clock
+from ace_dist.utils.errors import DataError
 
 FURNITURE = ("Kallax_Shelf_Drawer", "Lack_Coffee_Table", "Lack_Side_Table", "Lack_TV_Bench")
 VIEWS = ("dev1", "dev2", "dev3")
@@ -79,18 +78,18 @@ def ikea_recordings(root: Path, annotations: Path | None, views: Sequence[str] |
     """The annotated videos of `views` (None: all three devices), by scan and device.
 
     `annotations` is the database or gt_segments.json; None looks for either in the root, the database first.
-    Raises `LayoutError` naming what is missing and where it is to be had.
+    Raises `DataError` naming what is missing and where it is to be had.
     """
     wanted = tuple(VIEWS if views is None else views)
     if strange := [view for view in wanted if view not in VIEWS]:
-        raise LayoutError(f"dataset.views lists {', '.join(map(repr, strange))}; IKEA-ASM has {', '.join(VIEWS)}")
+        raise DataError(f"dataset.views lists {', '.join(map(repr, strange))}; IKEA-ASM has {', '.join(VIEWS)}")
     folders = [
         folder
         for folder in (root, *sorted(root.glob("*/")), *sorted(root.glob("data/*/")))
         if any((folder / furniture).is_dir() for furniture in FURNITURE)
     ]
     if not folders:
-        raise LayoutError(f"dataset.root={root} is not IKEA-ASM: no furniture's folder in it ({SOURCE})")
+        raise DataError(f"dataset.root={root} is not IKEA-ASM: no furniture's folder in it ({SOURCE})")
     path = annotations or annotation_file(root)
     found = segment_views(path, folders, wanted) if path.suffix == ".json" else database_views(path)
     shortest: dict[str, int] = {}
@@ -105,13 +104,13 @@ def ikea_recordings(root: Path, annotations: Path | None, views: Sequence[str] |
 
 
 def annotation_file(root: Path) -> Path:
-    """The database, or gt_segments.json where there is no database. Raises `LayoutError` when there is neither."""
+    """The database, or gt_segments.json where there is no database. Raises `DataError` when there is neither."""
     for name in (DATABASE, SEGMENTS):
         for folder in ANNOTATION_FOLDERS:
             if (root / folder / name).is_file():
                 return root / folder / name
     looked = ", ".join(folder or "the root itself" for folder in ANNOTATION_FOLDERS)
-    raise LayoutError(
+    raise DataError(
         f"dataset.root={root} holds neither {DATABASE} nor {SEGMENTS} (looked in {looked}); set "
         f"dataset.annotations=FILE ({SOURCE})"
     )
@@ -130,7 +129,7 @@ def environment(scan: str) -> str:
     """
     match = re.match(r"\d+_[^_]+_[^_]+_(\d+)_\d+_", scan.rsplit("/", 1)[-1])
     if not match:
-        raise LayoutError(f"the scan {scan} is not named PERSON_COLOUR_SURFACE_CALIBRATION_ROOM_DATE")
+        raise DataError(f"the scan {scan} is not named PERSON_COLOUR_SURFACE_CALIBRATION_ROOM_DATE")
     own = (name for name, calibrations in ENVIRONMENTS.items() if int(match[1]) in calibrations)
     return next(own, f"calibration{match[1]}")
 
@@ -145,7 +144,7 @@ def recording(view: View, video: Path, shortest: int | None) -> Recording:
 def database_views(path: Path) -> list[View]:
     """Every annotated video of the database with its labels. Scans named 'special' are trials of the authors."""
     if not path.is_file():
-        raise LayoutError(f"dataset.annotations={path} does not exist ({SOURCE})")
+        raise DataError(f"dataset.annotations={path} does not exist ({SOURCE})")
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
@@ -154,16 +153,16 @@ def database_views(path: Path) -> list[View]:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        raise LayoutError(f"{path} cannot be read as the SQLite database of IKEA-ASM: {error} ({SOURCE})") from error
+        raise DataError(f"{path} cannot be read as the SQLite database of IKEA-ASM: {error} ({SOURCE})") from error
 
 
 def check_columns(path: Path, connection: sqlite3.Connection) -> None:
-    """Raise `LayoutError` when a table or a column that is read does not exist."""
+    """Raise `DataError` when a table or a column that is read does not exist."""
     for table, columns in COLUMNS.items():
         present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
         if missing := [column for column in columns if column not in present]:
             has = f"it has {', '.join(sorted(present))}" if present else "there is no such table"
-            raise LayoutError(f"{path}: table {table} lacks {', '.join(missing)}; {has}")
+            raise DataError(f"{path}: table {table} lacks {', '.join(missing)}; {has}")
 
 
 def rows_of(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
@@ -172,7 +171,7 @@ def rows_of(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
     for video, video_path, camera, frames in videos.fetchall():
         parts = Path(video_path).parts
         if len(parts) < 3 or parts[2] != camera:
-            raise LayoutError(
+            raise DataError(
                 f"{path}: video {video} has the path {video_path!r}, expected FURNITURE/SCAN/{camera}/images"
             )
         if "special" in parts[1]:
@@ -208,9 +207,9 @@ def segment_views(path: Path, folders: Sequence[Path], devices: Sequence[str]) -
             for scan, content in scans.items()
         }
     except FileNotFoundError:
-        raise LayoutError(f"dataset.annotations={path} does not exist ({SOURCE})") from None
+        raise DataError(f"dataset.annotations={path} does not exist ({SOURCE})") from None
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
-        raise LayoutError(
+        raise DataError(
             f'{path} is no gt_segments.json ({error!r}): expected {{"database": {{"FURNITURE/SCAN": {{"annotation": '
             f'[{{"label": ..., "segment": [first, last]}}]}}}}}} ({SOURCE})'
         ) from error

@@ -24,10 +24,9 @@ from typing import Any
 from ace_dist.concepts import ClassTable
 from ace_dist.concepts.actions import Action
 from ace_dist.data.build.decode import StoredVideo, opened, promised_length, read_window
-from ace_dist.data.segments import SPLITS, DataError, Failure, RawClip, Segment
+from ace_dist.data.segments import SPLITS, Failure, RawClip, Segment
 from ace_dist.data.shards import safe_members
-
-__all__ = ["SUFFIXES", "WebDatasetReader"]
+from ace_dist.utils.errors import DataError
 
 SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
 SHOWN = 20  # faults that one message lists

@@ -24,13 +24,13 @@ import av
 
 from ace_dist.data.build.encode import EncodedClip, encode
 from ace_dist.data.build.isolation import LostError, deadline, end_with_parent, run_alone
-from ace_dist.data.segments import DataError, Failure, RawClip, Reader, Segment, clip_window
+from ace_dist.data.segments import Failure, RawClip, Reader, Segment, clip_window
 from ace_dist.data.shards import ClipRecord
+from ace_dist.utils.errors import DataError
 
 if TYPE_CHECKING:
     from ace_dist.config import EncodingConfig
 
-__all__ = ["Cut", "Cutter", "cpu_count", "cut_all"]
 
 AHEAD = 4  # segments handed out per worker: enough to keep it busy, few enough that waiting clips fit into memory
 

@@ -18,9 +18,8 @@ from av.video.reformatter import ColorRange, ColorTrc, Interpolation, VideoRefor
 from numpy.typing import NDArray
 
 from ace_dist.data.sampling import scaled_size
-from ace_dist.data.segments import DataError, RawClip
-
-__all__ = ["DamageError", "StoredVideo", "frame_rate", "opened", "promised_length", "read_window"]
+from ace_dist.data.segments import RawClip
+from ace_dist.utils.errors import DataError
 
 CAMERA_FPS = 120  # what ordinary cameras reach; a higher claim is checked by counting
 BREAK_S = 0.5  # a header may promise this much more than there is; audio tracks and rounding make it so

@@ -22,12 +22,12 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
 
 from ace_dist.data.sampling import scaled_size
-from ace_dist.data.segments import DataError, RawClip
+from ace_dist.data.segments import RawClip
+from ace_dist.utils.errors import DataError
 
 if TYPE_CHECKING:
     from ace_dist.config import EncodingConfig
 
-__all__ = ["CONTAINER", "EncodedClip", "check_encoding", "encode", "encoder_options", "is_anchor", "resample"]
 
 CONTAINER = "mp4"
 ENCODERS = {"vp9": "libvpx-vp9", "mjpeg": "mjpeg", "h264": "libx264"}

@@ -16,9 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from ace_dist.data.segments import DataError
-
-__all__ = ["LostError", "deadline", "end_with_parent", "renew_deadline", "run_alone"]
+from ace_dist.utils.errors import DataError
 
 Result = TypeVar("Result")
 

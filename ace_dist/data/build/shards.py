@@ -26,33 +26,22 @@ from tqdm import tqdm
 
 from ace_dist.data.build.cut import Cutter, cut_all, failure
 from ace_dist.data.build.encode import CONTAINER, check_encoding, encoder_options
-from ace_dist.data.segments import SPLITS, DataError, Failure, Reader, Segment
+from ace_dist.data.segments import SPLITS, Failure, Reader, Segment
 from ace_dist.data.shards import (
     FORMAT,
     MANIFEST,
     ClipRecord,
-    ShardFiles,
     ShardSet,
     action_counts,
     file_sha256,
     write_shard,
 )
+from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes
 
 if TYPE_CHECKING:
     from ace_dist.config import ClipConfig, EncodingConfig
 
-__all__ = [
-    "Build",
-    "BuildError",
-    "ClipRecord",
-    "Cutter",
-    "Failure",
-    "ShardFiles",
-    "ShardSet",
-    "array_task",
-    "build_shards",
-]
 
 QUARANTINE = "quarantine.jsonl"
 STATE = "state.json"  # suffix of the note beside each finished shard of an unfinished build
@@ -60,10 +49,6 @@ PLAN = ".plan.json"  # the configuration that the tasks at work in a folder shar
 BUILD_LOCK = ".build.lock"  # held while shards are made: by one whole build, or shared by tasks
 PLAN_LOCK = ".plan.lock"  # held by one task for moments: while it joins the others and while it finishes for them
 SHOWN = 20  # failures that one message lists
-
-
-class BuildError(DataError):
-    """A build that cannot finish; the message lists the failed segments."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +137,7 @@ class Build:
 
         `source` holds what else decides the pixels, such as the settings of a renderer; `rejected` what is annotated
         and gave no segment, which segments that repeat an id join; one that takes a worker longer than `timeout_s`
-        (0: no limit) fails. Raises `DataError` for settings that make no sense, and `BuildError` when something was
+        (0: no limit) fails. Raises `DataError` for settings that make no sense, and `DataError` when something was
         refused without `allow_quarantine`.
         """
         check_encoding(encoding)
@@ -164,7 +149,7 @@ class Build:
             raise DataError("the data set has no segment: check dataset.annotations")
         configuration = describe(segments, refused, clip, encoding, clips_per_shard, source or {})
         if not segments or (refused and not allow_quarantine):
-            raise BuildError(failure_report(Path(out_dir), refused, configuration["segments"]))
+            raise DataError(failure_report(Path(out_dir), refused, configuration["segments"]))
         jobs = shard_jobs(segments, clips_per_shard, configuration)
         cutter = Cutter(reader, clip.seconds, encoding, timeout_s)
         return cls(Path(out_dir), cutter, jobs, refused, configuration, allow_quarantine)
@@ -173,7 +158,7 @@ class Build:
         """Make every shard that is not there yet, then the manifest.
 
         `workers` processes: 0 is one per core, 1 is this process. A killed build goes on behind its last finished shard
-        and finishes what array tasks left; a finished one returns at once. Raises `BuildError` with the failed
+        and finishes what array tasks left; a finished one returns at once. Raises `DataError` with the failed
         segments, unless `allow_quarantine` lists them in quarantine.jsonl and goes on; `DataError` when the folder
         holds another build or one is at work in it.
         """
@@ -208,7 +193,7 @@ class Build:
             made = [state for _, state in self.make(pending, workers, progress)]
             failures = [entry for state in made for entry in state.failures]
             if failures and not self.allow_quarantine:
-                raise BuildError(failure_report(self.folder, failures, self.configuration["segments"]))
+                raise DataError(failure_report(self.folder, failures, self.configuration["segments"]))
             with lock(self.folder / PLAN_LOCK):
                 if finished := self.finished():
                     return finished
@@ -338,7 +323,7 @@ class Build:
         assert len(records) + len(failures) == self.configuration["segments"]
         write_ledger(self.folder, failures)
         if failures and (not self.allow_quarantine or not records):
-            raise BuildError(failure_report(self.folder, failures, self.configuration["segments"]))
+            raise DataError(failure_report(self.folder, failures, self.configuration["segments"]))
         manifest = {
             "format": FORMAT,
             "configuration": self.configuration,

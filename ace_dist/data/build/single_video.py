@@ -10,13 +10,13 @@ import av
 
 from ace_dist.data.build.cut import Cutter
 from ace_dist.data.build.decode import read_window
-from ace_dist.data.segments import DataError, Failure, RawClip, Segment
+from ace_dist.data.segments import Failure, RawClip, Segment
 from ace_dist.data.shards import ClipRecord
+from ace_dist.utils.errors import DataError
 
 if TYPE_CHECKING:
     from ace_dist.config import ClipConfig, EncodingConfig
 
-__all__ = ["cut_video"]
 
 LONGEST_S = 60.0  # an action lasts seconds; a minute of frames at a short side of 256 is about 0.6 GB
 

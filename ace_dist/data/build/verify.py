@@ -23,7 +23,7 @@ from ace_dist.data.build.encode import check_decodes
 from ace_dist.data.build.isolation import LostError, renew_deadline, run_alone
 from ace_dist.data.build.shards import QUARANTINE
 from ace_dist.data.datasets import split_by_group
-from ace_dist.data.segments import SPLITS, DataError
+from ace_dist.data.segments import SPLITS
 from ace_dist.data.shards import (
     MANIFEST,
     ClipRecord,
@@ -34,14 +34,13 @@ from ace_dist.data.shards import (
     index_text,
     safe_members,
 )
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import DataError, UserError
 
 if TYPE_CHECKING:
     import torch
 
     from ace_dist.config import Config
 
-__all__ = ["Report", "verify_shards"]
 
 FEW = 5  # clips of a class in a split; below, its accuracy moves by more than 20 points with one clip
 UNEQUAL = 10  # times that the most frequent class of a split outnumbers the rarest

@@ -25,14 +25,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ace_dist.data.sampling import ClipRequest
-from ace_dist.data.segments import DataError
 from ace_dist.data.shards import ClipRecord, ShardSet
+from ace_dist.utils.errors import DataError
 from ace_dist.utils.transfer import send
 
 if TYPE_CHECKING:
     from ace_dist.config import Config, LoaderConfig
 
-__all__ = ["Batch", "Loader", "choose_backend", "make_loader"]
 
 DALI_CPU_CODECS = ("vp9", "mjpeg")  # measured with DALI 2.4.0: its CPU backend refuses h264
 NVDEC_VP9_LEAST = 128  # pixels a side; below it NVDEC has no VP9 (NVDEC programming guide)

@@ -22,13 +22,11 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from ace_dist.data.loader.base import Batch, Loader, assemble, normalisation
 from ace_dist.data.loader.pyav import decode_frames
 from ace_dist.data.sampling import ClipRequest, crop_box
-from ace_dist.data.segments import DataError
 from ace_dist.data.shards import ShardFiles
+from ace_dist.utils.errors import DataError
 
 if TYPE_CHECKING:
     from ace_dist.config import LoaderConfig
-
-__all__ = ["DaliLoader", "build_pipeline"]
 
 
 def build_pipeline(

@@ -29,7 +29,7 @@ from ace_dist.data.loader.base import Batch, Loader, assemble, make_loader, say_
 from ace_dist.data.sampling import ClipRequest
 from ace_dist.models.attention import choose_attention, described
 from ace_dist.models.timesformer import TimeSformer
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes, write_json
 from ace_dist.utils.transfer import Upload
 
@@ -41,15 +41,10 @@ if TYPE_CHECKING:
     from ace_dist.config import Config
     from ace_dist.models.dual_encoder import DualEncoder
 
-__all__ = ["TrunkCache", "TrunkCacheError", "open_loader", "read_features", "write_features"]
 
 FORMAT = 1  # raise it when the same request shows other pixels, or the trunk computes otherwise
 UNFINISHED_S = 3600.0
 RECOUNT_SHARE = 0.01  # of the limit: after so many bytes of its own a process looks what others wrote
-
-
-class TrunkCacheError(UserError):
-    """A cache that cannot serve this model, or a damaged file in it."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +63,20 @@ class Plan:
 def open_loader(config: Config, model: DualEncoder, device: torch.device) -> Loader:
     """The run's loader, behind the cache that `loader.trunk_cache` names when it names one.
 
-    Raises `TrunkCacheError` when the video tower has no frozen blocks to spare; otherwise as `make_loader`.
+    Raises `DataError` when the video tower has no frozen blocks to spare; otherwise as `make_loader`.
     """
     model.expect_clips(config.loader)
     if config.loader.trunk_cache is None:
         return make_loader(config.dataset.shards, config, device)
     tower = model.video
     if not isinstance(tower, TimeSformer) or not tower.trunk_blocks:
-        raise TrunkCacheError(
+        raise DataError(
             f"loader.trunk_cache={config.loader.trunk_cache} has nothing to keep: model.video.tower="
             f"{config.model.video.tower} with trained_blocks={config.model.video.trained_blocks} and train_time_embed="
             f"{config.model.video.train_time_embed} has no frozen blocks below; set loader.trunk_cache=null"
         )
     if any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
-        raise TrunkCacheError("loader.trunk_cache does not go with deepspeed=zero3, which shares the frozen blocks out")
+        raise DataError("loader.trunk_cache does not go with deepspeed=zero3, which shares the frozen blocks out")
     return TrunkCache(make_loader(config.dataset.shards, config, device), config, tower, device)
 
 
@@ -236,15 +231,15 @@ def write_features(path: Path, features: Tensor) -> None:
 
 
 def read_features(path: Path) -> Tensor:
-    """Features [1+P*T,D] of a file. Raises `TrunkCacheError` naming it when it is damaged or gone."""
+    """Features [1+P*T,D] of a file. Raises `DataError` naming it when it is damaged or gone."""
     try:
         with safe_open(path, "pt") as file:
             tensor, facts = file.get_tensor("features"), file.metadata() or {}
             expected = int(facts.get("crc32", -1))
     except (OSError, SafetensorError, ValueError) as error:
-        raise TrunkCacheError(f"{path} of loader.trunk_cache cannot be read: {error}; delete it") from error
+        raise DataError(f"{path} of loader.trunk_cache cannot be read: {error}; delete it") from error
     if checksum(tensor) != expected:
-        raise TrunkCacheError(f"{path} of loader.trunk_cache is damaged (CRC-32 differs); delete it")
+        raise DataError(f"{path} of loader.trunk_cache is damaged (CRC-32 differs); delete it")
     return cast("Tensor", tensor)
 
 

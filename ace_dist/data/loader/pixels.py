@@ -20,9 +20,7 @@ from numba import float32, uint8
 from numpy.typing import NDArray
 
 from ace_dist.data.sampling import ClipRequest, crop_box
-from ace_dist.data.segments import DataError
-
-__all__ = ["Cut", "cut_of", "picture_rgb", "show"]
+from ace_dist.utils.errors import DataError
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]

@@ -21,14 +21,12 @@ from ace_dist.data.loader.base import Batch, Loader, assemble, normalise
 from ace_dist.data.loader.pixels import cut_of, picture_rgb, show
 from ace_dist.data.loader.sample_table import SampleTable, read_sample_table
 from ace_dist.data.sampling import ClipRequest
-from ace_dist.data.segments import DataError
 from ace_dist.data.shards import ShardFiles
+from ace_dist.utils.errors import DataError
 from ace_dist.utils.transfer import Upload
 
 if TYPE_CHECKING:
     from ace_dist.config import LoaderConfig
-
-__all__ = ["PyavLoader", "decode_clip", "decode_frames"]
 
 
 def decode_clip(data: bytes, request: ClipRequest) -> NDArray[np.uint8]:

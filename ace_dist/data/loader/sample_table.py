@@ -11,9 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ace_dist.data.segments import DataError
-
-__all__ = ["SampleTable", "read_sample_table"]
+from ace_dist.utils.errors import DataError
 
 DECODERS = {b"vp09": "vp9", b"avc1": "h264", b"mp4v": "mjpeg"}  # FFmpeg writes MJPEG as an MPEG-4 object type
 # The first bytes of a shown, error-resilient VP9 frame of profile 0 that no reference slot keeps (VP9 bitstream, 6.2).

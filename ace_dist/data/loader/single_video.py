@@ -13,12 +13,10 @@ from ace_dist.data.build.single_video import cut_video
 from ace_dist.data.loader.base import normalise
 from ace_dist.data.loader.pyav import decode_clip
 from ace_dist.data.sampling import TestPlan
-from ace_dist.data.segments import DataError
+from ace_dist.utils.errors import DataError
 
 if TYPE_CHECKING:
     from ace_dist.config import Config
-
-__all__ = ["LooseClip", "clip_of_video"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from ace_dist.models.weights import load_safetensors, save_safetensors
 if TYPE_CHECKING:
     from ace_dist.models.dual_encoder import DualEncoder
 
-__all__ = ["load_encoders", "save_encoders"]
 
 WEIGHTS = "model.safetensors"
 FORMAT = {"format": "pt"}  # transformers asks for it

@@ -21,9 +21,8 @@ from ace_dist.models.convert.layouts import KINDS, Converted, convert, detect_ki
 from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text import ClipTextTower
 from ace_dist.models.timesformer import resize_positions, resize_times
-from ace_dist.models.weights import WeightsError, load_safetensors, save_safetensors
-
-__all__ = ["ImportReport", "Sizes", "Wanted", "import_weights", "read_source", "save_imported"]
+from ace_dist.models.weights import load_safetensors, save_safetensors
+from ace_dist.utils.errors import ModelError
 
 CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")  # under which a checkpoint keeps its weights
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
@@ -99,24 +98,24 @@ class Sizes:
 def import_weights(wanted: Wanted) -> tuple[dict[str, Tensor], ImportReport]:
     """Read a file of another project and bring it under our names, checked against our network key by key.
 
-    Raises `WeightsError` when the file cannot be read safely, is of no known kind, or cannot become `wanted.tower`. A
+    Raises `ModelError` when the file cannot be read safely, is of no known kind, or cannot become `wanted.tower`. A
     key that is missing, left over or of another shape is in the report, which the caller must find `complete`.
     """
     source = Path(wanted.source).expanduser()
     for name in ("frames", "image_size", "embed_dim"):
         if (value := getattr(wanted, name)) is not None and value < 1:
-            raise WeightsError(f"{name}={value} must be at least 1")
+            raise ModelError(f"{name}={value} must be at least 1")
     raw = read_source(source, wanted.allow_pickle)
     kind = settle_kind(source, raw, detect_kind(list(raw)), wanted.kind)
     tower = wanted.tower or next(iter(KINDS[kind].rules))
     if tower not in KINDS[kind].rules:
-        raise WeightsError(
+        raise ModelError(
             f"{source} ({kind}) cannot become tower={tower}; it can become {' or '.join(KINDS[kind].rules)}"
         )
     converted = convert(raw, kind, tower)
     if kind in CLASSIFIER_HEADS and wanted.embed_dim is None and "head.weight" in converted.state:
         rows = len(converted.state["head.weight"])
-        raise WeightsError(
+        raise ModelError(
             f"{source}: its head has {rows} rows. If it projects into the text's space, say embed_dim={rows}; if it "
             f"names classes, as TimeSformer's own do, say embed_dim=512 allow='[head.*]' to start a new projection"
         )
@@ -132,7 +131,7 @@ def import_weights(wanted: Wanted) -> tuple[dict[str, Tensor], ImportReport]:
 def check_activation(source: Path) -> str:
     """Whether a CLIP was trained with QuickGELU, which our CLIP towers have; no tensor tells it.
 
-    Returns what is assumed when no settings file beside the weights says so. Raises `WeightsError` when one says GELU.
+    Returns what is assumed when no settings file beside the weights says so. Raises `ModelError` when one says GELU.
     """
     folder = source if source.is_dir() else source.parent
     said: dict[str, bool] = {}
@@ -141,7 +140,7 @@ def check_activation(source: Path) -> str:
         try:
             about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
-            raise WeightsError(f"{path}, which says how {source} was made, is not JSON: {error}") from error
+            raise ModelError(f"{path}, which says how {source} was made, is not JSON: {error}") from error
         if "model_cfg" in about:  # of open_clip, where GELU is the default
             said[name] = bool(about["model_cfg"].get("quick_gelu", False))
         elif str(about.get("model_type", "")).startswith("clip"):  # of transformers, where QuickGELU is
@@ -149,25 +148,25 @@ def check_activation(source: Path) -> str:
             said[name] = all(part.get("hidden_act", "quick_gelu") == "quick_gelu" for part in towers)
     for name, quick in said.items():
         if not quick:
-            raise WeightsError(f"{source} was trained with GELU ({name}); our CLIP towers have QuickGELU, as OpenAI's")
+            raise ModelError(f"{source} was trained with GELU ({name}); our CLIP towers have QuickGELU, as OpenAI's")
     if said:
         return ""
     return "QuickGELU, as in OpenAI's weights; open_clip's models without quickgelu in their name have GELU: do not use"
 
 
 def settle_kind(source: Path, raw: Mapping[str, Tensor], found: str | None, given: str | None) -> str:
-    """The kind that was given, or found. Raises `WeightsError` when there is none or they disagree."""
+    """The kind that was given, or found. Raises `ModelError` when there is none or they disagree."""
     if given is not None and given not in KINDS:
-        raise WeightsError(f"kind={given} is not one of {', '.join(KINDS)}")
+        raise ModelError(f"kind={given} is not one of {', '.join(KINDS)}")
     if found is None:
-        raise WeightsError(
+        raise ModelError(
             f"{source} is none of {', '.join(KINDS)}: its {len(raw)} keys begin with "
             f"{', '.join(list(raw)[:4]) or 'nothing'}"
         )
     related = ({"openai_clip", "open_clip"}, {"timesformer", "procedurevrl"})  # the same names
     if given is None or given == found or any({given, found} <= family for family in related):
         return given or found
-    raise WeightsError(f"{source} looks like {found}, not kind={given}; leave kind out, or set kind={found}")
+    raise ModelError(f"{source} looks like {found}, not kind={given}; leave kind out, or set kind={found}")
 
 
 def check(converted: Converted, report: ImportReport, wanted: Wanted) -> dict[str, Tensor]:
@@ -214,15 +213,15 @@ def resized(state: Mapping[str, Tensor], report: ImportReport, wanted: Wanted) -
 
 
 def measure(state: Mapping[str, Tensor], source: Path, tower: str, wanted: Wanted) -> Sizes:
-    """The network's shape from its tensors. Raises `WeightsError` naming the tensor without which it cannot be told."""
+    """The network's shape from its tensors. Raises `ModelError` naming the tensor without which it cannot be told."""
     text = tower == "text"
     prefix = "text_model.encoder.layers." if text else "blocks."
     needed = ["text_model.embeddings.token_embedding.weight"] if text else ["pos_embed", "patch_embed.proj.weight"]
     needed.append(f"{prefix}0.mlp.fc1.weight")
     if absent := [key for key in needed if key not in state]:
-        raise WeightsError(f"{source} does not hold a {tower} tower: it has no tensor for {', '.join(absent)}")
+        raise ModelError(f"{source} does not hold a {tower} tower: it has no tensor for {', '.join(absent)}")
     if not text and (state["pos_embed"].dim(), state["patch_embed.proj.weight"].dim()) != (3, 4):
-        raise WeightsError(f"{source}: pos_embed must be [1,1+P,D] and patch_embed.proj.weight [D,3,p,p]")
+        raise ModelError(f"{source}: pos_embed must be [1,1+P,D] and patch_embed.proj.weight [D,3,p,p]")
     depth = 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix))
     width = state[needed[0]].shape[-1]
     ratio = state[needed[-1]].shape[0] / width
@@ -235,7 +234,7 @@ def measure(state: Mapping[str, Tensor], source: Path, tower: str, wanted: Wante
         return Sizes(settings)
     patch, grid = state["patch_embed.proj.weight"].shape[-1], round((state["pos_embed"].shape[1] - 1) ** 0.5)
     if wanted.image_size and wanted.image_size % patch:
-        raise WeightsError(f"image_size={wanted.image_size} is no multiple of the patch of {source}, {patch}")
+        raise ModelError(f"image_size={wanted.image_size} is no multiple of the patch of {source}, {patch}")
     settings |= {"patch": patch, "image_size": wanted.image_size or patch * grid}
     if tower != "vit":
         settings["frames"] = wanted.frames or (state["time_embed"].shape[1] if "time_embed" in state else 8)
@@ -276,7 +275,7 @@ def read_source(source: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
 
     Pickles are read with PyTorch's `weights_only`, which runs no code. What it refuses, and TorchScript archives
     (programs, as OpenAI's CLIP files are), need `allow_pickle`; only for files whose origin you trust. Raises
-    `WeightsError` naming the file and what was refused.
+    `ModelError` naming the file and what was refused.
     """
     path = weight_file(source)
     loaded: Any = load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path, allow_pickle)
@@ -291,7 +290,7 @@ def read_source(source: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
         else {}
     )
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors by name (a state dict); found {type(loaded).__name__}")
+        raise ModelError(f"{path} holds no tensors by name (a state dict); found {type(loaded).__name__}")
     for prefix in ("module.", "model.", "module."):
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
@@ -299,14 +298,14 @@ def read_source(source: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
 
 
 def weight_file(source: Path) -> Path:
-    """The file itself, also of a Hugging Face folder. Raises `WeightsError` when there is none."""
+    """The file itself, also of a Hugging Face folder. Raises `ModelError` when there is none."""
     if not source.exists():
-        raise WeightsError(f"source={source} does not exist")
+        raise ModelError(f"source={source} does not exist")
     if not source.is_dir():
         return source
     found = next((source / name for name in FOLDER_FILES if (source / name).is_file()), None)
     if found is None:
-        raise WeightsError(f"source={source} is a folder without {' or '.join(FOLDER_FILES)}; name the weight file")
+        raise ModelError(f"source={source} is a folder without {' or '.join(FOLDER_FILES)}; name the weight file")
     return found
 
 
@@ -314,7 +313,7 @@ def load_pickle(path: Path, allow_pickle: bool) -> Any:
     """A PyTorch checkpoint or TorchScript archive."""
     if is_torchscript(path):
         if not allow_pickle:
-            raise WeightsError(
+            raise ModelError(
                 f"{path} is a TorchScript archive, a program and not only weights; if you trust where it comes from, "
                 f"add allow_pickle=true"
             )
@@ -327,7 +326,7 @@ def load_pickle(path: Path, allow_pickle: bool) -> Any:
         if refused is None and not zipfile.is_zipfile(path):
             raise not_a_checkpoint(path) from error
         if not allow_pickle:
-            raise WeightsError(
+            raise ModelError(
                 f"{path} holds Python objects that are not weights and could run code"
                 f"{f' ({refused[1]})' if refused else ''}; if you trust where it comes from, add allow_pickle=true"
             ) from error
@@ -337,10 +336,10 @@ def load_pickle(path: Path, allow_pickle: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise WeightsError(f"{path} needs Python code of its own project to load: {error}") from error
+        raise ModelError(f"{path} needs Python code of its own project to load: {error}") from error
 
 
-def not_a_checkpoint(path: Path) -> WeightsError:
+def not_a_checkpoint(path: Path) -> ModelError:
     """What a file that torch cannot read looks like by its first bytes, and what to do; torch tells neither."""
     with path.open("rb") as file:
         head = file.read(200)
@@ -353,7 +352,7 @@ def not_a_checkpoint(path: Path) -> WeightsError:
         what = f"is text, which begins with {text.splitlines()[0][:40]!r}; give a .pth, .pt, .bin or .safetensors file"
     else:
         what = f"is not a PyTorch checkpoint or is cut short ({path.stat().st_size} bytes); download it again"
-    return WeightsError(f"source={path} {what}")
+    return ModelError(f"source={path} {what}")
 
 
 def is_torchscript(path: Path) -> bool:

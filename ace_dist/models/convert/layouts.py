@@ -14,8 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["KINDS", "Converted", "Kind", "convert", "detect_kind"]
-
 State = dict[str, Tensor]
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ace_dist.evaluate.run_files import ConceptSpace
     from ace_dist.tools.explorer.session import Look
 
-__all__ = ["STYLE", "contact_sheet", "look_html", "map_svg", "message_html", "robustness_html"]
 
 STYLE = """
 .ace-bar{display:grid;grid-template-columns:1fr auto;gap:.1rem .6rem;margin:.6rem 0 .1rem}

@@ -26,8 +26,6 @@ from ace_dist.tools.explorer import drawing
 from ace_dist.tools.explorer.session import Clip, Explorer
 from ace_dist.utils.errors import UserError
 
-__all__ = ["build_page", "serve"]
-
 HOST = "127.0.0.1"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 HELP = (

@@ -25,14 +25,8 @@ from ace_dist.evaluate.classifier import Classifier
 from ace_dist.evaluate.protocols import EncodedTest, encode_phrases, label_sets, score
 from ace_dist.utils.errors import UserError
 
-__all__ = ["Clip", "Explorer", "ExplorerError", "LabelLook", "Look", "TestClip"]
-
 UPLOAD_S = 120.0  # reading a video of a minute takes seconds; one on which FFmpeg hangs takes for ever
 KEPT_CLIPS = 32  # encoded clips that stay in memory, so that changing a word does not decode again
-
-
-class ExplorerError(UserError):
-    """Labels or a clip that cannot be looked at; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +92,7 @@ class Explorer:
     def test_clip(self, key: str) -> Clip:
         """A clip of the test split, decoded and encoded as in the run's evaluation."""
         if key not in self.records:
-            raise ExplorerError(f"the test split has no clip {key!r}; choose one of the list")
+            raise UserError(f"the test split has no clip {key!r}; choose one of the list")
         if key not in self.kept:
             plan = TestPlan([self.records[key]], [0], self.config.dataset.clip, self.config.loader, batch_size=16)
             shown = replace(self.config, loader=replace(self.config.loader, dtype="float32"))
@@ -131,7 +125,7 @@ class Explorer:
     def look(self, clip: Clip, words: Mapping[str, Sequence[str]]) -> Look:
         """Probabilities of labels, each the mean over its phrases (ACE Eq. 3), and every phrase's vote.
 
-        Raises `ExplorerError` for fewer than two labels, a label without a phrase, or a phrase of two labels.
+        Raises `UserError` for fewer than two labels, a label without a phrase, or a phrase of two labels.
         """
         check_words(words)
         phrases = tuple(tuple(group) for group in words.values())
@@ -166,14 +160,14 @@ class Explorer:
 def check_words(words: Mapping[str, Sequence[str]]) -> None:
     """Refuse what has no answer; each message says what to change."""
     if len(words) < 2:
-        raise ExplorerError("give at least two labels, one a line: a probability is a choice between labels")
+        raise UserError("give at least two labels, one a line: a probability is a choice between labels")
     for label, phrases in words.items():
         if not phrases:
-            raise ExplorerError(f"{label!r} has no word left: tick or add at least one synonym")
+            raise UserError(f"{label!r} has no word left: tick or add at least one synonym")
     owner: dict[str, str] = {}
     for label, phrases in words.items():
         for phrase in phrases:
             if owner.setdefault(phrase, label) != label:
-                raise ExplorerError(
+                raise UserError(
                     f"{phrase!r} votes for both {owner[phrase]!r} and {label!r}: remove it from one of them"
                 )

@@ -18,11 +18,9 @@ from matplotlib.figure import Figure
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.figures import DPI, LIGHT, Theme
-from ace_dist.evaluate.run_files import ReportError
 from ace_dist.tools.study.study import PAIRED_NOTE, Difference, StudyRow, paired_difference, read_rows
+from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
-
-__all__ = ["gain_figure", "gains", "write_gains"]
 
 GAINS = {"novel_accuracy": "unseen", "srt_accuracy_mean": "SRT mean", "srt_accuracy_std": "SRT spread"}
 SMALLER_IS_BETTER = "srt_accuracy_std"
@@ -35,12 +33,12 @@ def write_gains(output: Path, experiment: str, method: str, reference: str) -> l
     """Write `EXPERIMENT_gain.md` and a heat map for each of unseen, SRT mean and SRT spread; returns the paths.
 
     Takes the rows of `runs.csv` in `output` whose experiment begins with the word `experiment`. The page has cells
-    without a pair as such. Raises `ReportError` when no cell has one.
+    without a pair as such. Raises `RunError` when no cell has one.
     """
     rows = [row for row in read_rows(output / "runs.csv") if row.experiment.split()[0] == experiment]
     keys, cells = gains(rows, method, reference)
     if not any(cells.values()):
-        raise ReportError(f"{output / 'runs.csv'}: no seed of {experiment} has both {method} and {reference}")
+        raise RunError(f"{output / 'runs.csv'}: no seed of {experiment} has both {method} and {reference}")
     paths = []
     for score, title in GAINS.items():
         figure = gain_figure(keys, {cell: found.get(score) for cell, found in cells.items()}, title, score)
@@ -60,7 +58,7 @@ def gains(
 ) -> tuple[tuple[str, ...], dict[Cell, dict[str, Difference]]]:
     """The grid's keys, and for every cell the paired differences of `GAINS`; an empty one where nothing is paired.
 
-    Raises `ReportError` when rows have no settings, or not all the same keys.
+    Raises `RunError` when rows have no settings, or not all the same keys.
     """
     groups: dict[Cell, dict[str, list[StudyRow]]] = {}
     keys: tuple[str, ...] = ()
@@ -68,7 +66,7 @@ def gains(
         settings = settings_of(row)
         keys = keys or tuple(settings)
         if set(settings) != set(keys) or not keys:
-            raise ReportError(
+            raise RunError(
                 f"{row.experiment}, {row.method}: the settings {', '.join(settings) or '(none)'} are not those of the "
                 f"other rows ({', '.join(keys) or '(none)'}); a grid's experiments are named like 'grid verb_noise=0.4'"
             )

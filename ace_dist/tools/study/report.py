@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.figures import LIGHT, PANEL_WIDTH, Theme
-from ace_dist.evaluate.run_files import ReportError
 from ace_dist.tools.study.study import (
     PlannedRun,
     StudyRow,
@@ -26,9 +25,8 @@ from ace_dist.tools.study.study import (
     study_page,
     write_rows,
 )
+from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
-
-__all__ = ["curve_figure", "draw_study", "srt_box_figure", "write_study"]
 
 FloatArray = npt.NDArray[np.float64]
 LINES = (("seen", "base_{}", None), ("unseen", "novel_{}", None), ("SRT", "srt_{}_mean", "srt_{}_std"))
@@ -53,7 +51,7 @@ def write_study(
     rows = merge_rows(read_rows(output / "runs.csv"), study.rows)
     if "=" in experiment:
         if study.missing:
-            raise ReportError(f"{experiment}: a cell of a grid must be whole, but {'; '.join(study.missing[:4])}")
+            raise RunError(f"{experiment}: a cell of a grid must be whole, but {'; '.join(study.missing[:4])}")
         write_rows(rows, output / "runs.csv")
         return [output / "runs.csv"]
     mine = [row for row in rows if row.experiment == experiment]

@@ -19,24 +19,9 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from ace_dist.evaluate.metrics import concept_distances
-from ace_dist.evaluate.run_files import ReportError, read_results, read_space
+from ace_dist.evaluate.run_files import read_results, read_space
+from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
-
-__all__ = [
-    "FIELDS",
-    "Difference",
-    "PlannedRun",
-    "Study",
-    "StudyRow",
-    "concept_table",
-    "gather",
-    "mean_and_deviation",
-    "merge_rows",
-    "paired_difference",
-    "read_rows",
-    "study_page",
-    "write_rows",
-]
 
 SCORES = {  # column of runs.csv -> part and metric of results.json
     "base_accuracy": ("base", "accuracy"),
@@ -120,7 +105,7 @@ class Difference:
 def gather(planned: Iterable[PlannedRun], experiment: str) -> Study:
     """One row for each method and seed whose runs are all finished: the mean over its folds, as the paper has it.
 
-    A run without `results.json` is in `missing`. Raises `ReportError` for a damaged file, or when none is finished.
+    A run without `results.json` is in `missing`. Raises `RunError` for a damaged file, or when none is finished.
     """
     groups: dict[tuple[str, int], list[Path]] = {}
     for run in planned:
@@ -140,7 +125,7 @@ def gather(planned: Iterable[PlannedRun], experiment: str) -> Study:
         history.update(dict.fromkeys(map(made_on, folders)))
         seconds += [value for folder in folders if (value := training_seconds(folder)) is not None]
     if not rows:
-        raise ReportError(f"no run is finished: {'; '.join(missing[:4]) or 'the sweep has no runs'}")
+        raise RunError(f"no run is finished: {'; '.join(missing[:4]) or 'the sweep has no runs'}")
     if seconds:
         history[f"training {min(seconds):.0f} to {max(seconds):.0f} s a run, evaluation not counted"] = None
     return Study(tuple(rows), results, finished, tuple(missing), tuple(history))
@@ -172,20 +157,20 @@ def training_seconds(folder: Path) -> float | None:
 
 
 def read_rows(path: Path) -> list[StudyRow]:
-    """The lines of `runs.csv`; none without such a file. Raises `ReportError` for other columns or bad numbers."""
+    """The lines of `runs.csv`; none without such a file. Raises `RunError` for other columns or bad numbers."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != FIELDS:
-            raise ReportError(f"{path}: expected the columns {','.join(FIELDS)}, found {reader.fieldnames}")
+            raise RunError(f"{path}: expected the columns {','.join(FIELDS)}, found {reader.fieldnames}")
         rows = []
         for number, line in enumerate(reader, start=2):
             try:
                 scores = {name: float(line[name]) if line[name] else None for name in SCORES}
                 rows.append(StudyRow(line["experiment"], line["method"], int(line["seed"]), scores))
             except (TypeError, ValueError) as error:
-                raise ReportError(f"{path}, line {number}: {error}") from error
+                raise RunError(f"{path}, line {number}: {error}") from error
     return rows
 
 
@@ -236,7 +221,7 @@ def concept_table(folders: Mapping[str, Sequence[Path]]) -> list[str]:
     """Cosine distances within and between the concepts of the text tower, before and after training, a line a method.
 
     What the paper's Fig. 5 suggests, measured in the full space over all phrases: mean ± deviation over runs. Raises
-    `ReportError` when a run has no `concept_space.npz`.
+    `RunError` when a run has no `concept_space.npz`.
     """
     lines = [
         "| method | n | within, before | within, after | between, before | between, after |",
@@ -269,13 +254,13 @@ def study_page(
 
     `concepts`: the lines of `concept_table`.
 
-    Raises `ReportError` when no row is of the reference.
+    Raises `RunError` when no row is of the reference.
     """
     methods: dict[str, list[StudyRow]] = {}
     for row in rows:
         methods.setdefault(row.method, []).append(row)
     if reference not in methods:
-        raise ReportError(f"reference={reference} has no finished run; there are {', '.join(methods)}")
+        raise RunError(f"reference={reference} has no finished run; there are {', '.join(methods)}")
     lines = [f"# {rows[0].experiment}", "", NOTE, "", *summary_table(methods), ""]
     lines += [f"## Difference to {reference}", "", PAIRED_NOTE, "", *difference_table(methods, reference), ""]
     if concepts:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ace_dist.concepts.actions import Action, ActionError
-
-__all__ = ["ActionList", "read_actions"]
+from ace_dist.concepts.actions import Action
+from ace_dist.utils.errors import LabelError
 
 
 @dataclass(frozen=True)
@@ -37,20 +36,18 @@ def read_actions(source: str | Sequence[str]) -> ActionList:
     """Read `actions`: a list of labels, or a file.
 
     A `.csv` file has the columns `verb` and `object` (annotations will do), a `.json` file is a class table as in
-    `configs/classes`, any other file has a label a line. Raises `ActionError` naming the file and its lines.
+    `configs/classes`, any other file has a label a line. Raises `LabelError` naming the file and its lines.
     """
     if not isinstance(source, str):
         rows = [(Action.parse(str(label)), "") for label in source]
     else:
         path = Path(source).expanduser()
         if not path.is_file():
-            raise ActionError(
-                f"actions={source} does not exist; give a CSV or text file, or a list '[spin block, ...]'"
-            )
+            raise LabelError(f"actions={source} does not exist; give a CSV or text file, or a list '[spin block, ...]'")
         read = {".csv": csv_rows, ".json": table_rows}.get(path.suffix.lower(), text_rows)
         rows = read(path)
     if not rows:
-        raise ActionError(f"actions={source} holds no action")
+        raise LabelError(f"actions={source} holds no action")
     splits: dict[Action, set[str]] = {}
     for action, split in rows:
         splits.setdefault(action, set()).add(split)
@@ -70,9 +67,9 @@ def table_rows(path: Path) -> list[tuple[Action, str]]:
         table = json.loads(read_text(path))["actions"]
         rows = [(Action(verb, object_), "") for verb, object_ in table.values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ActionError):
+        if isinstance(error, LabelError):
             raise
-        raise ActionError(f"actions={path} is not a class table as in configs/classes: {error!r}") from error
+        raise LabelError(f"actions={path} is not a class table as in configs/classes: {error!r}") from error
     return rows
 
 
@@ -81,7 +78,7 @@ def csv_rows(path: Path) -> list[tuple[Action, str]]:
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     names = [name.strip() for name in reader.fieldnames or []]
     if missing := [name for name in ("verb", "object") if name not in names]:
-        raise ActionError(
+        raise LabelError(
             f"actions={path}: column {', '.join(missing)} is missing; the header has {', '.join(names) or 'nothing'}"
         )
     reader.fieldnames = names
@@ -99,10 +96,10 @@ def parsed(path: Path, rows: list[tuple[int, str, str, str]]) -> list[tuple[Acti
     for line, verb, object_, split in rows:
         try:
             actions.append((Action(verb, object_) if verb else Action.parse(object_), split))
-        except ActionError as error:
+        except LabelError as error:
             faults.append(f"line {line}: {error}")
     if faults:
-        raise ActionError(f"actions={path}: " + "; ".join(faults[:20]))
+        raise LabelError(f"actions={path}: " + "; ".join(faults[:20]))
     return actions
 
 
@@ -111,4 +108,4 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ActionError(f"actions={path} is not text in UTF-8: {error}") from error
+        raise LabelError(f"actions={path} is not text in UTF-8: {error}") from error

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 
 from ace_dist.concepts.actions import PARTICLES, Action, normalise
 
-__all__ = ["Answer", "parse_answer"]
-
 MAX_CHARACTERS = 20_000  # of an answer that are looked at; ten synonyms need about 200
 MAX_LINES = 200
 MAX_VERB_WORDS = 3  # "get hold of"

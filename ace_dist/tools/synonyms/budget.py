@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from ace_dist.utils.errors import UserError
 
-__all__ = ["Budget", "BudgetReached", "Prices", "estimated_tokens", "most_tokens"]
-
 CHARACTERS_PER_TOKEN = 4  # of English text under the usual byte-pair vocabularies; an estimate, never a limit
 MESSAGE_OVERHEAD = 16  # tokens that a chat template adds around one message, generously
 

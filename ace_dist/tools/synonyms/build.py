@@ -24,8 +24,6 @@ from ace_dist.tools.synonyms.wordnet import WordNet, find_wordnet
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.files import write_json, write_text
 
-__all__ = ["BuildConfig", "BuildError", "BuildResult", "build", "partial_path"]
-
 
 class BuildError(UserError):
     """Settings of a build that contradict each other or say too little."""

@@ -12,8 +12,6 @@ from typing import Any
 
 from ace_dist.utils.errors import UserError
 
-__all__ = ["AnswerCache", "CacheError", "Reply", "default_cache"]
-
 
 class CacheError(UserError):
     """A cache folder that cannot be used."""

@@ -29,7 +29,6 @@ try:
 except ImportError:  # openai 2
     from httpx import HTTPError as TransportError  # type: ignore[import-not-found, no-redef, assignment]
 
-__all__ = ["ChatClient", "Pace", "ServerFailed", "ServerRefused", "ServerSettings", "read_key"]
 
 MAX_BODY_BYTES = 4 << 20  # of one response; a thousand lines have about 20 KB
 MAX_WAIT_S = 60.0  # between two attempts, whatever a Retry-After header says

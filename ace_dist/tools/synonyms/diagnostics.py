@@ -16,8 +16,6 @@ import numpy.typing as npt
 from ace_dist.concepts.sampler import shadow_pool
 from ace_dist.concepts.trees import SynonymTrees
 
-__all__ = ["ConceptSpread", "Diagnostics", "diagnose", "embedding_spread"]
-
 Encode = Callable[[Sequence[str]], npt.NDArray[np.float64]]  # S phrases -> [S, D], any length
 
 MUCH_OVERLAP = 0.5  # share of the smaller tree's second-order verbs that two concepts may have in common

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 from ace_dist.concepts.actions import Action
 from ace_dist.utils.errors import UserError
 
-__all__ = ["Forest", "NodeFailed", "NodeReport", "Source", "Stopped", "grow"]
-
 Path = tuple[str, ...]  # of a node: root, child, grandchild, ...
 
 

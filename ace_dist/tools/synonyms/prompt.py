@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-__all__ = ["TEMPLATE", "question", "template_hash"]
-
 TEMPLATE = """\
 Give {count} synonyms of the action "{action}" as it is done during {domain}.
 Follow these rules:

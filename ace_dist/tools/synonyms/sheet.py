@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ace_dist.concepts.actions import normalise
-from ace_dist.concepts.trees import SynonymTrees, TreeError
-from ace_dist.utils.errors import UserError
+from ace_dist.concepts.trees import SynonymTrees
+from ace_dist.utils.errors import LabelError, UserError
 from ace_dist.utils.files import write_text
-
-__all__ = ["SheetError", "differences", "export_sheet", "import_sheet"]
 
 PATH_COLUMNS = ("verb", "child", "grandchild")  # deeper ones are called "order 3", ...
 
@@ -49,7 +47,7 @@ def import_sheet(sheet: Path, trees: Path, out: Path, editor: str | None) -> lis
     """Read an edited sheet into the tree file `out`; returns the differences from `trees`, one line a node.
 
     `_meta` is that of `trees` with one more entry in `hand_edits`: date, editor, sheet, counts, differences.
-    Raises `SheetError` or `TreeError` for whatever is wrong; nothing is written then.
+    Raises `SheetError` or `LabelError` for whatever is wrong; nothing is written then.
     """
     before, meta = read_nodes(trees)
     after = read_sheet(sheet)
@@ -74,7 +72,7 @@ def read_nodes(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         loaded = SynonymTrees.load(path)
         meta = loaded.meta
-    except TreeError:
+    except LabelError:
         raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not (isinstance(raw, dict) and raw.get("_meta", {}).get("unfinished")):
             raise

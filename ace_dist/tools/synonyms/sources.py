@@ -17,8 +17,6 @@ from ace_dist.tools.synonyms.forest import NodeFailed, NodeReport, Path, Stopped
 from ace_dist.tools.synonyms.prompt import question, template_hash
 from ace_dist.tools.synonyms.wordnet import Sense, WordNet, WordNetError
 
-__all__ = ["ModelSource", "WordNetSource"]
-
 DEAD_SERVER = 3  # nodes in a row without any answer after which the server counts as dead
 
 

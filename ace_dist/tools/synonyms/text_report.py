@@ -21,8 +21,6 @@ from ace_dist.tools.synonyms.diagnostics import ConceptSpread, Diagnostics, Enco
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.files import write_json
 
-__all__ = ["findings_table", "forest_figure", "overlap_figure", "text_encoder", "write_synonym_report"]
-
 COLUMNS = 2  # of trees in the picture of the forest
 ROW_INCHES = 0.185
 CHARACTERS = 78  # of second-order verbs beside a child

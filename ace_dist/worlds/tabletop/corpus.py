@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.rendering import render
 from ace_dist.worlds.tabletop.world import (
     OBJECTS,
@@ -21,12 +22,9 @@ from ace_dist.worlds.tabletop.world import (
     SEED_NARRATION,
     VERBS,
     TabletopConfig,
-    TabletopError,
     draw_person,
     draw_style,
 )
-
-__all__ = ["NarratedClip", "narrated_clips", "render_narrated", "word_shares"]
 
 PEOPLE = 64  # narrators; their numbers do not overlap with those of the workbench
 PEOPLE_FROM = 1000
@@ -50,11 +48,11 @@ def word_shares(vocabulary: Mapping[str, Sequence[str]], world: TabletopConfig) 
 
     Which of a verb's words leads is drawn per verb: the word that annotators chose as the label need not be the one
     that narrators use most. `vocabulary` lists first the words that share the head of `synonym_tail`, and those of the
-    tail after them; the draw permutes each of the two. Raises `TabletopError` for a verb without words.
+    tail after them; the draw permutes each of the two. Raises `ConfigError` for a verb without words.
     """
     missing = [verb for verb in VERBS if not vocabulary.get(verb)]
     if missing:
-        raise TabletopError(f"dataset.synonyms has no words for {', '.join(missing)}: every tabletop verb needs a tree")
+        raise ConfigError(f"dataset.synonyms has no words for {', '.join(missing)}: every tabletop verb needs a tree")
     tail = np.asarray(world.corpus.synonym_tail, dtype=np.float64)
     shares = {}
     for number, verb in enumerate(VERBS):

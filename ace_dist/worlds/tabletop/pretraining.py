@@ -24,7 +24,7 @@ from torch.nn import functional
 from ace_dist.concepts import SynonymTrees
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.weights import save_safetensors
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json
 from ace_dist.worlds.tabletop.corpus import NarratedClip, narrated_clips, render_narrated
 from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, TabletopConfig
@@ -32,27 +32,8 @@ from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, TabletopConfig
 if TYPE_CHECKING:
     from ace_dist.config import LoaderConfig, ModelConfig
 
-__all__ = [
-    "WORKERS",
-    "PretrainConfig",
-    "Pretrained",
-    "augment",
-    "encode_clips",
-    "encode_text",
-    "info_nce",
-    "narrated_accuracy",
-    "pretrain",
-    "read_settings",
-    "save_towers",
-    "tree_words",
-]
-
 
 WORKERS = 2  # processes that render and threads that train: the result depends on the latter, so it is no setting
-
-
-class PretrainError(UserError):
-    """A setting of the pretraining that does not exist or has the wrong type."""
 
 
 @dataclass
@@ -97,11 +78,11 @@ def read_settings(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
         merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.from_dotlist(own))
         settings = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise PretrainError(f"pretrain.*: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"pretrain.*: {' '.join(str(error).split())}") from error
     assert isinstance(settings, PretrainConfig)
     counts = (settings.steps, settings.seeing_steps, settings.batch_size, settings.seeing_batch, settings.test_clips)
     if min(counts) < 1 or settings.temperature <= 0:
-        raise PretrainError("pretrain: steps, batches and test_clips must be at least 1, temperature positive")
+        raise ConfigError("pretrain: steps, batches and test_clips must be at least 1, temperature positive")
     return settings, [arg for arg in argv if not arg.startswith("pretrain.")]
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ace_dist.data.segments import DataError, RawClip, Segment
+from ace_dist.data.segments import RawClip, Segment
+from ace_dist.utils.errors import DataError
 from ace_dist.worlds.tabletop.rendering import render
 from ace_dist.worlds.tabletop.world import (
     BASE_ACTIONS,
@@ -18,8 +19,6 @@ from ace_dist.worlds.tabletop.world import (
     draw_person,
     draw_style,
 )
-
-__all__ = ["TabletopReader", "base_actions", "novel_actions"]
 
 
 def base_actions() -> list[str]:
@@ -37,7 +36,7 @@ class TabletopReader:
     """A `Reader` that renders. Train: base actions by some people; test: base and novel actions by other people.
 
     Clip i of a split is a pure function of (world.seed, split, i), so any process renders the same frames.
-    Raises `TabletopError` for settings that cannot be rendered.
+    Raises `ConfigError` for settings that cannot be rendered.
     """
 
     world: TabletopConfig = field(default_factory=TabletopConfig)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.motions import PROGRAMS, Manner
 
 VERBS: tuple[str, ...] = tuple(PROGRAMS)
@@ -25,10 +25,6 @@ NOVEL_ACTIONS: tuple[tuple[str, str], ...] = (
 SEED_CORPUS, SEED_WORKBENCH_TRAIN, SEED_WORKBENCH_TEST, SEED_PERSON, SEED_NARRATION = range(5)
 
 
-class TabletopError(UserError):
-    """A setting of the tabletop world that it cannot be rendered with; the message names the setting."""
-
-
 @dataclass
 class CorpusConfig:
     """The narrated corpus that pretrains both towers: clips of the first domain, each narrated once.
@@ -44,16 +40,14 @@ class CorpusConfig:
     verb_missing: float = 0.1
 
     def check(self) -> None:
-        """Raise `TabletopError` for settings that no corpus can have."""
+        """Raise `ConfigError` for settings that no corpus can have."""
         tail = self.synonym_tail
         if not tail or min(tail) < 0 or sum(tail) <= 0:
-            raise TabletopError(
-                f"dataset.world.corpus.synonym_tail needs shares >= 0 with a positive sum, found {tail}"
-            )
+            raise ConfigError(f"dataset.world.corpus.synonym_tail needs shares >= 0 with a positive sum, found {tail}")
         if self.clips < 1:
-            raise TabletopError(f"dataset.world.corpus.clips must be at least 1, found {self.clips}")
+            raise ConfigError(f"dataset.world.corpus.clips must be at least 1, found {self.clips}")
         if not 0 <= self.verb_noise <= 1 or not 0 <= self.verb_missing <= 1:
-            raise TabletopError(
+            raise ConfigError(
                 f"dataset.world.corpus.verb_noise and verb_missing must lie in [0, 1], "
                 f"found {self.verb_noise} and {self.verb_missing}"
             )
@@ -81,16 +75,16 @@ class TabletopConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
 
     def check(self) -> None:
-        """Raise `TabletopError` for values that no clip can be rendered with."""
+        """Raise `ConfigError` for values that no clip can be rendered with."""
         if not 0.0 <= self.domain_shift <= 1.0:
-            raise TabletopError(f"dataset.world.domain_shift must lie in [0, 1], found {self.domain_shift}")
+            raise ConfigError(f"dataset.world.domain_shift must lie in [0, 1], found {self.domain_shift}")
         if self.size < 16 or self.size % 2:
-            raise TabletopError(f"dataset.world.size must be an even number of at least 16 pixels, found {self.size}")
+            raise ConfigError(f"dataset.world.size must be an even number of at least 16 pixels, found {self.size}")
         for name in ("train_clips", "test_clips", "train_people", "test_people"):
             if getattr(self, name) < 1:
-                raise TabletopError(f"dataset.world.{name} must be at least 1, found {getattr(self, name)}")
+                raise ConfigError(f"dataset.world.{name} must be at least 1, found {getattr(self, name)}")
         if self.fps <= 0 or not 0.5 <= self.segment_s <= self.source_s - 0.2:
-            raise TabletopError(
+            raise ConfigError(
                 f"dataset.world needs fps > 0 and 0.5 <= segment_s <= source_s - 0.2, "
                 f"found fps {self.fps}, segment_s {self.segment_s}, source_s {self.source_s}"
             )
