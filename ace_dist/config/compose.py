@@ -1,0 +1,170 @@
+"""Composes a run's configuration from `configs/` and `key=value` overrides, and reads it back from a run folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ace_dist.config.checks import check_combinations
+from ace_dist.config.schema import Config
+from ace_dist.config.settings import did_you_mean, help_asked, quoted, show_help, wanted_type
+from ace_dist.utils.errors import ConfigError
+
+GROUPS = ("experiment", "dataset", "model", "method", "loader", "deepspeed")  # folders of configs/ to choose from
+PROFILED_STEPS = 3  # of profile=true
+
+ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("assets", lambda: str(assets_dir()), replace=True)
+
+
+def config_dir() -> Path:
+    """Folder of the YAML files: `configs/` of the checkout, or the copy inside an installed wheel."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package.parent / "configs", package / "configs"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(f"no configs/config.yaml beside or inside {package}; reinstall ace-dist or run from a checkout")
+
+
+def assets_dir() -> Path:
+    """Folder of the shipped data: weights, synonym trees, label sets, class lists, the paper's tables."""
+    return Path(__file__).resolve().parents[1] / "assets"
+
+
+def load_config(argv: Sequence[str]) -> Config:
+    """Compose the configuration from `configs/` and Hydra overrides such as `experiment=demo training.epochs=2`.
+
+    The flag `--local_rank`, which DeepSpeed's launcher adds, is ignored. Relative paths stay relative to the working
+    folder; `${assets:}` in a YAML file stands for the folder of shipped data. `--help` prints the choices and exits.
+    Raises `ConfigError`, with the nearest existing name when a key or a file does not exist.
+    """
+    if help_asked(argv):
+        show_help(
+            [
+                *choices_help(),
+                "every key: ace_dist/config/schema.py; what a run would use: launchers/train.py ... --cfg",
+            ]
+        )
+    overrides = [arg for arg in argv if not re.match(r"--?local[_-]rank", arg)]
+    if not overrides and os.environ.get("RANK", "0") == "0":
+        print("no setting is given: this is experiment=demo (--help lists what there is)", file=sys.stderr)
+    for flag in overrides:
+        if flag.startswith("-"):
+            raise ConfigError(f"{flag!r} is not an option; settings are written key=value, for example seed=1")
+        if "=" not in flag and not flag.startswith("~"):
+            raise ConfigError(f"{flag!r} is not a setting; settings are written key=value, for example seed=1")
+        key = flag.split("=")[0].lstrip("+~")
+        if key not in known_keys() and not key.startswith("deepspeed."):
+            near = [
+                known for known in known_keys() if "." in known or "." not in key
+            ]  # training.lr is no typo of training
+            raise ConfigError(f"unknown setting {key!r} in {flag!r}{did_you_mean(key, near)}")
+        if key in GROUPS and "=" in flag:
+            check_group(key, flag)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            composed = compose("config", overrides=[quoted(override) for override in overrides])
+        return validated(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(str(error), error.__cause__)) from error
+
+
+def check_group(group: str, flag: str) -> None:
+    """Raise `ConfigError` when a choice such as `dataset=null` is no name; Hydra answers with a traceback."""
+    value = OverridesParser.create().parse_override(quoted(flag)).value()
+    if not isinstance(value, str | QuotedString) or not str(value):
+        known = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+        raise ConfigError(
+            f"{flag} names no file of configs/{group}/; there are {', '.join(known)}; leave {group} out for the default"
+        )
+
+
+def validated(composed: DictConfig) -> Config:
+    """Resolve, convert to `Config`, and check what the types cannot say."""
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    for section in (config.dataset, config.model, config.method, config.loader, config.training, config.evaluation):
+        section.check()
+    check_combinations(config)
+    if config.profile and not config.training.profile.steps:
+        config.training.profile.steps = PROFILED_STEPS
+    return config
+
+
+def explain(message: str, cause: BaseException | None) -> str:
+    """One line out of Hydra's message, with the nearest existing key or file."""
+    first = message.split("\n")[0].strip() + (f": {str(cause).splitlines()[0]}" if cause else "")
+    missing_file = re.search(r"Could not find '([\w-]+)/([^']+)'", message)
+    if missing_file:
+        group, name = missing_file.groups()
+        known = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+        if group == "experiment" and (assets_dir() / "tables" / f"{name}.yaml").is_file():
+            return f"{name} is a table of the paper: python launchers/sweep.py experiment={name} dataset=NAME runs it"
+        return f"{group}={name} does not exist in configs/{group}/; there are {', '.join(known)}" + did_you_mean(
+            name, known
+        )
+    if first.startswith("Ambiguous value"):
+        setting = first.removeprefix("Ambiguous value for argument ")
+        return f"{setting} gives several values to one run; launchers/sweep.py runs a grid"
+    if wanted := wanted_type(str(cause)):
+        return f"{first.split(': ')[0].removeprefix('Error merging override ')} is not {wanted}"
+    if missing := re.search(r"issing mandatory value: (\S+)", message):
+        key = missing[1]
+        return f"{key} is not set; give it on the command line as {key}=VALUE"
+    return first
+
+
+def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, groups included."""
+    keys = [] if prefix else ["experiment"]
+    probe = schema()
+    for entry in fields(schema):
+        keys.append(prefix + entry.name)
+        value = getattr(probe, entry.name)
+        if is_dataclass(value):
+            keys += known_keys(type(value), f"{prefix}{entry.name}.")
+    return keys
+
+
+def choices_help() -> list[str]:
+    """The configuration groups with their choices, for `--help`."""
+    return [f"{group}=  {', '.join(sorted(p.stem for p in (config_dir() / group).glob('*.yaml')))}" for group in GROUPS]
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, sorted as the schema is."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def read_config(run_dir: Path) -> Config:
+    """Read back `config.yaml` of a run folder. Raises `ConfigError` when there is none or it does not fit."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        near = sorted(str(found.parent) for found in run_dir.glob("*/config.yaml"))[:5]
+        hint = f"; inside it are {', '.join(near)}" if near else " (launchers/train.py run_dir=FOLDER makes one)"
+        raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder{hint}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        assert isinstance(merged, DictConfig)
+        return validated(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path} does not fit this version: {' '.join(str(error).split())}") from error
+
+
+def resolve_path(value: str) -> Path:
+    """A path of a setting, with `~` and environment variables expanded."""
+    return Path(os.path.expandvars(value)).expanduser()

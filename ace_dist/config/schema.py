@@ -1,0 +1,377 @@
+"""Every setting of a run, typed, with its default and its meaning; each section checks its own values in `check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from ace_dist.config.settings import did_you_mean
+from ace_dist.utils.errors import ConfigError
+from ace_dist.worlds.tabletop.world import TabletopConfig
+
+METHODS = ("ace", "procvlr", "vifi_ft", "vifi_pr", "bike", "text4vis", "lavila", "random")
+VIEW_FUSIONS = ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")
+
+
+def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise `ConfigError` with the nearest allowed value when `value` is none of them."""
+    if value not in allowed:
+        raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
+
+
+def check_positive(section: str, settings: object, *names: str) -> None:
+    """Raise `ConfigError` for the first of the named settings that is not greater than zero."""
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ConfigError(f"{section}.{name}={getattr(settings, name)} must be greater than zero")
+
+
+def check_not_negative(section: str, settings: object, *names: str) -> None:
+    """Raise `ConfigError` for the first of the named settings that is negative or no number."""
+    for name in names:
+        if not getattr(settings, name) >= 0:
+            raise ConfigError(f"{section}.{name}={getattr(settings, name)} must be at least 0")
+
+
+@dataclass
+class ClipConfig:
+    """What one clip is: `frames` frames over `seconds` seconds; a test video is seen through `views` clips."""
+
+    frames: int = 8
+    seconds: float = 2.0
+    views: int = 3
+
+    def check(self) -> None:
+        check_positive("dataset.clip", self, "frames", "seconds", "views")
+
+
+@dataclass
+class EncodingConfig:
+    """The canonical encoding of stored clips. NVDEC decodes h264; DALI's CPU decoder knows vp9 and mjpeg only."""
+
+    codec: str = "vp9"
+    short_side: int = 256  # pixels; 0 keeps the size of the source
+    fps: float | None = None  # frames per second; null keeps the rate of the source
+    gop: int = 32  # frames from key frame to key frame
+    quality: int = 20  # the codec's own scale, lower is better: CRF for h264 and vp9, qscale for mjpeg
+    margin_s: float = 0.25  # seconds kept on each side of a segment
+
+    def check(self) -> None:
+        check_choice("dataset.encoding.codec", self.codec, ("vp9", "mjpeg", "h264"))
+
+
+@dataclass
+class DatasetConfig:
+    """Where labels and clips come from, and which actions are novel."""
+
+    name: str = MISSING
+    kind: str = MISSING  # csv | gtea | ikea | ata | webdataset | tabletop
+    root: str | None = None  # folder of gtea, ikea, ata or webdataset; each reader's docstring says what lies in it
+    annotations: str | None = None  # CSV file (csv, ata) or IKEA-ASM's database or gt_segments.json; null: in `root`
+    classes: str | None = None  # the data set's labels as actions (JSON); null: whatever the clips show
+    views: list[str] | None = None  # cameras of ikea or ata; null: all
+    frame_tolerance_s: float = 1.0  # seconds by which labels and video may differ in length (gtea, ikea, ata)
+    shards: str = MISSING  # folder of the WebDataset shards
+    synonyms: str | None = None  # synonym tree file (JSON)
+    srt: str | None = None  # label sets of the Synonym Robustness Test (JSON)
+    novel: list[str] | None = None  # novel actions; null: those without a training clip
+    novel_share: float | None = None  # instead of a list: this share of the classes, those of the least frequent verbs
+    fold: int = 0  # of a cross-validation, from 1; 0: there is none
+    test_groups: list[str] | None = None  # groups (people, environments) that are tested; null: as stored in the shards
+    left_out_groups: list[str] = field(default_factory=list)  # groups in neither split, such as a validation person
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    clips_per_shard: int = 128
+    workers: int = 0  # that build or check shards; 0: one per core; 1: this process, and a video may crash it
+    timeout_s: float = 600.0  # seconds after which a worker that hangs on a segment is ended; 0: never
+    task: int | None = None  # the part of a build that this process makes, 0 to tasks - 1; null: the SLURM array's
+    tasks: int | None = None  # parts that a build is made in; null: the SLURM array's number of tasks, else 1
+    allow_quarantine: bool = False  # finish a build without the segments that failed, listed in quarantine.jsonl
+    world: TabletopConfig = field(default_factory=TabletopConfig)
+
+    def check(self) -> None:
+        check_choice("dataset.kind", self.kind, ("csv", "gtea", "ikea", "ata", "webdataset", "tabletop"))
+        check_not_negative("dataset", self, "workers", "timeout_s")
+        self.clip.check()
+        self.encoding.check()
+
+
+@dataclass
+class VideoConfig:
+    """The video encoder. `frames` is the length of the checkpoint's `time_embed`, resized to the clip's."""
+
+    tower: str = "timesformer"  # timesformer | vit (an image model on every frame) | spacetime (LaViLa's)
+    clip_style: bool = False  # of vit and spacetime: CLIP's norm before the blocks, QuickGELU, no patch bias
+    pooling: str = "mean"  # of vit: mean over frames | frames: keep them, for model.spotting
+    temporal_layers: int = 0  # of vit: transformer layers over the frames' embeddings
+    prompt_tokens: int = 0  # of vit: learned tokens a block
+    prompt_depth: int = 9  # of vit: blocks that have them, counted from the first
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16
+    image_size: int = 224
+    frames: int = 8
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.1
+    embed_dim: int = 512
+    time_embed_resize: str = "nearest"  # nearest | linear
+    attention: str = "auto"  # auto | triton | xformers | sdpa
+    trained_blocks: int = 3  # counted from the last
+    train_head: bool = False
+    train_norm: bool = False
+    train_time_embed: bool = False
+    activation_checkpointing: bool = False  # compute trained blocks again in the backward pass: less memory, slower
+    compile: str = "none"  # none | default | reduce-overhead (CUDA graphs) | max-autotune: torch.compile of the blocks
+    weights: str | None = None  # safetensors file
+
+    def check(self) -> None:
+        check_choice("model.video.tower", self.tower, ("timesformer", "vit", "spacetime"))
+        check_choice("model.video.pooling", self.pooling, ("mean", "frames"))
+        check_choice("model.video.time_embed_resize", self.time_embed_resize, ("nearest", "linear"))
+        check_choice("model.video.compile", self.compile, ("none", "default", "reduce-overhead", "max-autotune"))
+        check_choice("model.video.attention", self.attention, ("auto", "triton", "xformers", "sdpa"))
+
+
+@dataclass
+class TextConfig:
+    """The text tower: CLIP's text transformer at any width, or all-MiniLM-L6-v2."""
+
+    tower: str = "clip"  # clip | minilm
+    prompts: list[str] = field(default_factory=lambda: ["{}"])  # a phrase is encoded as the mean over these sentences
+    prompt_tokens: int = 0  # of clip: learned tokens before the phrase
+    prompt_depth: int = 9  # of clip: layers that have their own, counted from the first
+    width: int = 512
+    depth: int = 12
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    embed_dim: int = 512
+    trained_layers: int = 0  # counted from the last
+    train_projection: bool = True
+    release_frozen: bool = True  # free the weights that only new phrases need; those of the run folder serve them
+    weights: str | None = None  # safetensors file
+
+    def check(self) -> None:
+        check_choice("model.text.tower", self.tower, ("clip", "minilm"))
+
+
+@dataclass
+class SimilarityConfig:
+    """How videos are compared with labels. ACE: the mean cosine over a class's phrases, at a fixed temperature."""
+
+    learn_temperature: bool = False  # times a learned factor that starts at 1 (CLIP's logit scale)
+    spotting: bool = False  # BIKE: frames weighed by each phrase; needs model.video.pooling=frames
+    attributes: str | None = None  # of spotting: text file, an attribute a line
+    attribute_share: float = 0.3  # of spotting: weight of the attributes' score
+    top: int = 5  # of spotting: attributes taken for a video
+
+
+@dataclass
+class ModelConfig:
+    """Both encoders. `init: random` builds them untrained, `random_video` the video side alone (Table 5)."""
+
+    init: str = "weights"  # weights | random | random_video
+    video: VideoConfig = field(default_factory=VideoConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
+
+    def check(self) -> None:
+        check_choice("model.init", self.init, ("weights", "random", "random_video"))
+        self.video.check()
+        self.text.check()
+
+
+@dataclass
+class MethodConfig:
+    """The objective: ACE with its ablation switches (Table 3), or a baseline."""
+
+    name: str = "ace"  # ace | procvlr | vifi_ft | vifi_pr | bike | text4vis | lavila | random
+    temperature: float = 0.02
+    label_smoothing: float = 0.0  # of the baselines with a plain cross-entropy
+    leaf_augmentation: bool = True  # Eq. 3: average over the children of a label's verb
+    shadow_negatives: bool = True  # Eq. 6 to 8
+    fixed_labels: bool = True  # L_fixed
+    random_labels: bool = True  # L_rand
+    children: int | None = None  # M of the first order; null: all children of the tree file
+    grandchildren: int | None = None  # M of the second order; null: all
+    children_include_parent: bool = True  # M counts the parent verb itself
+    exclude_real_classes: bool = False  # a shadow negative may not equal a seen class
+    independent_draws: bool = False  # draw per class instead of once per root verb
+
+    def check(self) -> None:
+        check_choice("method.name", self.name, METHODS)
+        check_positive("method", self, "temperature")
+        if not (self.fixed_labels or self.random_labels):
+            raise ConfigError("method.fixed_labels=false and method.random_labels=false leave no loss; switch one on")
+
+
+@dataclass
+class LoaderConfig:
+    """Decoding and augmentation. Training: short side uniform in [min, max], random crop, flip; test: centre crop."""
+
+    backend: str = "auto"  # auto | dali | pyav
+    threads: int = 2
+    prefetch: int = 2  # batches decoded ahead
+    crop: int = 224
+    short_side_min: int = 256
+    short_side_max: int = 320
+    test_short_side: int = 256
+    flip: float = 0.5  # probability
+    augment: bool = True  # false: training clips are cropped as test views are, and not flipped
+    trunk_cache: str | None = None  # folder that keeps what the frozen video blocks make of a clip; needs augment=false
+    trunk_cache_gib: float = 50.0  # the most that this folder may hold
+    mean: list[float] = field(default_factory=lambda: [0.45, 0.45, 0.45])  # of RGB in [0, 1]
+    std: list[float] = field(default_factory=lambda: [0.225, 0.225, 0.225])
+    dtype: str = "float32"  # float32: the loader normalises; uint8: a TimeSformer's patch embedding does, from bytes
+
+    def check(self) -> None:
+        check_choice("loader.backend", self.backend, ("auto", "dali", "pyav"))
+        check_choice("loader.dtype", self.dtype, ("float32", "uint8"))
+        check_positive("loader", self, "crop", "trunk_cache_gib")
+        if self.short_side_min > self.short_side_max:
+            raise ConfigError(
+                f"loader.short_side_min={self.short_side_min} exceeds loader.short_side_max={self.short_side_max}"
+            )
+        for key in ("short_side_min", "test_short_side"):
+            if getattr(self, key) < self.crop:
+                raise ConfigError(f"loader.{key}={getattr(self, key)} is smaller than loader.crop={self.crop}")
+        if self.trunk_cache is not None and self.augment:
+            raise ConfigError(
+                f"loader.trunk_cache={self.trunk_cache} needs loader.augment=false: with random crops no clip is shown "
+                f"twice alike"
+            )
+
+
+@dataclass
+class MetersConfig:
+    """What a run measures of its speed beside clips/s."""
+
+    mfu: bool | None = None  # time large matrix products for half a second at the start, the ceiling; null: on CUDA
+
+
+@dataclass
+class ProfileConfig:
+    """Which steps are profiled. `profile=true` is short for `training.profile.steps=3`."""
+
+    steps: int = 0  # recorded, one after the other; 0: none
+    after: int = 5  # steps of this start that go before them
+    trace: bool = True  # a torch-profiler trace, which slows the recorded steps; without it times by part alone
+    memory_snapshot: bool = True  # of CUDA's allocator
+
+    def check(self) -> None:
+        check_not_negative("training.profile", self, "steps", "after")
+
+
+@dataclass
+class TrainingConfig:
+    """The optimisation. Batch sizes are global; learning rates are functions of the step."""
+
+    device: str = "auto"  # auto | cpu | cuda
+    precision: str = "auto"  # auto | fp32 | bf16; auto: bf16 on CUDA devices that have it
+    epochs: float = 15.0
+    batch_size: int = 16  # clips per optimizer step, over all ranks
+    accumulation: int = 1  # micro-batches that make one optimizer step
+    lr_video: float = 0.005
+    lr_text: float = 0.005
+    optimizer: str = "sgd"  # sgd | adamw
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of adamw
+    momentum: float = 0.9  # of sgd, as is nesterov
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.0  # largest norm of the gradient of all that trains; 0: none (DeepSpeed's own default is 1)
+    schedule: str = "steps"  # steps | cosine | constant
+    milestones: list[float] = field(default_factory=lambda: [0.7333, 0.9333])  # of `steps`: shares of the run
+    gamma: float = 0.1
+    warmup: float = 0.0  # share of the run
+    ema_decay: float = 0.0  # of a running average of the weights, which is then tested and exported; 0: none
+    log_every_steps: int = 10
+    trackers: list[str] = field(
+        default_factory=lambda: ["tensorboard"]
+    )  # wandb, trackio; metrics.jsonl is always there
+    save_every_steps: int = 200
+    save_every_minutes: float = 15.0  # save also when the last one is this old
+    keep_checkpoints: int = 2
+    keep_best: bool = False  # test and export the weights that validated best, not the last; keeps their checkpoint too
+    early_stopping_patience: int = 0  # finish after so many validations that are no better than the best; 0: never
+    stop_after_steps: int | None = None  # stop early and save, as a preempted job would
+    max_steps: int | None = None  # shortens the schedule itself
+    stall_after_s: float = 120.0  # a stage of a step (data, forward, ...) that takes longer is named, with stacks
+    collective_timeout_s: float = 600.0  # a rank that the others wait for longer is given up, and the run with it
+    gc_every_steps: int = 0  # collect garbage at these steps alone, on all ranks at once; 0: whenever Python likes
+    deterministic: bool = False  # equal runs give equal bits on a GPU too, or the operator that cannot is named
+    meters: MetersConfig = field(default_factory=MetersConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+
+    def check(self) -> None:
+        check_choice("training.device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("training.precision", self.precision, ("auto", "fp32", "bf16"))
+        check_choice("training.optimizer", self.optimizer, ("sgd", "adamw"))
+        check_choice("training.schedule", self.schedule, ("steps", "cosine", "constant"))
+        check_positive("training", self, "batch_size", "accumulation", "epochs", "keep_checkpoints")
+        check_positive("training", self, "log_every_steps", "save_every_steps", "save_every_minutes")
+        check_positive("training", self, "stall_after_s", "collective_timeout_s")
+        check_not_negative("training", self, "gc_every_steps", "early_stopping_patience")
+        self.profile.check()
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"training.ema_decay={self.ema_decay} must lie in [0, 1); 0 switches it off")
+        if self.batch_size % self.accumulation:
+            raise ConfigError(
+                f"training.batch_size={self.batch_size} is not a multiple of training.accumulation={self.accumulation}"
+            )
+
+
+@dataclass
+class EvaluationConfig:
+    """How a test video is scored (spec, section 2 and 4)."""
+
+    batch_size: int = 16  # clips per forward pass of one rank
+    view_fusion: str = "softmax_sum"  # softmax_sum | logit_mean | logit_max | embedding_mean
+    synonyms: str | None = None  # synonym trees of the test (Table 4); null: those of the training
+    srt_leaves: bool = True  # with leaf augmentation: SRT labels too are averaged over their children
+    every_steps: int = 0  # validate this often on clips of the training split that are held out for it; 0: never
+    validation_groups: list[str] = field(default_factory=list)  # the groups (people, cameras) held out; or instead
+    validation_share: float = 0.0  # this share of the groups, drawn by `seed`
+
+    def check(self) -> None:
+        """Its own values, and that validation has clips that are held out for it, as held-out clips have validation."""
+        check_positive("evaluation", self, "batch_size")
+        check_not_negative("evaluation", self, "every_steps")
+        check_choice("evaluation.view_fusion", self.view_fusion, VIEW_FUSIONS)
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"evaluation.validation_share={self.validation_share} must lie in [0, 1)")
+        if self.validation_groups and self.validation_share:
+            raise ConfigError(
+                f"evaluation.validation_groups={self.validation_groups} and evaluation.validation_share="
+                f"{self.validation_share} both choose what is held out; set one of them"
+            )
+        held_out = self.validation_groups or self.validation_share
+        if self.every_steps and not held_out:
+            raise ConfigError(
+                f"evaluation.every_steps={self.every_steps} has nothing to look at: hold groups of training clips out "
+                f"with evaluation.validation_groups='[NAME, ...]' or evaluation.validation_share=0.2"
+            )
+        if held_out and not self.every_steps:
+            raise ConfigError(
+                "evaluation.validation_groups or validation_share hold clips out that nothing looks at; set "
+                "evaluation.every_steps too (dataset.left_out_groups leaves groups out of training and test)"
+            )
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    name: str = MISSING
+    run_dir: str = "runs/${name}"
+    seed: int = 0
+    profile: bool = False  # record a few steps: see training.profile
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # passed to DeepSpeed as it is
