@@ -24,7 +24,7 @@ from bench_step import SETTINGS, SHAPES, Shape, vocabulary
 from common import Row, append
 
 from ace_dist.concepts import ConceptSampler
-from ace_dist.objectives import ConceptObjective
+from ace_dist.objectives import ConceptObjective, total_loss
 from ace_dist.train.meters import matmul_flops_per_s, micro_batch_flops
 from ace_dist.train.profiling import Parts, parts_table, trace_recorder, watch_forward
 
@@ -49,7 +49,7 @@ class Step:
         """Forward, backward, step."""
         named = parts.part if parts else lambda _: nullcontext()
         with named("forward"):
-            loss = self.objective(self.video, self.labels, self.sampler.draw(index)).total
+            loss = total_loss(self.objective(self.video, self.labels, self.sampler.draw(index)))
         with named("backward"):
             loss.backward()
         with named("optimizer"):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ace_dist.concepts import Action, ConceptSampler, SynonymTrees
 from ace_dist.objectives import ace, bike, chance, lavila, procvlr, text4vis, vifi_ft, vifi_pr
-from ace_dist.objectives.concept import ConceptObjective, Losses
+from ace_dist.objectives.concept import ConceptObjective, total_loss
 from ace_dist.objectives.method import Method
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ace_dist.config import Config
     from ace_dist.models.dual_encoder import DualEncoder
 
-__all__ = ["METHODS", "ConceptObjective", "Losses", "build_objective", "prepare"]
+__all__ = ["METHODS", "ConceptObjective", "build_objective", "prepare", "total_loss"]
 
 
 METHODS: dict[str, Method] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from ace_dist.objectives.concept import ConceptObjective, Losses, offsets_of
+from ace_dist.objectives.concept import ConceptObjective, offsets_of
 from ace_dist.objectives.method import Method, root_labels_only, with_text_frozen
 from ace_dist.utils.distributed import gathered
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class SymmetricObjective(ConceptObjective):
     """Mean of both directions' KL divergence from soft targets: clips of one class share their texts equally."""
 
-    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> Losses:
+    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> dict[str, Tensor]:
         """Loss over the micro-batches of all ranks together, so it does not depend on their number."""
         video_NTD = gathered(self.model.encode_video(video_BTCHW))
         labels_N = gathered(labels_B)
@@ -30,8 +30,7 @@ class SymmetricObjective(ConceptObjective):
         (scores_NC,) = self.model.similarity(
             video_NTD, table_PD, [offsets_of(draw.fixed)], self.settings.temperature, rows
         )
-        loss = symmetric_kl(scores_NC[:, labels_N].float(), labels_N)
-        return Losses(loss, loss, None)
+        return {"fixed": symmetric_kl(scores_NC[:, labels_N].float(), labels_N)}
 
 
 def symmetric_kl(scores_NN: Tensor, labels_N: Tensor) -> Tensor:

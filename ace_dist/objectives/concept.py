@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from ace_dist.config import MethodConfig
     from ace_dist.models.dual_encoder import DualEncoder
     from ace_dist.models.text_features import PhraseBank
-
-
-@dataclass(frozen=True)  # without slots: DeepSpeed's ZeRO 3 looks for tensors in an output's `vars`
-class Losses:
-    """Scalar losses of one micro-batch, on the device. `fixed` or `random` is None when switched off."""
-
-    total: Tensor
-    fixed: Tensor | None
-    random: Tensor | None
 
 
 class ConceptObjective(nn.Module):
@@ -44,8 +35,8 @@ class ConceptObjective(nn.Module):
         self.sampler = sampler
         self.settings = settings
 
-    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> Losses:
-        """Losses of one micro-batch under the labels of its global step."""
+    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> dict[str, Tensor]:
+        """Scalar losses of one micro-batch, on the device: "fixed" and "random", less what is switched off."""
         video_BD = self.model.encode_video(video_BTCHW)
         wanted = {"fixed": self.settings.fixed_labels, "random": self.settings.random_labels}
         sets = {name: getattr(draw, name) for name, on in wanted.items() if on}
@@ -61,8 +52,7 @@ class ConceptObjective(nn.Module):
             set_rows=rows[: len(sets)],
             shadow_rows=rows[-1] if shadow else None,
         )
-        named = dict(zip(sets, losses_R.unbind(), strict=True))
-        return Losses(losses_R.sum(), named.get("fixed"), named.get("random"))
+        return dict(zip(sets, losses_R.unbind(), strict=True))
 
     def encode(self, label_sets: Sequence[Phrases]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Embeddings [P, D] of the distinct phrases of several label sets, and for each set the rows of its phrases.
@@ -86,6 +76,11 @@ class ConceptObjective(nn.Module):
         share = -(-count // ranks)
         own = torch.arange(share) + dist.get_rank() * share
         return gathered(self.bank.encode(phrases_P[own.clamp(max=count - 1)]))[:count]
+
+
+def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
+    """What a step descends: the sum of an objective's losses, in their order."""
+    return reduce(torch.add, losses.values())
 
 
 def offsets_of(phrases: Phrases) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn.functional import cross_entropy
 
-from ace_dist.objectives.concept import ConceptObjective, Losses, offsets_of
+from ace_dist.objectives.concept import ConceptObjective, offsets_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class LabelObjective(ConceptObjective):
     """-log softmax of the model's similarity (which may learn its temperature), with label smoothing."""
 
-    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> Losses:
+    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> dict[str, Tensor]:
         """Loss of one micro-batch; the draw's fixed labels alone are used."""
         video = self.model.encode_video(video_BTCHW)
         table_PD, rows = self.encode([draw.fixed])
         (scores_BC,) = self.model.similarity(video, table_PD, [offsets_of(draw.fixed)], self.settings.temperature, rows)
         loss = cross_entropy(scores_BC.float(), labels_B, label_smoothing=self.settings.label_smoothing)
-        return Losses(loss, loss, None)
+        return {"fixed": loss}

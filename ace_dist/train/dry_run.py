@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ace_dist.data.loader.base import make_loader
-from ace_dist.objectives import prepare
+from ace_dist.objectives import prepare, total_loss
 from ace_dist.train.engine import Engine, micro_batch_size
 from ace_dist.train.meters import peak_gib
 from ace_dist.train.run_folder import check_owner
@@ -45,12 +45,12 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     parts = config.training.accumulation
     objective.model.set_step(config.seed, 0, ranks.rank * parts, ranks.world * parts)
     losses = engine.forward(batch, objective.sampler.draw(0))
-    if not bool(torch.isfinite(losses.total)):
-        raise UserError(f"the loss of the first batch is {losses.total.item()}: clips {', '.join(batch.ids)}")
-    engine.backward(losses.total)  # holds the most memory
+    loss = total_loss(losses)
+    if not bool(torch.isfinite(loss)):
+        raise UserError(f"the loss of the first batch is {loss.item()}: clips {', '.join(batch.ids)}")
+    engine.backward(loss)  # holds the most memory
     peaks_gib = ranks.gather(peak_gib(ranks.device))
-    named = {"total": losses.total, "fixed": losses.fixed, "random": losses.random}
-    said = ", ".join(f"{name} {loss.item():.3f}" for name, loss in named.items() if loss is not None)
+    said = ", ".join(f"{name} {part.item():.3f}" for name, part in {"total": loss, **losses}.items())
     device = "GPU" if ranks.device.type == "cuda" else "host"
     where = f"{run_dir} holds this run, which would continue" if known else f"{run_dir} would be made"
     if ranks.is_first:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ace_dist.concepts import ConceptDraw
     from ace_dist.config import Config, TrainingConfig
     from ace_dist.data.loader.base import Batch
-    from ace_dist.objectives import ConceptObjective, Losses
+    from ace_dist.objectives import ConceptObjective
     from ace_dist.utils.distributed import Ranks
 
 
@@ -99,9 +99,9 @@ class Engine:
             group["lr"] = group["base_lr"] * factor
         return {f"lr_{group['name']}": group["lr"] for group in self.deepspeed.optimizer.param_groups}
 
-    def forward(self, batch: Batch, draw: ConceptDraw) -> Losses:
-        """Losses of one micro-batch."""
-        losses: Losses = self.deepspeed(batch.video, batch.labels, draw)
+    def forward(self, batch: Batch, draw: ConceptDraw) -> dict[str, Tensor]:
+        """The named losses of one micro-batch."""
+        losses: dict[str, Tensor] = self.deepspeed(batch.video, batch.labels, draw)
         return losses
 
     def backward(self, loss: Tensor) -> None:

@@ -18,7 +18,6 @@ from ace_dist.utils.files import write_text
 
 if TYPE_CHECKING:
     from ace_dist.config import TrainingConfig
-    from ace_dist.objectives import Losses
     from ace_dist.train.meters import Meters
     from ace_dist.utils.distributed import Ranks
 
@@ -74,12 +73,10 @@ class Monitor:
                 tracker.close(failed=kind is not None)
             self.bar.close()
 
-    def add(self, losses: Losses) -> None:
-        """Add one micro-batch; no host sync."""
-        parts = {"loss": losses.total, "loss_fixed": losses.fixed, "loss_random": losses.random}
-        for name, value in parts.items():
-            if value is not None:
-                self.sums[name] = self.sums.get(name, 0) + value.detach()
+    def add(self, loss: Tensor, losses: Mapping[str, Tensor]) -> None:
+        """Add one micro-batch: its loss and the parts that it sums; no host sync."""
+        for name, value in {"loss": loss, **{f"loss_{name}": part for name, part in losses.items()}}.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
         self.micro_steps += 1
 
     def record(self, done: int, epoch: float, rates: dict[str, float], wait_s: float) -> None:

@@ -15,7 +15,7 @@ from ace_dist.data.sampling import ClipRequest, TrainPlan
 from ace_dist.data.task import NO_TEST, build_model, load_task
 from ace_dist.models.flops import whole_size
 from ace_dist.models.weights import TensorFile, save_safetensors
-from ace_dist.objectives import build_objective, prepare
+from ace_dist.objectives import build_objective, prepare, total_loss
 from ace_dist.train.agreement import Agreement, on_first
 from ace_dist.train.checkpoint import Checkpoints
 from ace_dist.train.engine import Engine, micro_batch_size
@@ -187,10 +187,11 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
                 model.set_step(config.seed, done, ranks.rank * parts + micro, ranks.world * parts)
                 watchdog.enter("forward")
                 losses = engine.forward(batch, draw)
-                guard.note(losses.total, batch)
-                monitor.add(losses)  # no host sync unless this step is logged
+                loss = total_loss(losses)
+                guard.note(loss, batch)
+                monitor.add(loss, losses)  # no host sync unless this step is logged
                 watchdog.enter("backward")
-                engine.backward(losses.total)
+                engine.backward(loss)
                 if micro == parts - 1:
                     meters.note_memory(engine)  # once
                     watchdog.enter("collective")

@@ -14,7 +14,7 @@ import torch
 from ace_dist.concepts import Action, SynonymTrees
 from ace_dist.config import load_config
 from ace_dist.data.task import build_model
-from ace_dist.objectives import build_objective, prepare
+from ace_dist.objectives import build_objective, prepare, total_loss
 from ace_dist.train.engine import Engine
 from ace_dist.utils.distributed import connect, disconnect
 
@@ -69,7 +69,7 @@ def train(engine, config, ranks, first, last):
     for step in range(first, last):
         engine.set_learning_rates(step)
         engine.module.model.set_step(config.seed, step, ranks.rank, ranks.world)
-        loss = engine.forward(batch_of(config, step, ranks), engine.module.sampler.draw(step)).total
+        loss = total_loss(engine.forward(batch_of(config, step, ranks), engine.module.sampler.draw(step)))
         engine.backward(loss)
         engine.step()
         engine.average()
@@ -127,7 +127,7 @@ def plain_losses(config, ranks):
     for step in range(STEPS):
         objective.model.set_step(config.seed, step, 0, 1)
         batch = batch_of(config, step, replace(ranks, rank=0, world=1))
-        loss = objective(batch.video, batch.labels, objective.sampler.draw(step)).total
+        loss = total_loss(objective(batch.video, batch.labels, objective.sampler.draw(step)))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*groups["video"], *groups["text"]], config.training.clip_norm)

@@ -10,7 +10,7 @@ from torch import multiprocessing
 from ace_dist.concepts import ConceptSampler
 from ace_dist.config import MethodConfig, TextConfig, VideoConfig
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.objectives import ConceptObjective
+from ace_dist.objectives import ConceptObjective, total_loss
 from ace_dist.utils.rendezvous import free_port
 
 VIDEO = VideoConfig(width=32, depth=1, heads=2, patch=8, image_size=16, embed_dim=16, trained_blocks=1, drop_path=0.0)
@@ -25,7 +25,7 @@ def step(changes, actions, trees, seed, clips, labels, rank, world):
     encoded, trainable = [], model.text.trainable
     model.text.trainable = lambda frozen: encoded.append(len(frozen.lengths)) or trainable(frozen)
     share = slice(rank * len(clips) // world, (rank + 1) * len(clips) // world)
-    loss = objective(clips[share], labels[share], sampler.draw(seed)).total
+    loss = total_loss(objective(clips[share], labels[share], sampler.draw(seed)))
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return loss.detach(), gradients, sum(encoded)

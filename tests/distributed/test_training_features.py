@@ -81,7 +81,7 @@ def test_an_open_line_goes_on_with_other_ranks_and_micro_batches(ranks, tmp_path
     with Monitor(tmp_path, replace(ranks), 3, 10, settings, meters, carried) as monitor:
         for step in range(2):
             for value in after[step]:
-                monitor.add(type("Losses", (), {"total": value, "fixed": None, "random": None}))
+                monitor.add(value, {})
             monitor.record(4 + step, 0.0, {}, 0.25)
     (line,) = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert line["loss"] == pytest.approx((float(before.mean(0).sum()) + float(after.mean(1).sum())) / 5)

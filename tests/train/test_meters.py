@@ -13,7 +13,7 @@ from ace_dist.config import load_config
 from ace_dist.data.task import build_model
 from ace_dist.models import attention, timesformer
 from ace_dist.models.flops import Flops
-from ace_dist.objectives import build_objective, prepare
+from ace_dist.objectives import build_objective, prepare, total_loss
 from ace_dist.train import meters as module
 from ace_dist.train.engine import Engine
 from ace_dist.train.meters import Meters, matmul_flops_per_s, mean_phrases, memory_parts, step_flops
@@ -59,7 +59,7 @@ def test_a_steps_flops_equal_torchs_counter(settings, monkeypatch):
     objective.train()
     monkeypatch.setattr(module, "DRAWS", 1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        objective(*draw_and_batch(config, objective, 4, 0)).total.backward()
+        total_loss(objective(*draw_and_batch(config, objective, 4, 0))).backward()
     ours = step_flops(config, objective, world=1)
     assert all(part.forward > 0 for name, part in ours.items() if name != "text")  # ProcVLR's is frozen
     assert sum(sum(part) for part in ours.values()) == 2 * counter.get_total_flops()  # two micro-batches
@@ -115,7 +115,7 @@ def test_memory_by_part(stage, precision, ranks):
         engine.set_learning_rates(step)
         video, labels, draw = draw_and_batch(config, objective, 8, step)
         losses = engine.forward(type("Batch", (), {"video": video, "labels": labels}), draw)
-        engine.backward(losses.total)
+        engine.backward(total_loss(losses))
         if step == 1:
             parts = memory_parts(engine)
         engine.step()
