@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python launchers/build_shards.py experiment=demo
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) launchers/train.py experiment=demo method=procvlr run_dir=runs/demo-procvlr
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) launchers/train.py experiment=demo method=procvlr run=runs/demo-procvlr
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) launchers/train.py experiment=demo
 	$(BIN)/python launchers/report.py run=runs/demo compare='[runs/demo-procvlr]'
 

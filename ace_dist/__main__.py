@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
         print("  they are not part of the installed package: clone the repository that it came from")
     print(
         "\nBegin with the demo:    make demo\n"
-        "or with your own CSV:   python launchers/build_synonyms.py actions=annotations.csv out=trees.json "
+        "or with your own CSV:   python launchers/build_synonyms.py actions=annotations.csv output=trees.json "
         "source=wordnet children=6\n"
         "Each one explains itself with --help; README.md has the steps in order."
     )

@@ -148,7 +148,7 @@ def time_signals(shards: str, turns: int) -> None:
 
 def preempt_once(shards: str, run: Path) -> dict[str, float]:
     """Seconds of each part of one preemption, and of one step."""
-    arguments = ["experiment=demo", f"dataset.shards={shards}", f"run_dir={run}", "training.log_every_steps=1"]
+    arguments = ["experiment=demo", f"dataset.shards={shards}", f"run={run}", "training.log_every_steps=1"]
     with two_ranks(LAUNCHER, *arguments, "training.stop_after_steps=200") as ranks:
         until(lambda: len(lines(run)) >= 20)
         steps = [1 / json.loads(line)["clips_per_s"] for line in lines(run)[5:]]

@@ -128,7 +128,7 @@ def worker(out: Path, settings: Sequence[str]) -> None:
 
     config = load_config(settings)
     ranks = connect(config.training.device)
-    with Preemption() as preemption, closing(RunLock(Path(config.run_dir))) as lock:
+    with Preemption() as preemption, closing(RunLock(Path(config.run))) as lock:
         training = build(prepare(config), ranks, preemption, lock)
         sent, start = [], 0
         for steps in (WARM, FEW, MANY):
@@ -139,7 +139,7 @@ def worker(out: Path, settings: Sequence[str]) -> None:
             sent.append(loopback_bytes() - before)
             start += steps
     if ranks.is_first:
-        lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (Path(config.run) / "metrics.jsonl").read_text().splitlines()]
         stretch = lines[WARM + FEW + 1 :]  # the first of a stretch waits for its loader
         params = training.engine.module.model.trainable_parameters()
         found = {
@@ -173,7 +173,7 @@ def steps(shards: Path, stages: Sequence[int]) -> Iterator[Row]:
 
 def run_ranks(world: int, stage: int, shards: Path, folder: Path) -> dict[str, Any]:
     """Start the ranks of one case; what the first of them found."""
-    settings = [*SETTINGS, f"dataset.shards={shards}", f"run_dir={folder}/run", f"deepspeed=zero{stage}"]
+    settings = [*SETTINGS, f"dataset.shards={shards}", f"run={folder}/run", f"deepspeed=zero{stage}"]
     settings += [f"training.max_steps={WARM + FEW + MANY}"]
     place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"}
     place["GLOO_SOCKET_IFNAME"] = "lo"
@@ -202,7 +202,7 @@ def requeue(shards: Path, turns: int) -> list[Row]:
             [
                 sys.executable, ROOT / "launchers" / "submit.py", "cluster=slurm", "cluster.nodes=2",
                 f"folder={folder}", *SETTINGS, "training.max_steps=100000", f"dataset.shards={shards}",
-                f"run_dir={run}",
+                f"run={run}",
             ], check=True, capture_output=True, text=True,
         ).stdout.split("job      ")[1].split(";")[0]  # fmt: skip
         for turn in range(turns):

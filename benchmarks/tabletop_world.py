@@ -1,6 +1,6 @@
 """Is the tabletop world a fair test bed? Accuracies before and after plain fine-tuning, appended as CSV rows.
 
-`python benchmarks/tabletop_world.py [seeds=0,1,2] [out=FILE] [key=value ...]` answers with the plain baseline (root
+`python benchmarks/tabletop_world.py [seeds=0,1,2] [output=FILE] [key=value ...]` answers with the plain baseline (root
 labels, frozen text tower, last blocks of the video tower): no method is compared here. Clips are rendered, not read
 from shards, at the middle window of their segment; one view.
 """
@@ -165,9 +165,9 @@ def append(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Measure before fine-tuning, then after it for each seed; print and append as each is done."""
-    own = dict(arg.split("=", 1) for arg in argv if arg.startswith(("seeds=", "out=")))
-    config = load_config([arg for arg in argv if not arg.startswith(("seeds=", "out="))])
-    out = Path(own.get("out", "benchmarks/results/tabletop_world.csv"))
+    own = dict(arg.split("=", 1) for arg in argv if arg.startswith(("seeds=", "output=")))
+    config = load_config([arg for arg in argv if not arg.startswith(("seeds=", "output="))])
+    out = Path(own.get("output", "benchmarks/results/tabletop_world.csv"))
     try:
         seeds = [int(seed) for seed in own.get("seeds", "0,1,2").split(",")]
     except ValueError as error:

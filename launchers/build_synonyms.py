@@ -1,7 +1,7 @@
-"""Build synonym trees: `python launchers/build_synonyms.py actions=FILE out=FILE source=wordnet children=6`.
+"""Build synonym trees: `python launchers/build_synonyms.py actions=FILE output=FILE source=wordnet children=6`.
 
 With a language model: `source=model model=NAME domain="toy assembly" [base_url=URL]`, the key in OPENAI_API_KEY.
-By hand: `manual=export trees=FILE sheet=FILE.csv`, edit, `manual=import trees=FILE sheet=FILE.csv out=FILE`.
+By hand: `manual=export trees=FILE sheet=FILE.csv`, edit, `manual=import trees=FILE sheet=FILE.csv output=FILE`.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def main(argv: Sequence[str]) -> None:
 def by_hand(config: BuildConfig) -> None:
     """The round trip through a sheet."""
     if config.manual not in ("export", "import") or not (config.trees and config.sheet):
-        raise BuildError("manual=export|import needs trees=FILE.json and sheet=FILE.csv, import also out=FILE.json")
+        raise BuildError("manual=export|import needs trees=FILE.json and sheet=FILE.csv, import also output=FILE.json")
     if config.manual == "export":
         print(f"{config.sheet}: {export_sheet(Path(config.trees), Path(config.sheet))} rows")
         return
-    if not config.out:
-        raise BuildError("manual=import needs out=FILE.json")
-    changes = import_sheet(Path(config.sheet), Path(config.trees), Path(config.out), config.editor)
+    if not config.output:
+        raise BuildError("manual=import needs output=FILE.json")
+    changes = import_sheet(Path(config.sheet), Path(config.trees), Path(config.output), config.editor)
     print("\n".join(changes) or "no difference")
-    report(Path(config.out))
+    report(Path(config.output))
 
 
 def report(path: Path, seen: Collection[str] | None = None) -> None:

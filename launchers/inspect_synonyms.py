@@ -22,7 +22,7 @@ class InspectConfig:
     actions: Any = None  # base actions: annotations (those of the train split count), a text file, a list; null: all
     embed: str | None = None  # minilm, a run folder, or CLIP's text weights (.safetensors): how a text tower sees them
     object: str = "item"  # that stands beside every verb for the text tower
-    out: str | None = None  # folder of the report; null: beside the tree file
+    output: str | None = None  # folder of the report; null: beside the tree file
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     print(findings_table(trees, findings, spreads))
     for warning in findings.warnings:
         print(f"warning: {warning}")
-    out = Path(config.out) if config.out else Path(config.trees).with_suffix(".inspection")
+    out = Path(config.output) if config.output else Path(config.trees).with_suffix(".inspection")
     for path in write_synonym_report(trees, findings, spreads, seen, out):
         print(path)
 

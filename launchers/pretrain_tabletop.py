@@ -1,6 +1,6 @@
-"""Pretrain both tabletop towers: `python launchers/pretrain_tabletop.py [out=DIR] [pretrain.steps=N] [key=value]`.
+"""Pretrain both tabletop towers: `python launchers/pretrain_tabletop.py [output=DIR] [pretrain.steps=N] [key=value]`.
 
-`out=ace_dist/assets/weights/tabletop` replaces the weights that the repository ships; without `out` they stay.
+`output=ace_dist/assets/weights/tabletop` replaces the weights that the repository ships; without `output` they stay.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ace_dist.worlds.tabletop.pretraining import WORKERS, pretrain, read_setting
 
 def main(argv: Sequence[str]) -> None:
     """Render the narrated corpus, train on it, write weights in the form that `model=tabletop` loads."""
-    settings, rest = read_settings([arg for arg in argv if not arg.startswith("out=")])
-    out = next((Path(arg[4:]) for arg in argv if arg.startswith("out=")), Path("runs/tabletop_weights"))
+    settings, rest = read_settings([arg for arg in argv if not arg.startswith("output=")])
+    out = next((Path(arg[7:]) for arg in argv if arg.startswith("output=")), Path("runs/tabletop_weights"))
     config = load_config(rest)
     print(
         f"{settings.seeing_steps} + {settings.steps} steps, 13 minutes when the shipped weights were made, into {out}",

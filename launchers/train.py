@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> Outcome:
 
     if "--cfg" in argv:
         print(redact(to_yaml(prepare(config))), end="")
-        return Outcome(Path(config.run_dir), 0)
+        return Outcome(Path(config.run), 0)
     ranks = connect(config.training.device, config.training.collective_timeout_s)
     outcome = dry_run(config, ranks) if settings.dry_run else train(config, ranks)
     if outcome.stopped is None and not settings.dry_run:

@@ -123,7 +123,7 @@ def six_steps(small_world, ranks):
 
     def run(folder, *settings, world=()):
         config = load_config(
-            [*small_world(*world), f"run_dir={folder}", "training.batch_size=4", "training.max_steps=6",
+            [*small_world(*world), f"run={folder}", "training.batch_size=4", "training.max_steps=6",
              "training.log_every_steps=1", "training.save_every_steps=2", "training.device=cpu", *settings]
         )  # fmt: skip
         return train(config, ranks)

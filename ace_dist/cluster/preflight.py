@@ -116,9 +116,9 @@ def all_reduce(config: Config, ranks: Ranks) -> Finding:
 
 def disk(config: Config, ranks: Ranks) -> Finding:
     """The folder above the run's is writeable, has room, and is the same for all ranks."""
-    folder = Path(config.run_dir).absolute().parent
+    folder = Path(config.run).absolute().parent
     token = folder / f".preflight-{os.environ['MASTER_PORT']}"
-    remedy = f"run_dir={config.run_dir} must lie on a disk that all nodes share and may write"
+    remedy = f"run={config.run} must lie on a disk that all nodes share and may write"
     problem = ""
     try:
         if ranks.is_first:

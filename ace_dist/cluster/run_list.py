@@ -17,7 +17,7 @@ from ace_dist.train.guards import RunLock
 from ace_dist.utils.errors import RunError, UserError
 
 HEADER = ("", "folder", "method", "dataset", "seed", "steps", "state", "base", "novel", "HM", "SRT", "commit")
-OWN = ("name", "run_dir")  # settings that every run has its own of
+OWN = ("name", "run")  # settings that every run has its own of
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class Sweep:
         Raises `ConfigError` when one exists with other fixed settings, or the sweep is of another table.
         """
         for setting in settings:
-            if setting.startswith("run_dir="):
+            if setting.startswith("run="):
                 raise ConfigError(f"{setting}: a sweep gives each of its runs a folder below {self.folder}")
         name_of_table = table.name if table else ""
         if self.runs and self.table != name_of_table:
@@ -182,7 +182,7 @@ class Sweep:
         points = expand_table(settings, table) if table else [(run_id(s), s, o) for s, o in expand(settings)]
         asked = []
         for name, swept, overrides in points:
-            run = Run(name, swept, [*overrides, f"run_dir={self.folder / name}"])
+            run = Run(name, swept, [*overrides, f"run={self.folder / name}"])
             known = self.runs.setdefault(name, run)
             if known.overrides != run.overrides:
                 changed = sorted(set(known.overrides) ^ set(run.overrides))

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ace_dist.config.checks import check_combinations
 from ace_dist.config.schema import Config
-from ace_dist.config.settings import did_you_mean, help_asked, quoted, show_help, wanted_type
+from ace_dist.config.settings import check_renamed, did_you_mean, help_asked, quoted, show_help, wanted_type
 from ace_dist.utils.errors import ConfigError
 
 GROUPS = ("experiment", "dataset", "model", "method", "loader", "deepspeed")  # folders of configs/ to choose from
@@ -67,6 +67,7 @@ def load_config(argv: Sequence[str]) -> Config:
         if "=" not in flag and not flag.startswith("~"):
             raise ConfigError(f"{flag!r} is not a setting; settings are written key=value, for example seed=1")
         key = flag.split("=")[0].lstrip("+~")
+        check_renamed(key)
         if key not in known_keys() and not key.startswith("deepspeed."):
             near = [
                 known for known in known_keys() if "." in known or "." not in key
@@ -155,7 +156,7 @@ def read_config(run_dir: Path) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file():
         near = sorted(str(found.parent) for found in run_dir.glob("*/config.yaml"))[:5]
-        hint = f"; inside it are {', '.join(near)}" if near else " (launchers/train.py run_dir=FOLDER makes one)"
+        hint = f"; inside it are {', '.join(near)}" if near else " (launchers/train.py run=FOLDER makes one)"
         raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder{hint}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))

@@ -221,8 +221,8 @@ class LoaderConfig:
     test_short_side: int = 256
     flip: float = 0.5  # probability
     augment: bool = True  # false: training clips are cropped as test views are, and not flipped
-    trunk_cache: str | None = None  # folder that keeps what the frozen video blocks make of a clip; needs augment=false
-    trunk_cache_gib: float = 50.0  # the most that this folder may hold
+    feature_cache: str | None = None  # folder for the frozen video blocks' features; needs augment=false
+    feature_cache_gib: float = 50.0  # the most that this folder may hold
     mean: list[float] = field(default_factory=lambda: [0.45, 0.45, 0.45])  # of RGB in [0, 1]
     std: list[float] = field(default_factory=lambda: [0.225, 0.225, 0.225])
     dtype: str = "float32"  # float32: the loader normalises; uint8: a TimeSformer's patch embedding does, from bytes
@@ -230,7 +230,7 @@ class LoaderConfig:
     def check(self) -> None:
         check_choice("loader.backend", self.backend, ("auto", "dali", "pyav"))
         check_choice("loader.dtype", self.dtype, ("float32", "uint8"))
-        check_positive("loader", self, "crop", "trunk_cache_gib")
+        check_positive("loader", self, "crop", "feature_cache_gib")
         if self.short_side_min > self.short_side_max:
             raise ConfigError(
                 f"loader.short_side_min={self.short_side_min} exceeds loader.short_side_max={self.short_side_max}"
@@ -238,10 +238,10 @@ class LoaderConfig:
         for key in ("short_side_min", "test_short_side"):
             if getattr(self, key) < self.crop:
                 raise ConfigError(f"loader.{key}={getattr(self, key)} is smaller than loader.crop={self.crop}")
-        if self.trunk_cache is not None and self.augment:
+        if self.feature_cache is not None and self.augment:
             raise ConfigError(
-                f"loader.trunk_cache={self.trunk_cache} needs loader.augment=false: with random crops no clip is shown "
-                f"twice alike"
+                f"loader.feature_cache={self.feature_cache} needs loader.augment=false: with random crops no clip "
+                f"is shown twice alike"
             )
 
 
@@ -365,7 +365,7 @@ class Config:
     """A whole run."""
 
     name: str = MISSING
-    run_dir: str = "runs/${name}"
+    run: str = "runs/${name}"
     seed: int = 0
     profile: bool = False  # record a few steps: see training.profile
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -26,6 +26,12 @@ WANTED = {
     "bool": "true or false",
     "ListConfig": "a list; write '[spin block, hammer pin]'",
 }
+RENAMED = {  # settings of the version before, for one release
+    "run_dir": "run",
+    "out": "output",
+    "loader.trunk_cache": "loader.feature_cache",
+    "loader.trunk_cache_gib": "loader.feature_cache_gib",
+}
 REFUSALS = {  # what a file system may refuse, and what its owner can do
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or write to another disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "write to a folder of yours"),
@@ -62,6 +68,12 @@ def wanted_type(message: str) -> str | None:
     return WANTED.get(next(filter(None, found.groups()))) if found else None
 
 
+def check_renamed(key: str) -> None:
+    """Raise `ConfigError` with the new name of a setting that the version before had under another one."""
+    if key in RENAMED:
+        raise ConfigError(f"{key} is now {RENAMED[key]}: write {RENAMED[key]}=...")
+
+
 def help_asked(argv: Sequence[str]) -> bool:
     """Whether a launcher was asked what it does."""
     return not {"-h", "--help"}.isdisjoint(argv)
@@ -96,7 +108,7 @@ def run_launcher(main: Any) -> None:
         if error.errno not in REFUSALS:
             raise
         where = f"{error.filename or 'writing'}: {error.strerror}"
-        remedy = f"{REFUSALS[error.errno]} (run_dir=, dataset.shards=, out= or output=), then give the command again"
+        remedy = f"{REFUSALS[error.errno]} (run=, dataset.shards= or output=), then give the command again"
         print(f"error: {where}; {remedy}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -112,6 +124,7 @@ def typed_settings(argv: Sequence[str], schema: type[Settings]) -> Settings:
         key, equals, _ = arg.partition("=")
         if not equals:
             raise ConfigError(f"{arg!r} is not a setting; settings are written key=value, for example {names[0]}=...")
+        check_renamed(key)
         if key.split(".")[0] not in names:
             raise ConfigError(f"unknown setting {key!r}{did_you_mean(key, names)}; there are {', '.join(names)}")
     try:
@@ -144,6 +157,7 @@ def simple_settings(
         key, equals, text = arg.partition("=")
         if not equals:
             raise ConfigError(f"{arg!r} is not a setting; settings are written key=value: {', '.join(meanings)}")
+        check_renamed(key)
         if key not in meanings:
             raise ConfigError(
                 f"unknown setting {key!r}{did_you_mean(key, list(meanings))}; there are {', '.join(meanings)}"

@@ -59,7 +59,7 @@ def claim_clips(run_dir: Path, shards_dir: str, records: Sequence[ClipRecord], l
         raise DataError(
             f"dataset.shards={shards_dir} holds other training clips than run {run_dir} began with: "
             f"{'; '.join(differences(before, found))}. Continue with the shards it began with, or choose another "
-            "run_dir"
+            "folder for the run: run=..."
         )
 
 

@@ -92,7 +92,7 @@ def portable(config: Config) -> Config:
     )
     dataset = replace(config.dataset, annotations=None, shards="", synonyms="synonyms.json", srt=None)
     evaluation = replace(config.evaluation, synonyms=None)
-    return replace(config, run_dir="", dataset=dataset, model=model, evaluation=evaluation)
+    return replace(config, run="", dataset=dataset, model=model, evaluation=evaluation)
 
 
 def labels_of(run_dir: Path) -> dict[str, Any]:

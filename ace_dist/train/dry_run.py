@@ -31,7 +31,7 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     Raises what `train` would raise before its second step, and `UserError` for a batch that is not what was asked for.
     """
     config = prepare(config)
-    run_dir = Path(config.run_dir)
+    run_dir = Path(config.run)
     known = check_owner(run_dir, config)
     task, plan, objective = assemble(config, ranks)
     steps = total_steps(config.training, len(plan.records))

@@ -140,7 +140,7 @@ def step_flops(config: Config, objective: ConceptObjective, world: int) -> dict[
     forwards = world * config.training.accumulation
     clips, frames = micro_batch_size(config, world), config.dataset.clip.frames
     one = micro_batch_flops(objective, clips, frames, config.loader.crop, world)
-    if config.loader.trunk_cache is not None:
+    if config.loader.feature_cache is not None:
         one = {name: part for name, part in one.items() if name not in ("patch embedding", "frozen blocks")}
     return {name: Flops(forwards * part.forward, forwards * part.backward) for name, part in one.items()}
 

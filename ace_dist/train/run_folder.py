@@ -24,7 +24,7 @@ from ace_dist.utils.secrets import redact
 
 # Settings that may change between a run and its continuation without changing what is computed.
 FREE_SETTINGS = (
-    "run_dir",
+    "run",
     "profile",
     "training.stop_after_steps",
     "training.log_every_steps",
@@ -96,7 +96,7 @@ def check_owner(run_dir: Path, config: Config) -> bool:
             shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differences[:4])
             raise RunError(
                 f"run folder {run_dir} belongs to another configuration ({shown}); choose another one with "
-                f"run_dir=DIR, or delete the folder"
+                f"run=DIR, or delete the folder"
             )
     return path.is_file()
 

@@ -134,4 +134,4 @@ def configuration(run_dir: Path) -> dict[str, Any]:
     """`config.yaml`, which holds no secret, without the path of the folder."""
     settings = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
     assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items() if key != "run_dir"}
+    return {str(key): value for key, value in settings.items() if key != "run"}

@@ -81,7 +81,7 @@ def train(config: Config, ranks: Ranks) -> Outcome:
     It ends early, saved, after `training.stop_after_steps` steps or when a signal asks for it (see `preemption`); it is
     finished early when validation does not improve any more (`training.early_stopping_patience`).
     """
-    lock = RunLock(Path(config.run_dir))
+    lock = RunLock(Path(config.run))
     with Preemption() as preemption, closing(lock), deterministic(config.training.deterministic):
         training = build(prepare(config), ranks, preemption, lock)
         start, validation = restore(training), training.validation
@@ -115,7 +115,7 @@ def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -
 
     The folder is claimed once everything that a user can get wrong has been read: a start that failed leaves it free.
     """
-    run_dir = Path(config.run_dir)
+    run_dir = Path(config.run)
     task, plan, objective = assemble(config, ranks)
     on_first(ranks, claim, run_dir, config, lock)
     on_first(ranks, claim_clips, run_dir, config.dataset.shards, *task.training_clips())

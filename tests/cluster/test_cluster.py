@@ -240,7 +240,7 @@ def test_run_folders_are_apart_and_compose():
     names = [run_id(swept) for swept in odd]
     assert len(set(names)) == 2
     for name in names:
-        assert load_config([f"run_dir=runs/sweeps/x/{name}"]).run_dir.endswith(name)
+        assert load_config([f"run=runs/sweeps/x/{name}"]).run.endswith(name)
 
 
 def test_a_sweep_survives_the_disk_and_grows(tmp_path):
@@ -255,8 +255,8 @@ def test_a_sweep_survives_the_disk_and_grows(tmp_path):
     assert list(sweep.runs) == ["seed-0", "seed-1", "seed-2"]
     with pytest.raises(ConfigError, match=r"seed-0 .*training.epochs=2"):
         sweep.add(["seed=0..2", "training.epochs=2"])
-    with pytest.raises(ConfigError, match="run_dir"):
-        sweep.add(["run_dir=x", "seed=0..1"])
+    with pytest.raises(ConfigError, match="a sweep gives each of its runs a folder"):
+        sweep.add(["run=x", "seed=0..1"])
     with pytest.raises(ConfigError, match="there are the sweeps s"):
         Sweep.read(tmp_path / "t")
 

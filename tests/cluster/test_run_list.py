@@ -28,7 +28,7 @@ def folder(tmp_path):
     def make(name, *settings, steps=0, done=False):
         path = tmp_path / name
         path.mkdir()
-        (path / "config.yaml").write_text(to_yaml(load_config([f"run_dir={path}", *settings])))
+        (path / "config.yaml").write_text(to_yaml(load_config([f"run={path}", *settings])))
         git = {"commit": "0123456789abcdef", "modified": done}
         (path / "environment.json").write_text(json.dumps({"git": git}))
         for step in range(1, steps + 1):

@@ -45,7 +45,7 @@ def test_rows_compose_and_differ(name, experiment, tmp_path):
     runs = sweep.add([f"experiment={experiment}", "seed=0..1"], table)
     assert len(runs) == 2 * (len(table.rows) - len(table.left_out.get(experiment, ())))
     check_runs(runs[:1], load_profile([]))
-    configs = [load_config([text for text in run.overrides if not text.startswith("run_dir=")]) for run in runs[::2]]
+    configs = [load_config([text for text in run.overrides if not text.startswith("run=")]) for run in runs[::2]]
     assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
     for config in configs:
         fits(config)

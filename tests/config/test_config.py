@@ -6,6 +6,7 @@ import pytest
 
 from ace_dist.cluster.profiles import split_settings
 from ace_dist.config import config_dir, known_keys, load_config, read_config, simple_settings, to_yaml, typed_settings
+from ace_dist.config.settings import RENAMED
 from ace_dist.utils.errors import ConfigError
 
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
@@ -15,7 +16,7 @@ EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*
 def test_every_experiment_composes_and_survives_the_disk(experiment, tmp_path):
     """Each file of configs/experiment fits the schema, and `config.yaml` reads back to the same configuration."""
     config = load_config([f"experiment={experiment}", "seed=7"])
-    assert config.seed == 7 and config.run_dir.endswith(config.name)
+    assert config.seed == 7 and config.run.endswith(config.name)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert read_config(tmp_path) == config
 
@@ -66,8 +67,8 @@ def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
         (["method.fixed_labels=false", "method.random_labels=false"], "leave no loss"),
         (["training.batch_size=10", "training.accumulation=4"], "not a multiple"),
         (["loader.short_side_min=60"], "exceeds"),
-        (["loader.trunk_cache=x"], "loader.trunk_cache=x needs loader.augment=false"),
-        (["loader.trunk_cache_gib=0"], "loader.trunk_cache_gib=0.* greater than zero"),
+        (["loader.feature_cache=x"], "loader.feature_cache=x needs loader.augment=false"),
+        (["loader.feature_cache_gib=0"], "loader.feature_cache_gib=0.* greater than zero"),
         (["model.video.compile=fast"], "model.video.compile=fast is not one of none, default"),
         (["model.video.compile=default", "profile=true"], "profile=true does not go with model.video.compile=default"),
         (["model.video.compile=default", "deepspeed=zero3"], "does not go with deepspeed=zero3"),
@@ -154,3 +155,19 @@ def test_help_lists_the_settings_and_stops(parse, words, capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in words)
+
+
+@dataclasses.dataclass
+class RunSettings:
+    """Settings of some launcher."""
+
+    run: str = ""
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_setting_is_refused_with_its_new_name(old, new):
+    """In every parser: of a run, of a launcher with settings of its own, and of what is submitted to a cluster."""
+    assert new in {*known_keys(), "output"} and old not in known_keys()
+    for parse in (load_config, lambda argv: typed_settings(argv, RunSettings), lambda argv: simple_settings(argv, {})):
+        with pytest.raises(ConfigError, match=f"^{old} is now {new}: write {new}="):
+            parse([f"{old}=x"])

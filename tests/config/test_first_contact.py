@@ -128,7 +128,7 @@ def test_a_full_disk_is_said_in_a_line(monkeypatch, capsys):
         run_launcher(write)
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
-    assert "No space left on device; free some space or write to another disk" in said and "run_dir=" in said
+    assert "No space left on device; free some space or write to another disk" in said and "run=" in said
     monkeypatch.setattr(sys, "argv", ["launcher", "/nowhere/at/all"])
     with pytest.raises(FileNotFoundError):
         run_launcher(write)
@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_in_a_line(monkeypatch, capsys):
 
 def test_a_folder_that_is_no_run(tmp_path):
     """The runs inside it are named."""
-    with pytest.raises(ConfigError, match=r"launchers/train\.py run_dir=FOLDER makes one"):
+    with pytest.raises(ConfigError, match=r"launchers/train\.py run=FOLDER makes one"):
         read_config(tmp_path)
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "config.yaml").touch()

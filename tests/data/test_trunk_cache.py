@@ -85,7 +85,7 @@ def records(count: int) -> list[ClipRecord]:
 
 def settings(folder, *more):
     """A configuration with the cache in `folder`."""
-    return load_config(["experiment=demo", "loader.augment=false", f"loader.trunk_cache={folder}", *more])
+    return load_config(["experiment=demo", "loader.augment=false", f"loader.feature_cache={folder}", *more])
 
 
 def requests_of(count: int, batch: int, steps: int, seed: int = 0):
@@ -179,7 +179,9 @@ def test_the_folder_is_bounded_and_says_so(tmp_path, capsys, monkeypatch) -> Non
     video = tower()
     empty = TrunkCache(FakeLoader(), settings(tmp_path), video, torch.device("cpu"))
     limit = (empty.held + 3.6 * (FEATURES_BYTES + 150)) / 2**30
-    cache = TrunkCache(FakeLoader(), settings(tmp_path, f"loader.trunk_cache_gib={limit}"), video, torch.device("cpu"))
+    cache = TrunkCache(
+        FakeLoader(), settings(tmp_path, f"loader.feature_cache_gib={limit}"), video, torch.device("cpu")
+    )
     batches = requests_of(6, 3, 6)
     first, kept = list(cache.stream(batches[:2])), sorted(cache.folder.glob("*.safetensors"))
     assert len(kept) == 3 and sum(path.stat().st_size for path in tmp_path.rglob("*.*")) <= limit * 2**30
@@ -244,21 +246,21 @@ def test_a_damaged_file_is_named(tmp_path) -> None:
     data = bytearray(path.read_bytes())
     data[-1 - int(np.random.default_rng().integers(FEATURES_BYTES))] ^= 0x10
     path.write_bytes(data)
-    with pytest.raises(DataError, match=f"{path.name} of loader.trunk_cache is damaged .*delete it"):
+    with pytest.raises(DataError, match=f"{path.name} of loader.feature_cache is damaged .*delete it"):
         list(cache.stream([batch]))
     save_file({"features": torch.zeros(2)}, path)
-    with pytest.raises(DataError, match=f"{path.name} of loader.trunk_cache is damaged .*delete it"):
+    with pytest.raises(DataError, match=f"{path.name} of loader.feature_cache is damaged .*delete it"):
         list(cache.stream([batch]))
     path.write_bytes(data[:50])
-    with pytest.raises(DataError, match=f"{path.name} of loader.trunk_cache cannot be read: .*delete it"):
+    with pytest.raises(DataError, match=f"{path.name} of loader.feature_cache cannot be read: .*delete it"):
         list(cache.stream([batch]))
 
 
 def test_what_cannot_be_cached_is_refused(tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"trunk_cache=here needs loader\.augment=false"):
-        load_config(["experiment=demo", "loader.trunk_cache=here"])
+    with pytest.raises(ConfigError, match=r"feature_cache=here needs loader\.augment=false"):
+        load_config(["experiment=demo", "loader.feature_cache=here"])
     for words in (["model.video.trained_blocks=6"], ["method=vifi_ft"], ["model.video.train_time_embed=true"]):
         config = settings(tmp_path, *words)
         model = DualEncoder(config.model.video, config.model.text)
-        with pytest.raises(DataError, match="has no frozen blocks below; set loader.trunk_cache=null"):
+        with pytest.raises(DataError, match="has no frozen blocks below; set loader.feature_cache=null"):
             open_loader(config, model, torch.device("cpu"))

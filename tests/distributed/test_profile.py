@@ -37,7 +37,7 @@ READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "
 def settings_of(world, folder, *settings):
     """A short run, logged at step `LOGGED` and its double, saved at the end alone."""
     return load_config(
-        [*world, f"run_dir={folder}", "training.batch_size=4",
+        [*world, f"run={folder}", "training.batch_size=4",
          f"training.max_steps={STEPS}", f"training.log_every_steps={LOGGED}", "training.device=cpu", *settings]
     )  # fmt: skip
 

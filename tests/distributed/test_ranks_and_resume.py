@@ -31,7 +31,7 @@ def runs(folder, launch):
     """Small shards, and a run of 20 steps on two ranks with 4 clips each."""
     launch("build_shards", *SMALL_WORLD, f"dataset.shards={folder}/shards")
     settings = [*SETTINGS, f"dataset.shards={folder}/shards"]
-    launch("train", *settings, f"run_dir={folder}/two", ranks=2)
+    launch("train", *settings, f"run={folder}/two", ranks=2)
     return settings
 
 
@@ -44,7 +44,7 @@ def losses(run):
 
 def test_one_rank_with_eight_clips_equals_two_with_four(folder, runs, launch):
     """The same clips, crops, labels and stochastic depth: 20 losses agree to 1e-5, and so does the evaluation."""
-    launch("train", *runs, f"run_dir={folder}/one", ranks=1)
+    launch("train", *runs, f"run={folder}/one", ranks=1)
     for a, b in zip(losses(folder / "one"), losses(folder / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
     one, two = (json.loads((folder / name / "predictions.json").read_text()) for name in ("one", "two"))
@@ -56,7 +56,7 @@ def test_one_rank_with_eight_clips_equals_two_with_four(folder, runs, launch):
 
 def test_a_stopped_run_continues_bit_for_bit(folder, runs, launch):
     """Stopped at step 7, again at 14, then finished: the same losses, weights and results as one left alone."""
-    settings = [*runs, f"run_dir={folder}/stopped"]
+    settings = [*runs, f"run={folder}/stopped"]
     for expected in ("stopped after step 7 of 20", "stopped after step 14 of 20"):
         done = launch("train", *settings, "training.stop_after_steps=7", ranks=2)
         assert expected in done.stdout
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder, runs, lau
     victim.write_bytes(data)
     config = (folder / "damaged" / "config.yaml").read_text().replace(f"{folder}/stopped", f"{folder}/damaged")
     (folder / "damaged" / "config.yaml").write_text(config)
-    done = launch("train", *runs, f"run_dir={folder}/damaged", ranks=2)
+    done = launch("train", *runs, f"run={folder}/damaged", ranks=2)
     assert f"{victim} is damaged" in done.stdout
     assert "continuing after step 10" in done.stdout
     ours, theirs = (load_file(folder / name / "model" / "trained.safetensors") for name in ("damaged", "two"))
@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(folder, runs, lau
 
 def test_a_run_of_two_ranks_continues_on_one_and_says_what_changed(folder, runs, launch):
     """Stopped on two ranks under ZeRO 1, continued on one under ZeRO 2 in two micro-batches: equal within rounding."""
-    settings = [*runs, f"run_dir={folder}/fewer"]
+    settings = [*runs, f"run={folder}/fewer"]
     launch("train", *settings, "training.stop_after_steps=12", ranks=2)
     done = launch("train", *settings, "deepspeed=zero2", "training.accumulation=2")
     assert "continuing after step 12" in done.stdout and "now with 1 rank(s) (was 2), 2 as ZeRO stage" in done.stdout
@@ -114,9 +114,9 @@ def test_evaluate_gives_the_same_numbers(folder, runs, launch):
 def test_a_finished_run_is_not_trained_again_and_not_overwritten(folder, runs, launch):
     """The same command on a finished run evaluates it; other settings on its folder are refused by name."""
     weights = (folder / "two" / "model" / "trained.safetensors").read_bytes()
-    done = launch("train", *runs, f"run_dir={folder}/two", ranks=2)
+    done = launch("train", *runs, f"run={folder}/two", ranks=2)
     assert f"continuing after step {STEPS}" in done.stdout
     assert (folder / "two" / "model" / "trained.safetensors").read_bytes() == weights
-    done = launch("train", *runs, f"run_dir={folder}/two", "training.lr_video=0.1", check=False)
+    done = launch("train", *runs, f"run={folder}/two", "training.lr_video=0.1", check=False)
     assert done.returncode == 2
     assert "belongs to another configuration" in done.stderr and "training.lr_video" in done.stderr

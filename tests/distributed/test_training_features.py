@@ -238,7 +238,7 @@ def test_a_trunk_cache_changes_nothing_and_spares_decoding(run, monkeypatch, tmp
     """Filled by one run and read by another: equal bits in training, validation and test; and within rounding (a clip
     passes the trunk alone, not in its batch) those of a run without it."""
     plain = ["loader.augment=false", "training.max_steps=12", *VALIDATION]  # 12 steps are more than an epoch
-    cached = [*plain, f"loader.trunk_cache={tmp_path}/cache"]
+    cached = [*plain, f"loader.feature_cache={tmp_path}/cache"]
     for name, words in (("plain", plain), ("cold", cached), ("warm", cached)):
         if name == "warm":
             monkeypatch.setattr(TimeSformer, "embed", lambda self, video: pytest.fail("a clip was not in the cache"))

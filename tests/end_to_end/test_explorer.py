@@ -27,7 +27,7 @@ def run_dir(tmp_path_factory, launch):
     shards = f"dataset.shards={folder / 'shards'}"
     launch("build_shards", "experiment=demo", shards, *WORLD)
     launch(
-        "train", "experiment=demo", shards, *WORLD, f"run_dir={folder / 'run'}", "training.max_steps=1",
+        "train", "experiment=demo", shards, *WORLD, f"run={folder / 'run'}", "training.max_steps=1",
         "training.batch_size=4",
     )  # fmt: skip
     return folder / "run"

@@ -28,7 +28,7 @@ def settings(launch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("größer als")
     given = ["dataset.world.train_clips=24", "dataset.world.test_clips=36", f"dataset.shards={folder}/shards"]
     launch("build_shards", *given)
-    return [*given, f"run_dir={folder}/run", "training.batch_size=8", "training.device=cpu"]
+    return [*given, f"run={folder}/run", "training.batch_size=8", "training.device=cpu"]
 
 
 def test_the_package_names_its_launchers():
@@ -43,26 +43,26 @@ def test_the_printed_configuration_is_the_one_that_a_run_holds(launch, settings)
     printed = launch("train", *settings, "method=procvlr", "--cfg").stdout
     assert printed == to_yaml(prepare(load_config([*settings, "method=procvlr"])))
     assert "random_labels: false" in printed
-    assert not Path(load_config(settings).run_dir).exists()
+    assert not Path(load_config(settings).run).exists()
 
 
 def test_a_dry_run_goes_forward_and_leaves_nothing(launch, settings):
     """Two ranks, ZeRO 2 and accumulation: classes, shapes, memory are said; no folder or file is made."""
     config = load_config(settings)
-    before = sorted(Path(config.run_dir).parent.rglob("*"))
+    before = sorted(Path(config.run).parent.rglob("*"))
     more = ["dry_run=true", "deepspeed=zero2", "training.accumulation=2"]
     said = launch("train", *settings, *more, ranks=2).stdout
     assert "video [2, 8, 3, 48, 48]" in said  # 8 clips, by two ranks, in two pieces
     assert "run folder:" in said and "GiB of the host" in said and "novel, " in said
     assert "fixed " in said and "random " in said and "step was taken" in said
-    assert sorted(Path(config.run_dir).parent.rglob("*")) == before
+    assert sorted(Path(config.run).parent.rglob("*")) == before
 
 
 def test_a_dry_run_refuses_what_the_run_would(launch, settings, tmp_path):
     """The folder of another configuration, by the same message."""
-    other = prepare(replace(load_config(settings), run_dir=str(tmp_path), seed=5))
+    other = prepare(replace(load_config(settings), run=str(tmp_path), seed=5))
     claim(tmp_path, other, FreeLock())
-    done = launch("train", *settings, f"run_dir={tmp_path}", "dry_run=true", check=False)
+    done = launch("train", *settings, f"run={tmp_path}", "dry_run=true", check=False)
     assert done.returncode == 2 and "seed was 5, is 0" in done.stderr
 
 

@@ -107,7 +107,7 @@ def test_procvlr_and_ace_differ_in_the_method_alone(runs):
     """The paper's one-to-one baseline: every setting of data, model, loader and training is the same but the text's."""
     ace, procvlr = (OmegaConf.to_container(OmegaConf.load(runs / name / "config.yaml")) for name in ("ace", "procvlr"))
     for config in (ace, procvlr):
-        del config["method"], config["run_dir"]
+        del config["method"], config["run"]
         assert config["model"]["text"].pop("train_projection") is (config is ace)
     assert ace == procvlr
 

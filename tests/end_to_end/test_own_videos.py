@@ -85,7 +85,7 @@ def test_from_videos_to_a_classification(project, videos, launch):
     clips = json.loads((project / "shards" / "manifest.json").read_text())["clips"]
     assert len(clips) == rows and "shards" in built.stdout
     launch(
-        "train", "experiment=own", "dataset.shards=shards", "run_dir=run", "training.max_steps=3",
+        "train", "experiment=own", "dataset.shards=shards", "run=run", "training.max_steps=3",
         "training.batch_size=4", ranks=2, cwd=project,
     )  # fmt: skip
     results = json.loads((project / "run" / "results.json").read_text())
@@ -176,7 +176,7 @@ def test_bad_settings_of_training_are_named(settings, words, project, tmp_path, 
         "train",
         "experiment=own",
         f"dataset.shards={project}/shards",
-        "run_dir=bad",
+        "run=bad",
         *settings,
         cwd=tmp_path,
         check=False,

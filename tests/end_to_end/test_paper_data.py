@@ -23,7 +23,7 @@ def test_gtea_from_its_folder_to_results(tmp_path, launch):
     )  # fmt: skip
     assert "30 training and 10 test clips" in built.stdout and "tested: S1" in built.stdout
     run = tmp_path / "runs" / "fold2"
-    launch("train", "experiment=gtea_ace", shards, "dataset.fold=2", f"run_dir={run}", *TOY)
+    launch("train", "experiment=gtea_ace", shards, "dataset.fold=2", f"run={run}", *TOY)
     results = json.loads((run / "results.json").read_text())
     assert (results["dataset"], results["fold"]) == ("gtea", 2) and len(results["srt"]["runs"]) == 10
     predictions = json.loads((run / "predictions.json").read_text())

@@ -39,14 +39,14 @@ def test_ten_actions_from_csv_to_training(tmp_path, launch):
     with (tmp_path / "annotations.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["video", "start_s", "end_s", "verb", "object", "split", "group"], *rows])
     built = launch(
-        "build_synonyms", "actions=annotations.csv", "out=trees.json", "source=wordnet", "children=4", cwd=tmp_path
+        "build_synonyms", "actions=annotations.csv", "output=trees.json", "source=wordnet", "children=4", cwd=tmp_path
     )
     trees = SynonymTrees.load(tmp_path / "trees.json")
     assert trees.roots == tuple(label.split()[0] for label in LABELS.split(",")) and "10 trees" in built.stdout
     settings = ["dataset.shards=shards", "dataset.encoding.codec=mjpeg", "dataset.encoding.short_side=64"]
     launch("build_shards", "dataset=csv", "dataset.annotations=annotations.csv", *settings, cwd=tmp_path)
     launch(
-        "train", "experiment=own", *settings, "dataset.synonyms=trees.json", "run_dir=run", "training.max_steps=2",
+        "train", "experiment=own", *settings, "dataset.synonyms=trees.json", "run=run", "training.max_steps=2",
         "training.log_every_steps=1", cwd=tmp_path,
     )  # fmt: skip
     losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -21,7 +21,7 @@ VARIANTS = {  # run -> settings of ACE that change how a step is computed
     "ace_accumulated": ["training.accumulation=2"],
     "ace_bf16": ["training.precision=bf16"],
     "ace_text_layers": ["model.text.trained_layers=1", "method.independent_draws=true"],
-    "ace_feature_cache": ["loader.augment=false", "loader.trunk_cache={folder}/features"],
+    "ace_feature_cache": ["loader.augment=false", "loader.feature_cache={folder}/features"],
 }
 RUNS = (*METHODS, *VARIANTS)
 STEPS = 4
@@ -36,10 +36,10 @@ def main(folder):
     for run in RUNS:
         own = [setting.format(folder=folder) for setting in VARIANTS.get(run, ())]
         method = "ace" if run in VARIANTS else run
-        config = load_config(["experiment=demo", f"method={method}", *toy, *own, f"run_dir={folder}/{run}"])
+        config = load_config(["experiment=demo", f"method={method}", *toy, *own, f"run={folder}/{run}"])
         train(config, ranks)
-        evaluate_run(Path(config.run_dir), ranks)
-    half = [*toy, f"run_dir={folder}/vifi_ft_resumed", "method=vifi_ft"]
+        evaluate_run(Path(config.run), ranks)
+    half = [*toy, f"run={folder}/vifi_ft_resumed", "method=vifi_ft"]
     train(load_config([*half, f"training.stop_after_steps={STEPS // 2}"]), ranks)
     train(load_config(half), ranks)
     disconnect()

@@ -26,7 +26,7 @@ class Pair:
         self.folder = folder
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # what stands there later is of this pair
         arguments = [
-            f"run_dir={folder}", "training.batch_size=4",
+            f"run={folder}", "training.batch_size=4",
             "training.log_every_steps=1", "training.save_every_steps=1000", "training.device=cpu", *settings,
         ]  # fmt: skip
         group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}

@@ -73,7 +73,7 @@ def cluster(slurm, project):
 def submit_training(cluster, run_dir):
     """Submit the two-node training; returns its job id."""
     printed = cluster(
-        "submit", "cluster=slurm", "cluster.nodes=2", "dataset.shards=shards", *SETTINGS, f"run_dir={run_dir}"
+        "submit", "cluster=slurm", "cluster.nodes=2", "dataset.shards=shards", *SETTINGS, f"run={run_dir}"
     )
     return next(line.split()[1].rstrip(";") for line in printed.splitlines() if line.startswith("job "))
 

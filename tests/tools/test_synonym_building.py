@@ -37,7 +37,7 @@ def config(tmp_path):
 
     def make(server, **settings):
         values = {
-            "actions": ACTIONS, "out": str(tmp_path / "trees.json"), "children": 3, "domain": "toy assembly",
+            "actions": ACTIONS, "output": str(tmp_path / "trees.json"), "children": 3, "domain": "toy assembly",
             "model": "test-model", "base_url": server.url, "cache": str(tmp_path / "cache"), "backoff_s": 0.001,
             "timeout_s": 20.0,
         }  # fmt: skip
@@ -318,7 +318,7 @@ def test_a_dry_run_asks_nothing(config, monkeypatch):
         settings = config(server, dry_run=True, price_input=2.0, price_output=8.0)
         assert build(settings, said.append) is None
     assert not server.requests and "9 questions" in said[0] and "at the stated prices" in said[0]
-    assert not os.path.exists(settings.out) and not os.path.exists(settings.cache)
+    assert not os.path.exists(settings.output) and not os.path.exists(settings.cache)
 
 
 def test_killed_half_way_and_continued(tmp_path, launch):
@@ -333,7 +333,7 @@ def test_killed_half_way_and_continued(tmp_path, launch):
 
     with ChatServer(stuck_at_five) as server:
         settings = [
-            f"actions=[{', '.join(ACTIONS)}]", f"out={tmp_path / 'trees.json'}", "children=3", "domain=toy assembly",
+            f"actions=[{', '.join(ACTIONS)}]", f"output={tmp_path / 'trees.json'}", "children=3", "domain=toy assembly",
             "model=m", f"base_url={server.url}", f"cache={tmp_path / 'cache'}", "concurrency=1",
         ]  # fmt: skip
         script = os.path.join(os.path.dirname(__file__), "..", "..", "launchers", "build_synonyms.py")
@@ -357,7 +357,7 @@ def test_the_launcher_reports_and_exits(tmp_path, launch):
     with ChatServer(lambda *_: (401, {"error": {"message": f"bad key {KEY}"}})) as server:
         settings = [
             "actions=[spin block]",
-            f"out={tmp_path / 't.json'}",
+            f"output={tmp_path / 't.json'}",
             "domain=x",
             "model=m",
             f"base_url={server.url}",

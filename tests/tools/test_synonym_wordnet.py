@@ -118,7 +118,7 @@ def test_ten_actions_from_a_csv_to_trees_that_train(tmp_path):
         writer.writerow(["video", "verb", "object", "split"])
         writer.writerows(["x.mp4", *label.split(), "train"] for label in TEN.split(","))
     said = []
-    config = BuildConfig(actions=str(path), out=str(tmp_path / "trees.json"), source="wordnet", children=6)
+    config = BuildConfig(actions=str(path), output=str(tmp_path / "trees.json"), source="wordnet", children=6)
     result = build(config, said.append)
     first = result.path.read_bytes()
     build(config, said.append)
@@ -138,7 +138,7 @@ def test_ten_actions_from_a_csv_to_trees_that_train(tmp_path):
 def test_a_sense_that_the_user_picks(tmp_path):
     """It shapes the tree; a name for a verb that no action has is an error; an unknown verb is reported alone."""
     config = BuildConfig(
-        actions=["lay down lid", "spin block"], out=str(tmp_path / "t.json"), source="wordnet", children=3
+        actions=["lay down lid", "spin block"], output=str(tmp_path / "t.json"), source="wordnet", children=3
     )
     config.senses = {"lay down": "put_down.v.01"}
     trees = SynonymTrees.load(build(config).path)

@@ -25,18 +25,18 @@ def claim(run_dir, config):
 
 def test_a_folder_refuses_another_configuration_and_names_what_differs(tmp_path):
     """The same configuration may come back, also with other log intervals; anything that changes results may not."""
-    config = load_config([f"run_dir={tmp_path}/run"])
+    config = load_config([f"run={tmp_path}/run"])
     claim(tmp_path / "run", config)
     assert read_config(tmp_path / "run") == config
-    claim(tmp_path / "run", load_config([f"run_dir={tmp_path}/run", "training.log_every_steps=3"]))
+    claim(tmp_path / "run", load_config([f"run={tmp_path}/run", "training.log_every_steps=3"]))
     with pytest.raises(RunError, match=r"seed was 0, is 1; dataset\.clip\.frames was 8, is 4"):
-        claim(tmp_path / "run", load_config([f"run_dir={tmp_path}/run", "seed=1", "dataset.clip.frames=4"]))
+        claim(tmp_path / "run", load_config([f"run={tmp_path}/run", "seed=1", "dataset.clip.frames=4"]))
     assert read_config(tmp_path / "run").seed == 0
 
 
 def test_environment_holds_versions_and_hardware(tmp_path):
     """What a report needs to say where a number comes from."""
-    claim(tmp_path, dataclasses.replace(load_config([]), run_dir=str(tmp_path)))
+    claim(tmp_path, dataclasses.replace(load_config([]), run=str(tmp_path)))
     facts = json.loads((tmp_path / "environment.json").read_text())
     assert facts["versions"]["torch"] and facts["hardware"]["cores"] and "commit" in facts["git"]
 
@@ -59,7 +59,7 @@ def test_a_run_keeps_the_code_that_no_commit_has(tmp_path, monkeypatch):
     module.write_text("steps = 2\napi_key = 'sk-abcdefghijklmnopqrstuvwxyz'\n")
     (checkout / "ace_dist" / "new.py").write_text("")
     monkeypatch.setattr(run_folder, "__file__", str(module))
-    config = dataclasses.replace(load_config([]), run_dir=str(tmp_path / "run"))
+    config = dataclasses.replace(load_config([]), run=str(tmp_path / "run"))
     claim(tmp_path / "run", config)
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())["git"]
     assert facts["modified"] is True and facts["untracked"] == ["ace_dist/new.py"] and len(facts["commit"]) == 40
@@ -81,7 +81,7 @@ def test_starts_that_say_the_same_are_kept_once(tmp_path):
     """A requeued run adds nothing; one that goes on with another rate of logging keeps what it was started with."""
     run = tmp_path / "run"
     for every in (3, 3, 5, 5, 7):
-        claim(run, load_config([f"run_dir={run}", f"training.log_every_steps={every}"]))
+        claim(run, load_config([f"run={run}", f"training.log_every_steps={every}"]))
     kept = [read_config(run / "starts" / name).training.log_every_steps for name in ("0001", "0002")]
     assert kept == [3, 5] and read_config(run).training.log_every_steps == 7
     assert len(list((run / "starts").iterdir())) == 2

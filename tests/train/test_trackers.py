@@ -21,7 +21,7 @@ def folder(tmp_path):
     """A run folder as `claim` leaves it: secrets are gone from its config.yaml."""
     run_dir = tmp_path / "some_run"
     run_dir.mkdir()
-    (run_dir / "config.yaml").write_text("name: demo\nrun_dir: /home/ann/runs/some_run\ntraining:\n  batch_size: 7\n")
+    (run_dir / "config.yaml").write_text("name: demo\nrun: /home/ann/runs/some_run\ntraining:\n  batch_size: 7\n")
     return run_dir
 
 

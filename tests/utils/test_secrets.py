@@ -64,7 +64,7 @@ def test_a_run_folder_holds_no_secret_and_can_be_continued(tmp_path, monkeypatch
     secret = word()
     monkeypatch.setattr("sys.argv", ["launchers/train.py", f"+llm.api_key={secret}"])
     config = dataclasses.replace(
-        load_config([f"run_dir={tmp_path}/run"]), deepspeed={"monitor": {"wandb_token": secret, "team": "x"}}
+        load_config([f"run={tmp_path}/run"]), deepspeed={"monitor": {"wandb_token": secret, "team": "x"}}
     )
     for _ in range(2):  # the second time it is compared with what the first wrote
         lock = RunLock(tmp_path / "run")

@@ -61,37 +61,37 @@ class Plan:
 
 
 def open_loader(config: Config, model: DualEncoder, device: torch.device) -> Loader:
-    """The run's loader, behind the cache that `loader.trunk_cache` names when it names one.
+    """The run's loader, behind the cache that `loader.feature_cache` names when it names one.
 
     Raises `DataError` when the video tower has no frozen blocks to spare; otherwise as `make_loader`.
     """
     model.expect_clips(config.loader)
-    if config.loader.trunk_cache is None:
+    if config.loader.feature_cache is None:
         return make_loader(config.dataset.shards, config, device)
     tower = model.video
     if not isinstance(tower, TimeSformer) or not tower.trunk_blocks:
         raise DataError(
-            f"loader.trunk_cache={config.loader.trunk_cache} has nothing to keep: model.video.tower="
+            f"loader.feature_cache={config.loader.feature_cache} has nothing to keep: model.video.tower="
             f"{config.model.video.tower} with trained_blocks={config.model.video.trained_blocks} and train_time_embed="
-            f"{config.model.video.train_time_embed} has no frozen blocks below; set loader.trunk_cache=null"
+            f"{config.model.video.train_time_embed} has no frozen blocks below; set loader.feature_cache=null"
         )
     if any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
-        raise DataError("loader.trunk_cache does not go with deepspeed=zero3, which shares the frozen blocks out")
+        raise DataError("loader.feature_cache does not go with deepspeed=zero3, which shares the frozen blocks out")
     return TrunkCache(make_loader(config.dataset.shards, config, device), config, tower, device)
 
 
 class TrunkCache(Loader):
     """A loader whose batches come out of the cache; what is not in it is decoded, passes the trunk and is written.
 
-    When the whole folder of `loader.trunk_cache` holds `loader.trunk_cache_gib`, nothing is added any more and nothing
-    removed: a training run asks for every clip equally often. Processes that share it keep the limit to 1 % each.
+    When the whole folder of `loader.feature_cache` holds `loader.feature_cache_gib`, nothing is added any more and
+    nothing removed: a training run asks for every clip equally often. Processes that share it keep to it within 1 %.
     """
 
     def __init__(self, loader: Loader, config: Config, tower: TimeSformer, device: torch.device) -> None:
-        assert config.loader.trunk_cache is not None
+        assert config.loader.feature_cache is not None
         self.inner, self.tower, self.device = loader, tower, device
         self.backend, self.decoder = loader.backend, loader.decoder
-        self.root, self.limit = Path(config.loader.trunk_cache), config.loader.trunk_cache_gib * 2**30
+        self.root, self.limit = Path(config.loader.feature_cache), config.loader.feature_cache_gib * 2**30
         about = {
             "format": FORMAT,
             "trunk": trunk_digest(tower),
@@ -166,7 +166,7 @@ class TrunkCache(Loader):
             self.recount()
         if self.held + self.added + size > self.limit:
             say_once(
-                f"trunk cache: {self.root} is full ({(self.held + self.added) / 2**30:.2f} of loader.trunk_cache_gib="
+                f"trunk cache: {self.root} is full ({(self.held + self.added) / 2**30:.2f} of loader.feature_cache_gib="
                 f"{self.limit / 2**30:g}); clips that are not in it are computed each time"
             )
         elif not path.is_file():
@@ -237,9 +237,9 @@ def read_features(path: Path) -> Tensor:
             tensor, facts = file.get_tensor("features"), file.metadata() or {}
             expected = int(facts.get("crc32", -1))
     except (OSError, SafetensorError, ValueError) as error:
-        raise DataError(f"{path} of loader.trunk_cache cannot be read: {error}; delete it") from error
+        raise DataError(f"{path} of loader.feature_cache cannot be read: {error}; delete it") from error
     if checksum(tensor) != expected:
-        raise DataError(f"{path} of loader.trunk_cache is damaged (CRC-32 differs); delete it")
+        raise DataError(f"{path} of loader.feature_cache is damaged (CRC-32 differs); delete it")
     return cast("Tensor", tensor)
 
 

@@ -34,7 +34,7 @@ class BuildConfig:
     """Settings of `launchers/build_synonyms.py`."""
 
     actions: Any = None  # a CSV file with the columns verb and object, a text file of labels, or a list
-    out: str | None = None  # the tree file to write
+    output: str | None = None  # the tree file to write
     source: str = "model"  # model | wordnet
     children: int = 9  # M of the first order, the verb itself counted
     grandchildren: int | None = None  # M of the second and deeper orders; null: as children
@@ -83,13 +83,13 @@ class BuildResult:
 
 
 def build(config: BuildConfig, say: Callable[[str], None] = print) -> BuildResult | None:
-    """Build the trees of `config.actions` into `config.out`; `None` after a dry run.
+    """Build the trees of `config.actions` into `config.output`; `None` after a dry run.
 
     Complete trees of an unfinished build are in `OUT.partial.json`, rewritten as each is done; the same command
     continues it, since answers are cached. Raises `UserError`s for settings that cannot work.
     """
     check(config)
-    out = Path(config.out or "").expanduser()
+    out = Path(config.output or "").expanduser()
     forest = Forest(read_actions(config.actions).by_verb(), config.sizes())
     if config.source == "wordnet":
         wordnet = WordNetSource(WordNet(find_wordnet(config.wordnet)), config.senses, set(forest.roots))
@@ -214,13 +214,13 @@ def server_settings(config: BuildConfig) -> ServerSettings:
 def refuse_hand_edits(out: Path) -> None:
     """Never overwrite a person's work."""
     if out.is_file() and SynonymTrees.load(out).meta.get("hand_edits"):
-        raise BuildError(f"out={out} was edited by hand; choose another name, or move it away")
+        raise BuildError(f"output={out} was edited by hand; choose another name, or move it away")
 
 
 def check(config: BuildConfig) -> None:
     """What types cannot say about the settings."""
-    if config.actions is None or not config.out:
-        raise BuildError("give actions=FILE (or a list) and out=FILE.json")
+    if config.actions is None or not config.output:
+        raise BuildError("give actions=FILE (or a list) and output=FILE.json")
     if config.source not in ("model", "wordnet"):
         raise BuildError(f"source={config.source} is not one of model, wordnet")
     if config.orders < 2 or min(config.sizes()) < 1:
