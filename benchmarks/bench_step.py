@@ -6,8 +6,8 @@
 Variants, all from the same weights, clips and drawn phrases:
 - `naive`: Algorithm 1 on Hugging Face's models (`naive_step.py`); `naive_bf16` under bf16 autocast (GPU).
 - `procedurevrl_style`: fixed embeddings of the root labels, whole video encoder in the graph (nothing marked frozen).
-- one change on `naive` at a time: `tokens_cut` (phrases padded to the longest instead of 77), `phrase_bank` (the frozen
-  text transformer runs once per phrase, before training), `own_timesformer`, `fused_loss`.
+- one change on `naive` at a time: `tokens_cut` (phrases padded to the longest instead of 77), `text_feature_cache` (the
+  frozen text transformer runs once per phrase, before training), `own_timesformer`, `fused_loss`.
 - `ours`: all of it, fp32; `ours_compiled` with the blocks under torch.compile, `ours_graphs` in CUDA graphs too;
   `ours_sgd_loop` without fused SGD.
 - `ours_bf16`: weights in bfloat16, fp32 masters and momentum for what trains, as in training; `ours_bf16_pure` without.
@@ -18,7 +18,7 @@ Variants, all from the same weights, clips and drawn phrases:
 Every variant lives in a process of its own, so that peak memory is its own; the processes step in turns.
 Metrics: `step_time` (ms), `clips_per_s`, `loss` (of the last step), and memory. On a GPU `peak_memory_gib` is the
 allocator's peak. On a CPU it is the peak of resident memory, start included, beyond that of a process with the imports
-alone, and `step_memory_gib` the peak of the steps: the encoders are built whole before the bank lets go of the text.
+alone, and `step_memory_gib` the peak of the steps: the encoders are built whole before the cache lets go of the text.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from ace_dist.concepts import Action, ConceptDraw, ConceptSampler, SynonymTrees
 from ace_dist.config import MethodConfig, TextConfig, VideoConfig, assets_dir
 from ace_dist.data.loader.feature_cache import read_features, write_features
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.text_features import PhraseBank
+from ace_dist.models.text_features import TextFeatureCache
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.objectives.concept import offsets_of
 from ace_dist.utils.memory import trim_heap
@@ -53,12 +53,20 @@ RESULTS = Path(__file__).parent / "results"
 SETTINGS = MethodConfig()
 VARIANTS = {
     "cpu": (
-        *("naive", "procedurevrl_style", "tokens_cut", "phrase_bank", "own_timesformer", "fused_loss"),
+        *("naive", "procedurevrl_style", "tokens_cut", "text_feature_cache", "own_timesformer", "fused_loss"),
         *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled", "ours_cached"),
         *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
     ),
     "cuda": (
-        *("naive", "naive_bf16", "procedurevrl_style", "tokens_cut", "phrase_bank", "own_timesformer", "fused_loss"),
+        *(
+            "naive",
+            "naive_bf16",
+            "procedurevrl_style",
+            "tokens_cut",
+            "text_feature_cache",
+            "own_timesformer",
+            "fused_loss",
+        ),
         *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled", "ours_graphs", "ours_cached"),
         *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
     ),
@@ -103,13 +111,13 @@ SHAPES = {
 
 
 class Assembled(nn.Module):
-    """A step from chosen parts: naive or own video encoder, live text or phrase bank, plain or fused loss."""
+    """A step from chosen parts: naive or own video encoder, live text or text feature cache, plain or fused loss."""
 
-    def __init__(self, video: nn.Module, text: NaiveText | PhraseBank, fused: bool) -> None:
+    def __init__(self, video: nn.Module, text: NaiveText | TextFeatureCache, fused: bool) -> None:
         super().__init__()
         self.video, self.fused = video, fused
-        self.bank = text if isinstance(text, PhraseBank) else None
-        self.text = text.tower if isinstance(text, PhraseBank) else text
+        self.text_features = text if isinstance(text, TextFeatureCache) else None
+        self.text = text.tower if isinstance(text, TextFeatureCache) else text
 
     def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> Tensor:
         """The loss of Eq. 9."""
@@ -132,9 +140,9 @@ class Assembled(nn.Module):
         ).sum()
 
     def encode(self, phrases: list[str]) -> Tensor:
-        """Phrases -> [S, E], live or from the bank."""
-        if self.bank is not None:
-            return self.bank.encode(self.bank.indices(phrases))
+        """Phrases -> [S, E], live or from the cache."""
+        if self.text_features is not None:
+            return self.text_features.encode(self.text_features.indices(phrases))
         embeddings: Tensor = self.text(phrases)
         return embeddings
 
@@ -175,12 +183,12 @@ def build(variant: str, shape: Shape, device: str) -> tuple[nn.Module, ConceptSa
         return NaiveStep(model, shape.frames, SETTINGS, padded=False).to(device), sampler
     model.to(device)
     ours = variant.startswith("ours")
-    bank = model.make_bank(sampler.reachable()) if ours or variant == "phrase_bank" else None
+    cache = model.build_text_features(sampler.reachable()) if ours or variant == "text_feature_cache" else None
     if ours:
         model.to(torch.bfloat16 if "bf16" in variant else torch.float32)
         model.release_text({})  # no new phrase will come
     video = model.video if ours or variant == "own_timesformer" else NaiveVideo(model.video, shape.frames).to(device)
-    text = NaiveText(model.text).to(device) if bank is None else bank
+    text = NaiveText(model.text).to(device) if cache is None else cache
     if variant in ("ours_compiled", "ours_graphs"):
         mode = "default" if variant == "ours_compiled" else "reduce-overhead"
         model.video.config = replace(model.video.config, compile=mode)

@@ -68,8 +68,8 @@ def pretrained(config: Config) -> DualEncoder:
 @torch.no_grad()
 def embed(model: DualEncoder, labels: Sequence[str]) -> Tensor:
     """Unit text embeddings [K,E]."""
-    bank = model.make_bank(labels)
-    return functional.normalize(bank.encode(bank.indices(labels)), dim=1)
+    cache = model.build_text_features(labels)
+    return functional.normalize(cache.encode(cache.indices(labels)), dim=1)
 
 
 def scores(model: DualEncoder, test: tuple[Clips, list[str]], config: Config) -> dict[str, float]:

@@ -77,7 +77,7 @@ class ConceptSampler:
         )
 
     def reachable(self) -> tuple[str, ...]:
-        """Every phrase that any draw can contain, sorted: what the phrase bank encodes once."""
+        """Every phrase that any draw can contain, sorted: what the text feature cache encodes once."""
         phrases = {phrase for group in self.fixed for phrase in group}
         for index, action in enumerate(self.actions):
             nodes = [(action.verb, child) for child in self.trees.children(action.verb)]

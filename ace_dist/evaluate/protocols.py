@@ -75,8 +75,8 @@ def encode_test(
 @torch.no_grad()
 def encode_phrases(model: DualEncoder, phrases: Sequence[str]) -> Tensor:
     """Text embeddings [S, D] of phrases, float32 on the CPU, not normalised."""
-    bank = model.make_bank(dict.fromkeys(phrases))
-    return bank.encode(bank.indices(phrases)).float().cpu()
+    cache = model.build_text_features(dict.fromkeys(phrases))
+    return cache.encode(cache.indices(phrases)).float().cpu()
 
 
 @torch.no_grad()

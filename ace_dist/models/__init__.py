@@ -1,1 +1,1 @@
-"""The encoders: TimeSformer, text towers, phrase bank, and their weight files."""
+"""The encoders: TimeSformer, text towers, text feature cache, and their weight files."""

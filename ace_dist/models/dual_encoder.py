@@ -13,7 +13,7 @@ from ace_dist.models.patches import ClipPatches
 from ace_dist.models.similarity import build_similarity
 from ace_dist.models.spacetime import SpaceTimeTower
 from ace_dist.models.text import build_text_tower
-from ace_dist.models.text_features import PhraseBank
+from ace_dist.models.text_features import TextFeatureCache
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.vit import ImageTower
 from ace_dist.utils.errors import ModelError
@@ -39,9 +39,9 @@ class DualEncoder(nn.Module):
         self.text = build_text_tower(text)
         self.similarity = build_similarity(similarity or SimilarityConfig(), video.embed_dim)
 
-    def forward(self, video: Tensor, bank: PhraseBank, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips [B,T,3,H,W] and rows of the bank int64 [n] -> video [B,D], text [n,D]."""
-        return self.encode_video(video), bank.encode(indices)
+    def forward(self, video: Tensor, cache: TextFeatureCache, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips [B,T,3,H,W] and rows of the cache int64 [n] -> video [B,D], text [n,D]."""
+        return self.encode_video(video), cache.encode(indices)
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Normalised RGB clips [B,T,3,H,W] -> [B,D]; frame by frame, [B,T,D], with `model.video.pooling=frames`.
@@ -73,12 +73,12 @@ class DualEncoder(nn.Module):
                 if hasattr(block, "last"):  # what the last block does instead of its forward pass
                     block.last = torch.compile(block.last, dynamic=False, mode=self.video.config.compile)
 
-    def make_bank(self, phrases: Iterable[str]) -> PhraseBank:
+    def build_text_features(self, phrases: Iterable[str]) -> TextFeatureCache:
         """Run the frozen part of the text encoder once for each phrase."""
-        return PhraseBank(self.text, phrases)
+        return TextFeatureCache(self.text, phrases)
 
     def release_text(self, stored: Mapping[str, Tensor]) -> None:
-        """Free the text weights that only phrases outside of a bank need; `stored` has them by their names here."""
+        """Free the text weights that only phrases outside of a cache need; `stored` has them by their names here."""
         self.text.release(lambda name: stored[f"text.{name}"])
 
     def set_step(self, seed: int, step: int, rank: int, world: int) -> None:

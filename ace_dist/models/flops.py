@@ -167,7 +167,7 @@ def count_spacetime(tally: FlopTally, tower: SpaceTimeTower, clips: int, frames:
 
 
 def text_flops(tower: TextTower, phrases: int, tokens: int) -> Flops:
-    """The text tower's trainable tail on `phrases` phrases of the phrase bank, which holds `tokens` tokens of each."""
+    """The text tower's trainable tail on `phrases` phrases of the text feature cache, each of `tokens` tokens."""
     tally, config = FlopTally(), tower.config
     sentences = phrases * len(config.prompts)
     prompted = isinstance(tower, PromptedClipTextTower)

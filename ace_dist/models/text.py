@@ -178,7 +178,7 @@ class TextTower(nn.Module, ABC):
         features, lengths = frozen
         features = features.to(
             next(self.parameters()).dtype
-        )  # an engine may have cast the tower since the bank was built
+        )  # an engine may have cast the tower since the cache was built
         if not self.config.trained_layers:
             return self.project(features) if self.config.train_projection else features
         for index in range(self.first_trained, self.config.depth):

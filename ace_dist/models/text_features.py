@@ -1,4 +1,4 @@
-"""Owns the phrase bank: every phrase's frozen features, computed once, so that a step encodes text by a gather."""
+"""The text feature cache: what does not train of every phrase, computed once, so a step encodes text by a gather."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ace_dist.utils.errors import ModelError
 from ace_dist.utils.transfer import send
 
 
-class PhraseBank:
+class TextFeatureCache:
     """The frozen features of known phrases, and the tower whose trainable tail completes them.
 
-    Exact, not an approximation: `encode` equals the tower's live encoding. Build the bank after the tower's weights are
-    loaded and on the device where it trains; changing the frozen part later makes the bank stale. Repeated phrases are
-    kept once.
+    Exact, not an approximation: `encode` equals the tower's live encoding. Build it after the tower's weights are
+    loaded and on the device where it trains; changing the frozen part later makes it stale. Repeated phrases are kept
+    once.
     """
 
     def __init__(self, tower: TextTower, phrases: Iterable[str]) -> None:
         self.tower = tower
         self.phrases = tuple(dict.fromkeys(phrases))
         if not self.phrases:
-            raise ModelError("a phrase bank needs at least one phrase; check the labels and the synonym tree file")
+            raise ModelError("there is no phrase to encode; check the labels and the synonym tree file")
         self.positions = {phrase: index for index, phrase in enumerate(self.phrases)}
         self.frozen: FrozenText = tower.frozen(tower.sentences(self.phrases))
 
@@ -40,8 +40,8 @@ class PhraseBank:
             return self.positions[phrase]
         except KeyError:
             raise ModelError(
-                f"the phrase {phrase!r} is not among the {len(self)} of the phrase bank; add it to the labels or to "
-                "the synonym tree file (dataset.synonyms)"
+                f"the phrase {phrase!r} is not among the {len(self)} of the text feature cache; add it to the labels "
+                "or to the synonym tree file (dataset.synonyms)"
             ) from None
 
     def indices(self, phrases: Sequence[str]) -> Tensor:
@@ -65,7 +65,7 @@ class PhraseBank:
         sentences = (rows[:, None] * count + torch.arange(count, device=rows.device)).flatten()
         return self.tower.over_prompts(self.tower.trainable(self.frozen.rows(send(sentences, self.device))))
 
-    def to(self, device: torch.device | str) -> PhraseBank:
+    def to(self, device: torch.device | str) -> TextFeatureCache:
         """Move the features (in place), as `nn.Module.to` does; the tower is moved by its owner."""
         self.frozen = self.frozen.to(device)
         return self

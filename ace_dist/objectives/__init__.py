@@ -49,4 +49,4 @@ def build_objective(
         independent_draws=config.method.independent_draws,
     )
     objective = METHODS[config.method.name].objective
-    return objective(model, model.make_bank(sampler.reachable()), sampler, config.method)
+    return objective(model, model.build_text_features(sampler.reachable()), sampler, config.method)

@@ -17,7 +17,7 @@ from ace_dist.utils.distributed import gathered
 if TYPE_CHECKING:
     from ace_dist.config import MethodConfig
     from ace_dist.models.dual_encoder import DualEncoder
-    from ace_dist.models.text_features import PhraseBank
+    from ace_dist.models.text_features import TextFeatureCache
 
 
 class ConceptObjective(nn.Module):
@@ -28,10 +28,12 @@ class ConceptObjective(nn.Module):
     Shapes: video [B, T, 3, H, W], labels [B].
     """
 
-    def __init__(self, model: DualEncoder, bank: PhraseBank, sampler: ConceptSampler, settings: MethodConfig) -> None:
+    def __init__(
+        self, model: DualEncoder, text_features: TextFeatureCache, sampler: ConceptSampler, settings: MethodConfig
+    ) -> None:
         super().__init__()
         self.model = model
-        self.bank = bank
+        self.text_features = text_features
         self.sampler = sampler
         self.settings = settings
 
@@ -59,23 +61,25 @@ class ConceptObjective(nn.Module):
 
         A phrase of several sets or classes passes the trainable tail once; the kernels read its row in place.
         """
-        indices = [self.bank.indices([phrase for group in phrases for phrase in group]) for phrases in label_sets]
+        indices = [
+            self.text_features.indices([phrase for group in phrases for phrase in group]) for phrases in label_sets
+        ]
         distinct_P, rows = torch.cat(indices).unique(return_inverse=True)
         return self.embed(distinct_P), rows.split([len(part) for part in indices])
 
     def embed(self, phrases_P: Tensor) -> Tensor:
-        """Embeddings [P, D] of rows of the bank. Where text layers run at every step, each rank encodes its share.
+        """Embeddings [P, D] of rows of the cache. Where text layers run at every step, each rank encodes its share.
 
         All ranks ask for the same phrases, since they draw the same labels. The gradients of all ranks' losses reach
         the rank that encoded a phrase, so their mean over ranks is what it is without sharing.
         """
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         if ranks == 1 or not self.model.text.runs_layers:
-            return self.bank.encode(phrases_P)
+            return self.text_features.encode(phrases_P)
         count = len(phrases_P)
         share = -(-count // ranks)
         own = torch.arange(share) + dist.get_rank() * share
-        return gathered(self.bank.encode(phrases_P[own.clamp(max=count - 1)]))[:count]
+        return gathered(self.text_features.encode(phrases_P[own.clamp(max=count - 1)]))[:count]
 
 
 def total_loss(losses: Mapping[str, Tensor]) -> Tensor:

@@ -153,7 +153,7 @@ def micro_batch_flops(
     Phrases are as many as are drawn on average.
     """
     model, settings = objective.model, objective.settings
-    hidden = objective.bank.frozen.features
+    hidden = objective.text_features.frozen.features
     phrases = round(mean_phrases(objective))
     encoded = math.ceil(phrases / world) if model.text.runs_layers else phrases
     sets = settings.fixed_labels + settings.random_labels + settings.shadow_negatives
@@ -208,7 +208,7 @@ def timed_product(a: Tensor, b: Tensor) -> float:
 
 
 def memory_parts(engine: Engine) -> dict[str, int]:
-    """Bytes on this rank's device that weights, gradients, optimizer and phrase bank hold, counted from their tensors.
+    """Bytes on this rank's device that weights, gradients, optimizer and text features hold, by their tensors.
 
     A storage that two parts share counts for the first of them. Gradients exist between backward pass and step.
     """
@@ -219,7 +219,7 @@ def memory_parts(engine: Engine) -> dict[str, int]:
         "weights_frozen": [*(held(p) for p in parameters if not p.requires_grad), *module.buffers()],
         "gradients": gradients(engine),
         "optimizer": [*masters(engine), *tensors_in(engine.base_optimizer.state.values())],
-        "phrase_bank": list(module.bank.frozen),
+        "text_feature_cache": list(module.text_features.frozen),
     }
     seen: set[int] = set()
     return {name: new_bytes(tensors, seen) for name, tensors in parts.items()}

@@ -270,7 +270,7 @@ def describe(task: Task, plan: TrainPlan, engine: Engine, steps: int) -> str:
     return (
         f"classes: {base} base, {novel} novel; training clips: {len(plan.records)}{held_out(task)}\n"
         f"parameters: {every:,}, of which train {trainable['video']:,} (video) and {trainable['text']:,} (text)\n"
-        f"phrases: {len(engine.module.bank)} encoded once ({engine.module.bank.memory_mib:.2f} MiB)\n"
+        f"phrases: {len(engine.module.text_features)} encoded once ({engine.module.text_features.memory_mib:.2f} MiB)\n"
         f"steps: {steps} of {plan.batch_size} clips ({plan.steps_per_epoch} an epoch) on {engine.ranks.world} rank(s), "
         f"{'bf16' if engine.bf16 else 'fp32'} on {engine.ranks.device}"
         + ("" if task.is_tested() else f"\nwarning: {NO_TEST}, so the evaluation at the end will score nothing")

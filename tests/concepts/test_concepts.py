@@ -194,7 +194,7 @@ def test_independent_draws_and_plain_labels():
 
 
 def test_reachable_covers_every_draw_and_nothing_twice():
-    """What the phrase bank encodes is exactly what draws can ask for."""
+    """What the text feature cache encodes is exactly what draws can ask for."""
     sampler = ConceptSampler(ACTIONS, SynonymTrees(NODES), 9)
     reachable = set(sampler.reachable())
     asked = set()

@@ -55,7 +55,7 @@ def test_a_step_reads_nothing_from_the_device(settings, ranks, tmp_path):
     config = prepare(load_config(["model.init=random", *settings]))
     actions = [Action("spin", "block"), Action("lift", "block")]
     objective = build_objective(config, build_model(config.model, 0), actions, SynonymTrees(VERBS)).to("meta")
-    objective.bank.to("meta")
+    objective.text_features.to("meta")
     objective.train()
     groups = [{"params": params, "lr": 0.1} for params in objective.model.trainable_parameters().values() if params]
     optimizer = build_optimizer(groups, config.training)

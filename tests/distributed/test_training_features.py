@@ -115,7 +115,7 @@ def accuracy_by_hand(folder, task):
     for action in task.classes.base:
         phrases = [str(action.with_verb(verb)) for verb in task.trees.children(action.verb)]
         prototypes.append(
-            torch.cat([unit(model.make_bank([text]).encode(torch.tensor([0]))) for text in phrases]).mean(0)
+            torch.cat([unit(model.build_text_features([text]).encode(torch.tensor([0]))) for text in phrases]).mean(0)
         )
     hits = []
     loader = make_loader(config.dataset.shards, config, "cpu")

@@ -23,8 +23,8 @@ def test_default_trainable_set_is_the_papers():
 
 def test_forward_trains_both_groups():
     model = build(trained_layers=1).train()
-    bank = model.make_bank(["spin block", "hammer pin", "lift the cup"])
-    video, text = model(torch.randn(2, 4, 3, 16, 16), bank, torch.tensor([2, 0, 2, 1]))
+    cache = model.build_text_features(["spin block", "hammer pin", "lift the cup"])
+    video, text = model(torch.randn(2, 4, 3, 16, 16), cache, torch.tensor([2, 0, 2, 1]))
     assert video.shape == (2, 32) and text.shape == (4, 32)
     assert torch.equal(text[0], text[2])
     (video.square().sum() + text.square().sum()).backward()

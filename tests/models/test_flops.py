@@ -16,7 +16,7 @@ from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.flops import FlopTally, similarity_flops, text_flops, video_flops
 from ace_dist.models.similarity import build_similarity
 from ace_dist.models.text import build_text_tower
-from ace_dist.models.text_features import PhraseBank
+from ace_dist.models.text_features import TextFeatureCache
 
 PHRASES = ["spin block", "lay down the side panel", "hammer pin", "rotate block", "lift"]
 
@@ -110,7 +110,7 @@ TEXT = {
 
 @pytest.mark.parametrize("settings", TEXT.values(), ids=TEXT.keys())
 def test_text_towers_equal_torchs_counter(settings, draw):
-    """The trainable tail on the bank's tokens; causal attention in full, as torch counts it."""
+    """The trainable tail on the cache's tokens; causal attention in full, as torch counts it."""
     heads = draw.choice([1, 2])
     tower = build_text_tower(
         TextConfig(**{"width": 16 * heads, "depth": 3, "heads": heads, "embed_dim": 24} | settings)
@@ -125,11 +125,11 @@ def test_minilm_equals_torchs_counter(draw):
 
 
 def check_text(tower, draw):
-    """A bank's encoding of a few phrases by torch's counter and by ours."""
-    bank = PhraseBank(tower, PHRASES)
+    """A cache's encoding of a few phrases by torch's counter and by ours."""
+    cache = TextFeatureCache(tower, PHRASES)
     chosen = draw.sample(range(len(PHRASES)), draw.randint(1, len(PHRASES)))
-    found = counted(lambda: bank.encode(torch.tensor(chosen)))
-    hidden = bank.frozen.features
+    found = counted(lambda: cache.encode(torch.tensor(chosen)))
+    hidden = cache.frozen.features
     assert found == text_flops(tower, len(chosen), hidden.shape[1] if hidden.dim() == 3 else 1)
 
 

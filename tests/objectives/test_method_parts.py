@@ -10,7 +10,7 @@ from ace_dist.evaluate.chance import expected_scores
 from ace_dist.evaluate.metrics import accuracy, fuse_views, macro_f1
 from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.text import ClipTextTower, PromptedClipTextTower, build_text_tower
-from ace_dist.models.text_features import PhraseBank
+from ace_dist.models.text_features import TextFeatureCache
 from ace_dist.models.vit import ImageTower
 from ace_dist.objectives import METHODS
 from ace_dist.objectives.bike import symmetric_kl
@@ -88,15 +88,15 @@ def test_a_learned_temperature_starts_as_the_given_one():
 # ----------------------------------------------------------------------------------------------------- prompts
 @torch.no_grad()
 def test_prompts_are_averaged_before_normalising():
-    """ProcedureVRL's rule: the mean of the sentences' raw embeddings, live and from the bank."""
+    """ProcedureVRL's rule: the mean of the sentences' raw embeddings, live and from the cache."""
     prompts = ["a photo of {}.", "a video of a person {}.", "{}"]
     tower = ClipTextTower(text_config(prompts=prompts)).eval()
     single = ClipTextTower(text_config()).eval()
     single.load_state_dict(tower.state_dict())
     expected = torch.stack([single([prompt.replace("{}", phrase) for prompt in prompts]).mean(0) for phrase in PHRASES])
     assert torch.allclose(tower(PHRASES), expected, atol=1e-5)
-    bank = PhraseBank(tower, PHRASES)
-    assert torch.allclose(bank.encode(bank.indices(PHRASES[::-1] + PHRASES[:1])), expected[[2, 1, 0, 0]], atol=1e-5)
+    cache = TextFeatureCache(tower, PHRASES)
+    assert torch.allclose(cache.encode(cache.indices(PHRASES[::-1] + PHRASES[:1])), expected[[2, 1, 0, 0]], atol=1e-5)
 
 
 @torch.no_grad()

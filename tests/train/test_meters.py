@@ -106,7 +106,7 @@ def test_the_ceiling_is_the_fastest_product(monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_memory_by_part(stage, precision, ranks):
-    """Weights and gradients in the precision, fp32 copies (in bf16) and momentum, the bank: whatever the ZeRO stage."""
+    """Weights and gradients in the precision, fp32 copies (in bf16), momentum, text features: whatever the stage."""
     config, objective = build(f"deepspeed=zero{stage}", f"training.precision={precision}")
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in objective.parameters() if not p.requires_grad)
@@ -121,7 +121,9 @@ def test_memory_by_part(stage, precision, ranks):
         engine.step()
     size = 2 if precision == "bf16" else 4
     buffers = sum(b.untyped_storage().nbytes() for b in objective.buffers())
-    assert parts["phrase_bank"] == sum(part.untyped_storage().nbytes() for part in objective.bank.frozen)
+    assert parts["text_feature_cache"] == sum(
+        part.untyped_storage().nbytes() for part in objective.text_features.frozen
+    )
     padding = 1 + 0.02 * (stage > 0)  # DeepSpeed aligns the pieces of its flat buffers
     for name, expected in (
         ("weights_trained", trained * size),

@@ -169,9 +169,9 @@ def sentence_encoder(model: DualEncoder, sentences: Sequence[str]) -> Callable[[
     """Rows of `sentences` -> [rows,E], with gradients; layers that stay as they came run once for each sentence."""
     if model.text.config.trained_layers:
         return lambda rows: encode_text(model, [sentences[row] for row in rows])
-    bank = model.make_bank(dict.fromkeys(sentences))
-    indices = bank.indices(sentences)
-    return lambda rows: bank.encode(indices[torch.from_numpy(rows)])
+    cache = model.build_text_features(dict.fromkeys(sentences))
+    indices = cache.indices(sentences)
+    return lambda rows: cache.encode(indices[torch.from_numpy(rows)])
 
 
 def whole_model(model: ModelConfig) -> DualEncoder:
