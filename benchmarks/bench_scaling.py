@@ -120,7 +120,6 @@ def loopback_bytes() -> int:
 def worker(out: Path, settings: Sequence[str]) -> None:
     """One rank: train a few stretches of steps and count what they send."""
     from ace_dist.config import load_config
-    from ace_dist.objectives import prepare
     from ace_dist.train.guards import RunLock
     from ace_dist.train.preemption import Preemption
     from ace_dist.train.trainer import build, take_steps
@@ -129,7 +128,7 @@ def worker(out: Path, settings: Sequence[str]) -> None:
     config = load_config(settings)
     ranks = connect(config.training.device)
     with Preemption() as preemption, closing(RunLock(Path(config.run))) as lock:
-        training = build(prepare(config), ranks, preemption, lock)
+        training = build(config, ranks, preemption, lock)
         sent, start = [], 0
         for steps in (WARM, FEW, MANY):
             ranks.barrier()

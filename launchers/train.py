@@ -33,13 +33,12 @@ def main(argv: Sequence[str]) -> Outcome:
     config = load_config([arg for arg in argv if arg not in (*own, "--cfg")])
     from ace_dist.evaluate.report import write_report
     from ace_dist.evaluate.runs import evaluate_run, results_table
-    from ace_dist.objectives import prepare
     from ace_dist.train.dry_run import dry_run
     from ace_dist.train.trainer import Outcome, train
     from ace_dist.utils.distributed import connect, disconnect
 
     if "--cfg" in argv:
-        print(redact(to_yaml(prepare(config))), end="")
+        print(redact(to_yaml(config)), end="")
         return Outcome(Path(config.run), 0)
     ranks = connect(config.training.device, config.training.collective_timeout_s)
     outcome = dry_run(config, ranks) if settings.dry_run else train(config, ranks)

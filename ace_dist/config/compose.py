@@ -73,6 +73,8 @@ def load_config(argv: Sequence[str]) -> Config:
                 known for known in known_keys() if "." in known or "." not in key
             ]  # training.lr is no typo of training
             raise ConfigError(f"unknown setting {key!r} in {flag!r}{did_you_mean(key, near)}")
+        if key == "method.name":
+            raise ConfigError(f"{flag}: a method is more than its name; choose one with method=NAME")
         if key in GROUPS and "=" in flag:
             check_group(key, flag)
     GlobalHydra.instance().clear()
@@ -159,7 +161,13 @@ def read_config(run_dir: Path) -> Config:
         hint = f"; inside it are {', '.join(near)}" if near else " (launchers/train.py run=FOLDER makes one)"
         raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder{hint}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        stored = OmegaConf.load(path)
+        if OmegaConf.select(stored, "method.objective") is None:
+            raise ConfigError(
+                f"{path} has no method.objective: the run was made by an earlier version of ace-dist, which reads it; "
+                f"train it again to use it with this version"
+            )
+        merged = OmegaConf.merge(OmegaConf.structured(Config), stored)
         assert isinstance(merged, DictConfig)
         return validated(merged)
     except OmegaConfBaseException as error:

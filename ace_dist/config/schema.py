@@ -12,7 +12,6 @@ from ace_dist.config.settings import did_you_mean
 from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.world import TabletopConfig
 
-METHODS = ("ace", "procvlr", "vifi_ft", "vifi_pr", "bike", "text4vis", "lavila", "random")
 VIEW_FUSIONS = ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")
 
 
@@ -186,9 +185,10 @@ class ModelConfig:
 
 @dataclass
 class MethodConfig:
-    """The objective: ACE with its ablation switches (Table 3), or a baseline."""
+    """A method: its objective and labels. configs/method/NAME.yaml says the rest of it: what trains, and the recipe."""
 
-    name: str = "ace"  # ace | procvlr | vifi_ft | vifi_pr | bike | text4vis | lavila | random
+    name: str = "ace"  # of the file of configs/method; how results and tables call the method
+    objective: str = "concept"  # concept (Eq. 8) | label (a plain cross-entropy) | bike (symmetric KL in the batch)
     temperature: float = 0.02
     label_smoothing: float = 0.0  # of the baselines with a plain cross-entropy
     leaf_augmentation: bool = True  # Eq. 3: average over the children of a label's verb
@@ -202,10 +202,16 @@ class MethodConfig:
     independent_draws: bool = False  # draw per class instead of once per root verb
 
     def check(self) -> None:
-        check_choice("method.name", self.name, METHODS)
+        check_choice("method.objective", self.objective, ("concept", "label", "bike"))
         check_positive("method", self, "temperature")
         if not (self.fixed_labels or self.random_labels):
             raise ConfigError("method.fixed_labels=false and method.random_labels=false leave no loss; switch one on")
+        for key in ("random_labels", "shadow_negatives"):
+            if self.objective != "concept" and getattr(self, key):
+                raise ConfigError(
+                    f"method.{key}=true does not go with method.objective={self.objective}, whose loss is on fixed "
+                    f"labels alone; set method.{key}=false, or method=ace"
+                )
 
 
 @dataclass
@@ -327,6 +333,7 @@ class TrainingConfig:
 class EvaluationConfig:
     """How a test video is scored (spec, section 2 and 4)."""
 
+    scorer: str = "similarity"  # similarity: the model | chance: what guessing is expected to score, without a model
     batch_size: int = 16  # clips per forward pass of one rank
     view_fusion: str = "softmax_sum"  # softmax_sum | logit_mean | logit_max | embedding_mean
     synonyms: str | None = None  # synonym trees of the test (Table 4); null: those of the training
@@ -339,6 +346,7 @@ class EvaluationConfig:
         """Its own values, and that validation has clips that are held out for it, as held-out clips have validation."""
         check_positive("evaluation", self, "batch_size")
         check_not_negative("evaluation", self, "every_steps")
+        check_choice("evaluation.scorer", self.scorer, ("similarity", "chance"))
         check_choice("evaluation.view_fusion", self.view_fusion, VIEW_FUSIONS)
         if not 0 <= self.validation_share < 1:
             raise ConfigError(f"evaluation.validation_share={self.validation_share} must lie in [0, 1)")

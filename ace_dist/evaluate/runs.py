@@ -41,7 +41,7 @@ def evaluate_run(run_dir: Path, ranks: Ranks) -> dict[str, Any]:
     model = trained_model(run_dir, config, ranks.device)
     loader = open_loader(config, model, ranks.device)
     with deterministic(config.training.deterministic):
-        if config.method.name == "random":
+        if config.evaluation.scorer == "chance":
             results, predictions = evaluate_chance(config, task)
         else:
             results, predictions = evaluate(config, task, model, loader, ranks)

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from ace_dist.objectives.concept import ConceptObjective, offsets_of
-from ace_dist.objectives.method import Method, root_labels_only, with_text_frozen
 from ace_dist.utils.distributed import gathered
 
 if TYPE_CHECKING:
@@ -40,6 +39,3 @@ def symmetric_kl(scores_NN: Tensor, labels_N: Tensor) -> Tensor:
     directions = (scores_NN.log_softmax(1), scores_NN.T.log_softmax(1))
     losses = [kl_div(log_probability, target, reduction="batchmean") for log_probability in directions]
     return torch.stack(losses).mean()
-
-
-METHOD = Method(prepare=lambda config: with_text_frozen(root_labels_only(config)), objective=SymmetricObjective)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ace_dist.data.loader.base import make_loader
-from ace_dist.objectives import prepare, total_loss
+from ace_dist.objectives import total_loss
 from ace_dist.train.engine import Engine, micro_batch_size
 from ace_dist.train.meters import peak_gib
 from ace_dist.train.run_folder import check_owner
@@ -30,7 +30,6 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
 
     Raises what `train` would raise before its second step, and `UserError` for a batch that is not what was asked for.
     """
-    config = prepare(config)
     run_dir = Path(config.run)
     known = check_owner(run_dir, config)
     task, plan, objective = assemble(config, ranks)

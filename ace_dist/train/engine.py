@@ -85,7 +85,8 @@ class Engine:
         groups = [group for group in groups if group["params"]]
         if not groups:
             raise ConfigError(
-                "nothing trains: raise model.video.trained_blocks or set model.text.train_projection=true"
+                "nothing trains: raise model.video.trained_blocks or prompt_tokens, or set "
+                "model.text.train_projection=true"
             )
         return groups
 

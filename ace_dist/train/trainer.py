@@ -15,7 +15,7 @@ from ace_dist.data.sampling import ClipRequest, TrainPlan
 from ace_dist.data.task import NO_TEST, build_model, load_task
 from ace_dist.models.flops import whole_size
 from ace_dist.models.weights import TensorFile, save_safetensors
-from ace_dist.objectives import build_objective, prepare, total_loss
+from ace_dist.objectives import build_objective, total_loss
 from ace_dist.train.agreement import Agreement, on_first
 from ace_dist.train.checkpoint import Checkpoints
 from ace_dist.train.engine import Engine, micro_batch_size
@@ -83,7 +83,7 @@ def train(config: Config, ranks: Ranks) -> Outcome:
     """
     lock = RunLock(Path(config.run))
     with Preemption() as preemption, closing(lock), deterministic(config.training.deterministic):
-        training = build(prepare(config), ranks, preemption, lock)
+        training = build(config, ranks, preemption, lock)
         start, validation = restore(training), training.validation
         last = min(training.steps, start + (config.training.stop_after_steps or training.steps))
         step, stopped = take_steps(training, start, start if validation.exhausted else last)
@@ -141,7 +141,7 @@ def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -
 
 
 def assemble(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptObjective]:
-    """Read all that a prepared configuration names: the data, the encoders, the objective. Writes nothing."""
+    """Read all that a configuration names: the data, the encoders, the objective. Writes nothing."""
     micro_batch_size(config, ranks.world)
     require_trackers(config.training.trackers)
     seed_everything(config.seed)

@@ -171,3 +171,11 @@ def test_a_renamed_setting_is_refused_with_its_new_name(old, new):
     for parse in (load_config, lambda argv: typed_settings(argv, RunSettings), lambda argv: simple_settings(argv, {})):
         with pytest.raises(ConfigError, match=f"^{old} is now {new}: write {new}="):
             parse([f"{old}=x"])
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_a_sentence(tmp_path):
+    """Its `config.yaml` does not say the objective, which Python chose by the method's name."""
+    text = to_yaml(load_config([])).replace("  objective: concept\n", "")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml has no method\.objective: .* earlier version of ace-dist"):
+        read_config(tmp_path)

@@ -14,7 +14,7 @@ import torch
 from ace_dist.concepts import Action, SynonymTrees
 from ace_dist.config import load_config
 from ace_dist.data.task import build_model
-from ace_dist.objectives import build_objective, prepare, total_loss
+from ace_dist.objectives import build_objective, total_loss
 from ace_dist.train.engine import Engine
 from ace_dist.utils.distributed import connect, disconnect
 
@@ -30,15 +30,13 @@ ACTIONS = [Action("spin", "block"), Action("lift", "block"), Action("push", "pin
 
 def settings(stage, precision):
     """The demo's small model, drawn at random."""
-    return prepare(
-        load_config(
-            [f"deepspeed=zero{stage}", "model.init=random", "model.video.depth=3", "model.video.trained_blocks=2",
-             "model.video.frames=2", "model.video.width=32", "model.video.heads=2", "model.video.image_size=24",
-             "loader.crop=24", "model.text.depth=1", "model.text.width=32", "model.text.heads=2",
-             f"training.batch_size={CLIPS}", "dataset.clip.frames=2", "training.clip_norm=1",
-             f"training.precision={precision}", "training.device=cpu", "training.lr_text=0.002",
-             "training.lr_video=0.002", "training.schedule=constant", "model.video.drop_path=0.3"]
-        )
+    return load_config(
+        [f"deepspeed=zero{stage}", "model.init=random", "model.video.depth=3", "model.video.trained_blocks=2",
+         "model.video.frames=2", "model.video.width=32", "model.video.heads=2", "model.video.image_size=24",
+         "loader.crop=24", "model.text.depth=1", "model.text.width=32", "model.text.heads=2",
+         f"training.batch_size={CLIPS}", "dataset.clip.frames=2", "training.clip_norm=1",
+         f"training.precision={precision}", "training.device=cpu", "training.lr_text=0.002",
+         "training.lr_video=0.002", "training.schedule=constant", "model.video.drop_path=0.3"]
     )  # fmt: skip
 
 

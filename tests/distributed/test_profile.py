@@ -19,7 +19,7 @@ from ace_dist.config import load_config
 from ace_dist.data.loader.base import Batch
 from ace_dist.data.task import build_model
 from ace_dist.models.flops import video_flops
-from ace_dist.objectives import build_objective, prepare, total_loss
+from ace_dist.objectives import build_objective, total_loss
 from ace_dist.train import trainer as loop
 from ace_dist.train.engine import build_optimizer
 from ace_dist.train.meters import Meters
@@ -52,7 +52,7 @@ METHODS = {
 @pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS.keys())
 def test_a_step_reads_nothing_from_the_device(settings, ranks, tmp_path):
     """Forward, backward, optimizer and the sums of an unlogged step, on tensors that have no values to read."""
-    config = prepare(load_config(["model.init=random", *settings]))
+    config = load_config(["model.init=random", *settings])
     actions = [Action("spin", "block"), Action("lift", "block")]
     objective = build_objective(config, build_model(config.model, 0), actions, SynonymTrees(VERBS)).to("meta")
     objective.text_features.to("meta")

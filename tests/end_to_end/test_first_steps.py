@@ -12,7 +12,6 @@ from ace_dist.config import load_config, to_yaml
 from ace_dist.data.loader.base import Batch, make_loader
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.task import load_task
-from ace_dist.objectives import prepare
 from ace_dist.train.dry_run import check_batch
 from ace_dist.train.run_folder import claim
 from ace_dist.utils.errors import UserError
@@ -41,7 +40,7 @@ def test_the_package_names_its_launchers():
 def test_the_printed_configuration_is_the_one_that_a_run_holds(launch, settings):
     """`--cfg` prints what `config.yaml` would hold, with what the method changes, and writes nothing."""
     printed = launch("train", *settings, "method=procvlr", "--cfg").stdout
-    assert printed == to_yaml(prepare(load_config([*settings, "method=procvlr"])))
+    assert printed == to_yaml(load_config([*settings, "method=procvlr"]))
     assert "random_labels: false" in printed
     assert not Path(load_config(settings).run).exists()
 
@@ -60,7 +59,7 @@ def test_a_dry_run_goes_forward_and_leaves_nothing(launch, settings):
 
 def test_a_dry_run_refuses_what_the_run_would(launch, settings, tmp_path):
     """The folder of another configuration, by the same message."""
-    other = prepare(replace(load_config(settings), run=str(tmp_path), seed=5))
+    other = replace(load_config(settings), run=str(tmp_path), seed=5)
     claim(tmp_path, other, FreeLock())
     done = launch("train", *settings, f"run={tmp_path}", "dry_run=true", check=False)
     assert done.returncode == 2 and "seed was 5, is 0" in done.stderr

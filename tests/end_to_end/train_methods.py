@@ -30,16 +30,18 @@ STEPS = 4
 def main(folder):
     world = ["dataset.world.train_clips=48", "dataset.world.test_clips=36", f"dataset.shards={folder}/shards"]
     toy = [*world, "dataset.workers=1", "dataset.clip.frames=4", "dataset.clip.views=2", "training.batch_size=8",
-           f"training.max_steps={STEPS}", "training.log_every_steps=1"]  # fmt: skip
+           "training.log_every_steps=1"]  # fmt: skip
+    short = f"training.max_steps={STEPS}"
     build_dataset(load_config(toy).dataset)
     ranks = connect("cpu")
     for run in RUNS:
         own = [setting.format(folder=folder) for setting in VARIANTS.get(run, ())]
+        own += [short] if run != "random" else []  # which takes no step unless the command line asks for some
         method = "ace" if run in VARIANTS else run
         config = load_config(["experiment=demo", f"method={method}", *toy, *own, f"run={folder}/{run}"])
         train(config, ranks)
         evaluate_run(Path(config.run), ranks)
-    half = [*toy, f"run={folder}/vifi_ft_resumed", "method=vifi_ft"]
+    half = [*toy, short, f"run={folder}/vifi_ft_resumed", "method=vifi_ft"]
     train(load_config([*half, f"training.stop_after_steps={STEPS // 2}"]), ranks)
     train(load_config(half), ranks)
     disconnect()

@@ -1,20 +1,24 @@
 """Protects what differs between methods: losses, spotting, prompts, and the order in which settings win."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from ace_dist.config import SimilarityConfig, TextConfig, VideoConfig, load_config
+from ace_dist.concepts import Action, SynonymTrees
+from ace_dist.config import SimilarityConfig, TextConfig, VideoConfig, config_dir, load_config
+from ace_dist.data.task import build_model
 from ace_dist.evaluate.chance import expected_scores
 from ace_dist.evaluate.metrics import accuracy, fuse_views, macro_f1
 from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.text import ClipTextTower, PromptedClipTextTower, build_text_tower
 from ace_dist.models.text_features import TextFeatureCache
 from ace_dist.models.vit import ImageTower
-from ace_dist.objectives import METHODS
+from ace_dist.objectives import build_objective
 from ace_dist.objectives.bike import symmetric_kl
-from ace_dist.utils.errors import ModelError
+from ace_dist.utils.errors import ConfigError, ModelError
 
 PHRASES = ["spin block", "lay down the side panel", "hammer pin"]
 
@@ -168,13 +172,75 @@ def test_the_largest_score_of_the_views_counts():
     assert fused.values.tolist() == [[3.0, 5.0]]
 
 
+FLAGS = ("leaf_augmentation", "shadow_negatives", "fixed_labels", "random_labels")
+METHODS = {  # objective, FLAGS, text layers and projection that train; None: as the experiment says
+    "ace": ("concept", (True, True, True, True), (0, True)),
+    "ace_no_leaf": ("concept", (False, True, True, True), (0, True)),
+    "ace_no_shadow": ("concept", (True, False, True, True), (0, True)),
+    "ace_no_fixed": ("concept", (True, True, False, True), (0, True)),
+    "ace_no_random": ("concept", (True, True, True, False), (0, True)),
+    "procvlr": ("concept", (False, False, True, False), (0, False)),
+    "vifi_ft": ("label", (False, False, True, False), ("all", True)),
+    "vifi_pr": ("label", (False, False, True, False), (0, False)),
+    "text4vis": ("label", (False, False, True, False), (0, False)),
+    "lavila": ("label", (False, False, True, False), ("all", True)),
+    "bike": ("bike", (False, False, True, False), (0, False)),
+    "random": ("concept", (False, False, True, False), (0, True)),
+}
+
+
+def test_every_method_has_a_row_here():
+    assert METHODS.keys() == {path.stem for path in (config_dir() / "method").glob("*.yaml")}
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("experiment", ["demo", "ata_ace", "gtea_ace", "ikea_ace"])
-def test_every_method_composes_with_every_data_set(experiment, method):
-    """The method's recipe wins over the experiment, the command line over both, the tabletop has its own weights."""
+def test_a_method_is_what_its_file_says(experiment, method):
+    """Objective, labels and what trains of the text tower, as the paper compares them; recipes win over experiments."""
     config = load_config([f"experiment={experiment}", f"method={method}", "training.lr_video=0.123"])
-    assert config.method.name == method and config.training.lr_video == 0.123
+    objective, flags, (layers, projection) = METHODS[method]
+    assert config.method.name == ("ace" if method.startswith("ace") else method)
+    assert (config.method.objective, tuple(getattr(config.method, flag) for flag in FLAGS)) == (objective, flags)
+    text = config.model.text
+    assert (text.trained_layers, text.train_projection) == (text.depth if layers == "all" else layers, projection)
+    chance = method == "random"
+    assert (config.evaluation.scorer, config.model.init, config.training.max_steps) == (
+        ("chance", "random", 0) if chance else ("similarity", "weights", None)
+    )
+    assert config.training.lr_video == 0.123  # the command line wins over all
     assert ("/weights/tabletop/" in (config.model.video.weights or "")) == (experiment == "demo")
     if method == "vifi_ft":
         assert config.training.optimizer == "adamw" and config.training.epochs == (15 if experiment == "demo" else 11)
         assert config.model.video.trained_blocks == config.model.video.depth
+
+
+def test_the_command_line_wins_over_a_method():
+    """What was discarded in silence once: averaged labels, a trained text tower and steps of a method without them."""
+    config = load_config(
+        ["method=procvlr", "method.leaf_augmentation=true", "model.text.train_projection=true", "training.max_steps=3"]
+    )
+    assert config.method.leaf_augmentation and config.model.text.train_projection and config.training.max_steps == 3
+    turns = {"spin": {"spin": ["spin", "turn"], "turn": ["turn", "spin"]}}
+    trees = SynonymTrees(turns | {"lift": {"lift": ["lift", "raise"], "raise": ["raise", "lift"]}})
+    model = build_model(dataclasses.replace(config.model, init="random"), 0)
+    objective = build_objective(config, model, [Action("spin", "block"), Action("lift", "pin")], trees)
+    assert all(len(phrases) == 2 for phrases in objective.sampler.draw(0).fixed)
+
+
+@pytest.mark.parametrize("method", ["vifi_ft", "bike"])
+@pytest.mark.parametrize("flag", ["random_labels", "shadow_negatives"])
+def test_what_an_objective_cannot_do_is_refused(method, flag):
+    with pytest.raises(ConfigError, match=f"method.{flag}=true does not go with method.objective="):
+        load_config([f"method={method}", f"method.{flag}=true"])
+
+
+def test_a_name_alone_does_not_choose_a_method():
+    with pytest.raises(ConfigError, match="method=NAME"):
+        load_config(["method.name=procvlr"])
+
+
+def test_vifi_pr_without_prompts_trains_nothing():
+    """No prompt token, no frozen part that could train instead: the engine refuses it and names the setting."""
+    config = load_config(["method=vifi_pr", "model.video.prompt_tokens=0", "model.text.prompt_tokens=0"])
+    model = build_model(dataclasses.replace(config.model, init="random"), 0)
+    assert not any(model.trainable_parameters().values())

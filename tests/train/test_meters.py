@@ -13,7 +13,7 @@ from ace_dist.config import load_config
 from ace_dist.data.task import build_model
 from ace_dist.models import attention, timesformer
 from ace_dist.models.flops import Flops
-from ace_dist.objectives import build_objective, prepare, total_loss
+from ace_dist.objectives import build_objective, total_loss
 from ace_dist.train import meters as module
 from ace_dist.train.engine import Engine
 from ace_dist.train.meters import Meters, matmul_flops_per_s, mean_phrases, memory_parts, step_flops
@@ -28,13 +28,11 @@ ACTIONS = [Action("spin", "block"), Action("lift", "block"), Action("push", "pin
 
 def build(*settings):
     """A small model of the demo's kind and its objective."""
-    config = prepare(
-        load_config(
-            ["model.init=random", "model.video.depth=3", "model.video.trained_blocks=2", "model.video.frames=2",
-             "model.video.width=32", "model.video.heads=2", "model.video.image_size=24", "loader.crop=24",
-             "model.text.depth=1", "model.text.width=32", "model.text.heads=2", "training.batch_size=8",
-             "dataset.clip.frames=2", "training.device=cpu", f"seed={secrets.randbelow(1000)}", *settings]
-        )
+    config = load_config(
+        ["model.init=random", "model.video.depth=3", "model.video.trained_blocks=2", "model.video.frames=2",
+         "model.video.width=32", "model.video.heads=2", "model.video.image_size=24", "loader.crop=24",
+         "model.text.depth=1", "model.text.width=32", "model.text.heads=2", "training.batch_size=8",
+         "dataset.clip.frames=2", "training.device=cpu", f"seed={secrets.randbelow(1000)}", *settings]
     )  # fmt: skip
     return config, build_objective(config, build_model(config.model, config.seed), ACTIONS, SynonymTrees(VERBS))
 
