@@ -78,7 +78,7 @@ def test_unknown_phrase_is_named():
     cache = TextFeatureCache(tower(), PHRASES)
     with pytest.raises(ModelError, match="'whack pin'"):
         cache.indices(["spin block", "whack pin"])
-    with pytest.raises(ModelError, match="at least one"):
+    with pytest.raises(ModelError, match="no phrase to encode"):
         TextFeatureCache(cache.tower, [])
 
 
