@@ -46,7 +46,6 @@ from ace_dist.data.loader.feature_cache import read_features, write_features
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.text_features import TextFeatureCache
 from ace_dist.models.timesformer import TimeSformer
-from ace_dist.objectives.concept import offsets_of
 from ace_dist.utils.memory import trim_heap
 
 RESULTS = Path(__file__).parent / "results"
@@ -131,10 +130,10 @@ class Assembled(nn.Module):
         return concept_cross_entropy_sets(
             video_BD,
             self.encode(list(distinct)),
-            [offsets_of(draw.fixed), offsets_of(draw.random)],
+            [torch.tensor(draw.fixed_rows.offsets), torch.tensor(draw.random_rows.offsets)],
             labels_B,
             SETTINGS.temperature,
-            shadow_offsets=offsets_of(draw.shadow),
+            shadow_offsets=torch.tensor(draw.shadow_rows.offsets),
             set_rows=rows[:2],
             shadow_rows=rows[2],
         ).sum()
@@ -183,7 +182,7 @@ def build(variant: str, shape: Shape, device: str) -> tuple[nn.Module, ConceptSa
         return NaiveStep(model, shape.frames, SETTINGS, padded=False).to(device), sampler
     model.to(device)
     ours = variant.startswith("ours")
-    cache = model.build_text_features(sampler.reachable()) if ours or variant == "text_feature_cache" else None
+    cache = model.build_text_features(sampler.phrases) if ours or variant == "text_feature_cache" else None
     if ours:
         model.to(torch.bfloat16 if "bf16" in variant else torch.float32)
         model.release_text({})  # no new phrase will come

@@ -38,8 +38,7 @@ class Step:
         model = shape.model().to(device=device, dtype=dtype)
         trees, actions = vocabulary(shape)
         self.sampler = ConceptSampler(actions, trees, seed=0)
-        cache = model.build_text_features(self.sampler.reachable())
-        self.objective = ConceptObjective(model, cache, self.sampler, SETTINGS).train()
+        self.objective = ConceptObjective(model, self.sampler, SETTINGS).train()
         self.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
         self.size = 224 if shape.full else 48
         self.video = torch.randn(shape.batch, shape.frames, 3, self.size, self.size, device=device, dtype=dtype)

@@ -3,13 +3,14 @@
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.classes import ClassLists, ClassTable, load_class_table, novel_by_verb_frequency, split_classes
 from ace_dist.concepts.labels import FreeLabel, LabelSet, draw_srt, free_labels, load_srt, root_labels, srt_labels
-from ace_dist.concepts.sampler import ConceptDraw, ConceptSampler, Phrases, label_phrases, shadow_pool
+from ace_dist.concepts.sampler import ClassRows, ConceptDraw, ConceptSampler, Phrases, label_phrases, shadow_pool
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.utils.errors import LabelError
 
 __all__ = [
     "Action",
     "ClassLists",
+    "ClassRows",
     "ClassTable",
     "ConceptDraw",
     "ConceptSampler",

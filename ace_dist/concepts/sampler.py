@@ -1,10 +1,12 @@
-"""The stochastic labels of ACE: fixed, randomised, and shadow-negative phrases of a training step (Eq. 3, 4, 6, 7)."""
+"""The stochastic labels of ACE: fixed, randomised and shadow-negative phrases of a training step (Eq. 3, 4, 6, 7)."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
 
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.trees import SynonymTrees
@@ -13,30 +15,57 @@ from ace_dist.utils.errors import LabelError, UserError
 Phrases = tuple[tuple[str, ...], ...]  # per class, the phrases whose similarities are averaged
 
 
+class ClassRows(NamedTuple):
+    """Phrases as integers: those of class c are `rows[offsets[c]:offsets[c + 1]]` of `ConceptSampler.phrases`."""
+
+    rows: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ConceptDraw:
-    """What one global step classifies into. Every field holds, per class, the phrases to average (Eq. 3).
+    """What one global step classifies into: for each class, the phrases to average (Eq. 3).
 
-    `fixed`: root labels; `random`: labels with drawn verbs (Eq. 4); `shadow`: wrong verb, own object (Eq. 7).
+    The fixed part holds root labels, the random part labels with drawn verbs (Eq. 4), the shadow part each class's
+    object under a wrong verb (Eq. 7). A step reads the rows; `fixed`, `random` and `shadow` are the same in words.
     """
 
-    fixed: Phrases
-    random: Phrases
-    shadow: Phrases
+    phrases: tuple[str, ...]
+    fixed_rows: ClassRows
+    random_rows: ClassRows
+    shadow_rows: ClassRows
+
+    @property
+    def fixed(self) -> Phrases:
+        return self.words(self.fixed_rows)
+
+    @property
+    def random(self) -> Phrases:
+        return self.words(self.random_rows)
+
+    @property
+    def shadow(self) -> Phrases:
+        return self.words(self.shadow_rows)
+
+    def words(self, part: ClassRows) -> Phrases:
+        words = [self.phrases[row] for row in part.rows]
+        return tuple(tuple(words[first:end]) for first, end in pairwise(part.offsets))
 
 
 class ConceptSampler:
     """Draws the labels of a step as a pure function of (seed, step), so all ranks and resumed runs draw the same.
 
-    The positive verbs are drawn before the shadow verbs, so an ablation without shadows sees the same positives.
+    Everything that a draw can contain is known when the sampler is built: `phrases`, sorted, and for each class the
+    rows of every verb that may be drawn. A draw therefore handles integers alone. The positive verbs are drawn before
+    the shadow verbs, so an ablation without shadows sees the same positives.
 
     Args:
-        actions: the C seen root actions, in class order.
+        actions: the C base actions, in class order.
         trees: synonym trees of their verbs. `LabelError` is raised for a verb without one.
         seed: of the draws.
         leaf_augmentation: average over the children of a label's verb (Eq. 3); off: the label alone.
         shadow_negatives: draw wrong verbs (Eq. 6, 7); off: `ConceptDraw.shadow` is empty.
-        exclude_real_classes: a shadow negative may not be the root label of a seen class.
+        exclude_real_classes: a shadow negative may not be the root label of a base class.
         independent_draws: draw per class; the paper draws once per root verb.
     """
 
@@ -55,74 +84,78 @@ class ConceptSampler:
         repeated = sorted({str(action) for action in actions if list(actions).count(action) > 1})
         if repeated:
             raise UserError(f"the actions {', '.join(map(repr, repeated))} occur more than once in the class list")
-        self.actions = tuple(actions)
-        self.trees = trees
-        self.seed = seed
-        self.leaf_augmentation = leaf_augmentation
+        self.actions, self.trees, self.seed = tuple(actions), trees, seed
         self.independent_draws = independent_draws
-        self.fixed = tuple(
-            label_phrases(a, trees, a.verb, drawn=False) if leaf_augmentation else (str(a),) for a in self.actions
-        )
-        self._pools = tuple(self._pool(a, exclude_real_classes) for a in self.actions) if shadow_negatives else ()
+
+        def leaves(action: Action, root: str, verb: str) -> tuple[str, ...]:
+            """What is averaged for the drawn label `verb ⊕ O(a)`, whose verb is a first-order child of `root`."""
+            label = action.with_verb(verb)
+            return label_phrases(label, trees, root, drawn=True) if leaf_augmentation else (str(label),)
+
+        # In words: the root label of each class, and every verb that may be drawn for it (Eq. 4 and 6).
+        fixed = [label_phrases(a, trees, a.verb, drawn=False) if leaf_augmentation else (str(a),) for a in actions]
+        positive = [[leaves(a, a.verb, verb) for verb in trees.children(a.verb)] for a in actions]
+        pools = [self.class_pool(a, exclude_real_classes) for a in actions] if shadow_negatives else []
+        shadow = [[leaves(a, *node) for node in pool] for a, pool in zip(self.actions, pools, strict=False)]
+
+        # The same in rows of all phrases.
+        self.phrases = tuple(sorted(set(chain(*fixed, *chain(*positive), *chain(*shadow)))))
+        row = {phrase: index for index, phrase in enumerate(self.phrases)}
+
+        def rows(groups: Sequence[tuple[str, ...]]) -> list[tuple[int, ...]]:
+            return [tuple(row[phrase] for phrase in group) for group in groups]
+
+        self.fixed_rows = class_rows(rows(fixed))
+        self.positive = [rows(verbs) for verbs in positive]
+        self.shadow = [rows(verbs) for verbs in shadow]
+
+        # One draw serves all classes of a root verb: the choices of each root, and each class's place among them.
+        roots = sorted({action.verb for action in actions})
+        self.choices = [range(len(trees.children(root))) for root in roots]
+        self.class_root = [roots.index(action.verb) for action in actions]
 
     def draw(self, step: int) -> ConceptDraw:
         """The labels of global step `step`."""
         rng = random.Random(f"ace-dist/{self.seed}/{step}")
-        positive = self._positive_verbs(rng)
-        shadow = tuple(rng.choice(pool) for pool in self._pools)
-        return ConceptDraw(
-            fixed=self.fixed,
-            random=tuple(self._leaves(a, a.verb, verb) for a, verb in zip(self.actions, positive, strict=True)),
-            shadow=tuple(self._leaves(a, root, verb) for a, (root, verb) in zip(self.actions, shadow, strict=False)),
-        )
+        # Eq. 4: a uniform child of each root verb, or of each class's.
+        drawn = [rng.choice(children) for children in self.choices]
+        if self.independent_draws:
+            verbs = [rng.choice(self.choices[root]) for root in self.class_root]
+        else:
+            verbs = [drawn[root] for root in self.class_root]
+        positive = [nodes[verb] for nodes, verb in zip(self.positive, verbs, strict=True)]
+        # Eq. 7: a uniform verb of each class's pool.
+        shadow = [rng.choice(nodes) for nodes in self.shadow]
+        return ConceptDraw(self.phrases, self.fixed_rows, class_rows(positive), class_rows(shadow))
 
-    def reachable(self) -> tuple[str, ...]:
-        """Every phrase that any draw can contain, sorted: what the text feature cache encodes once."""
-        phrases = {phrase for group in self.fixed for phrase in group}
-        for index, action in enumerate(self.actions):
-            nodes = [(action.verb, child) for child in self.trees.children(action.verb)]
-            nodes += self._pools[index] if self._pools else ()
-            for root, verb in nodes:
-                phrases.update(self._leaves(action, root, verb))
-        return tuple(sorted(phrases))
-
-    def _positive_verbs(self, rng: random.Random) -> list[str]:
-        """Eq. 4: a uniform child of each class's root verb; one draw per root verb unless `independent_draws`."""
-        roots = sorted({action.verb for action in self.actions})
-        shared = {root: rng.choice(self.trees.children(root)) for root in roots}
-        if not self.independent_draws:
-            return [shared[action.verb] for action in self.actions]
-        return [rng.choice(self.trees.children(action.verb)) for action in self.actions]
-
-    def _pool(self, action: Action, exclude_real: bool) -> tuple[tuple[str, str], ...]:
-        """Shadow verbs of a class with the tree each comes from."""
+    def class_pool(self, action: Action, exclude_real: bool) -> tuple[tuple[str, str], ...]:
+        """Shadow verbs of a class with the tree each comes from. Raises `LabelError` when there is none."""
         verbs = shadow_pool(action.verb, [a.verb for a in self.actions], self.trees)
         if exclude_real:
             real = {str(other) for other in self.actions}
             verbs = tuple((root, verb) for root, verb in verbs if str(action.with_verb(verb)) not in real)
         if not verbs:
             raise LabelError(
-                f"no wrong verb is left for {str(action)!r}: in {self.trees.source} every other seen verb shares all "
-                f"its synonyms with {action.verb!r} or names a seen class; extend the trees, set "
+                f"no wrong verb is left for {str(action)!r}: in {self.trees.source} every other base verb shares all "
+                f"its synonyms with {action.verb!r} or names a base class; extend the trees, set "
                 f"method.exclude_real_classes=false, or method.shadow_negatives=false"
             )
         return verbs
 
-    def _leaves(self, action: Action, root: str, verb: str) -> tuple[str, ...]:
-        """Phrases averaged for the drawn label `verb ⊕ O(a)`, whose verb is a first-order child of `root`."""
-        label = action.with_verb(verb)
-        return label_phrases(label, self.trees, root, drawn=True) if self.leaf_augmentation else (str(label),)
+
+def class_rows(groups: Sequence[tuple[int, ...]]) -> ClassRows:
+    return ClassRows(tuple(chain.from_iterable(groups)), (0, *accumulate(map(len, groups))))
 
 
-def shadow_pool(root: str, seen: Sequence[str], trees: SynonymTrees) -> tuple[tuple[str, str], ...]:
+def shadow_pool(root: str, base_verbs: Sequence[str], trees: SynonymTrees) -> tuple[tuple[str, str], ...]:
     """Verbs that may stand in for a wrong action of `root` (ACE Eq. 6), as sorted (tree, verb) pairs.
 
-    All first-order children of every verb in `seen`, less the children of `root`. A verb that several trees share
+    All first-order children of every verb in `base_verbs`, less the children of `root`. A verb that several trees share
     counts once, as in the union of Eq. 6, and belongs to the alphabetically first tree that has it.
     """
     own = set(trees.children(root))
     home: dict[str, str] = {}
-    for other in sorted(set(seen)):
+    for other in sorted(set(base_verbs)):
         for verb in trees.children(other):
             if verb not in own:
                 home.setdefault(verb, other)

@@ -16,7 +16,6 @@ from ace_dist.concepts import Action, LabelSet, draw_srt, load_srt, root_labels,
 from ace_dist.config import resolve_path
 from ace_dist.data.sampling import TestPlan
 from ace_dist.evaluate.metrics import FusedViews, accuracy, fuse_views, harmonic_mean, macro_f1, srt_summary
-from ace_dist.objectives.concept import offsets_of
 
 if TYPE_CHECKING:
     from ace_dist.concepts import Phrases, SynonymTrees
@@ -79,6 +78,11 @@ def encode_phrases(model: DualEncoder, phrases: Sequence[str]) -> Tensor:
     return cache.encode(cache.indices(phrases)).float().cpu()
 
 
+def class_offsets(phrases: Phrases) -> Tensor:
+    """Class offsets [C+1] of phrases grouped by class, on the CPU."""
+    return torch.tensor([0, *(len(group) for group in phrases)]).cumsum(0)
+
+
 @torch.no_grad()
 def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrases], temperature: float) -> list[Tensor]:
     """S(I, a) [N, K] of videos with the classes of each label set (ACE Eq. 3). Each distinct phrase is encoded once."""
@@ -88,7 +92,7 @@ def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrase
     scores: list[Tensor] = model.similarity(
         video_ND,
         encode_phrases(model, distinct),
-        [offsets_of(phrases) for phrases in label_sets],
+        [class_offsets(phrases) for phrases in label_sets],
         temperature,
         [torch.tensor([row[phrase] for phrase in phrases]) for phrases in flat],
     )

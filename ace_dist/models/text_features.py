@@ -1,4 +1,7 @@
-"""The text feature cache: what does not train of every phrase, computed once, so a step encodes text by a gather."""
+"""The text feature cache: what does not train of every phrase, computed once, so that a step gathers and completes it.
+
+Shapes: n rows of the cache, E embedding width.
+"""
 
 from __future__ import annotations
 
@@ -31,51 +34,42 @@ class TextFeatureCache:
     def __len__(self) -> int:
         return len(self.phrases)
 
-    def __contains__(self, phrase: str) -> bool:
-        return phrase in self.positions
-
-    def index(self, phrase: str) -> int:
-        """Row of a phrase. Raises `ModelError`, which names it."""
+    def indices(self, phrases: Sequence[str]) -> Tensor:
+        """Rows of phrases, int64 [n] on the CPU. Raises `ModelError`, which names a phrase that the cache lacks."""
         try:
-            return self.positions[phrase]
-        except KeyError:
+            return torch.tensor([self.positions[phrase] for phrase in phrases], dtype=torch.int64)
+        except KeyError as error:
             raise ModelError(
-                f"the phrase {phrase!r} is not among the {len(self)} of the text feature cache; add it to the labels "
-                "or to the synonym tree file (dataset.synonyms)"
+                f"the phrase {error.args[0]!r} is not among the {len(self)} of the text feature cache; add it to the "
+                f"labels or to the synonym tree file (dataset.synonyms)"
             ) from None
 
-    def indices(self, phrases: Sequence[str]) -> Tensor:
-        """Rows of several phrases, int64 [n] on the CPU."""
-        return torch.tensor([self.index(phrase) for phrase in phrases], dtype=torch.int64)
+    def encode(self, rows: Tensor) -> Tensor:
+        """Embed phrases by their rows int64 [n] -> [n,E], with gradients to what trains of the tower.
 
-    def encode(self, indices: Tensor) -> Tensor:
-        """Embed the phrases at `indices` int64 [n] -> [n,E], with gradients to what trains of the tower.
-
-        A row that is asked for several times is computed once. Indices on the CPU are best: finding repeats among
-        indices on a GPU would make the host wait for it.
+        A row that is asked for several times is computed once. Rows on the CPU are best: finding repeats among
+        rows on a GPU would make the host wait for it.
         """
-        rows, inverse = torch.unique(indices, return_inverse=True)
-        if len(rows) == len(indices):
-            return self.embed(indices)
-        return self.embed(rows)[send(inverse, self.device)]
+        distinct, inverse = torch.unique(rows, return_inverse=True)
+        if len(distinct) == len(rows):
+            return self.encode_distinct(rows)
+        return self.encode_distinct(distinct)[send(inverse, self.device)]
 
-    def embed(self, rows: Tensor) -> Tensor:
-        """The trainable tail on distinct phrases int64 [n] -> [n,E]."""
+    def encode_distinct(self, rows: Tensor) -> Tensor:
+        """`encode` for rows without repeats: the trainable tail on what is kept of each phrase's sentences."""
         count = len(self.tower.config.prompts)
         sentences = (rows[:, None] * count + torch.arange(count, device=rows.device)).flatten()
         return self.tower.over_prompts(self.tower.trainable(self.frozen.rows(send(sentences, self.device))))
 
     def to(self, device: torch.device | str) -> TextFeatureCache:
-        """Move the features (in place), as `nn.Module.to` does; the tower is moved by its owner."""
+        """Move the features in place, as `nn.Module.to` does; the tower is not moved."""
         self.frozen = self.frozen.to(device)
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the features are."""
         return self.frozen.features.device
 
     @property
     def memory_mib(self) -> float:
-        """Memory of the features, in MiB."""
         return sum(part.numel() * part.element_size() for part in self.frozen) / 2**20

@@ -34,5 +34,4 @@ def build_objective(
         exclude_real_classes=config.method.exclude_real_classes,
         independent_draws=config.method.independent_draws,
     )
-    features = model.build_text_features(sampler.reachable())
-    return OBJECTIVES[config.method.objective](model, features, sampler, config.method)
+    return OBJECTIVES[config.method.objective](model, sampler, config.method)

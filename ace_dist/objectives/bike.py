@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from ace_dist.objectives.concept import ConceptObjective, offsets_of
+from ace_dist.objectives.concept import ConceptObjective
 from ace_dist.utils.distributed import gathered
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ class SymmetricObjective(ConceptObjective):
         """Loss over the micro-batches of all ranks together, so it does not depend on their number."""
         video_NTD = gathered(self.model.encode_video(video_BTCHW))
         labels_N = gathered(labels_B)
-        table_PD, rows = self.encode([draw.fixed])
+        table_PD, rows = self.encode([draw.fixed_rows])
         (scores_NC,) = self.model.similarity(
-            video_NTD, table_PD, [offsets_of(draw.fixed)], self.settings.temperature, rows
+            video_NTD, table_PD, [torch.tensor(draw.fixed_rows.offsets)], self.settings.temperature, rows
         )
         return {"fixed": symmetric_kl(scores_NC[:, labels_N].float(), labels_N)}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn.functional import cross_entropy
 
-from ace_dist.objectives.concept import ConceptObjective, offsets_of
+from ace_dist.objectives.concept import ConceptObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,8 @@ class LabelObjective(ConceptObjective):
     def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> dict[str, Tensor]:
         """Loss of one micro-batch; the draw's fixed labels alone are used."""
         video = self.model.encode_video(video_BTCHW)
-        table_PD, rows = self.encode([draw.fixed])
-        (scores_BC,) = self.model.similarity(video, table_PD, [offsets_of(draw.fixed)], self.settings.temperature, rows)
+        table_PD, rows = self.encode([draw.fixed_rows])
+        offsets = [torch.tensor(draw.fixed_rows.offsets)]
+        (scores_BC,) = self.model.similarity(video, table_PD, offsets, self.settings.temperature, rows)
         loss = cross_entropy(scores_BC.float(), labels_B, label_smoothing=self.settings.label_smoothing)
         return {"fixed": loss}

@@ -193,15 +193,15 @@ def test_independent_draws_and_plain_labels():
     assert all(len(group) == 1 for part in (plain.fixed, plain.random, plain.shadow) for group in part)
 
 
-def test_reachable_covers_every_draw_and_nothing_twice():
+def test_phrases_cover_every_draw_and_nothing_twice():
     """What the text feature cache encodes is exactly what draws can ask for."""
     sampler = ConceptSampler(ACTIONS, SynonymTrees(NODES), 9)
-    reachable = set(sampler.reachable())
+    reachable = set(sampler.phrases)
     asked = set()
     for draw in map(sampler.draw, range(3000)):
         for part in (draw.fixed, draw.random, draw.shadow):
             asked.update(phrase for group in part for phrase in group)
-    assert asked == reachable and len(sampler.reachable()) == len(reachable)
+    assert asked == reachable and len(sampler.phrases) == len(reachable)
 
 
 def test_repeated_classes_are_refused():

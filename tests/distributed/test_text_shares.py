@@ -21,9 +21,7 @@ def step(changes, actions, trees, seed, clips, labels, rank, world):
     torch.manual_seed(seed)
     model = DualEncoder(VIDEO, TextConfig(width=32, depth=2, heads=2, embed_dim=16, **changes)).double()
     sampler = ConceptSampler(actions, trees, seed=seed)
-    objective = ConceptObjective(
-        model, model.build_text_features(sampler.reachable()), sampler, MethodConfig(temperature=0.1)
-    )
+    objective = ConceptObjective(model, sampler, MethodConfig(temperature=0.1))
     encoded, trainable = [], model.text.trainable
     model.text.trainable = lambda frozen: encoded.append(len(frozen.lengths)) or trainable(frozen)
     share = slice(rank * len(clips) // world, (rank + 1) * len(clips) // world)

@@ -69,7 +69,7 @@ def test_frozen_part_runs_once_and_keeps_no_graph(monkeypatch):
 
 def test_phrases_are_found_and_kept_once():
     cache = TextFeatureCache(tower(), [*PHRASES, *PHRASES])
-    assert len(cache) == len(PHRASES) and PHRASES[4] in cache
+    assert len(cache) == len(PHRASES)
     assert cache.indices(PHRASES[::-1]).tolist() == list(range(len(PHRASES)))[::-1]
     assert cache.to("cpu").device.type == "cpu"
 

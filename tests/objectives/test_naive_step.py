@@ -53,7 +53,7 @@ def test_fifty_steps_equal_the_plain_formulation(naive_step, actions, trees):
         torch.nn.init.trunc_normal_(block.temporal_fc.weight, std=0.1)
     sampler = ConceptSampler(actions, trees, seed=int(torch.randint(1000, ())))
     plain = naive_step.NaiveStep(model, T, settings).double()
-    ours = ConceptObjective(model, model.build_text_features(sampler.reachable()), sampler, settings)
+    ours = ConceptObjective(model, sampler, settings)
     clips = torch.randn(5, B, T, 3, 16, 16, dtype=torch.float64)
     labels = torch.randint(len(actions), (5, B))
     found = train(ours, lambda *batch: total_loss(ours(*batch)), sampler, clips, labels)
@@ -78,7 +78,7 @@ def test_fifty_steps_in_bfloat16_are_nearer_than_plain_bfloat16(naive_step, acti
 
     def ours(dtype):
         model = copy.deepcopy(start)
-        objective = ConceptObjective(model, model.build_text_features(sampler.reachable()), sampler, settings).to(dtype)
+        objective = ConceptObjective(model, sampler, settings).to(dtype)
         return train(objective, lambda *batch: total_loss(objective(*batch)), sampler, clips.to(dtype), labels)
 
     exact = plain(torch.float32)

@@ -28,7 +28,7 @@ def build(actions, trees, **switches):
         leaf_augmentation=settings.leaf_augmentation,
         shadow_negatives=settings.shadow_negatives,
     )
-    return ConceptObjective(model, model.build_text_features(sampler.reachable()), sampler, settings)
+    return ConceptObjective(model, sampler, settings)
 
 
 def similarity(video, texts, temperature):

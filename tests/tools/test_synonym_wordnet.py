@@ -129,7 +129,7 @@ def test_ten_actions_from_a_csv_to_trees_that_train(tmp_path):
     assert not [warning for warning in diagnose(trees).warnings if any(words in warning for words in bad)]
     assert trees.meta["senses"]["spin"] == "spin.v.01" and any("spin.v.01, revolve quickly" in line for line in said)
     sampler = ConceptSampler(read_actions(str(path)).actions, trees, seed=0)
-    reachable = set(sampler.reachable())
+    reachable = set(sampler.phrases)
     for step in range(20):
         draw = sampler.draw(step)
         assert {phrase for group in (*draw.random, *draw.shadow) for phrase in group} <= reachable
