@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import run_launcher, typed_settings
-from ace_dist.tools.synonyms import BuildConfig, BuildError, build, export_sheet, import_sheet
+from ace_dist.tools.synonyms import BuildConfig, build, export_sheet, import_sheet
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.diagnostics import diagnose
+from ace_dist.utils.errors import ConfigError
 
 INCOMPLETE = 3  # exit status of a build that lacks nodes
 SHOWN = 20  # missing nodes that are printed; the file names all of them
@@ -41,12 +42,12 @@ def main(argv: Sequence[str]) -> None:
 def by_hand(config: BuildConfig) -> None:
     """The round trip through a sheet."""
     if config.manual not in ("export", "import") or not (config.trees and config.sheet):
-        raise BuildError("manual=export|import needs trees=FILE.json and sheet=FILE.csv, import also output=FILE.json")
+        raise ConfigError("manual=export|import needs trees=FILE.json and sheet=FILE.csv, import also output=FILE.json")
     if config.manual == "export":
         print(f"{config.sheet}: {export_sheet(Path(config.trees), Path(config.sheet))} rows")
         return
     if not config.output:
-        raise BuildError("manual=import needs output=FILE.json")
+        raise ConfigError("manual=import needs output=FILE.json")
     changes = import_sheet(Path(config.sheet), Path(config.trees), Path(config.output), config.editor)
     print("\n".join(changes) or "no difference")
     report(Path(config.output))

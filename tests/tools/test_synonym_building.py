@@ -12,13 +12,19 @@ import pytest
 from chat_server import ChatServer, completion, obey, synonyms
 
 from ace_dist.concepts import SynonymTrees
-from ace_dist.tools.synonyms import BuildConfig, BuildError, build, export_sheet, import_sheet
-from ace_dist.tools.synonyms.budget import Budget, BudgetReached, Prices, most_tokens
-from ace_dist.tools.synonyms.cache import AnswerCache, CacheError
-from ace_dist.tools.synonyms.client import ChatClient, Pace, ServerFailed, ServerRefused, ServerSettings
-from ace_dist.tools.synonyms.prompt import question
-from ace_dist.tools.synonyms.sheet import SheetError
-from ace_dist.utils.errors import UserError
+from ace_dist.tools.synonyms import BuildConfig, build, export_sheet, import_sheet
+from ace_dist.tools.synonyms.answers import question
+from ace_dist.tools.synonyms.client import (
+    AnswerCache,
+    Budget,
+    BuildStopped,
+    ChatClient,
+    ClientConfig,
+    NoAnswer,
+    Pace,
+    most_tokens,
+)
+from ace_dist.utils.errors import ConfigError, LabelError, RunError, UserError
 
 KEY = "sk-sentinel-4f1d9c2b7e"
 ACTIONS = ["spin block", "pick up item", "hammer pin"]
@@ -31,6 +37,12 @@ def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    """The `openai` client waits half a second before its first retry; here a millisecond."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+
+
 @pytest.fixture
 def config(tmp_path):
     """Settings of a small build; `config(server, key=value)`."""
@@ -38,7 +50,7 @@ def config(tmp_path):
     def make(server, **settings):
         values = {
             "actions": ACTIONS, "output": str(tmp_path / "trees.json"), "children": 3, "domain": "toy assembly",
-            "model": "test-model", "base_url": server.url, "cache": str(tmp_path / "cache"), "backoff_s": 0.001,
+            "model": "test-model", "base_url": server.url, "cache": str(tmp_path / "cache"),
             "timeout_s": 20.0,
         }  # fmt: skip
         return BuildConfig(**values | settings)
@@ -189,7 +201,7 @@ def test_one_bad_node_does_not_spoil_the_others(config, tmp_path):
     import_sheet(tmp_path / "sheet.csv", result.path, tmp_path / "trees.json", "ann")
     trees = SynonymTrees.load(tmp_path / "trees.json")
     assert trees.children("hammer") == ("hammer", "pound", "bash") and "missing" not in trees.meta
-    with pytest.raises(BuildError, match="edited by hand"), ChatServer() as server:
+    with pytest.raises(ConfigError, match="edited by hand"), ChatServer() as server:
         build(config(server), lambda _: None)
 
 
@@ -279,7 +291,7 @@ def test_a_budget_in_money_needs_prices(config):
 
 def test_a_reservation_waits_for_answers_that_may_free_some():
     """The second question fits only after the first turned out cheap; a third one that never fits is refused."""
-    budget = Budget(Prices(), limit_tokens=100)
+    budget = Budget(ClientConfig(budget_tokens=100))
     first = budget.reserve(40, 40)
     waiting = threading.Thread(target=lambda: budget.settle(budget.reserve(30, 30), 30, 30))
     waiting.start()
@@ -288,7 +300,7 @@ def test_a_reservation_waits_for_answers_that_may_free_some():
     budget.settle(first, 20, 10)
     waiting.join(20)
     assert (budget.tokens_in, budget.tokens_out) == (50, 40)
-    with pytest.raises(BudgetReached, match="90 spent, the next question may need 11"):
+    with pytest.raises(BuildStopped, match="90 spent, the next question may need 11"):
         budget.reserve(10, 1)
 
 
@@ -299,15 +311,18 @@ def test_a_reservation_waits_for_answers_that_may_free_some():
 )
 def test_requests_without_an_answer_count_against_the_budget(tmp_path, behaviour, billed):
     """Dropped, or given up by a gateway: maybe billed, each attempt costs its worst case. A refusal costs nothing."""
-    budget, prompt = Budget(), question("spin block", 3, "x")
+    prompt = question("spin block", 3, "x")
     with ChatServer(lambda *_: behaviour) as server:
-        settings = ServerSettings("m", server.url, attempts=2, backoff_s=0.001, max_output_tokens=70)
-        with pytest.raises(ServerFailed, match="no answer after 2 attempts"):
-            ChatClient(settings, AnswerCache(tmp_path), budget).ask(prompt)
-    assert (budget.tokens_in, budget.tokens_out) == (billed * most_tokens(prompt), billed * 70)
-    with pytest.raises(ServerFailed, match="ConnectError"):  # the server is gone: nothing was sent
-        ChatClient(settings, AnswerCache(tmp_path), budget).ask(prompt)
-    assert (budget.tokens_in, budget.tokens_out) == (billed * most_tokens(prompt), billed * 70)
+        config = ClientConfig("m", server.url, attempts=2, max_output_tokens=70, cache=str(tmp_path))
+        client = ChatClient(config)
+        with pytest.raises(NoAnswer, match="no answer in 2 attempts"):
+            client.ask(prompt)
+        assert len(server.requests) == 2
+    assert (client.budget.tokens_in, client.budget.tokens_out) == (billed * most_tokens(prompt), billed * 70)
+    client = ChatClient(config)
+    with pytest.raises(NoAnswer, match="ConnectError"):  # the server is gone: nothing was sent
+        client.ask(prompt)
+    assert (client.budget.tokens_in, client.budget.tokens_out) == (0, 0)
 
 
 def test_a_dry_run_asks_nothing(config, monkeypatch):
@@ -402,34 +417,32 @@ def test_the_key_comes_from_the_environment_only(config, monkeypatch, tmp_path):
         assert KEY not in server.requests[-1][2]["authorization"]
     for value in (None, "sk-\u2028-schlüssel"):
         monkeypatch.setenv("BROKEN", value) if value else monkeypatch.delenv("BROKEN", raising=False)
-        with pytest.raises(ServerRefused, match="BROKEN") as caught:
-            ChatClient(ServerSettings("m", api_key_env="BROKEN"), AnswerCache(tmp_path), Budget())
+        with pytest.raises(ConfigError, match="BROKEN") as caught:
+            ChatClient(ClientConfig("m", api_key_env="BROKEN", cache=str(tmp_path)))
         assert "schlüssel" not in str(caught.value)
 
 
 def test_a_damaged_cache_is_named(tmp_path):
     """Asking again would cost again: the user decides."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match="cannot be made"):
-        AnswerCache(tmp_path / "file" / "cache")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        AnswerCache(str(tmp_path / "file" / "cache"))
     with ChatServer() as server:
-        client = ChatClient(ServerSettings("m", server.url), AnswerCache(tmp_path / "c"), Budget())
+        client = ChatClient(ClientConfig("m", server.url, cache=str(tmp_path / "c")))
         client.ask(question("spin block", 3, "x"))
         [path] = (tmp_path / "c").rglob("*.json")
         path.write_text(path.read_text()[:50])
-        with pytest.raises(CacheError, match=re.escape(str(path))):
+        with pytest.raises(RunError, match=re.escape(str(path))):
             client.ask(question("spin block", 3, "x"))
 
 
-def test_requests_are_spaced_and_paused():
-    """Thirty a minute are two seconds apart from each other, whichever thread asks; a pause moves all later ones."""
+def test_requests_are_spaced():
+    """Thirty a minute are two seconds apart from each other, whichever thread asks."""
     now = [100.0]
-    pace = Pace(30, threading.Event(), clock=lambda: now[0])
-    assert [pace.slot() for _ in range(3)] == [0.0, 2.0, 4.0]
+    pace = Pace(30, clock=lambda: now[0])
+    assert [pace.slot_s() for _ in range(3)] == [0.0, 2.0, 4.0]
     now[0] += 20
-    assert pace.slot() == 0.0
-    pace.pause(7)
-    assert [pace.slot(), pace.slot()] == [7.0, 9.0]
+    assert pace.slot_s() == 0.0
 
 
 def test_no_prompt_has_more_tokens_than_its_bound():
@@ -470,7 +483,7 @@ def test_the_sheet_round_trip(config, tmp_path):
     assert after.children("spin", "spin") == ("spin", "whirl around", kept)
     [edit] = after.meta["hand_edits"]
     assert edit["editor"] == "ann" and edit["differences"] == changes and after.meta["model"] == "test-model"
-    with pytest.raises(SheetError, match="exists already"):
+    with pytest.raises(LabelError, match="exists already"):
         export_sheet(path, sheet)
 
 

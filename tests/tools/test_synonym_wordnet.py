@@ -10,8 +10,8 @@ from ace_dist.tools.synonyms import BuildConfig, build
 from ace_dist.tools.synonyms import wordnet as module
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.diagnostics import diagnose
-from ace_dist.tools.synonyms.wordnet import WordNet, WordNetError, find_wordnet
-from ace_dist.utils.errors import UserError
+from ace_dist.tools.synonyms.wordnet import WordNet, find_wordnet
+from ace_dist.utils.errors import LabelError, UserError
 
 # A hand-made database in wndb format. "go round" (motion) has two verbs, a way ("pirouette"), and is a way of "move".
 DATA = """\
@@ -67,7 +67,7 @@ def test_the_order_of_candidates(small):
 @pytest.mark.parametrize("name", ["spin.v.03", "spin.v.00", "spin", "float.v.01"])
 def test_senses_that_do_not_exist(small, name):
     """The error names the grammar of senses."""
-    with pytest.raises(WordNetError, match=r"spin\.v\.01"):
+    with pytest.raises(LabelError, match=r"spin\.v\.01"):
         small.sense("spin", name)
 
 
@@ -89,7 +89,7 @@ def test_the_shipped_database(wordnet):
 )
 def test_an_unknown_verb_is_a_typo_or_no_english(wordnet, verb, words):
     """No suggestion is better than a word of another meaning: "keen" for German "heben" (lift)."""
-    with pytest.raises(WordNetError, match=f"no verb '{verb}'; {words}.*senses="):
+    with pytest.raises(LabelError, match=f"no verb '{verb}'; {words}.*senses="):
         wordnet.sense(verb)
 
 
@@ -97,13 +97,13 @@ def test_no_database_is_a_clear_error(tmp_path, monkeypatch):
     """Both ways to install one are named."""
     monkeypatch.setattr(module, "pypi_folders", list)
     monkeypatch.setattr(module, "DEBIAN", tmp_path)
-    with pytest.raises(WordNetError, match=r"ace-dist\[wordnet\].*wordnet-base.*wordnet=FOLDER"):
+    with pytest.raises(UserError, match=r"ace-dist\[wordnet\].*wordnet-base.*wordnet=FOLDER"):
         find_wordnet()
-    with pytest.raises(WordNetError, match=f"wordnet={tmp_path} has no"):
+    with pytest.raises(UserError, match=f"wordnet={tmp_path} has no"):
         find_wordnet(str(tmp_path))
     for name in ("data.verb", "index.verb", "cntlist.rev"):
         (tmp_path / name).write_text("not wndb\n")
-    with pytest.raises(WordNetError, match="wndb format"):
+    with pytest.raises(UserError, match="wndb format"):
         WordNet(tmp_path)
 
 

@@ -1,18 +1,33 @@
-"""Verbs out of a model's answer. The answer is untrusted text: a line counts only when its meaning is certain.
+"""The question that asks a language model for synonyms, and the verbs out of its answer, which is untrusted text.
 
-An answer should hold one phrase a line, `verb ⊕ object` in lower case. What can be repaired without doubt (numbering,
-quotes, casing, articles, "pick the item up") is repaired and noted; any other line is rejected with the reason.
+The question states the six constraints of the paper (ACE section 6.1) in our words; the paper prints the prompt of one
+data set, whose domain is "toy assembly", and the domain is a setting here. An answer should hold one phrase a line,
+`verb ⊕ object` in lower case. What can be repaired without doubt (numbering, quotes, casing, articles, "pick the item
+up") is repaired and noted; any other line is rejected with the reason.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ace_dist.concepts.actions import PARTICLES, Action, normalise
+
+TEMPLATE = """\
+Give {count} synonyms of the action "{action}" as it is done during {domain}.
+Follow these rules:
+1. One synonym a line, without numbering, full stops or commas, and nothing else.
+2. Every line means the same as "{action}" and makes sense during {domain}.
+3. Every line begins with a verb and is in lower-case letters.
+4. Keep the object and the sentence structure of "{action}".
+5. A phrasal verb, such as "put down", stands as a whole at the beginning of its line.
+6. If the verb of "{action}" is phrasal, prefer phrasal verbs, above all those that say something about space."""
+FOLLOW_UP = "\nThese are known already, give {count} others: {known}."
+TEMPLATE_SHA256 = hashlib.sha256((TEMPLATE + FOLLOW_UP).encode()).hexdigest()  # tells trees of other wordings apart
 
 MAX_CHARACTERS = 20_000  # of an answer that are looked at; ten synonyms need about 200
 MAX_LINES = 200
@@ -30,7 +45,6 @@ DASHES = "-–—―•·▪◦‣●○*+>→⇒|#"
 
 
 def word_set(text: str) -> frozenset[str]:
-    """The words of a constant below."""
     return frozenset(text.split())
 
 
@@ -54,11 +68,22 @@ BASE_S = ("ss", "us", "as", "is", "os")
 
 @dataclass
 class Answer:
-    """What an answer holds: distinct verbs in its order, and what happened to other lines."""
+    """The synonyms of one node, in the order of the answers, and what happened to other lines.
+
+    `fault` says why there are too few synonyms, and is "" when there are enough.
+    """
 
     verbs: list[str] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)  # "1. Rotate block -> rotate"
     rejected: list[str] = field(default_factory=list)  # "no idea!: the object is missing"
+    answers: int = 0  # of a model, that were read
+    fault: str = ""
+
+
+def question(action: str, count: int, domain: str, known: Sequence[str] = ()) -> str:
+    """The prompt for `count` synonyms of `action`; `known` lists those of earlier answers, when it asks again."""
+    text = TEMPLATE.format(action=action, count=count, domain=domain)
+    return text + (FOLLOW_UP.format(count=count, known="; ".join(known)) if known else "")
 
 
 def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:

@@ -1,10 +1,15 @@
-"""Actions in, tree file out: settings, estimate, the run with its progress, the file, and what is missing from it."""
+"""Builds the synonym trees of a list of actions: which nodes are asked for, what fills them, the file that results.
+
+Trees grow from their roots: a node's synonyms are its children, which are asked for next. A node that stays short is
+noted with the reason and the others go on.
+"""
 
 from __future__ import annotations
 
+import heapq
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,26 +17,21 @@ from typing import Any
 from tqdm import tqdm
 
 from ace_dist import __version__
+from ace_dist.concepts.actions import Action
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.tools.synonyms.action_list import read_actions
-from ace_dist.tools.synonyms.budget import Budget, Prices, estimated_tokens
-from ace_dist.tools.synonyms.cache import AnswerCache, default_cache
-from ace_dist.tools.synonyms.client import ChatClient, ServerSettings
-from ace_dist.tools.synonyms.forest import Forest, grow
-from ace_dist.tools.synonyms.prompt import question
-from ace_dist.tools.synonyms.sources import ModelSource, WordNetSource
-from ace_dist.tools.synonyms.wordnet import WordNet, find_wordnet
-from ace_dist.utils.errors import UserError
+from ace_dist.tools.synonyms.answers import TEMPLATE_SHA256, Answer, parse_answer, question
+from ace_dist.tools.synonyms.client import Budget, BuildStopped, ChatClient, ClientConfig, NoAnswer, estimated_tokens
+from ace_dist.tools.synonyms.wordnet import WordNet, WordNetSource, find_wordnet
+from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json, write_text
 
-
-class BuildError(UserError):
-    """Settings of a build that contradict each other or say too little."""
+Node = tuple[str, ...]  # its path: root, child, grandchild, ...
 
 
 @dataclass
-class BuildConfig:
-    """Settings of `launchers/build_synonyms.py`."""
+class BuildConfig(ClientConfig):
+    """Settings of `launchers/build_synonyms.py`; those of the language model's server come from `ClientConfig`."""
 
     actions: Any = None  # a CSV file with the columns verb and object, a text file of labels, or a list
     output: str | None = None  # the tree file to write
@@ -41,24 +41,8 @@ class BuildConfig:
     orders: int = 2
     # a language model
     domain: str | None = None  # what the actions belong to, such as "toy assembly"
-    model: str | None = None
-    base_url: str | None = None  # of any OpenAI-compatible server; null: OPENAI_BASE_URL, else OpenAI
-    api_key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
-    temperature: float | None = None
-    seed: int | None = None
-    max_output_tokens: int = 1000  # of one answer
-    output_limit_name: str = "max_tokens"  # some models of OpenAI want max_completion_tokens
-    timeout_s: float = 60.0
-    attempts: int = 5  # requests for one answer: after 429, 5xx, time-outs, broken responses
-    backoff_s: float = 1.0
     asks: int = 3  # answers for one node: while synonyms are missing
     concurrency: int = 4
-    requests_per_minute: float | None = None
-    cache: str | None = None  # folder of answers; null: ~/.cache/ace-dist/synonyms
-    price_input: float | None = None  # per million tokens, in any currency
-    price_output: float | None = None
-    budget_tokens: int | None = None  # of this build, input and output together
-    budget_cost: float | None = None  # of this build, in the currency of the prices
     dry_run: bool = False  # estimate, ask nothing
     # WordNet
     wordnet: str | None = None  # folder of the database; null: the PyPI package's or Debian's
@@ -85,160 +69,271 @@ class BuildResult:
 def build(config: BuildConfig, say: Callable[[str], None] = print) -> BuildResult | None:
     """Build the trees of `config.actions` into `config.output`; `None` after a dry run.
 
-    Complete trees of an unfinished build are in `OUT.partial.json`, rewritten as each is done; the same command
+    Complete trees of an unfinished build are in `OUTPUT.partial.json`, rewritten as each is done; the same command
     continues it, since answers are cached. Raises `UserError`s for settings that cannot work.
     """
     check(config)
-    out = Path(config.output or "").expanduser()
+    output = Path(config.output or "").expanduser()
     forest = Forest(read_actions(config.actions).by_verb(), config.sizes())
     if config.source == "wordnet":
         wordnet = WordNetSource(WordNet(find_wordnet(config.wordnet)), config.senses, set(forest.roots))
-        result = run(forest, wordnet, out, 1)
+        result = grow_and_save(forest, wordnet, output, 1)
         for verb, name, gloss in wordnet.chosen():
             say(f"  {verb}: {name}, {gloss}")
         return result
-    prices = Prices(config.price_input, config.price_output)
-    budget = Budget(prices, config.budget_tokens, config.budget_cost)
-    say("estimate: " + estimate(forest, config, prices))
+    say("estimate: " + estimate(forest, config))
     if config.dry_run:
         return None
-    cache = AnswerCache(Path(config.cache).expanduser() if config.cache else default_cache())
-    client = ChatClient(server_settings(config), cache, budget, config.requests_per_minute)
-    source = ModelSource(client, config.domain or "", config.asks)
+    client = ChatClient(config)
     try:
-        return run(forest, source, out, config.concurrency)
+        return grow_and_save(forest, ModelSource(client, config), output, config.concurrency)
     finally:
-        client.stop.set()
         say(
-            f"{client.asked} questions answered by the server in {client.attempts} requests, {client.from_cache} from "
-            f"{cache.folder}; spent: {prices.describe(budget.tokens_in, budget.tokens_out)}"
+            f"{client.answered} questions answered by the server in {client.http.requests} requests, "
+            f"{len(client.replies) - client.answered} from {client.cache.folder}; "
+            f"spent: {client.budget.describe(client.budget.tokens_in, client.budget.tokens_out)}"
         )
 
 
-def run(forest: Forest, source: ModelSource | WordNetSource, out: Path, concurrency: int) -> BuildResult:
-    """Grow the forest under a progress bar, save it after every finished tree, and write the report."""
-    refuse_hand_edits(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    saved: set[str] = set()
-    with tqdm(total=question_count(forest), desc="nodes", disable=None) as bar:
+class ModelSource:
+    """Asks a model; asks again, at most `asks` times in all, while an answer leaves synonyms missing."""
 
-        def node_done(path: tuple[str, ...]) -> None:
-            """One node more; a tree that is now complete is saved at once."""
+    def __init__(self, client: ChatClient, config: BuildConfig) -> None:
+        self.client, self.domain, self.asks = client, config.domain or "", config.asks
+
+    def fill(self, node: Node, action: Action, count: int) -> Answer:
+        """`count` synonyms of the last verb of `node`. As in the paper, the question asks for M: one to spare."""
+        found = Answer()
+        while len(found.verbs) < count and found.answers < self.asks:
+            known = [str(action.with_verb(verb)) for verb in found.verbs]
+            prompt = question(str(action), count + 1 - len(found.verbs), self.domain, known)
+            try:
+                reply = self.client.ask(prompt, found.answers)
+            except NoAnswer as error:
+                found.fault = str(error)
+                return found
+            answer = parse_answer(reply.text, action, truncated=reply.finish == "length")
+            found.answers += 1
+            found.verbs += [verb for verb in answer.verbs if verb not in found.verbs]
+            found.repairs += answer.repairs
+            found.rejected += answer.rejected
+        if len(found.verbs) < count:
+            found.fault = (
+                f"{len(found.verbs)} of {count} synonyms after {found.answers} answers; rejected: "
+                f"{'; '.join(found.rejected[-5:]) or 'none'}; raise asks, or complete the node by hand (manual=export)"
+            )
+        return found
+
+    def cancel(self) -> None:
+        """Let questions under way end soon."""
+        self.client.stop("the build was interrupted")
+
+    def meta(self) -> dict[str, Any]:
+        """Provenance. It depends on the answers alone, so that a rerun from the cache writes the same file."""
+        replies = list(self.client.replies.values())
+        return {
+            "source": "language model",
+            **{key: value for key, value in self.client.identity().items() if value is not None},
+            "served_model": sorted({reply.served_model for reply in replies}),
+            "domain": self.domain,
+            "prompt_sha256": TEMPLATE_SHA256,
+            "date": max((reply.date for reply in replies), default=""),
+            "answers": len(replies),
+            "tokens_input": sum(reply.tokens_in for reply in replies),
+            "tokens_output": sum(reply.tokens_out for reply in replies),
+        }
+
+
+@dataclass
+class Forest:
+    """Trees under construction. `sizes` holds M of each order, the parent counted."""
+
+    roots: dict[str, Action]
+    sizes: tuple[int, ...]
+    children: dict[Node, tuple[str, ...]] = field(default_factory=dict)
+    answers: dict[Node, Answer] = field(default_factory=dict)
+    stopped: str | None = None
+
+    def add(self, node: Node, synonyms: Sequence[str]) -> list[Node]:
+        """Put in a node, and the copies of it at deeper orders; returns the nodes below that must be asked for.
+
+        A copy of its parent ("spin > spin") takes its parent's synonyms.
+        """
+        self.children[node] = (node[-1], *synonyms[: self.sizes[len(node) - 1] - 1])
+        if len(node) == len(self.sizes):
+            return []
+        to_ask: list[Node] = []
+        for child in self.children[node]:
+            below = (*node, child)
+            to_ask += self.add(below, synonyms) if child == node[-1] else [below]
+        return to_ask
+
+    def walk(self, node: Node) -> Iterator[tuple[Node, bool]]:
+        """The inner nodes at and below `node`, and whether each is complete."""
+        complete = node in self.children and not (node in self.answers and self.answers[node].fault)
+        yield node, complete
+        if complete and len(node) < len(self.sizes):
+            for child in self.children[node]:
+                yield from self.walk((*node, child))
+
+    def complete(self, root: str) -> bool:
+        return all(complete for _, complete in self.walk((root,)))
+
+    def nested(self, node: Node) -> Any:
+        """The tree at `node` as a tree file holds it, with the synonyms there are."""
+        children = self.children.get(node, (node[-1],))
+        if len(node) == len(self.sizes):
+            return list(children)
+        return {child: self.nested((*node, child)) for child in children}
+
+    def missing(self) -> dict[str, str]:
+        """Every node that is not complete, with the reason."""
+        nodes = [node for root in self.roots for node, complete in self.walk((root,)) if not complete]
+        reasons = {node: self.answers[node].fault for node in nodes if node in self.answers}
+        return {" > ".join(node): reasons.get(node) or self.stopped or "not asked yet" for node in nodes}
+
+    def question_count(self) -> int:
+        """Different questions: a copy of its parent, and what lies below it, was asked for one order higher."""
+        per_tree, asked = 0, 1
+        for size in self.sizes:
+            per_tree += asked
+            asked *= size - 1
+        return per_tree * len(self.roots)
+
+
+def grow_and_save(forest: Forest, source: ModelSource | WordNetSource, output: Path, concurrency: int) -> BuildResult:
+    """Grow the forest under a progress bar, save it after every finished tree, and write the report."""
+    if output.is_file() and SynonymTrees.load(output).meta.get("hand_edits"):  # never overwrite a person's work
+        raise ConfigError(f"output={output} was edited by hand; choose another name, or move it away")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    saved: set[str] = set()
+    with tqdm(total=forest.question_count(), desc="nodes", disable=None) as bar:
+
+        def node_done(node: Node) -> None:
             bar.update()
-            if path[0] not in saved and forest.complete(path[0]):
-                saved.add(path[0])
-                save(forest, source.meta(), out)
+            if node[0] not in saved and forest.complete(node[0]):
+                saved.add(node[0])
+                save(forest, source.meta(), output)
 
         try:
             grow(forest, source, concurrency, node_done)
         finally:
-            missing = save(forest, source.meta(), out)
-    return BuildResult(partial_path(out) if missing else out, missing)
+            missing = save(forest, source.meta(), output)
+    return BuildResult(partial_path(output) if missing else output, missing)
 
 
-def save(forest: Forest, meta: dict[str, Any], out: Path) -> dict[str, str]:
-    """Write the trees there are: to `out` when none is missing, else to the partial file. Returns what is missing."""
+def grow(
+    forest: Forest, source: ModelSource | WordNetSource, concurrency: int, node_done: Callable[[Node], None]
+) -> None:
+    """Ask for every node, early trees first, and fill `forest`; `node_done` is called after each, in this thread.
+
+    `BuildStopped` ends the build with what there is.
+    """
+    order = {root: number for number, root in enumerate(forest.roots)}
+    ready: list[tuple[int, int, Node]] = [(order[root], 1, (root,)) for root in forest.roots]  # a heap
+    running: dict[Future[Answer], Node] = {}
+    with ThreadPoolExecutor(concurrency) as pool:
+        try:
+            while running or (ready and not forest.stopped):
+                while ready and not forest.stopped and len(running) < concurrency:
+                    node = heapq.heappop(ready)[2]
+                    action = forest.roots[node[0]].with_verb(node[-1])
+                    # Copies of a node at deeper orders take their synonyms from the same answer.
+                    count = max(forest.sizes[len(node) - 1 :]) - 1
+                    running[pool.submit(source.fill, node, action, count)] = node
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    node = running.pop(future)
+                    for child in receive(forest, node, future):
+                        heapq.heappush(ready, (order[child[0]], len(child), child))
+                    node_done(node)
+        except BaseException:
+            source.cancel()
+            raise
+
+
+def receive(forest: Forest, node: Node, future: Future[Answer]) -> list[Node]:
+    """Put the answer of one node into the forest; returns the nodes to ask for next."""
+    try:
+        forest.answers[node] = answer = future.result()
+    except BuildStopped as reason:
+        forest.stopped = forest.stopped or str(reason)
+        return []
+    if answer.fault:
+        forest.children[node] = (node[-1], *answer.verbs)
+        return []
+    return forest.add(node, answer.verbs)
+
+
+def save(forest: Forest, meta: dict[str, Any], output: Path) -> dict[str, str]:
+    """Write the trees: to `output` when none is missing, else to the partial file. Returns what is missing."""
     missing = forest.missing()
     whole = {root: forest.nested((root,)) for root in forest.roots if forest.complete(root)}
+    answers = sorted(forest.answers.items())
     meta = {
         **meta,
         "tool": f"ace-dist {__version__}",
         "sizes": list(forest.sizes),
         "sizes_include_parent": True,
         "asked_as": {root: str(action) for root, action in forest.roots.items()},
-        "repaired_lines": sum(len(report.repairs) for report in forest.reports),
-        "rejected_lines": sum(len(report.rejected) for report in forest.reports),
+        "repaired_lines": sum(len(answer.repairs) for _, answer in answers),
+        "rejected_lines": sum(len(answer.rejected) for _, answer in answers),
         "hand_edits": [],
     }
-    reports = [
-        {"node": " > ".join(r.path), "answers": r.answers, "repairs": r.repairs, "rejected": r.rejected}
-        for r in sorted(forest.reports, key=lambda report: report.path)
-        if r.answers > 1 or r.repairs or r.rejected
-    ]
     if missing:
         unfinished = {root: forest.nested((root,)) for root in forest.roots if root not in whole}
-        write_json(partial_path(out), {"_meta": meta | {"missing": missing, "unfinished": unfinished}, **whole})
+        write_json(partial_path(output), {"_meta": meta | {"missing": missing, "unfinished": unfinished}, **whole})
     else:
-        SynonymTrees(whole, meta, str(out)).save(out)
-        partial_path(out).unlink(missing_ok=True)
+        SynonymTrees(whole, meta, str(output)).save(output)
+        partial_path(output).unlink(missing_ok=True)
+    reports = [
+        {"node": " > ".join(node), "answers": answer.answers, "repairs": answer.repairs, "rejected": answer.rejected}
+        for node, answer in answers
+        if answer.answers > 1 or answer.repairs or answer.rejected
+    ]
     if reports:
-        lines = [json.dumps(report, ensure_ascii=False) for report in reports]
-        write_text(out.with_name(out.name + ".report.jsonl"), "\n".join(lines) + "\n")
+        lines = [json.dumps(report, ensure_ascii=False) + "\n" for report in reports]
+        write_text(output.with_name(output.name + ".report.jsonl"), "".join(lines))
     return missing
 
 
-def partial_path(out: Path) -> Path:
-    """Where an unfinished build of `out` keeps its trees."""
-    return out.with_name(out.stem + ".partial.json")
+def partial_path(output: Path) -> Path:
+    """Where an unfinished build of `output` keeps its trees."""
+    return output.with_name(output.stem + ".partial.json")
 
 
-def question_count(forest: Forest) -> int:
-    """Different questions: a copy of its parent, and what lies below it, was asked for one order higher."""
-    per_tree, asked = 0, 1
-    for size in forest.sizes:
-        per_tree += asked
-        asked *= size - 1
-    return per_tree * len(forest.roots)
-
-
-def estimate(forest: Forest, config: BuildConfig, prices: Prices) -> str:
+def estimate(forest: Forest, config: BuildConfig) -> str:
     """Questions, tokens and cost of the whole build, if every answer is good and none is cached."""
-    questions = question_count(forest)
-    asked = max(forest.sizes)
-    prompts = [question(str(action), asked, config.domain or "") for action in forest.roots.values()]
-    line = max(len(str(action)) for action in forest.roots.values()) + 1
+    questions, size = forest.question_count(), max(forest.sizes)
+    actions = [str(action) for action in forest.roots.values()]
+    prompts = [question(action, size, config.domain or "") for action in actions]
     tokens_in = questions * max(map(estimated_tokens, prompts))
-    tokens_out = questions * -(-asked * line // 4)
+    tokens_out = questions * estimated_tokens(size * (max(actions, key=len) + "\n"))
     return (
-        f"{len(forest.roots)} verbs, at most {questions} questions, about {prices.describe(tokens_in, tokens_out)} "
+        f"{len(actions)} verbs, at most {questions} questions, "
+        f"about {Budget(config).describe(tokens_in, tokens_out)} "
         f"(before what the cache holds; {config.asks} answers a node at most)"
     )
-
-
-def server_settings(config: BuildConfig) -> ServerSettings:
-    """The part of the settings that concerns the server."""
-    return ServerSettings(
-        model=config.model or "",
-        base_url=config.base_url or os.environ.get("OPENAI_BASE_URL") or None,
-        api_key_env=config.api_key_env,
-        temperature=config.temperature,
-        seed=config.seed,
-        max_output_tokens=config.max_output_tokens,
-        output_limit_name=config.output_limit_name,
-        timeout_s=config.timeout_s,
-        attempts=config.attempts,
-        backoff_s=config.backoff_s,
-    )
-
-
-def refuse_hand_edits(out: Path) -> None:
-    """Never overwrite a person's work."""
-    if out.is_file() and SynonymTrees.load(out).meta.get("hand_edits"):
-        raise BuildError(f"output={out} was edited by hand; choose another name, or move it away")
 
 
 def check(config: BuildConfig) -> None:
     """What types cannot say about the settings."""
     if config.actions is None or not config.output:
-        raise BuildError("give actions=FILE (or a list) and output=FILE.json")
+        raise ConfigError("give actions=FILE (or a list) and output=FILE.json")
     if config.source not in ("model", "wordnet"):
-        raise BuildError(f"source={config.source} is not one of model, wordnet")
+        raise ConfigError(f"source={config.source} is not one of model, wordnet")
     if config.orders < 2 or min(config.sizes()) < 1:
-        raise BuildError(
+        raise ConfigError(
             f"orders={config.orders}, children={config.children}, grandchildren={config.grandchildren}: "
             f"at least two orders, each M at least 1"
         )
     if config.source == "model" and not (config.model and config.domain):
-        raise BuildError(
+        raise ConfigError(
             'source=model needs model=NAME and domain="..." (what the actions belong to, such as "toy assembly"); '
             "without a model use source=wordnet"
         )
     if config.output_limit_name not in ("max_tokens", "max_completion_tokens"):
-        raise BuildError(f"output_limit_name={config.output_limit_name} is not max_tokens or max_completion_tokens")
-    positive = {
-        name: getattr(config, name)
-        for name in ("max_output_tokens", "timeout_s", "attempts", "asks", "concurrency", "requests_per_minute")
-    }
-    for name, value in positive.items():
+        raise ConfigError(f"output_limit_name={config.output_limit_name} is not max_tokens or max_completion_tokens")
+    for name in ("max_output_tokens", "timeout_s", "attempts", "asks", "concurrency", "requests_per_minute"):
+        value = getattr(config, name)
         if value is not None and value <= 0:
-            raise BuildError(f"{name}={value} must be greater than zero")
+            raise ConfigError(f"{name}={value} must be greater than zero")

@@ -1,4 +1,7 @@
-"""Asks any OpenAI-compatible server through the `openai` client, with cache, pace, budget and retries.
+"""Asks any OpenAI-compatible server through the `openai` client: answers cached on disk, a hard budget, an even pace.
+
+The `openai` client retries (429, 5xx, time-outs, broken connections) and waits as long as a server's headers ask it to.
+The HTTP client below it sees every request, the repeated ones too: it reserves the budget and bounds the response.
 
 The key comes from one environment variable and goes to the server alone. Every text that a server sends is scrubbed of
 it before anything else happens, because error messages, and hostile answers, repeat what they were sent.
@@ -7,283 +10,270 @@ it before anything else happens, because error messages, and hostile answers, re
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
-import random
 import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
 
-from ace_dist.tools.synonyms.budget import Budget, estimated_tokens, most_tokens
-from ace_dist.tools.synonyms.cache import AnswerCache, Reply
-from ace_dist.utils.errors import UserError
-
-try:
-    from httpx2 import HTTPError as TransportError  # openai 3 and later
-except ImportError:  # openai 2
-    from httpx import HTTPError as TransportError  # type: ignore[import-not-found, no-redef, assignment]
-
+from ace_dist.utils.errors import ConfigError, RunError
+from ace_dist.utils.files import write_json
 
 MAX_BODY_BYTES = 4 << 20  # of one response; a thousand lines have about 20 KB
-MAX_WAIT_S = 60.0  # between two attempts, whatever a Retry-After header says
 MAX_TOKENS_REPORTED = 10_000_000  # a count beyond every context window is a lie and not used
 GATEWAY_GAVE_UP = (408, 502, 504, 524)  # the model behind it may have gone on, and may be billed
 SHOWN_CHARACTERS = 300  # of a server's error message
+DEAD_SERVER = 3  # questions in a row without an answer after which the build ends
+CHARACTERS_PER_TOKEN = 4  # of English text under the usual byte-pair vocabularies; an estimate, never a limit
+MESSAGE_OVERHEAD = 16  # tokens that a chat template adds around one message, generously
 
 
-class ServerRefused(UserError):
-    """The server will not answer any question as the settings stand: key, model, quota, parameters."""
+class BuildStopped(RunError):
+    """No further question makes sense: the budget is spent, the server refuses, or the build was interrupted."""
 
 
-class ServerFailed(UserError):
-    """No answer to one question after all attempts."""
-
-
-@dataclass(frozen=True)
-class ServerSettings:
-    """Which server and model are asked, and how."""
-
-    model: str
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    temperature: float | None = None  # None: not sent, the server's default
-    seed: int | None = None
-    max_output_tokens: int = 1000
-    output_limit_name: str = "max_tokens"
-    timeout_s: float = 60.0
-    attempts: int = 5
-    backoff_s: float = 1.0  # before the second attempt, doubled for each further one
-
-    def identity(self) -> dict[str, Any]:
-        """What an answer depends on besides the prompt."""
-        return {
-            "model": self.model,
-            "base_url": self.base_url,
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "max_output_tokens": self.max_output_tokens,
-        }
-
-
-def read_key(settings: ServerSettings) -> str:
-    """The key from the environment. Raises `ServerRefused`, never with a value, when it is missing or unusable."""
-    name = settings.api_key_env
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ServerRefused("api_key_env must be the name of an environment variable, not a key (value not shown)")
-    key = os.environ.get(name, "").strip()
-    if not key and settings.base_url is None:
-        raise ServerRefused(f"the environment variable {name} (api_key_env) is not set; it must hold the server's key")
-    if not key.isascii() or not key.isprintable():
-        raise ServerRefused(f"the environment variable {name} holds characters that no key has (value not shown)")
-    return key
-
-
-def check_base_url(url: str | None) -> None:
-    """Refuse addresses that would carry a secret into files: user names, passwords, query strings."""
-    if url is None:
-        return
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ServerRefused("base_url must look like http://host:port/v1")
-    if parts.username or parts.password or parts.query:
-        raise ServerRefused("base_url must not hold a user name, password or query; put the key into the environment")
-
-
-class Pace:
-    """Spaces requests evenly, and holds all of them while the server asks for a pause."""
-
-    def __init__(
-        self,
-        requests_per_minute: float | None,
-        stop: threading.Event,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.interval_s = 60.0 / requests_per_minute if requests_per_minute else 0.0
-        self.stop, self.clock = stop, clock
-        self._next = clock()
-        self._lock = threading.Lock()
-
-    def slot(self) -> float:
-        """Take the next free moment; returns the seconds until then."""
-        with self._lock:
-            moment = max(self._next, self.clock())
-            self._next = moment + self.interval_s
-            return moment - self.clock()
-
-    def pause(self, seconds: float) -> None:
-        """No request of any thread before `seconds` have passed."""
-        with self._lock:
-            self._next = max(self._next, self.clock() + seconds)
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, or raise `ServerFailed` as soon as the build is stopped."""
-        if self.stop.wait(max(seconds, 0.0)):
-            raise ServerFailed("the build was stopped")
+class NoAnswer(RunError):
+    """One question has no answer after all attempts; another one may have."""
 
 
 @dataclass
-class Failure(Exception):
-    """One attempt without an answer: why, how long the server asks to wait, and whether it may be billed."""
+class ClientConfig:
+    """Settings of the questions to a language model."""
 
-    reason: str
-    wait_s: float | None
-    maybe_billed: bool
+    model: str | None = None
+    base_url: str | None = None  # of any OpenAI-compatible server; null: OPENAI_BASE_URL, else OpenAI
+    api_key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
+    temperature: float | None = None  # null: not sent, the server's default
+    seed: int | None = None
+    max_output_tokens: int = 1000  # of one answer
+    output_limit_name: str = "max_tokens"  # some models of OpenAI want max_completion_tokens
+    timeout_s: float = 60.0
+    attempts: int = 5  # requests for one answer: after 429, 5xx, time-outs, broken responses
+    requests_per_minute: float | None = None
+    cache: str | None = None  # folder of answers; null: ~/.cache/ace-dist/synonyms
+    price_input: float | None = None  # per million tokens, in any currency
+    price_output: float | None = None
+    budget_tokens: int | None = None  # of this build, input and output together
+    budget_cost: float | None = None  # of this build, in the currency of the prices
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of a server. Texts are untrusted and hold no key."""
+
+    text: str
+    finish: str  # finish_reason as the server says: stop, length, content_filter, ...
+    served_model: str  # the model as the server names it
+    tokens_in: int
+    tokens_out: int
+    counted: bool  # False: the server reported no usable count, the numbers are estimates
+    date: str  # UTC, ISO 8601
 
 
 class ChatClient:
     """Answers to prompts: from the cache, else from the server. Threads may share it.
 
-    `asked` counts answers that came from the server, `from_cache` the others, `attempts` the requests sent.
+    `replies` holds every answer that was used, `answered` counts those that the server gave in this process.
     """
 
-    def __init__(
-        self,
-        settings: ServerSettings,
-        cache: AnswerCache,
-        budget: Budget,
-        requests_per_minute: float | None = None,
-    ) -> None:
-        check_base_url(settings.base_url)
-        self.settings, self.cache, self.budget = settings, cache, budget
-        self.stop = threading.Event()
-        self.pace = Pace(requests_per_minute, self.stop)
-        self.asked = self.from_cache = self.attempts = 0
-        self._key = read_key(settings)
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        self.base_url = config.base_url or os.environ.get("OPENAI_BASE_URL") or None
+        check_base_url(self.base_url)
+        self.key = read_key(config.api_key_env, required=self.base_url is None)
+        self.cache = AnswerCache(config.cache)
+        self.budget = Budget(config)
+        self.http = BudgetedHttp(config, self.budget)
+        self.replies: dict[tuple[str, int], Reply] = {}
+        self.answered = self._failures_in_a_row = 0
         self._client = openai.OpenAI(
-            api_key=self._key or "none",  # local servers need no key, the client insists on one
-            base_url=settings.base_url or "https://api.openai.com/v1",
-            timeout=settings.timeout_s,
-            max_retries=0,  # attempts are counted, paced and budgeted here
+            api_key=self.key or "none",  # local servers need no key, the client insists on one
+            base_url=self.base_url or "https://api.openai.com/v1",
+            timeout=config.timeout_s,
+            max_retries=config.attempts - 1,
+            http_client=self.http,
         )
         self._lock = threading.Lock()
         self._asking: dict[tuple[str, int], threading.Lock] = {}
 
+    def identity(self) -> dict[str, Any]:
+        """What an answer depends on besides the prompt."""
+        names = ("model", "temperature", "seed", "max_output_tokens")
+        return {name: getattr(self.config, name) for name in names} | {"base_url": self.base_url}
+
     def ask(self, prompt: str, turn: int = 0) -> Reply:
         """One answer; another `turn` asks the same question anew instead of repeating the first answer.
 
-        Raises `BudgetReached`, `ServerRefused` when no further question makes sense, `ServerFailed` when this one has
-        no answer after all attempts.
+        Raises `BuildStopped` when no further question makes sense, `NoAnswer` when this one has none.
         """
-        identity = self.settings.identity() | {"turn": turn}
+        identity = self.identity() | {"turn": turn}
         with self._lock:
             asking = self._asking.setdefault((prompt, turn), threading.Lock())
         with asking:  # the same question from two trees is sent once
             reply = self.cache.get(prompt, identity)
             if reply is None:
-                reply = self._attempt(prompt)
+                reply = self._request(prompt)
                 self.cache.put(prompt, identity, reply)
-                self._count("asked")
-            else:
-                self._count("from_cache")
+        with self._lock:
+            self._failures_in_a_row = 0
+            self.replies[prompt, turn] = reply
         return reply
 
-    def _count(self, name: str) -> None:
-        """Add one to a counter that threads share."""
-        with self._lock:
-            setattr(self, name, getattr(self, name) + 1)
-
-    def _attempt(self, prompt: str) -> Reply:
-        """Ask until an answer comes, with growing random waits between attempts."""
-        for attempt in range(1, self.settings.attempts + 1):
-            reservation = self.budget.reserve(most_tokens(prompt), self.settings.max_output_tokens)
-            used = (0, 0)  # refused requests are not billed
-            try:
-                self.pace.wait(self.pace.slot())
-                self._count("attempts")
-                reply = self._request(prompt)
-                used = (reply.tokens_in, reply.tokens_out) if reply.counted else reservation
-                return reply
-            except Failure as failure:
-                used = reservation if failure.maybe_billed else used
-                if attempt == self.settings.attempts:
-                    raise ServerFailed(f"no answer after {attempt} attempts: {failure.reason}") from None
-                wait_s = failure.wait_s or self.settings.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-                if failure.wait_s:
-                    self.pace.pause(min(wait_s, MAX_WAIT_S))
-            finally:
-                self.budget.settle(reservation, *used)
-            self.pace.wait(min(wait_s, MAX_WAIT_S))
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
     def _request(self, prompt: str) -> Reply:
-        """One request through the client. Raises `Failure` or `ServerRefused`; texts of both are scrubbed."""
-        optional = {"temperature": self.settings.temperature, "seed": self.settings.seed}
-        sent = {name: value for name, value in optional.items() if value is not None}
-        sent[self.settings.output_limit_name] = self.settings.max_output_tokens
-        deadline = time.monotonic() + self.settings.timeout_s
-        body = bytearray()
+        """An answer of the server after as many attempts as it takes; texts of errors are scrubbed."""
+        config = self.config
+        optional = {"temperature": config.temperature, "seed": config.seed}
+        sent: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
+        sent[config.output_limit_name] = config.max_output_tokens
         try:
-            with self._client.chat.completions.with_streaming_response.create(
-                model=self.settings.model, messages=[{"role": "user", "content": prompt}], extra_body=sent
-            ) as response:
-                for chunk in response.iter_bytes():  # as they come, so that the clock is read between them
-                    body += chunk
-                    if len(body) > MAX_BODY_BYTES:
-                        raise Failure(f"the response is longer than {MAX_BODY_BYTES} bytes", None, True)
-                    if time.monotonic() > deadline:
-                        raise Failure(
-                            f"the response took longer than timeout_s={self.settings.timeout_s:g}", None, True
-                        )
-        except openai.APIStatusError as error:
-            raise self._status_failure(error) from None
-        except openai.APITimeoutError:
-            raise Failure(f"no response within timeout_s={self.settings.timeout_s:g}", None, True) from None
-        except (openai.APIConnectionError, TransportError) as error:
-            cause = type(error.__cause__ or error).__name__
-            reached = cause not in ("ConnectError", "ConnectTimeout")  # else no question was sent that could be billed
-            raise Failure(f"the connection failed ({cause})", None, reached) from None
-        return self._reply(prompt, bytes(body))
-
-    def _status_failure(self, error: openai.APIStatusError) -> Exception:
-        """What an HTTP error status means: try again, or give up altogether."""
-        message = self._scrub(str(error.message))[:SHOWN_CHARACTERS]
-        status = error.status_code
-        if (status == 429 and error.code != "insufficient_quota") or status in (408, 409) or status >= 500:
-            return Failure(
-                f"status {status}: {message}", retry_after_s(error.response.headers), status in GATEWAY_GAVE_UP
+            response = self._client.chat.completions.with_raw_response.create(
+                model=config.model or "", messages=[{"role": "user", "content": prompt}], extra_body=sent
             )
-        setting = {401: "the key in " + self.settings.api_key_env, 403: "the key in " + self.settings.api_key_env}
-        setting |= {404: "model and base_url", 429: "the account's quota", 400: "model, output_limit_name, temperature"}
-        return ServerRefused(
-            f"the server refuses model={self.settings.model} with status {status}: {message} "
-            f"(check {setting.get(status, 'the settings')})"
+        except BuildStopped as error:
+            self.stop(str(error))
+            raise
+        except openai.APIStatusError as error:
+            message = f"status {error.status_code}: {self._scrub(str(error.message))[:SHOWN_CHARACTERS]}"
+            if not passing_status(error.status_code) or error.code == "insufficient_quota":
+                raise self.stop(self._refusal(error.status_code, message)) from None
+            raise self._no_answer(message) from None
+        except openai.APITimeoutError:
+            raise self._no_answer(f"no response within timeout_s={config.timeout_s:g}") from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise self._no_answer(f"{type(cause).__name__}: {self._scrub(str(cause))[:SHOWN_CHARACTERS]}") from None
+        with self._lock:
+            self.answered += 1
+        reply = read_completion(prompt, response.content)
+        return replace(
+            reply,
+            text=self._scrub(reply.text),
+            finish=self._scrub(reply.finish)[:40],
+            served_model=self._scrub(reply.served_model)[:80],
         )
 
-    def _reply(self, prompt: str, body: bytes) -> Reply:
-        """Check a response of status 200 field by field; raises `Failure` when it is not a chat completion."""
-        try:
-            payload = json.loads(body)
-            choice = payload["choices"][0]
-            message = choice["message"]
-            text = message.get("content") or message.get("refusal") or ""
-            finish = choice.get("finish_reason") or ""
-        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise Failure(f"the response is not a chat completion ({type(error).__name__})", None, True) from None
-        if not isinstance(text, str):
-            raise Failure("the response is not a chat completion (its content is no text)", None, True)
-        text = self._scrub(text)
-        counts = reported_tokens(payload.get("usage"))
-        tokens_in, tokens_out = counts or (estimated_tokens(prompt), estimated_tokens(text))
-        return Reply(
-            text=text,
-            finish=self._scrub(str(finish))[:40],
-            served_model=self._scrub(str(payload.get("model") or ""))[:80],
-            tokens_in=tokens_in,
-            tokens_out=tokens_out,
-            counted=counts is not None,
-            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        )
+    def stop(self, reason: str) -> BuildStopped:
+        """No request after this one, whichever thread asks; the first reason counts."""
+        self.http.stop_reason = self.http.stop_reason or reason
+        self.http.stopped.set()
+        return BuildStopped(reason)
+
+    def _no_answer(self, reason: str) -> RunError:
+        """The error of one question without an answer; after `DEAD_SERVER` in a row, of the whole build."""
+        with self._lock:
+            self._failures_in_a_row += 1
+            dead = self._failures_in_a_row >= DEAD_SERVER
+        message = f"no answer in {self.config.attempts} attempts: {reason}"
+        if dead:
+            return self.stop(f"{DEAD_SERVER} questions in a row had no answer; the last: {message}")
+        return NoAnswer(message)
+
+    def _refusal(self, status: int, message: str) -> str:
+        """A status that no retry mends, with the setting to look at."""
+        key = f"the key in {self.config.api_key_env}"
+        settings = {400: "model, output_limit_name, temperature", 401: key, 403: key, 404: "model and base_url"}
+        check = settings.get(status, "the account's quota" if status == 429 else "the settings")
+        return f"the server refuses model={self.config.model} with {message} (check {check})"
 
     def _scrub(self, text: str) -> str:
         """A server's text without the key, and without halves of surrogate pairs, which no file can hold."""
         text = text.encode("utf-8", "replace").decode("utf-8")
-        return text.replace(self._key, "[key]") if self._key else text
+        return text.replace(self.key, "[key]") if self.key else text
+
+
+class BudgetedHttp(openai.DefaultHttpxClient):
+    """The HTTP client below the `openai` client: pace, budget, and bounds on what a server may send.
+
+    `requests` counts those sent. A response that is no chat completion becomes a protocol error, which is tried again
+    like a broken connection.
+    """
+
+    def __init__(self, config: ClientConfig, budget: Budget) -> None:
+        super().__init__()
+        self.budget, self.timeout_s, self.max_output_tokens = budget, config.timeout_s, config.max_output_tokens
+        self.pace = Pace(config.requests_per_minute)
+        self.stopped, self.stop_reason, self.requests = threading.Event(), "", 0
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """One attempt. Its worst case is reserved before, and what it cost, or may have cost, settled after."""
+        prompt = json.loads(request.read())["messages"][0]["content"]
+        reservation = self.budget.reserve(most_tokens(prompt), self.max_output_tokens)
+        used = (0, 0)
+        try:
+            if self.stopped.wait(self.pace.slot_s()):
+                raise BuildStopped(self.stop_reason)
+            self.requests += 1
+            used = reservation  # a request that ends without an answer may have been billed
+            response = self._send_bounded(request, options)
+            if response.is_success:
+                reply = read_completion(prompt, response.content)
+                used = (reply.tokens_in, reply.tokens_out) if reply.counted else reservation
+            elif response.status_code not in GATEWAY_GAVE_UP:
+                used = (0, 0)
+            return response
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+            used = (0, 0)  # nothing was sent
+            raise
+        finally:
+            self.budget.settle(reservation, *used)
+
+    def _send_bounded(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
+        """The whole response. Read piece by piece, so that neither its length nor its duration is up to the server."""
+        deadline = time.monotonic() + self.timeout_s
+        response = super().send(request, **options | {"stream": True})
+        body = bytearray()
+        try:
+            for piece in response.iter_bytes():
+                body += piece
+                if len(body) > MAX_BODY_BYTES:
+                    raise httpx2.RemoteProtocolError(f"the response is longer than {MAX_BODY_BYTES} bytes")
+                if time.monotonic() > deadline:
+                    raise httpx2.ReadTimeout(f"the response took longer than timeout_s={self.timeout_s:g}")
+        finally:
+            response.close()
+        names = ("retry-after", "retry-after-ms", "x-should-retry", "content-type")
+        headers = {name: response.headers[name] for name in names if name in response.headers}
+        if b"insufficient_quota" in body:
+            headers["x-should-retry"] = "false"  # a status 429 that no waiting mends
+        return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
+
+
+def passing_status(status: int) -> bool:
+    """Statuses that the `openai` client tries again."""
+    return status in (408, 409, 429) or status >= 500
+
+
+def read_completion(prompt: str, body: bytes) -> Reply:
+    """Check a response of status 200 field by field; raises a protocol error when it is not a chat completion."""
+    try:
+        payload = json.loads(body)
+        choice = payload["choices"][0]
+        text = choice["message"].get("content") or choice["message"].get("refusal") or ""
+        finish = choice.get("finish_reason") or ""
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise httpx2.RemoteProtocolError(f"the response is not a chat completion ({type(error).__name__})") from None
+    if not isinstance(text, str):
+        raise httpx2.RemoteProtocolError("the response is not a chat completion (its content is no text)")
+    counts = reported_tokens(payload.get("usage"))
+    tokens_in, tokens_out = counts or (estimated_tokens(prompt), estimated_tokens(text))
+    return Reply(
+        text=text,
+        finish=str(finish),
+        served_model=str(payload.get("model") or ""),
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        counted=counts is not None,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
 
 
 def reported_tokens(usage: Any) -> tuple[int, int] | None:
@@ -296,13 +286,154 @@ def reported_tokens(usage: Any) -> tuple[int, int] | None:
     return counts  # type: ignore[return-value]
 
 
-def retry_after_s(headers: Any) -> float | None:
-    """Seconds of a `Retry-After` header (or `retry-after-ms`), `None` without a usable one."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+def read_key(name: str, required: bool) -> str:
+    """The key from the environment. Raises `ConfigError`, never with a value, when it is missing or unusable."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ConfigError("api_key_env must be the name of an environment variable, not a key (value not shown)")
+    key = os.environ.get(name, "").strip()
+    if not key and required:
+        raise ConfigError(f"the environment variable {name} (api_key_env) is not set; it must hold the server's key")
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(f"the environment variable {name} holds characters that no key has (value not shown)")
+    return key
+
+
+def check_base_url(url: str | None) -> None:
+    """Refuse addresses that would carry a secret into files: user names, passwords, query strings."""
+    if url is None:
+        return
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError("base_url must look like http://host:port/v1")
+    if parts.username or parts.password or parts.query:
+        raise ConfigError("base_url must not hold a user name, password or query; put the key into the environment")
+
+
+class Pace:
+    """Spaces requests evenly, whichever thread sends them."""
+
+    def __init__(self, requests_per_minute: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.interval_s = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self.clock, self._next, self._lock = clock, clock(), threading.Lock()
+
+    def slot_s(self) -> float:
+        """Take the next free moment; returns the seconds until then."""
+        with self._lock:
+            moment = max(self._next, self.clock())
+            self._next = moment + self.interval_s
+            return moment - self.clock()
+
+
+def estimated_tokens(text: str) -> int:
+    return -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
+def most_tokens(prompt: str) -> int:
+    """A bound on the tokens of a prompt: a byte-pair vocabulary never makes more tokens than bytes."""
+    return len(prompt.encode()) + MESSAGE_OVERHEAD
+
+
+@dataclass
+class Budget:
+    """Spent and reserved tokens of one build, shared by its threads.
+
+    A question is asked only after its worst case (bytes of the prompt, output limit) was reserved, so what servers
+    bill stays below the limits however many questions are on their way. An answer settles the reservation with the
+    server's count; a request that ended without an answer, and may have been billed, keeps its worst case.
+    """
+
+    config: ClientConfig
+    tokens_in: int = 0
+    tokens_out: int = 0
+    _reserved: list[tuple[int, int]] = field(default_factory=list)
+    _change: threading.Condition = field(default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        limit = self.config.budget_cost
+        if limit is not None and self.cost(0, 0) is None:
+            raise ConfigError(
+                f"budget_cost={limit:g} needs price_input and price_output (per million tokens); "
+                f"without prices set budget_tokens"
+            )
+
+    def cost(self, tokens_in: int, tokens_out: int) -> float | None:
+        """In the currency of the prices; `None` where they are not stated."""
+        price_in, price_out = self.config.price_input, self.config.price_output
+        return None if price_in is None or price_out is None else (tokens_in * price_in + tokens_out * price_out) / 1e6
+
+    def describe(self, tokens_in: int, tokens_out: int) -> str:
+        """Tokens, and their cost where the prices are stated."""
+        cost = self.cost(tokens_in, tokens_out)
+        text = f"{tokens_in:,} input and {tokens_out:,} output tokens"
+        return text if cost is None else f"{text}, {cost:.4f} at the stated prices"
+
+    def reserve(self, tokens_in: int, tokens_out: int) -> tuple[int, int]:
+        """Take the worst case of one request out of the budget; waits while answers on their way could free some.
+
+        Raises `BuildStopped` when the request does not fit even alone.
+        """
+        with self._change:
+            while reason := self._excess(tokens_in, tokens_out):
+                if not self._reserved:
+                    raise BuildStopped(reason)
+                self._change.wait()
+            self._reserved.append((tokens_in, tokens_out))
+            return tokens_in, tokens_out
+
+    def settle(self, reservation: tuple[int, int], tokens_in: int, tokens_out: int) -> None:
+        """Replace a reservation by what was used: nothing when the server refused, all of it when nobody knows."""
+        with self._change:
+            self._reserved.remove(reservation)
+            self.tokens_in += tokens_in
+            self.tokens_out += tokens_out
+            self._change.notify_all()
+
+    def _excess(self, tokens_in: int, tokens_out: int) -> str:
+        """Why the worst case of everything under way and this request would pass a limit, or ""."""
+        total_in = self.tokens_in + tokens_in + sum(r[0] for r in self._reserved)
+        total_out = self.tokens_out + tokens_out + sum(r[1] for r in self._reserved)
+        limit, limit_cost = self.config.budget_tokens, self.config.budget_cost
+        if limit is not None and total_in + total_out > limit:
+            spent = self.tokens_in + self.tokens_out
+            return f"budget_tokens={limit}: {spent} spent, the next question may need {tokens_in + tokens_out}"
+        if limit_cost is not None and (self.cost(total_in, total_out) or 0.0) > limit_cost:
+            return (
+                f"budget_cost={limit_cost:g}: {self.cost(self.tokens_in, self.tokens_out):.4f} spent, "
+                f"the next question may cost {self.cost(tokens_in, tokens_out):.4f}"
+            )
+        return ""
+
+
+class AnswerCache:
+    """A folder of answers, one file each, by (model, prompt, settings): a question is paid for once.
+
+    Builds may share it: a file appears whole or not at all. The default is `$XDG_CACHE_HOME/ace-dist/synonyms`.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self.folder = Path(folder).expanduser() if folder else home / "ace-dist" / "synonyms"
         try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        if 0 < seconds < float("inf"):
-            return seconds
-    return None
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cache={self.folder} cannot be made: {error.strerror}") from error
+
+    def get(self, prompt: str, settings: dict[str, Any]) -> Reply | None:
+        """The stored answer, or `None`. A damaged file raises `RunError`: asking again would cost again."""
+        path = self._path(prompt, settings)
+        if not path.is_file():
+            return None
+        try:
+            return Reply(**json.loads(path.read_text(encoding="utf-8"))["reply"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"the cached answer {path} is damaged ({error}); delete it to ask again") from error
+
+    def put(self, prompt: str, settings: dict[str, Any], reply: Reply) -> None:
+        """Store an answer with the question beside it, for people who look."""
+        path = self._path(prompt, settings)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"settings": settings, "prompt": prompt, "reply": asdict(reply)})
+
+    def _path(self, prompt: str, settings: dict[str, Any]) -> Path:
+        digest = hashlib.sha256(json.dumps([settings, prompt], sort_keys=True).encode()).hexdigest()
+        return self.folder / digest[:2] / f"{digest}.json"

@@ -16,20 +16,16 @@ from typing import Any
 
 from ace_dist.concepts.actions import normalise
 from ace_dist.concepts.trees import SynonymTrees
-from ace_dist.utils.errors import LabelError, UserError
+from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
 
 PATH_COLUMNS = ("verb", "child", "grandchild")  # deeper ones are called "order 3", ...
 
 
-class SheetError(UserError):
-    """A sheet that cannot be read back; the message names the file and the line."""
-
-
 def export_sheet(trees: Path, sheet: Path) -> int:
     """Write the trees of a file, those of an unfinished build included, as a sheet; returns the number of rows."""
     if sheet.exists():
-        raise SheetError(f"sheet={sheet} exists already; an export would overwrite what was edited in it")
+        raise LabelError(f"sheet={sheet} exists already; an export would overwrite what was edited in it")
     nodes, _ = read_nodes(trees)
     rows = [row for root, tree in nodes.items() for row in leaf_rows((root,), tree)]
     orders = max(len(path) for path, _ in rows)
@@ -47,7 +43,7 @@ def import_sheet(sheet: Path, trees: Path, out: Path, editor: str | None) -> lis
     """Read an edited sheet into the tree file `out`; returns the differences from `trees`, one line a node.
 
     `_meta` is that of `trees` with one more entry in `hand_edits`: date, editor, sheet, counts, differences.
-    Raises `SheetError` or `LabelError` for whatever is wrong; nothing is written then.
+    Raises `LabelError` for whatever is wrong; nothing is written then.
     """
     before, meta = read_nodes(trees)
     after = read_sheet(sheet)
@@ -107,17 +103,17 @@ def path_columns(orders: int) -> list[str]:
 def read_sheet(sheet: Path) -> dict[str, Any]:
     """A sheet as nested nodes. Verbs are put into lower case with single spaces; every other fault is an error."""
     if not sheet.is_file():
-        raise SheetError(f"sheet={sheet} does not exist")
+        raise LabelError(f"sheet={sheet} does not exist")
     try:
         text = sheet.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SheetError(f"sheet={sheet} is not CSV in UTF-8; save it as 'CSV UTF-8': {error}") from error
+        raise LabelError(f"sheet={sheet} is not CSV in UTF-8; save it as 'CSV UTF-8': {error}") from error
     first = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
     header = [normalise(name) for name in next(reader, [])]
     orders = next((i for i, name in enumerate(header) if name.startswith("synonym")), 0)
     if orders < 2 or header[:orders] != path_columns(orders):
-        raise SheetError(f"sheet={sheet}: its header must read verb, child, synonym 1, synonym 2, ...; found {header}")
+        raise LabelError(f"sheet={sheet}: its header must read verb, child, synonym 1, synonym 2, ...; found {header}")
     nodes: dict[str, Any] = {}
     for row in reader:
         cells = [normalise(cell) for cell in row]
@@ -126,19 +122,19 @@ def read_sheet(sheet: Path) -> dict[str, Any]:
                 nodes, tuple(cells[:orders]), [c for c in cells[orders:] if c], f"sheet={sheet} line {reader.line_num}"
             )
     if not nodes:
-        raise SheetError(f"sheet={sheet} holds no row")
+        raise LabelError(f"sheet={sheet} holds no row")
     return nodes
 
 
 def add_row(nodes: dict[str, Any], path: tuple[str, ...], synonyms: Sequence[str], where: str) -> None:
     """Put one row into the nested nodes."""
     if not all(path) or len(path) < 2:
-        raise SheetError(f"{where}: a cell of {list(path)} is empty; every row needs its whole path")
+        raise LabelError(f"{where}: a cell of {list(path)} is empty; every row needs its whole path")
     node = nodes
     for verb in path[:-1]:
         node = node.setdefault(verb, {})
     if path[-1] in node:
-        raise SheetError(f"{where}: {' > '.join(path)!r} occurs twice")
+        raise LabelError(f"{where}: {' > '.join(path)!r} occurs twice")
     node[path[-1]] = [path[-1], *(verb for verb in synonyms if verb != path[-1])]
 
 

