@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
 
 def list_runs(pattern: str) -> None:
     """The table of runs, the settings that differ between them, and what is no run."""
-    from ace_dist.cluster.run_list import differing_settings, find_runs, runs_table
+    from ace_dist.tools.study.run_list import differing_settings, find_runs, runs_table
 
     runs, others = find_runs(pattern)
     print(runs_table(runs), "base, novel, HM, SRT: accuracy / macro F1, in percent", sep="\n")
@@ -67,11 +67,11 @@ def list_runs(pattern: str) -> None:
 
 def study(settings: Settings) -> None:
     """The report of a sweep, or the gains over a grid."""
-    from ace_dist.cluster.collect import planned_runs
     from ace_dist.cluster.sweeps import Sweep
-    from ace_dist.cluster.tables import curves_by_key, load_table
+    from ace_dist.tools.study.collect import planned_runs
     from ace_dist.tools.study.grid import write_gains
     from ace_dist.tools.study.report import write_study
+    from ace_dist.tools.study.tables import curves_by_key, load_table
 
     sweep = Sweep.read(Path(settings.sweep)) if settings.sweep else None
     experiment = settings.experiment or (sweep.table if sweep else "")

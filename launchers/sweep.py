@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ace_dist.cluster.collect import as_markdown, collect, paper_sheet, sheet, write_tables
 from ace_dist.cluster.profiles import split_settings
 from ace_dist.cluster.study import check_runs, launch, select, status_table
-from ace_dist.cluster.sweeps import Sweep, rows_without_run
-from ace_dist.cluster.tables import load_table, name_a_table
+from ace_dist.cluster.sweeps import Sweep, expand
 from ace_dist.config import help_asked, run_launcher
+from ace_dist.tools.study.collect import as_markdown, collect, paper_sheet, sheet, write_tables
+from ace_dist.tools.study.tables import expand_table, load_table, name_a_table, rows_without_run
 from ace_dist.utils.errors import ConfigError
 
 VERBS = ("run", "status", "collect", "retry")
@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
     if verb == "retry" and not any(arg.startswith("cluster") for arg in rest):
         profile = sweep.last_profile()
     table = load_table(settings.table) if settings.table else None
-    runs = sweep.add(grid, table) if verb == "run" else list(sweep.runs.values())
+    points = expand_table(grid, table) if table else expand(grid)
+    runs = sweep.add(points, settings.table) if verb == "run" else list(sweep.runs.values())
     if table and (absent := rows_without_run(runs, table)):
         print(f"left out {', '.join(absent)}: see ace_dist/assets/tables/{table.name}.yaml", flush=True)
     check_runs(runs, profile)

@@ -15,7 +15,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from hydra.errors import HydraException
 from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.cluster.submission import log_path, queue
-from ace_dist.cluster.tables import Table
 from ace_dist.config import config_dir, quoted
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json, write_text
@@ -55,34 +54,8 @@ class State:
     detail: str = ""
 
 
-def expand_table(settings: Sequence[str], table: Table) -> list[tuple[str, dict[str, str], list[str]]]:
-    """Every point of a grid whose first axis is a table's rows: run id, swept settings with `row`, all overrides.
-
-    A row's settings come last and win. Rows that an experiment cannot have (`left_out`) are not among them.
-    """
-    points = []
-    for row in table.rows:
-        for swept, overrides in expand(settings):
-            if row.name not in table.left_out.get(experiment_of(overrides), ()):
-                name = run_id({"row": row.key, **swept})
-                points.append((name, {"row": row.name, **swept}, [*overrides, *row.settings]))
-    return points
-
-
-def rows_without_run(runs: Sequence[Run], table: Table) -> list[str]:
-    """Rows of the table that no run is of."""
-    there = {run.settings["row"] for run in runs}
-    return [row.name for row in table.rows if row.name not in there]
-
-
-def experiment_of(overrides: Sequence[str]) -> str:
-    """The experiment that overrides choose."""
-    chosen = [text.removeprefix("experiment=") for text in overrides if text.startswith("experiment=")]
-    return chosen[-1] if chosen else "demo"
-
-
-def expand(settings: Sequence[str]) -> list[tuple[dict[str, str], list[str]]]:
-    """Every point of a grid: its swept settings and all of its overrides, the last swept key running fastest.
+def expand(settings: Sequence[str]) -> list[Run]:
+    """Every point of a grid as a run, the last swept key running fastest.
 
     Hydra's grammar (`method=ace,procvlr`, `seed=range(0,5)`, `seed=choice(1,7)`) and `seed=0..4`, which includes both
     ends. A value in brackets or quotes is one value. Raises `ConfigError` naming the setting that cannot be read.
@@ -98,7 +71,7 @@ def expand(settings: Sequence[str]) -> list[tuple[dict[str, str], list[str]]]:
     points = []
     for point in itertools.product(*axes):
         swept = dict(point)
-        points.append((swept, [*fixed, *(f"{key}={value}" for key, value in swept.items())]))
+        points.append(Run(run_id(swept), swept, [*fixed, *(f"{key}={value}" for key, value in swept.items())]))
     return points
 
 
@@ -164,25 +137,23 @@ class Sweep:
         runs = [asdict(run) for run in self.runs.values()]
         write_json(self.folder / "sweep.json", {"table": self.table, "submissions": self.submissions, "runs": runs})
 
-    def add(self, settings: Sequence[str], table: Table | None = None) -> list[Run]:
-        """The runs of a grid (with a table: of its rows times the grid), new ones added.
+    def add(self, points: Sequence[Run], table: str = "") -> list[Run]:
+        """The runs of a grid (`expand`, `expand_table`) in this sweep, new ones added.
 
         Raises `ConfigError` when one exists with other fixed settings, or the sweep is of another table.
         """
-        for setting in settings:
-            if setting.startswith("run="):
-                raise ConfigError(f"{setting}: a sweep gives each of its runs a folder below {self.folder}")
-        name_of_table = table.name if table else ""
-        if self.runs and self.table != name_of_table:
+        if self.runs and self.table != table:
             raise ConfigError(
-                f"{self.folder} was made with table={self.table or '(none)'}, not {name_of_table or '(none)'}; choose "
-                f"another name with sweep=NAME"
+                f"{self.folder} was made with table={self.table or '(none)'}, not {table or '(none)'}; choose another "
+                f"name with sweep=NAME"
             )
-        self.table = name_of_table
-        points = expand_table(settings, table) if table else [(run_id(s), s, o) for s, o in expand(settings)]
+        self.table = table
         asked = []
-        for name, swept, overrides in points:
-            run = Run(name, swept, [*overrides, f"run={self.folder / name}"])
+        for point in points:
+            if given := [text for text in point.overrides if text.startswith("run=")]:
+                raise ConfigError(f"{given[0]}: a sweep gives each of its runs a folder below {self.folder}")
+            run = replace(point, overrides=[*point.overrides, f"run={self.folder / point.id}"])
+            name = run.id
             known = self.runs.setdefault(name, run)
             if known.overrides != run.overrides:
                 changed = sorted(set(known.overrides) ^ set(run.overrides))

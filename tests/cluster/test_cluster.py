@@ -14,7 +14,6 @@ import pytest
 import submitit
 
 from ace_dist.cluster import jobs
-from ace_dist.cluster.collect import as_csv, as_html, as_latex, as_markdown, collect, sheet, write_tables
 from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.preflight import Finding, table
 from ace_dist.cluster.profiles import ClusterConfig, load_profile
@@ -23,6 +22,7 @@ from ace_dist.cluster.study import select
 from ace_dist.cluster.submission import LocalQueue, refuse_secrets, sbatch_text, without_secrets
 from ace_dist.cluster.sweeps import Run, State, Sweep, expand, run_id, state_of
 from ace_dist.config import config_dir, load_config
+from ace_dist.tools.study.collect import as_csv, as_html, as_latex, as_markdown, collect, sheet, write_tables
 from ace_dist.utils.errors import ConfigError
 
 
@@ -221,14 +221,14 @@ def test_a_checkpoint_is_the_same_job():
 def test_a_grid():
     """Ranges include both ends, Hydra's choices and ranges work, a list is one value; the order is the user's."""
     points = expand(["training.epochs=1", "method=ace,procvlr", "seed=0..2", "dataset.novel=[a b,c d]"])
-    assert [run_id(swept) for swept, _ in points] == [
+    assert [point.id for point in points] == [
         f"method-{method}_seed-{seed}" for method in ("ace", "procvlr") for seed in (0, 1, 2)
     ]
-    assert points[-1][1] == ["training.epochs=1", "dataset.novel=[a b,c d]", "method=procvlr", "seed=2"]
-    assert [swept["seed"] for swept, _ in expand(["seed=7,1..2"])] == ["7", "1", "2"]
-    assert [swept["seed"] for swept, _ in expand(["seed=range(0,3)"])] == ["0", "1", "2"]
-    assert expand(["seed=1"]) == [({}, ["seed=1"])]
-    assert expand(["dataset.shards=/Straße, 2/x"]) == [({}, ["dataset.shards=/Straße, 2/x"])]
+    assert points[-1].overrides == ["training.epochs=1", "dataset.novel=[a b,c d]", "method=procvlr", "seed=2"]
+    assert [point.settings["seed"] for point in expand(["seed=7,1..2"])] == ["7", "1", "2"]
+    assert [point.settings["seed"] for point in expand(["seed=range(0,3)"])] == ["0", "1", "2"]
+    assert expand(["seed=1"]) == [Run("run", {}, ["seed=1"])]
+    assert expand(["dataset.shards=/Straße, 2/x"])[0].overrides == ["dataset.shards=/Straße, 2/x"]
     for wrong in ("seed=4..1", "dataset.novel=[a b"):
         with pytest.raises(ConfigError, match=r"4\.\.1|not closed"):
             expand([wrong])
@@ -247,16 +247,16 @@ def test_a_sweep_survives_the_disk_and_grows(tmp_path):
     """Same settings again: the same runs; a larger grid adds to them; other fixed settings are refused by name."""
     sweep = Sweep(tmp_path / "s")
     profile = load_profile(["cluster=slurm", "cluster.sbatch={reservation: night}", "cluster.nodes=3"])
-    sweep.note_submission(profile, sweep.add(["seed=0..1", "training.epochs=1"]))
+    sweep.note_submission(profile, sweep.add(expand(["seed=0..1", "training.epochs=1"])))
     sweep = Sweep.read(tmp_path / "s")
     assert sweep.last_profile() == profile and sweep.submissions[0]["runs"] == ["seed-0", "seed-1"]
     assert {"command", "git", "versions", "utc"} <= set(sweep.submissions[0])
-    assert [run.id for run in sweep.add(["seed=1..2", "training.epochs=1"])] == ["seed-1", "seed-2"]
+    assert [run.id for run in sweep.add(expand(["seed=1..2", "training.epochs=1"]))] == ["seed-1", "seed-2"]
     assert list(sweep.runs) == ["seed-0", "seed-1", "seed-2"]
     with pytest.raises(ConfigError, match=r"seed-0 .*training.epochs=2"):
-        sweep.add(["seed=0..2", "training.epochs=2"])
+        sweep.add(expand(["seed=0..2", "training.epochs=2"]))
     with pytest.raises(ConfigError, match="a sweep gives each of its runs a folder"):
-        sweep.add(["run=x", "seed=0..1"])
+        sweep.add(expand(["run=x", "seed=0..1"]))
     with pytest.raises(ConfigError, match="there are the sweeps s"):
         Sweep.read(tmp_path / "t")
 
@@ -327,7 +327,7 @@ def swept(tmp_path):
     """Two methods x two seeds x two folds with random scores, one run missing; the scores by run."""
     rng = random.Random()
     sweep = Sweep(tmp_path / "s")
-    sweep.add(["method=ace,pro_c", "seed=0..1", "dataset.fold=0..1"])
+    sweep.add(expand(["method=ace,pro_c", "seed=0..1", "dataset.fold=0..1"]))
     scores = {}
     for name in sweep.runs:
         (sweep.folder / name).mkdir(parents=True)
@@ -363,7 +363,7 @@ def test_the_table_is_mean_and_sample_deviation_over_seeds_and_folds(swept):
 def test_one_run_has_no_deviation_and_none_has_no_mean(tmp_path):
     """A deviation of 0 out of one run, or a mean of 0 out of none, would be read as a result."""
     sweep = Sweep(tmp_path / "s")
-    sweep.add(["method=ace,procvlr"])
+    sweep.add(expand(["method=ace,procvlr"]))
     score = results(random.Random())
     score["novel"] = None
     (sweep.folder / "method-ace").mkdir(parents=True)

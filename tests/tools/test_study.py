@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ace_dist.cluster.sweeps import Sweep
-from ace_dist.cluster.tables import load_table
 from ace_dist.evaluate.metrics import srt_summary
 from ace_dist.tools.study.grid import gain_figure, gains
 from ace_dist.tools.study.study import (
@@ -24,6 +23,7 @@ from ace_dist.tools.study.study import (
     study_page,
     write_rows,
 )
+from ace_dist.tools.study.tables import expand_table, load_table
 from ace_dist.utils.errors import RunError
 
 ENVIRONMENT = {
@@ -114,7 +114,7 @@ def swept(tmp_path):
     """A sweep of Figure 3 on the tabletop with two seeds, one run missing; results by run id."""
     sweep = Sweep(tmp_path / "s")
     sweep.submissions = [{"command": "python launchers/sweep.py table=figure3"}]
-    sweep.add(["experiment=demo", "seed=0..1"], load_table("figure3"))
+    sweep.add(expand_table(["experiment=demo", "seed=0..1"], load_table("figure3")), "figure3")
     sweep.write()
     rng = random.Random()
     names = [name for name in sweep.runs if name != "row-second_order_6_seed-1"]

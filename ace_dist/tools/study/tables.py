@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from ace_dist.cluster.sweeps import Run, expand, run_id
 from ace_dist.config import assets_dir, config_dir, did_you_mean
 from ace_dist.utils.errors import ConfigError
 
@@ -127,3 +128,29 @@ def printed_number(printed: dict[str, str], part: str, metric: str) -> str:
     numbers = scores[place].split("±") if place < len(scores) else []
     index = int(metric.endswith("_std"))
     return numbers[index] if index < len(numbers) and numbers[index] != "-" else ""
+
+
+def expand_table(settings: Sequence[str], table: Table) -> list[Run]:
+    """Every point of a grid whose first axis is a table's rows, as a run whose settings have the `row`.
+
+    A row's settings come last and win. Rows that an experiment cannot have (`left_out`) are not among them.
+    """
+    runs = []
+    for row in table.rows:
+        for point in expand(settings):
+            if row.name not in table.left_out.get(experiment_of(point.overrides), ()):
+                name, swept = run_id({"row": row.key, **point.settings}), {"row": row.name, **point.settings}
+                runs.append(Run(name, swept, [*point.overrides, *row.settings]))
+    return runs
+
+
+def rows_without_run(runs: Sequence[Run], table: Table) -> list[str]:
+    """Rows of the table that no run is of."""
+    there = {run.settings["row"] for run in runs}
+    return [row.name for row in table.rows if row.name not in there]
+
+
+def experiment_of(overrides: Sequence[str]) -> str:
+    """The experiment that overrides choose."""
+    chosen = [text.removeprefix("experiment=") for text in overrides if text.startswith("experiment=")]
+    return chosen[-1] if chosen else "demo"

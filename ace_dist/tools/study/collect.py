@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ace_dist.cluster.sweeps import State, Sweep
-from ace_dist.cluster.tables import PRINTED, Table, printed_number
 from ace_dist.config import load_config
 from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.study import PlannedRun
+from ace_dist.tools.study.tables import PRINTED, Table, printed_number
 from ace_dist.utils.files import write_text
 
 REPLICATES = ("seed", "dataset.fold")  # settings whose values are repetitions of one experiment

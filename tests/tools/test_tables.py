@@ -10,15 +10,22 @@ import statistics
 import pytest
 import torch
 
-from ace_dist.cluster.collect import as_csv, as_markdown, collect, paper_sheet
 from ace_dist.cluster.profiles import load_profile
 from ace_dist.cluster.study import check_runs
-from ace_dist.cluster.sweeps import Sweep, rows_without_run
-from ace_dist.cluster.tables import load_table, name_a_table, printed_number, table_names
+from ace_dist.cluster.sweeps import Sweep
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import load_config
 from ace_dist.data.task import build_model, load_trees
 from ace_dist.evaluate.metrics import harmonic_mean
+from ace_dist.tools.study.collect import as_csv, as_markdown, collect, paper_sheet
+from ace_dist.tools.study.tables import (
+    expand_table,
+    load_table,
+    name_a_table,
+    printed_number,
+    rows_without_run,
+    table_names,
+)
 from ace_dist.utils.errors import ConfigError, UserError
 
 EXPERIMENTS = ["ata_ace", "demo", "gtea_ace", "ikea_ace"]
@@ -42,7 +49,7 @@ def test_rows_compose_and_differ(name, experiment, tmp_path):
     table = load_table(name)
     assert sorted(table.experiments) == EXPERIMENTS
     sweep = Sweep(tmp_path / "s")
-    runs = sweep.add([f"experiment={experiment}", "seed=0..1"], table)
+    runs = sweep.add(expand_table([f"experiment={experiment}", "seed=0..1"], table), table.name)
     assert len(runs) == 2 * (len(table.rows) - len(table.left_out.get(experiment, ())))
     check_runs(runs[:1], load_profile([]))
     configs = [load_config([text for text in run.overrides if not text.startswith("run=")]) for run in runs[::2]]
@@ -106,7 +113,7 @@ def test_a_sweep_of_a_table_ends_in_the_papers_layout(tmp_path):
     """Rows in the paper's order under their printed names, ours and theirs apart, a missing run named; and it grows."""
     table, rng = load_table("table1"), random.Random()
     sweep = Sweep(tmp_path / "s")
-    sweep.add(["experiment=ata_ace", "seed=0..1"], table)
+    sweep.add(expand_table(["experiment=ata_ace", "seed=0..1"], table), table.name)
     sweep.write()
     sweep = Sweep.read(tmp_path / "s")
     assert sweep.table == "table1" and sweep.runs["row-vifi_ft_seed-0"].settings["row"] == "ViFi (ft)"
@@ -125,9 +132,12 @@ def test_a_sweep_of_a_table_ends_in_the_papers_layout(tmp_path):
     assert procvlr[1] == "1 of 2" and "missing: row-procvlr_seed-0: new" in as_markdown(text)
     rows = list(csv.DictReader(io.StringIO(as_csv(lines))))
     assert [r["paper"] for r in rows if (r["setting"], r["metric"]) == ("ACE", "srt f1 spread")] == ["4.2"]
-    assert len(sweep.add(["experiment=ata_ace", "seed=1..2"], table)) == 14 and len(sweep.runs) == 21
+    assert (
+        len(sweep.add(expand_table(["experiment=ata_ace", "seed=1..2"], table), table.name)) == 14
+        and len(sweep.runs) == 21
+    )
     with pytest.raises(ConfigError, match="made with table=table1, not table2"):
-        sweep.add(["experiment=ata_ace"], load_table("table2"))
+        sweep.add(expand_table(["experiment=ata_ace"], load_table("table2")), "table2")
 
 
 def test_a_table_may_be_named_as_an_experiment():
@@ -146,7 +156,7 @@ def test_another_data_set_has_no_numbers_of_the_paper(tmp_path):
     """The tabletop's table must not show ATA's numbers beside ours; rows it cannot have are in the notes."""
     table = load_table("figure4")
     sweep = Sweep(tmp_path / "s")
-    runs = sweep.add(["experiment=demo"], table)
+    runs = sweep.add(expand_table(["experiment=demo"], table), table.name)
     text = paper_sheet(collect(sweep, sweep.states(), table), table, rows_without_run(runs, table))
     assert text.rows[0] == ["Method", "runs", "seen", "unseen", "HM", "SRT"]
     assert (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ace_dist.cluster.run_list import differing_settings, find_runs, runs_table
 from ace_dist.config import load_config, to_yaml
+from ace_dist.tools.study.run_list import differing_settings, find_runs, runs_table
 from ace_dist.train.guards import RunLock
 from ace_dist.utils.errors import RunError
 
@@ -98,7 +98,7 @@ def test_broken_and_foreign_folders_are_named(folder, tmp_path):
     assert said.keys() == {"bare", "half", "holiday", "old"}
     for name, reason in {
         "bare": "environment.json does not exist", "half": "is not JSON", "holiday": "is not a run folder",
-        "old": "does not fit this version",
+        "old": "made by an earlier version",
     }.items():  # fmt: skip
         assert reason in said[name]
     with pytest.raises(RunError, match="matches no folder; quote the pattern"):
