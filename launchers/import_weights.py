@@ -6,29 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ace_dist.config import run_launcher, typed_settings
-from ace_dist.models.convert.importing import Wanted, import_weights, save_imported
+from ace_dist.models.convert.importing import ImportConfig, import_weights, save_imported
 from ace_dist.models.convert.layouts import KINDS
 from ace_dist.utils.errors import ConfigError, ModelError
 
 
 def main(argv: Sequence[str]) -> None:
     """Read, convert, report, and write when nothing is missing, left over or of another shape."""
-    wanted = typed_settings(argv, Wanted)
-    if not (wanted.source and wanted.output.endswith(".safetensors")):
+    config = typed_settings(argv, ImportConfig)
+    if not (config.source and config.output.endswith(".safetensors")):
         raise ConfigError("give source=FILE (a weight file or Hugging Face folder) and output=FILE.safetensors")
-    state, report = import_weights(wanted)
+    state, report = import_weights(config)
     print(report.table())
     if not report.complete:
         raise ModelError(
-            f"{wanted.source} does not fit: see missing, unexpected and mismatched above; nothing was written. If that "
+            f"{config.source} does not fit: see missing, unexpected and mismatched above; nothing was written. If that "
             f"is intended, list the keys, for example allow='[head.*]'"
         )
-    save_imported(state, report, Path(wanted.output))
+    save_imported(state, report, Path(config.output))
     section = "text" if report.tower == "text" else "video"
-    tower = "" if section == "text" else f"model.video.tower={report.tower} "
     print(f"licence of the released files of this kind: {KINDS[report.kind].licence}; keep to that of yours")
     print(f"heads are in no tensor: model.{section}.heads is width / 64 in CLIP, ViT-B and TimeSformer")
-    print(f"use it with: {tower}{report.sizes.command_line(section)} model.{section}.weights={wanted.output}")
+    print(f"use it with: {report.command_line(config.output)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Owns reading and writing of weight files: safetensors, by exact key, with every difference reported."""
+"""Reads and writes weight files (safetensors), and loads towers by exact key, with every difference reported."""
 
 from __future__ import annotations
 
@@ -61,11 +61,9 @@ class LoadReport:
     ignored: list[str] = field(default_factory=list)  # known to belong to another part, such as CLIP's image side
 
     def __str__(self) -> str:
-        """One line for the log."""
         parts = [f"{self.path}: {self.loaded} tensors loaded"]
         for name in ("resized", "started", "ignored", "missing", "unexpected", "mismatched"):
-            keys = getattr(self, name)
-            if keys:
+            if keys := getattr(self, name):
                 shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
                 parts.append(f"{len(keys)} {name} ({shown})")
         return "; ".join(parts)
@@ -87,14 +85,15 @@ def load_video_weights(model: VideoTower, path: Path | str | None, strict: bool 
     stored = read_safetensors(path, VIDEO_SETTING)
     state: ChainMap[str, Tensor] = ChainMap({}, stored)  # type: ignore[arg-type]  # writes go to the first
     report = LoadReport(stored.path)
-    for name, resize in (("pos_embed", resize_pos_embed), ("time_embed", resize_time_embed)):
-        wanted = getattr(model, name, None)
-        if wanted is not None and name in state and state[name].shape != wanted.shape:
-            found = state[name].shape
-            resized = resize(state[name].float(), model)
-            if resized is not None:
-                state[name] = resized
-                report.resized.append(f"{name} {list(found)} to {list(wanted.shape)}")
+    for name in ("pos_embed", "time_embed"):
+        own = getattr(model, name, None)
+        if own is None or name not in state or state[name].shape == own.shape:
+            continue
+        shape = state[name].shape
+        resized = resize_embedding(name, state[name].float(), model)
+        if resized is not None:
+            state[name] = resized
+            report.resized.append(f"{name} {list(shape)} to {list(own.shape)}")
     return assign(model, state, report, VIDEO_SETTING, strict)
 
 
@@ -177,16 +176,12 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, se
     return report
 
 
-def resize_pos_embed(embed: Tensor, model: VideoTower) -> Tensor | None:
-    """Position embedding of a file at the model's grid; None when it is not one of the model's width."""
-    patches = embed.shape[1] - 1 if embed.dim() == 3 else 0
-    if embed.dim() != 3 or embed.shape[2] != model.config.width or round(patches**0.5) ** 2 != patches or not patches:
-        return None
-    return resize_positions(embed, model.pos_embed.shape[1] - 1)
-
-
-def resize_time_embed(embed: Tensor, model: VideoTower) -> Tensor | None:
-    """Time embedding of a file at the model's length; None when it is not one of the model's width."""
+def resize_embedding(name: str, embed: Tensor, model: VideoTower) -> Tensor | None:
+    """Position or time embedding of a file at the model's length; None when it is not one of the model's width."""
     if embed.dim() != 3 or embed.shape[2] != model.config.width:
         return None
-    return resize_times(embed, model.config.frames, model.config.time_embed_resize)
+    if name == "time_embed":
+        return resize_times(embed, model.config.frames, model.config.time_embed_resize)
+    patches = embed.shape[1] - 1
+    is_square = patches > 0 and round(patches**0.5) ** 2 == patches
+    return resize_positions(embed, model.pos_embed.shape[1] - 1) if is_square else None

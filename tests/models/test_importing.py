@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, TimesformerConfig, TimesformerForVideoClassification
 
 from ace_dist.config import TextConfig, VideoConfig
-from ace_dist.models.convert.importing import Wanted, import_weights, read_source, save_imported
+from ace_dist.models.convert.importing import ImportConfig, import_weights, read_source, save_imported
 from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text import ClipTextTower
 from ace_dist.models.tokenizer import EOS
@@ -69,10 +69,10 @@ def imported(tmp_path, state, loads=torch.save, name="file.pth", **wanted):
     """Import a state, through a file, and load it into the tower that the report describes."""
     source, output = tmp_path / name, tmp_path / "imported.safetensors"
     loads(state, source)
-    tensors, report = import_weights(Wanted(source=str(source), **wanted))
+    tensors, report = import_weights(ImportConfig(source=str(source), **wanted))
     assert report.complete, report.table()
     save_imported(tensors, report, output)
-    settings = dict(report.sizes.settings)
+    settings = dict(report.settings)
     if report.tower == "text":
         tower = ClipTextTower(TextConfig(heads=HEADS, **settings))
         assert load_text_weights(tower, output).complete
@@ -144,8 +144,8 @@ def test_a_classifiers_head_is_not_taken_for_a_projection(tmp_path):
     state = {f"model.{key}": tensor for key, tensor in official_names(hf_timesformer(head=400).state_dict()).items()}
     torch.save({"model_state": state}, tmp_path / "k400.pyth")
     with pytest.raises(ModelError, match="its head has 400 rows"):
-        import_weights(Wanted(source=str(tmp_path / "k400.pyth")))
-    _, report = import_weights(Wanted(source=str(tmp_path / "k400.pyth"), embed_dim=E))
+        import_weights(ImportConfig(source=str(tmp_path / "k400.pyth")))
+    _, report = import_weights(ImportConfig(source=str(tmp_path / "k400.pyth"), embed_dim=E))
     assert not report.complete and report.mismatched[0] == f"head.weight [400, {D}] for [{E}, {D}]"
     tower, report = imported(tmp_path, {"model_state": state}, embed_dim=E, allow=["head.*"])
     assert len(report.started) == 2 and tower.head.weight.abs().max() < 0.1
@@ -187,7 +187,7 @@ def test_openai_and_open_clip(tmp_path, square, kind):
         tower.text_projection.weight.copy_(tower.text_projection.weight.T.clone())
         assert (tower(PHRASES) - wanted).abs().max() > 0.1 * wanted.abs().max()
     image, report = imported(tmp_path, state, tower="vit")
-    assert report.sizes.settings["clip_style"] and list(report.derived) == ["head.bias"]
+    assert report.settings["clip_style"] and list(report.derived) == ["head.bias"]
     video = frames_of(frames=3)
     same(image(video), torch.stack([theirs.encode_image(clip).mean(0) for clip in video]))
 
@@ -305,7 +305,7 @@ def test_lavila(tmp_path):
     saved = {"epoch": 5, "state_dict": state, "args": argparse.Namespace(model="CLIP_OPENAI_TIMESFORMER_BASE")}
     torch.save(saved, tmp_path / "lavila.pth")
     with pytest.raises(ModelError, match=r"argparse\.Namespace.*allow_pickle=true"):
-        import_weights(Wanted(source=str(tmp_path / "lavila.pth")))
+        import_weights(ImportConfig(source=str(tmp_path / "lavila.pth")))
     tower, report = imported(tmp_path, saved, allow_pickle=True)
     assert (report.kind, report.tower) == ("lavila", "spacetime")
     video = frames_of(frames=4)
@@ -337,12 +337,12 @@ def test_every_difference_fails_by_name_and_can_be_allowed(tmp_path):
     state["blocks.0.mlp.fc1.bias"] = torch.zeros(3)
     state["surprise.weight"] = torch.zeros(1)
     torch.save(state, tmp_path / "odd.pth")
-    _, report = import_weights(Wanted(source=str(tmp_path / "odd.pth"), embed_dim=E))
+    _, report = import_weights(ImportConfig(source=str(tmp_path / "odd.pth"), embed_dim=E))
     assert not report.complete
     assert (report.missing, report.unexpected) == (["blocks.1.norm2.bias"], ["surprise.weight"])
     assert report.mismatched == [f"blocks.0.mlp.fc1.bias [3] for [{4 * D}]"]
     allow = ["surprise.*", "blocks.1.norm2.bias", "blocks.0.mlp.fc1.bias"]
-    tensors, report = import_weights(Wanted(source=str(tmp_path / "odd.pth"), embed_dim=E, allow=allow))
+    tensors, report = import_weights(ImportConfig(source=str(tmp_path / "odd.pth"), embed_dim=E, allow=allow))
     assert report.complete and report.skipped == ["surprise.weight"] and len(report.started) == 2
     assert not tensors["blocks.1.norm2.bias"].any()
 
@@ -370,7 +370,7 @@ def test_files_that_are_something_else(tmp_path, content, told):
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(ModelError, match=told) as caught:
-        import_weights(Wanted(source=str(path)))
+        import_weights(ImportConfig(source=str(path)))
     assert str(path) in str(caught.value)
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import assets_dir, load_config
-from ace_dist.models.convert.importing import Wanted, import_weights
+from ace_dist.models.convert.importing import ImportConfig, import_weights
 from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.pretraining import (
     PretrainConfig,
@@ -97,7 +97,7 @@ def test_of_minilm_only_the_projection_learns() -> None:
 def test_the_other_towers_are_made_of_the_present_weights(tower: str) -> None:
     """ace_dist/assets/weights/tabletop holds what launchers/import_weights.py makes of its video.safetensors today."""
     folder = assets_dir() / "weights" / "tabletop"
-    made, _ = import_weights(Wanted(source=str(folder / "video.safetensors"), tower=tower, embed_dim=64))
+    made, _ = import_weights(ImportConfig(source=str(folder / "video.safetensors"), tower=tower, embed_dim=64))
     kept = load_file(folder / f"{tower}.safetensors")
     assert set(made) == set(kept), sorted(set(made) ^ set(kept))[:4]
     for name, value in kept.items():

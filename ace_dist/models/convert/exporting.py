@@ -1,4 +1,4 @@
-"""Owns the encoders as Hugging Face folders: what transformers loads, and the way back into ours."""
+"""Writes the encoders as Hugging Face folders, which transformers loads, and reads them back."""
 
 from __future__ import annotations
 

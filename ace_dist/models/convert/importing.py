@@ -1,4 +1,4 @@
-"""Owns the way of others' weight files into ours: safe reading, strict checking against the network, and the report."""
+"""Brings weight files of other projects under our names: safe reading, a strict check against the network, a report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ace_dist.config import TextConfig, VideoConfig
-from ace_dist.models.convert.layouts import KINDS, Converted, convert, detect_kind
+from ace_dist.models.convert.layouts import KINDS, convert, detect_kind
 from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text import ClipTextTower
 from ace_dist.models.timesformer import resize_positions, resize_times
@@ -31,8 +31,8 @@ CLASSIFIER_HEADS = ("timesformer", "hf_timesformer", "timm_vit")  # kinds whose 
 
 
 @dataclass
-class Wanted:
-    """A weight file and what it is to become. `None` is as the file has it."""
+class ImportConfig:
+    """Settings of `launchers/import_weights.py`: a weight file and what it is to become. `None`: as the file has it."""
 
     source: str = ""  # a weight file, or a Hugging Face folder
     output: str = ""  # a safetensors file
@@ -52,11 +52,11 @@ class ImportReport:
     source: Path
     kind: str
     tower: str
-    sizes: Sizes
+    settings: dict[str, int | float | bool]  # of `model.video` or `model.text`; heads are in no tensor
     loaded: int = 0
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)  # "key [found] for [wanted]"
+    mismatched: list[str] = field(default_factory=list)  # "key [file's shape] for [network's shape]"
     resized: list[str] = field(default_factory=list)  # asked for with frames= or image_size=
     derived: dict[str, str] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)  # missing or mismatched, allowed: initialised anew
@@ -66,7 +66,6 @@ class ImportReport:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left that was not asked for."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def table(self) -> str:
@@ -83,49 +82,50 @@ class ImportReport:
         lines += [f"  assumed      {self.assumed}"] if self.assumed else []
         return "\n".join(lines)
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """The shape of a network as its tensors tell it; heads are no part of any tensor."""
-
-    settings: Mapping[str, int | float | bool]
-
-    def command_line(self, section: str) -> str:
-        """The settings that make this network, for a command line."""
-        return " ".join(f"model.{section}.{key}={str(value).lower()}" for key, value in self.settings.items())
+    def command_line(self, weights: str) -> str:
+        """The settings that load `weights`, for a command line."""
+        section = "text" if self.tower == "text" else "video"
+        tower = {} if section == "text" else {"tower": self.tower}
+        settings = {**tower, **self.settings, "weights": weights}
+        shown = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
+        return " ".join(f"model.{section}.{key}={value}" for key, value in shown.items())
 
 
-def import_weights(wanted: Wanted) -> tuple[dict[str, Tensor], ImportReport]:
+def import_weights(config: ImportConfig) -> tuple[dict[str, Tensor], ImportReport]:
     """Read a file of another project and bring it under our names, checked against our network key by key.
 
-    Raises `ModelError` when the file cannot be read safely, is of no known kind, or cannot become `wanted.tower`. A
+    Raises `ModelError` when the file cannot be read safely, is of no known kind, or cannot become `config.tower`. A
     key that is missing, left over or of another shape is in the report, which the caller must find `complete`.
     """
-    source = Path(wanted.source).expanduser()
     for name in ("frames", "image_size", "embed_dim"):
-        if (value := getattr(wanted, name)) is not None and value < 1:
+        if (value := getattr(config, name)) is not None and value < 1:
             raise ModelError(f"{name}={value} must be at least 1")
-    raw = read_source(source, wanted.allow_pickle)
-    kind = settle_kind(source, raw, detect_kind(list(raw)), wanted.kind)
-    tower = wanted.tower or next(iter(KINDS[kind].rules))
+
+    # What the file is, and what it can become.
+    source = Path(config.source).expanduser()
+    raw = read_source(source, config.allow_pickle)
+    kind = choose_kind(source, raw, config.kind)
+    tower = config.tower or next(iter(KINDS[kind].rules))
     if tower not in KINDS[kind].rules:
         raise ModelError(
             f"{source} ({kind}) cannot become tower={tower}; it can become {' or '.join(KINDS[kind].rules)}"
         )
+
+    # Its tensors under our names, and the network that their shapes describe.
     converted = convert(raw, kind, tower)
-    if kind in CLASSIFIER_HEADS and wanted.embed_dim is None and "head.weight" in converted.state:
-        rows = len(converted.state["head.weight"])
+    state = converted.state
+    if kind in CLASSIFIER_HEADS and config.embed_dim is None and "head.weight" in state:
+        rows = len(state["head.weight"])
         raise ModelError(
             f"{source}: its head has {rows} rows. If it projects into the text's space, say embed_dim={rows}; if it "
             f"names classes, as TimeSformer's own do, say embed_dim=512 allow='[head.*]' to start a new projection"
         )
-    sizes = measure(converted.state, source, tower, wanted)
-    report = ImportReport(source, kind, tower, sizes, derived=converted.derived, dropped=converted.dropped)
-    report.unexpected = list(converted.unexpected)
-    if kind not in QUICK_GELU and (tower == "text" or sizes.settings.get("clip_style")):
+    settings = measure(state, source, tower, config)
+    report = ImportReport(source, kind, tower, settings, derived=converted.derived, dropped=converted.dropped)
+    if kind not in QUICK_GELU and (tower == "text" or settings.get("clip_style")):
         report.assumed = check_activation(source)
-    state = check(converted, report, wanted)
-    return state, report
+    report.resized = resize_embeddings(state, int(settings.get("patch", 0)), config)
+    return fit_network(state, converted.unexpected, report, config.allow), report
 
 
 def check_activation(source: Path) -> str:
@@ -154,66 +154,63 @@ def check_activation(source: Path) -> str:
     return "QuickGELU, as in OpenAI's weights; open_clip's models without quickgelu in their name have GELU: do not use"
 
 
-def settle_kind(source: Path, raw: Mapping[str, Tensor], found: str | None, given: str | None) -> str:
-    """The kind that was given, or found. Raises `ModelError` when there is none or they disagree."""
+def choose_kind(source: Path, raw: Mapping[str, Tensor], given: str | None) -> str:
+    """The kind that was given, or that the keys tell. Raises `ModelError` when there is none or they disagree."""
     if given is not None and given not in KINDS:
         raise ModelError(f"kind={given} is not one of {', '.join(KINDS)}")
-    if found is None:
+    kind = detect_kind(list(raw))
+    if kind is None:
         raise ModelError(
             f"{source} is none of {', '.join(KINDS)}: its {len(raw)} keys begin with "
             f"{', '.join(list(raw)[:4]) or 'nothing'}"
         )
     related = ({"openai_clip", "open_clip"}, {"timesformer", "procedurevrl"})  # the same names
-    if given is None or given == found or any({given, found} <= family for family in related):
-        return given or found
-    raise ModelError(f"{source} looks like {found}, not kind={given}; leave kind out, or set kind={found}")
+    if given is None or given == kind or any({given, kind} <= family for family in related):
+        return given or kind
+    raise ModelError(f"{source} looks like {kind}, not kind={given}; leave kind out, or set kind={kind}")
 
 
-def check(converted: Converted, report: ImportReport, wanted: Wanted) -> dict[str, Tensor]:
-    """Compare with the network that the sizes describe; resize what was asked for; fill in what is allowed to miss."""
-    network = build(report.tower, report.sizes)
-    state = resized(converted.state, report, wanted)
+def fit_network(
+    state: Mapping[str, Tensor], unknown: Sequence[str], report: ImportReport, allow: Sequence[str]
+) -> dict[str, Tensor]:
+    """The network's state dict out of `state`, every difference in the report; `allow` covers keys that may differ."""
+
+    def is_allowed(key: str) -> bool:
+        return any(fnmatchcase(key, pattern) for pattern in allow)
+
+    network = build_network(report.tower, report.settings)
     result = {}
     for key, own in network.items():
         if key in state and state[key].shape == own.shape:
             result[key] = state[key]
             continue
         fault = f"{key} {list(state[key].shape)} for {list(own.shape)}" if key in state else key
-        if allowed(key, wanted.allow):
+        if is_allowed(key):
             result[key] = own
             report.started.append(fault)
         else:
             (report.mismatched if key in state else report.missing).append(fault)
     report.loaded = len(result) - len(report.started) - len(set(report.derived) & set(result))
-    strangers = [*report.unexpected, *(key for key in state if key not in network)]
-    report.skipped = [key for key in strangers if allowed(key, wanted.allow)]
-    report.unexpected = [key for key in strangers if key not in report.skipped]
+    for key in [*unknown, *(key for key in state if key not in network)]:
+        (report.skipped if is_allowed(key) else report.unexpected).append(key)
     return result
 
 
-def allowed(key: str, patterns_: Sequence[str]) -> bool:
-    """Whether one of the patterns (shell style, `head.*`) covers a key."""
-    return any(fnmatchcase(key, pattern) for pattern in patterns_)
+def resize_embeddings(state: dict[str, Tensor], patch: int, config: ImportConfig) -> list[str]:
+    """Bring position and time embedding to the lengths that were asked for, nearest as the official code."""
+    before = {key: list(state[key].shape) for key in ("time_embed", "pos_embed") if key in state}
+    if config.frames and "time_embed" in state:
+        state["time_embed"] = resize_times(state["time_embed"], config.frames)
+    if config.image_size and "pos_embed" in state:
+        state["pos_embed"] = resize_positions(state["pos_embed"], (config.image_size // patch) ** 2)
+    after = {key: list(state[key].shape) for key in before}
+    return [f"{key} {shape} to {after[key]}" for key, shape in before.items() if shape != after[key]]
 
 
-def resized(state: Mapping[str, Tensor], report: ImportReport, wanted: Wanted) -> dict[str, Tensor]:
-    """Position and time embedding at the lengths that were asked for, nearest as the official code."""
-    result = dict(state)
-    patch = int(report.sizes.settings.get("patch", 0))
-    if wanted.frames and "time_embed" in state:
-        result["time_embed"] = resize_times(state["time_embed"], wanted.frames)
-    if wanted.image_size and "pos_embed" in state:
-        result["pos_embed"] = resize_positions(state["pos_embed"], (wanted.image_size // patch) ** 2)
-    report.resized = [
-        f"{key} {list(state[key].shape)} to {list(result[key].shape)}"
-        for key in ("time_embed", "pos_embed")
-        if key in state and state[key].shape != result[key].shape
-    ]
-    return result
-
-
-def measure(state: Mapping[str, Tensor], source: Path, tower: str, wanted: Wanted) -> Sizes:
-    """The network's shape from its tensors. Raises `ModelError` naming the tensor without which it cannot be told."""
+def measure(
+    state: Mapping[str, Tensor], source: Path, tower: str, config: ImportConfig
+) -> dict[str, int | float | bool]:
+    """The network's settings from the shapes of its tensors. Raises `ModelError` naming a tensor that is missing."""
     text = tower == "text"
     prefix = "text_model.encoder.layers." if text else "blocks."
     needed = ["text_model.embeddings.token_embedding.weight"] if text else ["pos_embed", "patch_embed.proj.weight"]
@@ -227,25 +224,25 @@ def measure(state: Mapping[str, Tensor], source: Path, tower: str, wanted: Wante
     ratio = state[needed[-1]].shape[0] / width
     head = state.get("text_projection.weight" if text else "head.weight")
     settings: dict[str, int | float | bool] = {"width": width, "depth": depth}
-    settings["embed_dim"] = wanted.embed_dim or (len(head) if head is not None else 512)
+    settings["embed_dim"] = config.embed_dim or (len(head) if head is not None else 512)
     if ratio != 4.0:
         settings["mlp_ratio"] = ratio
     if text:
-        return Sizes(settings)
+        return settings
     patch, grid = state["patch_embed.proj.weight"].shape[-1], round((state["pos_embed"].shape[1] - 1) ** 0.5)
-    if wanted.image_size and wanted.image_size % patch:
-        raise ModelError(f"image_size={wanted.image_size} is no multiple of the patch of {source}, {patch}")
-    settings |= {"patch": patch, "image_size": wanted.image_size or patch * grid}
+    if config.image_size and config.image_size % patch:
+        raise ModelError(f"image_size={config.image_size} is no multiple of the patch of {source}, {patch}")
+    settings |= {"patch": patch, "image_size": config.image_size or patch * grid}
     if tower != "vit":
-        settings["frames"] = wanted.frames or (state["time_embed"].shape[1] if "time_embed" in state else 8)
+        settings["frames"] = config.frames or (state["time_embed"].shape[1] if "time_embed" in state else 8)
     if tower != "timesformer":
         settings |= {"clip_style": "norm_pre.weight" in state, "drop_path": 0}
-    return Sizes(settings)
+    return settings
 
 
-def build(tower: str, sizes: Sizes) -> dict[str, Tensor]:
+def build_network(tower: str, sizes: Mapping[str, int | float | bool]) -> dict[str, Tensor]:
     """Every tensor of our network of these sizes, freshly initialised from seed 0."""
-    settings: dict[str, Any] = {**sizes.settings, "heads": 1}
+    settings: dict[str, Any] = {**sizes, "heads": 1}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if tower == "text":
@@ -254,22 +251,20 @@ def build(tower: str, sizes: Sizes) -> dict[str, Tensor]:
         return build_video_tower(VideoConfig(**settings)).state_dict()
 
 
-def patterns(keys: Any) -> list[str]:
+def patterns(keys: Iterable[str]) -> list[str]:
     """Keys with their layer numbers joined: `blocks.{0..11}.attn.qkv.weight`."""
     groups: dict[str, list[int]] = {}
     for key in keys:
         match = re.search(r"\.(\d+)\.", key)
         shape = key if match is None else f"{key[: match.start()]}.{{}}.{key[match.end() :]}"
         groups.setdefault(shape, []).append(int(match[1]) if match else -1)
-    return [shape.replace("{}", span(numbers), 1) for shape, numbers in groups.items()]
+    spans = {
+        shape: str(numbers[0]) if len(numbers) == 1 else f"{{{min(numbers)}..{max(numbers)}}}"
+        for shape, numbers in groups.items()
+    }
+    return [shape.replace("{}", span, 1) for shape, span in spans.items()]
 
 
-def span(numbers: Sequence[int]) -> str:
-    """`3`, or `{0..11}`."""
-    return str(numbers[0]) if len(numbers) == 1 else f"{{{min(numbers)}..{max(numbers)}}}"
-
-
-# ------------------------------------------------------------------------------------------------------ reading files
 def read_source(source: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
     """The tensors of a weight file or Hugging Face folder, out of their container and without `module.` or `model.`.
 
@@ -284,11 +279,8 @@ def read_source(source: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
         if inner is None:
             break
         loaded = inner
-    tensors = (
-        {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
-        if isinstance(loaded, Mapping)
-        else {}
-    )
+    named = loaded.items() if isinstance(loaded, Mapping) else ()
+    tensors = {key: value for key, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise ModelError(f"{path} holds no tensors by name (a state dict); found {type(loaded).__name__}")
     for prefix in ("module.", "model.", "module."):
@@ -303,14 +295,14 @@ def weight_file(source: Path) -> Path:
         raise ModelError(f"source={source} does not exist")
     if not source.is_dir():
         return source
-    found = next((source / name for name in FOLDER_FILES if (source / name).is_file()), None)
-    if found is None:
-        raise ModelError(f"source={source} is a folder without {' or '.join(FOLDER_FILES)}; name the weight file")
-    return found
+    for name in FOLDER_FILES:
+        if (source / name).is_file():
+            return source / name
+    raise ModelError(f"source={source} is a folder without {' or '.join(FOLDER_FILES)}; name the weight file")
 
 
 def load_pickle(path: Path, allow_pickle: bool) -> Any:
-    """A PyTorch checkpoint or TorchScript archive."""
+    """A PyTorch checkpoint, or the state dict of a TorchScript archive."""
     if is_torchscript(path):
         if not allow_pickle:
             raise ModelError(
@@ -356,7 +348,7 @@ def not_a_checkpoint(path: Path) -> ModelError:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a zip file is a TorchScript archive (its code and constants are files of their own)."""
+    """A TorchScript archive is a zip file that holds its code and constants as files of their own."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Owns the names under which others store these networks, as rules from their keys to ours; opens no file.
+"""The names under which others store these networks, as tables of rules from their keys to ours.
 
 Our names: a TimeSformer's are those of the official code, an image tower's those of timm's VisionTransformer, a
 space-time tower's those of LaViLa without `visual.`, a text tower's those of transformers' CLIPTextModelWithProjection.
@@ -46,57 +46,54 @@ class Converted:
     derived: dict[str, str] = field(default_factory=dict)  # our key -> how it was computed
 
 
-def transposed(tensor: Tensor) -> Tensor:
+def transpose(tensor: Tensor) -> Tensor:
     """A matrix that its owner multiplies from the right (x @ W) as the weight of a linear layer."""
     return tensor.T.contiguous()
 
 
-def as_token(tensor: Tensor) -> Tensor:
-    """[D] -> [1,1,D]."""
-    return tensor.reshape(1, 1, -1)
-
-
-def as_sequence(tensor: Tensor) -> Tensor:
-    """[N,D] -> [1,N,D]."""
-    return tensor[None]
-
-
 WB = r"(weight|bias)"
+
+
+def layer_rules(layer: str, names: Mapping[str, str]) -> tuple[Rule, ...]:
+    """Weight and bias of the parts of a block, by their names; the first group of `layer` is the block's number."""
+    return tuple(
+        Rule(rf"{layer}{re.escape(theirs)}[._]{WB}", rf"blocks.\1.{ours}.\2") for theirs, ours in names.items()
+    )
+
+
 SPATIAL = r"blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\." + WB
 TRUNK = rf"(?:cls_token|pos_embed|patch_embed\.proj\.{WB}|(?:norm|head)\.{WB}|{SPATIAL})"
 TEMPORAL = rf"(?:time_embed|blocks\.\d+\.(?:temporal_norm1|temporal_attn\.qkv|temporal_attn\.proj|temporal_fc)\.{WB})"
 PROCEDUREVRL_REST = r"(?:order_tfm|text_model|head_cls)\..*"
 SAME = r"\g<0>"
 
+SPACETIME_BLOCK = {
+    "temporal_norm1": "norm3", "temporal_attn.qkv": "timeattn.qkv", "temporal_attn.proj": "timeattn.proj",
+    "temporal_fc": "temporal_fc",  # merged into timeattn.proj below
+}  # fmt: skip
 TIMESFORMER = {
     "timesformer": (Rule(TRUNK, SAME), Rule(TEMPORAL, SAME)),
     "vit": (Rule(TRUNK, SAME), Rule(TEMPORAL, None)),
     "spacetime": (
         Rule(TRUNK, SAME),
         Rule(r"time_embed", SAME),
-        Rule(rf"(blocks\.\d+)\.temporal_norm1\.{WB}", r"\1.norm3.\2"),
-        Rule(rf"(blocks\.\d+)\.temporal_attn\.qkv\.{WB}", r"\1.timeattn.qkv.\2"),
-        Rule(rf"(blocks\.\d+)\.temporal_attn\.proj\.{WB}", r"\1.timeattn.proj.\2"),
-        Rule(rf"(blocks\.\d+)\.temporal_fc\.{WB}", r"\1.temporal_fc.\2"),  # merged into timeattn.proj below
+        *layer_rules(r"blocks\.(\d+)\.", SPACETIME_BLOCK),
     ),
 }
 HF_LAYER = r"(?:timesformer\.)?encoder\.layer\.(\d+)\."
 HF_EMBEDDINGS = r"(?:timesformer\.)?embeddings\."
+HF_BLOCK = {
+    "layernorm_before": "norm1", "attention.attention.qkv": "attn.qkv", "attention.output.dense": "attn.proj",
+    "layernorm_after": "norm2", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
+    "temporal_layernorm": "temporal_norm1", "temporal_attention.attention.qkv": "temporal_attn.qkv",
+    "temporal_attention.output.dense": "temporal_attn.proj", "temporal_dense": "temporal_fc",
+}  # fmt: skip
 HF_TIMESFORMER = (
     Rule(HF_EMBEDDINGS + r"cls_token", "cls_token"),
     Rule(HF_EMBEDDINGS + r"position_embeddings", "pos_embed"),
     Rule(HF_EMBEDDINGS + r"time_embeddings", "time_embed"),
     Rule(HF_EMBEDDINGS + rf"patch_embeddings\.projection\.{WB}", r"patch_embed.proj.\1"),
-    Rule(HF_LAYER + rf"layernorm_before\.{WB}", r"blocks.\1.norm1.\2"),
-    Rule(HF_LAYER + rf"layernorm_after\.{WB}", r"blocks.\1.norm2.\2"),
-    Rule(HF_LAYER + rf"attention\.attention\.qkv\.{WB}", r"blocks.\1.attn.qkv.\2"),
-    Rule(HF_LAYER + rf"attention\.output\.dense\.{WB}", r"blocks.\1.attn.proj.\2"),
-    Rule(HF_LAYER + rf"temporal_layernorm\.{WB}", r"blocks.\1.temporal_norm1.\2"),
-    Rule(HF_LAYER + rf"temporal_attention\.attention\.qkv\.{WB}", r"blocks.\1.temporal_attn.qkv.\2"),
-    Rule(HF_LAYER + rf"temporal_attention\.output\.dense\.{WB}", r"blocks.\1.temporal_attn.proj.\2"),
-    Rule(HF_LAYER + rf"temporal_dense\.{WB}", r"blocks.\1.temporal_fc.\2"),
-    Rule(HF_LAYER + rf"intermediate\.dense\.{WB}", r"blocks.\1.mlp.fc1.\2"),
-    Rule(HF_LAYER + rf"output\.dense\.{WB}", r"blocks.\1.mlp.fc2.\2"),
+    *layer_rules(HF_LAYER, HF_BLOCK),
     Rule(rf"(?:timesformer\.)?layernorm\.{WB}", r"norm.\1"),
     Rule(rf"classifier\.{WB}", r"head.\1"),
 )
@@ -111,21 +108,21 @@ OPENAI_TEXT = (
     Rule(OPENAI_LAYER + rf"mlp\.c_fc\.{WB}", OUR_LAYER + r"mlp.fc1.\2"),
     Rule(OPENAI_LAYER + rf"mlp\.c_proj\.{WB}", OUR_LAYER + r"mlp.fc2.\2"),
     Rule(rf"(?:text\.)?ln_final\.{WB}", r"text_model.final_layer_norm.\1"),
-    Rule(r"(?:text\.)?text_projection", "text_projection.weight", transposed),  # square in ViT-B/16: nothing else tells
+    Rule(r"(?:text\.)?text_projection", "text_projection.weight", transpose),  # square in ViT-B/16: nothing else tells
 )
 VISUAL_LAYER = r"visual\.transformer\.resblocks\.(\d+)\."
+VISUAL_BLOCK = {
+    "attn.in_proj": "attn.qkv", "attn.out_proj": "attn.proj", "ln_1": "norm1", "ln_2": "norm2", "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}  # fmt: skip
 OPENAI_IMAGE = (
-    Rule(r"visual\.class_embedding", "cls_token", as_token),
-    Rule(r"visual\.positional_embedding", "pos_embed", as_sequence),
+    Rule(r"visual\.class_embedding", "cls_token", lambda token: token.reshape(1, 1, -1)),
+    Rule(r"visual\.positional_embedding", "pos_embed", lambda rows: rows[None]),
     Rule(r"visual\.conv1\.weight", "patch_embed.proj.weight"),
     Rule(rf"visual\.ln_pre\.{WB}", r"norm_pre.\1"),
-    Rule(VISUAL_LAYER + rf"attn\.in_proj_{WB}", r"blocks.\1.attn.qkv.\2"),
-    Rule(VISUAL_LAYER + rf"attn\.out_proj\.{WB}", r"blocks.\1.attn.proj.\2"),
-    Rule(VISUAL_LAYER + rf"ln_([12])\.{WB}", r"blocks.\1.norm\2.\3"),
-    Rule(VISUAL_LAYER + rf"mlp\.c_fc\.{WB}", r"blocks.\1.mlp.fc1.\2"),
-    Rule(VISUAL_LAYER + rf"mlp\.c_proj\.{WB}", r"blocks.\1.mlp.fc2.\2"),
+    *layer_rules(VISUAL_LAYER, VISUAL_BLOCK),
     Rule(rf"visual\.ln_post\.{WB}", r"norm.\1"),
-    Rule(r"visual\.proj", "head.weight", transposed),
+    Rule(r"visual\.proj", "head.weight", transpose),
 )
 CLIP_SCALARS = r"logit_scale|logit_bias|input_resolution|context_length|vocab_size|(?:text\.)?attn_mask"
 OPENAI_TEXT_KEYS = (
@@ -145,8 +142,8 @@ HF_CLIP = {
         Rule(CLIP_SCALARS, None),
     ),
     "vit": (
-        Rule(r"vision_model\.embeddings\.class_embedding", "cls_token", as_token),
-        Rule(r"vision_model\.embeddings\.position_embedding\.weight", "pos_embed", as_sequence),
+        Rule(r"vision_model\.embeddings\.class_embedding", "cls_token", lambda token: token.reshape(1, 1, -1)),
+        Rule(r"vision_model\.embeddings\.position_embedding\.weight", "pos_embed", lambda rows: rows[None]),
         Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "patch_embed.proj.weight"),
         Rule(rf"vision_model\.pre_layrnorm\.{WB}", r"norm_pre.\1"),  # their spelling
         Rule(HF_CLIP_LAYER + rf"self_attn\.(?P<qkv>[qkv])_proj\.{WB}", r"blocks.\1.attn.qkv.\3"),
@@ -165,7 +162,7 @@ LAVILA = {
         Rule(r"visual\.temporal_embed", "time_embed"),
         Rule(rf"visual\.ln_pre\.{WB}", r"norm_pre.\1"),
         Rule(rf"visual\.(cls_token|pos_embed|patch_embed\.proj\.{WB}|norm\.{WB}|{LAVILA_BLOCK}{WB})", r"\1"),
-        Rule(r"image_projection", "head.weight", transposed),
+        Rule(r"image_projection", "head.weight", transpose),
         Rule(OPENAI_TEXT_KEYS, None),
         Rule(CLIP_SCALARS, None),
     ),
@@ -215,36 +212,31 @@ def convert(source: Mapping[str, Tensor], kind: str, tower: str) -> Converted:
     thirds: dict[str, dict[str, Tensor]] = {}
     rules = [(re.compile(rule.pattern), rule) for rule in KINDS[kind].rules[tower]]
     for key, tensor in source.items():
-        found = next(((match, rule) for pattern, rule in rules if (match := pattern.fullmatch(key))), None)
-        if found is None:
+        match, rule = next(
+            ((match, rule) for pattern, rule in rules if (match := pattern.fullmatch(key))), (None, None)
+        )
+        if match is None or rule is None:
             result.unexpected.append(key)
-        elif found[1].target is None:
+            continue
+        if rule.target is None:
             result.dropped.append(key)
+            continue
+        target = match.expand(rule.target)
+        if "{qkv}" in target:
+            for name, part in zip("qkv", tensor.chunk(3), strict=True):
+                result.state[target.replace("{qkv}", name)] = part.clone()
+        elif "qkv" in match.re.groupindex:
+            thirds.setdefault(target, {})[match["qkv"]] = tensor
         else:
-            place(result, thirds, found[0], found[1], tensor)
+            result.state[target] = rule.change(tensor)
     for target, parts in thirds.items():
         if set(parts) == set("qkv"):
             result.state[target] = torch.cat([parts[name] for name in "qkv"])
-    complete(result, kind, tower)
+    derive_rest(result, kind, tower)
     return result
 
 
-def place(
-    result: Converted, thirds: dict[str, dict[str, Tensor]], match: re.Match[str], rule: Rule, tensor: Tensor
-) -> None:
-    """Apply one rule to one tensor."""
-    assert rule.target is not None
-    target = match.expand(rule.target)
-    if "{qkv}" in target:
-        for name, part in zip("qkv", tensor.chunk(3), strict=True):
-            result.state[target.replace("{qkv}", name)] = part.clone()
-    elif "qkv" in match.re.groupindex:
-        thirds.setdefault(target, {})[match["qkv"]] = tensor
-    else:
-        result.state[target] = rule.change(tensor)
-
-
-def complete(result: Converted, kind: str, tower: str) -> None:
+def derive_rest(result: Converted, kind: str, tower: str) -> None:
     """Compute what a tower has and its source has under no name of its own."""
     state = result.state
     if tower in ("vit", "spacetime") and "head.weight" in state and "head.bias" not in state:
@@ -265,11 +257,8 @@ def inflate(result: Converted) -> None:
     result.derived["time_embed"] = "zeros, 8 frames"
     for name in [key.removesuffix(".attn.qkv.weight") for key in state if key.endswith(".attn.qkv.weight")]:
         for part in ("weight", "bias"):
-            for ours, theirs in (
-                ("temporal_norm1", "norm1"),
-                ("temporal_attn.qkv", "attn.qkv"),
-                ("temporal_attn.proj", "attn.proj"),
-            ):
+            for theirs in ("norm1", "attn.qkv", "attn.proj"):
+                ours = f"temporal_{theirs}"
                 if f"{name}.{theirs}.{part}" in state:
                     state[f"{name}.{ours}.{part}"] = state[f"{name}.{theirs}.{part}"].clone()
                     result.derived[f"{name}.{ours}.{part}"] = f"copy of {theirs}.{part}"
