@@ -67,7 +67,7 @@ class Holder(nn.Module):
 
 def time_saves(stage: int, turns: int) -> None:
     """One rank of `saves`; rank 0 appends the rows."""
-    from ace_dist.data.task import build_model
+    from ace_dist.models.build import build_model
     from ace_dist.train.agreement import Agreement
     from ace_dist.train.checkpoint import Checkpoints
     from ace_dist.train.engine import Engine

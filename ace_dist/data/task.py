@@ -1,27 +1,16 @@
-"""Owns the assembly of a run from its configuration: classes, trees, labelled clips, and the encoders."""
+"""What a run learns and is tested on: classes, synonym trees and labelled clips, from its configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
 
 from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
 from ace_dist.config import Config, resolve_path
 from ace_dist.data.datasets import open_dataset
 from ace_dist.data.holdout import held_out_groups
 from ace_dist.data.shards import ClipRecord, ShardSet
-from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.similarity import Spotting
-from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights
 from ace_dist.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from ace_dist.config import ModelConfig
-
 
 NO_TEST = "the test split has no clip (dataset.test_groups, or the split column of dataset.annotations, chooses it)"
 
@@ -97,51 +86,3 @@ def load_task(config: Config) -> Task:
     trees.require(action.verb for action in (*classes.base, *classes.novel))
     whole = Task(classes, trees, shards)
     return replace(whole, validation=held_out_groups(*whole.training_clips(), config.evaluation, config.seed))
-
-
-def build_model(config: ModelConfig, seed: int, weights: Path | None = None) -> DualEncoder:
-    """Both encoders: with the weights of the configuration, of a run (`weights` = its model folder), or untrained.
-
-    Random weights depend on `seed` alone, so every rank builds the same.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = DualEncoder(config.video, config.text, config.similarity)
-    if weights is not None:
-        load_run_weights(model, weights)
-    elif config.init != "random":
-        if config.init == "weights":
-            load_video_weights(model.video, located(config.video.weights))
-        if config.text.tower == "clip" or config.text.weights is not None:
-            load_text_weights(model.text, located(config.text.weights))
-    if weights is None and isinstance(model.similarity, Spotting):
-        model.similarity.embed_attributes(model.text)
-    return model
-
-
-def located(path: str | None) -> Path | None:
-    """A weight path of the configuration, expanded."""
-    return None if path is None else resolve_path(path)
-
-
-def load_run_weights(model: DualEncoder, folder: Path) -> None:
-    """Load `frozen.safetensors` and `trained.safetensors` of a run; together they must be the whole model."""
-    parts = []
-    for name in ("frozen", "trained"):
-        path = folder / f"{name}.safetensors"
-        if not path.is_file():
-            raise UserError(
-                f"{path} does not exist: the run has not finished training (launchers/train.py continues it)"
-            )
-        parts.append(TensorFile(path))
-    own, stored = model.state_dict(), {name for part in parts for name in part}
-    if set(own) != stored:
-        raise UserError(f"{folder} does not hold this model: {sorted(set(own) ^ stored)[:4]} differ")
-    with torch.no_grad():
-        for part in parts:
-            for name, tensor in part.items():
-                if tensor.shape != own[name].shape:
-                    raise UserError(
-                        f"{part.path}: {name} is {list(tensor.shape)}, not {list(own[name].shape)} as config.yaml says"
-                    )
-                own[name].copy_(tensor)

@@ -11,9 +11,10 @@ from safetensors import safe_open
 
 from ace_dist.config import Config, read_config
 from ace_dist.data.loader.feature_cache import open_loader
-from ace_dist.data.task import NO_TEST, build_model, load_task, load_trees
+from ace_dist.data.task import NO_TEST, load_task, load_trees
 from ace_dist.evaluate.chance import evaluate_chance
 from ace_dist.evaluate.protocols import evaluate, write_concept_space
+from ace_dist.models.build import build_model
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import uses_bf16
 from ace_dist.utils.files import write_json, write_text

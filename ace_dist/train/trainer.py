@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from ace_dist.data.identity import claim_clips
 from ace_dist.data.loader.feature_cache import open_loader
 from ace_dist.data.sampling import ClipRequest, TrainPlan
-from ace_dist.data.task import NO_TEST, build_model, load_task
+from ace_dist.data.task import NO_TEST, load_task
+from ace_dist.models.build import build_model
 from ace_dist.models.flops import whole_size
 from ace_dist.models.weights import TensorFile, save_safetensors
 from ace_dist.objectives import build_objective, total_loss

@@ -13,7 +13,7 @@ import torch
 
 from ace_dist.concepts import Action, SynonymTrees
 from ace_dist.config import load_config
-from ace_dist.data.task import build_model
+from ace_dist.models.build import build_model
 from ace_dist.objectives import build_objective, total_loss
 from ace_dist.train.engine import Engine
 from ace_dist.utils.distributed import connect, disconnect

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from ace_dist.concepts import Action, SynonymTrees
 from ace_dist.config import load_config
 from ace_dist.data.loader.base import Batch
-from ace_dist.data.task import build_model
+from ace_dist.models.build import build_model
 from ace_dist.models.flops import video_flops
 from ace_dist.objectives import build_objective, total_loss
 from ace_dist.train import trainer as loop

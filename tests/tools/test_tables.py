@@ -15,8 +15,9 @@ from ace_dist.cluster.study import check_runs
 from ace_dist.cluster.sweeps import Sweep
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import load_config
-from ace_dist.data.task import build_model, load_trees
+from ace_dist.data.task import load_trees
 from ace_dist.evaluate.metrics import harmonic_mean
+from ace_dist.models.build import build_model
 from ace_dist.tools.study.collect import as_csv, as_markdown, collect, paper_sheet
 from ace_dist.tools.study.tables import (
     expand_table,

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ace_dist.concepts import Action, SynonymTrees
 from ace_dist.config import load_config
-from ace_dist.data.task import build_model
 from ace_dist.models import attention, timesformer
+from ace_dist.models.build import build_model
 from ace_dist.models.flops import Flops
 from ace_dist.objectives import build_objective, total_loss
 from ace_dist.train import meters as module

@@ -1,0 +1,62 @@
+"""Builds the encoders that a configuration names, with their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ace_dist.config import resolve_path
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.similarity import Spotting
+from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights
+from ace_dist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ace_dist.config import ModelConfig
+
+
+def build_model(settings: ModelConfig, seed: int, trained: Path | None = None) -> DualEncoder:
+    """Both encoders: with the weights of the configuration, of a run (`trained` = its model folder), or untrained.
+
+    Random weights depend on `seed` alone, so every rank builds the same.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = DualEncoder(settings.video, settings.text, settings.similarity)
+    if trained is not None:
+        load_run_weights(model, trained)
+        return model
+    if settings.init != "random":
+        paths = (settings.video.weights, settings.text.weights)
+        video, text = (None if path is None else resolve_path(path) for path in paths)
+        if settings.init == "weights":
+            load_video_weights(model.video, video)
+        if settings.text.tower == "clip" or text is not None:
+            load_text_weights(model.text, text)
+    if isinstance(model.similarity, Spotting):
+        model.similarity.embed_attributes(model.text)
+    return model
+
+
+def load_run_weights(model: DualEncoder, folder: Path) -> None:
+    """Load `frozen.safetensors` and `trained.safetensors` of a run. Raises `UserError` unless they are whole."""
+    paths = [folder / f"{name}.safetensors" for name in ("frozen", "trained")]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"{path} does not exist: the run has not finished training (launchers/train.py continues it)"
+            )
+    parts = list(map(TensorFile, paths))
+    own, stored = model.state_dict(), {name for part in parts for name in part}
+    if set(own) != stored:
+        raise UserError(f"{folder} does not hold this model: {sorted(set(own) ^ stored)[:4]} differ")
+    with torch.no_grad():
+        for part in parts:
+            for name, tensor in part.items():
+                if tensor.shape != own[name].shape:
+                    raise UserError(
+                        f"{part.path}: {name} is {list(tensor.shape)}, not {list(own[name].shape)} as config.yaml says"
+                    )
+                own[name].copy_(tensor)
