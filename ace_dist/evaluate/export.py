@@ -38,8 +38,8 @@ def export_run(run_dir: Path, output: Path) -> None:
     if output.exists():
         raise RunError(f"output={output} exists; choose another folder or delete it")
     config, results = read_config(run_dir), read_results(run_dir)
-    if results["method"] == "random":
-        raise RunError(f"{run_dir} is a run of method=random, which has no model to export")
+    if config.evaluation.scorer == "chance":
+        raise RunError(f"{run_dir} was scored by chance (evaluation.scorer=chance): it has no model to export")
     load_trees(config)  # refuses what `from_pretrained` could not read
     model = trained_model(run_dir, config, torch.device("cpu")).float()
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -32,15 +32,15 @@ GAUSSIAN_RADIUS = 2.0  # standard deviations: an ellipse holds 86 % of a 2-D Gau
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one rendering; seen is green and unseen red, as in the paper's Fig. 5."""
+    """Colours of one rendering; base is green and novel red, as in the paper's Fig. 5."""
 
     name: str
     paper: str
     ink: str
     muted: str
     grid: str
-    seen: str
-    unseen: str
+    base: str
+    novel: str
     series: tuple[str, ...]
 
 
@@ -126,12 +126,12 @@ def confusion_figure(counts: npt.NDArray[np.int64], classes: Sequence[str], them
 
 
 def class_f1_figure(
-    scores: FloatArray, support: npt.NDArray[np.int64], classes: Sequence[str], seen: bool, theme: Theme = LIGHT
+    scores: FloatArray, support: npt.NDArray[np.int64], classes: Sequence[str], base: bool, theme: Theme = LIGHT
 ) -> Figure:
     """F1 of each class in percent as bars [K], with the number of test samples; a class without one has no bar."""
     figure, axes = panel(theme, PANEL_WIDTH, min(8.0, 1.0 + max(0.3 * len(classes), 1.4)))
     rows = np.arange(len(classes))
-    axes.barh(rows, np.nan_to_num(scores), height=0.66, color=theme.seen if seen else theme.unseen)
+    axes.barh(rows, np.nan_to_num(scores), height=0.66, color=theme.base if base else theme.novel)
     for row, (score, samples) in enumerate(zip(scores, support, strict=True)):
         label = "no test sample" if np.isnan(score) else f"{score:.0f}  (n={samples})"
         axes.annotate(
@@ -203,13 +203,13 @@ def _running_mean(values: FloatArray, width: int) -> FloatArray:
 def concept_figure(
     points: FloatArray,
     actions: Sequence[str],
-    seen: npt.NDArray[np.bool_],
+    base: npt.NDArray[np.bool_],
     theme: Theme = LIGHT,
     size: tuple[float, float] = (PANEL_WIDTH, 4.1),
 ) -> Figure:
-    """Phrases as points [S, 2], each action as a Gaussian: outlined green when seen in training, red when not."""
+    """Phrases as points [S, 2], each action as a Gaussian: outlined green when a base action, red when novel."""
     figure, axes = panel(theme, *size)
-    draw_concepts(axes, points, actions, seen, theme)
+    draw_concepts(axes, points, actions, base, theme)
     return figure
 
 
@@ -217,7 +217,7 @@ def draw_concepts(
     axes: Axes,
     points: FloatArray,
     actions: Sequence[str],
-    seen: npt.NDArray[np.bool_],
+    base: npt.NDArray[np.bool_],
     theme: Theme,
     fontsize: float = 8.0,
 ) -> None:
@@ -228,8 +228,8 @@ def draw_concepts(
     floor = 1e-4 * float(np.ptp(points, axis=0).max()) ** 2  # so that an action of one or two phrases is still visible
     for index, name in enumerate(names):
         mine = points[member == index]
-        edge = theme.seen if seen[member == index][0] else theme.unseen
-        marker = "o" if seen[member == index][0] else "^"
+        edge = theme.base if base[member == index][0] else theme.novel
+        marker = "o" if base[member == index][0] else "^"
         ellipse, (x, y) = _gaussian(mine, floor, edge)
         axes.add_patch(ellipse)
         axes.scatter(mine[:, 0], mine[:, 1], s=15, marker=marker, color=edge, alpha=0.75, linewidth=0, zorder=3)
@@ -298,14 +298,14 @@ def result_figure(
     before: tuple[FloatArray, str],
     after: tuple[FloatArray, str],
     actions: Sequence[str],
-    seen: npt.NDArray[np.bool_],
+    base: npt.NDArray[np.bool_],
     scores: Mapping[str, Mapping[str, tuple[float, float]]],
     random: Mapping[str, float],
     theme: Theme = LIGHT,
 ) -> Figure:
     """One picture of 12 x 5 inches: concept space before and after (points [S, 2] and a caption), and the scores.
 
-    `scores`: method -> measure (seen, unseen, HM, SRT) -> (mean, std) in percent; `random`: measure -> guessing score.
+    `scores`: method -> measure (base, novel, HM, SRT) -> (mean, std) in percent; `random`: measure -> guessing score.
     """
     figure = Figure(figsize=(12, 5), dpi=DPI, facecolor=theme.paper)
     FigureCanvasAgg(figure)
@@ -314,8 +314,8 @@ def result_figure(
     )
     figure.text(0.012, 0.955, title, fontsize=15.5, fontweight="bold", color=theme.ink, va="center")
     legend = (
-        ("● seen in training", theme.seen),
-        ("▲ unseen", theme.unseen),
+        ("● base action", theme.base),
+        ("▲ novel", theme.novel),
         ("an ellipse: one action's words", theme.muted),
     )
     for x, (text, colour) in zip((0.53, 0.664, 0.745), legend, strict=True):
@@ -325,7 +325,7 @@ def result_figure(
     ):
         axes = figure.add_subplot(grid[column])
         _style(axes, theme)
-        draw_concepts(axes, points, actions, seen, theme, fontsize=9.5)
+        draw_concepts(axes, points, actions, base, theme, fontsize=9.5)
         axes.set_title(f"Concept space {heading}", fontsize=12.5, color=theme.ink, loc="left", pad=7)
         axes.set_xlabel(caption, fontsize=11, color=theme.muted, labelpad=7)
     axes = figure.add_subplot(grid[2])

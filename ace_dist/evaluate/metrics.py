@@ -73,7 +73,7 @@ def random_baseline(labels: npt.ArrayLike, num_classes: int) -> dict[str, float]
 
 # ------------------------------------------------------------------------------------------------ several test runs
 def harmonic_mean(a: float, b: float) -> float:
-    """HM of the seen and the unseen score, 2ab / (a + b); 0 when both are 0."""
+    """HM of the base and the novel score, 2ab / (a + b); 0 when both are 0."""
     if a < 0 or b < 0:
         raise UserError(f"harmonic_mean needs two scores that are not negative, got {a} and {b}")
     return 2.0 * a * b / (a + b) if a + b > 0 else 0.0

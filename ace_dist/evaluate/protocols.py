@@ -1,11 +1,10 @@
-"""Owns the test: base, novel and the Synonym Robustness Test, from videos that are encoded once (spec, section 4)."""
+"""The test: base, novel and the Synonym Robustness Test, from videos that are encoded once (ACE, section 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,10 +25,14 @@ if TYPE_CHECKING:
     from ace_dist.models.dual_encoder import DualEncoder
     from ace_dist.utils.distributed import Ranks
 
+    Clips = tuple[list[ClipRecord], list[int]]  # and the class of each
+    Predict = Callable[[Clips, Sequence[LabelSet]], list[dict[str, Any]]]  # an entry of predictions.json a label set
+    Rate = Callable[[dict[str, Any]], dict[str, float]]  # accuracy and F1 of an entry of predictions.json, in percent
+
 
 @dataclass(frozen=True)
 class EncodedTest:
-    """Embeddings of every view of every test clip: row r is view `views[r]` of clip `ids[r]`, class `labels[r]`."""
+    """Embeddings of every view of every test clip: row r is view `views[r]` of clip `ids[r]`, of class `labels[r]`."""
 
     ids: list[str]
     views: list[int]
@@ -42,23 +45,20 @@ class EncodedTest:
 def encode_test(
     model: DualEncoder,
     loader: Loader,
-    clips: tuple[list[ClipRecord], list[int]],
+    clips: Clips,
     config: Config,
     ranks: Ranks,
-    moved: Callable[[], None] = lambda: None,
+    progress: Callable[[], None] = lambda: None,
 ) -> EncodedTest:
     """Encode all views of `clips`, each rank its share, gathered on every rank. Collective.
 
-    `moved` is called before every batch, for whoever watches that this goes on.
+    `progress` is called before every batch: a watchdog counts on it.
     """
-    records, labels = clips
-    plan = TestPlan(
-        records, labels, config.dataset.clip, config.loader, config.evaluation.batch_size, ranks.rank, ranks.world
-    )
+    plan = TestPlan(*clips, config.dataset.clip, config.loader, config.evaluation.batch_size, ranks.rank, ranks.world)
     model.eval()
     rows: list[tuple[list[str], list[int], list[int], np.ndarray[Any, Any]]] = []
     for batch in loader.stream(plan.batches()):
-        moved()
+        progress()
         embeddings = model.encode_video(batch.video).float().cpu()
         rows.append((batch.ids, batch.views, batch.labels.tolist(), embeddings.numpy()))
     merged = [row for share in ranks.gather(rows) for row in share]
@@ -67,7 +67,7 @@ def encode_test(
         views=[view for row in merged for view in row[1]],
         labels=[label for row in merged for label in row[2]],
         embeddings=torch.from_numpy(np.concatenate([row[3] for row in merged])),
-        clips=frozenset(record.key for record in records),
+        clips=frozenset(record.key for record in clips[0]),
     )
 
 
@@ -102,15 +102,11 @@ def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrase
 def score(
     model: DualEncoder, test: EncodedTest, label_sets: Sequence[LabelSet], config: Config
 ) -> list[dict[str, Any]]:
-    """Classify the test clips among the labels of each set; one entry a clip, its views fused.
-
-    Each result has the format of `predictions.json`.
-    """
+    """Classify the test clips among the labels of each set, views fused: an entry of `predictions.json` a set."""
     how = config.evaluation.view_fusion
     sets = [labels.phrases for labels in label_sets]
 
     def fuse(values: Tensor) -> FusedViews:
-        """The views of each video as one row, in the order of the test clips."""
         views = config.dataset.clip.views
         return fuse_views(
             values.numpy(), test.ids, test.labels, test.views, views_per_sample=views, how=how, expected_ids=test.clips
@@ -138,7 +134,7 @@ def score(
     ]
 
 
-def label_sets(config: Config, actions: Sequence[Action], trees: SynonymTrees) -> list[LabelSet]:
+def srt_label_sets(config: Config, actions: Sequence[Action], trees: SynonymTrees) -> list[LabelSet]:
     """The SRT's label sets of the novel actions: those of `dataset.srt`, or drawn from the trees when it is null."""
     leaves = config.method.leaf_augmentation and config.evaluation.srt_leaves
     if config.dataset.srt is None:
@@ -147,72 +143,35 @@ def label_sets(config: Config, actions: Sequence[Action], trees: SynonymTrees) -
     return srt_labels(actions, load_srt(path), trees, leaves, str(path))
 
 
-def evaluate(
-    config: Config, task: Task, model: DualEncoder, loader: Loader, ranks: Ranks
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The whole protocol: contents of `results.json` and `predictions.json`. Collective; the same on every rank.
+def evaluate(config: Config, task: Task, predict: Predict, rate: Rate) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The whole protocol: contents of `results.json` (in percent) and of `predictions.json`.
 
     Base and novel are separate modes, each among its own classes, without shadow negatives. A data set without novel
     actions has `novel`, `hm` and `srt` null; one whose test split shows no base action has `base` null.
     """
-    leaves = config.method.leaf_augmentation
     predictions: dict[str, Any] = {"base": None, "novel": None, "srt": []}
-    base_clips, novel_clips = task.test_clips(novel=False), task.test_clips(novel=True)
-    if base_clips[0]:
-        encoded = encode_test(model, loader, base_clips, config, ranks)
-        roots = root_labels(task.classes.base, task.trees, leaves)
-        predictions["base"] = score(model, encoded, [roots], config)[0]
-    if novel_clips[0]:
-        encoded = encode_test(model, loader, novel_clips, config, ranks)
-        sets = [
-            root_labels(task.classes.novel, task.trees, leaves),
-            *label_sets(config, task.classes.novel, task.trees),
-        ]
-        predictions["novel"], *predictions["srt"] = score(model, encoded, sets, config)
-    return summary(config, predictions, scores), predictions
-
-
-def summary(
-    config: Config, predictions: dict[str, Any], scores: Callable[[dict[str, Any]], dict[str, float]]
-) -> dict[str, Any]:
-    """`results.json` out of predictions, in percent; `scores` gives accuracy and F1 of one test run."""
-    base, novel = (scores(predictions[part]) if predictions[part] else None for part in ("base", "novel"))
-    both = base is not None and novel is not None
-    return {
+    for part, actions in (("base", task.classes.base), ("novel", task.classes.novel)):
+        clips = task.test_clips(novel=part == "novel")
+        if clips[0]:
+            sets = [root_labels(actions, task.trees, config.method.leaf_augmentation)]
+            if part == "novel":
+                sets += srt_label_sets(config, actions, task.trees)
+            predictions[part], *predictions["srt"] = predict(clips, sets)
+    base, novel = (rate(predictions[part]) if predictions[part] else None for part in ("base", "novel"))
+    results = {
         "method": config.method.name,
         "dataset": config.dataset.name,
         "fold": config.dataset.fold,
         "seed": config.seed,
         "base": base,
         "novel": novel,
-        "hm": {name: harmonic_mean(base[name], novel[name]) for name in ("accuracy", "f1")}
-        if both and base and novel
-        else None,
-        "srt": srt_summary([scores(run) for run in predictions["srt"]]) if predictions["srt"] else None,
+        "hm": {name: harmonic_mean(base[name], novel[name]) for name in base} if base and novel else None,
+        "srt": srt_summary([rate(run) for run in predictions["srt"]]) if predictions["srt"] else None,
     }
+    return results, predictions
 
 
 def scores(predicted: dict[str, Any]) -> dict[str, float]:
     """Accuracy and macro F1 of one test run, in percent."""
     labels, guesses = predicted["labels"], predicted["predictions"]
     return {"accuracy": accuracy(labels, guesses), "f1": macro_f1(labels, guesses, len(predicted["classes"]))}
-
-
-def concept_phrases(task: Task) -> tuple[list[str], list[str], list[bool]]:
-    """Every phrase of both orders of every action's tree, with its action's root label and whether that is seen."""
-    phrases, actions, seen = [], [], []
-    for group, is_seen in ((task.classes.base, True), (task.classes.novel, False)):
-        for action in group:
-            nodes = task.trees.children(action.verb)
-            verbs = dict.fromkeys(verb for child in nodes for verb in task.trees.children(action.verb, child))
-            phrases += [str(action.with_verb(verb)) for verb in verbs]
-            actions += [str(action)] * len(verbs)
-            seen += [is_seen] * len(verbs)
-    return phrases, actions, seen
-
-
-def write_concept_space(path: Path, task: Task, before: DualEncoder, after: DualEncoder) -> None:
-    """Unit text embeddings of all phrases under the model before and after fine-tuning (paper, Fig. 5)."""
-    phrases, actions, seen = concept_phrases(task)
-    rows = [torch.nn.functional.normalize(encode_phrases(model, phrases), dim=1).numpy() for model in (before, after)]
-    np.savez_compressed(path, before=rows[0], after=rows[1], phrases=phrases, actions=actions, seen=seen)

@@ -127,7 +127,7 @@ def result_picture(run_dir: Path, out_png: Path, compare: Sequence[Path] = ()) -
         (layouts[0], captions[0]),
         (layouts[1], captions[1]),
         run.space.actions,
-        run.space.seen,
+        run.space.base,
         {name: _measures(row) for name, row in zip(_row_names(results), results, strict=True)},
         {name: mean for name, (mean, _) in _measures(guess).items()},
     )
@@ -174,9 +174,9 @@ def _random_row(run: Run) -> dict[str, Any]:
 
 
 def _measures(results: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Accuracy of the measures that the run has, of seen, unseen, HM and SRT, as (mean, std)."""
+    """Accuracy of the measures that the run has, of base, novel, HM and SRT, as (mean, std)."""
     srt = results["srt"]
-    single = {"seen": "base", "unseen": "novel", "HM": "hm"}
+    single = {"base": "base", "novel": "novel", "HM": "hm"}
     rows = {name: (float(results[key]["accuracy"]), 0.0) for name, key in single.items() if results[key] is not None}
     if srt is not None:
         rows["SRT"] = (float(srt["accuracy_mean"]), float(srt["accuracy_std"]))
@@ -184,8 +184,8 @@ def _measures(results: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def _distance_rows(space: ConceptSpace) -> list[dict[str, Any]]:
-    """Measured distances of the concept space for seen, unseen and all actions; an empty group is left out."""
-    groups = {"seen actions": space.seen, "unseen actions": ~space.seen, "all actions": np.ones_like(space.seen)}
+    """Measured distances of the concept space for base, novel and all actions; an empty group is left out."""
+    groups = {"base actions": space.base, "novel actions": ~space.base, "all actions": np.ones_like(space.base)}
     rows = []
     for name, chosen in groups.items():
         if chosen.any():
@@ -213,7 +213,7 @@ class _Artist:
 def _srt_section(artist: _Artist, run: Run, others: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Section:
     guess = _random_row(run)["novel"]
     if guess is None or not run.srt:
-        return Section("Synonym robustness", "The test split shows no unseen action, so there is nothing to test.", ())
+        return Section("Synonym robustness", "The test split shows no novel action, so there is nothing to test.", ())
     pictures = []
     for metric, title in (("accuracy", "Accuracy"), ("f1", "F1")):
         runs = {
@@ -224,7 +224,7 @@ def _srt_section(artist: _Artist, run: Run, others: Sequence[Mapping[str, Any]],
         caption = f"{title}: a dot a run, the diamond is run 1 (root labels), the box spans the quartiles."
         pictures.append(artist.picture(f"srt_{metric}", caption, partial(srt_figure, runs, guess[metric], title)))
     text = (
-        f"The unseen test clips are classified {len(run.srt)} times, each time with other words for the same actions. "
+        f"The novel test clips are classified {len(run.srt)} times, each time with other words for the same actions. "
         "A method that knows the action and not the word has a high mean and a small spread."
     )
     return Section("Synonym robustness", text, tuple(pictures))
@@ -236,12 +236,12 @@ def _space_section(artist: _Artist, space: ConceptSpace) -> Section:
         return Section("Concept space", _too_few(space), ())
     pictures = []
     for name, rows in (("before", space.before), ("after", space.after)):
-        draw = partial(concept_figure, concept_layout(rows, space.actions), space.actions, space.seen)
+        draw = partial(concept_figure, concept_layout(rows, space.actions), space.actions, space.base)
         pictures.append(artist.picture(f"concepts_{name}", f"{name.capitalize()} fine-tuning.", draw))
     text = (
         f"t-SNE of the text embeddings of {len(space.phrases)} phrases of {len(names)} actions. A point is a phrase; "
-        "an ellipse is the Gaussian of an action (two standard deviations): green with round points if the action was "
-        "seen in training, red with triangles if not. Both layouts use the same settings and seed, yet lengths in two "
+        "an ellipse is the Gaussian of an action (two standard deviations): green with round points for a base "
+        "action, red with triangles for a novel one. Both layouts use the same settings and seed, yet lengths in two "
         "t-SNE pictures do not compare: the table below is measured in the full space."
     )
     if len(names) > figures.NAMED_ACTIONS:
@@ -254,7 +254,7 @@ def _too_few(space: ConceptSpace) -> str:
 
 
 def _class_section(artist: _Artist, run: Run) -> Section:
-    parts = [(n, t, part) for n, t, part in (("base", "Seen", run.base), ("novel", "Unseen", run.novel)) if part]
+    parts = [(n, t, part) for n, t, part in (("base", "Base", run.base), ("novel", "Novel", run.novel)) if part]
     pictures = []
     for name, title, part in parts:
         counts = confusion_matrix(part.labels, part.predictions, len(part.classes))

@@ -1,4 +1,4 @@
-"""Reading a finished run directory for the report, with an error that names the file and the launcher that makes it."""
+"""Reads the files of a finished run folder; an error names the file and the launcher that writes it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml  # type: ignore[import-untyped]
 
 from ace_dist.evaluate.metrics import accuracy, macro_f1
 from ace_dist.utils.errors import RunError
 
-_MADE_BY = {
-    "config.yaml": "launchers/train.py",
-    "environment.json": "launchers/train.py",
-    "metrics.jsonl": "launchers/train.py",
-    "results.json": "launchers/evaluate.py run={run}",
-    "predictions.json": "launchers/evaluate.py run={run}",
-    "concept_space.npz": "launchers/evaluate.py run={run}",
-}
-_TOLERANCE = 0.051  # percent points: results.json may be rounded to one decimal
+TRAINING_FILES = ("config.yaml", "environment.json", "metrics.jsonl")
+TEST_FILES = ("results.json", "predictions.json", "concept_space.npz")
+TOLERANCE = 0.051  # percentage points: results.json may be rounded to one decimal
 
 
 @dataclass(frozen=True)
@@ -38,13 +33,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ConceptSpace:
-    """Unit text embeddings [S, D] of every phrase, before and after fine-tuning."""
+    """Unit text embeddings [S, D] of every phrase before and after fine-tuning; `base` [S]: of a base action."""
 
     before: npt.NDArray[np.float64]
     after: npt.NDArray[np.float64]
     phrases: tuple[str, ...]
     actions: tuple[str, ...]
-    seen: npt.NDArray[np.bool_]
+    base: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -64,53 +59,56 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read and check a run directory. Raises `RunError` naming the first file that is missing or does not fit."""
-    for name in _MADE_BY:
-        _existing(folder, name)
-    environment, results = _read_json(folder, "environment.json"), read_results(folder)
-    predictions = _read_json(folder, "predictions.json")
-    _require(environment, ("command", "hardware"), folder / "environment.json")
-    _require(predictions, ("base", "novel", "srt"), folder / "predictions.json")
-    where = folder / "predictions.json"
+    """Read and check a run folder. Raises `RunError` naming the first file that is missing or does not fit."""
+    for name in (*TRAINING_FILES, *TEST_FILES):
+        run_file(folder, name)
+    environment, results = read_object(folder, "environment.json"), read_results(folder)
+    predictions, where = read_object(folder, "predictions.json"), folder / "predictions.json"
+    require(environment, ("command", "hardware"), folder / "environment.json")
+    require(predictions, ("base", "novel", "srt"), where)
+    command = environment["command"]
+    base, novel = (
+        checked_predictions(predictions[part], f"{where}: {part}") if predictions[part] is not None else None
+        for part in ("base", "novel")
+    )
     run = Run(
         folder=folder,
         results=results,
         environment=environment,
-        command=_command(environment["command"]),
-        config=_existing(folder, "config.yaml").read_text(encoding="utf-8"),
-        base=_predictions(predictions["base"], f"{where}: base") if predictions["base"] is not None else None,
-        novel=_predictions(predictions["novel"], f"{where}: novel") if predictions["novel"] is not None else None,
-        srt=tuple(_predictions(part, f"{where}: srt[{index}]") for index, part in enumerate(predictions["srt"])),
+        command=shlex.join(map(str, command)) if isinstance(command, list) else str(command),
+        config=run_file(folder, "config.yaml").read_text(encoding="utf-8"),
+        base=base,
+        novel=novel,
+        srt=tuple(checked_predictions(p, f"{where}: srt[{i}]") for i, p in enumerate(predictions["srt"])),
         space=read_space(folder),
-        metrics=_read_metrics(folder),
+        metrics=read_metrics(folder),
     )
-    _check_same_evaluation(run)
+    settings = yaml.safe_load(run.config)
+    if settings.get("evaluation", {}).get("scorer") != "chance":  # whose results are expectations, not of the guesses
+        check_same_evaluation(run)
     return run
 
 
 def read_results(folder: Path) -> dict[str, Any]:
     """Read `results.json`, with every score that the table shows; `base`, `novel`, `hm`, `srt` may be null."""
     path = folder / "results.json"
-    results = _read_json(folder, "results.json")
-    _require(results, ("method", "dataset", "fold", "seed", "base", "novel", "hm", "srt"), path)
+    results = read_object(folder, "results.json")
+    require(results, ("method", "dataset", "fold", "seed", "base", "novel", "hm", "srt"), path)
     for part in ("base", "novel", "hm"):
         if results[part] is not None:
-            _require(results[part], ("accuracy", "f1"), path, part)
-    if results["srt"] is not None:
-        _check_srt(results["srt"], path)
+            require(results[part], ("accuracy", "f1"), path, part)
+    if (srt := results["srt"]) is not None:
+        require(srt, ("runs", "accuracy_mean", "accuracy_std", "f1_mean", "f1_std"), path, "srt")
+        for index, row in enumerate(srt["runs"]):
+            require(row, ("accuracy", "f1"), path, f"srt.runs[{index}]")
+        if not srt["runs"]:
+            raise RunError(f"{path}: srt.runs is empty; the Synonym Robustness Test needs at least one run")
     return results
 
 
-def _check_srt(srt: Any, path: Path) -> None:
-    _require(srt, ("runs", "accuracy_mean", "accuracy_std", "f1_mean", "f1_std"), path, "srt")
-    for index, row in enumerate(srt["runs"]):
-        _require(row, ("accuracy", "f1"), path, f"srt.runs[{index}]")
-    if not srt["runs"]:
-        raise RunError(f"{path}: srt.runs is empty; the Synonym Robustness Test needs at least one run")
-
-
-def _predictions(part: Any, where: str) -> Predictions:
-    _require(part, ("classes", "ids", "labels", "predictions"), Path(where))
+def checked_predictions(part: Any, where: str) -> Predictions:
+    """An entry of `predictions.json`. Raises `UserError` when its lists do not belong together."""
+    require(part, ("classes", "ids", "labels", "predictions"), where)
     labels, guesses = np.asarray(part["labels"], np.int64), np.asarray(part["predictions"], np.int64)
     if not len(part["ids"]) == len(labels) == len(guesses):
         raise RunError(f"{where}: {len(part['ids'])} ids, {len(labels)} labels, {len(guesses)} predictions")
@@ -120,103 +118,96 @@ def _predictions(part: Any, where: str) -> Predictions:
     return Predictions(tuple(part["classes"]), tuple(part["ids"]), labels, guesses)
 
 
-def _check_same_evaluation(run: Run) -> None:
+def check_same_evaluation(run: Run) -> None:
     """The scores of results.json must be those of predictions.json, or the page would show two evaluations as one."""
-    if run.results["method"] == "random":
-        return  # results.json holds what guessing is expected to score, predictions.json one draw of guesses
-    stated: list[tuple[str, Mapping[str, float], Predictions]] = []
-    for name, found_part in (("base", run.base), ("novel", run.novel)):
-        if (found_part is None) != (run.results[name] is None):
-            raise RunError(
-                f"{run.folder}: only one of results.json and predictions.json has {name}; {_again(run.folder)}"
-            )
-        if found_part is not None:
-            stated.append((name, run.results[name], found_part))
+    again = f"run {writer(run.folder, 'results.json')} again"
+    parts = {name: (run.results[name], part) for name, part in (("base", run.base), ("novel", run.novel))}
+    for name, (scores, part) in parts.items():
+        if (part is None) != (scores is None):
+            raise RunError(f"{run.folder}: only one of results.json and predictions.json has {name}; {again}")
     rows = run.results["srt"]["runs"] if run.results["srt"] is not None else []
     if len(rows) != len(run.srt):
-        raise RunError(
-            f"{run.folder}: results.json has {len(rows)} SRT runs, predictions.json {len(run.srt)}; "
-            f"{_again(run.folder)}"
-        )
-    stated += [(f"srt.runs[{i}]", row, part) for i, (row, part) in enumerate(zip(rows, run.srt, strict=True))]
-    for name, scores, part in stated:
-        found = {"accuracy": accuracy(part.labels, part.predictions), "f1": macro_f1(part.labels, part.predictions)}
-        for metric, value in found.items():
-            if abs(value - scores[metric]) > _TOLERANCE:
+        raise RunError(f"{run.folder}: results.json has {len(rows)} SRT runs, predictions.json {len(run.srt)}; {again}")
+    parts |= {f"srt.runs[{i}]": pair for i, pair in enumerate(zip(rows, run.srt, strict=True))}
+    for name, (scores, part) in parts.items():
+        if part is None:
+            continue
+        for metric, function in (("accuracy", accuracy), ("f1", macro_f1)):
+            value = function(part.labels, part.predictions)
+            if abs(value - scores[metric]) > TOLERANCE:
                 raise RunError(
                     f"{run.folder}: results.json says {name}.{metric} = {scores[metric]:.2f}, predictions.json gives "
-                    f"{value:.2f}: the two files are of different evaluations; {_again(run.folder)}"
+                    f"{value:.2f}: the two files are of different evaluations; {again}"
                 )
 
 
 def read_space(folder: Path) -> ConceptSpace:
     """Read `concept_space.npz`."""
-    path = _existing(folder, "concept_space.npz")
+    path = run_file(folder, "concept_space.npz")
+    again = f"run {writer(folder, path.name)} again"
     try:
         with np.load(path, allow_pickle=False) as file:
-            _require(file, ("before", "after", "phrases", "actions", "seen"), path)
+            base = "seen" if "seen" in file else "base"  # its name in files of the version before
+            require(file, ("before", "after", "phrases", "actions", base), path)
             before, after = (np.asarray(file[name], np.float64) for name in ("before", "after"))
             phrases, actions = (tuple(str(text) for text in file[name]) for name in ("phrases", "actions"))
-            seen = np.asarray(file["seen"], np.bool_)
+            space = ConceptSpace(before, after, phrases, actions, np.asarray(file[base], np.bool_))
     except (OSError, ValueError) as error:
         if isinstance(error, RunError):
             raise
-        raise RunError(f"{path} cannot be read ({error}); {_again(folder)}") from error
-    if before.shape != after.shape or not len(before) == len(phrases) == len(actions) == len(seen) > 0:
+        raise RunError(f"{path} cannot be read ({error}); {again}") from error
+    if before.shape != after.shape or not len(before) == len(phrases) == len(actions) == len(space.base) > 0:
         raise RunError(
             f"{path}: before {before.shape}, after {after.shape}, {len(phrases)} phrases, {len(actions)} actions and "
-            f"{len(seen)} seen flags do not belong together; {_again(folder)}"
+            f"{len(space.base)} base flags do not belong together; {again}"
         )
-    return ConceptSpace(before, after, phrases, actions, seen)
+    return space
 
 
-def _read_metrics(folder: Path) -> tuple[dict[str, Any], ...]:
-    path = _existing(folder, "metrics.jsonl")
+def read_metrics(folder: Path) -> tuple[dict[str, Any], ...]:
+    """The lines of `metrics.jsonl` by step; numbers of a step that was logged twice are the later ones."""
+    path = run_file(folder, "metrics.jsonl")
     steps: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise RunError(f"{path}, line {number} is not JSON ({error})") from error
-        _require(row, ("step",), path, f"line {number}")
+        require(row, ("step",), path, f"line {number}")
         steps[int(row["step"])] = {**steps.get(int(row["step"]), {}), **row}
     return tuple(steps[step] for step in sorted(steps))
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = _existing(folder, name)
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """A file that holds one JSON object."""
+    path = run_file(folder, name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise RunError(f"{path} is not JSON ({error}); {_maker(folder, name)} writes it") from error
+        raise RunError(f"{path} is not JSON ({error}); {writer(folder, name)} writes it") from error
     if not isinstance(content, dict):
         raise RunError(f"{path} must hold one JSON object, found {type(content).__name__}")
     return content
 
 
-def _existing(folder: Path, name: str) -> Path:
+def run_file(folder: Path, name: str) -> Path:
+    """The path of a run's file. Raises `RunError` when there is none."""
     path = folder / name
     if not path.is_file():
-        raise RunError(f"{path} is missing; {_maker(folder, name)} writes it")
+        raise RunError(f"{path} is missing; {writer(folder, name)} writes it")
     return path
 
 
-def _require(content: Any, names: tuple[str, ...], path: Path, part: str = "") -> None:
+def writer(folder: Path, name: str) -> str:
+    """The launcher that writes a file of a run."""
+    return "launchers/train.py" if name in TRAINING_FILES else f"launchers/evaluate.py run={folder}"
+
+
+def require(content: Any, names: tuple[str, ...], path: Path | str, part: str = "") -> None:
+    """Raise `RunError` when `content` is no object with these names."""
     where = f"{path}: {part}" if part else str(path)
     if not isinstance(content, Mapping):
         raise RunError(f"{where}: expected an object with {', '.join(names)}, found {type(content).__name__}")
     missing = [name for name in names if name not in content]
     if missing:
         raise RunError(f"{where}: {', '.join(missing)} missing, found {', '.join(map(str, content))}")
-
-
-def _command(command: Any) -> str:
-    return shlex.join(map(str, command)) if isinstance(command, list) else str(command)
-
-
-def _maker(folder: Path, name: str) -> str:
-    return _MADE_BY[name].format(run=folder)
-
-
-def _again(folder: Path) -> str:
-    return f"run {_maker(folder, 'results.json')} again"

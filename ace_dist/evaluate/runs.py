@@ -1,70 +1,89 @@
-"""Owns the evaluation of a finished run folder: the saved weights in, `results.json` and its companions out."""
+"""The evaluation of a finished run folder: the saved weights in, `results.json` and its companions out."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from safetensors import safe_open
 
 from ace_dist.config import Config, read_config
 from ace_dist.data.loader.feature_cache import open_loader
 from ace_dist.data.task import NO_TEST, load_task, load_trees
-from ace_dist.evaluate.chance import evaluate_chance
-from ace_dist.evaluate.protocols import evaluate, write_concept_space
+from ace_dist.evaluate.chance import build_guesser, expected_scores
+from ace_dist.evaluate.protocols import encode_phrases, encode_test, evaluate, score, scores
 from ace_dist.models.build import build_model
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import uses_bf16
 from ace_dist.utils.files import write_json, write_text
 
 if TYPE_CHECKING:
-    import torch
-
+    from ace_dist.concepts import LabelSet
+    from ace_dist.data.task import Task
+    from ace_dist.evaluate.protocols import Clips
     from ace_dist.models.dual_encoder import DualEncoder
     from ace_dist.utils.distributed import Ranks
 
 
-def trained_model(run_dir: Path, config: Config, device: torch.device) -> DualEncoder:
+def trained_model(run: Path, config: Config, device: torch.device) -> DualEncoder:
     """The model of a finished run, in the precision it was trained in."""
-    model = build_model(config.model, config.seed, run_dir / "model").to(device)
+    model = build_model(config.model, config.seed, run / "model").to(device)
     return model.bfloat16() if uses_bf16(config.training.precision, device) else model
 
 
-def evaluate_run(run_dir: Path, ranks: Ranks) -> dict[str, Any]:
+def evaluate_run(run: Path, ranks: Ranks) -> dict[str, Any]:
     """Evaluate a finished run from its folder alone and write its results. Collective; returns `results.json`."""
-    config = read_config(run_dir)
+    config = read_config(run)
     task = load_task(config)
     if config.evaluation.synonyms is not None:
         dataset = replace(config.dataset, synonyms=config.evaluation.synonyms)
         task = replace(task, trees=load_trees(replace(config, dataset=dataset)))
-    model = trained_model(run_dir, config, ranks.device)
-    loader = open_loader(config, model, ranks.device)
+    model = trained_model(run, config, ranks.device)
     with deterministic(config.training.deterministic):
         if config.evaluation.scorer == "chance":
-            results, predictions = evaluate_chance(config, task)
+            results, predictions = evaluate(config, task, build_guesser(config.seed), expected_scores)
         else:
-            results, predictions = evaluate(config, task, model, loader, ranks)
-    loader.close()
-    results |= tested_weights(run_dir)
+            loader = open_loader(config, model, ranks.device)
+
+            def predict(clips: Clips, label_sets: Sequence[LabelSet]) -> list[dict[str, Any]]:
+                return score(model, encode_test(model, loader, clips, config, ranks), label_sets, config)
+
+            results, predictions = evaluate(config, task, predict, scores)
+            loader.close()
+    with safe_open(run / "model" / "trained.safetensors", "pt") as file:  # which weights it holds, in words
+        results |= {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
     if ranks.is_first:
         before = build_model(config.model, config.seed).to(ranks.device)
-        write_concept_space(run_dir / "concept_space.npz", task, before, model)
-        write_text(run_dir / "predictions.json", json.dumps(predictions) + "\n")
-        write_json(run_dir / "results.json", results)
+        write_concept_space(run / "concept_space.npz", task, before, model)
+        write_text(run / "predictions.json", json.dumps(predictions) + "\n")
+        write_json(run / "results.json", results)
     ranks.barrier()
     return results
 
 
-def tested_weights(run_dir: Path) -> dict[str, str]:
-    """Which weights `trained.safetensors` holds, in words, under `weights`; empty for a file that does not say."""
-    with safe_open(run_dir / "model" / "trained.safetensors", "pt") as file:
-        return {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
+def write_concept_space(path: Path, task: Task, before: DualEncoder, after: DualEncoder) -> None:
+    """Unit text embeddings of every phrase of both orders of every action's tree, before and after fine-tuning.
+
+    Beside them stand the phrase, its action's root label and whether that is a base action (paper, Fig. 5).
+    """
+    phrases, actions, base = list[str](), list[str](), list[bool]()
+    for action in (*task.classes.base, *task.classes.novel):
+        children = task.trees.children(action.verb)
+        verbs = dict.fromkeys(verb for child in children for verb in task.trees.children(action.verb, child))
+        phrases += [str(action.with_verb(verb)) for verb in verbs]
+        actions += [str(action)] * len(verbs)
+        base += [action in task.classes.base] * len(verbs)
+    rows = [torch.nn.functional.normalize(encode_phrases(model, phrases), dim=1).numpy() for model in (before, after)]
+    np.savez_compressed(path, before=rows[0], after=rows[1], phrases=phrases, actions=actions, base=base)
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """The paper's row for one run: accuracy / macro F1 in percent, seen, unseen, HM and SRT mean ± std."""
+    """The paper's row for one run: accuracy / macro F1 in percent, base, novel, HM and SRT mean ± std."""
 
     def cell(part: dict[str, float] | None) -> str:
         """Accuracy and macro F1 of one part, or a dash where there is none."""
@@ -76,7 +95,7 @@ def results_table(results: dict[str, Any]) -> str:
         if srt is None
         else f"{srt['accuracy_mean']:.1f}±{srt['accuracy_std']:.1f} / {srt['f1_mean']:.1f}±{srt['f1_std']:.1f}"
     )
-    header = ["method", "dataset", "seen", "unseen", "HM", "SRT (mean ± std)"]
+    header = ["method", "dataset", "base", "novel", "HM", "SRT (mean ± std)"]
     row = [results["method"], results["dataset"], *(cell(results[k]) for k in ("base", "novel", "hm")), spread]
     widths = [max(len(a), len(b)) for a, b in zip(header, row, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in (header, row)]

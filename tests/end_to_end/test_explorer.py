@@ -81,7 +81,7 @@ def test_the_robustness_table_is_that_of_the_evaluation(explorer):
     import json
 
     predictions = json.loads((explorer.run_dir / "predictions.json").read_text())
-    test = next(test for test in explorer.tests if not test.seen)
+    test = next(test for test in explorer.tests if not test.base)
     runs = explorer.robustness(explorer.test_clip(test.id))
     assert len(runs) == len(predictions["srt"]) == 10
     for run, stored in zip(runs, predictions["srt"], strict=True):

@@ -67,7 +67,7 @@ def test_unscorable_input_is_refused(labels, predictions, classes, message):
 
 
 def test_harmonic_mean_of_the_papers_rows():
-    # ACE Table 1, ATA: seen and unseen -> HM, to the printed decimal.
+    # ACE Table 1, ATA: base and novel -> HM, to the printed decimal.
     assert round(harmonic_mean(89.8, 37.1), 1) == 52.5
     assert round(harmonic_mean(90.0, 60.8), 1) == 72.6
     assert harmonic_mean(0.0, 0.0) == 0.0

@@ -96,7 +96,7 @@ def write_space(path, rng, names, base, phrases, tightness):
         after=after,
         phrases=texts,
         actions=actions,
-        seen=np.repeat(np.arange(len(names)) < base, phrases),
+        base=np.repeat(np.arange(len(names)) < base, phrases),
     )
 
 
@@ -183,7 +183,7 @@ def test_report_is_complete_and_works_offline(tmp_path, rng):
         srt = row["srt"]
         assert f"{srt['accuracy_mean']:.1f} ± {srt['accuracy_std']:.1f}" in page.text
         assert f"F1 {srt['f1_mean']:.1f} ± {srt['f1_std']:.1f}" in page.text
-    assert "Random 16.7 F1" in page.text and "25.0 ± 0.0" in page.text  # 6 seen and 4 unseen actions
+    assert "Random 16.7 F1" in page.text and "25.0 ± 0.0" in page.text  # 6 base and 4 novel actions
     assert "synonym9 of" in page.text and "cpu 2 cores, gpu none, ranks 2" in page.text
     assert "launchers/train.py experiment=demo method=ace 'note=two words'" in page.text
     drawn = {file.stem for file in (tmp_path / "ace" / "figures").glob("*.png") if not file.stem.endswith("_dark")}
@@ -210,10 +210,10 @@ def test_any_string_is_text_and_never_markup(tmp_path, rng, quick):
 def test_the_concept_table_is_measured_not_drawn(tmp_path, rng, quick):
     make_run(tmp_path / "run", rng, tightness=0.2)
     text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
-    found = re.search(r"unseen actions (\S+) → (\S+) (\S+) → (\S+)", text)
+    found = re.search(r"novel actions (\S+) → (\S+) (\S+) → (\S+)", text)
     within_before, within_after, between_before, between_after = map(float, found.groups())
     file = np.load(tmp_path / "run/concept_space.npz")
-    groups = [file["after"][file["actions"] == name] for name in np.unique(file["actions"][~file["seen"]])]
+    groups = [file["after"][file["actions"] == name] for name in np.unique(file["actions"][~file["base"]])]
     pairs = [1 - (g @ g.T)[np.triu_indices(len(g), 1)].mean() for g in groups]
     assert within_after == pytest.approx(np.mean(pairs), abs=6e-4)
     assert within_after < within_before and between_before > 0.5 and between_after > 0.5
@@ -227,7 +227,7 @@ def test_a_step_logged_again_after_a_resume_counts_once(tmp_path, rng, quick):
 
 
 @pytest.mark.parametrize("gone", ["base", "novel"])
-def test_a_data_set_without_seen_or_unseen_test_clips_is_reported_as_such(tmp_path, rng, gone):
+def test_a_data_set_without_base_or_novel_test_clips_is_reported_as_such(tmp_path, rng, gone):
     make_run(tmp_path / "run", rng, base=3, novel=3)
     lost = [gone, "hm"] + (["srt"] if gone == "novel" else [])
     edit_json(tmp_path / "run/results.json", lambda results: results.update(dict.fromkeys(lost), fold=None))

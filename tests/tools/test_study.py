@@ -45,7 +45,7 @@ def finish(folder, rng, srt_runs=10):
     actions = [f"verb{i} block" for i in range(3) for _ in range(4)]
     before, after = (np.random.default_rng().normal(size=(12, 6)) for _ in range(2))
     np.savez(
-        folder / "concept_space.npz", before=before, after=after, phrases=actions, actions=actions, seen=[True] * 12
+        folder / "concept_space.npz", before=before, after=after, phrases=actions, actions=actions, base=[True] * 12
     )
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
     (folder / "metrics.jsonl").write_text('{"step": 1, "elapsed_s": 1.0}\n{"step": 9, "elapsed_s": 41.6}\n')

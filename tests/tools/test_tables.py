@@ -88,9 +88,9 @@ def test_the_papers_numbers_were_copied_right():
     """ATA has one split, so each printed HM is that of the printed scores, within rounding; 45.1 stands for 45.14."""
     for row in load_table("table1").paper["ata"].values():
         for metric in ("accuracy", "f1"):
-            seen, unseen, hm = (printed_number(row, part, metric) for part in ("base", "novel", "hm"))
+            base, novel, hm = (printed_number(row, part, metric) for part in ("base", "novel", "hm"))
             if hm:
-                assert harmonic_mean(float(seen), float(unseen)) == pytest.approx(float(hm), abs=0.11), row
+                assert harmonic_mean(float(base), float(novel)) == pytest.approx(float(hm), abs=0.11), row
     row = load_table("table1").paper["ata"]["ACE"]
     assert printed_number(row, "srt", "f1_std") == "4.2" and printed_number(row, "srt", "accuracy_mean") == "59.4"
     assert printed_number(load_table("table6").paper["gtea"]["LaViLa"], "srt", "f1_std") == ""
@@ -122,7 +122,7 @@ def test_a_sweep_of_a_table_ends_in_the_papers_layout(tmp_path):
     finish(sweep.folder / "row-procvlr_seed-1", rng)
     lines = collect(sweep, sweep.states(), table)
     text = paper_sheet(lines, table)
-    assert text.rows[0][:6] == ["Method", "runs", "seen", "unseen", "HM", "SRT"]
+    assert text.rows[0][:6] == ["Method", "runs", "base", "novel", "HM", "SRT"]
     assert [row[0] for row in text.rows[1:]] == [row.name for row in table.rows]
     ace, procvlr = text.rows[-1], text.rows[-2]
     values = [r["novel"]["accuracy"] for r in found]
@@ -159,7 +159,7 @@ def test_another_data_set_has_no_numbers_of_the_paper(tmp_path):
     sweep = Sweep(tmp_path / "s")
     runs = sweep.add(expand_table(["experiment=demo"], table), table.name)
     text = paper_sheet(collect(sweep, sweep.states(), table), table, rows_without_run(runs, table))
-    assert text.rows[0] == ["Method", "runs", "seen", "unseen", "HM", "SRT"]
+    assert text.rows[0] == ["Method", "runs", "base", "novel", "HM", "SRT"]
     assert (
         any("no numbers" in note for note in text.notes)
         and "not in this sweep: video 12, text 6, text 12" in text.notes

@@ -88,20 +88,20 @@ def contact_sheet(frames_THWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def map_svg(layout_S2: npt.NDArray[np.float64], space: ConceptSpace, title: str) -> str:
-    """The plane of phrases: a point a phrase (round: seen action, square: unseen), its words shown on hover."""
+    """The plane of phrases: a point a phrase (round: base action, square: novel), its words shown on hover."""
     low, span = layout_S2.min(0), np.ptp(layout_S2, axis=0)
     inner = np.array([MAP_WIDTH, MAP_HEIGHT]) - 2 * MAP_MARGIN
     points = MAP_MARGIN + (layout_S2 - low) / np.where(span > 0, span, 1) * inner
     names = list(dict.fromkeys(space.actions))
     marks = []
-    for (x, y), phrase, action, seen in zip(points, space.phrases, space.actions, space.seen, strict=True):
+    for (x, y), phrase, action, base in zip(points, space.phrases, space.actions, space.base, strict=True):
         colour = PALETTE[names.index(action) % len(PALETTE)]
         shape = (
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}" fill-opacity=".75">'
-            if seen
+            if base
             else f'<path d="M{x - 5:.1f} {y - 5:.1f}h10v10h-10z" fill="{colour}" fill-opacity=".75">'
         )
-        tag = "circle" if seen else "path"
+        tag = "circle" if base else "path"
         marks.append(f"{shape}<title>{escape(phrase)} ({escape(action)})</title></{tag}>")
     chosen = np.array(space.actions)
     labels = "".join(

@@ -95,7 +95,7 @@ class Page:
     def truth(self, key: str) -> str:
         """What a test clip shows."""
         test = next(test for test in self.explorer.tests if test.id == key)
-        return f"{test.action} ({'seen' if test.seen else 'unseen'} in training)"
+        return f"{test.action} ({'base' if test.base else 'novel'} action)"
 
     def maps(self) -> str:
         """Concept space before and after training."""
@@ -119,7 +119,7 @@ def build_page(explorer: Explorer) -> Any:
         clip, words, drawn = gr.State(None), gr.State(start), gr.State(phrases_of(start))
         with gr.Row():
             with gr.Column(min_width=280):
-                tests = [(f"{t.action}{'' if t.seen else ' (unseen)'}: {t.id}", t.id) for t in explorer.tests]
+                tests = [(f"{t.action}{'' if t.base else ' (novel)'}: {t.id}", t.id) for t in explorer.tests]
                 chosen = gr.Dropdown(tests, value=None, label="A clip of the test set", elem_id="ace-clip")
                 uploaded = gr.File(label="... or your own video of one action", elem_id="ace-upload")
                 caption = gr.Markdown("")

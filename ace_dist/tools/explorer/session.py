@@ -22,7 +22,7 @@ from ace_dist.data.loader.single_video import clip_of_video
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.task import load_task
 from ace_dist.evaluate.classifier import Classifier
-from ace_dist.evaluate.protocols import EncodedTest, encode_phrases, label_sets, score
+from ace_dist.evaluate.protocols import EncodedTest, encode_phrases, score, srt_label_sets
 from ace_dist.utils.errors import UserError
 
 UPLOAD_S = 120.0  # reading a video of a minute takes seconds; one on which FFmpeg hangs takes for ever
@@ -35,7 +35,7 @@ class TestClip:
 
     id: str
     action: str
-    seen: bool
+    base: bool
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ class Explorer:
         self.task = load_task(self.config)
         self.records = {}
         self.tests: list[TestClip] = []
-        for seen in (True, False):
-            classes = self.task.classes.base if seen else self.task.classes.novel
-            for record, label in zip(*self.task.test_clips(novel=not seen), strict=True):
+        for base in (True, False):
+            classes = self.task.classes.base if base else self.task.classes.novel
+            for record, label in zip(*self.task.test_clips(novel=not base), strict=True):
                 self.records[record.key] = record
-                self.tests.append(TestClip(record.key, str(classes[label]), seen))
+                self.tests.append(TestClip(record.key, str(classes[label]), base))
         self.kept: OrderedDict[str, Clip] = OrderedDict()
 
     def default_labels(self) -> list[str]:
-        """The unseen actions; where the data set has none, the seen ones."""
+        """The novel actions; where the data set has none, the base ones."""
         return [str(action) for action in (self.task.classes.novel or self.task.classes.base)]
 
     def synonyms(self, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -145,7 +145,7 @@ class Explorer:
         novel = self.task.classes.novel
         if not novel:
             return []
-        sets = label_sets(self.config, novel, self.task.trees)
+        sets = srt_label_sets(self.config, novel, self.task.trees)
         rows = self.probabilities(clip, sets)
         return [list(zip(labels.labels, row, strict=True)) for labels, row in zip(sets, rows, strict=True)]
 

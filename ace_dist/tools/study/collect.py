@@ -37,9 +37,9 @@ NOTE = (
 
 
 PAPER_NOTE = (
-    "Accuracy / macro F1 in percent. seen, unseen, HM: mean ± sample standard deviation (n-1) over seeds and folds. "
+    "Accuracy / macro F1 in percent. base, novel, HM: mean ± sample standard deviation (n-1) over seeds and folds. "
     "SRT, as the paper prints it: mean ± standard deviation over the label sets of one run, each averaged over seeds "
-    "and folds; how both vary over seeds is in table.csv."
+    "and folds; how both vary over seeds is in table.csv. The paper calls base actions seen and novel ones unseen."
 )
 
 

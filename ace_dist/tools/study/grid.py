@@ -22,7 +22,7 @@ from ace_dist.tools.study.study import PAIRED_NOTE, Difference, StudyRow, paired
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 
-GAINS = {"novel_accuracy": "unseen", "srt_accuracy_mean": "SRT mean", "srt_accuracy_std": "SRT spread"}
+GAINS = {"novel_accuracy": "novel", "srt_accuracy_mean": "SRT mean", "srt_accuracy_std": "SRT spread"}
 SMALLER_IS_BETTER = "srt_accuracy_std"
 CELL_WIDTH, CELL_HEIGHT = 1.25, 0.62  # inches
 
@@ -30,7 +30,7 @@ Cell = tuple[str, ...]  # a value for each key of the grid
 
 
 def write_gains(output: Path, experiment: str, method: str, reference: str) -> list[Path]:
-    """Write `EXPERIMENT_gain.md` and a heat map for each of unseen, SRT mean and SRT spread; returns the paths.
+    """Write `EXPERIMENT_gain.md` and a heat map for each of novel, SRT mean and SRT spread; returns the paths.
 
     Takes the rows of `runs.csv` in `output` whose experiment begins with the word `experiment`. The page has cells
     without a pair as such. Raises `RunError` when no cell has one.
@@ -124,7 +124,7 @@ def draw_gains(
     axes: Axes, grid: Sequence[Sequence[Difference | None]], limit: float, smaller_is_better: bool, theme: Theme
 ) -> None:
     """Colour and words of each cell."""
-    colours = [theme.unseen, theme.paper, theme.seen]
+    colours = [theme.novel, theme.paper, theme.base]
     ramp = LinearSegmentedColormap.from_list("gain", colours[::-1] if smaller_is_better else colours)
     means = np.array([[found.mean if found else np.nan for found in row] for row in grid])
     axes.imshow(means, cmap=ramp, vmin=-1.6 * limit, vmax=1.6 * limit, aspect="auto")  # pale enough for the words

@@ -29,7 +29,7 @@ from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 
 FloatArray = npt.NDArray[np.float64]
-LINES = (("seen", "base_{}", None), ("unseen", "novel_{}", None), ("SRT", "srt_{}_mean", "srt_{}_std"))
+LINES = (("base", "base_{}", None), ("novel", "novel_{}", None), ("SRT", "srt_{}_mean", "srt_{}_std"))
 METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
 
 
@@ -135,9 +135,9 @@ def srt_box_figure(runs: Mapping[str, FloatArray], metric: str, theme: Theme = L
 def curve_figure(
     points: Mapping[float, Sequence[StudyRow]], axis: str, metric: str, title: str, theme: Theme = LIGHT
 ) -> Figure:
-    """Seen, unseen and SRT scores over a number. Shaded: deviation over seeds; of SRT: mean spread over label sets."""
+    """Base, novel and SRT scores over a number. Shaded: deviation over seeds; of SRT: mean spread over label sets."""
     figure, axes = figures.panel(theme, PANEL_WIDTH, 3.0)
-    for (name, score, spread), colour in zip(LINES, (theme.seen, theme.unseen, theme.series[0]), strict=True):
+    for (name, score, spread), colour in zip(LINES, (theme.base, theme.novel, theme.series[0]), strict=True):
         found = {x: mean_and_deviation(rows, score.format(metric)) for x, rows in points.items()}
         drawn = {x: value for x, value in found.items() if value is not None}
         if not drawn:

@@ -35,8 +35,8 @@ SCORES = {  # column of runs.csv -> part and metric of results.json
 }
 FIELDS = ("experiment", "method", "seed", *SCORES)
 TITLES = {
-    "base_accuracy": "seen",
-    "novel_accuracy": "unseen",
+    "base_accuracy": "base",
+    "novel_accuracy": "novel",
     "srt_accuracy_mean": "SRT mean",
     "srt_accuracy_std": "SRT spread",
 }

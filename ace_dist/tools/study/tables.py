@@ -13,7 +13,7 @@ from ace_dist.cluster.sweeps import Run, expand, run_id
 from ace_dist.config import assets_dir, config_dir, did_you_mean
 from ace_dist.utils.errors import ConfigError
 
-PRINTED = {"base": "seen", "novel": "unseen", "hm": "HM", "srt": "SRT"}  # part of results.json -> the paper's column
+PRINTED = {"base": "base", "novel": "novel", "hm": "HM", "srt": "SRT"}  # part of results.json -> the paper's column
 
 
 @dataclass(frozen=True)

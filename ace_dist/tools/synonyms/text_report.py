@@ -127,7 +127,7 @@ def forest_figure(trees: SynonymTrees, findings: Diagnostics, seen: Collection[s
         axes.set_ylim(max(heights), -0.5)
         row = 0
         for root in roots:
-            row = _draw_tree(axes, trees, root, row, shared, theme.seen if root in seen else theme.unseen, theme)
+            row = _draw_tree(axes, trees, root, row, shared, theme.base if root in seen else theme.novel, theme)
     return figure
 
 
@@ -165,7 +165,7 @@ def overlap_figure(findings: Diagnostics, theme: Theme = LIGHT) -> Figure:
     figure = Figure(figsize=(side, side), dpi=DPI, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    ramp = LinearSegmentedColormap.from_list("shared", [theme.paper, theme.unseen])
+    ramp = LinearSegmentedColormap.from_list("shared", [theme.paper, theme.novel])
     axes.imshow(counts, cmap=ramp, vmin=0, vmax=max(counts.max(), 1))
     axes.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color=theme.muted, linewidth=0.8)
     axes.set_xticks(range(size), findings.roots, rotation=90, fontsize=8, color=theme.ink)
