@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, Timesforme
 from ace_dist.concepts import ConceptDraw, Phrases
 from ace_dist.config import MethodConfig
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.text import ClipTextTower
+from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.timesformer import TimeSformer, resize_times
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY
 

@@ -12,8 +12,10 @@ from ace_dist.config import SimilarityConfig
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.similarity import build_similarity
 from ace_dist.models.spacetime import SpaceTimeTower
-from ace_dist.models.text import build_text_tower
+from ace_dist.models.text import TextTower
+from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
 from ace_dist.models.text_features import TextFeatureCache
+from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.vit import ImageTower
 from ace_dist.utils.errors import ModelError
@@ -108,3 +110,15 @@ def build_video_tower(config: VideoConfig) -> VideoTower:
     """The tower that `model.video.tower` names: timesformer, vit or spacetime."""
     towers: dict[str, type[VideoTower]] = {"timesformer": TimeSformer, "vit": ImageTower, "spacetime": SpaceTimeTower}
     return towers[config.tower](config)
+
+
+def build_text_tower(config: TextConfig) -> TextTower:
+    """The tower that `model.text.tower` names, clip or minilm."""
+    towers: dict[str, type[TextTower]] = {"clip": ClipTextTower, "minilm": MiniLMTextTower}
+    if config.tower not in towers:
+        raise ModelError(f"model.text.tower={config.tower} is not one of {', '.join(towers)}")
+    if not config.prompt_tokens:
+        return towers[config.tower](config)
+    if config.tower != "clip":
+        raise ModelError(f"model.text.prompt_tokens needs model.text.tower=clip, not {config.tower}")
+    return PromptedClipTextTower(config)

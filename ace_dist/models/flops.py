@@ -18,7 +18,9 @@ from torch import nn
 from ace_dist.models.dual_encoder import VideoTower
 from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.spacetime import SpaceTimeTower
-from ace_dist.models.text import MiniLMTextTower, PromptedClipTextTower, TextTower
+from ace_dist.models.text import TextTower
+from ace_dist.models.text_clip import PromptedClipTextTower
+from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.vit import ImageTower
 

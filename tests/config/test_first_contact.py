@@ -15,7 +15,7 @@ from ace_dist.concepts.actions import Action
 from ace_dist.concepts.classes import split_classes
 from ace_dist.config import load_config, read_config, run_launcher
 from ace_dist.data.annotations.csv import CsvReader
-from ace_dist.models.text import minilm_folder
+from ace_dist.models.text_minilm import minilm_folder
 from ace_dist.utils.distributed import check_ranks_here, connect
 from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError, RunError, UserError
 

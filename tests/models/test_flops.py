@@ -12,10 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ace_dist.config import SimilarityConfig, TextConfig, VideoConfig
 from ace_dist.models import attention, timesformer
-from ace_dist.models.dual_encoder import build_video_tower
+from ace_dist.models.dual_encoder import build_text_tower, build_video_tower
 from ace_dist.models.flops import FlopTally, similarity_flops, text_flops, video_flops
 from ace_dist.models.similarity import build_similarity
-from ace_dist.models.text import build_text_tower
 from ace_dist.models.text_features import TextFeatureCache
 
 PHRASES = ["spin block", "lay down the side panel", "hammer pin", "rotate block", "lift"]

@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel, TimesformerConfig, TimesformerFo
 from ace_dist.config import TextConfig, VideoConfig
 from ace_dist.models.convert.importing import ImportConfig, import_weights, read_source, save_imported
 from ace_dist.models.dual_encoder import build_video_tower
-from ace_dist.models.text import ClipTextTower
+from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.tokenizer import EOS
 from ace_dist.models.weights import load_text_weights, load_video_weights
 from ace_dist.utils.errors import ModelError

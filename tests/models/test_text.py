@@ -12,7 +12,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
 
 from ace_dist.config import TextConfig
-from ace_dist.models.text import ClipTextTower, MiniLMTextTower, build_text_tower
+from ace_dist.models.dual_encoder import build_text_tower
+from ace_dist.models.text_clip import ClipTextTower
+from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.tokenizer import ClipTokenizer, token_lengths
 from ace_dist.utils.errors import ModelError
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
 from ace_dist.config import TextConfig, VideoConfig
-from ace_dist.models.text import ClipTextTower
+from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.weights import load_text_weights, load_video_weights, save_safetensors
 from ace_dist.utils.errors import ModelError

@@ -12,8 +12,9 @@ from ace_dist.config import SimilarityConfig, TextConfig, VideoConfig, config_di
 from ace_dist.evaluate.chance import expected_scores
 from ace_dist.evaluate.metrics import accuracy, fuse_views, macro_f1
 from ace_dist.models.build import build_model
+from ace_dist.models.dual_encoder import build_text_tower
 from ace_dist.models.similarity import Similarity, Spotting
-from ace_dist.models.text import ClipTextTower, PromptedClipTextTower, build_text_tower
+from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
 from ace_dist.models.text_features import TextFeatureCache
 from ace_dist.models.vit import ImageTower
 from ace_dist.objectives import build_objective

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ace_dist.models.convert.layouts import convert
-from ace_dist.models.text import ClipTextTower, PromptedClipTextTower
+from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
 from ace_dist.models.timesformer import NORM_EPS, TimeSformer, resize_times
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, open_clip_tokenizer
 from ace_dist.models.weights import load_safetensors, save_safetensors

@@ -35,7 +35,8 @@ def text_encoder(embed: str) -> Encode:
 
     from ace_dist.evaluate.protocols import encode_phrases
     from ace_dist.evaluate.runs import trained_model
-    from ace_dist.models.text import TextTower, build_text_tower
+    from ace_dist.models.dual_encoder import build_text_tower
+    from ace_dist.models.text import TextTower
     from ace_dist.models.weights import load_text_weights
 
     path = resolve_path(embed)
