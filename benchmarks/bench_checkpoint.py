@@ -1,4 +1,4 @@
-"""What does stopping cost? The stall of a save, the agreement of every step, and each part of a preemption.
+"""What does stopping cost? The stall of a save, the flags of every step, and each part of a preemption.
 
     python benchmarks/bench_checkpoint.py saves                # two gloo ranks, the paper's 30.4 M trained parameters
     python benchmarks/bench_checkpoint.py signals --shards S   # two ranks of the demo on its shards, preempted by USR1
@@ -30,7 +30,7 @@ from common import Row, append
 from torch import nn
 
 from ace_dist.config import load_config
-from ace_dist.utils.rendezvous import free_port
+from ace_dist.utils.distributed import free_port
 
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parent / "results" / "checkpoint.csv"
@@ -68,10 +68,10 @@ class Holder(nn.Module):
 def time_saves(stage: int, turns: int) -> None:
     """One rank of `saves`; rank 0 appends the rows."""
     from ace_dist.models.build import build_model
-    from ace_dist.train.agreement import Agreement
     from ace_dist.train.checkpoint import Checkpoints
     from ace_dist.train.engine import Engine
-    from ace_dist.train.guards import RunLock
+    from ace_dist.train.health import AllReducedFlags
+    from ace_dist.train.run_lock import RunLock
     from ace_dist.utils.distributed import connect, disconnect
 
     ranks = connect("cpu")
@@ -86,14 +86,14 @@ def time_saves(stage: int, turns: int) -> None:
     if ranks.is_first:
         lock.acquire()
     checkpoints = Checkpoints(folder, engine, ranks, config.training, "0", lock)
-    agreement = Agreement(ranks, 600)
+    flags = AllReducedFlags(ranks, 600)
     calls = {
-        "ours": lambda turn: checkpoints.save(turn + 1),
+        "ours": lambda turn: checkpoints.save(turn + 1, {}),
         "ours, until on the disk": lambda turn: checkpoints.finish(),
         "DeepSpeed": lambda turn: engine.deepspeed.save_checkpoint(
             str(folder / "theirs"), tag="last", save_latest=False, exclude_frozen_parameters=True
         ),
-        "agreement": lambda turn: [agreement.reach(bad=0, wish=0, save=0) for _ in range(100)],
+        "flags": lambda turn: [flags.reduce(bad=0, stop=0, save=0) for _ in range(100)],
     }
     found: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):
@@ -120,8 +120,8 @@ def save_rows(found: dict[str, list[float]], stage: int, trained: int) -> Iterat
         yield Row("checkpoint", name, mode, "stall", "s", "trained_parameters", trained, found[name])
     ratios = [ours / theirs for ours, theirs in zip(found["ours"], found["DeepSpeed"], strict=True)]
     yield Row("checkpoint", "ours / DeepSpeed", mode, "stall", "ratio", "trained_parameters", trained, ratios)
-    agreement = [1e4 * seconds for seconds in found["agreement"]]  # of 100 calls, in microseconds each
-    yield Row("agreement", "all-reduce of three flags", mode, "time", "us", "ranks", 2, agreement)
+    flags = [1e4 * seconds for seconds in found["flags"]]  # of 100 calls, in microseconds each
+    yield Row("agreement", "all-reduce of three flags", mode, "time", "us", "ranks", 2, flags)
 
 
 def time_signals(shards: str, turns: int) -> None:

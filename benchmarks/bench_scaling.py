@@ -120,15 +120,15 @@ def loopback_bytes() -> int:
 def worker(out: Path, settings: Sequence[str]) -> None:
     """One rank: train a few stretches of steps and count what they send."""
     from ace_dist.config import load_config
-    from ace_dist.train.guards import RunLock
-    from ace_dist.train.preemption import Preemption
+    from ace_dist.train.health import StopSignal
+    from ace_dist.train.run_lock import RunLock
     from ace_dist.train.trainer import build, take_steps
     from ace_dist.utils.distributed import connect, disconnect
 
     config = load_config(settings)
     ranks = connect(config.training.device)
-    with Preemption() as preemption, closing(RunLock(Path(config.run))) as lock:
-        training = build(config, ranks, preemption, lock)
+    with StopSignal() as stop_signal, closing(RunLock(Path(config.run))) as lock:
+        training = build(config, ranks, stop_signal, lock)
         sent, start = [], 0
         for steps in (WARM, FEW, MANY):
             ranks.barrier()

@@ -3,7 +3,7 @@
     python benchmarks/profile_step.py --device cpu --shape full          # table, and rows for results/profile_step.csv
     python benchmarks/profile_step.py --device cuda --shape paper_30 --trace trace.json.gz   # and a trace for Perfetto
 
-The parts are those of `launchers/train.py ... profile=true`, by the same code (`ace_dist.train.profiling`): patch
+The parts are those of `launchers/train.py ... profile=true`, by the same code (`ace_dist.train.profile`): patch
 embedding, frozen blocks, trained blocks (forward), head, text (the drawn phrases), loss, backward, optimizer, and
 `forward` for what is left of the forward pass. On a GPU they are timed by events on the stream and the host waits for
 none. `whole` is the step with nothing watched. Metrics: `time` (ms), `matmul_rate` (TFLOP/s of a part's matrix
@@ -25,8 +25,8 @@ from common import Row, append
 
 from ace_dist.concepts import ConceptSampler
 from ace_dist.objectives import ConceptObjective, total_loss
-from ace_dist.train.meters import matmul_flops_per_s, micro_batch_flops
-from ace_dist.train.profiling import Parts, parts_table, trace_recorder, watch_forward
+from ace_dist.train.metrics import matmul_flops_per_s, micro_batch_flops
+from ace_dist.train.profile import Parts, parts_table, trace_recorder, watch_forward
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -170,6 +170,6 @@ def ranks():
 
 def free_port():
     """A free TCP port, so that tests can run side by side."""
-    from ace_dist.utils.rendezvous import free_port as find
+    from ace_dist.utils.distributed import free_port as find
 
     return find()

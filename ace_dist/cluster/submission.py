@@ -130,7 +130,7 @@ def refuse_secrets(profile: ClusterConfig, settings: Sequence[str]) -> None:
 class LocalQueue:
     """Runs jobs on this machine through submitit, `profile.parallel` at a time, each with GPUs of its own.
 
-    The jobs ignore Ctrl-C except while training, which saves (`training.preemption`); the queue passes it on as TERM.
+    The jobs ignore Ctrl-C except while training, which saves (`ace_dist.train.health`); the queue passes it on as TERM.
     """
 
     def __init__(self, profile: ClusterConfig, folder: Path) -> None:

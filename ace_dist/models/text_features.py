@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ace_dist.models.text import FrozenText, TextTower
 from ace_dist.utils.errors import ModelError
-from ace_dist.utils.transfer import send
+from ace_dist.utils.memory import send
 
 
 class TextFeatureCache:

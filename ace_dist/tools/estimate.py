@@ -220,7 +220,7 @@ def measure_cpu_clips_per_s(config: Config, seconds: float = 4.0) -> float:
 
 def measure_cpu_flops_per_s(seconds: float = 2.0) -> float:
     """FLOP/s of large fp32 matrix products on this machine's cores."""
-    from ace_dist.train.meters import matmul_flops_per_s
+    from ace_dist.train.metrics import matmul_flops_per_s
 
     return matmul_flops_per_s(torch.device("cpu"), torch.float32, seconds)
 

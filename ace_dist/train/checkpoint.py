@@ -6,7 +6,7 @@
         average.safetensors     with training.ema_decay: the running average of the weights
         generators.safetensors  torch's random generators of every rank
         checkpoint.json         step, ranks, ZeRO stage, precision; SHA-256 of the frozen weights and of each file;
-                                what the parts of the loop carry over a stop (the open line of the log, ...)
+                                states of the loop's callbacks (the open line of the log, ...)
 
 A folder is written under `*.partial` and renamed, so a folder with the final name is complete. Its content depends on
 no number of ranks and no ZeRO stage, and nothing in it is a pickle. Everything else a run needs (data order, crops,
@@ -32,14 +32,14 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from ace_dist.train.agreement import on_first
+from ace_dist.utils.distributed import on_first
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import sync_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
     from ace_dist.config import TrainingConfig
     from ace_dist.train.engine import Engine
-    from ace_dist.train.guards import RunLock
+    from ace_dist.train.run_lock import RunLock
     from ace_dist.utils.distributed import Ranks
 
 
@@ -207,7 +207,7 @@ class Checkpoints:
         self.writing: Future[None] | None = None  # on rank 0
         self.saved: int | None = None
         self.saved_s = time.monotonic()
-        self.carried: dict[str, Any] = {}  # of the checkpoint that `restore` found
+        self.callbacks: dict[str, Any] = {}  # their states, in the checkpoint that `restore` found
 
     def due(self, step: int) -> bool:
         """Whether the number of steps asks for a save after `step` steps; the same on every rank."""
@@ -217,10 +217,10 @@ class Checkpoints:
         """Whether this rank's clock asks for a save; ranks have to agree on it."""
         return time.monotonic() - self.saved_s > 60 * self.settings.save_every_minutes
 
-    def save(self, step: int, carried: Mapping[str, Any], best: int | None = None) -> None:
+    def save(self, step: int, callbacks: Mapping[str, Any], best: int | None = None) -> None:
         """Save the state after `step` steps; does nothing when that is saved already.
 
-        `carried` is what the loop needs besides, to go on as if it had not stopped: rank 0's counts, in JSON's types.
+        `callbacks` are the states of the loop's callbacks by name, as rank 0 has them, in JSON's types.
         The checkpoint of step `best` is kept beside the newest.
         The ranks wait while the state is gathered; rank 0 writes it in a thread while training goes on. What a write
         raised, the next `save` or `finish` raises on every rank.
@@ -233,7 +233,7 @@ class Checkpoints:
         for own in self.ranks.gather(generator_states(self.ranks)):
             generators |= own
         if self.ranks.is_first:
-            self.writing = self.writer.submit(self.write, step, {**state, "generators": generators}, carried, best)
+            self.writing = self.writer.submit(self.write, step, {**state, "generators": generators}, callbacks, best)
         self.saved, self.saved_s = step, time.monotonic()
 
     def has(self, step: int) -> bool:
@@ -254,10 +254,10 @@ class Checkpoints:
             writing, self.writing = self.writing, None
             writing.result()
 
-    def write(self, step: int, parts: Parts, carried: Mapping[str, Any], best: int | None) -> None:
+    def write(self, step: int, parts: Parts, callbacks: Mapping[str, Any], best: int | None) -> None:
         """Rank 0's part of a save."""
         self.lock.check()
-        self.folder.write(step, parts, {**self.about(), "carried": carried}, best)
+        self.folder.write(step, parts, {**self.about(), "carried": callbacks}, best)
 
     def about(self) -> dict[str, Any]:
         """How this run trains, for `checkpoint.json`."""
@@ -289,7 +289,7 @@ class Checkpoints:
         if about["world_size"] == self.ranks.world:
             set_generators(self.ranks.gather(found.parts["generators"] if found else {})[0], self.ranks)
         self.saved = int(about["step"])
-        self.carried = about.get("carried", {})
+        self.callbacks = about.get("carried", {})
         if self.ranks.is_first:
             print(f"continuing after step {self.saved} from {path}{self.what_changed(about)}", flush=True)
         return self.saved

@@ -11,7 +11,7 @@ import torch
 from ace_dist.data.loader.base import make_loader
 from ace_dist.objectives import total_loss
 from ace_dist.train.engine import Engine, micro_batch_size
-from ace_dist.train.meters import peak_gib
+from ace_dist.train.metrics import peak_gib
 from ace_dist.train.run_folder import check_owner
 from ace_dist.train.schedule import total_steps
 from ace_dist.train.trainer import Outcome, assemble, describe
@@ -54,7 +54,7 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     where = f"{run_dir} holds this run, which would continue" if known else f"{run_dir} would be made"
     if ranks.is_first:
         print(
-            describe(task, plan, engine, steps),
+            describe(task, plan, engine),
             *describe_classes(task),
             f"first batch of a rank: video {list(batch.video.shape)} [B, T, 3, H, W], losses: {said}",
             f"memory of a rank at its peak: {max(peaks_gib):.2f} GiB of the {device}",

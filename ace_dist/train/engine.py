@@ -110,16 +110,13 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self) -> None:
-        """One micro-step; the optimizer moves at the last of an accumulation.
-
-        Raises `ConfigError` when DeepSpeed left the step out, as it does without a word for gradients with infinities.
-        """
+        """One micro-step; the optimizer moves at the last of an accumulation."""
         self.deepspeed.step()
-        if self.deepspeed.skipped_steps:
-            raise ConfigError(
-                "gradients are not finite although the loss is: lower training.lr_video and training.lr_text, or set "
-                "training.precision=fp32; the last checkpoint is intact"
-            )
+
+    @property
+    def skipped(self) -> bool:
+        """Whether DeepSpeed has left a step out, as it does without a word for gradients that are not finite."""
+        return bool(self.deepspeed.skipped_steps)
 
     @torch.no_grad()
     def average(self) -> None:

@@ -1,4 +1,4 @@
-"""Owns what a run says about itself while it trains: progress bar, `metrics.jsonl`, trackers."""
+"""What a run says about itself while it trains: progress bar, `metrics.jsonl`, trackers."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ace_dist.train.agreement import on_first
+from ace_dist.train.callbacks import Callback, StepEnd
 from ace_dist.train.trackers import open_trackers
+from ace_dist.utils.distributed import on_first
 from ace_dist.utils.files import write_text
 
 if TYPE_CHECKING:
     from ace_dist.config import TrainingConfig
-    from ace_dist.train.meters import Meters
+    from ace_dist.train.metrics import Meters
     from ace_dist.utils.distributed import Ranks
 
 
-class Monitor:
+class Monitor(Callback):
     """Sums losses on the device and reads them every `training.log_every_steps` steps; other steps do not wait for it.
 
     A line of `metrics.jsonl` covers the steps since the line before: `loss`, `loss_fixed`, `loss_random` (means over
     these steps and all ranks), `step` (steps done), `epoch`, `lr_video`, `lr_text`, what `Meters.line` measures
     (`clips_per_s`, `data_wait_share`, ...), `elapsed_s` (since the start or continuation). A run stopped between two
-    lines carries the open one over in its checkpoint (`carry`), so the next line covers its steps all the same. A
-    validation has a line of its own (`note`).
+    lines keeps the open one in its checkpoint (`state`), so the next line covers its steps all the same. A validation
+    has a line of its own (`on_result`), and its time is no part of the pace of training.
     """
+
+    name = "log"
 
     def __init__(
         self,
@@ -40,7 +42,7 @@ class Monitor:
         steps: int,
         settings: TrainingConfig,
         meters: Meters,
-        carried: Mapping[str, Any] | None = None,
+        line: Mapping[str, Any] | None = None,
     ) -> None:
         self.ranks, self.every, self.batch_size = ranks, settings.log_every_steps, settings.batch_size
         self.meters = meters
@@ -49,9 +51,10 @@ class Monitor:
         self.start_s = self.last_s = time.perf_counter()
         self.last_wait_s = 0.0
         self.last_step = start
+        self.end = StepEnd(start, 0.0, {}, 0.0)
         self.steps = steps
-        if carried:
-            self.reopen(carried, settings.accumulation)
+        if line:
+            self.reopen(line, settings.accumulation)
         self.trackers = on_first(ranks, open_trackers, settings.trackers, run_dir, start) or []
         if not ranks.is_first:
             return
@@ -61,60 +64,60 @@ class Monitor:
         self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", dynamic_ncols=True, mininterval=1.0)
 
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self, error: BaseException | None) -> None:
         if self.ranks.is_first:
             self.file.close()
             for tracker in self.trackers:
-                tracker.close(failed=kind is not None)
+                tracker.close(failed=error is not None)
             self.bar.close()
 
-    def add(self, loss: Tensor, losses: Mapping[str, Tensor]) -> None:
+    def on_micro_batch(self, losses: Mapping[str, Tensor], loss: Tensor) -> None:
         """Add one micro-batch: its loss and the parts that it sums; no host sync."""
         for name, value in {"loss": loss, **{f"loss_{name}": part for name, part in losses.items()}}.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
         self.micro_steps += 1
 
-    def record(self, done: int, epoch: float, rates: dict[str, float], wait_s: float) -> None:
-        """End step number `done` (counted from 1). `wait_s`: seconds this rank has waited for data so far."""
+    def on_step_end(self, end: StepEnd) -> None:
+        """Move the bar on; when it is time, read the sums and write a line."""
+        self.end = end
         if self.ranks.is_first:
             self.bar.update(1)
-        if done % self.every and done != self.steps:
+        if end.step % self.every and end.step != self.steps:
             return
         means = self.ranks.mean({name: value / self.micro_steps for name, value in self.sums.items()})
         now = time.perf_counter()
-        clips = (done - self.last_step) * self.batch_size
+        clips = (end.step - self.last_step) * self.batch_size
         line = {
-            "step": done,
-            "epoch": round(epoch, 4),
+            "step": end.step,
+            "epoch": round(end.epoch, 4),
             **means,
-            **rates,
-            **self.meters.line(clips, now - self.last_s, wait_s - self.last_wait_s),
+            **end.rates,
+            **self.meters.line(clips, now - self.last_s, end.wait_s - self.last_wait_s),
             "elapsed_s": now - self.start_s,
         }
         self.sums, self.micro_steps = {}, 0
-        self.last_s, self.last_wait_s, self.last_step = now, wait_s, done
+        self.last_s, self.last_wait_s, self.last_step = now, end.wait_s, end.step
         if self.ranks.is_first:
-            self.write(line)
+            self.append(line)
+            self.bar.set_postfix_str(
+                f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
+            )
 
-    def note(self, done: int, values: Mapping[str, float]) -> None:
-        """A line of its own for what is measured at a step and not over steps, such as a validation."""
+    def on_result(self, step: int, values: Mapping[str, float]) -> None:
+        """A line of its own for what is measured at a step and not over steps."""
+        self.meters.aside_s += values["validating_s"]
         if self.ranks.is_first:
-            self.append({"step": done, **values, "elapsed_s": time.perf_counter() - self.start_s})
+            self.append({"step": step, **values, "elapsed_s": time.perf_counter() - self.start_s})
 
-    def carry(self, done: int, wait_s: float) -> dict[str, Any]:
-        """The open line after `done` steps, for a checkpoint: sums by rank, and what they cover. Collective."""
+    def state(self) -> dict[str, Any]:
+        """The open line: sums by rank, and what they cover. Collective."""
         sums = self.ranks.gather({name: float(value) for name, value in self.sums.items()})
         taken_s = time.perf_counter() - self.last_s - self.meters.aside_s
-        times = {"taken_s": taken_s, "wait_s": wait_s - self.last_wait_s}
-        return {"steps": done - self.last_step, "micro_steps": self.micro_steps, **times, "sums": sums}
+        times = {"taken_s": taken_s, "wait_s": self.end.wait_s - self.last_wait_s}
+        return {"steps": self.end.step - self.last_step, "micro_steps": self.micro_steps, **times, "sums": sums}
 
     def reopen(self, line: Mapping[str, Any], accumulation: int) -> None:
-        """Continue the line that `carry` gave. Exact on as many ranks as before, else every rank takes the mean."""
+        """Continue the line that `state` gave. Exact on as many ranks as before, else every rank takes the mean."""
         sums: list[dict[str, float]] = line["sums"]
         self.last_step -= line["steps"]
         self.last_s -= line["taken_s"]
@@ -126,13 +129,6 @@ class Monitor:
             scale = self.micro_steps / max(1, line["micro_steps"]) / len(sums)
             mine = {name: scale * sum(part[name] for part in sums) for name in sums[0]}
         self.sums = {name: torch.tensor(value, device=self.ranks.device) for name, value in mine.items()}
-
-    def write(self, line: dict[str, float | None]) -> None:
-        """One line to the file and the trackers, the gist to the bar."""
-        self.append(line)
-        self.bar.set_postfix_str(
-            f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
-        )
 
     def append(self, line: Mapping[str, float | None]) -> None:
         """One line to the file, and to the trackers, which take no nulls."""

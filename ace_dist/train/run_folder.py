@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ace_dist.config import Config, read_config, to_yaml
-from ace_dist.train.guards import RunLock
+from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 from ace_dist.utils.secrets import redact

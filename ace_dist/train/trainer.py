@@ -1,11 +1,10 @@
-"""The training loop: fetch, forward, backward, agree, step, log, save."""
+"""The training loop: fetch, forward, backward, step, log, save; and what is built for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,23 +16,21 @@ from ace_dist.models.build import build_model
 from ace_dist.models.flops import whole_size
 from ace_dist.models.weights import TensorFile, save_safetensors
 from ace_dist.objectives import build_objective, total_loss
-from ace_dist.train.agreement import Agreement, on_first
+from ace_dist.train.callbacks import Callbacks, GarbageCollection, StepEnd
 from ace_dist.train.checkpoint import Checkpoints
 from ace_dist.train.engine import Engine, micro_batch_size
 from ace_dist.train.frozen import store_frozen
-from ace_dist.train.garbage import GarbageCollection
-from ace_dist.train.guards import LossGuard, RunLock
-from ace_dist.train.meters import Meters, write_summary
+from ace_dist.train.health import EXIT_CODES, Health, StopSignal, Watchdog
+from ace_dist.train.metrics import Meters, write_summary
 from ace_dist.train.monitor import Monitor
-from ace_dist.train.preemption import EXIT_CODES, ORDER, Preemption
-from ace_dist.train.profiling import Profiler
+from ace_dist.train.profile import Profiler
 from ace_dist.train.run_folder import claim
+from ace_dist.train.run_lock import RunLock
 from ace_dist.train.schedule import total_steps
 from ace_dist.train.trackers import require_trackers
 from ace_dist.train.validation import Validation, copy_to_test
-from ace_dist.train.watchdog import Watchdog
 from ace_dist.utils.determinism import deterministic
-from ace_dist.utils.distributed import seed_everything
+from ace_dist.utils.distributed import on_first, seed_everything
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,27 +67,31 @@ class Training:
     plan: TrainPlan
     engine: Engine
     checkpoints: Checkpoints
-    preemption: Preemption
-    agreement: Agreement
+    health: Health
     validation: Validation
     steps: int
+
+    def reads_losses(self, done: int) -> bool:
+        """Whether the host reads losses or weights after `done` steps anyway: to log, to save, to validate."""
+        logged = done % self.config.training.log_every_steps == 0 or done == self.steps
+        return logged or self.checkpoints.due(done) or self.validation.due(done)
 
 
 def train(config: Config, ranks: Ranks) -> Outcome:
     """Train a run to its end, continuing it when its folder holds a checkpoint. Every rank calls this.
 
-    It ends early, saved, after `training.stop_after_steps` steps or when a signal asks for it (see `preemption`); it is
+    It ends early, saved, after `training.stop_after_steps` steps or when a signal asks for it (`StopSignal`); it is
     finished early when validation does not improve any more (`training.early_stopping_patience`).
     """
     lock = RunLock(Path(config.run))
-    with Preemption() as preemption, closing(lock), deterministic(config.training.deterministic):
-        training = build(config, ranks, preemption, lock)
+    with StopSignal() as stop_signal, closing(lock), deterministic(config.training.deterministic):
+        training = build(config, ranks, stop_signal, lock)
         start, validation = restore(training), training.validation
         last = min(training.steps, start + (config.training.stop_after_steps or training.steps))
         step, stopped = take_steps(training, start, start if validation.exhausted else last)
         if stopped is None and (step == training.steps or validation.exhausted):
             export(training, step)
-            stopped = ORDER[training.agreement.reach(wish=preemption.rank())["wish"]]  # else it would be lost
+            stopped, _ = training.health.check(step)  # a signal that came meanwhile would be lost
             if stopped is None:
                 return Outcome(training.run_dir, step)
     outcome = Outcome(training.run_dir, step, stopped or "stop_after_steps")
@@ -104,14 +105,14 @@ def restore(training: Training) -> int:
     """Continue where the newest checkpoint is; returns the steps done. Collective."""
     checkpoints, validation = training.checkpoints, training.validation
     start = checkpoints.restore()
-    if (carried := checkpoints.carried.get("validation")) is not None:
-        validation.resume(carried)
+    if (state := checkpoints.callbacks.get("validation")) is not None:
+        validation.resume(state)
     if validation.kept_step is not None and not checkpoints.has(validation.kept_step):
         validation.forget_best()
     return start
 
 
-def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -> Training:
+def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) -> Training:
     """Open the data, build the encoders and the objective, claim the run folder, build the engine.
 
     The folder is claimed once everything that a user can get wrong has been read: a start that failed leaves it free.
@@ -131,14 +132,12 @@ def build(config: Config, ranks: Ranks, preemption: Preemption, lock: RunLock) -
             objective.model.release_text(stored)
         if twin is not None:
             twin.release_text(stored)
-    validation = Validation(config, task, twin.bfloat16() if twin and engine.bf16 else twin, ranks, steps)
+    validation = Validation(config, task, twin.bfloat16() if twin and engine.bf16 else twin, engine)
     if ranks.is_first:
-        print(describe(task, plan, engine, steps), flush=True)
+        print(describe(task, plan, engine), flush=True)
     checkpoints = Checkpoints(run_dir, engine, ranks, config.training, frozen or "", lock)
-    agreement = Agreement(ranks, config.training.collective_timeout_s)
-    return Training(
-        config, ranks, run_dir, task, objective, plan, engine, checkpoints, preemption, agreement, validation, steps
-    )  # fmt: skip
+    health = Health(ranks, config.training.collective_timeout_s, stop_signal)
+    return Training(config, ranks, run_dir, task, objective, plan, engine, checkpoints, health, validation, steps)
 
 
 def assemble(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptObjective]:
@@ -157,78 +156,71 @@ def assemble(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptObje
 
 
 def take_steps(training: Training, start: int, last: int) -> tuple[int, str | None]:
-    """Steps `start` to `last`: fetch, forward, backward, agree, step, log, save.
+    """Steps `start` to `last`: fetch, forward, backward, step, log, save.
 
     Returns the steps done, of which the last is saved, and the signal's meaning when one ended them.
     """
     config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
     model, sampler, parts = training.objective.model, training.objective.sampler, config.training.accumulation
-    checkpoints, validation, guard = training.checkpoints, training.validation, LossGuard(ranks)
+    checkpoints, validation, health = training.checkpoints, training.validation, training.health
     meters = Meters.of(config, engine, ranks)
     model.train()
     with (
         closing(open_loader(config, model, ranks.device)) as loader,
         closing(checkpoints),
-        Monitor(
-            training.run_dir, ranks, start, training.steps, config.training, meters, checkpoints.carried.get("log")
-        ) as monitor,
-        Watchdog(training.run_dir, ranks, training.agreement, config.training) as watchdog,
-        GarbageCollection(config.training.gc_every_steps) as garbage,
-        Profiler(config.training.profile, training.run_dir, ranks, training.objective, watchdog, meters) as profiler,
+        build_callbacks(training, start, meters) as callbacks,
     ):
         stream = loader.stream(micro_batches(plan, start, last, parts))
-        done, stopped = start, None
-        while done < last and stopped is None and not validation.exhausted:
-            profiler.step()
-            draw = sampler.draw(done)  # the same on every rank
-            rates = engine.set_learning_rates(done)
+        step, stopped = start, None
+        while step < last and stopped is None and not validation.exhausted:
+            callbacks.on_step_begin(step)
+            draw = sampler.draw(step)  # the same on every rank
+            rates = engine.set_learning_rates(step)
             for micro in range(parts):
-                watchdog.enter("data", done)
+                callbacks.on_stage("data", step)
                 batch = next(stream)  # decoded on the device, already normalised
-                model.set_step(config.seed, done, ranks.rank * parts + micro, ranks.world * parts)
-                watchdog.enter("forward")
+                model.set_step(config.seed, step, ranks.rank * parts + micro, ranks.world * parts)
+                callbacks.on_stage("forward", step)
                 losses = engine.forward(batch, draw)
                 loss = total_loss(losses)
-                guard.note(loss, batch)
-                monitor.add(loss, losses)  # no host sync unless this step is logged
-                watchdog.enter("backward")
+                health.note(step, loss, batch)
+                callbacks.on_micro_batch(losses, loss)  # no host sync unless this step is logged
+                callbacks.on_stage("backward", step)
                 engine.backward(loss)
-                if micro == parts - 1:
-                    meters.note_memory(engine)  # once
-                    watchdog.enter("collective")
-                    stopped, save = agree(training, guard, done)  # before the optimizer moves
-                watchdog.enter("step")
+                if micro == parts - 1:  # before the optimizer moves
+                    callbacks.on_stage("collective", step)
+                    stopped, overdue = health.check(step, checkpoints.overdue(), wait=training.reads_losses(step + 1))
+                callbacks.on_stage("step", step)
                 engine.step()
+            if engine.skipped:
+                raise health.explain_skipped(step)
             engine.average()
-            done += 1
-            monitor.record(done, done * plan.batch_size / len(plan.records), rates, loader.wait_s)
-            if validation.due(done):
-                watchdog.enter("validation", done)
-                found = validation.step(done, engine.weights(), partial(watchdog.enter, "validation"))
-                meters.aside_s += found["validating_s"]  # no part of the pace of training
-                monitor.note(done, found)
-            if save or stopped or checkpoints.due(done) or validation.keeps(done) or done == last:
-                watchdog.enter("save")
-                carried = {"log": monitor.carry(done, loader.wait_s), "validation": validation.carry()}
-                checkpoints.save(done, carried, validation.kept_step)  # gathered now, written while training goes on
-            garbage.step(done)
+            step += 1
+            epoch = step * plan.batch_size / len(plan.records)
+            callbacks.on_step_end(StepEnd(step, epoch, rates, loader.wait_s))  # log, validate
+            if overdue or stopped or checkpoints.due(step) or validation.keeps(step) or step == last:
+                callbacks.on_stage("save", step - 1)
+                health.check(step - 1, wait=True)
+                checkpoints.save(step, callbacks.state(), validation.kept_step)  # written while training goes on
         checkpoints.finish()
-    on_first(ranks, write_summary, training.run_dir, start, done, meters.summary())
-    return done, stopped
+    on_first(ranks, write_summary, training.run_dir, start, step, meters.summary())
+    return step, stopped
 
 
-def agree(training: Training, guard: LossGuard, step: int) -> tuple[str | None, bool]:
-    """What the ranks agree on within a step: who wants to stop after it, and whether it is time to save.
-
-    Raises `NonFiniteLoss` on every rank when the loss of one is not finite.
-    """
-    agreed = training.agreement.reach(
-        bad=guard.bad(), wish=training.preemption.rank(), save=training.checkpoints.overdue()
-    )  # fmt: skip
-    if agreed["bad"]:
-        raise guard.error(step)
-    guard.passed()
-    return ORDER[agreed["wish"]], bool(agreed["save"])
+def build_callbacks(training: Training, start: int, meters: Meters) -> Callbacks:
+    """Everything that listens to the loop. Garbage is collected last; on closing, the log outlives the watchdog."""
+    config, ranks, run_dir = training.config.training, training.ranks, training.run_dir
+    line = training.checkpoints.callbacks.get("log")
+    return Callbacks(
+        [
+            meters,
+            Monitor(run_dir, ranks, start, training.steps, config, meters, line),
+            Watchdog(run_dir, ranks, training.health.flags, config),
+            Profiler(config.profile, run_dir, ranks, training.objective, meters),
+            training.validation,
+            GarbageCollection(config.gc_every_steps),
+        ]
+    )
 
 
 def export(training: Training, step: int) -> None:
@@ -261,7 +253,7 @@ def micro_batches(plan: TrainPlan, start: int, end: int, parts: int) -> Iterator
             yield requests[first : first + size]
 
 
-def describe(task: Task, plan: TrainPlan, engine: Engine, steps: int) -> str:
+def describe(task: Task, plan: TrainPlan, engine: Engine) -> str:
     """What is about to be trained, for the console."""
     base, novel = len(task.classes.base), len(task.classes.novel)
     trainable = {
@@ -272,7 +264,8 @@ def describe(task: Task, plan: TrainPlan, engine: Engine, steps: int) -> str:
         f"classes: {base} base, {novel} novel; training clips: {len(plan.records)}{held_out(task)}\n"
         f"parameters: {every:,}, of which train {trainable['video']:,} (video) and {trainable['text']:,} (text)\n"
         f"phrases: {len(engine.module.text_features)} encoded once ({engine.module.text_features.memory_mib:.2f} MiB)\n"
-        f"steps: {steps} of {plan.batch_size} clips ({plan.steps_per_epoch} an epoch) on {engine.ranks.world} rank(s), "
+        f"steps: {engine.steps} of {plan.batch_size} clips ({plan.steps_per_epoch} an epoch) "
+        f"on {engine.ranks.world} rank(s), "
         f"{'bf16' if engine.bf16 else 'fp32'} on {engine.ranks.device}"
         + ("" if task.is_tested() else f"\nwarning: {NO_TEST}, so the evaluation at the end will score nothing")
     )

@@ -1,4 +1,4 @@
-"""Owns validation while training: on which clips, with which weights, which result is the best, when to give up.
+"""Validation while training: on which clips, with which weights, which result is the best, when to give up.
 
 It looks at base actions alone, on groups of the training split that are held out (`data.holdout`), never at the test
 split. A copy of the encoders is tested, so training goes on to the last bit as it would have without.
@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ace_dist.concepts import root_labels
 from ace_dist.data.loader.feature_cache import open_loader
 from ace_dist.evaluate.protocols import encode_test, score, scores
+from ace_dist.train.callbacks import Callback, StepEnd
 
 if TYPE_CHECKING:
     from ace_dist.config import Config
     from ace_dist.data.task import Task
     from ace_dist.models.dual_encoder import DualEncoder
-    from ace_dist.utils.distributed import Ranks
+    from ace_dist.train.engine import Engine
 
 
 def copy_to_test(model: DualEncoder, config: Config) -> DualEncoder:
@@ -37,15 +38,17 @@ def copy_to_test(model: DualEncoder, config: Config) -> DualEncoder:
     return copy.deepcopy(model, dict(kept))
 
 
-class Validation:
-    """The validations of one run. `step`, `due` and the rest say the same on every rank.
+class Validation(Callback):
+    """The validations of one run; all that is asked of it has the same answer on every rank.
 
     `best` is the best result so far: its step, accuracy and macro F1 in percent; of equal accuracies the higher F1
     wins, of equal results the earlier one. `since_best` counts validations since then.
     """
 
-    def __init__(self, config: Config, task: Task, model: DualEncoder | None, ranks: Ranks, steps: int) -> None:
-        self.config, self.task, self.ranks, self.steps = config, task, ranks, steps
+    name = "validation"
+
+    def __init__(self, config: Config, task: Task, model: DualEncoder | None, engine: Engine) -> None:
+        self.config, self.task, self.engine, self.ranks = config, task, engine, engine.ranks
         self.model = model  # None: never validates
         self.every, self.patience = config.evaluation.every_steps, config.training.early_stopping_patience
         self.best: dict[str, Any] | None = None
@@ -53,35 +56,32 @@ class Validation:
 
     def due(self, done: int) -> bool:
         """Whether to validate after `done` steps: every so many, and at the end."""
-        return self.model is not None and (done % self.every == 0 or done == self.steps)
+        return self.model is not None and (done % self.every == 0 or done == self.engine.steps)
 
-    def step(self, done: int, weights: Mapping[str, Tensor], moved: Callable[[], None]) -> dict[str, float]:
-        """Test these weights, whole and by name; returns what a line of `metrics.jsonl` says. Collective.
-
-        `moved` is called with every batch.
-        """
+    def on_step_end(self, end: StepEnd) -> None:
+        """When it is time, test the weights of the moment. Collective."""
+        if not self.due(end.step):
+            return
         assert self.model is not None
+        self.callbacks.on_stage("validation", end.step)
         started = time.perf_counter()
         own = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name, weight in weights.items():
+            for name, weight in self.engine.weights().items():
                 own[name].copy_(weight)
-        found = self.ranks.gather(self.scores(moved))[0]  # one opinion, whatever the ranks' devices round
+        scores = self.ranks.gather(self.scores(end.step))[0]  # rank 0's, whatever the other devices round
         self.since_best += 1
-        if self.best is None or (found["accuracy"], found["f1"]) > (self.best["accuracy"], self.best["f1"]):
-            self.best, self.since_best = {"step": done, **found}, 0
-        return {
-            "validation_accuracy": found["accuracy"],
-            "validation_f1": found["f1"],
-            "validating_s": time.perf_counter() - started,
-        }
+        if self.best is None or (scores["accuracy"], scores["f1"]) > (self.best["accuracy"], self.best["f1"]):
+            self.best, self.since_best = {"step": end.step, **scores}, 0
+        result = {"validation_accuracy": scores["accuracy"], "validation_f1": scores["f1"]}
+        self.callbacks.on_result(end.step, {**result, "validating_s": time.perf_counter() - started})
 
-    def scores(self, moved: Callable[[], None]) -> dict[str, float]:
+    def scores(self, step: int) -> dict[str, float]:
         """Accuracy and macro F1 on the held-out clips, scored as test clips of base actions are."""
         assert self.model is not None
-        config, task = self.config, self.task
+        config, task, on_batch = self.config, self.task, partial(self.callbacks.on_stage, "validation", step)
         with closing(open_loader(config, self.model, self.ranks.device)) as loader:
-            encoded = encode_test(self.model, loader, task.validation_clips(), config, self.ranks, moved)
+            encoded = encode_test(self.model, loader, task.validation_clips(), config, self.ranks, on_batch)
         roots = root_labels(task.classes.base, task.trees, config.method.leaf_augmentation)
         return scores(score(self.model, encoded, [roots], config)[0])
 
@@ -100,13 +100,12 @@ class Validation:
         """The step whose weights are the result of the run; None: the last."""
         return self.best["step"] if self.best and self.config.training.keep_best else None
 
-    def carry(self) -> dict[str, Any]:
-        """What a checkpoint has to hold of this."""
+    def state(self) -> dict[str, Any]:
         return {"best": self.best, "since_best": self.since_best}
 
-    def resume(self, carried: Mapping[str, Any]) -> None:
-        """Go on from what `carry` gave."""
-        self.best, self.since_best = carried["best"], carried["since_best"]
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.best, self.since_best = state["best"], state["since_best"]
 
     def forget_best(self) -> None:
         """The best checkpoint is gone: the next validation begins a new comparison."""

@@ -1,21 +1,31 @@
-"""Owns the process group: who this rank is, on which device, and the few collectives that the loop needs."""
+"""The process group: who this rank is and where the ranks meet, its device, and the few collectives of the loop.
+
+A process learns its rank from a launcher's variables, from SLURM or submitit, or it is alone.
+"""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ace_dist.utils.errors import RunError
-from ace_dist.utils.rendezvous import cores, rank_variables
+from ace_dist.utils.errors import RunError, UserError
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+# SLURM's own ephemeral ports and Linux's (from 32768) are left alone.
+FIRST_PORT, PORTS = 20000, 12768
+STARTS = 16  # ports of one job: a start after a requeue must not meet what is left of the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +58,26 @@ class Ranks:
         return dict(zip(values, (packed / self.world).tolist(), strict=True))
 
 
+def on_first(ranks: Ranks, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Call `work` on rank 0; returns its result there and None elsewhere. Collective.
+
+    What it raises for a user or from the operating system is raised on every rank, so that none waits for the others.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    if ranks.is_first:
+        try:
+            result = work(*args, **kwargs)
+        except (UserError, OSError) as error:
+            failure = error
+    told = ranks.gather(failure)[0]
+    if told is not None:
+        raise failure or told  # on rank 0 the original, which knows its cause
+    return result
+
+
 def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
-    """Join the process group that the environment describes (`utils.rendezvous`): a launcher's, SLURM's, or alone.
+    """Join the process group that the environment describes (`rank_variables`): a launcher's, SLURM's, or alone.
 
     NCCL on CUDA, gloo on CPUs. `device` is `training.device`; `timeout_s` bounds this call and every collective.
     Raises `RunError` when the ranks do not meet.
@@ -133,3 +161,100 @@ def seed_everything(seed: int) -> None:
     """Seed Python's and torch's generators. Every random choice of a step has its own (seed, step) generator anyway."""
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def rank_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """torch's variables RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT for this process.
+
+    From the first of these that describes it: the same variables (torchrun, DeepSpeed's launcher), a task of submitit
+    on this machine, a task of `srun`, or nothing, which is a group of one. MASTER_ADDR and MASTER_PORT that are set
+    stand.
+    A batch script outside `srun` is one process and no task, whatever the size of its job.
+    """
+    if "RANK" in environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        return {name: environ[name] for name in names if name in environ}
+    if environ.get("SUBMITIT_EXECUTOR") == "local":
+        found = submitit_variables(environ)
+    elif "SLURM_STEP_ID" in environ:
+        found = slurm_variables(environ)
+    else:
+        found = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return found | {name: environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in environ}
+
+
+def submitit_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a task that submitit's local executor started; its job id is a process id."""
+    tasks = environ["SUBMITIT_LOCAL_NTASKS"]
+    return {
+        "RANK": environ["SUBMITIT_LOCAL_GLOBALID"],
+        "WORLD_SIZE": tasks,
+        "LOCAL_RANK": environ["SUBMITIT_LOCAL_LOCALID"],
+        "LOCAL_WORLD_SIZE": tasks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(job_port(int(environ["SUBMITIT_LOCAL_JOB_ID"]), 0)),
+    }
+
+
+def slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a task of an `srun` step. SLURM_JOB_ID is unique for each task of a job array."""
+    start = int(environ.get("SLURM_RESTART_COUNT", "0")) + int(environ["SLURM_STEP_ID"])
+    node = int(environ["SLURM_NODEID"])
+    return {
+        "RANK": environ["SLURM_PROCID"],
+        "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environ["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(tasks_of_nodes(environ["SLURM_STEP_TASKS_PER_NODE"])[node]),
+        "MASTER_ADDR": environ.get("MASTER_ADDR") or node_address(first_host(environ["SLURM_STEP_NODELIST"])),
+        "MASTER_PORT": str(job_port(int(environ["SLURM_JOB_ID"]), start)),
+    }
+
+
+def job_port(job_id: int, start: int) -> int:
+    """A port that all ranks of one start of one job derive alike, and that its neighbours in the queue do not."""
+    return FIRST_PORT + (STARTS * job_id + start % STARTS) % PORTS
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of SLURM's notation: `gpu-[007-009,12],login` begins with `gpu-007`."""
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodelist).split(",")[0]
+
+
+def tasks_of_nodes(counts: str) -> list[int]:
+    """Tasks of each node from SLURM's notation: `8(x2),4` is [8, 8, 4]."""
+    tasks: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
+        tasks += [int(count)] * int(times or 1)
+    return tasks
+
+
+def node_address(host: str) -> str:
+    """An address of a node: its name when that resolves, else what SLURM knows as its NodeAddr, else its name."""
+    try:
+        socket.getaddrinfo(host, None)
+        return host
+    except socket.gaierror:
+        words = ("scontrol", "show", "node", "--oneliner", host)
+    try:
+        text = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30).stdout
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return host  # then connecting fails with its name in the message
+    found = re.search(r"\bNodeAddr=(\S+)", text)
+    return found.group(1) if found else host
+
+
+def free_port() -> int:
+    """A free TCP port of this host."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def cores(environ: Mapping[str, str]) -> int:
+    """Cores that this rank may keep busy: SLURM's share of a task, else an equal part of the host's cores."""
+    here = len(os.sched_getaffinity(0))
+    if "SLURM_CPUS_PER_TASK" in environ:
+        return max(1, min(here, int(environ["SLURM_CPUS_PER_TASK"])))
+    return max(1, here // int(environ.get("LOCAL_WORLD_SIZE", environ["WORLD_SIZE"])))

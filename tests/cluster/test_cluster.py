@@ -120,7 +120,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from ace_dist.utils.errors import UserError
-from ace_dist.utils.rendezvous import rank_variables
+from ace_dist.utils.distributed import rank_variables
 @dataclass
 class Outcome:
     exit_code: int = 75

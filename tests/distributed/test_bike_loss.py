@@ -8,8 +8,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from ace_dist.objectives.bike import symmetric_kl
-from ace_dist.utils.distributed import gathered
-from ace_dist.utils.rendezvous import free_port
+from ace_dist.utils.distributed import free_port, gathered
 
 
 def loss_of(weight, clips, labels, texts):

@@ -21,10 +21,11 @@ from ace_dist.models.build import build_model
 from ace_dist.models.flops import video_flops
 from ace_dist.objectives import build_objective, total_loss
 from ace_dist.train import trainer as loop
+from ace_dist.train.callbacks import StepEnd
 from ace_dist.train.engine import build_optimizer
-from ace_dist.train.meters import Meters
+from ace_dist.train.health import Watchdog
+from ace_dist.train.metrics import Meters
 from ace_dist.train.monitor import Monitor
-from ace_dist.train.watchdog import Watchdog
 
 STEPS, LOGGED = 7, 3
 VERBS = {
@@ -68,10 +69,11 @@ def test_a_step_reads_nothing_from_the_device(settings, ranks, tmp_path):
         for step in range(2):
             objective.model.set_step(0, step, 0, 1)
             losses = objective(video, labels, objective.sampler.draw(step))
-            total_loss(losses).backward()
+            loss = total_loss(losses)
+            loss.backward()
             optimizer.step()
-            monitor.add(total_loss(losses), losses)
-            monitor.record(step + 1, 0.0, {}, 0.0)
+            monitor.on_micro_batch(losses, loss)
+            monitor.on_step_end(StepEnd(step + 1, 0.0, {}, 0.0))
     with pytest.raises(RuntimeError, match="meta"):  # what a read would have done
         total_loss(losses).item()
 
@@ -83,13 +85,13 @@ class Reads(TorchFunctionMode):
         super().__init__()
         self.found = collections.defaultdict(collections.Counter)
         self.where = (0, "start")
-        enter = Watchdog.enter
+        on_stage = Watchdog.on_stage
 
-        def watched(watchdog, stage, step=None):
-            enter(watchdog, stage, step)
-            self.where = (watchdog.step + 1, stage)
+        def watched(watchdog, stage, step):
+            on_stage(watchdog, stage, step)
+            self.where = (step + 1, stage)
 
-        monkeypatch.setattr(Watchdog, "enter", watched)
+        monkeypatch.setattr(Watchdog, "on_stage", watched)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__name__", "") in READS:
@@ -112,8 +114,8 @@ class Reads(TorchFunctionMode):
 def test_the_loop_reads_losses_on_logged_steps_alone(small_world, ranks, tmp_path, monkeypatch):
     """On an unlogged step the loop reads what is on the host already, and DeepSpeed asks whether gradients are finite.
 
-    `LossGuard` waits for a copy of the loss that was queued behind the forward pass; the flags of `Agreement` live on
-    the host. `ace_kernels` checks its arguments on a CPU only, its device form is in the meta test above.
+    `Health` looks at losses that have arrived on the host, and the flags live there. `ace_kernels` checks its arguments
+    on a CPU only, its device form is in the meta test above.
     """
     take_steps = loop.take_steps
     reads = Reads(monkeypatch)
@@ -124,7 +126,7 @@ def test_the_loop_reads_losses_on_logged_steps_alone(small_world, ranks, tmp_pat
 
     monkeypatch.setattr(loop, "take_steps", watched)
     loop.train(settings_of(small_world(), tmp_path / "run"), ranks)
-    on_host = {"ace_dist guards.py bad", "ace_dist agreement.py reach"}
+    on_host = {"ace_dist health.py has_bad", "ace_dist health.py reduce"}
     for step in range(2, STEPS):
         found = {
             (stage, reader)
@@ -163,7 +165,7 @@ def test_a_profile_names_the_parts_and_changes_no_bit(stage, small_world, ranks,
     folder = tmp_path / "profiled" / "profile"
     parts = json.loads((folder / "parts-rank0.json").read_text())
     named = {"data", "patch embedding", "frozen blocks", "trained blocks", "head", "text", "loss", "forward",
-             "backward", "agreement", "optimizer", "communication"}  # fmt: skip
+             "backward", "flags", "optimizer", "communication"}  # fmt: skip
     assert named <= parts.keys()
     assert all(len(values) == 2 for values in parts.values())  # the steps that were chosen
     assert all(value > 0 for name in named for value in parts[name])
@@ -222,13 +224,13 @@ def test_deepspeed_does_not_synchronise_the_device(small_world, ranks, tmp_path,
     """Its timers would, twice a step, which no watched read shows."""
     from deepspeed.accelerator import get_accelerator
 
-    calls, enter, now = [], Watchdog.enter, []
+    calls, on_stage, now = [], Watchdog.on_stage, []
 
-    def watched(watchdog, stage, step=None):
-        enter(watchdog, stage, step)
-        now[:] = [(watchdog.step, stage)]
+    def watched(watchdog, stage, step):
+        on_stage(watchdog, stage, step)
+        now[:] = [(step, stage)]
 
-    monkeypatch.setattr(Watchdog, "enter", watched)
+    monkeypatch.setattr(Watchdog, "on_stage", watched)
     monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: calls.append(tuple(now)))
     loop.train(settings_of(small_world(), tmp_path / "run"), ranks)
     in_a_step = ("forward", "backward", "step", "collective")
@@ -237,7 +239,7 @@ def test_deepspeed_does_not_synchronise_the_device(small_world, ranks, tmp_path,
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_unlogged_steps_do_not_wait_for_the_gpu(device, small_world, tmp_path, monkeypatch):
-    """CUDA itself refuses to synchronise from the forward pass to the agreement of steps that are not logged.
+    """CUDA itself refuses to synchronise from the forward pass to the flags of steps that are not logged.
 
     On a CPU this proves only that the test works.
 
@@ -246,15 +248,15 @@ def test_unlogged_steps_do_not_wait_for_the_gpu(device, small_world, tmp_path, m
     """
     from ace_dist.utils.distributed import connect, disconnect
 
-    enter, open_loader, strict_steps = Watchdog.enter, loop.open_loader, []
+    on_stage, open_loader, strict_steps = Watchdog.on_stage, loop.open_loader, []
     set_mode, synchronize = torch.cuda.set_sync_debug_mode, torch.cuda.synchronize
     if device == "cpu":
         set_mode, synchronize = (lambda mode: None), (lambda: None)
 
-    def watched(watchdog, stage, step=None):
-        enter(watchdog, stage, step)
-        strict = stage in ("forward", "backward", "collective") and watchdog.step >= 3
-        set_mode("error" if strict and (watchdog.step + 1) % LOGGED else "default")
+    def watched(watchdog, stage, step):
+        on_stage(watchdog, stage, step)
+        strict = stage in ("forward", "backward", "collective") and step >= 3
+        set_mode("error" if strict and (step + 1) % LOGGED else "default")
         strict_steps.append(strict)
 
     class Prepared:
@@ -271,7 +273,7 @@ def test_unlogged_steps_do_not_wait_for_the_gpu(device, small_world, tmp_path, m
         def close(self):
             self.loader.close()
 
-    monkeypatch.setattr(Watchdog, "enter", watched)
+    monkeypatch.setattr(Watchdog, "on_stage", watched)
     monkeypatch.setattr(loop, "open_loader", Prepared)
     try:
         outcome = loop.train(settings_of(small_world(), tmp_path / "run", f"training.device={device}"), connect(device))

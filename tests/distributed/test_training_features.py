@@ -15,8 +15,9 @@ from ace_dist.data.task import load_task
 from ace_dist.evaluate.runs import evaluate_run, results_table, trained_model
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.objectives.concept import ConceptObjective
+from ace_dist.train.callbacks import StepEnd
 from ace_dist.train.checkpoint import CheckpointFolder
-from ace_dist.train.meters import Meters
+from ace_dist.train.metrics import Meters
 from ace_dist.train.monitor import Monitor
 from ace_dist.train.validation import Validation
 from ace_dist.utils.errors import RunError
@@ -81,8 +82,8 @@ def test_an_open_line_goes_on_with_other_ranks_and_micro_batches(ranks, tmp_path
     with Monitor(tmp_path, replace(ranks), 3, 10, settings, meters, carried) as monitor:
         for step in range(2):
             for value in after[step]:
-                monitor.add(value, {})
-            monitor.record(4 + step, 0.0, {}, 0.25)
+                monitor.on_micro_batch({}, value)
+            monitor.on_step_end(StepEnd(4 + step, 0.0, {}, 0.25))
     (line,) = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert line["loss"] == pytest.approx((float(before.mean(0).sum()) + float(after.mean(1).sum())) / 5)
     assert line["clips_per_s"] == pytest.approx(5 * settings.batch_size / (2.0 + line["elapsed_s"]))
@@ -98,7 +99,7 @@ def scored(monkeypatch):
 
     def arrange(accuracies):
         waiting = iter(accuracies)
-        monkeypatch.setattr(Validation, "scores", lambda self, moved: {"accuracy": next(waiting), "f1": 1.0})
+        monkeypatch.setattr(Validation, "scores", lambda self, step: {"accuracy": next(waiting), "f1": 1.0})
 
     return arrange
 

@@ -15,8 +15,8 @@ from ace_dist.data.loader.base import Loader
 from ace_dist.train import checkpoint as checkpoints
 from ace_dist.train import trainer as loop
 from ace_dist.train.checkpoint import CheckpointFolder
-from ace_dist.train.guards import NonFiniteLoss, RunLock
-from ace_dist.train.preemption import MEANING, Preemption
+from ace_dist.train.health import MEANING, NonFiniteLoss, StopSignal
+from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import DataError, RunError
 
 A_SHARD_A_CLIP = ["dataset.clips_per_shard=1"]  # so that a shard can vanish before it is first opened
@@ -101,14 +101,14 @@ def test_a_signal_at_the_very_end_is_not_lost(run, at_step, monkeypatch, moment)
 
 def test_a_second_ctrl_c_stops_at_once():
     """Within a second both count as one key press, which a terminal and a launcher both pass on."""
-    preemption = Preemption()
-    preemption.note(signal.SIGINT, None)
-    preemption.note(signal.SIGINT, None)
-    preemption.note(signal.SIGTERM, None)
-    assert preemption.wish == "interrupted"
-    preemption.interrupted_s -= 1.1
+    stop_signal = StopSignal()
+    stop_signal.note(signal.SIGINT, None)
+    stop_signal.note(signal.SIGINT, None)
+    stop_signal.note(signal.SIGTERM, None)
+    assert stop_signal.meaning == "interrupted"
+    stop_signal.interrupted_s -= 1.1
     with pytest.raises(KeyboardInterrupt):
-        preemption.note(signal.SIGINT, None)
+        stop_signal.note(signal.SIGINT, None)
 
 
 def test_a_nan_stops_before_the_optimizer_and_names_its_clip(run, at_step, monkeypatch):

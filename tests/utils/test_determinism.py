@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from ace_dist.train.garbage import GarbageCollection
+from ace_dist.train.callbacks import GarbageCollection, StepEnd
 from ace_dist.utils.determinism import WORKSPACE, deterministic
 from ace_dist.utils.errors import RunError
 
@@ -50,7 +50,7 @@ def test_garbage_is_collected_at_the_steps_asked_for_and_at_no_other(automatic, 
         for done in range(1, 7):
             for _ in range(5000):
                 Cycle()
-            garbage.step(done)
+            garbage.on_step_end(StepEnd(done, 0.0, {}, 0.0))
             counts.append(Cycle.freed)
     assert counts == [0, 0, 15000, 15000, 15000, 30000]
 

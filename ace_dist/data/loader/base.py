@@ -27,7 +27,7 @@ import torch
 from ace_dist.data.sampling import ClipRequest
 from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.utils.errors import DataError
-from ace_dist.utils.transfer import send
+from ace_dist.utils.memory import send
 
 if TYPE_CHECKING:
     from ace_dist.config import Config, LoaderConfig

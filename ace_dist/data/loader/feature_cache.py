@@ -31,7 +31,7 @@ from ace_dist.models.attention import choose_attention, described
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes, write_json
-from ace_dist.utils.transfer import Upload
+from ace_dist.utils.memory import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Generator

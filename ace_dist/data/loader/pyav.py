@@ -23,7 +23,7 @@ from ace_dist.data.loader.sample_table import SampleTable, read_sample_table
 from ace_dist.data.sampling import ClipRequest
 from ace_dist.data.shards import ShardFiles
 from ace_dist.utils.errors import DataError
-from ace_dist.utils.transfer import Upload
+from ace_dist.utils.memory import Upload
 
 if TYPE_CHECKING:
     from ace_dist.config import LoaderConfig

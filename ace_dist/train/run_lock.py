@@ -1,4 +1,4 @@
-"""Owns what stops a run before it does harm: a loss that is not finite, and a second job in the same run folder."""
+"""The lock of a run folder: one job writes there at a time."""
 
 from __future__ import annotations
 
@@ -10,75 +10,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from ace_dist.utils.errors import RunError, UserError
+from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_bytes
-
-if TYPE_CHECKING:
-    from ace_dist.data.loader.base import Batch
-    from ace_dist.utils.distributed import Ranks
-
-
-class NonFiniteLoss(UserError):
-    """A loss that is NaN or infinite; the optimizer has not moved."""
-
-
-class LossGuard:
-    """Looks at the losses of one optimizer step, which may be several micro-batches.
-
-    On a GPU the loss is copied to the host behind the forward pass, and the host waits for that copy only after it has
-    queued the backward pass: the device always has work, and the optimizer step is queued once the loss is known.
-    """
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.seen: list[tuple[Tensor, torch.cuda.Event | None, Batch]] = []
-
-    def note(self, loss: Tensor, batch: Batch) -> None:
-        """Remember a loss that the device is still computing; no host sync."""
-        event = None
-        value = loss.detach().to("cpu", non_blocking=True)
-        if loss.is_cuda:
-            event = torch.cuda.Event()
-            event.record()
-        self.seen.append((value, event, batch))
-
-    def bad(self) -> bool:
-        """Whether a loss of this rank is not finite. Waits for the forward pass."""
-        for _, event, _ in self.seen:
-            if event is not None:
-                event.synchronize()
-        return not all(bool(value.isfinite()) for value, _, _ in self.seen)
-
-    def passed(self) -> None:
-        """The step was fine."""
-        self.seen.clear()
-
-    def error(self, step: int) -> NonFiniteLoss:
-        """What to raise on every rank when one of them has a bad loss at `step`. Collective."""
-        mine = [(float(value), suspects(batch)) for value, _, batch in self.seen if not bool(value.isfinite())]
-        lines = [
-            f"rank {rank}: loss {loss}, {clips}"
-            for rank, found in enumerate(self.ranks.gather(mine))
-            for loss, clips in found
-        ]
-        return NonFiniteLoss(
-            f"the loss of step {step + 1} is not finite, stopped before the optimizer moved ({'; '.join(lines)}). When "
-            f"the clips look right, lower training.lr_video and training.lr_text; the last checkpoint is intact"
-        )
-
-
-def suspects(batch: Batch) -> str:
-    """The clips that hold pixels which are not finite, else all clips of the batch, in words."""
-    finite = batch.video.flatten(1).isfinite().all(1).tolist()
-    broken = [name for name, fine in zip(batch.ids, finite, strict=True) if not fine]
-    if broken:
-        return f"pixels that are not finite in clips {', '.join(broken)}"
-    return f"clips {', '.join(batch.ids)}"
 
 
 class RunLock:

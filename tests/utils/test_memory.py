@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ace_dist.utils.transfer import Upload, send
+from ace_dist.utils.memory import Upload, send
 
 
 def test_a_tensor_of_the_host_stays_itself_on_a_cpu() -> None:

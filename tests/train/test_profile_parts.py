@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from ace_dist.train import profiling
-from ace_dist.train.profiling import Parts, parts_table
+from ace_dist.train import profile as profiling
+from ace_dist.train.profile import Parts, parts_table
 
 
 @pytest.fixture

@@ -14,24 +14,23 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ace_dist.objectives import concept as objectives
+from ace_dist.train.callbacks import Callback
 from ace_dist.utils.files import write_text
 
 if TYPE_CHECKING:
     from ace_dist.config import ProfileConfig
     from ace_dist.objectives import ConceptObjective
-    from ace_dist.train.meters import Meters
-    from ace_dist.train.watchdog import Watchdog
+    from ace_dist.train.metrics import Meters
     from ace_dist.utils.distributed import Ranks
 
 
-# What the loop calls its stages (`Watchdog.enter`), where a profile says it otherwise.
-STAGES = {"collective": "agreement", "step": "optimizer"}
+# What the loop calls its stages (`Callback.on_stage`), where a profile says it otherwise.
+STAGES = {"collective": "flags", "step": "optimizer"}
 COLLECTIVES = (
     "all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor",
     "all_gather_coalesced", "reduce_scatter_coalesced",
@@ -178,7 +177,7 @@ def trace_recorder(
     return torch.profiler.profile(activities=activities, schedule=plan, record_shapes=True, profile_memory=True)
 
 
-class Profiler:
+class Profiler(Callback):
     """Records the steps that `training.profile` chooses; with `steps: 0`, the default, it does nothing.
 
     Writes into `<run_dir>/profile`: `trace-rankN.json.gz` (a Chrome trace; ui.perfetto.dev opens it),
@@ -192,20 +191,20 @@ class Profiler:
         run_dir: Path,
         ranks: Ranks,
         objective: ConceptObjective,
-        watchdog: Watchdog,
         meters: Meters,
     ) -> None:
         self.settings, self.folder, self.ranks = settings, run_dir / "profile", ranks
-        self.objective, self.watchdog, self.meters = objective, watchdog, meters
+        self.objective, self.meters = objective, meters
         self.seen = 0  # steps begun
         self.recording = ExitStack()
         self.parts: Parts | None = None
         self.trace: torch.profiler.profile | None = None
 
-    def __enter__(self) -> Profiler:
-        return self
+    def on_stage(self, stage: str, step: int) -> None:
+        if self.parts is not None:
+            self.parts.stage(STAGES.get(stage, stage))
 
-    def step(self) -> None:
+    def on_step_begin(self, step: int) -> None:
         """A step begins; the recording starts or ends here when it is time to."""
         self.seen += 1
         first = self.settings.after + 1
@@ -238,7 +237,6 @@ class Profiler:
         parts = self.parts = Parts(self.ranks.device)
         self.recording.enter_context(watch_forward(self.objective, parts))
         self.recording.enter_context(watch_communication(parts))
-        self.watchdog.listener = lambda stage: parts.stage(STAGES.get(stage, stage))
 
     def finish(self) -> None:
         """Stop recording and write what was recorded; the time of that is left out of the run's pace."""
@@ -246,7 +244,6 @@ class Profiler:
         parts, self.parts = self.parts, None
         assert parts is not None
         parts.close()
-        self.watchdog.listener = None
         self.recording.close()
         self.folder.mkdir(parents=True, exist_ok=True)
         rank = self.ranks.rank
@@ -271,13 +268,10 @@ class Profiler:
                 print("profile: no memory snapshot, as torch records the allocations of CUDA devices alone", flush=True)
         self.meters.aside_s += time.perf_counter() - started
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self, error: BaseException | None) -> None:
         """Finish a recording that the end of the run cut short; after an error, only stop it."""
         if error is None and self.parts is not None:
             self.finish()
-        self.watchdog.listener = None
         self.recording.close()
         if self.trace is not None:
             self.trace.stop()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ace_dist.models.flops import Flops, similarity_flops, text_flops, video_flops
+from ace_dist.train.callbacks import Callback
 from ace_dist.train.engine import micro_batch_size
 from ace_dist.utils.files import write_text
 
@@ -45,16 +46,21 @@ class Interval:
     waited_s: float
 
 
-class Meters:
+class Meters(Callback):
     """One run's meters on one rank: `line` is for a line of `metrics.jsonl`, `summary` for the end of the run.
 
     `flops` are those of a step, `ceiling_tflops_per_s` is of all ranks together; without it there is no MFU.
     """
 
     def __init__(
-        self, ranks: Ranks, batch_size: int, flops: Mapping[str, Flops], ceiling_tflops_per_s: float | None = None
+        self,
+        ranks: Ranks,
+        batch_size: int,
+        flops: Mapping[str, Flops],
+        ceiling_tflops_per_s: float | None = None,
+        engine: Engine | None = None,
     ) -> None:
-        self.ranks, self.batch_size, self.flops = ranks, batch_size, flops
+        self.ranks, self.batch_size, self.flops, self.engine = ranks, batch_size, flops, engine
         self.ceiling_tflops_per_s = ceiling_tflops_per_s
         self.memory: dict[str, int] = {}
         self.intervals: list[Interval] = []
@@ -69,12 +75,12 @@ class Meters:
             ceiling = sum(ranks.gather(matmul_flops_per_s(ranks.device, dtype))) / 1e12
         if cuda:
             torch.cuda.reset_peak_memory_stats(ranks.device)  # from here on it is the peak of training
-        return cls(ranks, config.training.batch_size, step_flops(config, engine.module, ranks.world), ceiling)
+        return cls(ranks, config.training.batch_size, step_flops(config, engine.module, ranks.world), ceiling, engine)
 
-    def note_memory(self, engine: Engine) -> None:
+    def on_stage(self, stage: str, step: int) -> None:
         """Between a backward pass and its step, when all parts exist: their bytes, once. No host sync."""
-        if not self.memory:
-            self.memory = memory_parts(engine)
+        if stage == "collective" and not self.memory and self.engine is not None:
+            self.memory = memory_parts(self.engine)
 
     def line(self, clips: int, taken_s: float, waited_s: float) -> dict[str, float | None]:
         """The meters of the steps since the last line.
