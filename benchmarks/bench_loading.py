@@ -37,7 +37,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ace_dist.config import LoaderConfig
-from ace_dist.data.loader.base import DALI_CPU_CODECS, Loader
+from ace_dist.data.loader import DALI_CPU_CODECS
+from ace_dist.data.loader.base import Loader
 from ace_dist.data.loader.pyav import decode_clip
 from ace_dist.data.sampling import ClipRequest, TrainPlan, crop_box
 from ace_dist.data.shards import ShardFiles, ShardSet

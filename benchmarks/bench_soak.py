@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ace_dist.config import load_config
-from ace_dist.data.loader.base import make_loader
+from ace_dist.data.loader import build_loader
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.shards import ShardSet
 
@@ -37,7 +37,7 @@ def resident_mib(backend: str, shards: str, clips: int) -> tuple[NDArray[np.floa
     found = ShardSet.load(shards)
     records, size = found.split("train"), config.training.batch_size
     plan = TrainPlan(records, [0] * len(records), config.dataset.clip, config.loader, size, config.seed)
-    loader = make_loader(shards, config, "cpu")
+    loader = build_loader(config, "cpu")
     readings = []
     for batch in loader.stream(map(plan.requests, range(clips // size))):
         assert len(batch.ids) == size

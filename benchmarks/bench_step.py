@@ -12,7 +12,7 @@ Variants, all from the same weights, clips and drawn phrases:
   `ours_sgd_loop` without fused SGD.
 - `ours_bf16`: weights in bfloat16, fp32 masters and momentum for what trains, as in training; `ours_bf16_pure` without.
 - `..._checkpointed`: with `model.video.activation_checkpointing`.
-- `..._cached`: the trunk output of every clip is in the trunk cache and read from there (page cache, after the first
+- `..._cached`: the output of the frozen blocks for every clip is in the feature cache and read from there (page cache, after the first
   step); decoding, which the cache spares too, is in no variant.
 
 Every variant lives in a process of its own, so that peak memory is its own; the processes step in turns.
@@ -162,7 +162,7 @@ class ProcedureVRLStyle(nn.Module):
 
 
 def cached_clips(tower: TimeSformer, video: Tensor, folder: Path) -> Callable[[], Tensor]:
-    """Put a batch into files as `TrunkCache` does; returns what reads it back."""
+    """Put a batch into files as `FeatureCache` does; returns what reads it back."""
     paths = [folder / f"{index}.safetensors" for index in range(len(video))]
     for path, clip in zip(paths, video, strict=True):
         write_features(path, tower.trunk(clip[None])[0])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from ace_dist.data.loader.base import make_loader
+from ace_dist.data.loader import build_loader
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.shards import MANIFEST, ShardFiles, ShardSet
 from ace_dist.train.run_folder import PACKAGES, git_state
@@ -165,7 +165,7 @@ def decoder(config: Config, ranks: Ranks) -> Finding:
     plan = TrainPlan(
         records, labels, config.dataset.clip, config.loader, ranks.world, config.seed, ranks.rank, ranks.world
     )
-    loader = make_loader(config.dataset.shards, config, ranks.device)
+    loader = build_loader(config, ranks.device)
     started = time.perf_counter()
     videos = [batch.video for batch in loader.stream(plan.requests(step) for step in range(DECODED_CLIPS))]
     taken_ms = 1e3 * (time.perf_counter() - started) / DECODED_CLIPS

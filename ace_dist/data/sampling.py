@@ -1,24 +1,37 @@
-"""Owns which stored frames a training clip or a test view shows, and the plans that say which rank reads what, when.
+"""Which clips and frames a step or a test reads, which clips validate, and how a run recognises its clips.
 
-A plan is a pure function of the seed and the step. Legend: T frames of a clip, B clips of a global batch.
+- `ClipRequest` says what to decode; `TrainPlan` and `TestPlan` say which rank reads what, when. A plan is a pure
+  function of the seed and the step.
+- `held_out_groups`: whole people, cameras or places of the training split that validate and do not train.
+- `claim_clips` proves that a continued run reads the very clips it began with. Which clips a step shows is a function
+  of (seed, step) over the list of training clips; one more clip in it would silently give every later step others.
+
+Legend: T frames of a clip, B clips of a global batch.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ace_dist.config import ClipConfig, EvaluationConfig, LoaderConfig
+from ace_dist.data.shards import ClipRecord
 from ace_dist.utils.errors import DataError
+from ace_dist.utils.files import write_json
 
-if TYPE_CHECKING:
-    from ace_dist.config import ClipConfig, LoaderConfig
-    from ace_dist.data.shards import ClipRecord
+HOLDOUT_KEY = (0, 0, 1)  # longer than the keys of clips and crops under the same seed, so it is a draw of its own
+# What decides a training clip's pixels and label; not where its bytes lie, so that shards may be moved or packed anew.
+IDENTITY = ("key", "sha256", "frames", "fps", "segment_start_s", "segment_end_s")
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,6 @@ def uniforms(count: int, *key: int) -> list[float]:
 
 
 def check_plan(records: Sequence[ClipRecord], labels: Sequence[int], rank: int, world: int, split: str) -> None:
-    """Raise when a plan cannot be made of these records."""
     assert len(records) == len(labels) and 0 <= rank < world
     if not records:
         raise DataError(f"no {split} clip to read: check the split column of dataset.annotations and dataset.novel")
@@ -156,11 +168,10 @@ class TrainPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps after which every clip has been seen at least once."""
+        """Steps after which every clip has been shown at least once."""
         return math.ceil(len(self.records) / self.batch_size)
 
     def epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        """Order of the clips in one pass over the data."""
         return permutation(len(self.records), self.seed, epoch)
 
     def requests(self, step: int) -> list[ClipRequest]:
@@ -212,12 +223,120 @@ class TestPlan:
     def batches(self) -> list[list[ClipRequest]]:
         """This rank's requests in batches of at most `batch_size`; ranks may have unequal numbers of them."""
         requests = [
-            self.request(record, label, view, frames)
+            centred(record, frames, self.loader, label, view)
             for record, label in zip(self.records, self.labels, strict=True)
             for view, frames in enumerate(view_frames(record, self.clip))
         ]
         return [requests[i : i + self.batch_size] for i in range(0, len(requests), self.batch_size)]
 
-    def request(self, record: ClipRecord, label: int, view: int, frames: tuple[int, ...]) -> ClipRequest:
-        """See `centred`."""
-        return centred(record, frames, self.loader, label, view)
+
+def held_out_groups(
+    records: Sequence[ClipRecord], labels: Sequence[int], settings: EvaluationConfig, seed: int
+) -> frozenset[str]:
+    """Groups of these training clips that validate: `evaluation.validation_groups`, or drawn for `validation_share`.
+
+    None when `evaluation.every_steps` is 0. A draw depends on `seed` and the names of the groups alone; it leaves out a
+    group that is the last with training clips of a class. Raises `DataError` when there is nothing to hold out.
+    """
+    if not settings.every_steps:
+        return frozenset()
+    groups = sorted({record.group for record in records})
+    if len(groups) < 2:
+        raise DataError(
+            f"evaluation.every_steps={settings.every_steps} holds out whole groups of training clips, but all of them "
+            f"are of one group ({groups[0] if groups else ''!r}): fill the group column of dataset.annotations (who, "
+            f"which camera, which place) and build the shards again, or set evaluation.every_steps=0"
+        )
+    shown = Counter(zip((record.group for record in records), labels, strict=True))
+    left = Counter(labels)
+    if settings.validation_groups:
+        return check_chosen_groups(groups, settings.validation_groups, shown, left)
+    count = max(1, round(settings.validation_share * len(groups)))
+    held: list[str] = []
+    for index in permutation(len(groups), seed, *HOLDOUT_KEY):
+        group = groups[index]
+        own = Counter({label: clips for (name, label), clips in shown.items() if name == group})
+        if len(held) < count and all(left[label] > clips for label, clips in own.items()):
+            held.append(group)
+            left -= own
+    if not held:
+        raise DataError(
+            f"evaluation.validation_share={settings.validation_share:g} finds no group to hold out: each of the "
+            f"{len(groups)} groups of training clips is the only one with some action; set evaluation.every_steps=0, "
+            f"or film these actions with more people"
+        )
+    return frozenset(held)
+
+
+def check_chosen_groups(
+    groups: Sequence[str], names: Sequence[str], shown: Counter[tuple[str, int]], left: Counter[int]
+) -> frozenset[str]:
+    """The named groups, if they are groups of training clips and leave clips of every class to train on."""
+    if unknown := sorted(set(names) - set(groups)):
+        raise DataError(
+            f"evaluation.validation_groups lists {', '.join(map(repr, unknown))}; the groups of the training clips are "
+            f"{', '.join(groups)}"
+        )
+    for (group, label), count in shown.items():
+        if group in names:
+            left[label] -= count
+    if gone := sum(count <= 0 for count in left.values()):
+        raise DataError(
+            f"evaluation.validation_groups={list(names)} hold all training clips of {gone} actions; hold out fewer or "
+            f"other groups of {', '.join(groups)}"
+        )
+    return frozenset(names)
+
+
+def describe_clips(records: Sequence[ClipRecord], labels: Sequence[int]) -> dict[str, Any]:
+    """Number of clips, digest of all in order, and of each shard's: what `clips.json` says."""
+    lines = [
+        json.dumps([*(getattr(record, name) for name in IDENTITY), label])
+        for record, label in zip(records, labels, strict=True)
+    ]
+    shards: dict[str, list[str]] = {}
+    for record, line in zip(records, lines, strict=True):
+        shards.setdefault(record.shard, []).append(line)
+    return {
+        "clips": len(lines),
+        "sha256": digest(lines),
+        "shards": {name: {"clips": len(part), "sha256": digest(part)} for name, part in shards.items()},
+    }
+
+
+def digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def claim_clips(run_dir: Path, shards_dir: str, records: Sequence[ClipRecord], labels: Sequence[int]) -> None:
+    """Write `clips.json` into a new run folder; in one that is continued compare with it.
+
+    Raises `DataError` naming the first shards whose training clips or labels differ, and the setting.
+    """
+    path, clips = run_dir / "clips.json", describe_clips(records, labels)
+    if not path.is_file():
+        write_json(path, clips)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before["sha256"] != clips["sha256"]:
+        raise DataError(
+            f"dataset.shards={shards_dir} holds other training clips than run {run_dir} began with: "
+            f"{'; '.join(differences(before, clips))}. Continue with the shards it began with, or choose another "
+            "folder for the run: run=..."
+        )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, which shards differ, at most four."""
+    changes = []
+    for name in sorted({*before["shards"], *now["shards"]}):
+        old, new = before["shards"].get(name), now["shards"].get(name)
+        if old is None or new is None:
+            state = "is new" if old is None else "is gone"
+            changes.append(f"{name} {state} ({(old or new)['clips']} clips)")
+        elif old["clips"] != new["clips"]:
+            changes.append(f"{name} had {old['clips']} clips, has {new['clips']}")
+        elif old["sha256"] != new["sha256"]:
+            changes.append(f"{name} has other clips or labels")
+    more = [f"and {len(changes) - 4} more shards"] if len(changes) > 4 else []
+    return [*changes[:4], *more] or ["the same clips in another order"]

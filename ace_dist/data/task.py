@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
 from ace_dist.config import Config, resolve_path
 from ace_dist.data.datasets import open_dataset
-from ace_dist.data.holdout import held_out_groups
+from ace_dist.data.sampling import held_out_groups
 from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.utils.errors import UserError
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from ace_dist.config import Config, read_config
-from ace_dist.data.loader.feature_cache import open_loader
+from ace_dist.data.loader import build_loader
 from ace_dist.data.task import NO_TEST, load_task, load_trees
 from ace_dist.evaluate.chance import build_guesser, expected_scores
 from ace_dist.evaluate.protocols import encode_phrases, encode_test, evaluate, score, scores
@@ -48,7 +48,7 @@ def evaluate_run(run: Path, ranks: Ranks) -> dict[str, Any]:
         if config.evaluation.scorer == "chance":
             results, predictions = evaluate(config, task, build_guesser(config.seed), expected_scores)
         else:
-            loader = open_loader(config, model, ranks.device)
+            loader = build_loader(config, ranks.device, model.frozen_part(config.loader))
 
             def predict(clips: Clips, label_sets: Sequence[LabelSet]) -> list[dict[str, Any]]:
                 return score(model, encode_test(model, loader, clips, config, ranks), label_sets, config)

@@ -63,6 +63,27 @@ class DualEncoder(nn.Module):
         else:
             assert not as_bytes  # refused with the configuration
 
+    def frozen_part(self, loader: LoaderConfig) -> TimeSformer | None:
+        """What `loader.feature_cache` keeps the output of; None without one. Takes clips as `expect_clips` does.
+
+        Raises `ModelError` when the video tower has no frozen blocks to spare, or shares them out over the ranks.
+        """
+        self.expect_clips(loader)
+        if loader.feature_cache is None:
+            return None
+        tower, config = self.video, self.video.config
+        if not isinstance(tower, TimeSformer) or not tower.trunk_blocks:
+            raise ModelError(
+                f"loader.feature_cache={loader.feature_cache} has nothing to keep: model.video.tower={config.tower} "
+                f"with trained_blocks={config.trained_blocks} and train_time_embed={config.train_time_embed} has no "
+                "frozen blocks below; set loader.feature_cache=null"
+            )
+        if any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
+            raise ModelError(
+                "loader.feature_cache does not go with deepspeed=zero3, which shares the frozen blocks out"
+            )
+        return tower
+
     def compile_blocks(self) -> None:
         """Compile the video tower's blocks as `model.video.compile` says, for training: each shape is compiled once.
 

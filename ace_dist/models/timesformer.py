@@ -22,7 +22,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention
+from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention, described
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recomputed
 from ace_dist.utils.errors import ModelError
@@ -251,6 +251,12 @@ class TimeSformer(nn.Module):
         parts = ("patch_embed.", "cls_token", "pos_embed", "time_embed")
         blocks = tuple(f"blocks.{index}." for index in range(self.trunk_blocks))
         return {name: tensor for name, tensor in self.state_dict().items() if name.startswith((*parts, *blocks))}
+
+    def trunk_settings(self, device: torch.device) -> tuple[list[Any], str]:
+        """Settings that the arithmetic of `trunk` depends on, and which attention computes it on `device`."""
+        names = ("width", "depth", "heads", "patch", "image_size", "time_embed_resize")
+        settings = [self.trunk_blocks, *(getattr(self.config, name) for name in names)]
+        return settings, described(choose_attention(self.config.attention, device), device)
 
     def unpacked(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Output of `trunk` for frames of `image_size` -> cls [B,1,D], patches [B,P,T,D]."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ace_dist.data.loader.base import make_loader
+from ace_dist.data.loader import build_loader
 from ace_dist.objectives import total_loss
 from ace_dist.train.engine import Engine, micro_batch_size
 from ace_dist.train.metrics import peak_gib
@@ -37,7 +37,7 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     engine = Engine(config, objective, ranks, steps)
     requests = plan.requests(0)[: micro_batch_size(config, ranks.world)]
     objective.model.expect_clips(config.loader)
-    with closing(make_loader(config.dataset.shards, config, ranks.device)) as loader:
+    with closing(build_loader(config, ranks.device)) as loader:
         batch = next(loader.stream(iter([requests])))
     check_batch(batch, requests, config)
     objective.model.train()

@@ -141,7 +141,7 @@ class Meters(Callback):
 def step_flops(config: Config, objective: ConceptObjective, world: int) -> dict[str, Flops]:
     """FLOPs of one optimizer step by part, over all ranks and micro-batches.
 
-    With a trunk cache, those of a step that finds all its clips there: the first epoch does more than is counted.
+    With a feature cache, those of a step that finds all its clips there: the first epoch does more than is counted.
     """
     forwards = world * config.training.accumulation
     clips, frames = micro_batch_size(config, world), config.dataset.clip.frames

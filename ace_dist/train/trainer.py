@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace_dist.data.identity import claim_clips
-from ace_dist.data.loader.feature_cache import open_loader
-from ace_dist.data.sampling import ClipRequest, TrainPlan
+from ace_dist.data.loader import build_loader
+from ace_dist.data.sampling import ClipRequest, TrainPlan, claim_clips
 from ace_dist.data.task import NO_TEST, load_task
 from ace_dist.models.build import build_model
 from ace_dist.models.flops import whole_size
@@ -166,7 +165,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     meters = Meters.of(config, engine, ranks)
     model.train()
     with (
-        closing(open_loader(config, model, ranks.device)) as loader,
+        closing(build_loader(config, ranks.device, model.frozen_part(config.loader))) as loader,
         closing(checkpoints),
         build_callbacks(training, start, meters) as callbacks,
     ):

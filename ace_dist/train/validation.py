@@ -1,6 +1,6 @@
 """Validation while training: on which clips, with which weights, which result is the best, when to give up.
 
-It looks at base actions alone, on groups of the training split that are held out (`data.holdout`), never at the test
+It looks at base actions alone, on groups of the training split that are held out (`data.sampling`), never at the test
 split. A copy of the encoders is tested, so training goes on to the last bit as it would have without.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ace_dist.concepts import root_labels
-from ace_dist.data.loader.feature_cache import open_loader
+from ace_dist.data.loader import build_loader
 from ace_dist.evaluate.protocols import encode_test, score, scores
 from ace_dist.train.callbacks import Callback, StepEnd
 
@@ -80,7 +80,7 @@ class Validation(Callback):
         """Accuracy and macro F1 on the held-out clips, scored as test clips of base actions are."""
         assert self.model is not None
         config, task, on_batch = self.config, self.task, partial(self.callbacks.on_stage, "validation", step)
-        with closing(open_loader(config, self.model, self.ranks.device)) as loader:
+        with closing(build_loader(config, self.ranks.device, self.model.frozen_part(config.loader))) as loader:
             encoded = encode_test(self.model, loader, task.validation_clips(), config, self.ranks, on_batch)
         roots = root_labels(task.classes.base, task.trees, config.method.leaf_augmentation)
         return scores(score(self.model, encoded, [roots], config)[0])

@@ -18,9 +18,8 @@ from data_worlds import NumberedReader, small_encoding, small_loader
 
 from ace_dist.config import ClipConfig
 from ace_dist.data.build.shards import build_shards
-from ace_dist.data.identity import claim_clips
 from ace_dist.data.loader.pyav import PyavLoader
-from ace_dist.data.sampling import TrainPlan
+from ace_dist.data.sampling import TrainPlan, claim_clips
 from ace_dist.data.shards import ShardSet
 from ace_dist.utils.errors import DataError
 

@@ -14,12 +14,12 @@ import torch
 from data_worlds import NumberedReader, frame_number, numbered_frames, small_encoding, small_loader
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
+from ace_dist.data import loader as loading
 from ace_dist.data.build.encode import encode, is_anchor
 from ace_dist.data.build.shards import build_shards
-from ace_dist.data.loader import base as loading
-from ace_dist.data.loader.base import choose_backend, make_loader
+from ace_dist.data.loader import build_loader, choose_backend
 from ace_dist.data.loader.dali import DaliLoader
-from ace_dist.data.loader.pixels import cut_of, picture_rgb, show
+from ace_dist.data.loader.pixels import crop_filters, picture_rgb, show
 from ace_dist.data.loader.pyav import PyavLoader, decode_clip, decode_frames, needed_packets
 from ace_dist.data.loader.sample_table import read_sample_table
 from ace_dist.data.sampling import ClipRequest, TestPlan, TrainPlan, crop_box
@@ -184,7 +184,7 @@ def grey_picture(luma):
 
 def shown(frame, request):
     out = np.empty((3, request.crop, request.crop), np.uint8)
-    show(frame, cut_of(request), out)
+    show(frame, crop_filters(request), out)
     return out
 
 
@@ -384,8 +384,8 @@ def test_a_shard_that_ends_too_early_is_named(folders, opened, loader_class, tmp
 def test_h264_on_dali_without_a_gpu_is_refused_when_the_loader_is_made(folders):
     shards = folders["h264"]
     with pytest.raises(DataError, match=r"dataset\.encoding\.codec=h264.*loader\.backend=pyav"):
-        make_loader(shards.folder, config_for(shards, backend="dali"), "cpu")
-    loader = make_loader(shards.folder, config_for(shards), "cpu")
+        build_loader(config_for(shards, backend="dali"), "cpu")
+    loader = build_loader(config_for(shards), "cpu")
     requests = all_requests(shards)
     assert [batch.ids for batch in loader.stream(requests)] == [[r.record.key for r in asked] for asked in requests]
     loader.close()
@@ -395,7 +395,7 @@ def test_shards_cut_for_shorter_clips_are_refused(folders):
     config = config_for(folders["vp9"])
     config.dataset.clip = ClipConfig(6, 2.5, 3)
     with pytest.raises(DataError, match=r"dataset\.clip\.seconds=2\.5 exceeds the 1\.5 s"):
-        make_loader(folders["vp9"].folder, config, "cpu")
+        build_loader(config, "cpu")
 
 
 def test_a_clip_of_a_higher_rate_than_the_stored_one_is_refused(tmp_path):
@@ -405,21 +405,21 @@ def test_a_clip_of_a_higher_rate_than_the_stored_one_is_refused(tmp_path):
     config = config_for(shards)
     config.dataset.clip = ClipConfig(frames=7, seconds=1.0)
     with pytest.raises(DataError, match=r"dataset\.clip\.frames=7 of 1 s.*stored at dataset\.encoding\.fps=4.*again"):
-        make_loader(shards.folder, config, "cpu")
+        build_loader(config, "cpu")
     config.dataset.clip = ClipConfig(frames=4, seconds=1.0)
-    make_loader(shards.folder, config, "cpu").close()
+    build_loader(config, "cpu").close()
 
 
 def test_the_choice_is_made_once_and_printed_once(folders, capsys, monkeypatch):
     monkeypatch.setattr(loading, "said", set())
     for _ in range(3):
-        loader = make_loader(folders["vp9"].folder, config_for(folders["vp9"]), "cpu")
+        loader = build_loader(config_for(folders["vp9"]), "cpu")
         assert loader.backend == "pyav"
         loader.close()
     assert capsys.readouterr().out.count("loader: pyav (no GPU") == 1
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(loading, "said", set())
-    make_loader(folders["vp9"].folder, config_for(folders["vp9"], backend="dali"), "cpu").close()
+    build_loader(config_for(folders["vp9"], backend="dali"), "cpu").close()
     assert capsys.readouterr().out == ""
 
 

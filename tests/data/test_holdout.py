@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ace_dist.config import EvaluationConfig, load_config
-from ace_dist.data.holdout import held_out_groups
+from ace_dist.data.sampling import held_out_groups
 from ace_dist.utils.errors import ConfigError, DataError
 
 

@@ -248,7 +248,7 @@ def test_unlogged_steps_do_not_wait_for_the_gpu(device, small_world, tmp_path, m
     """
     from ace_dist.utils.distributed import connect, disconnect
 
-    on_stage, open_loader, strict_steps = Watchdog.on_stage, loop.open_loader, []
+    on_stage, build_loader, strict_steps = Watchdog.on_stage, loop.build_loader, []
     set_mode, synchronize = torch.cuda.set_sync_debug_mode, torch.cuda.synchronize
     if device == "cpu":
         set_mode, synchronize = (lambda mode: None), (lambda: None)
@@ -263,7 +263,7 @@ def test_unlogged_steps_do_not_wait_for_the_gpu(device, small_world, tmp_path, m
         """A loader whose batches are all there before the first is asked for."""
 
         def __init__(self, *args):
-            self.loader, self.wait_s = open_loader(*args), 0.0
+            self.loader, self.wait_s = build_loader(*args), 0.0
 
         def stream(self, batches):
             ready: list[Batch] = list(self.loader.stream(batches))
@@ -274,7 +274,7 @@ def test_unlogged_steps_do_not_wait_for_the_gpu(device, small_world, tmp_path, m
             self.loader.close()
 
     monkeypatch.setattr(Watchdog, "on_stage", watched)
-    monkeypatch.setattr(loop, "open_loader", Prepared)
+    monkeypatch.setattr(loop, "build_loader", Prepared)
     try:
         outcome = loop.train(settings_of(small_world(), tmp_path / "run", f"training.device={device}"), connect(device))
     finally:

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from ace_dist.config import load_config, read_config
-from ace_dist.data.loader.base import Loader, make_loader
+from ace_dist.data.loader import build_loader
+from ace_dist.data.loader.base import Loader
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.task import load_task
 from ace_dist.evaluate.runs import evaluate_run, results_table, trained_model
@@ -119,7 +120,7 @@ def accuracy_by_hand(folder, task):
             torch.cat([unit(model.build_text_features([text]).encode(torch.tensor([0]))) for text in phrases]).mean(0)
         )
     hits = []
-    loader = make_loader(config.dataset.shards, config, "cpu")
+    loader = build_loader(config, "cpu")
     for record, label in zip(*task.validation_clips(), strict=True):
         views = TestPlan([record], [label], config.dataset.clip, config.loader, 16).batches()
         (batch,) = loader.stream(views)
@@ -235,7 +236,7 @@ def test_compiled_blocks_train_alike(run):
     assert weights(run, "plain").keys() == weights(run, "compiled").keys()
 
 
-def test_a_trunk_cache_changes_nothing_and_spares_decoding(run, monkeypatch, tmp_path):
+def test_a_feature_cache_changes_nothing_and_spares_decoding(run, monkeypatch, tmp_path):
     """Filled by one run and read by another: equal bits in training, validation and test; and within rounding (a clip
     passes the trunk alone, not in its batch) those of a run without it."""
     plain = ["loader.augment=false", "training.max_steps=12", *VALIDATION]  # 12 steps are more than an epoch

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ace_dist.config import load_config, to_yaml
-from ace_dist.data.loader.base import Batch, make_loader
+from ace_dist.data.loader import build_loader
+from ace_dist.data.loader.base import Batch
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.task import load_task
 from ace_dist.train.dry_run import check_batch
@@ -79,7 +80,7 @@ def test_a_batch_that_was_not_asked_for_is_named(settings, wrong):
     records, labels = load_task(config).training_clips()
     plan = TrainPlan(records, labels, config.dataset.clip, config.loader, 4, config.seed, 0, 1)
     requests = plan.requests(0)
-    loader = make_loader(config.dataset.shards, config, torch.device("cpu"))
+    loader = build_loader(config, torch.device("cpu"))
     batch = next(loader.stream(iter([requests])))
     loader.close()
     check_batch(batch, requests, config)

@@ -253,7 +253,7 @@ def label_errors(config: Config, shards: ShardSet) -> list[str]:
 
 def backend_of(config: Config, shards: ShardSet, device: torch.device, errors: list[str]) -> str:
     """Who will decode, and why; or the error that nobody can, appended to `errors`."""
-    from ace_dist.data.loader.base import choose_backend
+    from ace_dist.data.loader import choose_backend
 
     try:
         backend, reason = choose_backend(config.loader.backend, shards.codec, shards.records, device)

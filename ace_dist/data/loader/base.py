@@ -1,6 +1,6 @@
-"""Owns the one interface through which decoded clips reach a model, and the choice of who decodes them.
+"""The one interface through which decoded clips reach a model: `Batch` and `Loader`.
 
-Both loaders decode exactly what a `ClipRequest` says, read by byte offset from the shards. They do not use the
+All loaders decode exactly what a `ClipRequest` says, read by byte offset from the shards. They do not use the
 sequential `fn.readers.webdataset`, although the shards suit it: the order of the clips would then live in the reader.
 
 - its order depends on the number of ranks (each reads its own shards), while a plan's global order does not;
@@ -13,28 +13,17 @@ sequential `fn.readers.webdataset`, although the shards suit it: the order of th
 from __future__ import annotations
 
 import abc
-import importlib.util
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from ace_dist.config import LoaderConfig
 from ace_dist.data.sampling import ClipRequest
-from ace_dist.data.shards import ClipRecord, ShardSet
-from ace_dist.utils.errors import DataError
 from ace_dist.utils.memory import send
-
-if TYPE_CHECKING:
-    from ace_dist.config import Config, LoaderConfig
-
-
-DALI_CPU_CODECS = ("vp9", "mjpeg")  # measured with DALI 2.4.0: its CPU backend refuses h264
-NVDEC_VP9_LEAST = 128  # pixels a side; below it NVDEC has no VP9 (NVDEC programming guide)
 
 
 @dataclass
@@ -50,8 +39,7 @@ class Batch:
     frame_indices: torch.Tensor
 
 
-def assemble(video: torch.Tensor, requests: Sequence[ClipRequest]) -> Batch:
-    """A batch of decoded video and what its requests know."""
+def build_batch(video: torch.Tensor, requests: Sequence[ClipRequest]) -> Batch:
     labels = torch.tensor([request.label for request in requests])
     return Batch(
         video=video,
@@ -97,62 +85,6 @@ class Loader(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release threads, files and device memory."""
-
-
-def make_loader(shards_dir: str | Path, config: Config, device: torch.device | str) -> Loader:
-    """The loader of a shard folder for `device`; which backend and why is printed once, by rank 0.
-
-    Raises `DataError` when `loader.backend` cannot decode these shards on this device, or when the shards were cut for
-    shorter clips than `dataset.clip.seconds`, or stored at a lower rate than the clip shows.
-    """
-    shards, device, clip = ShardSet.load(shards_dir), torch.device(device), config.dataset.clip
-    if clip.seconds > shards.seconds:
-        raise DataError(
-            f"dataset.clip.seconds={clip.seconds:g} exceeds the {shards.seconds:g} s that the clips in "
-            f"dataset.shards={shards_dir} were cut for; build the shards again with this setting"
-        )
-    stored_fps, rate = shards.manifest["configuration"]["encoding"]["fps"], clip.frames / clip.seconds
-    if stored_fps and rate > 1.001 * stored_fps:
-        raise DataError(
-            f"dataset.clip.frames={clip.frames} of {clip.seconds:g} s are {rate:g} a second, and "
-            f"dataset.shards={shards_dir} was stored at dataset.encoding.fps={stored_fps:g}, so that frames would be "
-            "shown twice; build the shards again with a higher rate (null: the videos' own)"
-        )
-    backend, reason = choose_backend(config.loader.backend, shards.codec, shards.records, device)
-    say_once(f"loader: {backend} ({reason})")
-    if backend == "pyav":
-        from ace_dist.data.loader.pyav import PyavLoader
-
-        return PyavLoader(shards.folder, config.loader, device)
-    from ace_dist.data.loader.dali import DaliLoader
-
-    return DaliLoader(shards.folder, config.loader, device)
-
-
-def choose_backend(setting: str, codec: str, records: Sequence[ClipRecord], device: torch.device) -> tuple[str, str]:
-    """ "dali" or "pyav", and the reason. Raises `DataError` when the setting and the codec exclude each other."""
-    installed = importlib.util.find_spec("nvidia.dali") is not None
-    on_gpu = device.type == "cuda"
-    if setting == "pyav":
-        return "pyav", "loader.backend=pyav"
-    if setting == "dali":
-        if not installed:
-            raise DataError("loader.backend=dali, but nvidia-dali is not installed; use loader.backend=pyav")
-        if not on_gpu and codec not in DALI_CPU_CODECS:
-            raise DataError(
-                f"dataset.encoding.codec={codec} cannot be decoded by DALI on a CPU, which knows "
-                f"{' and '.join(DALI_CPU_CODECS)} only: use loader.backend=pyav, or build the shards with "
-                "dataset.encoding.codec=vp9"
-            )
-        return "dali", f"loader.backend=dali, decoding on the {'GPU' if on_gpu else 'CPU'}"
-    if not on_gpu:
-        # benchmarks/results/loading_cpu.csv, 30-frame clips/s of a core: PyAV 36 (vp9) and 50 (mjpeg), DALI 13 and 14.
-        return "pyav", "no GPU: PyAV decodes canonical clips faster than DALI's CPU backend"
-    if not installed:
-        return "pyav", "a GPU, but nvidia-dali is not installed"
-    if codec == "vp9" and min(min(record.width, record.height) for record in records) < NVDEC_VP9_LEAST:
-        return "pyav", f"NVDEC decodes no VP9 smaller than {NVDEC_VP9_LEAST} pixels"
-    return "dali", "a GPU: NVDEC decodes, nothing crosses the bus but compressed bytes"
 
 
 said: set[str] = set()

@@ -1,4 +1,4 @@
-"""Owns the DALI pipeline: decode, resize and crop in one step, normalise; the same graph on CPU and on NVDEC.
+"""The DALI loader: decode, resize and crop in one step, normalise; the same graph on CPU and on NVDEC.
 
 DALI is fed the compressed bytes of requested clips and decides nothing by itself, so it holds no state worth saving.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -19,14 +19,12 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali import __version__ as dali_version
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
-from ace_dist.data.loader.base import Batch, Loader, assemble, normalisation
+from ace_dist.config import LoaderConfig
+from ace_dist.data.loader.base import Batch, Loader, build_batch, normalisation
 from ace_dist.data.loader.pyav import decode_frames
 from ace_dist.data.sampling import ClipRequest, crop_box
 from ace_dist.data.shards import ShardFiles
 from ace_dist.utils.errors import DataError
-
-if TYPE_CHECKING:
-    from ace_dist.config import LoaderConfig
 
 
 def build_pipeline(
@@ -103,7 +101,7 @@ class DaliLoader(Loader):
         self.batches: Iterator[Sequence[ClipRequest]] = iter(())
 
     def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
-        """See `Loader.decode`. A batch larger than all before it gets a larger pipeline."""
+        """A batch larger than all before it gets a larger pipeline."""
         self.batches = batches
         try:
             while (upcoming := self.read_ahead()) is not None:
@@ -137,7 +135,7 @@ class DaliLoader(Loader):
         """Batches until `next_inputs` says that the pipeline's epoch is over."""
         self.pipeline.schedule_run()  # starts as many batches as are prefetched
         while self.running:
-            batch = assemble(self.collect(), self.running.popleft())
+            batch = build_batch(self.collect(), self.running.popleft())
             self.pipeline.schedule_run()
             yield batch
         self.pipeline.reset()
@@ -181,7 +179,6 @@ class DaliLoader(Loader):
         self.batches = iter(())
 
     def close(self) -> None:
-        """See `Loader.close`."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.pipeline = None
         self.files.close()

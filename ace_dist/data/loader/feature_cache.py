@@ -1,9 +1,9 @@
-"""Owns the trunk cache: what the frozen video blocks make of a clip, on disk, so that they and the decoder see it once.
+"""The feature cache: what the frozen part of the video tower makes of a clip, kept on disk.
 
-It stands between loader and model. A stream's batches hold, instead of pixels, the trunk's output [B,1+P*T,D]
-(`TimeSformer.trunk`), which `TimeSformer.forward` goes on from. Files are of one clip as one request shows it, under a
-folder for the trunk that made them: its weights and shape, the precision, the device's kind, the decoder. A clip always
-passes the trunk alone, so its file does not depend on the batch, the rank or the run that it was made in.
+A clip in it is neither decoded nor passed through the frozen part again. It stands between loader and model. A stream's batches hold, instead of pixels, the features [B,1+P*T,D] that the
+trained part of the model goes on from. A file is of one clip as one request shows it, under a folder for the frozen
+part that made it: its weights and shape, the precision, the device's kind, the decoder. A clip always passes the frozen
+part alone, so its file does not depend on the batch, the rank or the run that it was made in.
 """
 
 from __future__ import annotations
@@ -15,34 +15,25 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from ace_dist.data.loader.base import Batch, Loader, assemble, make_loader, say_once
+from ace_dist.config import LoaderConfig
+from ace_dist.data.loader.base import Batch, Loader, build_batch, say_once
 from ace_dist.data.sampling import ClipRequest
-from ace_dist.models.attention import choose_attention, described
-from ace_dist.models.timesformer import TimeSformer
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes, write_json
 from ace_dist.utils.memory import Upload
 
-if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    from torch import Tensor
-
-    from ace_dist.config import Config
-    from ace_dist.models.dual_encoder import DualEncoder
-
-
-FORMAT = 1  # raise it when the same request shows other pixels, or the trunk computes otherwise
+FORMAT = 1  # raise it when the same request shows other pixels, or the frozen part computes otherwise
 UNFINISHED_S = 3600.0
 RECOUNT_SHARE = 0.01  # of the limit: after so many bytes of its own a process looks what others wrote
 
@@ -60,55 +51,52 @@ class Plan:
         return [request for request, read in zip(self.requests, self.reads, strict=True) if read is None]
 
 
-def open_loader(config: Config, model: DualEncoder, device: torch.device) -> Loader:
-    """The run's loader, behind the cache that `loader.feature_cache` names when it names one.
+class FrozenPart(Protocol):
+    """The part of a video tower that no training changes; `TimeSformer` is one."""
 
-    Raises `DataError` when the video tower has no frozen blocks to spare; otherwise as `make_loader`.
-    """
-    model.expect_clips(config.loader)
-    if config.loader.feature_cache is None:
-        return make_loader(config.dataset.shards, config, device)
-    tower = model.video
-    if not isinstance(tower, TimeSformer) or not tower.trunk_blocks:
-        raise DataError(
-            f"loader.feature_cache={config.loader.feature_cache} has nothing to keep: model.video.tower="
-            f"{config.model.video.tower} with trained_blocks={config.model.video.trained_blocks} and train_time_embed="
-            f"{config.model.video.train_time_embed} has no frozen blocks below; set loader.feature_cache=null"
-        )
-    if any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
-        raise DataError("loader.feature_cache does not go with deepspeed=zero3, which shares the frozen blocks out")
-    return TrunkCache(make_loader(config.dataset.shards, config, device), config, tower, device)
+    def trunk(self, video: Tensor) -> Tensor:
+        """Clips [B,T,3,H,W] -> features [B,1+P*T,D]."""
+        ...
+
+    def trunk_state(self) -> dict[str, Tensor]:
+        """The weights that `trunk` depends on, by name."""
+        ...
+
+    def trunk_settings(self, device: torch.device) -> tuple[list[Any], str]:
+        """Settings that its arithmetic depends on, and which attention computes it on `device`."""
+        ...
 
 
-class TrunkCache(Loader):
-    """A loader whose batches come out of the cache; what is not in it is decoded, passes the trunk and is written.
+class FeatureCache(Loader):
+    """A loader whose batches come out of the cache; what is missing is decoded, passes the frozen part and is written.
 
     When the whole folder of `loader.feature_cache` holds `loader.feature_cache_gib`, nothing is added any more and
     nothing removed: a training run asks for every clip equally often. Processes that share it keep to it within 1 %.
     """
 
-    def __init__(self, loader: Loader, config: Config, tower: TimeSformer, device: torch.device) -> None:
-        assert config.loader.feature_cache is not None
-        self.inner, self.tower, self.device = loader, tower, device
+    def __init__(self, loader: Loader, settings: LoaderConfig, frozen: FrozenPart, device: torch.device) -> None:
+        assert settings.feature_cache is not None
+        self.inner, self.frozen, self.device = loader, frozen, device
         self.backend, self.decoder = loader.backend, loader.decoder
-        self.root, self.limit = Path(config.loader.feature_cache), config.loader.feature_cache_gib * 2**30
+        self.root, self.limit = Path(settings.feature_cache), settings.feature_cache_gib * 2**30
+        arithmetic, attention = frozen.trunk_settings(device)
         about = {
             "format": FORMAT,
-            "trunk": trunk_digest(tower),
-            "attention": described(choose_attention(tower.config.attention, device), device),
+            "trunk": weights_digest(arithmetic, frozen.trunk_state()),
+            "attention": attention,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "decoder": loader.decoder,
-            "clips": config.loader.dtype,
-            "mean": list(config.loader.mean),
-            "std": list(config.loader.std),
+            "clips": settings.dtype,
+            "mean": list(settings.mean),
+            "std": list(settings.std),
             "torch": torch.__version__,
         }
         self.folder = self.root / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.root)
         write_json(self.folder / "about.json", about)
-        self.prefetch = max(1, config.loader.prefetch)
-        self.pool = ThreadPoolExecutor(max(1, config.loader.threads), "trunk_cache")
+        self.prefetch = max(1, settings.prefetch)
+        self.pool = ThreadPoolExecutor(max(1, settings.threads), "feature_cache")
         self.upload = Upload(device)
         self.recalled = self.computed = 0  # clips
         self.recount()
@@ -123,7 +111,7 @@ class TrunkCache(Loader):
         for first in plans:
             waiting = deque([first])
             if first.missing:
-                for decoded in self.inner.stream(missing_of(first, plans, waiting)):
+                for decoded in self.inner.stream(missing_requests(first, plans, waiting)):
                     yield self.complete(waiting.popleft(), decoded)
             while waiting:
                 yield self.complete(waiting.popleft(), None)
@@ -145,19 +133,19 @@ class TrunkCache(Loader):
         return features.pin_memory() if self.device.type == "cuda" else features
 
     def complete(self, plan: Plan, decoded: Batch | None) -> Batch:
-        """A plan's batch: what was read, and the trunk's output for what was decoded, which is written."""
+        """A plan's batch: what was read, and the features of what was decoded, which are written."""
         fresh = iter(decoded.video if decoded is not None else ())
         rows = []
         for request, read in zip(plan.requests, plan.reads, strict=True):
             if read is None:
-                features = self.tower.trunk(next(fresh)[None])[0]
+                features = self.frozen.trunk(next(fresh)[None])[0]
                 self.keep(request, features)
                 self.computed += 1
             else:
                 features = self.upload(read.result())
                 self.recalled += 1
             rows.append(features)
-        return assemble(torch.stack(rows), plan.requests)
+        return build_batch(torch.stack(rows), plan.requests)
 
     def keep(self, request: ClipRequest, features: Tensor) -> None:
         """Write one clip's features, unless the cache is full or another has written them meanwhile."""
@@ -166,8 +154,8 @@ class TrunkCache(Loader):
             self.recount()
         if self.held + self.added + size > self.limit:
             say_once(
-                f"trunk cache: {self.root} is full ({(self.held + self.added) / 2**30:.2f} of loader.feature_cache_gib="
-                f"{self.limit / 2**30:g}); clips that are not in it are computed each time"
+                f"feature cache: {self.root} is full ({(self.held + self.added) / 2**30:.2f} of "
+                f"loader.feature_cache_gib={self.limit / 2**30:g}); clips that are not in it are computed each time"
             )
         elif not path.is_file():
             try:
@@ -175,7 +163,7 @@ class TrunkCache(Loader):
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                say_once(f"trunk cache: no space left below {self.root} ({error}); nothing is added any more")
+                say_once(f"feature cache: no space left below {self.root} ({error}); nothing is added any more")
                 self.limit = 0.0
                 return
             self.added += path.stat().st_size
@@ -189,12 +177,11 @@ class TrunkCache(Loader):
         return self.folder / f"{digest}.safetensors"
 
     def close(self) -> None:
-        """See `Loader.close`."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.inner.close()
 
 
-def missing_of(first: Plan, plans: Iterator[Plan], waiting: deque[Plan]) -> Iterator[list[ClipRequest]]:
+def missing_requests(first: Plan, plans: Iterator[Plan], waiting: deque[Plan]) -> Iterator[list[ClipRequest]]:
     """What `first` and the plans after it miss, up to one that misses nothing; all but `first` are put in `waiting`."""
     yield first.missing
     for plan in plans:
@@ -204,11 +191,10 @@ def missing_of(first: Plan, plans: Iterator[Plan], waiting: deque[Plan]) -> Iter
         yield plan.missing
 
 
-def trunk_digest(tower: TimeSformer) -> str:
-    """A hash of what a trunk is: its weights with names and types, and the settings that its arithmetic depends on."""
-    config, kept = tower.config, ("width", "depth", "heads", "patch", "image_size", "time_embed_resize")
-    digest = hashlib.sha256(json.dumps([tower.trunk_blocks, *(getattr(config, key) for key in kept)]).encode())
-    for name, tensor in tower.trunk_state().items():
+def weights_digest(settings: Sequence[Any], state: Mapping[str, Tensor]) -> str:
+    """A hash of weights with their names and types, and of the settings that their arithmetic depends on."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(memoryview(as_bytes(tensor)))  # type: ignore[arg-type]
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Owns the way from a decoded picture to its crop: colours, resizing and flipping in one pass over the crop alone.
+"""From a decoded picture to its crop: colours, resizing and flipping in one pass over the crop alone.
 
 The steps are those of DALI's CPU pipeline, so both return the same clips: chroma interpolated bilinearly between sample
 centres, BT.601 in the range of the file, rounding to 8 bits, then an antialiased triangle filter. FFmpeg's scaler does
@@ -60,7 +60,7 @@ class Cut:
         return bool(self.row_weights.shape[1] == 1 and self.column_weights.shape[0] == 1)
 
 
-def cut_of(request: ClipRequest) -> Cut:
+def crop_filters(request: ClipRequest) -> Cut:
     """The filters of a request's crop."""
     height, width, top, left = crop_box(request)
     rows, row_weights = triangle_filter(request.record.height, height, top, request.crop)
@@ -100,10 +100,10 @@ def triangle_filter(source: int, target: int, first: int, count: int) -> tuple[N
 def show(frame: av.VideoFrame, cut: Cut, out: Bytes) -> None:
     """Write the crop of a decoded picture into `out`, uint8 RGB [3, crop, crop]."""
     if cut.keeps_size and not cut.flip:
-        convert(*planes_of(frame), cut.top, cut.left, matrix_of(frame), out)
+        convert(*yuv_planes(frame), cut.top, cut.left, colour_matrix(frame), out)
         return
     region = np.empty((3, cut.height, cut.width), np.uint8)
-    convert(*planes_of(frame), cut.top, cut.left, matrix_of(frame), region)
+    convert(*yuv_planes(frame), cut.top, cut.left, colour_matrix(frame), region)
     if cut.keeps_size:
         out[:] = region[:, :, ::-1]
     else:
@@ -113,11 +113,11 @@ def show(frame: av.VideoFrame, cut: Cut, out: Bytes) -> None:
 def picture_rgb(frame: av.VideoFrame) -> Bytes:
     """The whole decoded picture: uint8 RGB [3, H, W]."""
     out = np.empty((3, frame.height, frame.width), np.uint8)
-    convert(*planes_of(frame), 0, 0, matrix_of(frame), out)
+    convert(*yuv_planes(frame), 0, 0, colour_matrix(frame), out)
     return out
 
 
-def planes_of(frame: av.VideoFrame) -> tuple[Bytes, Bytes, Bytes]:
+def yuv_planes(frame: av.VideoFrame) -> tuple[Bytes, Bytes, Bytes]:
     """Luma [H, W], blue and red chroma [H/2, W/2] as views of the decoder's memory."""
     if frame.format.name not in ("yuv420p", "yuvj420p"):
         raise DataError(f"its pictures are {frame.format.name}, and canonical clips are 8-bit 4:2:0")
@@ -128,7 +128,7 @@ def planes_of(frame: av.VideoFrame) -> tuple[Bytes, Bytes, Bytes]:
     return luma, blue, red
 
 
-def matrix_of(frame: av.VideoFrame) -> Matrix:
+def colour_matrix(frame: av.VideoFrame) -> Matrix:
     """BT.601-7 from Y'CbCr to R'G'B' on 0 to 255: gain and black of luma; red/Cr, green/Cb, green/Cr, blue/Cb."""
     if frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG:
         return FULL_RANGE
@@ -136,7 +136,7 @@ def matrix_of(frame: av.VideoFrame) -> Matrix:
 
 
 def bt601(luma_gain: float, black: float, chroma_gain: float) -> Matrix:
-    """See `matrix_of`; from the weights 0.299 of red and 0.114 of blue in luma."""
+    """See `colour_matrix`; from the weights 0.299 of red and 0.114 of blue in luma."""
     f, red, blue = np.float32, 2 * (1 - 0.299) * chroma_gain, 2 * (1 - 0.114) * chroma_gain
     return f(luma_gain), f(black), f(red), f(0.114 * blue / 0.587), f(0.299 * red / 0.587), f(blue)
 

@@ -1,6 +1,6 @@
-"""Owns decoding with PyAV in threads: the fast loader without a GPU, and DALI's reference.
+"""The PyAV loader: decoding in threads, the fast way without a GPU, and the reference for DALI.
 
-Of a clip it decodes the wanted frames and those that they are predicted from, of a picture it converts the crop.
+It decodes only the frames that a clip shows and those they are predicted from, and converts only the crop.
 """
 
 from __future__ import annotations
@@ -10,23 +10,20 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ace_dist.data.loader.base import Batch, Loader, assemble, normalise
-from ace_dist.data.loader.pixels import cut_of, picture_rgb, show
+from ace_dist.config import LoaderConfig
+from ace_dist.data.loader.base import Batch, Loader, build_batch, normalise
+from ace_dist.data.loader.pixels import crop_filters, picture_rgb, show
 from ace_dist.data.loader.sample_table import SampleTable, read_sample_table
 from ace_dist.data.sampling import ClipRequest
 from ace_dist.data.shards import ShardFiles
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.memory import Upload
-
-if TYPE_CHECKING:
-    from ace_dist.config import LoaderConfig
 
 
 def decode_clip(data: bytes, request: ClipRequest) -> NDArray[np.uint8]:
@@ -38,7 +35,10 @@ def decode_clip(data: bytes, request: ClipRequest) -> NDArray[np.uint8]:
 
 def decode_into(data: bytes, request: ClipRequest, out: NDArray[np.uint8]) -> None:
     """As `decode_clip`, into memory of the caller."""
-    cut, first_place = cut_of(request), {index: place for place, index in reversed(list(enumerate(request.frames)))}
+    cut, first_place = (
+        crop_filters(request),
+        {index: place for place, index in reversed(list(enumerate(request.frames)))},
+    )
     for index, picture in pictures(data, set(request.frames)):
         show(picture, cut, out[first_place[index]])
     for place, index in enumerate(request.frames):
@@ -103,7 +103,6 @@ class PyavLoader(Loader):
         self.upload = Upload(device)
 
     def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
-        """See `Loader.decode`."""
         ahead = deque(map(self.submit, itertools.islice(batches, self.prefetch + 1)))
         try:
             while ahead:
@@ -112,7 +111,7 @@ class PyavLoader(Loader):
                     future.result()
                 ahead.extend(map(self.submit, itertools.islice(batches, 1)))
                 video = self.upload(video)
-                yield assemble(video if self.loader.dtype == "uint8" else normalise(video, self.loader), requests)
+                yield build_batch(video if self.loader.dtype == "uint8" else normalise(video, self.loader), requests)
         finally:
             for _, _, futures in ahead:
                 for future in futures:
@@ -139,6 +138,5 @@ class PyavLoader(Loader):
             ) from error
 
     def close(self) -> None:
-        """See `Loader.close`."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.files.close()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ace_dist.concepts import LabelSet, free_labels
 from ace_dist.config import read_config
-from ace_dist.data.loader.base import make_loader
+from ace_dist.data.loader import build_loader
 from ace_dist.data.loader.single_video import clip_of_video
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.task import load_task
@@ -96,7 +96,7 @@ class Explorer:
         if key not in self.kept:
             plan = TestPlan([self.records[key]], [0], self.config.dataset.clip, self.config.loader, batch_size=16)
             shown = replace(self.config, loader=replace(self.config.loader, dtype="float32"))
-            loader = make_loader(self.config.dataset.shards, shown, self.device)
+            loader = build_loader(shown, self.device)
             batches = list(loader.stream(plan.batches()))
             loader.close()
             self.keep(key, self.encode(torch.cat([batch.video for batch in batches])))

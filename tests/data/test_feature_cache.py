@@ -1,4 +1,4 @@
-"""Protects the trunk cache: what it gives is what the trunk gives, in order; it is bounded, and damage is named."""
+"""The feature cache gives what the frozen blocks give, in order; it is bounded, and damage is named."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from ace_dist.config import LoaderConfig, VideoConfig, load_config
-from ace_dist.data.loader import feature_cache as trunk_cache
-from ace_dist.data.loader.base import Loader, assemble
-from ace_dist.data.loader.feature_cache import TrunkCache, open_loader, read_features
+from ace_dist.data.loader import feature_cache
+from ace_dist.data.loader.base import Loader, build_batch
+from ace_dist.data.loader.feature_cache import FeatureCache, read_features
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.shards import ClipRecord
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.timesformer import TimeSformer
-from ace_dist.utils.errors import ConfigError, DataError
+from ace_dist.utils.errors import ConfigError, DataError, ModelError
 
 FRAMES, SIDE = 3, 24
 FEATURES_BYTES = 4 * (1 + 4 * FRAMES) * 24  # a clip: cls and 2 x 2 patches of 3 frames, 24 wide
@@ -59,7 +59,7 @@ class FakeLoader(Loader):
 
     def made(self, requests):
         """Their clips."""
-        return assemble(torch.stack([pixels(request) for request in requests]).to(self.device), requests)
+        return build_batch(torch.stack([pixels(request) for request in requests]).to(self.device), requests)
 
     def close(self):
         """Remember it."""
@@ -86,6 +86,11 @@ def records(count: int) -> list[ClipRecord]:
 def settings(folder, *more):
     """A configuration with the cache in `folder`."""
     return load_config(["experiment=demo", "loader.augment=false", f"loader.feature_cache={folder}", *more])
+
+
+def cache_in(folder, loader, video, *more, device="cpu") -> FeatureCache:
+    """The cache in `folder` before a loader."""
+    return FeatureCache(loader, settings(folder, *more).loader, video, torch.device(device))
 
 
 def requests_of(count: int, batch: int, steps: int, seed: int = 0):
@@ -119,9 +124,9 @@ def test_batches_come_in_order_and_each_clip_is_decoded_in_the_first_epoch_alone
     """Seven clips in batches of four over four epochs: hits and misses mix; a second process decodes nothing."""
     batches, video = requests_of(count=7, batch=4, steps=7), tower()
     inner = FakeLoader(ahead)
-    cache = TrunkCache(inner, settings(tmp_path), video, torch.device("cpu"))
+    cache = cache_in(tmp_path, inner, video)
     first = list(cache.stream(batches))
-    later = TrunkCache(FakeLoader(ahead), settings(tmp_path), video, torch.device("cpu"))
+    later = cache_in(tmp_path, FakeLoader(ahead), video)
     again = list(later.stream(batches))
     for requests, batch, same in zip(batches, first, again, strict=True):
         alone = torch.stack([video.trunk(pixels(request)[None])[0] for request in requests])
@@ -136,8 +141,8 @@ def test_batches_come_in_order_and_each_clip_is_decoded_in_the_first_epoch_alone
 
 
 def test_a_stream_that_is_left_can_be_followed_by_another(tmp_path) -> None:
-    """As validation leaves none, but a run that stops early does."""
-    cache = TrunkCache(FakeLoader(), settings(tmp_path), tower(), torch.device("cpu"))
+    """As a run that stops early leaves one."""
+    cache = cache_in(tmp_path, FakeLoader(), tower())
     stream = cache.stream(requests_of(6, 2, 6))
     next(stream)
     stream.close()
@@ -149,22 +154,22 @@ def test_a_stream_that_is_left_can_be_followed_by_another(tmp_path) -> None:
 
 def test_another_trunk_decoder_or_view_has_files_of_its_own(tmp_path) -> None:
     """Equal weights share; trained weights do not matter; frozen ones, the precision and the frames shown do."""
-    video, device = tower(), torch.device("cpu")
-    folder = TrunkCache(FakeLoader(), settings(tmp_path), video, device).folder
+    video = tower()
+    folder = cache_in(tmp_path, FakeLoader(), video).folder
     with torch.no_grad():
         video.blocks[3].mlp.fc1.weight += 1
-    assert TrunkCache(FakeLoader(), settings(tmp_path), video, device).folder == folder
+    assert cache_in(tmp_path, FakeLoader(), video).folder == folder
     low = tower()
     low.load_state_dict(video.state_dict())
-    assert TrunkCache(FakeLoader(), settings(tmp_path), low.bfloat16(), device).folder != folder
+    assert cache_in(tmp_path, FakeLoader(), low.bfloat16()).folder != folder
     other = FakeLoader()
     other.decoder = "another"
-    assert TrunkCache(other, settings(tmp_path), video, device).folder != folder
+    assert cache_in(tmp_path, other, video).folder != folder
     mean = "loader.mean=[0.4,0.45,0.45]"
-    assert TrunkCache(FakeLoader(), settings(tmp_path, mean), video, device).folder != folder
+    assert cache_in(tmp_path, FakeLoader(), video, mean).folder != folder
     with torch.no_grad():
         video.blocks[0].norm1.bias[0] += 1
-    cache = TrunkCache(FakeLoader(), settings(tmp_path), video, device)
+    cache = cache_in(tmp_path, FakeLoader(), video)
     assert cache.folder != folder
     assert json.loads((cache.folder / "about.json").read_text())["decoder"] == "fake"
     request = requests_of(1, 1, 1)[0][0]
@@ -175,13 +180,11 @@ def test_another_trunk_decoder_or_view_has_files_of_its_own(tmp_path) -> None:
 
 def test_the_folder_is_bounded_and_says_so(tmp_path, capsys, monkeypatch) -> None:
     """Room for three of six clips: three are kept, none is dropped for another, the rest is computed each time."""
-    monkeypatch.setattr(trunk_cache, "RECOUNT_SHARE", 0.0)
+    monkeypatch.setattr(feature_cache, "RECOUNT_SHARE", 0.0)
     video = tower()
-    empty = TrunkCache(FakeLoader(), settings(tmp_path), video, torch.device("cpu"))
+    empty = cache_in(tmp_path, FakeLoader(), video)
     limit = (empty.held + 3.6 * (FEATURES_BYTES + 150)) / 2**30
-    cache = TrunkCache(
-        FakeLoader(), settings(tmp_path, f"loader.feature_cache_gib={limit}"), video, torch.device("cpu")
-    )
+    cache = cache_in(tmp_path, FakeLoader(), video, f"loader.feature_cache_gib={limit}")
     batches = requests_of(6, 3, 6)
     first, kept = list(cache.stream(batches[:2])), sorted(cache.folder.glob("*.safetensors"))
     assert len(kept) == 3 and sum(path.stat().st_size for path in tmp_path.rglob("*.*")) <= limit * 2**30
@@ -197,10 +200,7 @@ def test_clips_come_back_onto_the_gpu(tmp_path) -> None:
     video, device = tower().cuda().bfloat16(), torch.device("cuda")
     batches = requests_of(4, 2, 4)
     first, again = (
-        [
-            batch.video
-            for batch in TrunkCache(FakeLoader(device=device), settings(tmp_path), video, device).stream(batches)
-        ]
+        [batch.video for batch in cache_in(tmp_path, FakeLoader(device=device), video, device=device).stream(batches)]
         for _ in range(2)
     )
     for fresh, read, requests in zip(first, again, batches, strict=True):
@@ -211,7 +211,7 @@ def test_clips_come_back_onto_the_gpu(tmp_path) -> None:
 
 def test_what_killed_writers_left_goes_and_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys) -> None:
     """Old temporary files are deleted at opening, those of a living writer are not; without space all is computed."""
-    opened = TrunkCache(FakeLoader(), settings(tmp_path), tower(), torch.device("cpu"))
+    opened = cache_in(tmp_path, FakeLoader(), tower())
     old, new = (opened.folder / f".{name}.safetensors.0a1b2c3d.partial" for name in ("old", "new"))
     for path in (old, new):
         path.write_bytes(bytes(1000))
@@ -220,8 +220,8 @@ def test_what_killed_writers_left_goes_and_a_full_disk_ends_no_run(tmp_path, mon
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(trunk_cache, "write_bytes", full)
-    cache = TrunkCache(FakeLoader(), settings(tmp_path), tower(), torch.device("cpu"))
+    monkeypatch.setattr(feature_cache, "write_bytes", full)
+    cache = cache_in(tmp_path, FakeLoader(), tower())
     assert new.exists() and not old.exists()
     assert len(list(cache.stream(requests_of(2, 2, 3)))) == 3 and cache.computed == 6
     assert "no space left below" in capsys.readouterr().out
@@ -238,7 +238,7 @@ def test_compiling_does_not_reach_the_trunk(tmp_path) -> None:
 
 
 def test_a_damaged_file_is_named(tmp_path) -> None:
-    cache = TrunkCache(FakeLoader(), settings(tmp_path), tower(), torch.device("cpu"))
+    cache = cache_in(tmp_path, FakeLoader(), tower())
     (batch,) = requests_of(1, 1, 1)
     list(cache.stream([batch]))
     path = cache.path(batch[0])
@@ -262,5 +262,5 @@ def test_what_cannot_be_cached_is_refused(tmp_path) -> None:
     for words in (["model.video.trained_blocks=6"], ["method=vifi_ft"], ["model.video.train_time_embed=true"]):
         config = settings(tmp_path, *words)
         model = DualEncoder(config.model.video, config.model.text)
-        with pytest.raises(DataError, match="has no frozen blocks below; set loader.feature_cache=null"):
-            open_loader(config, model, torch.device("cpu"))
+        with pytest.raises(ModelError, match="has no frozen blocks below; set loader.feature_cache=null"):
+            model.frozen_part(config.loader)
