@@ -12,8 +12,8 @@ Variants, all from the same weights, clips and drawn phrases:
   `ours_sgd_loop` without fused SGD.
 - `ours_bf16`: weights in bfloat16, fp32 masters and momentum for what trains, as in training; `ours_bf16_pure` without.
 - `..._checkpointed`: with `model.video.activation_checkpointing`.
-- `..._cached`: the output of the frozen blocks for every clip is in the feature cache and read from there (page cache, after the first
-  step); decoding, which the cache spares too, is in no variant.
+- `..._cached`: what the frozen blocks make of every clip is in the feature cache and read from there (page cache, after
+  the first step); decoding, which the cache spares too, is in no variant.
 
 Every variant lives in a process of its own, so that peak memory is its own; the processes step in turns.
 Metrics: `step_time` (ms), `clips_per_s`, `loss` (of the last step), and memory. On a GPU `peak_memory_gib` is the

@@ -17,7 +17,7 @@ from ace_dist.config import ClipConfig, Config, DatasetConfig
 from ace_dist.data import loader as loading
 from ace_dist.data.build.encode import encode, is_anchor
 from ace_dist.data.build.shards import build_shards
-from ace_dist.data.loader import build_loader, choose_backend
+from ace_dist.data.loader import base, build_loader, choose_backend
 from ace_dist.data.loader.dali import DaliLoader
 from ace_dist.data.loader.pixels import crop_filters, picture_rgb, show
 from ace_dist.data.loader.pyav import PyavLoader, decode_clip, decode_frames, needed_packets
@@ -411,14 +411,14 @@ def test_a_clip_of_a_higher_rate_than_the_stored_one_is_refused(tmp_path):
 
 
 def test_the_choice_is_made_once_and_printed_once(folders, capsys, monkeypatch):
-    monkeypatch.setattr(loading, "said", set())
+    monkeypatch.setattr(base, "said", set())
     for _ in range(3):
         loader = build_loader(config_for(folders["vp9"]), "cpu")
         assert loader.backend == "pyav"
         loader.close()
     assert capsys.readouterr().out.count("loader: pyav (no GPU") == 1
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(loading, "said", set())
+    monkeypatch.setattr(base, "said", set())
     build_loader(config_for(folders["vp9"], backend="dali"), "cpu").close()
     assert capsys.readouterr().out == ""
 

@@ -68,7 +68,7 @@ def test_clips_of_one_group_cannot_be_held_out():
         (["evaluation.every_steps=5"], "has nothing to look at"),
         (["evaluation.validation_share=0.2"], "hold clips out that nothing looks at"),
         (["evaluation.every_steps=5", "evaluation.validation_share=1.0"], r"must lie in \[0, 1\)"),
-        (["evaluation.every_steps=-1", "evaluation.validation_share=0.5"], "must not be negative"),
+        (["evaluation.every_steps=-1", "evaluation.validation_share=0.5"], "must be at least 0"),
         (
             ["evaluation.every_steps=5", "evaluation.validation_share=0.5", "evaluation.validation_groups=[a]"],
             "both choose what is held out",

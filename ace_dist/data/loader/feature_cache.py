@@ -1,9 +1,10 @@
 """The feature cache: what the frozen part of the video tower makes of a clip, kept on disk.
 
-A clip in it is neither decoded nor passed through the frozen part again. It stands between loader and model. A stream's batches hold, instead of pixels, the features [B,1+P*T,D] that the
-trained part of the model goes on from. A file is of one clip as one request shows it, under a folder for the frozen
-part that made it: its weights and shape, the precision, the device's kind, the decoder. A clip always passes the frozen
-part alone, so its file does not depend on the batch, the rank or the run that it was made in.
+A clip in it is neither decoded nor passed through the frozen part again. It stands between loader and model: a stream's
+batches hold, instead of pixels, the features [B,1+P*T,D] that the trained part of the model goes on from. A file is of
+one clip as one request shows it, under a folder for the frozen part that made it: its weights and shape, the precision,
+the device's kind, the decoder. A clip always passes the frozen part alone, so its file does not depend on the batch,
+the rank or the run that it was made in.
 """
 
 from __future__ import annotations
