@@ -94,7 +94,7 @@ class Shape:
         video.drop_path = 0.0  # Hugging Face's configuration takes no fraction
         video.activation_checkpointing = checkpointed
         model = DualEncoder(video, text)
-        for block in model.video.tower():
+        for block in model.video.blocks:
             nn.init.trunc_normal_(block.temporal_fc.weight, std=0.02)
         return model
 
@@ -165,7 +165,7 @@ def cached_clips(tower: TimeSformer, video: Tensor, folder: Path) -> Callable[[]
     """Put a batch into files as `FeatureCache` does; returns what reads it back."""
     paths = [folder / f"{index}.safetensors" for index in range(len(video))]
     for path, clip in zip(paths, video, strict=True):
-        write_features(path, tower.trunk(clip[None])[0])
+        write_features(path, tower.frozen_features(clip[None])[0])
     return lambda: torch.stack([read_features(path).to(video.device) for path in paths])
 
 

@@ -17,8 +17,9 @@ from ace_dist.concepts import ConceptDraw, Phrases
 from ace_dist.config import MethodConfig
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.text_clip import ClipTextTower
-from ace_dist.models.timesformer import TimeSformer, resize_times
+from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY
+from ace_dist.models.video import resize_times
 
 RENAMED = (  # ours (TimeSformer's official names) -> Hugging Face's
     ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ace_dist.models.recompute import recomputed
+from ace_dist.models.recompute import recompute
 from ace_dist.utils.errors import ModelError
 
 AttentionBackend = Literal["triton", "xformers", "sdpa"]
@@ -67,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") 
         operators = importlib.import_module("xformers.ops")
         return cast(Tensor, operators.memory_efficient_attention(q, k, v))
     if not q.is_cuda and k.shape[1] <= LONGEST_FORMULA_ON_CPU.get(k.dtype, 0):
-        return recomputed(formula, q, k, v)
+        return recompute(formula, q, k, v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 

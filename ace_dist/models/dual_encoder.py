@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,12 @@ from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
 from ace_dist.models.text_features import TextFeatureCache
 from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.timesformer import TimeSformer
+from ace_dist.models.video import VideoTower
 from ace_dist.models.vit import ImageTower
 from ace_dist.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from ace_dist.config import LoaderConfig, TextConfig, VideoConfig
-
-
-VideoTower = TimeSformer | ImageTower | SpaceTimeTower
 
 
 class DualEncoder(nn.Module):
@@ -72,7 +70,7 @@ class DualEncoder(nn.Module):
         if loader.feature_cache is None:
             return None
         tower, config = self.video, self.video.config
-        if not isinstance(tower, TimeSformer) or not tower.trunk_blocks:
+        if not isinstance(tower, TimeSformer) or not tower.frozen_depth:
             raise ModelError(
                 f"loader.feature_cache={loader.feature_cache} has nothing to keep: model.video.tower={config.tower} "
                 f"with trained_blocks={config.trained_blocks} and train_time_embed={config.train_time_embed} has no "
@@ -90,7 +88,6 @@ class DualEncoder(nn.Module):
         The parameters keep their names. A copy of the model made before is not compiled.
         """
         if self.video.config.compile != "none":
-            block: Any
             for block in self.video.blocks:
                 block.compile(dynamic=False, mode=self.video.config.compile)
                 if hasattr(block, "last"):  # what the last block does instead of its forward pass
@@ -107,6 +104,10 @@ class DualEncoder(nn.Module):
     def set_step(self, seed: int, step: int, rank: int, world: int) -> None:
         """Fix the stochastic depth of a training step; see `TimeSformer.set_step`."""
         self.video.set_step(seed, step, rank, world)
+
+    def cross_layer_parameters(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+        """What ZeRO 3 has to gather for a whole module, and that module; it gathers all else layer by layer."""
+        return ((self.video, parameter) for parameter in self.video.cross_layer_parameters())
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Parameters that train, in the groups "video" and "text", which have learning rates of their own."""

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple, cast
 
 from torch import nn
 
-from ace_dist.models.dual_encoder import VideoTower
 from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.spacetime import SpaceTimeTower
 from ace_dist.models.text import TextTower
 from ace_dist.models.text_clip import PromptedClipTextTower
 from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.timesformer import TimeSformer
+from ace_dist.models.video import VideoTower
 from ace_dist.models.vit import ImageTower
 
 
@@ -101,7 +101,7 @@ def count_timesformer(tally: FlopTally, tower: TimeSformer, clips: int, frames: 
     """See `Block.temporal`, `Block.last` and `Attention.project_in_first` for what is merged and left out."""
     width, tokens, images = tower.config.width, clips * frames * patches, clips * frames
     tally.trains(tower.time_embed)
-    for index, block in enumerate(tower.tower()):
+    for index, block in enumerate(tower.blocks):
         part, last = block_part(tower, index), index == len(tower.blocks) - 1
         tally.trains(block.temporal_norm1)
         tally.linear(part, tokens, block.temporal_attn.qkv)

@@ -1,4 +1,4 @@
-"""Owns the patch embedding of clips, from normalised floats or from the bytes that a decoder gives.
+"""The patch embedding of clips, from normalised floats or from the bytes that a decoder gives.
 
 Shapes: B clips, T frames, S pixels a side, p a patch's, P patches of a frame, D width.
 """
@@ -46,7 +46,7 @@ class ClipPatches(nn.Module):
         mean, std = self.normalisation
         centre = round(255 * sum(mean) / len(mean))
         weight, dtype = self.proj.weight, self.proj.weight.dtype
-        pixels = patches_of(video, weight.shape[-1], centre, dtype)
+        pixels = cut_patches(video, weight.shape[-1], centre, dtype)
         ratio, offset = ratio_and_offset(mean, std, centre, video.device)
         flat = (weight.float() * ratio.view(3, 1, 1)).to(dtype).flatten(1)
         bias = cast(Tensor, self.proj.bias).float() + weight.float().sum((2, 3)) @ offset
@@ -63,7 +63,7 @@ def ratio_and_offset(
     return torch.tensor([std[0] / s for s in std], device=device), torch.tensor(offset, device=device)
 
 
-def patches_of(video: Tensor, patch: int, centre: int, dtype: torch.dtype) -> Tensor:
+def cut_patches(video: Tensor, patch: int, centre: int, dtype: torch.dtype) -> Tensor:
     """Bytes [B,T,3,S,S] -> their patches less `centre`, [B,P,T,3*p*p], in one pass."""
     clips, frames, channels, side = video.shape[:4]
     grid = side // patch

@@ -1,4 +1,4 @@
-"""Owns the trade of memory for a second computation: what a function would store for the backward pass is made anew."""
+"""Trades memory for a second computation: what a function would store for the backward pass is computed again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 Result = TypeVar("Result")
 
 
-def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
+def recompute(function: Callable[..., Result], *inputs: Any) -> Result:
     """`function(*inputs)`, storing the inputs alone. The function must not draw random numbers.
 
     The second computation ends once the last stored tensor is there: of a norm and a matrix product, the norm is

@@ -1,4 +1,4 @@
-"""Owns LaViLa's video tower, the space-time transformer of "Frozen in Time" (Bain et al. 2021) on CLIP's layout.
+"""LaViLa's video tower, the space-time transformer of "Frozen in Time" (Bain et al. 2021) on CLIP's layout.
 
 It is a relative of the TimeSformer with three differences: the class token attends to all tokens of all frames, in time
 and in space; patches attend to the class token as well; and the spatial residual starts from the block's input, so that
@@ -17,8 +17,7 @@ from timm.layers import Mlp, PatchEmbed, QuickGELU, trunc_normal_
 from torch import Tensor, nn
 
 from ace_dist.models.attention import AttentionBackend, attend, choose_attention
-from ace_dist.models.frozen_trunk import FrozenTrunk
-from ace_dist.models.timesformer import resize_times, run
+from ace_dist.models.video import VideoTower, check_config, resize_times
 from ace_dist.models.vit import CLIP_EPS, PLAIN_EPS
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class GroupedAttention(nn.Module):
         """[B,1+TP,D] -> the same, patches in frame-major order; groups are patch columns over time, or frames."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         cls = attend(q[:, :1], k, v, backend)
-        q_groups, k_groups, v_groups = (self.grouped(tensor[:, 1:], frames, over_time) for tensor in (q, k, v))
+        q_groups, k_groups, v_groups = (self.group(tensor[:, 1:], frames, over_time) for tensor in (q, k, v))
         groups = q_groups.shape[1]
         k_groups, v_groups = (
             torch.cat([tensor[:, None, :1].expand(-1, groups, -1, -1, -1), parts], dim=2)
@@ -50,7 +49,7 @@ class GroupedAttention(nn.Module):
         return cast(Tensor, self.proj(torch.cat([cls, patches], dim=1).flatten(2)))
 
     @staticmethod
-    def grouped(tensor: Tensor, frames: int, over_time: bool) -> Tensor:
+    def group(tensor: Tensor, frames: int, over_time: bool) -> Tensor:
         """[B,TP,h,d] -> [B,P,T,h,d] over time, [B,T,P,h,d] over space."""
         tensor = tensor.unflatten(1, (frames, -1))
         return tensor.transpose(1, 2) if over_time else tensor
@@ -74,11 +73,13 @@ class SpaceTimeBlock(nn.Module):
         return x + cast(Tensor, self.mlp(self.norm2(x)))
 
 
-class SpaceTimeTower(FrozenTrunk):
+class SpaceTimeTower(VideoTower):
     """[B,T,3,H,W] -> [B,E], not unit length. `clip_style`: a norm before the blocks, QuickGELU, no patch bias."""
 
     def __init__(self, config: VideoConfig) -> None:
         super().__init__()
+        check_config(config)
+        self.config = config
         style = config.clip_style
         self.patch_embed = PatchEmbed(config.image_size, config.patch, 3, config.width, bias=not style)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
@@ -89,7 +90,7 @@ class SpaceTimeTower(FrozenTrunk):
         self.norm = nn.LayerNorm(config.width, eps=PLAIN_EPS)
         self.head = nn.Linear(config.width, config.embed_dim)
         self.reset_parameters()
-        self.settle(config)
+        self.freeze()
 
     def reset_parameters(self) -> None:
         """Truncated normal 0.02 and zero biases, as the TimeSformer."""
@@ -109,7 +110,7 @@ class SpaceTimeTower(FrozenTrunk):
             x = self.norm_pre(self.embed(video))
         for index, block in enumerate(self.blocks):
             with self.grad_from(index, below):
-                x = run(self.config, block, x, frames, backend)
+                x = self.run_block(block, x, frames, backend)
         return cast(Tensor, self.head(self.norm(x[:, 0])))
 
     def embed(self, video: Tensor) -> Tensor:

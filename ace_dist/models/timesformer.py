@@ -1,4 +1,4 @@
-"""Owns the TimeSformer: divided space-time attention, the frozen trunk, and stochastic depth that ignores the ranks.
+"""The TimeSformer: divided space-time attention, and stochastic depth that does not depend on the number of ranks.
 
 Shapes: B clips, T frames, P patches of a frame, D width, E embedding width. Parameter names are those of the official
 checkpoints without their `model.` prefix. The module is written from the published description of the network
@@ -7,15 +7,15 @@ checkpoints without their `model.` prefix. The module is written from the publis
 - patches stay in one [B,P,T,D] tensor and cls in a [B,1,D] one, so temporal attention copies nothing and spatial
   attention copies once, when cls is put in front of every frame;
 - the two linear maps after temporal attention are one;
-- norms, GELU and short attention on a CPU are computed again in the backward pass and not stored (`recomputed`);
+- norms, GELU and short attention on a CPU are computed again in the backward pass and not stored (`recompute`);
 - the last block computes queries, projection and MLP for cls alone, as nothing else is read after it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from timm.layers import Mlp, trunc_normal_
@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention, described
 from ace_dist.models.patches import ClipPatches
-from ace_dist.models.recompute import recomputed
+from ace_dist.models.recompute import recompute
+from ace_dist.models.video import VideoTower, check_config, resize_positions, resize_times
 from ace_dist.utils.errors import ModelError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 
 NORM_EPS = 1e-6  # of the official model
-Result = TypeVar("Result")
 
 
 class DropStep(NamedTuple):
@@ -94,7 +94,7 @@ class Block(nn.Module):
         """cls [B,1,D], patches [B,P,T,D] -> the same, one block on."""
         patches = self.temporal(patches, masks, backend)
         clips, places, times, width = patches.shape
-        qkv = recomputed(lambda cls, patches: self.attn.project_in(self.frames(cls, patches)), cls, patches)
+        qkv = recompute(lambda cls, patches: self.attn.project_in(self.frames(cls, patches)), cls, patches)
         mixed = attend_packed(qkv, backend).reshape(clips, times, 1 + places, width)
         out = drop(self.attn.proj(mixed), masks and masks.spatial)
         cls_out, patches_out = torch.split(out, [1, places], dim=2)
@@ -105,7 +105,7 @@ class Block(nn.Module):
     def last(self, cls: Tensor, patches: Tensor, masks: DropMasks | None, backend: AttentionBackend) -> Tensor:
         """The cls of `forward`, [B,1,D], without what only the patches would need."""
         patches = self.temporal(patches, masks, backend)
-        q, kv = recomputed(lambda cls, patches: self.attn.project_in_first(self.frames(cls, patches)), cls, patches)
+        q, kv = recompute(lambda cls, patches: self.attn.project_in_first(self.frames(cls, patches)), cls, patches)
         k, v = kv.unbind(2)
         mixed = attend(q, k, v, backend).reshape(len(cls), patches.shape[2], 1, cls.shape[-1])
         out = drop(self.attn.proj(mixed), masks and masks.spatial)
@@ -118,7 +118,7 @@ class Block(nn.Module):
         are multiplied first: one product of D x D for 1/17 of the block's work on all tokens.
         """
         inner, outer = self.temporal_attn.proj, self.temporal_fc
-        qkv = recomputed(lambda patches: self.temporal_attn.project_in(self.temporal_norm1(patches)), patches)
+        qkv = recompute(lambda patches: self.temporal_attn.project_in(self.temporal_norm1(patches)), patches)
         mixed = attend_packed(qkv, backend).reshape(patches.shape)
         weight = outer.weight @ inner.weight
         if masks is None:
@@ -134,32 +134,31 @@ class Block(nn.Module):
     def feed_forward(self, x: Tensor, masks: DropMasks | None) -> Tensor:
         """The residual MLP on [B,...,D]."""
         mask = masks and masks.mlp.view(-1, *[1] * (x.dim() - 1))
-        hidden = recomputed(lambda x: self.mlp.fc1(self.norm2(x)), x)
-        return x + drop(recomputed(lambda hidden: self.mlp.fc2(self.mlp.act(hidden)), hidden), mask)
+        hidden = recompute(lambda x: self.mlp.fc1(self.norm2(x)), x)
+        return x + drop(recompute(lambda hidden: self.mlp.fc2(self.mlp.act(hidden)), hidden), mask)
 
 
-class TimeSformer(nn.Module):
+class TimeSformer(VideoTower):
     """Video encoder, [B,T,3,H,W] -> [B,E]; T and the size of the (square) frames are those of the input.
 
-    What trains (`requires_grad`) follows the configuration: the last `trained_blocks` blocks (all of them: embeddings
-    too), the final norm with `train_norm`, the head with `train_head`, the time embedding with `train_time_embed`.
-    Frozen parts stay in eval mode under `train()`, and everything below the first trained block runs under `no_grad`
-    and stores nothing. `train_time_embed` alone forgoes that, since its gradient passes through every block.
+    `frozen_features` is the part of it that no training changes; `forward` goes on from its output as well.
     """
+
+    blocks: Sequence[Block]
 
     def __init__(self, config: VideoConfig) -> None:
         super().__init__()
-        check_config(config)
+        check_config(config, stochastic_depth=True)
         self.config = config
         self.patch_embed = ClipPatches(config.image_size, config.patch, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, config.width))
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates)
+        blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates)
+        self.blocks = cast("Sequence[Block]", blocks)
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.head = nn.Linear(config.width, config.embed_dim)
-        self.first_trained = config.depth - config.trained_blocks
         self.drop_step: DropStep | None = None
         self.reset_parameters()
         self.freeze()
@@ -171,28 +170,9 @@ class TimeSformer(nn.Module):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
-            nn.init.zeros_(cast(Block, block).temporal_fc.weight)
+            nn.init.zeros_(block.temporal_fc.weight)
         trunc_normal_(self.cls_token, std=0.02)
         trunc_normal_(self.pos_embed, std=0.02)
-
-    def freeze(self) -> None:
-        """Set `requires_grad` of every parameter from the configuration, and eval mode of frozen modules."""
-        embeddings = self.first_trained == 0
-        for parameter in (self.cls_token, self.pos_embed, *self.patch_embed.parameters()):
-            parameter.requires_grad_(embeddings)
-        self.time_embed.requires_grad_(embeddings or self.config.train_time_embed)
-        for index, block in enumerate(self.blocks):
-            block.requires_grad_(index >= self.first_trained)
-        self.norm.requires_grad_(self.config.train_norm)
-        self.head.requires_grad_(self.config.train_head)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> TimeSformer:
-        """Training mode for the parts that train; the others stay in eval mode."""
-        super().train(mode)
-        for module in (self.patch_embed, *self.blocks, self.norm, self.head):
-            module.train(mode and any(parameter.requires_grad for parameter in module.parameters()))
-        return self
 
     def set_step(self, seed: int, step: int, rank: int, world: int) -> None:
         """Fix the stochastic depth of the next training forwards, as a pure function of (seed, step, layer).
@@ -206,35 +186,36 @@ class TimeSformer(nn.Module):
         self.drop_step = DropStep(seed, step, rank, world)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Embed normalised RGB clips, [B,T,3,H,W] -> [B,E], not unit length; or go on from `trunk`, [B,1+P*T,D].
+        """Embed normalised RGB clips, [B,T,3,H,W] -> [B,E], not unit length. [B,1+P*T,D] is the output of
+        `frozen_features`, from which it goes on.
 
         Clips of bytes are normalised within `patch_embed`, which has to know how (`ClipPatches.normalisation`). Raises
         `ModelError` for frames that are not square or not a multiple of the patch.
         """
         frozen_below = 0 if self.time_embed.requires_grad else self.first_trained
         if video.dim() == 3:
-            begun, (cls, patches) = self.trunk_blocks, self.unpacked(video)
+            first, (cls, patches) = self.frozen_depth, self.unpack(video)
         else:
             self.check_video(video)
             with torch.set_grad_enabled(torch.is_grad_enabled() and frozen_below == 0):
-                begun, (cls, patches) = 0, self.embed(video)
+                first, (cls, patches) = 0, self.embed(video)
         backend = choose_attention(self.config.attention, video.device)
         masks = self.drop_masks(patches)
-        for index, block in list(enumerate(self.tower()))[begun:]:
+        for index, block in list(enumerate(self.blocks))[first:]:
             with torch.set_grad_enabled(torch.is_grad_enabled() and index >= frozen_below):
                 if index == len(self.blocks) - 1:
-                    cls = run(self.config, block.last, cls, patches, masks[index], backend)
+                    cls = self.run_block(block.last, cls, patches, masks[index], backend)
                 else:
-                    cls, patches = run(self.config, block, cls, patches, masks[index], backend)
+                    cls, patches = self.run_block(block, cls, patches, masks[index], backend)
         return cast(Tensor, self.head(self.norm(cls[:, 0])))
 
     @property
-    def trunk_blocks(self) -> int:
-        """How many blocks `trunk` runs: the frozen ones, without the last block, which forms cls alone."""
+    def frozen_depth(self) -> int:
+        """How many blocks `frozen_features` runs: the frozen ones, without the last block, which forms cls alone."""
         return 0 if self.time_embed.requires_grad else min(self.first_trained, len(self.blocks) - 1)
 
     @torch.no_grad()
-    def trunk(self, video: Tensor) -> Tensor:
+    def frozen_features(self, video: Tensor) -> Tensor:
         """The part of `forward` that no training changes, [B,T,3,H,W] -> [B,1+P*T,D]: cls, then the patches.
 
         Never compiled: what it gives must not depend on `model.video.compile`.
@@ -242,29 +223,33 @@ class TimeSformer(nn.Module):
         self.check_video(video)
         backend = choose_attention(self.config.attention, video.device)
         cls, patches = self.embed(video)
-        for block in list(self.tower())[: self.trunk_blocks]:
+        for block in self.blocks[: self.frozen_depth]:
             cls, patches = block.forward(cls, patches, None, backend)
         return torch.cat([cls, patches.flatten(1, 2)], dim=1)
 
-    def trunk_state(self) -> dict[str, Tensor]:
-        """The weights that `trunk` depends on, by name."""
+    def frozen_features_state(self) -> dict[str, Tensor]:
+        """The weights that `frozen_features` depends on, by name."""
         parts = ("patch_embed.", "cls_token", "pos_embed", "time_embed")
-        blocks = tuple(f"blocks.{index}." for index in range(self.trunk_blocks))
+        blocks = tuple(f"blocks.{index}." for index in range(self.frozen_depth))
         return {name: tensor for name, tensor in self.state_dict().items() if name.startswith((*parts, *blocks))}
 
-    def trunk_settings(self, device: torch.device) -> tuple[list[Any], str]:
-        """Settings that the arithmetic of `trunk` depends on, and which attention computes it on `device`."""
+    def frozen_features_settings(self, device: torch.device) -> tuple[list[Any], str]:
+        """Settings that the arithmetic of `frozen_features` depends on, and which attention computes it on `device`."""
         names = ("width", "depth", "heads", "patch", "image_size", "time_embed_resize")
-        settings = [self.trunk_blocks, *(getattr(self.config, name) for name in names)]
+        settings = [self.frozen_depth, *(getattr(self.config, name) for name in names)]
         return settings, described(choose_attention(self.config.attention, device), device)
 
-    def unpacked(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Output of `trunk` for frames of `image_size` -> cls [B,1,D], patches [B,P,T,D]."""
+    def unpack(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Output of `frozen_features` for frames of `image_size` -> cls [B,1,D], patches [B,P,T,D]."""
         return features[:, :1], features[:, 1:].unflatten(1, (self.patch_embed.num_patches, -1))
 
-    def tower(self) -> Iterator[Block]:
-        """The blocks, typed."""
-        return (cast(Block, block) for block in self.blocks)
+    def cross_layer_parameters(self) -> Iterator[nn.Parameter]:
+        """The matrices that `Block.temporal` multiplies before it uses them, those of the last block's first query
+        (`Attention.project_in_first`), and the patch embedding's, which clips of bytes read.
+        """
+        layers = [layer for block in self.blocks for layer in (block.temporal_attn.proj, block.temporal_fc)]
+        for layer in (*layers, self.blocks[-1].attn.qkv, self.patch_embed.proj):
+            yield from layer.parameters()
 
     def embed(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Patch, position and time embedding: [B,T,3,H,W] -> cls [B,1,D], patches [B,P,T,D]."""
@@ -279,7 +264,7 @@ class TimeSformer(nn.Module):
         """Keep masks of every block for patches [B,P,T,D]; None where nothing is dropped."""
         clips, patches, frames = embedded.shape[:3]
         masks: list[DropMasks | None] = []
-        for index, block in enumerate(self.tower()):
+        for index, block in enumerate(self.blocks):
             if not block.training or block.drop_rate == 0:
                 masks.append(None)
                 continue
@@ -310,50 +295,6 @@ class TimeSformer(nn.Module):
             )
 
 
-def run(config: VideoConfig, block: Callable[..., Result], *inputs: Any) -> Result:
-    """A block's output; with `activation_checkpointing` its inputs alone are stored for the backward pass."""
-    return recomputed(block, *inputs) if config.activation_checkpointing else block(*inputs)
-
-
 def drop(x: Tensor, mask: Tensor | None) -> Tensor:
     """Stochastic depth: `x` with whole sequences set to zero and the others scaled up."""
     return x if mask is None else x * mask
-
-
-def resize_times(embed: Tensor, frames: int, how: str = "nearest") -> Tensor:
-    """Time embedding [1,T0,D] -> [1,frames,D]; `nearest` takes row floor(i * T0 / frames), as the official code."""
-    length = embed.shape[1]
-    if frames == length:
-        return embed
-    if how == "nearest":
-        rows = torch.arange(frames, device=embed.device) * length // frames
-        return embed.index_select(1, rows)
-    if how != "linear":
-        raise ModelError(f"model.video.time_embed_resize={how} is not one of nearest, linear")
-    return functional.interpolate(embed.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
-
-
-def resize_positions(embed: Tensor, patches: int) -> Tensor:
-    """Position embedding [1,1+P0,D] -> [1,1+patches,D]: square grids, nearest as in the official code; cls row kept."""
-    old, new = round((embed.shape[1] - 1) ** 0.5), round(patches**0.5)
-    if old == new:
-        return embed
-    rows = torch.arange(new, device=embed.device) * old // new
-    grid = (rows[:, None] * old + rows).flatten() + 1
-    return torch.cat([embed[:, :1], embed.index_select(1, grid)], dim=1)
-
-
-def check_config(config: VideoConfig) -> None:
-    """Refuse settings of `model.video` that fit no network."""
-    if config.width % config.heads:
-        raise ModelError(f"model.video.width={config.width} is no multiple of model.video.heads={config.heads}")
-    if config.image_size % config.patch:
-        raise ModelError(
-            f"model.video.image_size={config.image_size} is no multiple of model.video.patch={config.patch}"
-        )
-    if not 0 <= config.trained_blocks <= config.depth:
-        raise ModelError(
-            f"model.video.trained_blocks={config.trained_blocks} is not between 0 and model.video.depth={config.depth}"
-        )
-    if not 0 <= config.drop_path < 1:
-        raise ModelError(f"model.video.drop_path={config.drop_path} is not in [0, 1)")

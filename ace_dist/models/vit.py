@@ -1,4 +1,4 @@
-"""Owns the image tower: timm's VisionTransformer on every frame, with CLIP's layout or the plain one.
+"""The image tower: timm's VisionTransformer on every frame, with CLIP's layout or the plain one.
 
 Shapes: B clips, T frames, N tokens of a frame, D width, E embedding width, K prompt tokens. Parameter names are timm's,
 with `head` as the projection into the text's space.
@@ -15,8 +15,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ace_dist.models.attention import short_on_cpu
-from ace_dist.models.frozen_trunk import FrozenTrunk
-from ace_dist.models.timesformer import resize_times, run
+from ace_dist.models.text_clip import PROMPT_STD
+from ace_dist.models.video import VideoTower, check_config, resize_times
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 CLIP_EPS, PLAIN_EPS = 1e-5, 1e-6  # of layer norms: CLIP's, and those of timm's ViTs and of the TimeSformer
 TEMPORAL_EPS = 1e-12  # of Text4Vis' temporal transformer
-PROMPT_STD = 0.02  # of learned prompt tokens at the start (ViFi-CLIP)
 
 
-def attending(block: nn.Module, tokens: Tensor) -> Tensor:
+def attend_block(block: nn.Module, tokens: Tensor) -> Tensor:
     """A block of timm's, which calls PyTorch's attention itself, with the attention that serves its length best."""
     with short_on_cpu(tokens.shape[1], tokens):
         return cast(Tensor, block(tokens))
@@ -52,20 +51,19 @@ class TemporalTransformer(nn.Module):
             return frames + cast(Tensor, self.layers(frames + positions))
 
 
-class ImageTower(FrozenTrunk, VisionTransformer):  # type: ignore[misc]  # timm is untyped
+class ImageTower(VideoTower, VisionTransformer):  # type: ignore[misc]  # timm is untyped
     """[B,T,3,H,W] -> [B,E], the mean of the frames' embeddings; with `pooling=frames` all of them, [B,T,E].
 
     `clip_style` is CLIP's network: a norm before the blocks, QuickGELU, no bias in the patch embedding. With
     `prompt_tokens` K tokens are learned for each of the first `prompt_depth` blocks and put after the others there.
     """
 
-    patch_embed: nn.Module
     norm_pre: nn.Module
     blocks: nn.Sequential
     norm: nn.Module
-    head: nn.Module
 
     def __init__(self, config: VideoConfig) -> None:
+        check_config(config)
         super().__init__(
             img_size=config.image_size, patch_size=config.patch, embed_dim=config.width, depth=config.depth,
             num_heads=config.heads, mlp_ratio=config.mlp_ratio, num_classes=config.embed_dim,
@@ -80,7 +78,8 @@ class ImageTower(FrozenTrunk, VisionTransformer):  # type: ignore[misc]  # timm 
             shape = (min(config.prompt_depth, config.depth), config.prompt_tokens, config.width)
             self.prompts = nn.Parameter(torch.randn(shape) * PROMPT_STD)
         self.fresh = ("temporal", "prompts")
-        self.settle(config)
+        self.config = config
+        self.freeze()
 
     def forward(self, video: Tensor) -> Tensor:
         """Embeddings of clips, not unit length."""
@@ -94,17 +93,17 @@ class ImageTower(FrozenTrunk, VisionTransformer):  # type: ignore[misc]  # timm 
         """Single frames [N,3,H,W] -> [N,E]."""
         prompted = self.prompts is not None
         with self.grad_from(-1, below=self.first_trained == 0):
-            tokens = self.positioned(self.patch_embed(images))
+            tokens = self.add_positions(self.patch_embed(images))
         length = tokens.shape[1]
         with self.grad_from(-1, below=self.first_trained == 0 or prompted):
             tokens = self.norm_pre(self.with_prompts(tokens, 0, length))
         for index, block in enumerate(self.blocks):
             with self.grad_from(index, below=prompted):
                 prompted_tokens = self.with_prompts(tokens, index, length) if index else tokens
-                tokens = run(self.config, partial(attending, block), prompted_tokens)
+                tokens = self.run_block(partial(attend_block, block), prompted_tokens)
         return cast(Tensor, self.head(self.norm(tokens[:, 0])))
 
-    def positioned(self, patches: Tensor) -> Tensor:
+    def add_positions(self, patches: Tensor) -> Tensor:
         """Patches [N,P,D] -> [N,1+P,D], behind the class token, with positions (timm's own private step)."""
         embedded: Tensor = self._pos_embed(patches)  # type: ignore[operator]
         return embedded

@@ -12,8 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ace_dist.models.dual_encoder import VideoTower
-from ace_dist.models.timesformer import resize_positions, resize_times
+from ace_dist.models.video import VideoTower, resize_positions, resize_times
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.files import write_bytes
 

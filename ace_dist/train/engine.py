@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ace_dist.models.timesformer import TimeSformer
 from ace_dist.train.schedule import lr_factor
 from ace_dist.utils.distributed import uses_bf16
 from ace_dist.utils.errors import ConfigError
@@ -66,7 +65,8 @@ class Engine:
         self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
         self.deepspeed, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=settings)
         if self.stage == 3:
-            gather_neighbours(objective.model.video)
+            for module, parameter in objective.model.cross_layer_parameters():
+                deepspeed.zero.register_external_parameter(module, parameter)
         self.trained: dict[str, nn.Parameter] = {
             name: parameter for name, parameter in objective.model.named_parameters() if parameter.requires_grad
         }
@@ -242,24 +242,6 @@ def build_optimizer(groups: list[dict[str, Any]], settings: TrainingConfig) -> t
         weight_decay=settings.weight_decay,
         fused=True,  # one pass over each weight, its gradient and its momentum, and no temporaries
     )
-
-
-def gather_neighbours(video: nn.Module) -> None:
-    """Tell ZeRO 3 which weights are used outside of the layer that owns them: it gathers them for the whole tower.
-
-    These are the matrices that a block multiplies before it uses them (`Block.temporal`), and the first query's of the
-    last block (`Attention.project_in_first`), and the patch embedding's where clips are bytes. All others are gathered
-    layer by layer.
-    """
-    import deepspeed
-
-    if not isinstance(video, TimeSformer):
-        return
-    blocks = list(video.tower())
-    layers = [layer for block in blocks for layer in (block.temporal_attn.proj, block.temporal_fc)]
-    for layer in [*layers, blocks[-1].attn.qkv, video.patch_embed.proj]:
-        for parameter in layer.parameters():
-            deepspeed.zero.register_external_parameter(video, parameter)
 
 
 def engine_settings(config: Config, world: int, bf16: bool) -> dict[str, Any]:

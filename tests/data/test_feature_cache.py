@@ -33,7 +33,7 @@ def tower(**changes) -> TimeSformer:
                "trained_blocks": 2, **changes}
         )
     )  # fmt: skip
-    for block in video.tower():
+    for block in video.blocks:
         torch.nn.init.normal_(block.temporal_fc.weight, std=0.1)
     return video
 
@@ -108,7 +108,7 @@ def test_trunk_and_the_rest_are_the_whole(trained, training) -> None:
     video = tower(trained_blocks=trained, drop_path=0.4, train_head=True).train(training)
     clips = torch.randn(2, FRAMES, 3, SIDE, SIDE)
     found = []
-    for given in (clips, video.trunk(clips)):
+    for given in (clips, video.frozen_features(clips)):
         video.set_step(seed=1, step=2, rank=0, world=1)
         embedded = video(given)
         embedded.square().sum().backward()
@@ -116,7 +116,7 @@ def test_trunk_and_the_rest_are_the_whole(trained, training) -> None:
         video.zero_grad()
     assert len(found[0]) == len(found[1]) > 1
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    assert video.trunk_blocks == min(4 - trained, 3)
+    assert video.frozen_depth == min(4 - trained, 3)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
@@ -129,7 +129,7 @@ def test_batches_come_in_order_and_each_clip_is_decoded_in_the_first_epoch_alone
     later = cache_in(tmp_path, FakeLoader(ahead), video)
     again = list(later.stream(batches))
     for requests, batch, same in zip(batches, first, again, strict=True):
-        alone = torch.stack([video.trunk(pixels(request)[None])[0] for request in requests])
+        alone = torch.stack([video.frozen_features(pixels(request)[None])[0] for request in requests])
         assert torch.equal(batch.video, alone) and torch.equal(same.video, alone)
         assert batch.ids == [request.record.key for request in requests]
         assert batch.labels.tolist() == [request.label for request in requests]
@@ -234,7 +234,7 @@ def test_compiling_does_not_reach_the_trunk(tmp_path) -> None:
     for block in compiled.blocks:
         block.compile(backend=lambda graph, inputs: pytest.fail("the trunk was compiled"))
     clips = torch.randn(2, FRAMES, 3, SIDE, SIDE)
-    assert torch.equal(plain.trunk(clips), compiled.trunk(clips))
+    assert torch.equal(plain.frozen_features(clips), compiled.frozen_features(clips))
 
 
 def test_a_damaged_file_is_named(tmp_path) -> None:

@@ -65,7 +65,7 @@ def test_video_towers_equal_torchs_counter(settings, draw, monkeypatch):
     What is computed a second time to save memory counts once, as is usual in the FLOPs of a model.
     """
     for module in (timesformer, attention):
-        monkeypatch.setattr(module, "recomputed", lambda function, *inputs: function(*inputs))
+        monkeypatch.setattr(module, "recompute", lambda function, *inputs: function(*inputs))
     heads, patch, grid = draw.choice([1, 2, 3]), draw.choice([4, 6]), draw.choice([2, 3])
     clips, frames, size = draw.randint(1, 3), draw.randint(2, 6), patch * grid
     config = VideoConfig(

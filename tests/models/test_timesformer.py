@@ -8,7 +8,8 @@ from transformers import TimesformerConfig, TimesformerModel
 
 from ace_dist.config import VideoConfig
 from ace_dist.models import attention, recompute, timesformer
-from ace_dist.models.timesformer import TimeSformer, resize_positions, resize_times
+from ace_dist.models.timesformer import TimeSformer
+from ace_dist.models.video import resize_positions, resize_times
 from ace_dist.utils.errors import ModelError
 
 # Official resize of 8 rows, as torch's nearest interpolation gives it (source index floor(i * 8 / T)).
@@ -179,7 +180,7 @@ def test_what_trains_gets_gradients_and_nothing_else(changes, also_trained):
 def stored_bytes(model, video, monkeypatch, again):
     """Bytes that a forward pass keeps for the backward pass, parameters aside, each piece of memory once; its output.
 
-    Where `again` is false, `recomputed` stores all that its function does.
+    Where `again` is false, `recompute` stores all that its function does.
     """
     kept, parameters = {}, {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -189,13 +190,13 @@ def stored_bytes(model, video, monkeypatch, again):
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, or its address would serve again
         return tensor
 
-    def recomputed(function, *inputs):
+    def recompute_and_note(function, *inputs):
         if torch.is_grad_enabled() and again:
-            return recompute.recomputed(function, *map(note, inputs))
+            return recompute.recompute(function, *map(note, inputs))
         return function(*inputs)
 
     for module in (timesformer, attention):
-        monkeypatch.setattr(module, "recomputed", recomputed)
+        monkeypatch.setattr(module, "recompute", recompute_and_note)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         output = model(video)
     return sum(size for size, _ in kept.values()), output

@@ -49,7 +49,7 @@ def test_fifty_steps_equal_the_plain_formulation(naive_step, actions, trees):
     VIDEO.drop_path = 0.0  # Hugging Face's configuration takes no fraction
     settings = MethodConfig(temperature=0.1)
     model = DualEncoder(VIDEO, TEXT).double()
-    for block in model.video.tower():
+    for block in model.video.blocks:
         torch.nn.init.trunc_normal_(block.temporal_fc.weight, std=0.1)
     sampler = ConceptSampler(actions, trees, seed=int(torch.randint(1000, ())))
     plain = naive_step.NaiveStep(model, T, settings).double()
@@ -67,7 +67,7 @@ def test_fifty_steps_in_bfloat16_are_nearer_than_plain_bfloat16(naive_step, acti
     VIDEO.drop_path = 0.0
     settings = MethodConfig(temperature=0.1)
     start = DualEncoder(VIDEO, TEXT)
-    for block in start.video.tower():
+    for block in start.video.blocks:
         torch.nn.init.trunc_normal_(block.temporal_fc.weight, std=0.1)
     sampler = ConceptSampler(actions, trees, seed=int(torch.randint(1000, ())))
     clips, labels = torch.randn(5, B, T, 3, 16, 16), torch.randint(len(actions), (5, B))

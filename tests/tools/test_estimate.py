@@ -84,7 +84,7 @@ def test_counts_equal_those_of_the_real_network(monkeypatch):
     with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.encode_video(video).sum().backward()
     for module in (timesformer, attention):
-        monkeypatch.setattr(module, "recomputed", lambda function, *inputs: function(*inputs))
+        monkeypatch.setattr(module, "recompute", lambda function, *inputs: function(*inputs))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.encode_video(video).sum().backward()
     # 1.3e-4 are products of biases with a matrix, which torch counted in one run of the whole suite, not in another

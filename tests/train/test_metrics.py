@@ -52,7 +52,7 @@ def draw_and_batch(config, objective, clips, step):
 def test_a_steps_flops_equal_torchs_counter(settings, monkeypatch):
     """A micro-batch forward and back, loss included; phrases, a mean over steps otherwise, are those of the step."""
     for place in (timesformer, attention):
-        monkeypatch.setattr(place, "recomputed", lambda function, *inputs: function(*inputs))
+        monkeypatch.setattr(place, "recompute", lambda function, *inputs: function(*inputs))
     config, objective = build(*settings, "training.accumulation=2", "model.video.drop_path=0")
     objective.train()
     monkeypatch.setattr(module, "DRAWS", 1)

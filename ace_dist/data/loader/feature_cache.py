@@ -55,15 +55,15 @@ class Plan:
 class FrozenPart(Protocol):
     """The part of a video tower that no training changes; `TimeSformer` is one."""
 
-    def trunk(self, video: Tensor) -> Tensor:
+    def frozen_features(self, video: Tensor) -> Tensor:
         """Clips [B,T,3,H,W] -> features [B,1+P*T,D]."""
         ...
 
-    def trunk_state(self) -> dict[str, Tensor]:
-        """The weights that `trunk` depends on, by name."""
+    def frozen_features_state(self) -> dict[str, Tensor]:
+        """The weights that `frozen_features` depends on, by name."""
         ...
 
-    def trunk_settings(self, device: torch.device) -> tuple[list[Any], str]:
+    def frozen_features_settings(self, device: torch.device) -> tuple[list[Any], str]:
         """Settings that its arithmetic depends on, and which attention computes it on `device`."""
         ...
 
@@ -80,10 +80,10 @@ class FeatureCache(Loader):
         self.inner, self.frozen, self.device = loader, frozen, device
         self.backend, self.decoder = loader.backend, loader.decoder
         self.root, self.limit = Path(settings.feature_cache), settings.feature_cache_gib * 2**30
-        arithmetic, attention = frozen.trunk_settings(device)
+        arithmetic, attention = frozen.frozen_features_settings(device)
         about = {
             "format": FORMAT,
-            "trunk": weights_digest(arithmetic, frozen.trunk_state()),
+            "trunk": weights_digest(arithmetic, frozen.frozen_features_state()),
             "attention": attention,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "decoder": loader.decoder,
@@ -139,7 +139,7 @@ class FeatureCache(Loader):
         rows = []
         for request, read in zip(plan.requests, plan.reads, strict=True):
             if read is None:
-                features = self.frozen.trunk(next(fresh)[None])[0]
+                features = self.frozen.frozen_features(next(fresh)[None])[0]
                 self.keep(request, features)
                 self.computed += 1
             else:

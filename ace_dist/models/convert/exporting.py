@@ -10,8 +10,9 @@ import torch
 
 from ace_dist.models.convert.layouts import convert
 from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
-from ace_dist.models.timesformer import NORM_EPS, TimeSformer, resize_times
+from ace_dist.models.timesformer import NORM_EPS, TimeSformer
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, open_clip_tokenizer
+from ace_dist.models.video import resize_times
 from ace_dist.models.weights import load_safetensors, save_safetensors
 
 if TYPE_CHECKING:

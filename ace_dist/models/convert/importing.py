@@ -20,7 +20,7 @@ from ace_dist.config import TextConfig, VideoConfig
 from ace_dist.models.convert.layouts import KINDS, convert, detect_kind
 from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text_clip import ClipTextTower
-from ace_dist.models.timesformer import resize_positions, resize_times
+from ace_dist.models.video import resize_positions, resize_times
 from ace_dist.models.weights import load_safetensors, save_safetensors
 from ace_dist.utils.errors import ModelError
 

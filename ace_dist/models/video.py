@@ -1,0 +1,144 @@
+"""What all video towers share: which parts train, which run without gradients, and how embeddings change their length.
+
+Shapes: B clips, T frames, S pixels a side, P patches of a frame, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ace_dist.models.recompute import recompute
+from ace_dist.utils.errors import ModelError
+
+if TYPE_CHECKING:
+    from ace_dist.config import VideoConfig
+
+EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed", "norm_pre")
+Result = TypeVar("Result")
+
+
+class VideoTower(nn.Module):
+    """A video encoder with `patch_embed`, `cls_token`, `pos_embed`, `blocks`, `norm` and `head`.
+
+    The last `trained_blocks` blocks train (all of them: the embeddings too), the final norm with `train_norm`, the head
+    with `train_head`, the time embedding with `train_time_embed`, and whatever is in `fresh` always. Frozen parts stay
+    in eval mode under `train()`, and what lies below everything that trains runs under `no_grad` and stores nothing.
+    `train_time_embed` alone forgoes that, since its gradient passes through every block.
+    """
+
+    fresh: tuple[str, ...] = ()  # submodules and parameters that no weight file has: they start anew and train
+    config: VideoConfig
+    patch_embed: Any
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+    blocks: Any
+    head: Any
+
+    @property
+    def first_trained(self) -> int:
+        """Index of the first block that trains."""
+        return self.config.depth - self.config.trained_blocks
+
+    def freeze(self) -> None:
+        """Set `requires_grad` of every parameter from the configuration, and eval mode of frozen modules."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(self.is_trained(name))
+        self.train(self.training)
+
+    def is_trained(self, name: str) -> bool:
+        """Whether the parameter of this name trains."""
+        top, _, rest = name.partition(".")
+        if top in self.fresh:
+            return True
+        if top == "blocks":
+            return int(rest.partition(".")[0]) >= self.first_trained
+        all_blocks = self.first_trained == 0
+        settings = {
+            "norm": self.config.train_norm,
+            "head": self.config.train_head,
+            "time_embed": all_blocks or self.config.train_time_embed,
+        }
+        return settings.get(top, all_blocks and top in EMBEDDINGS)
+
+    def train(self, mode: bool = True) -> VideoTower:
+        """Training mode for the modules that train; the others stay in eval mode."""
+        super().train(mode)
+        for child in self.children():
+            for module in (child, *child.children()) if isinstance(child, nn.Sequential | nn.ModuleList) else (child,):
+                module.train(mode and any(parameter.requires_grad for parameter in module.parameters()))
+        return self
+
+    def grad_from(self, layer: int, below: bool) -> Any:
+        """Context in which block `layer` runs: with gradients once something that trains lies at or below it."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and (below or layer >= self.first_trained))
+
+    def run_block(self, block: Callable[..., Result], *inputs: Any) -> Result:
+        """A block's output; with `activation_checkpointing` its inputs alone are stored for the backward pass."""
+        return recompute(block, *inputs) if self.config.activation_checkpointing else block(*inputs)
+
+    def set_step(self, seed: int, step: int, rank: int, world: int) -> None:
+        """Fix what is random in a training step: nothing here, as stochastic depth is the TimeSformer's alone."""
+
+    def cross_layer_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that are read outside of the layer that holds them. ZeRO 3, which gathers layer by layer, has to
+        gather these for the whole tower.
+        """
+        return iter(())
+
+    def check_video(self, video: Tensor) -> None:
+        """Refuse clips that are not [B,T,3,S,S] with the S that the position embedding was made for."""
+        size = self.config.image_size
+        if video.dim() != 5 or tuple(video.shape[2:]) != (3, size, size):
+            raise ModelError(
+                f"a batch of clips must be [B,T,3,{size},{size}], got {list(video.shape)}; set loader.crop to "
+                f"model.video.image_size"
+            )
+
+
+def check_config(config: VideoConfig, stochastic_depth: bool = False) -> None:
+    """Refuse settings of `model.video` that fit no network, or not this one."""
+    if config.width % config.heads:
+        raise ModelError(f"model.video.width={config.width} is no multiple of model.video.heads={config.heads}")
+    if config.image_size % config.patch:
+        raise ModelError(
+            f"model.video.image_size={config.image_size} is no multiple of model.video.patch={config.patch}"
+        )
+    if not 0 <= config.trained_blocks <= config.depth:
+        raise ModelError(
+            f"model.video.trained_blocks={config.trained_blocks} is not between 0 and model.video.depth={config.depth}"
+        )
+    if not 0 <= config.drop_path < 1:
+        raise ModelError(f"model.video.drop_path={config.drop_path} is not in [0, 1)")
+    if config.drop_path and not stochastic_depth:
+        raise ModelError(
+            f"model.video.tower={config.tower} has no stochastic depth: model.video.drop_path={config.drop_path} must "
+            f"be 0"
+        )
+
+
+def resize_times(embed: Tensor, frames: int, how: str = "nearest") -> Tensor:
+    """Time embedding [1,T0,D] -> [1,frames,D]; `nearest` takes row floor(i * T0 / frames), as the official code."""
+    length = embed.shape[1]
+    if frames == length:
+        return embed
+    if how == "nearest":
+        rows = torch.arange(frames, device=embed.device) * length // frames
+        return embed.index_select(1, rows)
+    if how != "linear":
+        raise ModelError(f"model.video.time_embed_resize={how} is not one of nearest, linear")
+    return functional.interpolate(embed.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
+
+
+def resize_positions(embed: Tensor, patches: int) -> Tensor:
+    """Position embedding [1,1+P0,D] -> [1,1+patches,D]: square grids, nearest as in the official code; cls row kept."""
+    old, new = round((embed.shape[1] - 1) ** 0.5), round(patches**0.5)
+    if old == new:
+        return embed
+    rows = torch.arange(new, device=embed.device) * old // new
+    grid = (rows[:, None] * old + rows).flatten() + 1
+    return torch.cat([embed[:, :1], embed.index_select(1, grid)], dim=1)
