@@ -26,6 +26,7 @@ from ace_dist.config.schema import (
     VideoConfig,
 )
 from ace_dist.config.settings import (
+    check_renamed,
     did_you_mean,
     help_asked,
     quoted,
@@ -50,6 +51,7 @@ __all__ = [
     "TrainingConfig",
     "VideoConfig",
     "assets_dir",
+    "check_renamed",
     "config_dir",
     "did_you_mean",
     "help_asked",

@@ -31,6 +31,10 @@ RENAMED = {  # settings of the version before, for one release
     "out": "output",
     "loader.trunk_cache": "loader.feature_cache",
     "loader.trunk_cache_gib": "loader.feature_cache_gib",
+    "pretrain.seeing_steps": "pretrain.supervised_steps",
+    "pretrain.seeing_batch": "pretrain.supervised_batch",
+    "pretrain.seeing_lr": "pretrain.supervised_lr",
+    "pretrain.seen": "pretrain.supervised_weights",
 }
 REFUSALS = {  # what a file system may refuse, and what its owner can do
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or write to another disk"),

@@ -13,12 +13,12 @@ from ace_dist.models.convert.importing import ImportConfig, import_weights
 from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.pretraining import (
     PretrainConfig,
+    build_towers,
     encode_text,
     info_nce,
     pretrain,
     read_settings,
     sentence_encoder,
-    whole_model,
 )
 
 
@@ -43,32 +43,38 @@ def test_settings_are_split_from_those_of_the_configuration() -> None:
     assert (settings.steps, settings.lr, rest) == (7, 0.5, ["dataset.world.seed=3"])
 
 
+@pytest.mark.parametrize("old", ["seeing_steps", "seeing_batch", "seeing_lr", "seen"])
+def test_old_settings_are_refused_with_their_new_name(old: str) -> None:
+    with pytest.raises(ConfigError, match=rf"pretrain\.{old} is now pretrain\.supervised_"):
+        read_settings([f"pretrain.{old}=3"])
+
+
 @pytest.mark.parametrize("argument", ["pretrain.stepz=7", "pretrain.temperature=0"])
 def test_bad_settings_are_named(argument: str) -> None:
     with pytest.raises(ConfigError, match=argument.partition("=")[0].removeprefix("pretrain.")):
         read_settings([argument])
 
 
-def test_two_worlds_share_what_was_seen(tmp_path) -> None:
+def test_two_worlds_share_supervised_pretraining(tmp_path) -> None:
     """Another narration of the same clips starts from the same tower, and reading it changes no weight."""
-    settings = PretrainConfig(seeing_steps=2, seeing_batch=4, steps=2, batch_size=4, test_clips=2)
-    settings.seen = str(tmp_path / "seen.safetensors")
+    settings = PretrainConfig(supervised_steps=2, supervised_batch=4, steps=2, batch_size=4, test_clips=2)
+    settings.supervised_weights = str(tmp_path / "supervised.safetensors")
 
     def towers(*changes: str, keep: bool = True) -> dict[str, torch.Tensor]:
         """Both towers of a small world."""
         config = load_config(["experiment=demo", "dataset.world.corpus.clips=8", *changes])
         trees = SynonymTrees.load(config.dataset.synonyms or "")
-        own = settings if keep else PretrainConfig(**{**vars(settings), "seen": None})
+        own = settings if keep else PretrainConfig(**{**vars(settings), "supervised_weights": None})
         clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
         quiet = {"log": lambda line: None}
         return pretrain(config.dataset.world, trees, config.model, config.loader, clip, own, **quiet).model.state_dict()
 
     plain, wrote = towers(keep=False), towers()
-    seen = load_file(settings.seen)
+    supervised = load_file(settings.supervised_weights)
     read, other = towers(), towers("dataset.world.corpus.verb_noise=1")
     assert all(torch.equal(plain[name], wrote[name]) and torch.equal(plain[name], read[name]) for name in plain)
     assert any(not torch.equal(plain[name], other[name]) for name in plain), "the narrations made no difference"
-    assert all(torch.equal(value, load_file(settings.seen)[name]) for name, value in seen.items())
+    assert all(torch.equal(value, load_file(settings.supervised_weights)[name]) for name, value in supervised.items())
 
 
 def test_of_minilm_only_the_projection_learns() -> None:
@@ -76,13 +82,13 @@ def test_of_minilm_only_the_projection_learns() -> None:
     minilm = ["model.text.tower=minilm", "model.text.width=384", "model.text.depth=6", "model.text.heads=12"]
     config = load_config(["experiment=demo", "dataset.world.corpus.clips=8", *minilm])
     assert config.dataset.synonyms is not None
-    settings = PretrainConfig(seeing_steps=1, seeing_batch=4, steps=2, batch_size=4, test_clips=2, bf16=False)
+    settings = PretrainConfig(supervised_steps=1, supervised_batch=4, steps=2, batch_size=4, test_clips=2, bf16=False)
     model = pretrain(
         config.dataset.world, SynonymTrees.load(config.dataset.synonyms), config.model, config.loader,
         (config.dataset.clip.frames, config.dataset.clip.seconds), settings, log=lambda line: None,
     ).model  # fmt: skip
     torch.manual_seed(settings.seed)
-    fresh = whole_model(config.model)
+    fresh = build_towers(config.model)
     changed = {
         name for name, value in fresh.text.state_dict().items() if not value.equal(model.text.state_dict()[name])
     }

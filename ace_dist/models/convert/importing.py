@@ -22,7 +22,7 @@ from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.video import resize_positions, resize_times
 from ace_dist.models.weights import load_safetensors, save_safetensors
-from ace_dist.utils.errors import ModelError
+from ace_dist.utils.errors import ConfigError, ModelError
 
 CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")  # under which a checkpoint keeps its weights
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
@@ -89,6 +89,24 @@ class ImportReport:
         settings = {**tower, **self.settings, "weights": weights}
         shown = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
         return " ".join(f"model.{section}.{key}={value}" for key, value in shown.items())
+
+
+def import_command(config: ImportConfig) -> None:
+    """Read, convert, report, and write when nothing is missing, left over or of another shape."""
+    if not (config.source and config.output.endswith(".safetensors")):
+        raise ConfigError("give source=FILE (a weight file or Hugging Face folder) and output=FILE.safetensors")
+    state, report = import_weights(config)
+    print(report.table())
+    if not report.complete:
+        raise ModelError(
+            f"{config.source} does not fit: see missing, unexpected and mismatched above; nothing was written. If that "
+            f"is intended, list the keys, for example allow='[head.*]'"
+        )
+    save_imported(state, report, Path(config.output))
+    section = "text" if report.tower == "text" else "video"
+    print(f"licence of the released files of this kind: {KINDS[report.kind].licence}; keep to that of yours")
+    print(f"heads are in no tensor: model.{section}.heads is width / 64 in CLIP, ViT-B and TimeSformer")
+    print(f"use it with: {report.command_line(config.output)}")
 
 
 def import_weights(config: ImportConfig) -> tuple[dict[str, Tensor], ImportReport]:

@@ -1,4 +1,4 @@
-"""The actions that need trees: from a list, a CSV file, a class table of `configs/classes`, or labels line by line."""
+"""The actions that need trees: from a list, a CSV file, a class table of `assets/classes`, or labels line by line."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ class ActionList:
     actions: tuple[Action, ...]
     splits: dict[Action, frozenset[str]]
 
-    def shown_in(self, split: str) -> tuple[Action, ...]:
-        """Actions with a row of this split."""
-        return tuple(action for action in self.actions if split in self.splits[action])
+    def base_verbs(self) -> set[str]:
+        """Verbs of the actions with a row of the train split; of all actions where no row says `train`."""
+        trained = [action for action in self.actions if "train" in self.splits[action]]
+        return {action.verb for action in trained or self.actions}
 
     def by_verb(self) -> dict[str, Action]:
         """Each verb with its first action, whose object its synonyms are asked for."""
@@ -36,7 +37,7 @@ def read_actions(source: str | Sequence[str]) -> ActionList:
     """Read `actions`: a list of labels, or a file.
 
     A `.csv` file has the columns `verb` and `object` (annotations will do), a `.json` file is a class table as in
-    `configs/classes`, any other file has a label a line. Raises `LabelError` naming the file and its lines.
+    `ace_dist/assets/classes`, any other file has a label a line. Raises `LabelError` naming the file and its lines.
     """
     if not isinstance(source, str):
         rows = [(Action.parse(str(label)), "") for label in source]
@@ -58,7 +59,7 @@ def text_rows(path: Path) -> list[tuple[Action, str]]:
     """A label a line; empty lines and lines that begin with # are left out."""
     lines = read_text(path).splitlines()
     labels = [(number, line.strip()) for number, line in enumerate(lines, 1)]
-    return parsed(path, [(number, "", text, "") for number, text in labels if text and not text.startswith("#")])
+    return parse_rows(path, [(number, "", text, "") for number, text in labels if text and not text.startswith("#")])
 
 
 def table_rows(path: Path) -> list[tuple[Action, str]]:
@@ -69,7 +70,7 @@ def table_rows(path: Path) -> list[tuple[Action, str]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, LabelError):
             raise
-        raise LabelError(f"actions={path} is not a class table as in configs/classes: {error!r}") from error
+        raise LabelError(f"actions={path} is not a class table as in ace_dist/assets/classes: {error!r}") from error
     return rows
 
 
@@ -87,10 +88,10 @@ def csv_rows(path: Path) -> list[tuple[Action, str]]:
         verb, object_, split = ((row.get(name) or "").strip() for name in ("verb", "object", "split"))
         if verb or object_:
             rows.append((reader.line_num, verb, object_, split))
-    return parsed(path, rows)
+    return parse_rows(path, rows)
 
 
-def parsed(path: Path, rows: list[tuple[int, str, str, str]]) -> list[tuple[Action, str]]:
+def parse_rows(path: Path, rows: list[tuple[int, str, str, str]]) -> list[tuple[Action, str]]:
     """Rows (line, verb, object, split) as actions; without a verb the object is a whole label. Lists every fault."""
     actions, faults = [], []
     for line, verb, object_, split in rows:

@@ -1,4 +1,4 @@
-"""Owns the narrated corpus of the tabletop world: which clip shows what, and the one sentence that was said about it.
+"""The narrated corpus of the tabletop world: which clip shows what, and the one sentence that was said about it.
 
 It has the flaws of narrated web video that the method is about: a clip is narrated once, a verb's synonyms have a long
 tail, verbs are often wrong or missing, while objects are reliable.
@@ -70,10 +70,10 @@ def narrated_clips(
     world.check()
     shares = word_shares(vocabulary, world)
     count = world.corpus.clips if count is None else count
-    return [_narrated(index, shares, world) for index in range(start, start + count)]
+    return [_narrate(index, shares, world) for index in range(start, start + count)]
 
 
-def _narrated(index: int, shares: dict[str, dict[str, float]], world: TabletopConfig) -> NarratedClip:
+def _narrate(index: int, shares: dict[str, dict[str, float]], world: TabletopConfig) -> NarratedClip:
     rng = np.random.default_rng([world.seed, SEED_NARRATION, SEED_CORPUS, index])
     verb = VERBS[index % len(VERBS)]
     name = OBJECTS[(index // len(VERBS)) % len(OBJECTS)]

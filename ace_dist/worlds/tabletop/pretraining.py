@@ -1,4 +1,4 @@
-"""Owns the contrastive pretraining of both towers on the narrated tabletop corpus (symmetric InfoNCE, in memory).
+"""Pretrains both towers on the narrated tabletop corpus: the video tower with labels, then both with InfoNCE.
 
 Shapes: N clips, B batch, T frames, H height, W width, S phrases, E embedding width.
 """
@@ -6,22 +6,22 @@ Shapes: N clips, B batch, T frames, H height, W width, S phrases, E embedding wi
 from __future__ import annotations
 
 import math
+import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
 from ace_dist.concepts import SynonymTrees
+from ace_dist.config import check_renamed, load_config, typed_settings
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.weights import save_safetensors
 from ace_dist.utils.errors import ConfigError
@@ -40,16 +40,16 @@ WORKERS = 2  # processes that render and threads that train: the result depends 
 class PretrainConfig:
     """The optimisation. `temperature` is fixed; `bf16` computes in bfloat16 and keeps float32 weights.
 
-    First the video tower alone learns to see, in `seeing_steps` steps of `seeing_batch` clips; then both towers learn
-    from narrations, in `steps` steps of `batch_size` pairs. What is seen does not depend on how clips are narrated, so
-    worlds that differ in `corpus.synonym_tail`, `verb_noise` or `verb_missing` alone can share the first part: the
-    file `seen` holds the video tower after it; it is written when it does not exist.
+    Supervised pretraining of the video tower comes first, in `supervised_steps` steps of `supervised_batch` clips; then
+    both towers learn from narrations, in `steps` steps of `batch_size` pairs. The first part does not depend on how
+    clips are narrated, so worlds that differ in `corpus.synonym_tail`, `verb_noise` or `verb_missing` alone can share
+    it: `supervised_weights` holds the video tower after it, and is written when the file does not exist.
     """
 
     seed: int = 0
-    seeing_steps: int = 700
-    seeing_batch: int = 64
-    seeing_lr: float = 1.5e-3
+    supervised_steps: int = 700
+    supervised_batch: int = 64
+    supervised_lr: float = 1.5e-3
     steps: int = 300
     batch_size: int = 128
     lr: float = 1e-3
@@ -58,7 +58,7 @@ class PretrainConfig:
     temperature: float = 0.05
     bf16: bool = True
     test_clips: int = 384
-    seen: str | None = None  # safetensors file; null: nothing is kept
+    supervised_weights: str | None = None  # safetensors file; null: nothing is kept
 
 
 @dataclass(frozen=True)
@@ -71,24 +71,33 @@ class Pretrained:
     wall_s: float
 
 
+def pretrain_command(argv: Sequence[str]) -> None:
+    """Render the narrated corpus, train on it, write weights in the form that `model=tabletop` loads."""
+    settings, rest = read_settings([arg for arg in argv if not arg.startswith("output=")])
+    output = next((Path(arg[7:]) for arg in argv if arg.startswith("output=")), Path("runs/tabletop_weights"))
+    config = load_config(rest)
+    steps = f"{settings.supervised_steps} + {settings.steps} steps"
+    print(f"{steps}, 13 minutes when the shipped weights were made, into {output}", flush=True)
+    torch.set_num_threads(WORKERS)
+    trees = SynonymTrees.load(config.dataset.synonyms or "")
+    clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
+    result = pretrain(config.dataset.world, trees, config.model, config.loader, clip, settings, workers=WORKERS)
+    command = shlex.join(["python", "launchers/pretrain_tabletop.py", *argv])
+    provenance = {"command": command, "pretrain": asdict(settings), "world": asdict(config.dataset.world)}
+    save_towers(result, output, provenance)
+    print(f"{output}: narrated test {result.accuracies}, {result.wall_s:.0f} s")
+
+
 def read_settings(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
     """Split command-line settings into those of `pretrain.*`, parsed, and the others, left for the configuration."""
+    for arg in argv:
+        check_renamed(arg.partition("=")[0])
     own = [arg.removeprefix("pretrain.") for arg in argv if arg.startswith("pretrain.")]
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.from_dotlist(own))
-        settings = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"pretrain.*: {' '.join(str(error).split())}") from error
-    assert isinstance(settings, PretrainConfig)
-    counts = (settings.steps, settings.seeing_steps, settings.batch_size, settings.seeing_batch, settings.test_clips)
-    if min(counts) < 1 or settings.temperature <= 0:
+    settings = typed_settings(own, PretrainConfig)
+    positive = ("steps", "supervised_steps", "batch_size", "supervised_batch", "test_clips")
+    if min(getattr(settings, name) for name in positive) < 1 or settings.temperature <= 0:
         raise ConfigError("pretrain: steps, batches and test_clips must be at least 1, temperature positive")
     return settings, [arg for arg in argv if not arg.startswith("pretrain.")]
-
-
-def tree_words(trees: SynonymTrees) -> dict[str, tuple[str, ...]]:
-    """The words that narrators may use for each tabletop verb: the first-order children of its tree."""
-    return {verb: trees.children(verb) for verb in VERBS}
 
 
 def info_nce(video_BE: Tensor, text_BE: Tensor, texts: NDArray[np.int64], temperature: float) -> Tensor:
@@ -100,7 +109,7 @@ def info_nce(video_BE: Tensor, text_BE: Tensor, texts: NDArray[np.int64], temper
     return loss
 
 
-def normalised(clips: NDArray[np.uint8], short_side: int, loader: LoaderConfig) -> Tensor:
+def normalise(clips: NDArray[np.uint8], short_side: int, loader: LoaderConfig) -> Tensor:
     """uint8 [B,T,H,W,3] -> float32 [B,T,3,s,s], resized to `short_side` and normalised."""
     video = torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float().div_(255.0)
     flat = functional.interpolate(video.flatten(0, 1), size=short_side, mode="bilinear", antialias=True)
@@ -112,7 +121,7 @@ def normalised(clips: NDArray[np.uint8], short_side: int, loader: LoaderConfig) 
 def augment(clips: NDArray[np.uint8], loader: LoaderConfig, rng: np.random.Generator) -> Tensor:
     """A training batch: one short side for the batch, a crop and a flip for each clip -> [B,T,3,crop,crop]."""
     side = int(rng.integers(loader.short_side_min, loader.short_side_max + 1))
-    video = normalised(clips, side, loader)
+    video = normalise(clips, side, loader)
     rows = []
     for clip in video:
         y, x = rng.integers(0, side - loader.crop + 1, 2)
@@ -124,7 +133,7 @@ def augment(clips: NDArray[np.uint8], loader: LoaderConfig, rng: np.random.Gener
 def centre(clips: NDArray[np.uint8], loader: LoaderConfig) -> Tensor:
     """A test batch: the centre crop -> [B,T,3,crop,crop]."""
     edge = (loader.test_short_side - loader.crop) // 2
-    return normalised(clips, loader.test_short_side, loader)[..., edge : edge + loader.crop, edge : edge + loader.crop]
+    return normalise(clips, loader.test_short_side, loader)[..., edge : edge + loader.crop, edge : edge + loader.crop]
 
 
 def encode_text(model: DualEncoder, sentences: list[str]) -> Tensor:
@@ -174,7 +183,7 @@ def sentence_encoder(model: DualEncoder, sentences: Sequence[str]) -> Callable[[
     return lambda rows: cache.encode(indices[torch.from_numpy(rows)])
 
 
-def whole_model(model: ModelConfig) -> DualEncoder:
+def build_towers(model: ModelConfig) -> DualEncoder:
     """Both towers with every parameter training, randomly initialised; of MiniLM, which knows words, the projection."""
     video = replace(
         model.video, trained_blocks=model.video.depth, train_head=True, train_norm=True, train_time_embed=True,
@@ -210,13 +219,15 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def optimizer_for(model: DualEncoder, settings: PretrainConfig) -> torch.optim.AdamW:
+def build_optimizer(model: DualEncoder, settings: PretrainConfig) -> torch.optim.AdamW:
     """AdamW; vectors and embeddings, the token table among them, without weight decay."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    decayed = [p for n, p in trained.items() if p.dim() > 1 and "embed" not in n and "token" not in n]
-    chosen = {id(p) for p in decayed}
-    others = [p for p in trained.values() if id(p) not in chosen]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    decaying: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.dim() > 1 and "embed" not in name and "token" not in name
+            (decaying if decays else others).append(parameter)
+    groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
 
 
@@ -235,28 +246,29 @@ def pretrain(
     `clip` is (frames, seconds). The result is a function of the arguments and of the number of threads.
     """
     begun = time.perf_counter()
-    words = tree_words(trees)
+    words = {verb: trees.children(verb) for verb in VERBS}
     corpus = narrated_clips(words, world)
     videos = render_narrated(corpus, world, *clip, workers=workers)
     log(f"rendered {len(corpus)} narrated clips in {time.perf_counter() - begun:.0f} s")
     torch.manual_seed(settings.seed)
-    model = whole_model(model_config)
+    model = build_towers(model_config)
     initialise(model)
-    if settings.seen is not None and Path(settings.seen).is_file():
-        model.video.load_state_dict(load_file(settings.seen))
-        log(f"seeing: read from {settings.seen}")
+    kept = None if settings.supervised_weights is None else Path(settings.supervised_weights)
+    if kept is not None and kept.is_file():
+        model.video.load_state_dict(load_file(kept))
+        log(f"supervised pretraining: read from {kept}")
     else:
-        see(model, videos, corpus, loader, settings, log)
-        if settings.seen is not None:
-            save_safetensors(model.video.state_dict(), Path(settings.seen))
-    losses = fit(model, videos, [narrated.text for narrated in corpus], loader, settings, log)
+        pretrain_supervised(model, videos, corpus, loader, settings, log)
+        if kept is not None:
+            save_safetensors(model.video.state_dict(), kept)
+    losses = pretrain_contrastive(model, videos, [narrated.text for narrated in corpus], loader, settings, log)
     held_out = narrated_clips(words, world, settings.test_clips, start=len(corpus))
     embedded = encode_clips(model, render_narrated(held_out, world, *clip, workers=workers), loader)
     accuracies = narrated_accuracy(model, embedded, held_out)
     return Pretrained(model, losses, accuracies, time.perf_counter() - begun)
 
 
-def see(
+def pretrain_supervised(
     model: DualEncoder,
     videos: NDArray[np.uint8],
     clips: Sequence[NarratedClip],
@@ -264,43 +276,46 @@ def see(
     settings: PretrainConfig,
     log: Callable[[str], None],
 ) -> None:
-    """Teach the video tower to see: it names the verb and the object that a clip of the corpus *shows*.
+    """Teach the video tower to name the verb and the object that a clip of the corpus *shows*.
 
-    As the paper's TimeSformer starts from a supervised image model. Contrastive learning from noisy narrations alone
+    The paper's TimeSformer starts from a supervised image model, too. Contrastive learning from noisy narrations alone
     finds the objects within minutes on two cores, but not the motions. The two linear classifiers are thrown away.
     """
     rng = np.random.default_rng([settings.seed, 2])
-    names = [("verb", VERBS, [clip.verb for clip in clips]), ("object", OBJECTS, [clip.object for clip in clips])]
-    targets = [torch.tensor([known.index(name) for name in shown]) for _, known, shown in names]
-    classifiers = torch.nn.ModuleList(
-        torch.nn.Linear(model.video.config.embed_dim, len(known)) for _, known, _ in names
-    )
+    width, steps, lr = model.video.config.embed_dim, settings.supervised_steps, settings.supervised_lr
+    classifiers = torch.nn.ModuleList([torch.nn.Linear(width, len(VERBS)), torch.nn.Linear(width, len(OBJECTS))])
+    targets = [
+        torch.tensor([VERBS.index(clip.verb) for clip in clips]),
+        torch.tensor([OBJECTS.index(clip.object) for clip in clips]),
+    ]
     parameters = [*model.video.parameters(), *classifiers.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.seeing_lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
-    )
-    recent: list[tuple[float, ...]] = []
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+    hits: list[list[float]] = []
     model.train()
-    for step in range(settings.seeing_steps):
-        rows = rng.integers(0, len(videos), settings.seeing_batch)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.seeing_lr * lr_factor(step, settings.seeing_steps, settings.warmup)
+    for step in range(steps):
+        rows = rng.integers(0, len(videos), settings.supervised_batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             embedded = model.encode_video(augment(videos[rows], loader, rng))
         scores = [classifier(embedded.float()) for classifier in classifiers]
         losses = [functional.cross_entropy(s, target[rows]) for s, target in zip(scores, targets, strict=True)]
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        hits = [(s.argmax(1) == target[rows]).float().mean() for s, target in zip(scores, targets, strict=True)]
-        recent.append(tuple(100 * float(hit) for hit in hits))
+        take_step(torch.stack(losses).sum(), optimizer, parameters, lr * lr_factor(step, steps, settings.warmup))
+        hits.append([float((s.argmax(1) == t[rows]).float().mean()) for s, t in zip(scores, targets, strict=True)])
         if (step + 1) % 50 == 0:
-            means = " ".join(f"{n} {v:.0f} %" for (n, *_), v in zip(names, np.mean(recent[-50:], axis=0), strict=True))
-            log(f"seeing: step {step + 1}/{settings.seeing_steps}  {means}")
+            verb, name = 100 * np.mean(hits[-50:], axis=0)
+            log(f"supervised pretraining: step {step + 1}/{steps}  verb {verb:.0f} % object {name:.0f} %")
 
 
-def fit(
+def take_step(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], lr: float) -> None:
+    """One step of the optimizer at this rate, with the norm of all gradients clipped at 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def pretrain_contrastive(
     model: DualEncoder,
     videos: NDArray[np.uint8],
     sentences: list[str],
@@ -308,11 +323,11 @@ def fit(
     settings: PretrainConfig,
     log: Callable[[str], None],
 ) -> list[float]:
-    """The steps: whole epochs in shuffled order, every pair as it was narrated."""
+    """Symmetric InfoNCE in whole epochs in shuffled order, every pair as it was narrated; returns the losses."""
     rng = np.random.default_rng([settings.seed, 1])
     codes = np.unique(sentences, return_inverse=True)[1].astype(np.int64)
     encode_sentences = sentence_encoder(model, sentences)
-    optimizer = optimizer_for(model, settings)
+    optimizer = build_optimizer(model, settings)
     order = np.zeros(0, dtype=np.int64)
     losses: list[float] = []
     model.train()
@@ -320,16 +335,11 @@ def fit(
         while len(order) < settings.batch_size:
             order = np.concatenate([order, rng.permutation(len(videos))])
         rows, order = order[: settings.batch_size], order[settings.batch_size :]
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * lr_factor(step, settings.steps, settings.warmup)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             video = model.encode_video(augment(videos[rows], loader, rng))
             text = encode_sentences(rows)
         loss = info_nce(video.float(), text.float(), codes[rows], settings.temperature)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        take_step(loss, optimizer, model.parameters(), settings.lr * lr_factor(step, settings.steps, settings.warmup))
         losses.append(float(loss.detach()))
         if (step + 1) % 25 == 0:
             log(f"step {step + 1}/{settings.steps}  loss {np.mean(losses[-25:]):.3f}")

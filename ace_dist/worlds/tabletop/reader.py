@@ -1,4 +1,4 @@
-"""Owns the workbench of the tabletop world as a data set: its segments, and frames rendered on demand."""
+"""The workbench of the tabletop world as a data set: its segments, and frames rendered on demand."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class TabletopReader:
         """Training segments, then test segments; classes take turns, so every one has its share."""
         world = self.world
         train = [self._segment("train", i, BASE_ACTIONS[i % len(BASE_ACTIONS)]) for i in range(world.train_clips)]
-        tested = BASE_ACTIONS + NOVEL_ACTIONS
-        return train + [self._segment("test", i, tested[i % len(tested)]) for i in range(world.test_clips)]
+        both = BASE_ACTIONS + NOVEL_ACTIONS
+        return train + [self._segment("test", i, both[i % len(both)]) for i in range(world.test_clips)]
 
     def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
         """Rendered frames [N, size, size, 3] from `start_s` to `end_s`, clamped to the source's `source_s` seconds.

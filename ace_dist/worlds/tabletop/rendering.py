@@ -1,4 +1,4 @@
-"""Owns the drawing of tabletop clips: poses and styles in, uint8 frames out; pure numpy and PIL."""
+"""Draws tabletop clips: poses and styles in, uint8 frames out, with numpy and PIL alone."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def object_parts(name: str) -> tuple[Part, ...]:
 
 def _half(polygon: Array, sign: float) -> Array:
     """The part of a convex polygon with sign * x >= 0 (Sutherland-Hodgman); may be empty."""
-    kept: list[Array] = []
+    corners: list[Array] = []
     for a, b in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         inside_a, inside_b = sign * a[0] >= 0, sign * b[0] >= 0
         if inside_a:
-            kept.append(a)
+            corners.append(a)
         if inside_a != inside_b:
-            kept.append(a + (b - a) * (a[0] / (a[0] - b[0])))
-    return np.array(kept) if len(kept) >= 3 else np.zeros((0, 2))
+            corners.append(a + (b - a) * (a[0] / (a[0] - b[0])))
+    return np.array(corners) if len(corners) >= 3 else np.zeros((0, 2))
 
 
 @cache
@@ -124,7 +124,6 @@ class Painter:
         return r, g, b
 
     def polygon(self, points: Array, colour: Colour, shade: float = 1.0) -> None:
-        """Fill the polygon [K, 2]."""
         self.draw.polygon(self.pixels(points), fill=self.colour(colour, shade))
 
     def pixels(self, points: Array) -> list[float]:
@@ -172,10 +171,11 @@ class Scene:
         self.width = round(size * OVERSAMPLE * (1 + 2 * MARGIN))
         self.table = _background(style, self.width, self.gain)
         self.grain = rng.normal(0.0, style.grain, (4, size, size, 1))
-        self.grain_of = np.floor(times * 25.0).astype(int) % 4  # by time, so that a window equals its part of the whole
+        # By time, so that a window of a clip equals its part of the whole.
+        self.grain_index = np.floor(times * 25.0).astype(int) % 4
 
     def frame(self, i: int) -> Frames:
-        """Frame i as uint8 [size, size, 3]."""
+        """Frame i, uint8 [size, size, 3]: crop by the camera's jitter, average down, add the sensor's grain."""
         image = self.table.copy()
         painter = Painter(image, self.style, self.gain)
         painter.origin = painter.origin + painter.matrix @ self.wobble[i]
@@ -185,15 +185,11 @@ class Scene:
         self._draw_fixture(painter, i, front=True)
         self._draw_tool(painter, i)
         self._draw_hand(painter, i)
-        return self._expose(image, i)
-
-    def _expose(self, image: Image.Image, i: int) -> Frames:
-        """Crop by the camera's jitter, average down, add the sensor's grain."""
         inner = self.size * OVERSAMPLE
         slack = self.width - inner
         x, y = (int(np.clip(round(slack / 2 + d), 0, slack)) for d in self.camera[i])
         small = image.crop((x, y, x + inner, y + inner)).reduce(OVERSAMPLE)
-        noisy = np.asarray(small, dtype=np.float64) + self.grain[self.grain_of[i]]
+        noisy = np.asarray(small, dtype=np.float64) + self.grain[self.grain_index[i]]
         return np.asarray(np.clip(noisy, 0, 255), dtype=np.uint8)
 
     def _draw_shadow(self, painter: Painter, i: int) -> None:
@@ -219,7 +215,8 @@ class Scene:
         if p.gap[i] == 0.0 and p.fold[i] == 0.0:
             for polygon, shade in object_parts(self.name):
                 painter.polygon(self._place(polygon, i), self.colour, shade * under)
-            self._draw_trail(painter, i)
+            if (painted := p.trail[i]) > 0.0:
+                painter.polygon(self._place(_rect(-0.34, 0.42 - 0.84 * painted, 0.34, 0.42), i), (240, 120, 170))
             return
         left, right = object_halves(self.name)
         over, apart = 1.0 - 2.0 * p.fold[i], np.array([p.gap[i], 0.0])
@@ -228,11 +225,6 @@ class Scene:
         for polygon, shade in right:
             points = polygon * np.array([over, 1.0]) + apart
             painter.polygon(self._place(points, i), self.colour, shade * (1.0 if over > 0 else 0.6))
-
-    def _draw_trail(self, painter: Painter, i: int) -> None:
-        done = self.pose.trail[i]
-        if done > 0.0:
-            painter.polygon(self._place(_rect(-0.34, 0.42 - 0.84 * done, 0.34, 0.42), i), (240, 120, 170))
 
     def _draw_fixture(self, painter: Painter, i: int, front: bool) -> None:
         p, side, size = self.pose, self.style.manner.side, self.style.object_size

@@ -1,4 +1,4 @@
-"""Owns the tabletop world's settings, its verbs, objects and actions, and the random style of each clip."""
+"""The tabletop world's settings, its verbs, objects and actions, and the random style of each clip."""
 
 from __future__ import annotations
 
@@ -154,8 +154,7 @@ def draw_person(seed: int, person: int, shift: float) -> Person:
 def draw_style(rng: np.random.Generator, person: Person, world: TabletopConfig, shift: float) -> ClipStyle:
     """The style of one clip, drawn from `rng` alone. `shift` is 0 in the narrated domain."""
     arm = person.arm_angle + rng.normal(0.0, 0.08)
-    length = world.segment_s * rng.uniform(0.92, 1.08)
-    length = min(length, world.source_s - 0.1)
+    length = min(world.segment_s * rng.uniform(0.92, 1.08), world.source_s - 0.1)
     start = rng.uniform(0.05, world.source_s - length - 0.04)
     manner = Manner(
         amplitude=person.reach * rng.uniform(0.92, 1.08),

@@ -1,0 +1,91 @@
+"""What the launchers build_synonyms and inspect_synonyms do with their settings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ace_dist.concepts import SynonymTrees
+from ace_dist.tools.synonyms.action_list import read_actions
+from ace_dist.tools.synonyms.build import BuildConfig, build
+from ace_dist.tools.synonyms.diagnostics import diagnose, embedding_spread
+from ace_dist.tools.synonyms.sheet import export_sheet, import_sheet
+from ace_dist.utils.errors import ConfigError
+
+INCOMPLETE = 3  # exit status of a build that lacks nodes
+SHOWN = 20  # missing nodes that are printed; the file names all of them
+
+
+@dataclass
+class InspectConfig:
+    """Settings of `launchers/inspect_synonyms.py`."""
+
+    trees: str | None = None  # tree file
+    actions: Any = None  # base actions: annotations (those of the train split count), a text file, a list; null: all
+    embed: str | None = None  # minilm, a run folder, or CLIP's text weights (.safetensors): how a text tower sees them
+    object: str = "item"  # that stands beside every verb for the text tower
+    output: str | None = None  # folder of the report; null: beside the tree file
+
+
+def build_command(config: BuildConfig) -> None:
+    """Build, export or import; say what is missing and what looks wrong. Exits with 3 when nodes are missing."""
+    if config.manual is not None:
+        edit_command(config)
+        return
+    result = build(config)
+    if result is None:
+        return
+    for node, reason in list(result.missing.items())[:SHOWN]:
+        print(f"missing: {node}: {reason}", file=sys.stderr)
+    if result.missing:
+        print(f"{result.path}: {len(result.missing)} nodes missing; the same command continues", file=sys.stderr)
+        raise SystemExit(INCOMPLETE)
+    print_findings(result.path, read_actions(config.actions).base_verbs())
+
+
+def edit_command(config: BuildConfig) -> None:
+    """The round trip through a sheet."""
+    if config.manual not in ("export", "import") or not (config.trees and config.sheet):
+        raise ConfigError("manual=export|import needs trees=FILE.json and sheet=FILE.csv, import also output=FILE.json")
+    if config.manual == "export":
+        print(f"{config.sheet}: {export_sheet(Path(config.trees), Path(config.sheet))} rows")
+        return
+    if not config.output:
+        raise ConfigError("manual=import needs output=FILE.json")
+    changes = import_sheet(Path(config.sheet), Path(config.trees), Path(config.output), config.editor)
+    print("\n".join(changes) or "no difference")
+    print_findings(Path(config.output))
+
+
+def print_findings(path: Path, base: Collection[str] | None = None) -> None:
+    """One line on the trees, and what the diagnostics warn of; `base` are the verbs that train (default: all)."""
+    trees = SynonymTrees.load(path)
+    findings = diagnose(trees, base)
+    print(f"{path}: {len(trees.roots)} trees, {len(trees.verbs())} different verbs, {len(findings.warnings)} warnings")
+    for warning in findings.warnings:
+        print(f"warning: {warning}")
+
+
+def inspect_command(config: InspectConfig) -> None:
+    """Print the table and the warnings, write the pictures."""
+    if not config.trees:
+        raise ConfigError("trees is not set: give a tree file as trees=...")
+    from ace_dist.tools.synonyms.text_report import findings_table, text_encoder, write_synonym_report
+
+    trees = SynonymTrees.load(config.trees)
+    base = set(trees.roots)
+    if config.actions is not None:
+        listed = read_actions(config.actions)
+        base = listed.base_verbs()
+        trees.require(action.verb for action in listed.actions)
+    findings = diagnose(trees, base)
+    spreads = embedding_spread(trees, text_encoder(config.embed), config.object) if config.embed else []
+    print(findings_table(trees, findings, spreads))
+    for warning in findings.warnings:
+        print(f"warning: {warning}")
+    output = Path(config.output) if config.output else Path(config.trees).with_suffix(".inspection")
+    for path in write_synonym_report(trees, findings, spreads, base, output):
+        print(path)
