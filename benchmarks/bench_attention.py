@@ -26,7 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from ace_kernels import temporal_attention, temporal_attention_obstacle, temporal_attention_packed
+from ace_kernels import (
+    temporal_attention,
+    temporal_attention_packed,
+    temporal_attention_unsupported_reason,
+)
 from common import Row, append, copy_bandwidth, gpu_extras, time_in_turns
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -176,7 +180,7 @@ def columns_of(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, Colum
                 columns |= more(shape, device)
             except (ImportError, OSError, RuntimeError, ValueError) as error:
                 print(f"  {more.__name__} left out: {first_line(error)}", flush=True)
-    if device == "cpu" or temporal_attention_obstacle(shape.tokens, shape.width, dtype) is None:
+    if device == "cpu" or temporal_attention_unsupported_reason(shape.tokens, shape.width, dtype) is None:
         columns["ours"] = Column(temporal_attention, heads_first=False)
     return columns
 
@@ -306,14 +310,14 @@ def show(title: str, times: dict[str, list[float]]) -> None:
 @contextmanager
 def tiles(rows: int, warps: int) -> Iterator[None]:
     """Our kernel with another tile."""
-    from ace_kernels import temporal_attention_triton as path
+    from ace_kernels import short_attention_triton as path
 
-    original = path.tile_of
-    path.tile_of = lambda *_: path.Tile(rows, warps)
+    original = path.choose_tile
+    path.choose_tile = lambda *_: path.Tile(rows, warps)
     try:
         yield
     finally:
-        path.tile_of = original
+        path.choose_tile = original
 
 
 def with_tile(rows: int, warps: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -330,7 +334,7 @@ def with_tile(rows: int, warps: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-            from ace_kernels import temporal_attention_triton as path
+            from ace_kernels import short_attention_triton as path
 
             saved = ctx.saved_tensors
             outs = tuple(torch.empty_like(x) for x in saved)

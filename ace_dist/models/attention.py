@@ -13,8 +13,12 @@ from functools import lru_cache
 from typing import Literal, cast
 
 import torch
-from ace_kernels import temporal_attention, temporal_attention_obstacle, temporal_attention_packed
-from ace_kernels.choice import choose
+from ace_kernels import (
+    choose,
+    temporal_attention,
+    temporal_attention_packed,
+    temporal_attention_unsupported_reason,
+)
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -152,7 +156,7 @@ def short_serves(device: torch.device, tokens: int, heads: int, width: int, dtyp
     The first use at a shape compiles the kernel and compares it with PyTorch's attention. When it does not compile or
     does not agree, general kernels serve the shape, and the reason is printed.
     """
-    if temporal_attention_obstacle(tokens, width, dtype):
+    if temporal_attention_unsupported_reason(tokens, width, dtype):
         return False  # beyond the limits: the choice that was printed says so
     found = disagreement(device, tokens, heads, width, dtype)
     what = f"sequences of {tokens} tokens, {heads} heads of {width} in {str(dtype).removeprefix('torch.')}"

@@ -1,7 +1,7 @@
-"""Owns the public operators: concept similarity (ACE Eq. 3) and its cross-entropy (Eq. 8), for one or many label sets.
+"""Concept similarity (ACE Eq. 3) and the cross-entropy on it (Eq. 8), for one label set or many: the public functions.
 
 Shapes: B videos, S phrases, P rows of a phrase table, C classes, R label sets, D embedding width. Phrases are grouped
-by class: class c owns the positions `offsets[c]:offsets[c + 1]`. Without `rows` position s is row s of the text table;
+by class: class c has the positions `offsets[c]:offsets[c + 1]`. Without `rows` position s is row s of the text table;
 with `rows` [S] it is row `rows[s]`, read in place: the gathered [S, D] matrix is never stored, and the gradient comes
 back in the shape of the table, zero in rows that no class uses.
 
@@ -12,17 +12,31 @@ again: that would be another loss (the class whose phrases agree would lose its 
 All arithmetic is float32 (float64 when an input is) whatever the input or autocast says; logits and losses come back
 in that type. A zero vector has no direction: its unit vector is defined as zero, so its cosine with anything is zero,
 and its gradient as zero.
+
+The way of a call: a public function checks shapes and joins label sets, `Concept` computes and differentiates, and the
+backend (`concept_torch` or `concept_triton`) does the arithmetic. A tracer sees the two registered operators instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ace_kernels import operators
-from ace_kernels.checks import KernelInputError, Table, check_labels, check_table
+from ace_kernels import concept_torch
+from ace_kernels.backend import KernelInputError, choose, is_plain, no_autocast, no_second_derivative
+from ace_kernels.concept_problem import (
+    Problem,
+    Saved,
+    check_labels,
+    check_positions,
+    check_table,
+    check_temperature,
+    check_values,
+)
 
 
 def concept_similarity(
@@ -42,11 +56,12 @@ def concept_similarity(
         [B, C] float32 logits `mean_k cos(video_b, text_ck) / temperature` (float64 for float64 input).
 
     Raises:
-        EmptyClass: a class owns no row.
-        KernelInputError: widths differ, offsets do not rise from 0 to S, rows or labels out of range, τ not positive.
+        KernelInputError: a class has no row, widths differ, offsets do not rise from 0 to S, rows or labels are out of
+            range, τ is not positive.
     """
-    check_table(video_BD, Table(text_SD, rows, class_offsets), temperature)
-    return operators.similarity(video_BD, text_SD, rows, class_offsets, temperature)
+    check_temperature(temperature)
+    check_table(video_BD, text_SD, rows, class_offsets)
+    return apply(Problem(video_BD, text_SD, rows, class_offsets, temperature))
 
 
 def concept_similarity_sets(
@@ -93,8 +108,8 @@ def concept_cross_entropy(
         class_offsets: [C+1] integers rising from 0 to S.
         labels_B: [B] class indices in [0, C). Checked on the device, without a host sync.
         temperature: τ, greater than 0.
-        shadow_text_SD: [S2, D] phrases of the shadow negatives, grouped by class. `None` leaves C classes, unless
-            `shadow_rows` picks the shadow negatives from `text_SD` too.
+        shadow_text_SD: [S2, D] phrases of the shadow negatives, grouped by class; joined to `text_SD` by a copy of
+            both. `None` leaves C classes, unless `shadow_rows` picks the shadow negatives from `text_SD` too.
         shadow_offsets: [C+1] offsets of the shadow phrases. Every class needs one or more.
         rows: [S] integers, the row of `text_SD` of every position.
         shadow_rows: [S2] integers, the row of `shadow_text_SD` (of `text_SD` when that is `None`).
@@ -103,18 +118,11 @@ def concept_cross_entropy(
         Scalar float32 (float64 for float64 input): `-1/B Σ_n log P(n, a, a⁻)`.
 
     Raises:
-        EmptyClass, KernelInputError: as in `concept_similarity`, and when only one shadow argument is given.
+        KernelInputError: as in `concept_similarity`, and when only one shadow argument is given.
     """
+    set_rows = None if rows is None else [rows]
     losses = concept_cross_entropy_sets(
-        video_BD,
-        text_SD,
-        [class_offsets],
-        labels_B,
-        temperature,
-        shadow_text_SD,
-        shadow_offsets,
-        None if rows is None else [rows],
-        shadow_rows,
+        video_BD, text_SD, [class_offsets], labels_B, temperature, shadow_text_SD, shadow_offsets, set_rows, shadow_rows
     )
     return losses.view(())  # not losses[0]: the backward of an index fills and copies
 
@@ -138,43 +146,34 @@ def concept_cross_entropy_sets(
     Returns:
         [R] losses.
     """
+    check_temperature(temperature)
     if not set_offsets or len({part.numel() for part in set_offsets}) != 1:
         raise KernelInputError(f"every set needs the same C+1 offsets, got {[part.numel() for part in set_offsets]}")
     offsets, rows = join_sets(set_offsets, set_rows)
-    check_table(video_BD, Table(text_PD, rows, offsets), temperature)
+    check_table(video_BD, text_PD, rows, offsets)
     check_labels(labels_B, video_BD)
     if (shadow_text_SD is None and shadow_rows is None) != (shadow_offsets is None):
         raise KernelInputError("shadow_text (or shadow_rows) and shadow_offsets must be given together")
     if shadow_offsets is not None:
-        if shadow_offsets.numel() != set_offsets[0].numel():
+        classes = set_offsets[0].numel() - 1
+        if shadow_offsets.numel() - 1 != classes:
             raise KernelInputError(
-                f"shadow_offsets describes {shadow_offsets.numel() - 1} classes, "
-                f"class_offsets {set_offsets[0].numel() - 1}"
+                f"shadow_offsets describes {shadow_offsets.numel() - 1} classes, class_offsets {classes}"
             )
         if shadow_text_SD is not None:
-            check_table(video_BD, Table(shadow_text_SD, shadow_rows, shadow_offsets, "shadow_text"), temperature)
-        else:  # classes of the same table, after those of the sets
-            if rows is None:
-                raise KernelInputError("shadow_rows without shadow_text needs rows too: both index into text")
-            assert shadow_rows is not None
-            offsets, rows = join_sets([offsets, shadow_offsets], [rows, shadow_rows])
-            shadow_offsets = shadow_rows = None
-            return operators.cross_entropy(
-                video_BD, text_PD, rows, offsets, None, None, None, labels_B, len(set_offsets), True, temperature
-            )
-    return operators.cross_entropy(
-        video_BD,
-        text_PD,
-        rows,
-        offsets,
-        shadow_text_SD,
-        shadow_rows,
-        shadow_offsets,
-        labels_B,
-        len(set_offsets),
-        shadow_offsets is not None,
-        temperature,
-    )
+            check_table(video_BD, shadow_text_SD, shadow_rows, shadow_offsets, "shadow_text")
+            if is_plain(video_BD):  # each table by itself: two errors could cancel in the joined one
+                check_positions(text_PD, rows, offsets)
+                check_positions(shadow_text_SD, shadow_rows, shadow_offsets, "shadow_text")
+            rows, shadow_rows = joined_rows(text_PD, rows, shadow_text_SD, shadow_rows)
+            text_PD = torch.cat([text_PD, shadow_text_SD])
+            shadow_offsets = shadow_offsets.to(offsets.device)
+        elif rows is None:
+            raise KernelInputError("shadow_rows without shadow_text needs rows too: both index into text")
+        both = None if rows is None or shadow_rows is None else [rows, shadow_rows]
+        offsets, rows = join_sets([offsets, shadow_offsets], both)
+    shadowed = shadow_offsets is not None
+    return apply(Problem(video_BD, text_PD, rows, offsets, temperature, labels_B, len(set_offsets), shadowed))
 
 
 def join_sets(set_offsets: Sequence[Tensor], set_rows: Sequence[Tensor] | None) -> tuple[Tensor, Tensor | None]:
@@ -188,3 +187,128 @@ def join_sets(set_offsets: Sequence[Tensor], set_rows: Sequence[Tensor] | None) 
         parts.append(part[1:] + base)
         base = base + part[-1]
     return torch.cat(parts), None if set_rows is None else torch.cat(list(set_rows))
+
+
+def joined_rows(
+    text: Tensor, rows: Tensor | None, shadow: Tensor, shadow_rows: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Rows of two tables as rows of one that holds the first and then the second; None when both are in order."""
+    if rows is None and shadow_rows is None:
+        return None, None
+    given = rows if rows is not None else shadow_rows
+    assert given is not None
+    if rows is None:
+        rows = torch.arange(text.shape[0], device=given.device)
+    if shadow_rows is None:
+        shadow_rows = torch.arange(shadow.shape[0], device=given.device)
+    return rows, shadow_rows.to(rows.device) + text.shape[0]
+
+
+def apply(problem: Problem) -> Tensor:
+    """Logits [B, N] or losses [R], differentiable in the videos and the table."""
+    if is_plain(problem.video_BD):
+        check_values(problem)
+    outcome: Tensor = Concept.apply(*problem)
+    return outcome
+
+
+class Concept(torch.autograd.Function):
+    """The operator. (A separate `setup_context` would cost 50 µs of `inspect` a call.)"""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        video, text, rows, offsets, ctx.temperature, labels, ctx.sets, ctx.shadowed = arguments
+        outcome, *saved = (compute if is_plain(video) else concept_op)(*arguments)
+        ctx.save_for_backward(video, text, rows, offsets, labels, *saved)
+        return outcome
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of videos and table. The registered operator, which refuses second derivatives, serves those."""
+        video, text, rows, offsets, labels, *saved = ctx.saved_tensors
+        (grad,), needs = grads, list(ctx.needs_input_grad[:2])
+        call = compute_gradients if is_plain(video) and not torch.is_grad_enabled() else gradients_op
+        video_grad, text_grad = call(
+            grad, *saved, needs, video, text, rows, offsets, ctx.temperature, labels, ctx.sets, ctx.shadowed
+        )
+        return video_grad if needs[0] else None, text_grad if needs[1] else None, None, None, None, None, None, None
+
+
+def backend_module(video_BD: Tensor) -> ModuleType:
+    """The module that computes on the device of the videos: `forward` and `gradients`."""
+    if choose(video_BD.device) == "torch":
+        return concept_torch
+    from ace_kernels import concept_triton  # imported late: a machine without CUDA needs no triton
+
+    return concept_triton
+
+
+def compute(*arguments: Any) -> tuple[Tensor, ...]:
+    """The outcome of a `Problem`, and the fields of `Saved`."""
+    problem = Problem(*arguments)
+    with no_autocast(problem.video_BD.device.type):
+        outcome, saved = backend_module(problem.video_BD).forward(problem)
+    return outcome, *saved
+
+
+def compute_gradients(grad: Tensor, *arguments: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of videos and table, None where `needs` says no: of a grad, `Saved`, needs and a `Problem`."""
+    saved, needs, problem = Saved(*arguments[:4]), arguments[4], Problem(*arguments[5:])
+    with no_autocast(problem.video_BD.device.type):
+        found: tuple[Tensor | None, Tensor | None] = backend_module(problem.video_BD).gradients(
+            problem, saved, grad, needs
+        )
+    return found
+
+
+# What a tracer sees. Only the two operators are registered, not their derivative: `Concept` is traced through.
+PROBLEM = (
+    "Tensor video, Tensor text, Tensor? rows, Tensor offsets, float temperature, Tensor? labels, int sets, "
+    "bool shadowed"
+)
+SAVED = "Tensor means, Tensor inverse_norms, Tensor weights, Tensor shadow_weights"
+
+
+@torch.library.custom_op(
+    "ace_kernels::concept", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+def concept_op(*arguments: Any) -> tuple[Tensor, ...]:
+    """`compute`, with the values checked when the traced program runs."""
+    check_values(Problem(*arguments))
+    return compute(*arguments)
+
+
+@concept_op.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    problem = Problem(*arguments)
+    (batch, width), sets, labelled = problem.video_BD.shape, problem.sets, problem.labels_B is not None
+    shapes = (
+        (sets,) if labelled else (batch, problem.means),
+        (problem.means, width),
+        (batch,),
+        (batch, sets * problem.classes) if labelled else (0,),
+        (batch, sets) if problem.shadowed else (0,),
+    )
+    return tuple(problem.video_BD.new_empty(shape, dtype=problem.wide) for shape in shapes)
+
+
+@torch.library.custom_op(
+    "ace_kernels::concept_gradients",
+    mutates_args=(),
+    schema=f"(Tensor grad, {SAVED}, bool[] needs, {PROBLEM}) -> (Tensor, Tensor)",
+)
+def gradients_op(*arguments: Any) -> tuple[Tensor, ...]:
+    """`compute_gradients`, with an empty tensor where no gradient is needed."""
+    return tuple(arguments[0].new_empty(0) if found is None else found for found in compute_gradients(*arguments))
+
+
+@gradients_op.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    grad, needs, inputs = arguments[0], arguments[5], arguments[6:8]
+    return tuple(
+        torch.empty_like(x, memory_format=torch.contiguous_format) if needed else grad.new_empty(0)
+        for x, needed in zip(inputs, needs, strict=True)
+    )
+
+
+gradients_op.register_autograd(no_second_derivative)

@@ -14,7 +14,7 @@ from ace_kernels import (
 from kernel_reference import INTERPRETING, gradients_of, logits_of, loss_of, offsets_of, unit64, unit_plain
 
 CUDA = torch.cuda.is_available()
-REGIMES = ["small", "large", "tensor_cores", "chunked"] if INTERPRETING or CUDA else ["small"]
+REGIMES = ["small", "large", "tensor_cores"] if INTERPRETING or CUDA else ["small"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Even, ragged, one class, one synonym each; widths that are and are not powers of two; one video.
 SHAPES = [(4, (3, 3, 3), 16), (5, (1, 7, 2, 20), 13), (1, (2, 1), 33), (3, (4,), 20), (17, (1,) * 18, 24)]
@@ -44,16 +44,12 @@ def problem(batch, sizes, width, kind, dtype, device):
 def regime(request, monkeypatch):
     """Send small inputs down every route of the Triton implementation; plain torch has one."""
     if os.environ["ACE_KERNELS"] == "triton":
-        from ace_kernels import layout, triton_path
+        from ace_kernels import concept_triton
 
         if request.param in ("large", "tensor_cores"):
-            monkeypatch.setattr(triton_path, "INLINE_VIDEOS", 0)
+            monkeypatch.setattr(concept_triton, "INLINE_VIDEOS", 0)
         if request.param == "tensor_cores":
-            monkeypatch.setattr(triton_path, "TENSOR_CORE_PRODUCTS", 0)
-        if request.param == "chunked":
-            for module in (layout, triton_path):
-                monkeypatch.setattr(module, "CHUNK", 4)
-        layout.cached.cache_clear()
+            monkeypatch.setattr(concept_triton, "TENSOR_CORE_PRODUCTS", 0)
     return request.param
 
 
@@ -64,7 +60,7 @@ def regime(request, monkeypatch):
         for regime in REGIMES
         for dtype in DTYPES
         for kind in ("random", "peaked", "equal")
-        # Every dtype and kind of input on the routes with arithmetic of their own; one of each on the other two.
+        # Every dtype and kind of input on the routes with arithmetic of their own; one of each on the other.
         if regime in ("small", "tensor_cores") or (dtype, kind) in ((DTYPES[0], "random"), (DTYPES[1], "peaked"))
     ],
     indirect=["regime"],
@@ -102,10 +98,10 @@ def test_error_is_at_most_that_of_the_plain_formula(regime, dtype, kind, device)
 
 
 def test_thousands_of_synonyms(device):
-    """Classes of one and of thousands weigh the same; the long one takes several programs and a second stage."""
-    sizes = (2500, 1, 3)
+    """Classes of one and of thousands weigh the same, as do their gradients."""
+    sizes = (3000, 1, 3)
     (video, text, _), labels, _ = problem(3, sizes, 16, "random", torch.float32, device)
-    text[:2500] = text[0]  # equal phrases: where sums of one after the other drift furthest
+    text[:3000] = text[0]  # equal phrases: where sums of one after the other drift furthest
     ours = concept_similarity(video, text, offsets_of(sizes), 0.01)
     exact = logits_of(video.double(), text.double(), sizes, 0.01, unit64)
     assert (ours.double() - exact).abs().max() <= LOGIT_EPSILON / 0.01
@@ -229,18 +225,20 @@ def test_more_than_2_to_31_elements(device):
 
 
 def test_registered_operators_pass_opcheck(device):
-    """Schema, fake implementation, autograd registration and AOT dispatch of the operators."""
-    video, text = (torch.randn(n, 8, device=device, requires_grad=True) for n in (3, 6))
-    offsets, labels = offsets_of((2, 1, 3)), torch.tensor([0, 1, 2], device=device)
+    """Schema, fake implementation and AOT dispatch, of the outcome and of the gradients."""
+    video, text = (torch.randn(n, 8, device=device) for n in (3, 6))
+    offsets, labels = offsets_of((2, 1, 1, 2)), torch.tensor([0, 1, 0], device=device)
     rows = torch.tensor([0, 1, 5, 2, 2, 4])
     operators = torch.ops.ace_kernels
-    torch.library.opcheck(operators.similarity, (video, text, None, offsets, 0.05))
-    torch.library.opcheck(operators.similarity, (video, text, rows, offsets, 0.05))
-    arguments = (video, text, None, offsets, text, rows, offsets, labels, 1, True, 0.05)
-    torch.library.opcheck(operators.cross_entropy, arguments)
-    torch.library.opcheck(
-        operators.cross_entropy, (video, text, rows, offsets, None, None, None, labels, 1, False, 0.05)
-    )
+    for problem in (
+        (video, text, None, offsets, 0.05, None, 1, False),
+        (video, text, rows, offsets, 0.05, labels, 1, False),
+        (video, text, rows, offsets, 0.05, labels, 2, False),
+        (video, text, None, offsets, 0.05, labels, 1, True),
+    ):
+        torch.library.opcheck(operators.concept, problem)
+        outcome, *saved = operators.concept(*problem)
+        torch.library.opcheck(operators.concept_gradients, (torch.randn_like(outcome), *saved, [True, False], *problem))
 
 
 def test_compiled_equals_eager(device):

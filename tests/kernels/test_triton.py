@@ -30,26 +30,26 @@ def training_step(device, labels=None):
 
 def test_training_takes_three_launches(device, monkeypatch):
     """Means, logits with losses, gradients: forward and backward in three (the issue allows four)."""
-    from ace_kernels import triton_path
+    from ace_kernels import backend
 
-    names, launch = [], triton_path.launch
+    names, launch = [], backend.launch
 
     def counting(kernel, *rest, **arguments):
         names.append(getattr(kernel, "fn", kernel).__name__)
         launch(kernel, *rest, **arguments)
 
-    monkeypatch.setattr(triton_path, "launch", counting)
+    monkeypatch.setattr(backend, "launch", counting)
     training_step(device)
     assert names == ["means_kernel", "logits_kernel", "row_gradients_kernel"]
 
 
 def test_sixteen_bit_products_are_upcast_by_the_interpreter(device, monkeypatch):
     """The interpreter multiplies the bit patterns of bfloat16 and says nothing: errors of 1e11 without the upcast."""
-    from ace_kernels import triton_path
+    from ace_kernels import concept_triton
 
-    monkeypatch.setattr(triton_path, "TENSOR_CORE_PRODUCTS", 0)
+    monkeypatch.setattr(concept_triton, "TENSOR_CORE_PRODUCTS", 0)
     video, text = (torch.randn(n, 40, device=device).bfloat16() for n in (6, 9))
-    plan = triton_path.plan_of(video, (triton_path.Table(text, None, offsets_of((4, 5))),))
+    plan = concept_triton.build_plan(concept_triton.Problem(video, text, None, offsets_of((4, 5)), 0.01))
     assert plan.split and plan.precision == "bf16"
     assert plan.gradient_dot == (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     found = concept_similarity(video, text, offsets_of((4, 5)), 0.01)
@@ -58,18 +58,14 @@ def test_sixteen_bit_products_are_upcast_by_the_interpreter(device, monkeypatch)
     assert (found.double() - exact).abs().max() < 100 * 2**-16
 
 
-def test_layouts_from_device_tensors_equal_those_from_the_cpu(device):
-    """Chunks and uses are computed by the same tensor code on either side."""
-    from ace_kernels.layout import CHUNK, chunks, uses
+def test_uses_of_a_table_row_come_in_the_order_of_their_positions(device):
+    """Classes that use each row, for the gradient that reads the table row by row."""
+    from ace_kernels.concept_triton import row_uses
 
-    sizes = [1, 3 * CHUNK, CHUNK, CHUNK + 1, 2]
-    offsets = offsets_of(sizes).to(device)
-    programs = len(sizes) + sum(sizes) // CHUNK
-    owner, start = (part.tolist() for part in chunks(offsets, programs))
-    assert start == [0, 1, 4, 5, 7, 8]
-    assert owner == [0, 1, 1, 1, 2, 3, 3, 4, 4, 4][:programs]
-    owners, starts = uses(offsets_of((2, 3)).to(device), torch.tensor([3, 0, 3, 1, 3], device=device), 5)
-    assert owners.tolist() == [0, 1, 0, 1, 1] and starts.tolist() == [0, 1, 2, 2, 5, 5]
+    index = torch.tensor([3, 0, 3, 1, 3])
+    for place in ("cpu", device):
+        owners, starts = row_uses(offsets_of((2, 3)).to(place), index.to(place), 5, device)
+        assert owners.tolist() == [0, 1, 0, 1, 1] and starts.tolist() == [0, 1, 2, 2, 5, 5]
 
 
 @pytest.mark.gpu

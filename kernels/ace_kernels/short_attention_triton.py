@@ -1,23 +1,34 @@
-"""Owns the Triton kernels of attention over short sequences: one forward, one backward.
+"""Attention over short sequences in Triton: one kernel forward, one backward, and their launches.
 
 A program holds one tile: `PACK` whole sequences of `FRAMES` tokens under each other for one head, padded to `ROWS`
 rows. Scores of a tile are [ROWS, ROWS]; a row sees the columns of its own sequence. Padding rows see one another, are
 zeros, and are never stored, so that no row is without a column and nothing is divided by zero.
 
-Softmax and sums are float32. Nothing is added by atomics: equal inputs give equal bits.
+Softmax and sums are float32. Nothing is added by atomics: equal inputs give equal bits. Sizes follow from the shapes by
+rule, not by timing: `triton.autotune` cannot run in the interpreter and would make the first steps of a job differ.
+`benchmarks/bench_attention.py --sweep` times others.
 """
 # Arguments of a kernel are pointers, sizes and compile-time numbers; their types are those of the launch.
 # ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def, misc, no-untyped-call, untyped-decorator"
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from ace_kernels import backend
+from ace_kernels.backend import INTERPRETED
+
+NUMBERS_OF_A_WARP = {"forward": 2048, "backward": 1024}  # 16-bit numbers of one tile (float32: half) a warp holds
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def rows_of(
+def tile_rows(
     program, sequences, inner,
     HEADS: tl.constexpr, FRAMES: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr, NESTED: tl.constexpr,
 ):  # fmt: skip
@@ -35,7 +46,9 @@ def rows_of(
 
 
 @triton.jit
-def places_of(head, outer, within, frame, stride_outer, stride_inner, stride_frame, stride_head, BLOCK_D: tl.constexpr):
+def tile_places(
+    head, outer, within, frame, stride_outer, stride_inner, stride_frame, stride_head, BLOCK_D: tl.constexpr
+):  # fmt: skip
     """Offsets [ROWS, BLOCK_D] of the rows of a tile in a tensor whose last axis is contiguous."""
     start = outer * stride_outer + within * stride_inner + frame * stride_frame + head.to(tl.int64) * stride_head
     return start[:, None] + tl.arange(0, BLOCK_D)[None, :]
@@ -81,16 +94,18 @@ def forward_kernel(
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """softmax(scale · q k') v of one tile."""
-    head, outer, within, frame, exists = rows_of(tl.program_id(0), sequences, inner, HEADS, FRAMES, PACK, ROWS, NESTED)
-    q_places = places_of(head, outer, within, frame, q_outer, q_inner, q_frame, q_head, BLOCK_D)
-    k_places = places_of(head, outer, within, frame, k_outer, k_inner, k_frame, k_head, BLOCK_D)
-    v_places = places_of(head, outer, within, frame, v_outer, v_inner, v_frame, v_head, BLOCK_D)
+    head, outer, within, frame, exists = tile_rows(
+        tl.program_id(0), sequences, inner, HEADS, FRAMES, PACK, ROWS, NESTED
+    )
+    q_places = tile_places(head, outer, within, frame, q_outer, q_inner, q_frame, q_head, BLOCK_D)
+    k_places = tile_places(head, outer, within, frame, k_outer, k_inner, k_frame, k_head, BLOCK_D)
+    v_places = tile_places(head, outer, within, frame, v_outer, v_inner, v_frame, v_head, BLOCK_D)
     q_tile = load_tile(q, q_places, exists, WIDTH, BLOCK_D, UPCAST)
     k_tile = load_tile(k, k_places, exists, WIDTH, BLOCK_D, UPCAST)
     v_tile = load_tile(v, v_places, exists, WIDTH, BLOCK_D, UPCAST)
     p = probabilities(q_tile, k_tile, scale, FRAMES, ROWS, PRECISION)
     result = tl.dot(p.to(v_tile.dtype), v_tile, input_precision=PRECISION)
-    places = places_of(head, outer, within, frame, out_outer, out_inner, out_frame, out_head, BLOCK_D)
+    places = tile_places(head, outer, within, frame, out_outer, out_inner, out_frame, out_head, BLOCK_D)
     store_tile(out, places, exists, result, WIDTH, BLOCK_D)
 
 
@@ -108,11 +123,13 @@ def backward_kernel(
 
     dV = P' dO;  dP = dO V';  dS = P ∘ (dP - rowsum(P ∘ dP));  dQ = scale · dS K;  dK = scale · dS' Q.
     """
-    head, outer, within, frame, exists = rows_of(tl.program_id(0), sequences, inner, HEADS, FRAMES, PACK, ROWS, NESTED)
-    q_places = places_of(head, outer, within, frame, q_outer, q_inner, q_frame, q_head, BLOCK_D)
-    k_places = places_of(head, outer, within, frame, k_outer, k_inner, k_frame, k_head, BLOCK_D)
-    v_places = places_of(head, outer, within, frame, v_outer, v_inner, v_frame, v_head, BLOCK_D)
-    g_places = places_of(head, outer, within, frame, grad_outer, grad_inner, grad_frame, grad_head, BLOCK_D)
+    head, outer, within, frame, exists = tile_rows(
+        tl.program_id(0), sequences, inner, HEADS, FRAMES, PACK, ROWS, NESTED
+    )
+    q_places = tile_places(head, outer, within, frame, q_outer, q_inner, q_frame, q_head, BLOCK_D)
+    k_places = tile_places(head, outer, within, frame, k_outer, k_inner, k_frame, k_head, BLOCK_D)
+    v_places = tile_places(head, outer, within, frame, v_outer, v_inner, v_frame, v_head, BLOCK_D)
+    g_places = tile_places(head, outer, within, frame, grad_outer, grad_inner, grad_frame, grad_head, BLOCK_D)
     q_tile = load_tile(q, q_places, exists, WIDTH, BLOCK_D, UPCAST)
     k_tile = load_tile(k, k_places, exists, WIDTH, BLOCK_D, UPCAST)
     g_tile = load_tile(grad, g_places, exists, WIDTH, BLOCK_D, UPCAST)
@@ -121,19 +138,80 @@ def backward_kernel(
     p = probabilities(q_tile, k_tile, scale, FRAMES, ROWS, PRECISION)
     if NEEDS_V:
         dv_tile = tl.dot(tl.trans(p.to(g_tile.dtype)), g_tile, input_precision=PRECISION)
-        places = places_of(head, outer, within, frame, dv_outer, dv_inner, dv_frame, dv_head, BLOCK_D)
+        places = tile_places(head, outer, within, frame, dv_outer, dv_inner, dv_frame, dv_head, BLOCK_D)
         store_tile(dv, places, exists, dv_tile, WIDTH, BLOCK_D)
     if NEEDS_Q or NEEDS_K:
         dp = tl.dot(g_tile, tl.trans(v_tile), input_precision=PRECISION)
         ds = (p * (dp - tl.sum(p * dp, 1)[:, None]) * scale).to(q_tile.dtype)
         if NEEDS_Q:
             dq_tile = tl.dot(ds, k_tile, input_precision=PRECISION)
-            places = places_of(head, outer, within, frame, dq_outer, dq_inner, dq_frame, dq_head, BLOCK_D)
+            places = tile_places(head, outer, within, frame, dq_outer, dq_inner, dq_frame, dq_head, BLOCK_D)
             store_tile(dq, places, exists, dq_tile, WIDTH, BLOCK_D)
         if NEEDS_K:
             dk_tile = tl.dot(tl.trans(ds), q_tile, input_precision=PRECISION)
-            places = places_of(head, outer, within, frame, dk_outer, dk_inner, dk_frame, dk_head, BLOCK_D)
+            places = tile_places(head, outer, within, frame, dk_outer, dk_inner, dk_frame, dk_head, BLOCK_D)
             store_tile(dk, places, exists, dk_tile, WIDTH, BLOCK_D)
 
 
-INTERPRETED = not isinstance(forward_kernel, triton.runtime.JITFunction)
+class Tile(NamedTuple):
+    """Rows of a program's tile, and the warps that hold it."""
+
+    rows: int
+    warps: int
+
+
+def choose_tile(tokens: int, width: int, size: int, direction: str) -> Tile:
+    """The tile for sequences of `tokens` tokens, heads of `width` numbers of `size` bytes.
+
+    The least rows that hold a sequence, so that few scores are masked; as few warps as registers allow, because within
+    one warp reductions and transposes need no barrier. Instructions per sequence and head grow by half with twice the
+    warps (compiled for sm_90: the table in kernels/README.md).
+    """
+    rows = 16 if tokens <= 16 else 32
+    numbers = rows * triton.next_power_of_2(max(16, width)) * size // 2
+    return Tile(rows, max(1, numbers // NUMBERS_OF_A_WARP[direction]))
+
+
+def start(kernel: Any, direction: str, tensors: dict[str, Tensor], scale: float, **flags: bool) -> None:
+    """Launch a kernel over all tiles and heads; `tensors` by the name of their argument."""
+    q = tensors["q"]
+    tokens, heads, width = q.shape[-3:]
+    sequences = q.numel() // (tokens * heads * width)
+    tile = choose_tile(tokens, width, q.element_size(), direction)
+    pack = tile.rows // tokens
+    nested = any(x.ndim == 5 and x.shape[0] > 1 and x.stride(0) != x.shape[1] * x.stride(1) for x in tensors.values())
+    arguments: dict[str, Any] = {}
+    for name, x in tensors.items():
+        outer, inner = (x.stride(0), x.stride(1)) if nested else (x.stride(-4), 0)
+        arguments |= {
+            name: x, f"{name}_outer": outer, f"{name}_inner": inner,
+            f"{name}_frame": x.stride(-3), f"{name}_head": x.stride(-2),
+        }  # fmt: skip
+    backend.launch(
+        kernel, (triton.cdiv(sequences, pack) * heads,), tile.warps, False, **arguments, **flags,
+        sequences=sequences, inner=q.shape[1] if nested else 1, scale=scale,
+        HEADS=heads, FRAMES=tokens, PACK=pack, ROWS=tile.rows, NESTED=nested, WIDTH=width,
+        BLOCK_D=triton.next_power_of_2(max(16, width)), UPCAST=INTERPRETED,
+        # Three TF32 products keep float32's digits; in IEEE float32 the tiles would be multiplied outside tensor cores.
+        PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee",
+    )  # fmt: skip
+
+
+def dense(x: Tensor) -> Tensor:
+    """The tensor, copied if its last axis is not contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
+    """Write softmax(scale · q k') v of every sequence and head into `out`."""
+    start(forward_kernel, "forward", {"q": dense(q), "k": dense(k), "v": dense(v), "out": out}, scale)
+
+
+def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, outs: Sequence[Tensor | None]) -> None:
+    """Write the gradients of q, k and v into `outs`, where it is not None."""
+    tensors = {"q": dense(q), "k": dense(k), "v": dense(v), "grad": dense(grad)}
+    needs = {}
+    for name, out in zip(("q", "k", "v"), outs, strict=True):
+        needs[f"NEEDS_{name.upper()}"] = out is not None
+        tensors[f"d{name}"] = tensors[name] if out is None else out  # an argument that the kernel does not touch
+    start(backward_kernel, "backward", tensors, scale, **needs)

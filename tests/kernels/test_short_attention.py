@@ -4,7 +4,12 @@ import os
 
 import pytest
 import torch
-from ace_kernels import KernelInputError, temporal_attention, temporal_attention_obstacle, temporal_attention_packed
+from ace_kernels import (
+    KernelInputError,
+    temporal_attention,
+    temporal_attention_packed,
+    temporal_attention_unsupported_reason,
+)
 from kernel_reference import INTERPRETING, gradients_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -156,14 +161,15 @@ def test_equal_inputs_give_equal_bits(device):
 
 
 def test_registered_operators_pass_opcheck(device):
-    """Schema, fake implementation with its strides, autograd registration and AOT dispatch."""
+    """Schema, fake implementation with its strides and AOT dispatch, of the output and of the gradients."""
     operators = torch.ops.ace_kernels
-    qkv = torch.randn(3, 5, 3, 2, 16, device=device, requires_grad=True)
-    torch.library.opcheck(operators.temporal_attention_packed, (qkv, 0.25))
-    frames_first = torch.randn(2, 5, 3, 3, 2, 16, device=device).transpose(1, 2).requires_grad_()
-    torch.library.opcheck(operators.temporal_attention_packed, (frames_first, 0.25))
-    q, k, v = (torch.randn(3, 5, 2, 16, device=device, requires_grad=True) for _ in range(3))
-    torch.library.opcheck(operators.temporal_attention, (q, k, v.detach(), 0.25))
+    qkv = torch.randn(3, 5, 3, 2, 16, device=device)
+    frames_first = torch.randn(2, 5, 3, 3, 2, 16, device=device).transpose(1, 2)
+    for inputs in ([qkv], [frames_first], list(qkv.unbind(2))):
+        torch.library.opcheck(operators.temporal_attention, (inputs, 0.25))
+        out = operators.temporal_attention(inputs, 0.25)
+        needs = [place != 1 for place in range(len(inputs))]
+        torch.library.opcheck(operators.temporal_attention_gradients, (torch.randn_like(out), inputs, 0.25, needs))
 
 
 def test_compiled_equals_eager(device):
@@ -225,9 +231,9 @@ def test_wrong_arguments_name_what_is_wrong(device):
     ],
 )
 def test_beyond_the_limits_triton_refuses_and_torch_computes(shape, dtype, words, device):
-    """`temporal_attention_obstacle` says beforehand what the kernels would refuse."""
-    assert words in (temporal_attention_obstacle(shape[1], shape[-1], dtype) or "")
-    assert temporal_attention_obstacle(32, 64, torch.float32) is None
+    """`temporal_attention_unsupported_reason` says beforehand what the kernels would refuse."""
+    assert words in (temporal_attention_unsupported_reason(shape[1], shape[-1], dtype) or "")
+    assert temporal_attention_unsupported_reason(32, 64, torch.float32) is None
     qkv = torch.randn(shape, device=device).to(dtype)
     if on_triton():
         with pytest.raises(KernelInputError, match=words):
@@ -241,15 +247,15 @@ def test_one_launch_each_way(device, monkeypatch):
     """Forward is one kernel, backward is one, and neither is joined by a copy of q, k, v or their gradients."""
     if not on_triton():
         pytest.skip("counts launches of the Triton kernels")
-    from ace_kernels import triton_path
+    from ace_kernels import backend
 
-    launches, launch = [], triton_path.launch
+    launches, launch = [], backend.launch
 
     def counting(kernel, *rest, **arguments):
         launches.append((getattr(kernel, "fn", kernel).__name__, arguments))
         launch(kernel, *rest, **arguments)
 
-    monkeypatch.setattr(triton_path, "launch", counting)
+    monkeypatch.setattr(backend, "launch", counting)
     qkv = torch.randn(3, 8, 3, 2, 64, device=device, requires_grad=True)
     out = temporal_attention_packed(qkv)
     (grad,) = torch.autograd.grad(out, qkv, torch.randn_like(out))
@@ -262,9 +268,9 @@ def test_sixteen_bit_products_are_upcast_by_the_interpreter(device):
     """The interpreter multiplies the bit patterns of bfloat16 and says nothing: the tiles are widened there alone."""
     if not on_triton():
         pytest.skip("about the Triton kernels")
-    from ace_kernels import temporal_attention_kernels
+    from ace_kernels import short_attention_triton
 
-    assert INTERPRETING == temporal_attention_kernels.INTERPRETED
+    assert INTERPRETING == short_attention_triton.INTERPRETED
     qkv = problem((2, 8, 1, 64), "peaked", torch.bfloat16, device)
     assert (temporal_attention_packed(qkv).double() - packed_formula(qkv.double())).abs().max() < 0.05
 

@@ -1,7 +1,7 @@
-"""Owns the plain-torch implementation: prototype algebra with hand-written gradients, fast on a CPU.
+"""The concept operators in plain torch: prototype algebra with hand-written gradients, fast on a CPU.
 
-Shapes: B videos, S positions, P table rows, N class means over all tables (R·C of the label sets, then C of the shadow
-negatives), D width. Everything is computed in `wide_type`: float32, or float64 when an input is float64.
+Shapes: B videos, S positions, P table rows, N class means (R·C of the label sets, then C of the shadow negatives),
+D width. Everything is computed in `Problem.wide`: float32, or float64 when an input is float64.
 
 On a CPU a table is read once: a block of rows that fits the cache is normed and then averaged by `embedding_bag`, which
 gathers and weighs rows without storing them. On other devices nothing waits for the device.
@@ -17,87 +17,60 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from ace_kernels.checks import Table, class_sizes
+from ace_kernels.concept_problem import Problem, Saved, class_sizes
 
 BAG = 32  # rows added one after the other in float32; longer classes are summed in two levels, each this short or so
 BLOCK_ELEMENTS = 2**18  # 1 MiB of float32: half of an EPYC core's L2 cache, so that a block is read from memory once
 
 
-def wide_type(tables: tuple[Table, ...], video_BD: Tensor) -> torch.dtype:
-    """The type of the arithmetic: float64 when any input is, else float32."""
-    wide = any(rows.dtype == torch.float64 for rows in (video_BD, *(table.rows_PD for table in tables)))
-    return torch.float64 if wide else torch.float32
+def forward(problem: Problem) -> tuple[Tensor, Saved]:
+    """Logits [B, N], or losses [R] with their derivatives in the logits."""
+    video_BD, wide = problem.video_BD, problem.wide
+    means_ND, inverse_B = class_means(problem), inverse_norms(video_BD, wide)
+    logits_BN = (video_BD.to(wide) * inverse_B[:, None]) @ means_ND.T / problem.temperature
+    nothing = logits_BN.new_empty(0)
+    if problem.labels_B is None:
+        return logits_BN, Saved(means_ND, inverse_B, nothing, nothing.clone())
+    losses_R, weights_BN, shadow_BR = losses(logits_BN, problem.labels_B.long(), problem.sets, problem.shadowed)
+    return losses_R, Saved(means_ND, inverse_B, weights_BN, nothing if shadow_BR is None else shadow_BR)
 
 
-def similarity(video_BD: Tensor, tables: tuple[Table, ...], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [B, N], and for the backward the class means [N, D] and the inverse norms of the videos [B]."""
-    wide = wide_type(tables, video_BD)
-    means_ND = torch.cat([class_means(table, wide) for table in tables]) if len(tables) > 1 else (
-        class_means(tables[0], wide)
-    )  # fmt: skip
-    inverse_B = inverse_norms(video_BD, wide)
-    return (video_BD.to(wide) * inverse_B[:, None]) @ means_ND.T / temperature, means_ND, inverse_B
-
-
-def cross_entropy(
-    video_BD: Tensor, tables: tuple[Table, ...], labels_B: Tensor, sets: int, shadowed: bool, temperature: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses [R]; derivatives of B·loss in the logits, [B, R·C] and [B, R] (shadow); means; inverse norms."""
-    logits_BN, means_ND, inverse_B = similarity(video_BD, tables, temperature)
-    classes = means_ND.shape[0] // (sets + shadowed)
-    labels_B = labels_B.long()
+def losses(logits_BN: Tensor, labels_B: Tensor, sets: int, shadowed: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Losses [R]; derivatives of B·loss in the logits of the sets, [B, R·C], and of the shadow negatives, [B, R]."""
+    classes = logits_BN.shape[1] // (sets + shadowed)
     logits_BRC = logits_BN[:, : sets * classes].reshape(-1, sets, classes)
     own_BR1 = labels_B[:, None, None].expand(-1, sets, 1)
     true_BR = logits_BRC.gather(2, own_BR1).squeeze(2)
     lse_BR = logits_BRC.logsumexp(2)
-    shadow_BR = logits_BRC.new_empty(0)
+    shadow_BR = None
     if shadowed:
         shadow_B1 = logits_BN[:, sets * classes :].gather(1, labels_B[:, None])
         lse_BR = torch.logaddexp(lse_BR, shadow_B1)
         shadow_BR = (shadow_B1 - lse_BR).exp()
     weights_BRC = (logits_BRC - lse_BR[:, :, None]).exp_()
     weights_BRC.scatter_add_(2, own_BR1, weights_BRC.new_full((1, 1, 1), -1.0).expand_as(own_BR1))
-    return (lse_BR - true_BR).mean(0), weights_BRC.flatten(1), shadow_BR, means_ND, inverse_B
+    return (lse_BR - true_BR).mean(0), weights_BRC.flatten(1), shadow_BR
 
 
-def gradients(
-    weights_BN: Tensor,
-    shadow_BR: Tensor | None,
-    labels_B: Tensor | None,
-    scales_R: Tensor | None,
-    factor: float,
-    video_BD: Tensor,
-    tables: tuple[Table, ...],
-    means_ND: Tensor,
-    inverse_B: Tensor,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of the videos and of every table, each where `needs` says so.
-
-    Args:
-        weights_BN: derivative of the outcome in each logit of the sets, before `scales_R` (per set) and `factor`.
-        shadow_BR: the same for the shadow logit of each video's own class, or None.
-        labels_B: own classes; used with `shadow_BR`.
-        scales_R: gradient of each set's loss, or None for 1.
-        factor: what all weights are multiplied by: 1/τ, over B for a mean loss.
-        video_BD, tables, means_ND, inverse_B: as in the forward.
-        needs: for the videos and for each table.
-    """
+def gradients(problem: Problem, saved: Saved, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the videos and of the table, each where `needs` says so, from that of the outcome."""
+    video_BD, means_ND, inverse_B = problem.video_BD, saved.means_ND, saved.inverse_B
+    weights_BN, scales_R, factor = problem.logit_gradient(saved, grad)
     if scales_R is not None:
         weights_BN = (weights_BN.unflatten(1, (len(scales_R), -1)) * scales_R[:, None]).flatten(1)
-    dense = weights_BN.to(means_ND.dtype)
-    if shadow_BR is not None and labels_B is not None:
+    weights_BN = weights_BN.to(means_ND.dtype)
+    if problem.shadowed and problem.labels_B is not None:
+        shadow_BR = saved.shadow_weights_BR
         own_B1 = (shadow_BR if scales_R is None else shadow_BR * scales_R).sum(1, keepdim=True)
-        shadow_BC = own_B1.new_zeros(len(own_B1), means_ND.shape[0] - dense.shape[1])
-        dense = torch.cat([dense, shadow_BC.scatter_(1, labels_B.long()[:, None], own_B1)], 1)
+        shadow_BC = own_B1.new_zeros(len(own_B1), problem.classes)
+        weights_BN = torch.cat([weights_BN, shadow_BC.scatter_(1, problem.labels_B.long()[:, None], own_B1)], 1)
     unit_BD = video_BD.to(means_ND.dtype) * inverse_B[:, None]
-    results: list[Tensor | None] = [None]
+    video_grad = text_grad = None
     if needs[0]:
-        results[0] = through_norm(unit_BD, inverse_B, dense @ means_ND * factor).to(video_BD.dtype)
-    mean_grads = (dense.T @ unit_BD * factor if any(needs[1:]) else means_ND).split([t.classes for t in tables])
-    for table, grads_CD, needed in zip(tables, mean_grads, needs[1:], strict=True):
-        results.append(table_gradient(table, grads_CD) if needed else None)
-    return tuple(results)
+        video_grad = through_norm(unit_BD, inverse_B, weights_BN @ means_ND * factor).to(video_BD.dtype)
+    if needs[1]:
+        text_grad = table_gradient(problem, weights_BN.T @ unit_BD * factor)
+    return video_grad, text_grad
 
 
 def through_norm(unit: Tensor, inverse: Tensor, grad: Tensor) -> Tensor:
@@ -106,36 +79,36 @@ def through_norm(unit: Tensor, inverse: Tensor, grad: Tensor) -> Tensor:
     return torch.addcmul(grad, unit, along, value=-1).mul_(inverse.unsqueeze(-1))
 
 
-def table_gradient(table: Table, grads_CD: Tensor) -> Tensor:
+def table_gradient(problem: Problem, grads_ND: Tensor) -> Tensor:
     """Gradient of the table's rows: every phrase of a class receives the same vector before its own norm."""
-    rows, cut = table.rows_PD, cut_of(table)
-    share_CD = grads_CD / cut.sizes[:, None]
-    starts, owner_S = None, cut.owner_S
-    if table.index_S is not None:
-        order, by_row = table.index_S.to(rows.device).long().sort(stable=True)
+    rows, bags = problem.text_PD, class_bags(problem)
+    share_ND = grads_ND / bags.sizes[:, None]
+    starts, owner_S = None, bags.owner_S
+    if problem.rows_S is not None:
+        order, by_row = problem.rows_S.to(rows.device).long().sort(stable=True)
         owner_S = owner_S[by_row]
         starts = torch.searchsorted(order, torch.arange(rows.shape[0] + 1, device=rows.device))
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     for first, last in blocks(rows):
-        part = rows[first:last].to(grads_CD.dtype)
+        part = rows[first:last].to(grads_ND.dtype)
         inverse = inverse_norms(part, part.dtype)
         if starts is None:
-            grad_ND = share_CD.index_select(0, owner_S[first:last])
+            unit_grads = share_ND.index_select(0, owner_S[first:last])
         else:  # the positions that use these rows, added up in their order
             used = slice(int(starts[first]), int(starts[last])) if rows.device.type == "cpu" else slice(None)
-            grad_ND = embedding_bag(
-                owner_S[used], share_CD, starts[first : last + 1] - starts[first], mode="sum", include_last_offset=True
+            unit_grads = embedding_bag(
+                owner_S[used], share_ND, starts[first : last + 1] - starts[first], mode="sum", include_last_offset=True
             )
-        out[first:last] = through_norm(part * inverse[:, None], inverse, grad_ND)
+        out[first:last] = through_norm(part * inverse[:, None], inverse, unit_grads)
     return out
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """What the offsets of a table determine, on its device.
+class Bags:
+    """What the offsets determine, on the device of the table.
 
-    `sizes` [C] and `owner_S` [S], the class of every position. On a CPU also how its classes are cut into short bags:
-    `edges` of the bags, `firsts` [C+1] of the classes in bags, and `ranges` of whole bags that fit the cache.
+    `sizes` [N] and `owner_S` [S], the class of every position. On a CPU also how classes are cut into short bags:
+    `edges` of the bags, `firsts` [N+1] of the classes in bags, and `ranges` of whole bags that fit the cache.
     """
 
     sizes: Tensor
@@ -146,19 +119,19 @@ class Cut:
     ranges: tuple[tuple[int, int, int, int], ...]
 
 
-def cut_of(table: Table) -> Cut:
-    """The cut of a table; cached by content for offsets on the CPU, which training repeats."""
-    offsets, device = table.offsets, table.rows_PD.device
+def class_bags(problem: Problem) -> Bags:
+    """The bags of a problem; cached by content for offsets on the CPU, which training repeats."""
+    offsets, device = problem.offsets, problem.text_PD.device
     if offsets.device.type == "cpu":
-        limit = max(1, BLOCK_ELEMENTS // table.rows_PD.shape[1])
-        return cut_of_sizes(class_sizes(offsets), limit, str(device))
+        limit = max(1, BLOCK_ELEMENTS // problem.text_PD.shape[1])
+        return cached_bags(class_sizes(offsets), limit, str(device))
     sizes = offsets.long().diff()
-    owner_S = torch.arange(len(sizes), device=device).repeat_interleave(sizes, output_size=table.positions)
-    return Cut(sizes, owner_S, offsets, offsets, owner_S, ())
+    owner_S = torch.arange(len(sizes), device=device).repeat_interleave(sizes, output_size=problem.positions)
+    return Bags(sizes, owner_S, offsets, offsets, owner_S, ())
 
 
 @lru_cache(maxsize=64)
-def cut_of_sizes(sizes: tuple[int, ...], limit: int, device: str) -> Cut:
+def cached_bags(sizes: tuple[int, ...], limit: int, device: str) -> Bags:
     """Bags of √K rows or `BAG`, and ranges of bags of up to `limit` rows: first and last bag, first and last row."""
     edges, firsts = [0], [0]
     for size in sizes:
@@ -176,42 +149,42 @@ def cut_of_sizes(sizes: tuple[int, ...], limit: int, device: str) -> Cut:
     places = torch.arange(max(last - first for *_, first, last in ranges))
     on_cpu = (counts, owner_S, torch.tensor(edges), torch.tensor(firsts), places)
     counts, owner_S, bags, classes, places = (part.to(device) for part in on_cpu)
-    return Cut(counts, owner_S, bags, classes, places, tuple(ranges))
+    return Bags(counts, owner_S, bags, classes, places, tuple(ranges))
 
 
-def class_means(table: Table, wide: torch.dtype) -> Tensor:
-    """Class means of unit rows [C, D]; each class weighs 1 whatever its number of rows.
+def class_means(problem: Problem) -> Tensor:
+    """Class means of unit rows [N, D]; each class weighs 1 whatever its number of rows.
 
     On a CPU in two levels of short sums: adding 1,000 equal phrases one after the other in float32 was wrong by 1e-5,
     which is 0.001 in a logit at τ = 0.01.
     """
-    rows, cut, device = table.rows_PD, cut_of(table), table.rows_PD.device
-    index = None if table.index_S is None else table.index_S.to(device).long()
+    rows, bags, wide, device = problem.text_PD, class_bags(problem), problem.wide, problem.text_PD.device
+    index = None if problem.rows_S is None else problem.rows_S.to(device).long()
     if device.type != "cpu":
         weights = inverse_norms(rows, wide)
         places = torch.arange(rows.shape[0], device=device) if index is None else index
-        sums = bag_sums(places, rows.to(wide), table.offsets.to(device).long(), weights[places])
-        return sums / cut.sizes[:, None]
+        sums = bag_sums(places, rows.to(wide), problem.offsets.to(device).long(), weights[places])
+        return sums / bags.sizes[:, None]
     if index is None:
         parts = []
-        for first_bag, last_bag, first, last in cut.ranges:  # each block of rows is read from memory once
+        for first_bag, last_bag, first, last in bags.ranges:  # each block of rows is read from memory once
             block = rows[first:last].to(wide)
-            edges = cut.edges[first_bag : last_bag + 1]
+            edges = bags.edges[first_bag : last_bag + 1]
             parts.append(
                 bag_sums(
-                    cut.places[: last - first], block, edges - first if first else edges, inverse_norms(block, wide)
+                    bags.places[: last - first], block, edges - first if first else edges, inverse_norms(block, wide)
                 )
             )
         partial = parts[0] if len(parts) == 1 else torch.cat(parts)
     else:
-        if len(index) < len(rows) or rows.dtype != wide:  # of a large bank, or a narrow one, only the rows in use
+        if len(index) < len(rows) or rows.dtype != wide:  # of a large table, or a narrow one, only the rows in use
             used, index = index.unique(return_inverse=True)
             rows = rows[used].to(wide)
         weights = torch.cat([inverse_norms(rows[a:b], wide) for a, b in blocks(rows)])
-        partial = bag_sums(index, rows, cut.edges, weights[index])
-    if len(partial) > table.classes:
-        partial = bag_sums(torch.arange(len(partial)), partial, cut.firsts, None)
-    return partial.div_(cut.sizes[:, None])
+        partial = bag_sums(index, rows, bags.edges, weights[index])
+    if len(partial) > problem.means:
+        partial = bag_sums(torch.arange(len(partial)), partial, bags.firsts, None)
+    return partial.div_(bags.sizes[:, None])
 
 
 def bag_sums(places: Tensor, rows_ND: Tensor, edges: Tensor, weights: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Owns the Triton kernels: class means, logits with their softmax, and the gradients of all rows.
+"""The Triton kernels of the concept operators: class means, logits with their softmax, the gradients of all rows.
 
 Letters: b videos, n class means (R·C of the label sets, then C of the shadow negatives), c classes, d width, r sets.
 Arithmetic is in `WIDE` (float32 or float64). Nothing is added by atomics: equal inputs give equal bits.
@@ -10,10 +10,6 @@ A scalar that must keep float64 comes as two float32 arguments (`high`, `low`), 
 
 import triton
 import triton.language as tl
-
-PLAIN = tl.constexpr(0)  # a program a class, rows in place
-CHUNKED = tl.constexpr(1)  # long classes cut into chunks of `CHUNK` rows, a program a chunk
-GATHERED = tl.constexpr(2)  # rows by index: means by class or chunk, gradients by table row
 
 
 @triton.jit
@@ -45,20 +41,6 @@ def load_rows(rows, places, inside, stride_row, stride_d, width, WIDE: tl.conste
     d = tl.arange(0, BLOCK_D)
     where = places.to(tl.int64)[:, None] * stride_row + d.to(tl.int64)[None, :] * stride_d
     return tl.load(rows + where, mask=inside[:, None] & (d < width)[None, :], other=0.0).to(WIDE)
-
-
-@triton.jit
-def span(program, offsets, owners, starts, MODE: tl.constexpr, CHUNK: tl.constexpr):
-    """Class and positions [first, last) of a program; nothing for a padding chunk."""
-    if MODE == 1:
-        owner = tl.load(owners + program).to(tl.int64)
-        first = tl.load(offsets + owner) + (program - tl.load(starts + owner)) * CHUNK
-        last = tl.minimum(first + CHUNK, tl.load(offsets + owner + 1))
-    else:
-        owner = program.to(tl.int64)
-        first = tl.load(offsets + owner).to(tl.int64)
-        last = tl.load(offsets + owner + 1).to(tl.int64)
-    return owner, first.to(tl.int64), last.to(tl.int64)
 
 
 @triton.jit
@@ -99,75 +81,30 @@ def store_mean(means, mean, n, total_n, width, SPLIT: tl.constexpr, BLOCK_D: tl.
 
 
 @triton.jit
-def table_means(
-    program, base, rows, index, offsets, owners, starts, stride_row, stride_d, height, positions,
-    sums, means, total_n, width,
-    MODE: tl.constexpr, INDEXED: tl.constexpr, CHECK: tl.constexpr, SPLIT: tl.constexpr, CHUNK: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """One program's share of the means of a table: a class, or a chunk of one whose sum `combine` finishes."""
-    owner, first, last = span(program, offsets, owners, starts, MODE, CHUNK)
-    if CHECK:
-        rises = (first >= 0) & (last <= positions) & ((last > first) | (MODE == 1))
-        tl.device_assert(rises, "ace_kernels: offsets must rise from 0 to S")
-    total = sum_of_units(
-        rows, index, first, last, stride_row, stride_d, height, width, INDEXED, CHECK, WIDE, BLOCK_R, BLOCK_D
-    )
-    d = tl.arange(0, BLOCK_D)
-    if MODE == 1:
-        tl.store(sums + program.to(tl.int64) * width + d, total, mask=d < width)
-    else:
-        store_mean(means, total / (last - first).to(WIDE), base + owner, total_n, width, SPLIT, BLOCK_D)
-
-
-@triton.jit
 def means_kernel(
-    text, text_index, text_offsets, text_owners, text_starts, text_stride, text_stride_d, text_height, text_positions,
-    text_programs, text_sums,
-    shadow, shadow_index, shadow_offsets, shadow_owners, shadow_starts, shadow_stride, shadow_stride_d, shadow_height,
-    shadow_positions, shadow_programs, shadow_base, shadow_sums,
+    text, index, offsets, text_stride, text_stride_d, height, positions,
     video, video_stride, video_stride_d, batch, means, inverse_norms, total_n, width,
-    TEXT_MODE: tl.constexpr, TEXT_INDEXED: tl.constexpr, TEXT_CHECK: tl.constexpr, SHADOWED: tl.constexpr,
-    SHADOW_MODE: tl.constexpr, SHADOW_INDEXED: tl.constexpr, SHADOW_CHECK: tl.constexpr,
-    SPLIT: tl.constexpr, CHUNK: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    INDEXED: tl.constexpr, CHECK: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Class means of one or two tables, and 1 over the length of every video: each row is read once."""
+    """Class means, a program each, and 1 over the length of every video, a program for `BLOCK_R` of them."""
     program = tl.program_id(0)
-    if program < text_programs:
-        table_means(
-            program, 0, text, text_index, text_offsets, text_owners, text_starts, text_stride, text_stride_d,
-            text_height, text_positions, text_sums, means, total_n, width,
-            TEXT_MODE, TEXT_INDEXED, TEXT_CHECK, SPLIT, CHUNK, WIDE, BLOCK_R, BLOCK_D,
-        )  # fmt: skip
-    elif program < text_programs + shadow_programs:
-        if SHADOWED:
-            table_means(
-                program - text_programs, shadow_base, shadow, shadow_index, shadow_offsets, shadow_owners,
-                shadow_starts, shadow_stride, shadow_stride_d, shadow_height, shadow_positions, shadow_sums, means,
-                total_n, width, SHADOW_MODE, SHADOW_INDEXED, SHADOW_CHECK, SPLIT, CHUNK, WIDE, BLOCK_R, BLOCK_D,
-            )  # fmt: skip
+    if program < total_n:
+        n = program.to(tl.int64)
+        first = tl.load(offsets + n).to(tl.int64)
+        last = tl.load(offsets + n + 1).to(tl.int64)
+        if CHECK:
+            rises = (first >= 0) & (last <= positions) & (last > first)
+            tl.device_assert(rises, "ace_kernels: offsets must rise from 0 to S")
+        total = sum_of_units(
+            text, index, first, last, text_stride, text_stride_d, height, width, INDEXED, CHECK, WIDE, BLOCK_R, BLOCK_D
+        )
+        store_mean(means, total / (last - first).to(WIDE), n, total_n, width, SPLIT, BLOCK_D)
     else:
-        b = (program - text_programs - shadow_programs) * BLOCK_R + tl.arange(0, BLOCK_R)
+        b = (program - total_n) * BLOCK_R + tl.arange(0, BLOCK_R)
         x = load_rows(video, b, b < batch, video_stride, video_stride_d, width, WIDE, BLOCK_D)
         _, inverse = unit_rows(x)
         tl.store(inverse_norms + b, inverse, mask=b < batch)
-
-
-@triton.jit
-def combine_kernel(
-    sums, offsets, starts, means, base, total_n, width,
-    CHECK: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Second stage for tables with long classes: chunks of a class added in their order, over its size."""
-    owner = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, BLOCK_D)
-    total = tl.zeros([BLOCK_D], WIDE)
-    for chunk in range(tl.load(starts + owner), tl.load(starts + owner + 1)):
-        total += tl.load(sums + chunk * width + d, mask=d < width, other=0.0)
-    size = tl.load(offsets + owner + 1) - tl.load(offsets + owner)
-    if CHECK:
-        tl.device_assert(size > 0, "ace_kernels: offsets must rise from 0 to S")
-    store_mean(means, total / size.to(WIDE), base + owner, total_n, width, SPLIT, BLOCK_D)
 
 
 @triton.jit
@@ -312,7 +249,7 @@ def softmax_kernel(
 
 
 @triton.jit
-def weight_of(
+def logit_weight(
     b, n, weights, shadow_weights, labels, scales, batch, classes, columns,
     SETS: tl.constexpr, SCALED: tl.constexpr, SHADOWED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -361,7 +298,7 @@ def mean_gradients_kernel(
     total = tl.zeros([BLOCK_N, BLOCK_D], WIDE)
     for start in range(0, batch, BLOCK_K):
         b = start + tl.arange(0, BLOCK_K)
-        weight = weight_of(
+        weight = logit_weight(
             b[None, :], n[:, None], weights, shadow_weights, labels, scales, batch, classes, columns,
             SETS, SCALED, SHADOWED, WIDE,
         )  # fmt: skip
@@ -387,7 +324,7 @@ def video_gradients_kernel(
     total = tl.zeros([BLOCK_B, BLOCK_D], WIDE)
     for start in range(0, columns, BLOCK_K):
         n = start + tl.arange(0, BLOCK_K)
-        weight = weight_of(
+        weight = logit_weight(
             b[:, None], n[None, :], weights, shadow_weights, labels, scales, batch, classes, columns,
             SETS, SCALED, False, WIDE,
         )  # fmt: skip
@@ -416,7 +353,7 @@ def store_row_gradients(x, gradient, out, places, inside, width, BLOCK_D: tl.con
 
 @triton.jit
 def unit_gradient(
-    first, last, base, owners, offsets, weights, shadow_weights, labels, scales, mean_grads,
+    first, last, owners, offsets, weights, shadow_weights, labels, scales, mean_grads,
     video, inverse_norms, video_stride, video_stride_d, batch, classes, columns, width, high, low,
     OWNED: tl.constexpr, INLINE: tl.constexpr, SETS: tl.constexpr, SCALED: tl.constexpr, SHADOWED: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -433,10 +370,11 @@ def unit_gradient(
             b = start + tl.arange(0, BLOCK_B)
             weight = tl.zeros([BLOCK_B], WIDE)
             for use in range(first, last):
-                n = tl.load(owners + use).to(tl.int64) if OWNED else use
+                # 32 bits: there are few means here, and with 64 one register spills on sm_90
+                n = tl.load(owners + use).to(tl.int32) if OWNED else use
                 size = (tl.load(offsets + n + 1) - tl.load(offsets + n)).to(WIDE)
-                weight += weight_of(
-                    b, base + n, weights, shadow_weights, labels, scales, batch, classes, columns,
+                weight += logit_weight(
+                    b, n, weights, shadow_weights, labels, scales, batch, classes, columns,
                     SETS, SCALED, SHADOWED, WIDE,
                 ) / size  # fmt: skip
             v = load_rows(video, b, b < batch, video_stride, video_stride_d, width, WIDE, BLOCK_D)
@@ -447,80 +385,64 @@ def unit_gradient(
         for use in range(first, last):
             n = tl.load(owners + use).to(tl.int64) if OWNED else use
             size = (tl.load(offsets + n + 1) - tl.load(offsets + n)).to(WIDE)
-            gradient += tl.load(mean_grads + (base + n) * width + d, mask=d < width, other=0.0) / size
+            gradient += tl.load(mean_grads + n * width + d, mask=d < width, other=0.0) / size
     return gradient
 
 
 @triton.jit
 def table_gradients(
-    program, base, rows, out, offsets, owners, starts, stride_row, stride_d,
+    place, text, text_out, offsets, owners, starts, text_stride, text_stride_d,
     weights, shadow_weights, labels, scales, mean_grads,
     video, inverse_norms, video_stride, video_stride_d, batch, classes, columns, width, high, low,
-    MODE: tl.constexpr, INLINE: tl.constexpr, SETS: tl.constexpr, SCALED: tl.constexpr, SHADOWED: tl.constexpr,
-    CHUNK: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    GATHERED: tl.constexpr, INLINE: tl.constexpr, SETS: tl.constexpr, SCALED: tl.constexpr, SHADOWED: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Row gradients of one program: of a class (or chunk), or with `GATHERED` of one table row with all its uses."""
-    if MODE == 2:
-        gradient = unit_gradient(
-            tl.load(starts + program).to(tl.int64), tl.load(starts + program + 1).to(tl.int64), base, owners, offsets,
-            weights, shadow_weights, labels, scales, mean_grads, video, inverse_norms, video_stride, video_stride_d,
-            batch, classes, columns, width, high, low, True, INLINE, SETS, SCALED, SHADOWED, WIDE, BLOCK_R, BLOCK_D,
-        )  # fmt: skip
-        places = program + tl.arange(0, 1)
-        inside = places >= 0
-        x = load_rows(rows, places, inside, stride_row, stride_d, width, WIDE, BLOCK_D)
-        store_row_gradients(x, gradient[None, :], out, places, inside, width, BLOCK_D)
+    """Row gradients of class `place`, or with `GATHERED` of table row `place` with all its uses."""
+    first = tl.load((starts if GATHERED else offsets) + place).to(tl.int64)
+    last = tl.load((starts if GATHERED else offsets) + place + 1).to(tl.int64)
+    gradient = unit_gradient(
+        first if GATHERED else place, last if GATHERED else place + 1, owners, offsets,
+        weights, shadow_weights, labels, scales, mean_grads,
+        video, inverse_norms, video_stride, video_stride_d, batch, classes, columns, width, high, low,
+        GATHERED, INLINE, SETS, SCALED, SHADOWED, WIDE, BLOCK_R, BLOCK_D,
+    )  # fmt: skip
+    if GATHERED:
+        row = place + tl.arange(0, 1)
+        x = load_rows(text, row, row >= 0, text_stride, text_stride_d, width, WIDE, BLOCK_D)
+        store_row_gradients(x, gradient[None, :], text_out, row, row >= 0, width, BLOCK_D)
     else:
-        owner, first, last = span(program, offsets, owners, starts, MODE, CHUNK)
-        if last > first:
-            gradient = unit_gradient(
-                owner, owner + 1, base, owners, offsets,
-                weights, shadow_weights, labels, scales, mean_grads, video, inverse_norms, video_stride,
-                video_stride_d, batch, classes, columns, width, high, low,
-                False, INLINE, SETS, SCALED, SHADOWED, WIDE, BLOCK_R, BLOCK_D,
-            )  # fmt: skip
-            for start in range(first, last, BLOCK_R):
-                places = start + tl.arange(0, BLOCK_R)
-                x = load_rows(rows, places, places < last, stride_row, stride_d, width, WIDE, BLOCK_D)
-                store_row_gradients(x, gradient[None, :], out, places, places < last, width, BLOCK_D)
+        for start in range(first, last, BLOCK_R):
+            rows = start + tl.arange(0, BLOCK_R)
+            x = load_rows(text, rows, rows < last, text_stride, text_stride_d, width, WIDE, BLOCK_D)
+            store_row_gradients(x, gradient[None, :], text_out, rows, rows < last, width, BLOCK_D)
 
 
 @triton.jit
 def row_gradients_kernel(
-    text, text_out, text_offsets, text_owners, text_starts, text_stride, text_stride_d, text_programs,
-    shadow, shadow_out, shadow_offsets, shadow_owners, shadow_starts, shadow_stride, shadow_stride_d, shadow_programs,
-    shadow_base, weights, shadow_weights, labels, scales, mean_grads, video_grads, means,
+    text, text_out, offsets, owners, starts, text_stride, text_stride_d, text_programs,
+    weights, shadow_weights, labels, scales, mean_grads, video_grads, means,
     video, video_out, inverse_norms, video_stride, video_stride_d, batch, classes, columns, total_n, width, high, low,
-    TEXT_MODE: tl.constexpr, SHADOW_MODE: tl.constexpr, HAS_TEXT: tl.constexpr, HAS_SHADOW: tl.constexpr,
-    INLINE: tl.constexpr, SETS: tl.constexpr, SCALED: tl.constexpr, SHADOWED: tl.constexpr, SPLIT: tl.constexpr,
-    CHUNK: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    GATHERED: tl.constexpr, HAS_TEXT: tl.constexpr, INLINE: tl.constexpr, SETS: tl.constexpr, SCALED: tl.constexpr,
+    SHADOWED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of all rows in one launch: tables by class or row, then a program a video. Each row is read once."""
+    """Gradients of all rows in one launch: a program a class, or with `GATHERED` a table row, and a program a video."""
     program = tl.program_id(0)
     if program < text_programs:
         if HAS_TEXT:
             table_gradients(
-                program.to(tl.int64), 0, text, text_out, text_offsets, text_owners, text_starts, text_stride,
-                text_stride_d, weights, shadow_weights, labels, scales, mean_grads, video, inverse_norms, video_stride,
+                program.to(tl.int64), text, text_out, offsets, owners, starts, text_stride, text_stride_d,
+                weights, shadow_weights, labels, scales, mean_grads, video, inverse_norms, video_stride,
                 video_stride_d, batch, classes, columns, width, high, low,
-                TEXT_MODE, INLINE, SETS, SCALED, SHADOWED, CHUNK, WIDE, BLOCK_R, BLOCK_D,
-            )  # fmt: skip
-    elif program < text_programs + shadow_programs:
-        if HAS_SHADOW:
-            table_gradients(
-                (program - text_programs).to(tl.int64), shadow_base, shadow, shadow_out, shadow_offsets, shadow_owners,
-                shadow_starts, shadow_stride, shadow_stride_d, weights, shadow_weights, labels, scales, mean_grads,
-                video, inverse_norms, video_stride, video_stride_d, batch, classes, columns, width, high, low,
-                SHADOW_MODE, INLINE, SETS, SCALED, SHADOWED, CHUNK, WIDE, BLOCK_R, BLOCK_D,
+                GATHERED, INLINE, SETS, SCALED, SHADOWED, WIDE, BLOCK_R, BLOCK_D,
             )  # fmt: skip
     else:
-        b = program - text_programs - shadow_programs + tl.arange(0, 1)
+        b = program - text_programs + tl.arange(0, 1)
         d = tl.arange(0, BLOCK_D)
         gradient = tl.zeros([BLOCK_D], WIDE)
         if INLINE:
             for start in range(0, columns, BLOCK_R):
                 n = start + tl.arange(0, BLOCK_R)
-                weight = weight_of(
+                weight = logit_weight(
                     b, n, weights, shadow_weights, labels, scales, batch, classes, columns, SETS, SCALED, False, WIDE
                 )
                 mean = load_means(means, n[:, None], d[None, :], total_n, width, SPLIT, WIDE)
@@ -536,6 +458,3 @@ def row_gradients_kernel(
             gradient += tl.sum(tl.load(where, mask=(d < width)[None, :], other=0.0), 0)
         x = load_rows(video, b, b < batch, video_stride, video_stride_d, width, WIDE, BLOCK_D)
         store_row_gradients(x, gradient[None, :], video_out, b, b < batch, width, BLOCK_D)
-
-
-INTERPRETED = not isinstance(means_kernel, triton.runtime.JITFunction)

@@ -1,0 +1,80 @@
+"""What both operators share: the choice between Triton and plain torch (`ACE_KERNELS`), tracing, autocast, launches."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SETTING = "ACE_KERNELS"
+# Triton decides when a kernel is defined whether it is compiled or interpreted on the CPU (for tests).
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+class KernelInputError(ValueError):
+    """Arguments whose shapes, types or values do not fit together, or a backend that cannot run."""
+
+
+def choose(device: torch.device) -> str:
+    """`"triton"` or `"torch"` for tensors on `device`; the first call for a kind of device prints which and why.
+
+    `ACE_KERNELS=triton|torch` decides. Unset, Triton serves CUDA devices where it is installed, torch the others.
+    """
+    return cached_choice(os.environ.get(SETTING, ""), device.type)
+
+
+@lru_cache
+def cached_choice(setting: str, kind: str) -> str:
+    """The choice for a setting and a kind of device; rank 0 prints it once."""
+    if setting not in ("", "triton", "torch"):
+        raise KernelInputError(f"{SETTING}={setting} is not one of triton, torch; unset it to choose automatically")
+    reason = unsupported_reason(kind) if setting != "torch" else None
+    if setting == "triton" and reason:
+        raise KernelInputError(f"{SETTING}=triton cannot run: {reason}; set it to torch or unset it")
+    chosen = "torch" if setting == "torch" or reason or (kind != "cuda" and not setting) else "triton"
+    if os.environ.get("RANK", "0") == "0":
+        why = f"{SETTING}={setting}" if setting else reason or "it runs on this device"
+        print(f"ace_kernels: {chosen} on {kind}, {why}", flush=True)
+    return chosen
+
+
+def unsupported_reason(kind: str) -> str | None:
+    """Why Triton cannot serve a kind of device, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if kind == "cuda" or (kind == "cpu" and INTERPRETED):
+        return None
+    return f"triton needs a CUDA device and the tensors are on {kind} (TRITON_INTERPRET=1 interprets, for tests)"
+
+
+def launch(kernel: Any, grid: tuple[int, ...], warps: int, checked: bool, **arguments: Any) -> None:
+    """Start a Triton kernel. `checked` compiles its assertions in."""
+    settings: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": True}
+    if checked:
+        settings |= {"debug": True, "sanitize_overflow": False}
+    kernel[grid](**arguments, **settings)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether an operator may compute at once.
+
+    Tracing (compile, export, fake tensors and other subclasses) needs the registered operator instead, whose way
+    through the dispatcher costs more than the kernels of a training step.
+    """
+    return type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
+def no_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Autocast off; the context costs as much as a small kernel, so only where it is on. Meta tensors know none."""
+    active = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if active else nullcontext()
+
+
+def no_second_derivative(ctx: Any, *grads: Any) -> None:
+    """The backward of the gradient operators: an error with a reason, not a silent zero."""
+    raise RuntimeError("ace_kernels defines no second derivative; run the loss in float64 with plain torch to get one")
