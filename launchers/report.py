@@ -68,10 +68,10 @@ def list_runs(pattern: str) -> None:
 def study(settings: Settings) -> None:
     """The report of a sweep, or the gains over a grid."""
     from ace_dist.cluster.sweeps import Sweep
-    from ace_dist.tools.study.collect import planned_runs
     from ace_dist.tools.study.grid import write_gains
     from ace_dist.tools.study.report import write_study
-    from ace_dist.tools.study.tables import curves_by_key, load_table
+    from ace_dist.tools.study.rows import planned_runs
+    from ace_dist.tools.study.tables import load_table
 
     sweep = Sweep.read(Path(settings.sweep)) if settings.sweep else None
     experiment = settings.experiment or (sweep.table if sweep else "")
@@ -82,7 +82,7 @@ def study(settings: Settings) -> None:
         print(*write_gains(Path(settings.output), experiment, settings.grid, settings.reference), sep="\n")
         return
     table = load_table(sweep.table) if sweep.table else None
-    curves = curves_by_key(table) if table else {}
+    curves = table.curves if table else {}
     commands = [submission["command"] for submission in sweep.submissions]
     planned = planned_runs(sweep, table)
     for path in write_study(planned, Path(settings.output), experiment, settings.reference, curves, commands):

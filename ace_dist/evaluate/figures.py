@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 FloatArray = npt.NDArray[np.float64]
+Style = dict[str, Any]  # keyword arguments of matplotlib
 
 DPI = 170
 PANEL_WIDTH = 4.4  # inches
@@ -44,64 +46,53 @@ class Theme:
     series: tuple[str, ...]
 
 
-_LIGHT_SERIES = ("#2f5fd0", "#d9822b", "#7a52a8", "#0f8b8d", "#a23b5a", "#6b7280")
-_DARK_SERIES = ("#83a8ff", "#f0a95a", "#bb97ea", "#52c8c4", "#ee86a5", "#a4abb8")
-LIGHT = Theme("light", "#ffffff", "#1b2330", "#5b6574", "#e3e7ed", "#15803d", "#c62f2f", _LIGHT_SERIES)
-DARK = Theme("dark", "#161b24", "#e7ebf2", "#9aa5b5", "#2c3442", "#4fcb84", "#ff7b72", _DARK_SERIES)
+LIGHT_SERIES = ("#2f5fd0", "#d9822b", "#7a52a8", "#0f8b8d", "#a23b5a", "#6b7280")
+DARK_SERIES = ("#83a8ff", "#f0a95a", "#bb97ea", "#52c8c4", "#ee86a5", "#a4abb8")
+LIGHT = Theme("light", "#ffffff", "#1b2330", "#5b6574", "#e3e7ed", "#15803d", "#c62f2f", LIGHT_SERIES)
+DARK = Theme("dark", "#161b24", "#e7ebf2", "#9aa5b5", "#2c3442", "#4fcb84", "#ff7b72", DARK_SERIES)
 
 
-# ------------------------------------------------------------------------------------------------------- SRT runs
-def srt_figure(runs: Mapping[str, FloatArray], random: float, metric: str, theme: Theme = LIGHT) -> Figure:
-    """Box and dots of one metric over the SRT runs, a row a method; the first is the run of the report.
+def srt_figure(runs: Mapping[str, FloatArray], label: str, random: float | None = None, theme: Theme = LIGHT) -> Figure:
+    """Box and dots of one metric over the SRT's label sets, a row a method, the score of guessing as a dashed line.
 
-    `runs`: method -> [R] percent, run 1 first (the root labels, drawn as a diamond). `random`: the guessing baseline.
+    `runs`: method -> [seeds, R] percent, a line of dots a seed. The first label set holds the root labels; its mean
+    over the seeds is the diamond.
     """
     figure, axes = panel(theme, PANEL_WIDTH, 1.25 + 0.62 * len(runs))
-    values = [np.asarray(run, dtype=np.float64) for run in runs.values()]
-    _srt_rows(axes, values, random, theme)
-    axes.set_yticks(range(len(runs)), [short(name) for name in runs], color=theme.ink)
+    if random is not None:
+        axes.axvline(random, color=theme.muted, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+        at: Style = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        axes.annotate("random", (random, 1.0), (3, -2), **at, fontsize=8, color=theme.muted, va="top")
+    one_seed = all(len(values) == 1 for values in runs.values())
+    for row, values in enumerate(runs.values()):
+        colour = theme.series[row % len(theme.series)]
+        line: Style = {"color": colour, "linewidth": 1.3}
+        box: Style = {"facecolor": to_rgba(colour, 0.14), "edgecolor": colour}
+        style: Style = {
+            "boxprops": box,
+            "medianprops": {**line, "linewidth": 2.2},
+            "whiskerprops": line,
+            "capprops": line,
+        }
+        place: Style = {"positions": [row], "orientation": "horizontal", "widths": 0.5, "manage_ticks": False}
+        axes.boxplot(values.ravel(), **place, **style, showfliers=False, patch_artist=True)
+        seeds, sets = values.shape
+        dots: Style = {"color": colour, "edgecolor": theme.paper, "linewidth": 0.6, "zorder": 4}
+        if one_seed:  # a line across the row, without the root labels, which have the diamond
+            axes.scatter(values[0, 1:], row + np.linspace(-0.17, 0.17, sets)[1:], s=20, **dots)
+        else:
+            axes.scatter(values.ravel(), np.repeat(row + np.linspace(-0.2, 0.2, seeds), sets), s=12, **dots)
+        root = values[:, 0].mean()
+        axes.scatter([root], [row], s=46, marker="D", color=theme.paper, edgecolor=colour, linewidth=1.6, zorder=5)
+    axes.set_yticks(range(len(runs)), [short(name, 28) for name in runs], color=theme.ink)
     axes.set_ylim(len(runs) - 0.45, -0.55)
-    axes.set_xlim(0, min(100.0, 10 * np.ceil(max(random, *(row.max() for row in values)) / 10 + 0.5)))
-    axes.set_xlabel(f"{metric} of each run (%)")
+    largest = max(random or 0.0, *(values.max() for values in runs.values()))
+    axes.set_xlim(0, min(100.0, 10 * np.ceil(largest / 10 + 0.5)))
+    axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
     return figure
 
 
-def _srt_rows(axes: Axes, values: Sequence[FloatArray], random: float, theme: Theme) -> None:
-    """One box with dots for each row of values, and the dashed line of guessing."""
-    axes.axvline(random, color=theme.muted, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
-    axes.annotate(
-        "random",
-        (random, 1.0),
-        (3, -2),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        fontsize=8,
-        color=theme.muted,
-        va="top",
-    )
-    for row, run in enumerate(values):
-        colour = theme.series[row % len(theme.series)]
-        line = {"color": colour, "linewidth": 1.3}
-        axes.boxplot(
-            run,
-            positions=[row],
-            orientation="horizontal",
-            widths=0.5,
-            showfliers=False,
-            patch_artist=True,
-            boxprops={"facecolor": to_rgba(colour, 0.14), "edgecolor": colour},
-            manage_ticks=False,
-            medianprops={**line, "linewidth": 2.2},
-            whiskerprops=line,
-            capprops=line,
-        )
-        height = row + np.linspace(-0.17, 0.17, len(run))
-        axes.scatter(run[1:], height[1:], s=20, color=colour, edgecolor=theme.paper, linewidth=0.6, zorder=4)
-        axes.scatter(run[:1], [row], s=46, marker="D", color=theme.paper, edgecolor=colour, linewidth=1.6, zorder=5)
-
-
-# ---------------------------------------------------------------------------------------------------- single runs
 def confusion_figure(counts: npt.NDArray[np.int64], classes: Sequence[str], theme: Theme = LIGHT) -> Figure:
     """Confusion matrix [K, K], row = true class: colour is the share of the row, the number the count of samples."""
     size = len(classes)
@@ -133,16 +124,8 @@ def class_f1_figure(
     rows = np.arange(len(classes))
     axes.barh(rows, np.nan_to_num(scores), height=0.66, color=theme.base if base else theme.novel)
     for row, (score, samples) in enumerate(zip(scores, support, strict=True)):
-        label = "no test sample" if np.isnan(score) else f"{score:.0f}  (n={samples})"
-        axes.annotate(
-            label,
-            (np.nan_to_num(score), row),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-            color=theme.muted,
-        )
+        text = "no test sample" if np.isnan(score) else f"{score:.0f}  (n={samples})"
+        beside_bar(axes, text, float(np.nan_to_num(score)), row, 4, fontsize=8.5, color=theme.muted)
     axes.set_yticks(rows, [short(name, 24) for name in classes], color=theme.ink)
     axes.set_ylim(len(classes) - 0.4, -0.6)
     axes.set_xlim(0, 122)
@@ -164,26 +147,14 @@ def curve_figure(
         colour = theme.series[index % len(theme.series)]
         style = ("-", (0, (4, 2)), (0, (1, 1.4)))[index % 3]  # so that equal lines do not hide each other
         smooth = len(steps) >= 60
-        axes.plot(
-            steps,
-            values,
-            color=colour,
-            alpha=0.25 if smooth else 1.0,
-            linewidth=1.0 if smooth else 1.7,
-            linestyle=style,
-            marker="o" if len(steps) < 3 else None,
-            label=None if smooth else name,
-        )
+        line: Style = {"color": colour, "linestyle": style}
         if smooth:
             width = len(steps) // 30
-            axes.plot(
-                steps[width - 1 :],
-                _running_mean(values, width),
-                color=colour,
-                linestyle=style,
-                linewidth=1.9,
-                label=name,
-            )
+            means = np.convolve(values, np.full(width, 1.0 / width), mode="valid")  # of each window, [n - width + 1]
+            axes.plot(steps, values, **line, alpha=0.25, linewidth=1.0)
+            axes.plot(steps[width - 1 :], means, **line, linewidth=1.9, label=name)
+        else:
+            axes.plot(steps, values, **line, linewidth=1.7, marker="o" if len(steps) < 3 else None, label=name)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -194,21 +165,11 @@ def curve_figure(
     return figure
 
 
-def _running_mean(values: FloatArray, width: int) -> FloatArray:
-    """Mean of each window of `width` values, [n - width + 1]."""
-    return np.convolve(values, np.full(width, 1.0 / width), mode="valid")
-
-
-# -------------------------------------------------------------------------------------------------- concept space
 def concept_figure(
-    points: FloatArray,
-    actions: Sequence[str],
-    base: npt.NDArray[np.bool_],
-    theme: Theme = LIGHT,
-    size: tuple[float, float] = (PANEL_WIDTH, 4.1),
+    points: FloatArray, actions: Sequence[str], base: npt.NDArray[np.bool_], theme: Theme = LIGHT
 ) -> Figure:
     """Phrases as points [S, 2], each action as a Gaussian: outlined green when a base action, red when novel."""
-    figure, axes = panel(theme, *size)
+    figure, axes = panel(theme, PANEL_WIDTH, 4.1)
     draw_concepts(axes, points, actions, base, theme)
     return figure
 
@@ -230,10 +191,10 @@ def draw_concepts(
         mine = points[member == index]
         edge = theme.base if base[member == index][0] else theme.novel
         marker = "o" if base[member == index][0] else "^"
-        ellipse, (x, y) = _gaussian(mine, floor, edge)
+        ellipse, (x, y) = action_ellipse(mine, floor, edge)
         axes.add_patch(ellipse)
         axes.scatter(mine[:, 0], mine[:, 1], s=15, marker=marker, color=edge, alpha=0.75, linewidth=0, zorder=3)
-        text = _plain(name) if len(names) <= NAMED_ACTIONS else str(index + 1)
+        text = without_formula(name) if len(names) <= NAMED_ACTIONS else str(index + 1)
         halo = [withStroke(linewidth=2.6, foreground=theme.paper)]
         label = axes.text(x, y, text, fontsize=fontsize, color=theme.ink, ha="center", va="bottom", path_effects=halo)
         labels.append(label)
@@ -243,10 +204,10 @@ def draw_concepts(
     axes.autoscale_view()
     for side in axes.spines.values():
         side.set_visible(True)
-    _part_labels(axes, labels)
+    part_labels(axes, labels)
 
 
-def _gaussian(points: FloatArray, floor: float, colour: str) -> tuple[Ellipse, tuple[float, float]]:
+def action_ellipse(points: FloatArray, floor: float, colour: str) -> tuple[Ellipse, tuple[float, float]]:
     """The ellipse of two standard deviations of points [n, 2], no variance below `floor`; and its top point."""
     centre = points.mean(axis=0)
     variances, axes = np.linalg.eigh((points - centre).T @ (points - centre) / len(points))
@@ -254,20 +215,14 @@ def _gaussian(points: FloatArray, floor: float, colour: str) -> tuple[Ellipse, t
     width, height = 2 * GAUSSIAN_RADIUS * np.sqrt(variances)
     up = (axes * variances) @ axes[1]  # covariance times the unit vector upwards
     x, y = centre + GAUSSIAN_RADIUS * up / np.sqrt(up[1])
-    ellipse = Ellipse(
-        (float(centre[0]), float(centre[1])),
-        width,
-        height,
-        angle=float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0]))),
-        facecolor=to_rgba(colour, 0.10),
-        edgecolor=colour,
-        linewidth=1.4,
-        zorder=2,
-    )
+    angle = float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0])))
+    colours: Style = {"facecolor": to_rgba(colour, 0.10), "edgecolor": colour}
+    ellipse = Ellipse((float(centre[0]), float(centre[1])), width, height, angle=angle, **colours)
+    ellipse.set(linewidth=1.4, zorder=2)
     return ellipse, (float(x), float(y))
 
 
-def _part_labels(axes: Axes, labels: Sequence[Text], rounds: int = 200) -> None:
+def part_labels(axes: Axes, labels: Sequence[Text], rounds: int = 200) -> None:
     """Push overlapping labels apart and back into the frame, in pixels, a little each round."""
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -292,7 +247,6 @@ def _part_labels(axes: Axes, labels: Sequence[Text], rounds: int = 200) -> None:
         label.set_position(tuple(axes.transData.inverted().transform(position)))
 
 
-# ------------------------------------------------------------------------------------------------- README picture
 def result_figure(
     title: str,
     before: tuple[FloatArray, str],
@@ -309,35 +263,28 @@ def result_figure(
     """
     figure = Figure(figsize=(12, 5), dpi=DPI, facecolor=theme.paper)
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(
-        1, 3, width_ratios=[1, 1, 0.92], left=0.012, right=0.985, top=0.81, bottom=0.125, wspace=0.06
-    )
+    frame: Style = {"left": 0.012, "right": 0.985, "top": 0.81, "bottom": 0.125}
+    grid = figure.add_gridspec(1, 3, width_ratios=[1, 1, 0.92], wspace=0.06, **frame)
     figure.text(0.012, 0.955, title, fontsize=15.5, fontweight="bold", color=theme.ink, va="center")
-    legend = (
-        ("● base action", theme.base),
-        ("▲ novel", theme.novel),
-        ("an ellipse: one action's words", theme.muted),
-    )
-    for x, (text, colour) in zip((0.53, 0.664, 0.745), legend, strict=True):
+    words = {"● base action": theme.base, "▲ novel action": theme.novel, "an ellipse: one action's words": theme.muted}
+    for x, (text, colour) in zip((0.525, 0.63, 0.745), words.items(), strict=True):
         figure.text(x, 0.955, text, fontsize=11, color=colour, va="center")
-    for column, (heading, (points, caption)) in enumerate(
-        (("before fine-tuning", before), ("after fine-tuning", after))
-    ):
+    for column, (when, (points, caption)) in enumerate((("before", before), ("after", after))):
         axes = figure.add_subplot(grid[column])
-        _style(axes, theme)
+        style_axes(axes, theme)
         draw_concepts(axes, points, actions, base, theme, fontsize=9.5)
-        axes.set_title(f"Concept space {heading}", fontsize=12.5, color=theme.ink, loc="left", pad=7)
+        axes.set_title(f"Concept space {when} fine-tuning", fontsize=12.5, color=theme.ink, loc="left", pad=7)
         axes.set_xlabel(caption, fontsize=11, color=theme.muted, labelpad=7)
     axes = figure.add_subplot(grid[2])
-    _style(axes, theme)
-    _score_rows(axes, scores, random, theme)
+    style_axes(axes, theme)
+    draw_scores(axes, scores, random, theme)
     box = axes.get_position()
     axes.set_position((box.x0 + 0.052, box.y0 + 0.02, box.width - 0.052, box.height - 0.02))
     axes.set_title("Test accuracy (%)", fontsize=12.5, color=theme.ink, loc="left", pad=7, x=-0.2)
     return figure
 
 
-def _score_rows(
+def draw_scores(
     axes: Axes, scores: Mapping[str, Mapping[str, tuple[float, float]]], random: Mapping[str, float], theme: Theme
 ) -> None:
     """Horizontal bars, a group a measure and a bar a method, with deviation, value and the mark of guessing."""
@@ -352,43 +299,24 @@ def _score_rows(
             if deviation > 0:
                 axes.errorbar(mean, y, xerr=deviation, color=theme.ink, linewidth=1.2, capsize=2.5, zorder=4)
             text = f"{mean:.1f} ± {deviation:.1f}" if deviation > 0 else f"{mean:.1f}"
-            axes.annotate(
-                text,
-                (mean + deviation, y),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=10,
-                color=theme.ink,
-            )
-    for row_index, name in enumerate(measures):
-        axes.plot(
-            [random[name]] * 2,
-            [row_index - 0.42, row_index + 0.42],
-            color=theme.ink,
-            linewidth=1.4,
-            linestyle=(0, (3, 2)),
-            zorder=5,
-            label="random" if row_index == 0 else None,
-        )
+            beside_bar(axes, text, mean + deviation, y, 5, fontsize=10, color=theme.ink)
+    rows = np.arange(len(measures))
+    dashes: Style = {"linewidth": 1.4, "linestyle": (0, (3, 2)), "zorder": 5, "label": "random"}
+    axes.vlines([random[name] for name in measures], rows - 0.42, rows + 0.42, color=theme.ink, **dashes)
     axes.set_yticks(range(len(measures)), measures, fontsize=11, color=theme.ink)
     axes.set_ylim(len(measures) - 0.5, -0.5)
     axes.set_xlim(0, 128)
     axes.set_xticks(range(0, 101, 25))
     axes.grid(axis="y", visible=False)
-    axes.legend(
-        frameon=False,
-        fontsize=10,
-        labelcolor=theme.ink,
-        loc="upper center",
-        bbox_to_anchor=(0.4, -0.07),
-        ncols=3,
-        handlelength=1.3,
-        columnspacing=1.2,
-    )
+    below: Style = {"loc": "upper center", "bbox_to_anchor": (0.4, -0.07), "ncols": 3}
+    axes.legend(**below, frameon=False, fontsize=10, labelcolor=theme.ink, handlelength=1.3, columnspacing=1.2)
 
 
-# --------------------------------------------------------------------------------------------------------- common
+def beside_bar(axes: Axes, text: str, end: float, y: float, gap: float, **style: Any) -> None:
+    """Text to the right of a horizontal bar that ends at `end`; `gap` in points."""
+    axes.annotate(text, (end, y), (gap, 0), textcoords="offset points", va="center", **style)
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG, cut to its content."""
     figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.06, facecolor=figure.get_facecolor())
@@ -400,11 +328,11 @@ def panel(theme: Theme, width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _style(axes, theme)
+    style_axes(axes, theme)
     return figure, axes
 
 
-def _style(axes: Axes, theme: Theme) -> None:
+def style_axes(axes: Axes, theme: Theme) -> None:
     """Light grid, no upper and right frame, colours of the theme."""
     axes.set_facecolor(theme.paper)
     axes.set_axisbelow(True)
@@ -421,9 +349,9 @@ def _style(axes: Axes, theme: Theme) -> None:
 
 def short(name: str, width: int = 18) -> str:
     """A label cut to `width` characters."""
-    return _plain(name if len(name) <= width else name[: width - 1] + "…")
+    return without_formula(name if len(name) <= width else name[: width - 1] + "…")
 
 
-def _plain(text: str) -> str:
+def without_formula(text: str) -> str:
     """Text with `$` escaped, so that matplotlib does not read a formula into it."""
     return text.replace("$", r"\$")

@@ -217,12 +217,16 @@ def _srt_section(artist: _Artist, run: Run, others: Sequence[Mapping[str, Any]],
     pictures = []
     for metric, title in (("accuracy", "Accuracy"), ("f1", "F1")):
         runs = {
-            name: np.array([row[metric] for row in results["srt"]["runs"]])
+            name: np.array([[row[metric] for row in results["srt"]["runs"]]])
             for name, results in zip(names, [run.results, *others], strict=True)
             if results["srt"] is not None
         }
         caption = f"{title}: a dot a run, the diamond is run 1 (root labels), the box spans the quartiles."
-        pictures.append(artist.picture(f"srt_{metric}", caption, partial(srt_figure, runs, guess[metric], title)))
+        pictures.append(
+            artist.picture(
+                f"srt_{metric}", caption, partial(srt_figure, runs, f"{title} of each run (%)", guess[metric])
+            )
+        )
     text = (
         f"The novel test clips are classified {len(run.srt)} times, each time with other words for the same actions. "
         "A method that knows the action and not the word has a high mean and a small spread."

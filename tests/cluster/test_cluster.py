@@ -369,8 +369,9 @@ def test_one_run_has_no_deviation_and_none_has_no_mean(tmp_path):
     (sweep.folder / "method-ace").mkdir(parents=True)
     (sweep.folder / "method-ace" / "results.json").write_text(json.dumps(score))
     ace, procvlr = collect(sweep, sweep.states())
-    assert str(ace.cells[0]) == f"{score['base']['accuracy']:.1f}" and str(ace.cells[2]) == "-"
-    assert procvlr.finished == 0 and set(map(str, procvlr.cells)) == {"-"}
+    assert str(ace.cells["base accuracy"]) == f"{score['base']['accuracy']:.1f}" and ace.cells["novel accuracy"] is None
+    assert procvlr.finished == 0 and set(procvlr.cells.values()) == {None}
+    assert sheet([procvlr]).rows[1][2:] == ["-"] * len(procvlr.cells)
 
 
 def test_preflight_names_the_odd_rank_and_the_remedy():

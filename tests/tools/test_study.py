@@ -11,7 +11,8 @@ import pytest
 from ace_dist.cluster.sweeps import Sweep
 from ace_dist.evaluate.metrics import srt_summary
 from ace_dist.tools.study.grid import gain_figure, gains
-from ace_dist.tools.study.study import (
+from ace_dist.tools.study.report import study_page
+from ace_dist.tools.study.rows import (
     FIELDS,
     Difference,
     PlannedRun,
@@ -20,7 +21,6 @@ from ace_dist.tools.study.study import (
     merge_rows,
     paired_difference,
     read_rows,
-    study_page,
     write_rows,
 )
 from ace_dist.tools.study.tables import expand_table, load_table
@@ -73,7 +73,7 @@ def test_pairs_are_of_one_seed_and_one_pair_has_no_interval():
     assert paired_difference([row("a", 1, 5.0)], [row("b", 2, 5.0)], "novel_f1") is None
     single = paired_difference([row("a", 1, 5.0), row("a", 2, None)], [row("b", 1, 7.0), row("b", 2, 1.0)], "novel_f1")
     assert (single.mean, single.low, single.n) == (-2.0, None, 1) and str(single) == "-2.0 (one seed)"
-    page = study_page([row("a", 1, 5.0), row("a", 3, 5.0), row("b", 1, 7.0), row("b", 2, 1.0)], "b", [], [], [])
+    page = study_page([row("a", 1, 5.0), row("a", 3, 5.0), row("b", 1, 7.0), row("b", 2, 1.0)], "b")
     assert "a and b are not paired at seed 2, 3" in page
 
 
@@ -102,7 +102,7 @@ def test_folds_are_averaged_and_a_missing_one_makes_the_seed_missing(tmp_path):
     found = [finish(tmp_path / f"{seed}-{fold}", rng) for seed, fold in ((0, 1), (0, 2), (1, 1))]
     planned = [PlannedRun("ace", seed, tmp_path / f"{seed}-{fold}") for seed in (0, 1) for fold in (1, 2)]
     study = gather(planned, "table2")
-    assert [r.seed for r in study.rows] == [0] and study.missing == ("ace, seed 1: 1-2 not finished",)
+    assert [r.seed for r in study.rows] == [0] and study.missing == ["ace, seed 1: 1-2 not finished"]
     mean = (found[0]["srt"]["f1_std"] + found[1]["srt"]["f1_std"]) / 2
     assert study.rows[0].scores["srt_f1_std"] == pytest.approx(mean)
     with pytest.raises(RunError, match="no run is finished: ace, seed 1"):

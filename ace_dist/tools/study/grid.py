@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.figures import DPI, LIGHT, Theme
-from ace_dist.tools.study.study import PAIRED_NOTE, Difference, StudyRow, paired_difference, read_rows
+from ace_dist.tools.study.report import PAIRED_NOTE, markdown_table
+from ace_dist.tools.study.rows import Difference, StudyRow, paired_difference, read_rows
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 
@@ -32,8 +33,8 @@ Cell = tuple[str, ...]  # a value for each key of the grid
 def write_gains(output: Path, experiment: str, method: str, reference: str) -> list[Path]:
     """Write `EXPERIMENT_gain.md` and a heat map for each of novel, SRT mean and SRT spread; returns the paths.
 
-    Takes the rows of `runs.csv` in `output` whose experiment begins with the word `experiment`. The page has cells
-    without a pair as such. Raises `RunError` when no cell has one.
+    Takes the rows of `runs.csv` in `output` whose experiment begins with the word `experiment`. Cells without a pair
+    are on the page too. Raises `RunError` when no cell has one.
     """
     rows = [row for row in read_rows(output / "runs.csv") if row.experiment.split()[0] == experiment]
     keys, cells = gains(rows, method, reference)
@@ -41,15 +42,16 @@ def write_gains(output: Path, experiment: str, method: str, reference: str) -> l
         raise RunError(f"{output / 'runs.csv'}: no seed of {experiment} has both {method} and {reference}")
     paths = []
     for score, title in GAINS.items():
-        figure = gain_figure(keys, {cell: found.get(score) for cell, found in cells.items()}, title, score)
+        figure = gain_figure(keys, {cell: pairs.get(score) for cell, pairs in cells.items()}, title, score)
         paths.append(figures.save(figure, output / f"{experiment}_gain_{title.replace(' ', '_')}.png"))
+    body = []
+    for cell, pairs in cells.items():
+        n = max((difference.n for difference in pairs.values()), default=0)
+        body.append([*cell, n, *(pairs.get(score, "-") for score in GAINS)])
     lines = [f"# {experiment}: {method} minus {reference}", "", PAIRED_NOTE, ""]
-    lines += [f"| {' | '.join([*keys, 'n', *GAINS.values()])} |", "|" + "---|" * (len(keys) + 1 + len(GAINS))]
-    for cell, found in cells.items():
-        n = max((difference.n for difference in found.values()), default=0)
-        lines.append(f"| {' | '.join([*cell, str(n), *(str(found.get(score, '-')) for score in GAINS)])} |")
+    lines += [*markdown_table([*keys, "n", *GAINS.values()], body), ""]
     page = output / f"{experiment}_gain.md"
-    write_text(page, "\n".join([*lines, "", *(f"![{path.stem}]({path.name})\n" for path in paths)]).rstrip() + "\n")
+    write_text(page, "\n".join([*lines, *(f"![{path.stem}]({path.name})\n" for path in paths)]).rstrip() + "\n")
     return [page, *paths]
 
 
@@ -63,7 +65,8 @@ def gains(
     groups: dict[Cell, dict[str, list[StudyRow]]] = {}
     keys: tuple[str, ...] = ()
     for row in rows:
-        settings = settings_of(row)
+        words = [word.partition("=") for word in f"{row.experiment} {row.method}".split()]
+        settings = {key.split(".")[-1]: value for key, equals, value in words if equals}
         keys = keys or tuple(settings)
         if set(settings) != set(keys) or not keys:
             raise RunError(
@@ -72,19 +75,12 @@ def gains(
             )
         name = " ".join(word for word in row.method.split() if "=" not in word)
         groups.setdefault(tuple(settings[key] for key in keys), {}).setdefault(name, []).append(row)
-    cells = {}
+    cells: dict[Cell, dict[str, Difference]] = {}
     for cell, methods in groups.items():
-        pairs = {
-            score: paired_difference(methods.get(method, []), methods.get(reference, []), score) for score in GAINS
-        }
+        ours, theirs = methods.get(method, []), methods.get(reference, [])
+        pairs = {score: paired_difference(ours, theirs, score) for score in GAINS}
         cells[cell] = {score: difference for score, difference in pairs.items() if difference is not None}
     return keys, cells
-
-
-def settings_of(row: StudyRow) -> dict[str, str]:
-    """Every `key=value` in a row's experiment and method, the key without the groups before it."""
-    words = [word.partition("=") for word in f"{row.experiment} {row.method}".split()]
-    return {key.split(".")[-1]: value for key, equals, value in words if equals}
 
 
 def gain_figure(
@@ -97,15 +93,11 @@ def gain_figure(
     """
     values = [ordered({cell[place] for cell in cells}) for place in range(len(keys))]
     down, across = values[0], values[1] if len(keys) > 1 else [""]
-    found_in = {cell[2:] for cell, found in cells.items() if found}
-    panels = [panel for panel in itertools.product(*values[2:]) if panel in found_in or not found_in]
-    limit = max([abs(found.mean) for found in cells.values() if found] or [1.0])
-    figure = Figure(
-        figsize=(1.2 + CELL_WIDTH * len(across) * len(panels), 1.1 + CELL_HEIGHT * len(down)),
-        dpi=DPI,
-        facecolor=theme.paper,
-        layout="constrained",
-    )
+    paired = {cell[2:] for cell, difference in cells.items() if difference}
+    panels = [panel for panel in itertools.product(*values[2:]) if panel in paired or not paired]
+    limit = max([abs(difference.mean) for difference in cells.values() if difference] or [1.0])
+    size = (1.2 + CELL_WIDTH * len(across) * len(panels), 1.1 + CELL_HEIGHT * len(down))
+    figure = Figure(figsize=size, dpi=DPI, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)
@@ -123,18 +115,15 @@ def gain_figure(
 def draw_gains(
     axes: Axes, grid: Sequence[Sequence[Difference | None]], limit: float, smaller_is_better: bool, theme: Theme
 ) -> None:
-    """Colour and words of each cell."""
     colours = [theme.novel, theme.paper, theme.base]
     ramp = LinearSegmentedColormap.from_list("gain", colours[::-1] if smaller_is_better else colours)
-    means = np.array([[found.mean if found else np.nan for found in row] for row in grid])
+    means = np.array([[cell.mean if cell else np.nan for cell in row] for row in grid])
     axes.imshow(means, cmap=ramp, vmin=-1.6 * limit, vmax=1.6 * limit, aspect="auto")  # pale enough for the words
     for (y, row), x in itertools.product(enumerate(grid), range(len(grid[0]))):
-        found = row[x]
-        if found is None:
-            text, weight = "no pair", "normal"
-        else:
-            sure = found.low is not None and found.high is not None and found.low * found.high > 0
-            text, weight = str(found).replace(" ", "\n", 1), "bold" if sure else "normal"
+        text, weight = "no pair", "normal"
+        if cell := row[x]:
+            leaves_out_0 = cell.low is not None and cell.high is not None and cell.low * cell.high > 0
+            text, weight = str(cell).replace(" ", "\n", 1), "bold" if leaves_out_0 else "normal"
         axes.text(x, y, text, ha="center", va="center", fontsize=8, color=theme.ink, fontweight=weight)
     axes.tick_params(labelsize=9, length=0, colors=theme.muted)
     for spine in axes.spines.values():

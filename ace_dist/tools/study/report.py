@@ -3,34 +3,54 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.figures import LIGHT, PANEL_WIDTH, Theme
-from ace_dist.tools.study.study import (
+from ace_dist.evaluate.metrics import concept_distances
+from ace_dist.evaluate.run_files import read_space
+from ace_dist.tools.study.rows import (
+    LEVEL,
+    SCORES,
     PlannedRun,
     StudyRow,
-    concept_table,
     gather,
-    mean_and_deviation,
+    mean_over,
     merge_rows,
+    paired_difference,
     read_rows,
-    study_page,
     write_rows,
 )
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 
-FloatArray = npt.NDArray[np.float64]
 LINES = (("base", "base_{}", None), ("novel", "novel_{}", None), ("SRT", "srt_{}_mean", "srt_{}_std"))
 METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
+TITLES = {
+    "base_accuracy": "base",
+    "novel_accuracy": "novel",
+    "srt_accuracy_mean": "SRT mean",
+    "srt_accuracy_std": "SRT spread",
+}
+NOTE = (
+    "Percent. mean ± sample standard deviation (n-1) over n seeds. SRT mean and spread: mean and standard deviation "
+    "over the label sets of one run."
+)
+PAIRED_NOTE = (
+    f"Accuracy, paired by seed, with Student's {LEVEL:.0%} interval over n seeds; not corrected for the number of "
+    "comparisons. Seeds share the test clips and label sets, so the interval says nothing of other clips or words."
+)
+FIGURE_NOTE = (
+    "Box plots: every label set of every seed, a line of dots a seed, the diamond under the root labels. Curves: "
+    "shaded is the deviation over seeds, of SRT the mean spread over label sets."
+)
+CONCEPT_NOTE = "Cosine distances of phrase embeddings within an action and between actions, mean ± deviation over runs."
 
 
 def write_study(
@@ -45,7 +65,7 @@ def write_study(
 
     The page is of all rows of the experiment in `runs.csv`, its box plots of this sweep's runs. `reference`: the method
     that the others are compared with. `commands`: what started the runs. Nothing is written when something is wrong.
-    An experiment with `=` in its name is one cell of a grid (`study_grid`) and gets rows alone.
+    An experiment with `=` in its name is one cell of a grid (`tools.study.grid`) and gets rows alone.
     """
     study = gather(planned, experiment)
     rows = merge_rows(read_rows(output / "runs.csv"), study.rows)
@@ -55,17 +75,108 @@ def write_study(
         write_rows(rows, output / "runs.csv")
         return [output / "runs.csv"]
     mine = [row for row in rows if row.experiment == experiment]
-    stem = output / re.sub(r"[^\w.]+", "_", experiment)
     history = [*(f"`{command}`" for command in dict.fromkeys(commands)), *study.history]
-    concepts = concept_table(study.folders)
-    study_page(mine, reference, study.missing, history, [])  # refuses a wrong reference before anything is written
-    figures_made = draw_study(mine, study.results, curves, stem)
-    page = stem.with_name(f"{stem.name}.md")
-    write_text(page, study_page(mine, reference, study.missing, history, figures_made, concepts))
+    concepts = concept_table({method: [folder for folder, _ in runs] for method, runs in study.finished.items()})
+    page = study_page(mine, reference, study.missing, history, concepts)  # refuses a wrong reference
+    # All is known to be sound: only now are files written.
+    results = {method: [one for _, one in runs] for method, runs in study.finished.items()}
+    stem = output / re.sub(r"[^\w.]+", "_", experiment)
+    pictures = draw_study(mine, results, curves, stem)
+    if pictures:
+        page = "\n".join([page, FIGURE_NOTE, "", *(f"![{path.stem}]({path.name})\n" for path in pictures)])
+    path = stem.with_name(f"{stem.name}.md")
+    write_text(path, page.rstrip() + "\n")
     write_rows(rows, output / "runs.csv")
-    return [output / "runs.csv", page, *figures_made]
+    return [output / "runs.csv", path, *pictures]
 
 
+# ------------------------------------------------------------------------------------------------------------- page
+def study_page(
+    rows: Sequence[StudyRow],
+    reference: str,
+    missing: Sequence[str] = (),
+    history: Sequence[str] = (),
+    concepts: Sequence[str] = (),
+) -> str:
+    """Markdown of one experiment: means, differences to `reference`, what is missing, and how it was made.
+
+    `concepts`: the lines of `concept_table`. Raises `RunError` when no row is of the reference.
+    """
+    methods: dict[str, list[StudyRow]] = {}
+    for row in rows:
+        methods.setdefault(row.method, []).append(row)
+    if reference not in methods:
+        raise RunError(f"reference={reference} has no finished run; there are {', '.join(methods)}")
+    lines = [f"# {rows[0].experiment}", "", NOTE, "", *summary_table(methods), ""]
+    lines += [f"## Difference to {reference}", "", PAIRED_NOTE, "", *difference_table(methods, reference), ""]
+    if concepts:
+        lines += ["## Concept space", "", CONCEPT_NOTE, "", *concepts, ""]
+    gaps = [*missing, *unpaired_seeds(methods, reference)]
+    for title, entries in (("Missing", gaps), ("Made by", history)):
+        if entries:
+            lines += [f"## {title}", "", *(f"- {entry}" for entry in entries), ""]
+    return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[object], body: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table, its first column to the left and the others to the right."""
+    rows = ["| " + " | ".join(map(str, row)) + " |" for row in (header, *body)]
+    return [rows[0], "|---|" + "---:|" * (len(header) - 1), *rows[1:]]
+
+
+def summary_table(methods: Mapping[str, Sequence[StudyRow]]) -> list[str]:
+    """Mean ± deviation of every score, a line a method."""
+    means = {
+        m: [mean_over(row.scores[score] for row in rows) or "-" for score in SCORES] for m, rows in methods.items()
+    }
+    header = ["method", "n", *(score.replace("_", " ") for score in SCORES)]
+    return markdown_table(header, ([method, len(methods[method]), *cells] for method, cells in means.items()))
+
+
+def difference_table(methods: Mapping[str, Sequence[StudyRow]], reference: str) -> list[str]:
+    """Paired differences in accuracy to the reference, a line a method."""
+    body = []
+    for method, rows in methods.items():
+        if method != reference:
+            differences = [paired_difference(rows, methods[reference], score) for score in TITLES]
+            n = max((difference.n for difference in differences if difference), default=0)
+            body.append([method, n, *(difference or "-" for difference in differences)])
+    return markdown_table(["method", "n", *TITLES.values()], body)
+
+
+def concept_table(folders: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Cosine distances within and between the concepts of the text tower, before and after training, a line a method.
+
+    What the paper's Fig. 5 suggests, measured in the full space over all phrases: mean ± deviation over runs. Raises
+    `RunError` when a run has no `concept_space.npz`.
+    """
+    body = []
+    for method, runs in folders.items():
+        spaces = [read_space(folder) for folder in runs]
+        before, after = (
+            [concept_distances(getattr(space, when), space.actions) for space in spaces] for when in ("before", "after")
+        )
+        cells = []
+        for values in ([one[name] for one in rows] for name in ("within", "between") for rows in (before, after)):
+            deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.3f}{deviation}")
+        body.append([method, len(spaces), *cells])
+    header = ["method", "n", "within, before", "within, after", "between, before", "between, after"]
+    return markdown_table(header, body)
+
+
+def unpaired_seeds(methods: Mapping[str, Sequence[StudyRow]], reference: str) -> list[str]:
+    """Seeds that are in no pair, in words."""
+    theirs = {row.seed for row in methods[reference]}
+    odd = {method: sorted({row.seed for row in rows} ^ theirs) for method, rows in methods.items()}
+    return [
+        f"{method} and {reference} are not paired at seed {', '.join(map(str, seeds))}"
+        for method, seeds in odd.items()
+        if seeds
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------- figures
 def draw_study(
     rows: Sequence[StudyRow],
     results: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -78,58 +189,23 @@ def draw_study(
     points is not drawn.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = []
+    drawings: dict[str, Figure] = {}
     for metric, title in METRICS.items():
         runs = {
             method: np.array([[run[metric] for run in one["srt"]["runs"]] for one in ours if one["srt"] is not None])
             for method, ours in results.items()
         }
-        tested = {method: values for method, values in runs.items() if values.size}
-        if tested:
-            path = stem.with_name(f"{stem.name}_srt_{metric}.png")
-            paths.append(figures.save(srt_box_figure(tested, title), path))
-    for number, (axis, points) in enumerate(curves.items(), start=1):
-        there = {x: [row for row in rows if row.method == method] for x, method in points.items()}
-        finished = {x: found for x, found in sorted(there.items()) if found}
-        if len(finished) > 1:
+        if tested := {method: values for method, values in runs.items() if values.size}:
+            drawings[f"srt_{metric}"] = figures.srt_figure(
+                tested, f"{title} of each label set and seed (%); ◇ root labels"
+            )
+    for number, (axis, methods) in enumerate(curves.items(), start=1):
+        points = {x: [row for row in rows if row.method == method] for x, method in sorted(methods.items())}
+        points = {x: group for x, group in points.items() if group}
+        if len(points) > 1:
             for metric, title in METRICS.items():
-                path = stem.with_name(f"{stem.name}_curve{number}_{metric}.png")
-                paths.append(figures.save(curve_figure(finished, axis, metric, title), path))
-    return paths
-
-
-def srt_box_figure(runs: Mapping[str, FloatArray], metric: str, theme: Theme = LIGHT) -> Figure:
-    """Box and dots of the SRT runs of all seeds, a row a method. `runs`: method -> [seeds, label sets] in percent.
-
-    A diamond is the mean over seeds under the root labels, the first label set.
-    """
-    figure, axes = figures.panel(theme, PANEL_WIDTH, 1.1 + 0.42 * len(runs))
-    for row, (_, values) in enumerate(runs.items()):
-        colour = theme.series[row % len(theme.series)]
-        line = {"color": colour, "linewidth": 1.2}
-        axes.boxplot(
-            values.ravel(),
-            positions=[row],
-            orientation="horizontal",
-            widths=0.55,
-            showfliers=False,
-            patch_artist=True,
-            boxprops={"facecolor": to_rgba(colour, 0.14), "edgecolor": colour},
-            manage_ticks=False,
-            medianprops={**line, "linewidth": 2.0},
-            whiskerprops=line,
-            capprops=line,
-        )
-        height = np.repeat(row + np.linspace(-0.2, 0.2, len(values)), values.shape[1])
-        axes.scatter(values.ravel(), height, s=7, color=colour, alpha=0.6, linewidth=0, zorder=4)
-        root = values[:, 0].mean()
-        axes.scatter([root], [row], s=40, marker="D", color=theme.paper, edgecolor=colour, linewidth=1.5, zorder=5)
-    axes.set_yticks(range(len(runs)), [figures.short(name, 28) for name in runs], color=theme.ink)
-    axes.set_ylim(len(runs) - 0.45, -0.55)
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"{metric} of each label set and seed (%); ◇ root labels")
-    axes.grid(axis="y", visible=False)
-    return figure
+                drawings[f"curve{number}_{metric}"] = curve_figure(points, axis, metric, title)
+    return [figures.save(figure, stem.with_name(f"{stem.name}_{name}.png")) for name, figure in drawings.items()]
 
 
 def curve_figure(
@@ -138,17 +214,17 @@ def curve_figure(
     """Base, novel and SRT scores over a number. Shaded: deviation over seeds; of SRT: mean spread over label sets."""
     figure, axes = figures.panel(theme, PANEL_WIDTH, 3.0)
     for (name, score, spread), colour in zip(LINES, (theme.base, theme.novel, theme.series[0]), strict=True):
-        found = {x: mean_and_deviation(rows, score.format(metric)) for x, rows in points.items()}
-        drawn = {x: value for x, value in found.items() if value is not None}
-        if not drawn:
-            continue
-        means = np.array([value[0] for value in drawn.values()])
-        widths = np.array([value[1] or 0.0 for value in drawn.values()])
-        if spread:
-            means_of_spread = [mean_and_deviation(points[x], spread.format(metric)) for x in drawn]
-            widths = np.array([value[0] if value else 0.0 for value in means_of_spread])
-        axes.plot(list(drawn), means, color=colour, linewidth=1.8, marker="o", markersize=4, label=name)
-        axes.fill_between(list(drawn), means - widths, means + widths, color=colour, alpha=0.13, linewidth=0)
+        x, means, widths = list[float](), list[float](), list[float]()
+        for number, rows in points.items():
+            if mean := mean_over(row.scores[score.format(metric)] for row in rows):
+                over_sets = mean_over(row.scores[spread.format(metric)] for row in rows) if spread else None
+                x.append(number)
+                means.append(mean.mean)
+                widths.append((over_sets.mean if over_sets else 0.0) if spread else mean.deviation or 0.0)
+        if x:
+            low, high = np.subtract(means, widths), np.add(means, widths)
+            axes.plot(x, means, color=colour, linewidth=1.8, marker="o", markersize=4, label=name)
+            axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.set_xticks(list(points), [f"{x:g}" for x in points])
     axes.set_xlabel(axis)
     axes.set_ylabel(f"{title} (%)")

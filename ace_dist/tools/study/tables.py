@@ -1,4 +1,4 @@
-"""Owns the paper's tables and figures as `configs/tables` states them: rows with settings, the paper's own numbers."""
+"""The paper's tables and figures as `assets/tables` states them: rows with settings, the paper's own numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ace_dist.cluster.sweeps import Run, expand, run_id
 from ace_dist.config import assets_dir, config_dir, did_you_mean
 from ace_dist.utils.errors import ConfigError
 
-PRINTED = {"base": "base", "novel": "novel", "hm": "HM", "srt": "SRT"}  # part of results.json -> the paper's column
+HEADINGS = {"base": "base", "novel": "novel", "hm": "HM", "srt": "SRT"}  # part of results.json -> column of a table
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TableRow:
 class Table:
     """A table or figure. `paper`: data set -> row -> column -> what the paper prints, such as `43.8±10.6/33.0±6.9`.
 
-    `left_out`: experiment -> rows that it cannot have. `curves`: axis label -> number on the axis -> row.
+    `left_out`: experiment -> rows that it cannot have. `curves`: axis label -> number on the axis -> key of a row.
     """
 
     name: str
@@ -41,45 +41,37 @@ class Table:
     curves: dict[str, dict[float, str]]
 
 
-def curves_by_key(table: Table) -> dict[str, dict[float, str]]:
-    """The table's curves with the rows' keys."""
-    keys = {row.name: row.key for row in table.rows}
-    return {axis: {x: keys[row] for x, row in points.items()} for axis, points in table.curves.items()}
-
-
 def table_names() -> list[str]:
     """Every table and figure there is."""
     return sorted(path.stem for path in (assets_dir() / "tables").glob("*.yaml"))
 
 
 def load_table(name: str) -> Table:
-    """A file of `configs/tables`. Raises `ConfigError` for one that does not exist or names a row it does not have."""
+    """A file of `assets/tables`. Raises `ConfigError` for one that does not exist or names a row it does not have."""
     if name not in table_names():
         raise ConfigError(
             f"table={name} does not exist; there are {', '.join(table_names())}{did_you_mean(name, table_names())}"
         )
     path = assets_dir() / "tables" / f"{name}.yaml"
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows = {row: TableRow(row, row_key(row, settings), tuple(settings)) for row, settings in content["rows"].items()}
+    paper, left_out, curves = (content.get(part, {}) for part in ("paper", "left_out", "curves"))
+    groups = [*paper.values(), *left_out.values(), *(points.values() for points in curves.values())]
+    if strangers := {row for group in groups for row in group} - set(rows):
+        raise ConfigError(f"{path}: {', '.join(sorted(strangers))} is not one of its rows")
     columns = content.get("columns", [])
-    table = Table(
+    return Table(
         name=name,
         source=content["source"],
         experiments=tuple(content["experiments"]),
-        rows=tuple(TableRow(row, row_key(row, settings), tuple(settings)) for row, settings in content["rows"].items()),
+        rows=tuple(rows.values()),
         paper={
-            dataset: {row: dict(zip(columns, map(str, numbers), strict=True)) for row, numbers in rows.items()}
-            for dataset, rows in content.get("paper", {}).items()
+            dataset: {row: dict(zip(columns, map(str, numbers), strict=True)) for row, numbers in lines.items()}
+            for dataset, lines in paper.items()
         },
-        left_out={experiment: tuple(rows) for experiment, rows in content.get("left_out", {}).items()},
-        curves={
-            axis: {float(x): row for x, row in points.items()} for axis, points in content.get("curves", {}).items()
-        },
+        left_out={experiment: tuple(names) for experiment, names in left_out.items()},
+        curves={axis: {float(x): rows[row].key for x, row in points.items()} for axis, points in curves.items()},
     )
-    groups = [*table.paper.values(), *table.left_out.values(), *(points.values() for points in table.curves.values())]
-    unknown = {row for group in groups for row in group} - {row.name for row in table.rows}
-    if unknown:
-        raise ConfigError(f"{path}: {', '.join(sorted(unknown))} is not one of its rows")
-    return table
 
 
 def name_a_table(settings: Sequence[str]) -> tuple[str, list[str]]:
@@ -92,19 +84,18 @@ def name_a_table(settings: Sequence[str]) -> tuple[str, list[str]]:
     name = given.get("experiment", "")
     if name not in table_names():
         return "", list(settings)
-    known = {dataset_of(experiment): experiment for experiment in load_table(name).experiments}
-    wanted = given.get("dataset", "").split(",")
-    unknown = [dataset for dataset in wanted if dataset not in known]
-    if unknown:
+    experiments = {experiment_dataset(experiment): experiment for experiment in load_table(name).experiments}
+    datasets = given.get("dataset", "").split(",")
+    if strangers := [dataset for dataset in datasets if dataset not in experiments]:
         raise ConfigError(
-            f"experiment={name} is a table of the paper and needs dataset=NAME, one of {', '.join(known)}"
-            f"; found {', '.join(unknown) or 'none'}"
+            f"experiment={name} is a table of the paper and needs dataset=NAME, one of {', '.join(experiments)}"
+            f"; found {', '.join(strangers) or 'none'}"
         )
     rest = [setting for setting in settings if setting.partition("=")[0] not in ("experiment", "dataset")]
-    return name, [f"experiment={','.join(known[dataset] for dataset in wanted)}", *rest]
+    return name, [f"experiment={','.join(experiments[dataset] for dataset in datasets)}", *rest]
 
 
-def dataset_of(experiment: str) -> str:
+def experiment_dataset(experiment: str) -> str:
     """The data set that an experiment's file chooses."""
     path = config_dir() / "experiment" / f"{experiment}.yaml"
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -123,7 +114,7 @@ def printed_number(printed: dict[str, str], part: str, metric: str) -> str:
 
     A cell is accuracy/F1, each as mean±deviation in the column of the robustness test.
     """
-    scores = printed.get(PRINTED[part], "-").split("/")
+    scores = printed.get(HEADINGS[part], "-").split("/")
     place = int(metric.startswith("f1"))
     numbers = scores[place].split("±") if place < len(scores) else []
     index = int(metric.endswith("_std"))
@@ -138,7 +129,8 @@ def expand_table(settings: Sequence[str], table: Table) -> list[Run]:
     runs = []
     for row in table.rows:
         for point in expand(settings):
-            if row.name not in table.left_out.get(experiment_of(point.overrides), ()):
+            chosen = [text.partition("=")[2] for text in point.overrides if text.startswith("experiment=")]
+            if row.name not in table.left_out.get(chosen[-1] if chosen else "demo", ()):
                 name, swept = run_id({"row": row.key, **point.settings}), {"row": row.name, **point.settings}
                 runs.append(Run(name, swept, [*point.overrides, *row.settings]))
     return runs
@@ -148,9 +140,3 @@ def rows_without_run(runs: Sequence[Run], table: Table) -> list[str]:
     """Rows of the table that no run is of."""
     there = {run.settings["row"] for run in runs}
     return [row.name for row in table.rows if row.name not in there]
-
-
-def experiment_of(overrides: Sequence[str]) -> str:
-    """The experiment that overrides choose."""
-    chosen = [text.removeprefix("experiment=") for text in overrides if text.startswith("experiment=")]
-    return chosen[-1] if chosen else "demo"

@@ -1,0 +1,224 @@
+"""The numbers of a study: a sweep's finished runs as rows of `runs.csv`, their means, paired differences.
+
+Everything is in percent. A pair is two runs of one seed: the same clips in the same order, another method.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from ace_dist.cluster.sweeps import Run, Sweep
+from ace_dist.config import load_config
+from ace_dist.evaluate.run_files import read_results
+from ace_dist.tools.study.tables import Table
+from ace_dist.utils.errors import RunError
+from ace_dist.utils.files import write_text
+
+REPLICATES = ("seed", "dataset.fold")  # settings whose values are repetitions of one experiment
+PARTS = (
+    *((part, metric) for part in ("base", "novel") for metric in ("accuracy", "f1")),
+    *(("srt", metric) for metric in ("accuracy_mean", "accuracy_std", "f1_mean", "f1_std")),
+)
+SCORES = {f"{part}_{metric}": (part, metric) for part, metric in PARTS}  # columns of runs.csv -> place in results.json
+FIELDS = ("experiment", "method", "seed", *SCORES)
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a sweep: what it is called, its seed, where its results would be. Folds are runs of the same name."""
+
+    method: str
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A line of `runs.csv`; a score is `None` when the test split has no such actions."""
+
+    experiment: str
+    method: str
+    seed: int
+    scores: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a sweep gave: rows, the finished runs of each method with their results, and, in words, the rest."""
+
+    rows: list[StudyRow]
+    finished: dict[str, list[tuple[Path, dict[str, Any]]]]
+    missing: list[str]
+    history: list[str]  # hardware, commits and duration of the runs
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean and sample standard deviation (n-1; `None` out of one value) of n values."""
+
+    mean: float
+    deviation: float | None
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" if self.deviation is None else f"{self.mean:.1f} ± {self.deviation:.1f}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of n paired differences and its interval; no interval out of one pair."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:+.1f} (one seed)"
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+# ---------------------------------------------------------------------------------------------------- sweep to rows
+def swept_settings(run: Run) -> dict[str, str]:
+    """The settings in which a run differs from the others of its sweep, repetitions left out."""
+    return {key: value for key, value in run.settings.items() if key not in REPLICATES}
+
+
+def planned_runs(sweep: Sweep, table: Table | None = None) -> list[PlannedRun]:
+    """Every run of a sweep, called as its table's row or its swept settings."""
+    keys = {row.name: row.key for row in table.rows} if table else {}
+    planned = []
+    for run in sweep.runs.values():
+        words = [
+            keys[value] if key == "row" and table else value if key == "method" else f"{key}={value}"
+            for key, value in swept_settings(run).items()
+        ]
+        seed = int(run.settings["seed"]) if "seed" in run.settings else load_config(run.overrides).seed
+        planned.append(PlannedRun(" ".join(words) or "all runs", seed, sweep.folder / run.id))
+    return planned
+
+
+def gather(planned: Iterable[PlannedRun], experiment: str) -> Study:
+    """One row for each method and seed whose runs are all finished: the mean over its folds, as the paper has it.
+
+    A run without `results.json` is in `missing`. Raises `RunError` for a damaged file, or when none is finished.
+    """
+    groups: dict[tuple[str, int], list[Path]] = {}
+    for run in planned:
+        groups.setdefault((run.method, run.seed), []).append(run.folder)
+    study = Study([], {}, [], [])
+    for (method, seed), folders in groups.items():
+        absent = [folder.name for folder in folders if not (folder / "results.json").is_file()]
+        if absent:
+            study.missing.append(f"{method}, seed {seed}: {', '.join(absent)} not finished")
+            continue
+        results = [read_results(folder) for folder in folders]
+        means = {name: mean_score(results, part, metric) for name, (part, metric) in SCORES.items()}
+        scores = {name: None if mean is None else mean.mean for name, mean in means.items()}
+        study.rows.append(StudyRow(experiment, method, seed, scores))
+        study.finished.setdefault(method, []).extend(zip(folders, results, strict=True))
+    if not study.rows:
+        raise RunError(f"no run is finished: {'; '.join(study.missing[:4]) or 'the sweep has no runs'}")
+    everywhere = [folder for runs in study.finished.values() for folder, _ in runs]
+    study.history.extend(dict.fromkeys(map(commit_and_hardware, everywhere)))
+    seconds = [value for folder in everywhere if (value := training_seconds(folder)) is not None]
+    if seconds:
+        study.history.append(f"training {min(seconds):.0f} to {max(seconds):.0f} s a run, evaluation not counted")
+    return study
+
+
+def commit_and_hardware(folder: Path) -> str:
+    """What a run was made by and on, in one line."""
+    path = folder / "environment.json"
+    if not path.is_file():
+        return f"{folder.name}: no environment.json, so commit and hardware are unknown"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    git, hardware = facts["git"], facts["hardware"]
+    commit = str(git["commit"])[:10] + (" with uncommitted changes" if git["modified"] else "")
+    gpus = f", {', '.join(hardware['gpus'])}" if "gpus" in hardware else ""
+    return f"commit {commit}, {facts['world_size']} rank(s), {hardware['cpu']} ({hardware['cores']} cores{gpus})"
+
+
+def training_seconds(folder: Path) -> float | None:
+    """Seconds from the start, or the last continuation, of a run to its last step; `None` when no step was logged."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return float(json.loads(lines[-1])["elapsed_s"]) if lines else None
+
+
+# --------------------------------------------------------------------------------------------------------- runs.csv
+def read_rows(path: Path) -> list[StudyRow]:
+    """The lines of `runs.csv`; none without such a file. Raises `RunError` for other columns or bad numbers."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != FIELDS:
+            raise RunError(f"{path}: expected the columns {','.join(FIELDS)}, found {reader.fieldnames}")
+        rows = []
+        for number, line in enumerate(reader, start=2):
+            try:
+                scores = {name: float(line[name]) if line[name] else None for name in SCORES}
+                rows.append(StudyRow(line["experiment"], line["method"], int(line["seed"]), scores))
+            except (TypeError, ValueError) as error:
+                raise RunError(f"{path}, line {number}: {error}") from error
+    return rows
+
+
+def merge_rows(old: Sequence[StudyRow], new: Sequence[StudyRow]) -> list[StudyRow]:
+    """Both, a new row in the place of an old one of the same experiment, method and seed."""
+    return list({(row.experiment, row.method, row.seed): row for row in [*old, *new]}.values())
+
+
+def write_rows(rows: Sequence[StudyRow], path: Path) -> None:
+    """Write `runs.csv`, scores with four decimals."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(FIELDS)
+    for row in rows:
+        scores = ["" if value is None else f"{value:.4f}" for value in (row.scores[name] for name in SCORES)]
+        writer.writerow([row.experiment, row.method, row.seed, *scores])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text.getvalue())
+
+
+# ---------------------------------------------------------------------------------------------------------- numbers
+def mean_over(values: Iterable[float | None]) -> Mean | None:
+    """`None` values do not count; `None` without any other."""
+    numbers = [float(value) for value in values if value is not None]
+    if not numbers:
+        return None
+    return Mean(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+
+
+def mean_score(results: Sequence[Mapping[str, Any]], part: str, metric: str) -> Mean | None:
+    """A score over runs; a run whose test split has no such actions (`null`) does not count."""
+    return mean_over(None if result[part] is None else result[part][metric] for result in results)
+
+
+def paired_difference(rows: Sequence[StudyRow], reference: Sequence[StudyRow], score: str) -> Difference | None:
+    """Mean of `rows` minus `reference` over the seeds that both have, mean ± t(n-1) s/√n; `None` without a pair."""
+    other = {row.seed: row.scores[score] for row in reference}
+    pairs = [(row.scores[score], other[row.seed]) for row in rows if row.seed in other]
+    differences = np.array([a - b for a, b in pairs if a is not None and b is not None])
+    n = len(differences)
+    if n == 0:
+        return None
+    mean = float(differences.mean())
+    if n == 1:
+        return Difference(mean, None, None, 1)
+    half = float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * float(differences.std(ddof=1)) / math.sqrt(n)
+    return Difference(mean, mean - half, mean + half, n)
