@@ -34,7 +34,7 @@ Part = tuple[list[Tensor], list[Phrases]]  # batches of clips, and the label set
 
 @dataclass(frozen=True)
 class Test:
-    """A test: clips of seen and of unseen actions, three views each, and classes for both."""
+    """A test: clips of base and of novel actions, three views each, and classes for both."""
 
     shape: Shape
     base_clips: int
@@ -65,8 +65,8 @@ def naive(video: NaiveVideo, text: NaiveText, parts: Sequence[Part], once: bool)
         embeddings = torch.cat([video(batch) for batch in batches]) if once else None
         for phrases in sets:
             flat = [phrase for group in phrases for phrase in group]
-            seen = embeddings if embeddings is not None else torch.cat([video(batch) for batch in batches])
-            naive_similarity(seen, text(flat), phrases, TEMPERATURE).softmax(1).cpu()
+            rows = embeddings if embeddings is not None else torch.cat([video(batch) for batch in batches])
+            naive_similarity(rows, text(flat), phrases, TEMPERATURE).softmax(1).cpu()
 
 
 @torch.no_grad()
