@@ -15,7 +15,6 @@ from ace_dist.concepts import SynonymTrees
 from ace_dist.tools.synonyms import BuildConfig, build, export_sheet, import_sheet
 from ace_dist.tools.synonyms.answers import question
 from ace_dist.tools.synonyms.client import (
-    AnswerCache,
     Budget,
     BuildStopped,
     ChatClient,
@@ -426,7 +425,7 @@ def test_a_damaged_cache_is_named(tmp_path):
     """Asking again would cost again: the user decides."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be made"):
-        AnswerCache(str(tmp_path / "file" / "cache"))
+        ChatClient(ClientConfig("m", "http://localhost", cache=str(tmp_path / "file" / "cache")))
     with ChatServer() as server:
         client = ChatClient(ClientConfig("m", server.url, cache=str(tmp_path / "c")))
         client.ask(question("spin block", 3, "x"))

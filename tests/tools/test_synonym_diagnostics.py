@@ -53,7 +53,7 @@ def test_melted_concepts_and_empty_pools():
     trees = SynonymTrees(
         {"spin": flat("spin", "rotate"), "rotate": flat("rotate", "spin"), "lift": flat("lift", "raise")}
     )
-    findings = diagnose(trees, seen=["spin", "rotate"])
+    findings = diagnose(trees, base=["spin", "rotate"])
     assert findings.shadows == {"spin": 0, "rotate": 0}
     assert any(w.startswith("'spin' and 'rotate' share 2 verbs, 100 %") for w in findings.warnings)
     assert (
@@ -79,7 +79,7 @@ def test_concepts_whose_draws_change_nothing_are_named(trees):
     nodes["spin"]["turn"] = ["turn", "reel"]
     (warning,) = [w for w in diagnose(SynonymTrees(nodes)).warnings if "L_rand" in w]
     assert warning.startswith("'lift': all children have the same synonyms")
-    assert not [w for w in diagnose(SynonymTrees(nodes), seen=["spin"]).warnings if "L_rand" in w], "lift never trains"
+    assert not [w for w in diagnose(SynonymTrees(nodes), base=["spin"]).warnings if "L_rand" in w], "lift never trains"
     labels = [Action("lift", "lid"), Action("spin", "wheel")]
     draws = [ConceptSampler(labels, SynonymTrees(nodes), seed=0).draw(step) for step in range(20)]
     assert all(set(draw.random[0]) == set(draw.fixed[0]) for draw in draws)

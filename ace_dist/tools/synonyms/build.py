@@ -90,7 +90,7 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> BuildResul
     finally:
         say(
             f"{client.answered} questions answered by the server in {client.http.requests} requests, "
-            f"{len(client.replies) - client.answered} from {client.cache.folder}; "
+            f"{len(client.replies) - client.answered} from {client.cache}; "
             f"spent: {client.budget.describe(client.budget.tokens_in, client.budget.tokens_out)}"
         )
 

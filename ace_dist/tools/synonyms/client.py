@@ -82,6 +82,7 @@ class Reply:
 class ChatClient:
     """Answers to prompts: from the cache, else from the server. Threads may share it.
 
+    The cache is a folder with a file for each (model, prompt, settings), which builds may share.
     `replies` holds every answer that was used, `answered` counts those that the server gave in this process.
     """
 
@@ -90,7 +91,12 @@ class ChatClient:
         self.base_url = config.base_url or os.environ.get("OPENAI_BASE_URL") or None
         check_base_url(self.base_url)
         self.key = read_key(config.api_key_env, required=self.base_url is None)
-        self.cache = AnswerCache(config.cache)
+        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ace-dist" / "synonyms"
+        self.cache = Path(config.cache).expanduser() if config.cache else default
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cache={self.cache} cannot be made: {error.strerror}") from error
         self.budget = Budget(config)
         self.http = BudgetedHttp(config, self.budget)
         self.replies: dict[tuple[str, int], Reply] = {}
@@ -116,13 +122,17 @@ class ChatClient:
         Raises `BuildStopped` when no further question makes sense, `NoAnswer` when this one has none.
         """
         identity = self.identity() | {"turn": turn}
+        digest = hashlib.sha256(json.dumps([identity, prompt], sort_keys=True).encode()).hexdigest()
+        path = self.cache / digest[:2] / f"{digest}.json"
         with self._lock:
             asking = self._asking.setdefault((prompt, turn), threading.Lock())
         with asking:  # the same question from two trees is sent once
-            reply = self.cache.get(prompt, identity)
-            if reply is None:
+            if path.is_file():
+                reply = read_cached(path)
+            else:
                 reply = self._request(prompt)
-                self.cache.put(prompt, identity, reply)
+                path.parent.mkdir(exist_ok=True)
+                write_json(path, {"settings": identity, "prompt": prompt, "reply": asdict(reply)})
         with self._lock:
             self._failures_in_a_row = 0
             self.replies[prompt, turn] = reply
@@ -286,6 +296,14 @@ def reported_tokens(usage: Any) -> tuple[int, int] | None:
     return counts  # type: ignore[return-value]
 
 
+def read_cached(path: Path) -> Reply:
+    """An answer on disk. A damaged file raises `RunError`: asking again would cost again."""
+    try:
+        return Reply(**json.loads(path.read_text(encoding="utf-8"))["reply"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"the cached answer {path} is damaged ({error}); delete it to ask again") from error
+
+
 def read_key(name: str, required: bool) -> str:
     """The key from the environment. Raises `ConfigError`, never with a value, when it is missing or unusable."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -402,38 +420,3 @@ class Budget:
                 f"the next question may cost {self.cost(tokens_in, tokens_out):.4f}"
             )
         return ""
-
-
-class AnswerCache:
-    """A folder of answers, one file each, by (model, prompt, settings): a question is paid for once.
-
-    Builds may share it: a file appears whole or not at all. The default is `$XDG_CACHE_HOME/ace-dist/synonyms`.
-    """
-
-    def __init__(self, folder: str | None) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.folder = Path(folder).expanduser() if folder else home / "ace-dist" / "synonyms"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cache={self.folder} cannot be made: {error.strerror}") from error
-
-    def get(self, prompt: str, settings: dict[str, Any]) -> Reply | None:
-        """The stored answer, or `None`. A damaged file raises `RunError`: asking again would cost again."""
-        path = self._path(prompt, settings)
-        if not path.is_file():
-            return None
-        try:
-            return Reply(**json.loads(path.read_text(encoding="utf-8"))["reply"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"the cached answer {path} is damaged ({error}); delete it to ask again") from error
-
-    def put(self, prompt: str, settings: dict[str, Any], reply: Reply) -> None:
-        """Store an answer with the question beside it, for people who look."""
-        path = self._path(prompt, settings)
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, {"settings": settings, "prompt": prompt, "reply": asdict(reply)})
-
-    def _path(self, prompt: str, settings: dict[str, Any]) -> Path:
-        digest = hashlib.sha256(json.dumps([settings, prompt], sort_keys=True).encode()).hexdigest()
-        return self.folder / digest[:2] / f"{digest}.json"

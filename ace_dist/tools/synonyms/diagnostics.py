@@ -29,7 +29,7 @@ class Diagnostics:
     roots: tuple[str, ...]
     first: dict[tuple[str, str], tuple[str, ...]]
     second: dict[tuple[str, str], tuple[str, ...]]
-    shadows: dict[str, int]  # root of a seen action -> verbs in its shadow pool
+    shadows: dict[str, int]  # root of a base action -> verbs in its shadow pool
     warnings: tuple[str, ...] = field(default=())
 
     def shared_verbs(self) -> dict[str, tuple[str, ...]]:
@@ -56,19 +56,19 @@ class ConceptSpread:
     strays: tuple[tuple[str, str], ...]
 
 
-def diagnose(trees: SynonymTrees, seen: Collection[str] | None = None) -> Diagnostics:
-    """Check trees; `seen` are the root verbs of base actions, whose shadow pools are counted (default: all roots)."""
+def diagnose(trees: SynonymTrees, base: Collection[str] | None = None) -> Diagnostics:
+    """Check trees; `base` are the root verbs of base actions, whose shadow pools are counted (default: all roots)."""
     first = {root: set(trees.children(root)) for root in trees.roots}
     second = {root: {verb for _, children in trees.nodes(root) for verb in children} for root in trees.roots}
     first_shared, second_shared = shared(first), shared(second)
-    seen = trees.roots if seen is None else [root for root in trees.roots if root in set(seen)]
-    shadows = {root: len(shadow_pool(root, seen, trees)) for root in seen}
+    base = trees.roots if base is None else [root for root in trees.roots if root in set(base)]
+    shadows = {root: len(shadow_pool(root, base, trees)) for root in base}
     warnings = [
         *shared_warnings(trees, first_shared),
         *overlap_warnings(second, second_shared),
         *shadow_warnings(shadows),
         *size_warnings(trees),
-        *sameness_warnings(trees, seen),
+        *sameness_warnings(trees, base),
     ]
     return Diagnostics(trees.roots, first_shared, second_shared, shadows, tuple(warnings))
 
@@ -106,7 +106,7 @@ def overlap_warnings(second: dict[str, set[str]], common: dict[tuple[str, str], 
 
 
 def shadow_warnings(shadows: dict[str, int]) -> list[str]:
-    """Seen concepts that have no wrong verb, or hardly any (Eq. 6)."""
+    """Base concepts that have no wrong verb, or hardly any (Eq. 6)."""
     return [
         f"{root!r}: its shadow pool holds {count} verb{'s' * (count != 1)}"
         + ("; training with shadow negatives will refuse it" if count == 0 else "")
@@ -132,14 +132,14 @@ def size_warnings(trees: SynonymTrees) -> list[str]:
     return warnings
 
 
-def sameness_warnings(trees: SynonymTrees, seen: Collection[str]) -> list[str]:
-    """Seen concepts whose children have the root's own synonyms, in whatever order, as WordNet's trees often do.
+def sameness_warnings(trees: SynonymTrees, base: Collection[str]) -> list[str]:
+    """Base concepts whose children have the root's own synonyms, in whatever order, as WordNet's trees often do.
 
     Then a drawn label (Eq. 4) is the mean over the same phrases (Eq. 3) as its root: L_rand adds nothing to L_fixed.
     """
     same = [
         root
-        for root in seen
+        for root in base
         if len(trees.children(root)) > 1
         and all(set(trees.children(root, child)) == set(trees.children(root)) for child in trees.children(root))
     ]

@@ -10,15 +10,16 @@ import csv
 import datetime
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ace_dist.concepts.actions import normalise
-from ace_dist.concepts.trees import SynonymTrees
+from ace_dist.concepts.trees import SynonymTrees, walk
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
 
+Nodes = dict[tuple[str, ...], tuple[str, ...]]  # path of an inner node -> its children
 PATH_COLUMNS = ("verb", "child", "grandchild")  # deeper ones are called "order 3", ...
 
 
@@ -27,14 +28,15 @@ def export_sheet(trees: Path, sheet: Path) -> int:
     if sheet.exists():
         raise LabelError(f"sheet={sheet} exists already; an export would overwrite what was edited in it")
     nodes, _ = read_nodes(trees)
-    rows = [row for root, tree in nodes.items() for row in leaf_rows((root,), tree)]
-    orders = max(len(path) for path, _ in rows)
+    orders = max(map(len, nodes))
+    rows = [(path, [verb for verb in children if verb != path[-1]])
+            for path, children in nodes.items() if len(path) == orders]  # fmt: skip
     width = max(len(synonyms) for _, synonyms in rows) or 1
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow([*path_columns(orders), *(f"synonym {i + 1}" for i in range(width))])
     for path, synonyms in rows:
-        writer.writerow([*path, *[""] * (orders - len(path)), *synonyms])
+        writer.writerow([*path, *synonyms])
     write_text(sheet, "\ufeff" + text.getvalue())  # with the mark, spreadsheet programs read UTF-8
     return len(rows)
 
@@ -47,7 +49,7 @@ def import_sheet(sheet: Path, trees: Path, out: Path, editor: str | None) -> lis
     """
     before, meta = read_nodes(trees)
     after = read_sheet(sheet)
-    changes = differences(before, after)
+    changes = differences(before, inner_nodes(after))
     edit = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "editor": editor or "not named",
@@ -62,41 +64,28 @@ def import_sheet(sheet: Path, trees: Path, out: Path, editor: str | None) -> lis
     return changes
 
 
-def read_nodes(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The nested nodes of a tree file, with the unfinished trees of a partial one, and its `_meta`."""
-    meta: dict[str, Any] = {}
+def read_nodes(path: Path) -> tuple[Nodes, dict[str, Any]]:
+    """The nodes of a tree file, those of its unfinished trees included, and its `_meta`."""
+    nodes: Nodes = {}
     try:
         loaded = SynonymTrees.load(path)
         meta = loaded.meta
+        nodes = {node: children for root in loaded.roots for node, children in loaded.nodes(root)}
     except LabelError:
         raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if not (isinstance(raw, dict) and raw.get("_meta", {}).get("unfinished")):
+        meta = raw.get("_meta", {}) if isinstance(raw, dict) else {}
+        if not meta.get("unfinished"):
             raise
-        meta = raw["_meta"]  # an unfinished build without a single whole tree
-        return dict(meta["unfinished"]), meta
-    nodes: dict[str, Any] = {root: nested(loaded, (root,)) for root in loaded.roots}
-    return nodes | meta.get("unfinished", {}), meta
+        # An unfinished build without a single whole tree is no valid tree file.
+    return nodes | inner_nodes(meta.get("unfinished", {})), meta
 
 
-def nested(trees: SynonymTrees, path: tuple[str, ...]) -> Any:
-    """The node at `path` as plain lists and objects."""
-    children = trees.children(*path)
-    if len(path) == trees.orders:
-        return list(children)
-    return {child: nested(trees, (*path, child)) for child in children}
-
-
-def leaf_rows(path: tuple[str, ...], node: Any) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Paths of the last order with their synonyms, the parent left out."""
-    if isinstance(node, Mapping):
-        for child, below in node.items():
-            yield from leaf_rows((*path, child), below)
-    else:
-        yield path, [verb for verb in node if verb != path[-1]]
+def inner_nodes(nested: Mapping[str, Any]) -> Nodes:
+    """Every inner node of nested trees."""
+    return dict(node for root, tree in nested.items() for node in walk((root,), tree))
 
 
 def path_columns(orders: int) -> list[str]:
-    """Names of the columns that hold a node's path."""
     return [PATH_COLUMNS[i] if i < len(PATH_COLUMNS) else f"order {i}" for i in range(orders)]
 
 
@@ -138,9 +127,8 @@ def add_row(nodes: dict[str, Any], path: tuple[str, ...], synonyms: Sequence[str
     node[path[-1]] = [path[-1], *(verb for verb in synonyms if verb != path[-1])]
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def differences(old: Nodes, new: Nodes) -> list[str]:
     """What changed, a line a node: `spin > rotate: + swivel - roll`. An order that changed counts: M cuts by it."""
-    old, new = dict(inner_nodes(before)), dict(inner_nodes(after))
     lines = []
     for path in dict.fromkeys([*old, *new]):
         name = " > ".join(path)
@@ -153,17 +141,3 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
             removed = [f"- {verb}" for verb in old[path] if verb not in new[path]]
             lines.append(f"{name}: {' '.join([*added, *removed]) or 'order changed'}")
     return lines
-
-
-def inner_nodes(nodes: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Every node of nested trees with its children."""
-
-    def walk(path: tuple[str, ...], node: Any) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-        """The node at `path`, then those below it."""
-        yield path, list(node)
-        if isinstance(node, Mapping):
-            for child, below in node.items():
-                yield from walk((*path, child), below)
-
-    for root, tree in nodes.items():
-        yield from walk((root,), tree)

@@ -60,13 +60,13 @@ def text_encoder(embed: str) -> Encode:
 
 
 def write_synonym_report(
-    trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[ConceptSpread], seen: Collection[str], out: Path
+    trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[ConceptSpread], base: Collection[str], out: Path
 ) -> list[Path]:
     """Write `forest.png`, `overlap.png` and `diagnostics.json` into the folder `out`; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "diagnostics.json", as_json(trees, findings, spreads))
     return [
-        save(forest_figure(trees, findings, seen), out / "forest.png"),
+        save(forest_figure(trees, findings, base), out / "forest.png"),
         save(overlap_figure(findings), out / "overlap.png"),
         out / "diagnostics.json",
     ]
@@ -106,10 +106,10 @@ def findings_table(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence
     return "\n".join(lines)
 
 
-def forest_figure(trees: SynonymTrees, findings: Diagnostics, seen: Collection[str], theme: Theme = LIGHT) -> Figure:
+def forest_figure(trees: SynonymTrees, findings: Diagnostics, base: Collection[str], theme: Theme = LIGHT) -> Figure:
     """Every tree: root, first-order children, and beside each the second-order verbs that it adds.
 
-    Roots of `seen` actions are green, others red, as in the paper's Fig. 5; a first-order verb that another concept has
+    Roots of `base` actions are green, others red, as in the paper's Fig. 5; a first-order verb that another concept has
     too is marked with an asterisk.
     """
     columns: list[list[str]] = [[] for _ in range(COLUMNS)]
@@ -128,7 +128,7 @@ def forest_figure(trees: SynonymTrees, findings: Diagnostics, seen: Collection[s
         axes.set_ylim(max(heights), -0.5)
         row = 0
         for root in roots:
-            row = _draw_tree(axes, trees, root, row, shared, theme.base if root in seen else theme.novel, theme)
+            row = _draw_tree(axes, trees, root, row, shared, theme.base if root in base else theme.novel, theme)
     return figure
 
 
