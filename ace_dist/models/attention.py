@@ -1,4 +1,4 @@
-"""Owns the one attention call of the video encoder and the choice of the kernel behind it.
+"""The one attention call of the video towers, and the choice of the kernel behind it.
 
 Sequences of up to 32 tokens, as the frames of one patch are, go to the project's own Triton kernel on CUDA; all others
 go to xformers or to PyTorch's own attention. On a CPU the choice follows benchmarks/results/attention_cpu.csv.
@@ -32,7 +32,7 @@ CUDA_GRID_LIMIT = 65535  # largest y or z size of a CUDA grid, where kernels put
 
 # Largest difference from PyTorch's attention in float64, in units of its largest number, that the Triton kernel may
 # show before it is trusted with a shape: four roundings of the type; float32 products are three TF32 ones.
-AGREEMENT = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 1e-4}
+TOLERANCE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 1e-4}
 
 
 # Keys up to which the formula serves on a CPU instead of PyTorch's tiled kernel; forward and backward in
@@ -94,7 +94,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @lru_cache
 def choose_attention(setting: str, device: torch.device) -> AttentionBackend:
-    """Settle `model.video.attention` (auto, triton, xformers or sdpa) for a device.
+    """The backend that `model.video.attention` (auto, triton, xformers or sdpa) means on a device.
 
     The first call prints the choice with its reason (rank 0 alone); later ones are silent. `auto` takes the Triton
     kernel for short sequences on CUDA; for all others, xformers when it is installed and runs there, else PyTorch's
@@ -103,27 +103,25 @@ def choose_attention(setting: str, device: torch.device) -> AttentionBackend:
     if setting not in SETTINGS:
         raise ModelError(f"model.video.attention={setting} is not one of {', '.join(SETTINGS)}")
     if setting != "auto":
-        find = {"triton": triton_obstacle, "xformers": xformers_obstacle}.get(setting)
-        obstacle = find(device) if find else None
-        if obstacle:
-            raise ModelError(f"model.video.attention={setting} cannot run: {obstacle}; set it to auto or sdpa")
-        say(f"attention: {described(setting, device)} on {device.type}, as set (model.video.attention={setting})")
+        check = {"triton": triton_unsupported_reason, "xformers": xformers_unsupported_reason}.get(setting)
+        if check and (reason := check(device)):
+            raise ModelError(f"model.video.attention={setting} cannot run: {reason}; set it to auto or sdpa")
+        say(f"attention: {describe(setting, device)} on {device.type}, as set (model.video.attention={setting})")
         return cast(AttentionBackend, setting)
-    reason = xformers_obstacle(device) or "it runs on this device"
+    reason = xformers_unsupported_reason(device) or "it runs on this device"
     backend = general_backend(device)
-    if not triton_obstacle(device):
+    if not triton_unsupported_reason(device):
         backend, reason = "triton", f"one launch for short sequences; beyond, {reason}"
-    say(f"attention: {described(backend, device)} on {device.type}, {reason} (model.video.attention=auto)")
+    say(f"attention: {describe(backend, device)} on {device.type}, {reason} (model.video.attention=auto)")
     return backend
 
 
-def described(backend: str, device: torch.device) -> str:
+def describe(backend: str, device: torch.device) -> str:
     """The backend in words: Triton names what serves the sequences that it does not."""
     return f"triton up to 32 tokens and {general_backend(device)} beyond" if backend == "triton" else backend
 
 
 def say(line: str) -> None:
-    """Print on rank 0."""
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)
 
@@ -131,10 +129,10 @@ def say(line: str) -> None:
 @lru_cache
 def general_backend(device: torch.device) -> AttentionBackend:
     """What serves sequences of any length: xformers where it runs, else PyTorch's own."""
-    return "sdpa" if xformers_obstacle(device) else "xformers"
+    return "sdpa" if xformers_unsupported_reason(device) else "xformers"
 
 
-def triton_obstacle(device: torch.device) -> str | None:
+def triton_unsupported_reason(device: torch.device) -> str | None:
     """Why the Triton kernel cannot serve `device` at any shape, or None."""
     if device.type != "cuda":
         return f"the Triton kernel needs a CUDA device and the model is on {device.type}"
@@ -145,27 +143,27 @@ def triton_obstacle(device: torch.device) -> str | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def short_serves_here(device: torch.device, tokens: int, heads: int, width: int, dtype: torch.dtype) -> bool:
-    """`short_serves`, which torch.compile asks once and does not look into."""
+    """`short_serves`, which torch.compile evaluates once and does not trace."""
     return short_serves(device, tokens, heads, width, dtype)
 
 
 @lru_cache
 def short_serves(device: torch.device, tokens: int, heads: int, width: int, dtype: torch.dtype) -> bool:
-    """Whether the Triton kernel takes sequences of this shape: within its limits and, tried once, right.
+    """Whether the Triton kernel takes sequences of this shape: within its limits, and right in a trial.
 
-    The first use at a shape compiles the kernel and compares it with PyTorch's attention. When it does not compile or
-    does not agree, general kernels serve the shape, and the reason is printed.
+    The first use at a shape compiles the kernel and compares it with PyTorch's attention. When it does not compile
+    or differs too much, general kernels serve the shape, and the reason is printed.
     """
     if temporal_attention_unsupported_reason(tokens, width, dtype):
         return False  # beyond the limits: the choice that was printed says so
-    found = disagreement(device, tokens, heads, width, dtype)
+    fault = kernel_fault(device, tokens, heads, width, dtype)
     what = f"sequences of {tokens} tokens, {heads} heads of {width} in {str(dtype).removeprefix('torch.')}"
-    if found:
-        say(f"attention: {general_backend(device)} instead of triton for {what}: {found}")
-    return not found
+    if fault:
+        say(f"attention: {general_backend(device)} instead of triton for {what}: {fault}")
+    return not fault
 
 
-def disagreement(device: torch.device, tokens: int, heads: int, width: int, dtype: torch.dtype) -> str | None:
+def kernel_fault(device: torch.device, tokens: int, heads: int, width: int, dtype: torch.dtype) -> str | None:
     """How the Triton kernel fails on a small random input, or None when output and gradient are right."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(5, tokens, 3, heads, width, generator=generator).to(device, dtype)
@@ -180,15 +178,15 @@ def disagreement(device: torch.device, tokens: int, heads: int, width: int, dtyp
         q, k, v = (x.transpose(1, 2) for x in exact.unbind(2))
         true = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         true_grad = torch.autograd.grad(true, exact, weight.double())[0]
-    for name, found, expected in (("output", ours, true), ("gradient", ours_grad, true_grad)):
-        gap = ((found.double() - expected).abs().max() / expected.abs().max()).item()
-        allowed = AGREEMENT[dtype]
+    for name, result, expected in (("output", ours, true), ("gradient", ours_grad, true_grad)):
+        gap = ((result.double() - expected).abs().max() / expected.abs().max()).item()
+        allowed = TOLERANCE[dtype]
         if not gap <= allowed:
             return f"its {name} differs from PyTorch's by {gap:.2g} of the largest number, allowed {allowed:.2g}"
     return None
 
 
-def xformers_obstacle(device: torch.device) -> str | None:
+def xformers_unsupported_reason(device: torch.device) -> str | None:
     """Why xformers cannot serve `device`, or None when a small call of its operator succeeds there."""
     if device.type != "cuda":
         return f"xformers needs a CUDA device and the model is on {device.type}"

@@ -1,4 +1,4 @@
-"""Owns the pair of encoders: which parameters train, in two groups, and what a checkpoint has to hold of them."""
+"""The pair of encoders: video and text in one space, which parameters train, and what a checkpoint holds of them."""
 
 from __future__ import annotations
 
@@ -38,10 +38,6 @@ class DualEncoder(nn.Module):
         self.video = build_video_tower(video)
         self.text = build_text_tower(text)
         self.similarity = build_similarity(similarity or SimilarityConfig(), video.embed_dim)
-
-    def forward(self, video: Tensor, cache: TextFeatureCache, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips [B,T,3,H,W] and rows of the cache int64 [n] -> video [B,D], text [n,D]."""
-        return self.encode_video(video), cache.encode(indices)
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Normalised RGB clips [B,T,3,H,W] -> [B,D]; frame by frame, [B,T,D], with `model.video.pooling=frames`.
@@ -117,19 +113,14 @@ class DualEncoder(nn.Module):
             for name, modules in parts.items()
         }
 
-    def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Detached tensors of what trains, by the names of `state_dict`."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
-
     def frozen_state_dict(self) -> dict[str, Tensor]:
-        """The rest of `state_dict`, whole: not to be asked for after `release_text`."""
+        """What of `state_dict` does not train. After `release_text` it is not there any more."""
         assert self.text.stored is None
-        trained = self.trainable_state_dict()
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in self.state_dict().items() if name not in trained}
 
 
 def build_video_tower(config: VideoConfig) -> VideoTower:
-    """The tower that `model.video.tower` names: timesformer, vit or spacetime."""
     towers: dict[str, type[VideoTower]] = {"timesformer": TimeSformer, "vit": ImageTower, "spacetime": SpaceTimeTower}
     return towers[config.tower](config)
 

@@ -1,4 +1,4 @@
-"""Owns how videos are compared with labels: S(I, a) of ACE Eq. 3, with a learned temperature, and BIKE's spotting.
+"""How videos are compared with labels: S(I, a) of ACE Eq. 3, with a learned temperature, and BIKE's spotting.
 
 Shapes: B clips, T frames, S phrases, C classes, A attributes, D width of the shared space.
 """
@@ -40,10 +40,10 @@ class Similarity(nn.Module):
         self, video: Tensor, table_PD: Tensor, offsets: Sequence[Tensor], temperature: float, rows: Sequence[Tensor]
     ) -> list[Tensor]:
         """Scores [B,C] of each label set, whose phrases are the `rows` of the table, grouped by class at `offsets`."""
-        return self.scaled(concept_similarity_sets(video, table_PD, offsets, temperature, rows))
+        return self.scale(concept_similarity_sets(video, table_PD, offsets, temperature, rows))
 
-    def scaled(self, scores: Sequence[Tensor]) -> list[Tensor]:
-        """Times the learned factor."""
+    def scale(self, scores: Sequence[Tensor]) -> list[Tensor]:
+        """Scores times the learned factor, when there is one."""
         if self.log_scale is None:
             return list(scores)
         factor = self.log_scale.float().exp()
@@ -80,14 +80,14 @@ class Spotting(Similarity):
         cosines_BP = torch.einsum("bpd,pd->bp", normalize(pooled, dim=2), table)
         if self.words:
             share = self.settings.attribute_share
-            cosines_BP = (1 - share) * cosines_BP + share * self.described(frames) @ table.T
+            cosines_BP = (1 - share) * cosines_BP + share * self.attribute_embedding(frames) @ table.T
         scores = []
         for starts, chosen in zip(offsets, rows, strict=True):
             groups = cosines_BP[:, chosen.to(cosines_BP.device)].split(starts.diff().tolist(), dim=1)
             scores.append(torch.stack([group.mean(1) for group in groups], dim=1) / temperature)
-        return self.scaled(scores)
+        return self.scale(scores)
 
-    def described(self, frames: Tensor) -> Tensor:
+    def attribute_embedding(self, frames: Tensor) -> Tensor:
         """Unit embedding [B,D] of what the nearest attributes say about unit frames [B,T,D]."""
         attributes = self.attributes.to(frames)
         nearest = (frames.mean(1) @ attributes.T).topk(min(self.settings.top, len(attributes)), dim=1).indices

@@ -35,20 +35,27 @@ class FrozenText(NamedTuple):
     lengths: Tensor
 
     def rows(self, indices: Tensor) -> FrozenText:
-        """The phrases at `indices` int64 [n]."""
         return FrozenText(self.features[indices], self.lengths[indices])
 
     def to(self, device: torch.device | str) -> FrozenText:
-        """The same on another device."""
         return FrozenText(self.features.to(device), self.lengths.to(device))
+
+
+class TextParts(NamedTuple):
+    """The modules of a text tower, from the phrase to its embedding."""
+
+    embeddings: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module | None  # after the layers, trained with them
+    projection: nn.Module
 
 
 class TextTower(nn.Module, ABC):
     """A text encoder: `trainable(frozen(phrases))` are the embeddings [S,E], not unit length.
 
-    A subclass names its parts (tokens, input embedding, layers, pooling, projection); what trains is the last
-    `trained_layers` layers, the norm after them, and the projection with `train_projection`. No tower uses dropout, so
-    an embedding does not depend on the mode, the batch or the rank.
+    A subclass says how it tokenises, embeds and pools, and names its `parts`. The last `trained_layers` layers train
+    with the norm after them, and the projection with `train_projection`. No tower uses dropout, so an embedding does
+    not depend on the mode, the batch or the rank.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -80,17 +87,23 @@ class TextTower(nn.Module, ABC):
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """[S,L,D] -> [S,D], the final norm included."""
 
+    @property
     @abstractmethod
+    def parts(self) -> TextParts: ...
+
     def project(self, pooled: Tensor) -> Tensor:
         """[S,D] -> [S,E]."""
+        embedding: Tensor = self.parts.projection(pooled)
+        return embedding
 
-    @abstractmethod
-    def trained_modules(self) -> Iterator[nn.Module]:
-        """The modules that train under the configuration."""
-
-    @abstractmethod
-    def frozen_modules(self) -> Iterator[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         """The modules that `frozen` alone uses: no step needs them once the phrases are known."""
+        parts = self.parts
+        modules = [parts.embeddings, *parts.layers[: self.first_trained]]
+        if not self.config.trained_layers:
+            modules += [parts.norm] if parts.norm is not None else []
+            modules += [] if self.config.train_projection else [parts.projection]
+        return modules
 
     @property
     def runs_layers(self) -> bool:
@@ -99,26 +112,28 @@ class TextTower(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
         return next(self.parameters()).device
 
     def freeze(self) -> None:
         """Set `requires_grad` of every parameter from the configuration."""
+        parts = self.parts
         self.requires_grad_(False)
-        for module in self.trained_modules():
-            module.requires_grad_(True)
+        parts.layers[self.first_trained :].requires_grad_(True)
+        if parts.norm is not None:
+            parts.norm.requires_grad_(self.config.trained_layers > 0)
+        parts.projection.requires_grad_(self.config.train_projection)
 
     def release(self, stored: Callable[[str], Tensor]) -> None:
         """Free the memory of the weights that only `frozen` uses; it asks `stored` for them, by name, when it must.
 
-        The parameters keep shape, type and device, and hold NaN, so that no other use could go unseen.
+        The parameters keep shape, type and device, and hold NaN, so that any other use shows.
         """
         self.stored = stored
-        for parameter in self.released().values():
+        for parameter in self.released_parameters().values():
             parameter.data = parameter.new_full((), torch.nan).expand(parameter.shape)
         trim_heap()
 
-    def released(self) -> dict[str, nn.Parameter]:
+    def released_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that `release` frees, by name."""
         chosen = {id(parameter) for module in self.frozen_modules() for parameter in module.parameters()}
         return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in chosen}
@@ -129,7 +144,7 @@ class TextTower(nn.Module, ABC):
         if self.stored is None:
             yield
             return
-        for name, parameter in self.released().items():
+        for name, parameter in self.released_parameters().items():
             parameter.data = self.stored(name).to(parameter.device, parameter.dtype, copy=True)
         try:
             yield
@@ -139,20 +154,16 @@ class TextTower(nn.Module, ABC):
     @torch.no_grad()
     def frozen(self, phrases: Sequence[str]) -> FrozenText:
         """Run the part that does not train, in chunks of phrases of like length, on the tower's device."""
-        with self.whole():
-            return self.run_frozen(phrases)
-
-    def run_frozen(self, phrases: Sequence[str]) -> FrozenText:
-        """`frozen` with all weights in place."""
         ids, lengths = self.tokenize(phrases)
         order = lengths.argsort(stable=True)
         chunks = []
-        for rows in torch.split(order, CHUNK):
-            longest = int(lengths[rows].max())
-            features = self.frozen_features(ids[rows, :longest].to(self.device), lengths[rows].to(self.device))
-            if features.dim() == 3:
-                features = nn.functional.pad(features, (0, 0, 0, ids.shape[1] - longest))
-            chunks.append(features)
+        with self.whole():
+            for rows in torch.split(order, CHUNK):
+                longest = int(lengths[rows].max())
+                features = self.frozen_features(ids[rows, :longest].to(self.device), lengths[rows].to(self.device))
+                if features.dim() == 3:
+                    features = nn.functional.pad(features, (0, 0, 0, ids.shape[1] - longest))
+                chunks.append(features)
         features = torch.cat(chunks)
         restored = torch.empty_like(features).index_copy_(0, order.to(self.device), features)
         return FrozenText(restored, lengths.to(self.device))

