@@ -31,7 +31,7 @@ from ace_dist.train.schedule import lr_factor, total_steps
 from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.pretraining import augment, encode_clips
 from ace_dist.worlds.tabletop.reader import TabletopReader
-from ace_dist.worlds.tabletop.world import BASE_ACTIONS, NOVEL_ACTIONS
+from ace_dist.worlds.tabletop.world import BASE_ACTIONS, NOVEL_ACTIONS, build_world
 
 COLUMNS = [
     "name", "variant", "mode", "metric", "unit", "x_name", "x_value", "p20", "p50", "p80", "n",
@@ -50,7 +50,7 @@ def window(reader: TabletopReader, segment: Segment, frames: int, seconds: float
 
 def split(config: Config, name: str) -> tuple[Clips, list[str]]:
     """Clips uint8 [N,T,H,W,3] and labels of a split."""
-    reader = TabletopReader(config.dataset.world)
+    reader = TabletopReader(build_world(config.dataset.world))
     chosen = [segment for segment in reader.segments() if segment.split == name]
     clip = config.dataset.clip
     clips = np.stack([window(reader, segment, clip.frames, clip.seconds) for segment in chosen])
@@ -133,7 +133,7 @@ def rows_of(variant: str, seed: int | None, measured: dict[str, float], config: 
     """One CSV row a metric; a single run, so the three quantiles are that one value."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     described = {
-        "world": asdict(config.dataset.world),
+        "world": asdict(build_world(config.dataset.world)),
         "training": asdict(config.training),
         "seed": seed,
         "base_classes": len(BASE_ACTIONS),

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from ace_dist.config import load_config, run_launcher
 from ace_dist.data.build.shards import array_task
-from ace_dist.data.datasets import build_dataset, build_part
+from ace_dist.data.datasets import build_dataset
 from ace_dist.data.sampling import coinciding_views
+from ace_dist.worlds import READERS
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     task, tasks, reason = array_task(dataset.task, dataset.tasks, os.environ)
     if tasks > 1:
         print(f"part {task} of {tasks} ({reason})", flush=True)
-    shards = build_part(dataset, task, tasks) if tasks > 1 else build_dataset(dataset)
+    shards = build_dataset(dataset, READERS, task=task, tasks=tasks)
     if shards is None:
         print(
             f"{dataset.shards}: this part is finished, others are not; the last one writes the manifest "

@@ -36,7 +36,9 @@ def main(argv: Sequence[str]) -> Outcome:
     from ace_dist.train.dry_run import dry_run
     from ace_dist.train.trainer import Outcome, train
     from ace_dist.utils.distributed import connect, disconnect
+    from ace_dist.worlds import check_world
 
+    check_world(config.dataset)
     if "--cfg" in argv:
         print(redact(to_yaml(config)), end="")
         return Outcome(Path(config.run), 0)

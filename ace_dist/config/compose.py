@@ -68,7 +68,7 @@ def load_config(argv: Sequence[str]) -> Config:
             raise ConfigError(f"{flag!r} is not a setting; settings are written key=value, for example seed=1")
         key = flag.split("=")[0].lstrip("+~")
         check_renamed(key)
-        if key not in known_keys() and not key.startswith("deepspeed."):
+        if key not in known_keys() and not key.startswith(("deepspeed.", "dataset.world.")):
             near = [
                 known for known in known_keys() if "." in known or "." not in key
             ]  # training.lr is no typo of training
@@ -80,10 +80,15 @@ def load_config(argv: Sequence[str]) -> Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            composed = compose("config", overrides=[quoted(override) for override in overrides])
+            composed = compose("config", overrides=[appended(quoted(override)) for override in overrides])
         return validated(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), error.__cause__)) from error
+
+
+def appended(override: str) -> str:
+    """A setting of a rendered world may be new to the mapping `dataset.world`, which Hydra wants to be told."""
+    return f"++{override}" if override.startswith("dataset.world.") else override
 
 
 def check_group(group: str, flag: str) -> None:

@@ -10,7 +10,6 @@ from omegaconf import MISSING
 
 from ace_dist.config.settings import did_you_mean
 from ace_dist.utils.errors import ConfigError
-from ace_dist.worlds.tabletop.world import TabletopConfig
 
 VIEW_FUSIONS = ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")
 
@@ -89,7 +88,7 @@ class DatasetConfig:
     task: int | None = None  # the part of a build that this process makes, 0 to tasks - 1; null: the SLURM array's
     tasks: int | None = None  # parts that a build is made in; null: the SLURM array's number of tasks, else 1
     allow_quarantine: bool = False  # finish a build without the segments that failed, listed in quarantine.jsonl
-    world: TabletopConfig = field(default_factory=TabletopConfig)
+    world: dict[str, Any] = field(default_factory=dict)  # of a rendered world, which checks them itself
 
     def check(self) -> None:
         check_choice("dataset.kind", self.kind, ("csv", "gtea", "ikea", "ata", "webdataset", "tabletop"))

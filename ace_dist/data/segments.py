@@ -1,10 +1,12 @@
-"""Owns what a labelled stretch of video is, and the interface of everything that can supply its frames."""
+"""A labelled stretch of video, its decoded frames, and `Reader`, the base of everything that supplies them."""
 
 from __future__ import annotations
 
+import abc
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,19 +68,29 @@ class RawClip:
         return self.start_s + len(self.frames) / self.fps
 
 
-class Reader(Protocol):
-    """A data set. Must be picklable: shard workers receive a copy."""
+class Reader(abc.ABC):
+    """A data set. Picklable: shard workers receive a copy.
 
+    `notes` is what a user should know of how its segments were made; `rejected` what is annotated and gave no segment.
+    """
+
+    notes: Sequence[str] = ()
+    rejected: Sequence[Failure] = ()
+
+    @abc.abstractmethod
     def segments(self) -> list[Segment]:
         """Every segment, in an order that depends on the data set alone."""
-        ...
 
+    @abc.abstractmethod
     def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
         """Frames of the segment's source from `start_s` to `end_s` seconds, clamped to what exists.
 
         Raises `DataError` when the source cannot supply a frame of the segment.
         """
-        ...
+
+    def source(self) -> dict[str, Any]:
+        """Settings beside `dataset.kind`, clip and encoding that decide what the clips look like."""
+        return {}
 
 
 def clip_window(segment: Segment, seconds: float, margin_s: float) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
 from ace_dist.config import Config, resolve_path
-from ace_dist.data.datasets import open_dataset
+from ace_dist.data.datasets import load_shards
 from ace_dist.data.sampling import held_out_groups
 from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.utils.errors import UserError
@@ -78,7 +78,7 @@ def load_task(config: Config) -> Task:
     The classes are those of the whole training split: holding clips out for validation makes no action novel.
     """
     dataset = config.dataset
-    shards = open_dataset(dataset)
+    shards = load_shards(dataset)
     trees = load_trees(config)
     train, test = (map(action_of, shards.split(name)) for name in ("train", "test"))
     table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None

@@ -14,7 +14,7 @@ from ace_dist import __main__ as overview
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.classes import split_classes
 from ace_dist.config import load_config, read_config, run_launcher
-from ace_dist.data.annotations.csv import CsvReader
+from ace_dist.data.annotations.csv import read_csv
 from ace_dist.models.text_minilm import minilm_folder
 from ace_dist.utils.distributed import check_ranks_here, connect
 from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError, RunError, UserError
@@ -83,10 +83,10 @@ def test_a_choice_that_is_no_name(flag):
 def test_a_folder_is_no_annotation_file(tmp_path):
     """It exists, so "does not exist" would be wrong; the CSV files in it are named."""
     with pytest.raises(DataError, match=r"is a folder; .* it holds none that ends in \.csv"):
-        CsvReader(tmp_path)
+        read_csv(tmp_path)
     (tmp_path / "labels.csv").touch()
     with pytest.raises(DataError, match=re.escape(f"is a folder; name the CSV file in it, such as {tmp_path}/")):
-        CsvReader(tmp_path)
+        read_csv(tmp_path)
 
 
 def test_an_unknown_novel_action_has_a_neighbour():

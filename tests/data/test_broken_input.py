@@ -26,7 +26,7 @@ from data_worlds import (
 )
 
 from ace_dist.config import ClipConfig
-from ace_dist.data.annotations.csv import COLUMNS, CsvReader
+from ace_dist.data.annotations.csv import COLUMNS, read_csv
 from ace_dist.data.build.shards import Build
 from ace_dist.data.shards import ShardFiles
 from ace_dist.utils.errors import DataError
@@ -172,7 +172,7 @@ class World:
             for case, video, start, end in cases:
                 writer.writerow([video, start, end, "spin", "block", "train", case])
         self.rows = len(cases)
-        reader = CsvReader(folder / "labels.csv", keep_faults=True)
+        reader = read_csv(folder / "labels.csv", keep_faults=True)
         build = Build.plan(
             reader,
             folder / "shards",
@@ -273,7 +273,7 @@ def test_without_leave_nothing_is_left_out(world):
         good = [row for number, row in enumerate(rows, start=1) if number not in world.line.values()]
         broken = [row for row in rows if row.split(",")[0] in BROKEN]
         (world.folder / "broken.csv").write_text("\n".join([good[0], *broken]) + "\n", encoding="utf-8")
-        reader = CsvReader(world.folder / "broken.csv")
+        reader = read_csv(world.folder / "broken.csv")
         Build.plan(reader, world.folder / "refused", CLIP, small_encoding()).run(workers=1, progress=False)
     listed = (world.folder / "refused" / "quarantine.jsonl").read_text().splitlines()
     assert len(listed) == len(BROKEN) and not (world.folder / "refused" / "manifest.json").exists()

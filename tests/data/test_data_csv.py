@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from data_worlds import numbered_frames, write_video
 
-from ace_dist.data.annotations.csv import COLUMNS, CsvReader
+from ace_dist.data.annotations.csv import COLUMNS, read_csv
 from ace_dist.utils.errors import DataError, UserError
 
 GOOD = {
@@ -36,14 +36,14 @@ def write(folder, *rows, columns=COLUMNS, encoding="utf-8"):
 def test_rows_become_segments_and_paths_count_from_the_file(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     rows = [GOOD, GOOD | {"start_s": "1", "end_s": "2", "verb": " pick  up ", "split": "test", "group": ""}]
-    first, second = CsvReader(write(folder, *rows)).segments()
+    first, second = read_csv(write(folder, *rows)).segments()
     assert (first.start_s, first.end_s, first.verb, first.object, first.split, first.group) == (
         0.5, 1.5, "spin", "block", "train", "p1",
     )  # fmt: skip
     assert (second.verb, second.split, second.group) == ("pick up", "test", "")
     assert first.video == str(folder / "videos" / "a.mp4") and first.id != second.id
     assert first.origin.endswith("labels.csv line 2")
-    raw = CsvReader(folder / "labels.csv", fps=6.0, short_side=16).read(first, 0.5, 1.5)
+    raw = read_csv(folder / "labels.csv", fps=6.0, short_side=16).read(first, 0.5, 1.5)
     assert raw.frames.shape == (6, 16, 24, 3) and raw.fps == 6.0
 
 
@@ -51,15 +51,15 @@ def test_absolute_paths_other_columns_empty_lines_and_a_byte_order_mark_are_fine
     row = GOOD | {"video": str(folder / "videos" / "a.mp4"), "note": "x"}
     path = write(folder, row, columns=("note", *reversed(COLUMNS)), encoding="utf-8-sig")
     path.write_text(path.read_text(encoding="utf-8") + "\n,,,,,,,\n", encoding="utf-8")
-    assert [segment.verb for segment in CsvReader(path).segments()] == ["spin"]
+    assert [segment.verb for segment in read_csv(path).segments()] == ["spin"]
 
 
 def test_an_id_depends_on_its_own_row_only(folder):
     rows = [GOOD | {"start_s": str(i / 10), "end_s": "2"} for i in range(10)]
-    ids = {segment.start_s: segment.id for segment in CsvReader(write(folder, *rows)).segments()}
+    ids = {segment.start_s: segment.id for segment in read_csv(write(folder, *rows)).segments()}
     assert len(set(ids.values())) == 10
     kept = [rows[i] for i in np.random.default_rng().permutation(10)[:4]]
-    for segment in CsvReader(write(folder, *kept)).segments():
+    for segment in read_csv(write(folder, *kept)).segments():
         assert segment.id == ids[segment.start_s]
 
 
@@ -82,7 +82,7 @@ def test_an_id_depends_on_its_own_row_only(folder):
 )
 def test_each_fault_is_named_with_its_line_and_the_setting(folder, change, message):
     with pytest.raises(DataError, match=message) as caught:
-        CsvReader(write(folder, GOOD, GOOD | {"start_s": "0.7"} | change))
+        read_csv(write(folder, GOOD, GOOD | {"start_s": "0.7"} | change))
     text = str(caught.value)
     assert "labels.csv" in text and "dataset.annotations" in text and isinstance(caught.value, UserError)
 
@@ -90,32 +90,32 @@ def test_each_fault_is_named_with_its_line_and_the_setting(folder, change, messa
 def test_all_faults_come_in_one_message(folder):
     bad = [GOOD | {"start_s": "x"}, GOOD, GOOD | {"object": ""}, GOOD | {"split": "dev"}]
     with pytest.raises(DataError) as caught:
-        CsvReader(write(folder, *bad))
+        read_csv(write(folder, *bad))
     assert [line in str(caught.value) for line in ("line 2", "line 3", "line 4", "line 5")] == [True, False, True, True]
     with pytest.raises(DataError, match=r"(?s)line 21.*\.\.\. and 30 more") as caught:
-        CsvReader(write(folder, *[GOOD | {"verb": ""}] * 50))
+        read_csv(write(folder, *[GOOD | {"verb": ""}] * 50))
     assert "line 22" not in str(caught.value)
 
 
 def test_a_file_that_is_no_annotation_file(folder):
     with pytest.raises(DataError, match=r"dataset\.annotations=.*absent\.csv does not exist"):
-        CsvReader(folder / "absent.csv")
+        read_csv(folder / "absent.csv")
     path = folder / "labels.csv"
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"line 1: column video, start_s.* is missing; the header has nothing"):
-        CsvReader(path)
+        read_csv(path)
     path.write_text("video,start,end_s,verb,object,split,group\n")
     with pytest.raises(DataError, match=r"column start_s is missing; the header has video, start, end_s"):
-        CsvReader(path)
+        read_csv(path)
     path.write_text("video;start_s;end_s;verb;object;split;group\n")  # as spreadsheets write it in half of Europe
     with pytest.raises(DataError, match="columns are separated by commas"):
-        CsvReader(path)
+        read_csv(path)
     write(folder)
     with pytest.raises(DataError, match="has a header and no row"):
-        CsvReader(path)
+        read_csv(path)
     path.write_bytes((folder / "videos" / "a.mp4").read_bytes())
     with pytest.raises(DataError, match=r"not a CSV file in UTF-8|is missing"):
-        CsvReader(path)
+        read_csv(path)
     path.write_text(",".join(COLUMNS) + "\nvideos/a.mp4,0.5,1.5\n")
     with pytest.raises(DataError, match="line 2: has no value for verb, object, split, group"):
-        CsvReader(path)
+        read_csv(path)

@@ -19,14 +19,14 @@ from ace_dist.config import load_config
 from ace_dist.data.annotations.frames import video_clock
 from ace_dist.data.annotations.ikea import environment
 from ace_dist.data.build.decode import read_window
-from ace_dist.data.datasets import build_dataset, make_reader, open_dataset
+from ace_dist.data.datasets import build_dataset, build_reader, load_shards
 from ace_dist.utils.errors import DataError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "annotations" / "gtea"
 
 
 def reader_of(*settings):
-    return make_reader(load_config(list(settings)).dataset)[0]
+    return build_reader(load_config(list(settings)).dataset)
 
 
 def gtea(root, *settings):
@@ -184,15 +184,15 @@ def test_one_build_serves_every_fold(gtea_root, tmp_path, capsys):
     assert "tested: S1" in capsys.readouterr().out
     stamp = (tmp_path / "shards" / "manifest.json").stat().st_mtime_ns
     for fold in range(1, 5):
-        for shards in (open_dataset(settings(fold)), build_dataset(settings(fold), progress=False)):
+        for shards in (load_shards(settings(fold)), build_dataset(settings(fold), progress=False)):
             assert {record.group for record in shards.split("test")} == {f"S{fold}"}
             assert len(shards.split("test")) == 10 and len(shards.split("train")) == 30
             assert {record.key for record in shards.records} == {record.key for record in built.records}
     assert (tmp_path / "shards" / "manifest.json").stat().st_mtime_ns == stamp, "nothing was built again"
-    shards = open_dataset(settings(2, "dataset.left_out_groups=[S4]"))
+    shards = load_shards(settings(2, "dataset.left_out_groups=[S4]"))
     assert {record.group for record in shards.split("train")} == {"S1", "S3"} and len(shards.split("test")) == 10
     with pytest.raises(DataError, match="test_groups and dataset.left_out_groups both list S2"):
-        open_dataset(settings(2, "dataset.left_out_groups=[S2]"))
+        load_shards(settings(2, "dataset.left_out_groups=[S2]"))
     assert Counter(record.verb for record in shards.split("test")) == dict.fromkeys(GTEA_VERBS, 1)
 
 

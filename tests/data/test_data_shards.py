@@ -32,7 +32,7 @@ from nvidia.dali import Pipeline, fn
 
 from ace_dist.config import ClipConfig
 from ace_dist.data import encoding as encoding_module
-from ace_dist.data.annotations.csv import CsvReader
+from ace_dist.data.annotations.csv import read_csv
 from ace_dist.data.build.cut import Cutter
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.build.encode import check_decodes, encode, resample
@@ -365,7 +365,7 @@ def test_shards_are_read_by_webdataset_and_the_index_by_dali(tmp_path):
 def csv_build(folder, rows, **settings):
     lines = ["video,start_s,end_s,verb,object,split,group", *rows]
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
-    return build(CsvReader(folder / "labels.csv"), folder / "shards", **settings)
+    return build(read_csv(folder / "labels.csv"), folder / "shards", **settings)
 
 
 def test_faults_of_real_videos_name_segment_file_and_line(tmp_path):

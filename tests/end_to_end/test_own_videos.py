@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ace_dist import Classifier
-from ace_dist.data.annotations.csv import CsvReader
+from ace_dist.data.annotations.csv import read_csv
 
 pytestmark = pytest.mark.slow  # the tests of this file build on each other: --dist loadfile
 
@@ -104,7 +104,7 @@ def test_classifier_repeats_the_evaluation(project, launch):
     """A test segment classified from its source video gets the probabilities that the evaluation wrote for its clip."""
     assert (project / "run" / "predictions.json").is_file(), "runs after the test above, in the same worker"
     predictions = json.loads((project / "run" / "predictions.json").read_text())["base"]
-    segments = {segment.id: segment for segment in CsvReader(project / "annotations.csv").segments()}
+    segments = {segment.id: segment for segment in read_csv(project / "annotations.csv").segments()}
     segment = segments[predictions["ids"][0]]
     classifier = Classifier.from_run(project / "run")
     result = classifier.classify(segment.video, predictions["classes"], start_s=segment.start_s, end_s=segment.end_s)

@@ -16,6 +16,7 @@ from readme_processes import run, start_server
 from test_own_videos import render_video
 
 from ace_dist.config import known_keys
+from ace_dist.worlds.tabletop.world import TabletopConfig
 
 pytestmark = pytest.mark.slow  # the tests of this file build on each other: --dist loadfile
 
@@ -196,6 +197,7 @@ def test_what_a_page_names_exists(page):
     assert not [path for path in paths if not (ROOT / path).exists()], f"{page} names files that do not exist"
     keys = r"(?<![\w/.-])(?:training|dataset|model|method|loader|evaluation)\.[a-z_.]+[a-z]"
     named = {key for word in words if "/" not in word.partition("=")[0] for key in re.findall(keys, word)}
-    assert not {key for key in named if not key.endswith(".py")} - set(known_keys()), f"{page} names no setting"
+    known = {*known_keys(), *known_keys(TabletopConfig, "dataset.world.")}
+    assert not {key for key in named if not key.endswith(".py")} - known, f"{page} names no setting"
     scripts = set(re.findall(r"launchers/\w+\.py", text))
     assert not [name for name in scripts if not (ROOT / name).exists()], f"{page} names launchers that do not exist"

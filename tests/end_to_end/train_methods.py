@@ -12,6 +12,7 @@ from ace_dist.data.datasets import build_dataset
 from ace_dist.evaluate.runs import evaluate_run
 from ace_dist.train.trainer import train
 from ace_dist.utils.distributed import connect, disconnect
+from ace_dist.worlds import READERS
 
 METHODS = (
     "ace", "ace_no_leaf", "ace_no_shadow", "ace_no_random", "ace_no_fixed", "procvlr", "vifi_ft", "vifi_pr", "bike",
@@ -32,7 +33,7 @@ def main(folder):
     toy = [*world, "dataset.workers=1", "dataset.clip.frames=4", "dataset.clip.views=2", "training.batch_size=8",
            "training.log_every_steps=1"]  # fmt: skip
     short = f"training.max_steps={STEPS}"
-    build_dataset(load_config(toy).dataset)
+    build_dataset(load_config(toy).dataset, READERS)
     ranks = connect("cpu")
     for run in RUNS:
         own = [setting.format(folder=folder) for setting in VARIANTS.get(run, ())]

@@ -20,6 +20,7 @@ from ace_dist.worlds.tabletop.pretraining import (
     read_settings,
     sentence_encoder,
 )
+from ace_dist.worlds.tabletop.world import build_world
 
 
 def test_info_nce_against_loops() -> None:
@@ -67,7 +68,9 @@ def test_two_worlds_share_supervised_pretraining(tmp_path) -> None:
         own = settings if keep else PretrainConfig(**{**vars(settings), "supervised_weights": None})
         clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
         quiet = {"log": lambda line: None}
-        return pretrain(config.dataset.world, trees, config.model, config.loader, clip, own, **quiet).model.state_dict()
+        return pretrain(
+            build_world(config.dataset.world), trees, config.model, config.loader, clip, own, **quiet
+        ).model.state_dict()
 
     plain, wrote = towers(keep=False), towers()
     supervised = load_file(settings.supervised_weights)
@@ -84,7 +87,7 @@ def test_of_minilm_only_the_projection_learns() -> None:
     assert config.dataset.synonyms is not None
     settings = PretrainConfig(supervised_steps=1, supervised_batch=4, steps=2, batch_size=4, test_clips=2, bf16=False)
     model = pretrain(
-        config.dataset.world, SynonymTrees.load(config.dataset.synonyms), config.model, config.loader,
+        build_world(config.dataset.world), SynonymTrees.load(config.dataset.synonyms), config.model, config.loader,
         (config.dataset.clip.frames, config.dataset.clip.seconds), settings, log=lambda line: None,
     ).model  # fmt: skip
     torch.manual_seed(settings.seed)

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ace_dist.config import load_config, to_yaml
 from ace_dist.utils.errors import ConfigError, DataError
+from ace_dist.worlds import check_world
 from ace_dist.worlds.tabletop.motions import PROGRAMS, Manner
 from ace_dist.worlds.tabletop.reader import TabletopReader, base_actions, novel_actions
 from ace_dist.worlds.tabletop.rendering import object_halves, object_parts, render
@@ -17,7 +19,9 @@ from ace_dist.worlds.tabletop.world import (
     NOVEL_ACTIONS,
     OBJECTS,
     VERBS,
+    CorpusConfig,
     TabletopConfig,
+    build_world,
     draw_person,
     draw_style,
 )
@@ -135,3 +139,29 @@ def test_objects_look_different() -> None:
 def test_impossible_settings_are_named(changes: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         TabletopReader(small_world(**changes))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dataset.world.domain_shfit=1", "unknown setting 'dataset.world.domain_shfit'.*'dataset.world.domain_shift'"),
+        ("dataset.world.corpus.clip=1", "unknown setting 'dataset.world.corpus.clip'.*'dataset.world.corpus.clips'"),
+        ("dataset.world.size=large", "dataset.world.size is not a whole number"),
+        ("dataset.world.corpus=3", "dataset.world.corpus=3 is not"),
+        ("dataset.world.size=15", "dataset.world.size must be an even number"),
+    ],
+)
+def test_a_setting_the_world_does_not_know_is_refused(setting: str, message: str) -> None:
+    """The schema takes `dataset.world` as it comes; the world refuses it before anything is built."""
+    config = load_config(["dataset=tabletop", "name=t", setting])
+    with pytest.raises(ConfigError, match=message):
+        check_world(config.dataset)
+
+
+def test_the_settings_of_a_world_are_kept_with_the_run() -> None:
+    """The resolved configuration shows what was set, and numbers get the types that the world gives them."""
+    config = load_config(["dataset=tabletop", "name=t", "dataset.world.fps=4", "dataset.world.corpus.clips=7"])
+    assert "world:\n    fps: 4\n    corpus:\n      clips: 7\n" in to_yaml(config)
+    world = build_world(config.dataset.world)
+    assert world == replace(TabletopConfig(), fps=4.0, corpus=CorpusConfig(clips=7)) and type(world.fps) is float
+    check_world(config.dataset)

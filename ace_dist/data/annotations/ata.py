@@ -1,4 +1,4 @@
-"""Owns ATA (Anomalous Toy Assembly) through a manifest of our own: the release's layout is not public.
+"""Reads ATA (Anomalous Toy Assembly) through a manifest of our own: the release's layout is not public.
 
     dataset.root/manifest.csv      or dataset.annotations=FILE; relative videos count from the manifest
         video,view,person,toy,start_frame,end_frame,label
@@ -21,8 +21,10 @@ import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from ace_dist.config import DatasetConfig, resolve_path
+from ace_dist.data.annotations.base import VideoReader, data_root
 from ace_dist.data.annotations.csv import faults_error, numbered_rows
-from ace_dist.data.annotations.frames import LabelledFrames, Recording
+from ace_dist.data.annotations.frames import LabelledFrames, Recording, build_frame_reader
 from ace_dist.utils.errors import DataError
 
 COLUMNS = ("video", "view", "person", "toy", "start_frame", "end_frame", "label")
@@ -31,6 +33,16 @@ SOURCE = (
     f"expected a CSV file with the columns {','.join(COLUMNS)}; videos and annotations are to be had on request from "
     "usa.honda-ri.com/ata, under the licence that comes with them"
 )
+
+
+def build_reader(dataset: DatasetConfig) -> VideoReader:
+    if not dataset.test_groups:
+        raise DataError(
+            "dataset=ata needs dataset.test_groups=[PERSON, ...]: four of its people test, and its paper does not "
+            "print which"
+        )
+    manifest = resolve_path(dataset.annotations) if dataset.annotations else data_root(dataset, SOURCE) / MANIFEST
+    return build_frame_reader(dataset, ata_recordings(manifest, dataset.views))
 
 
 def ata_recordings(manifest: Path, views: Collection[str] | None) -> list[Recording]:
@@ -42,7 +54,7 @@ def ata_recordings(manifest: Path, views: Collection[str] | None) -> list[Record
     if not manifest.is_file():
         raise DataError(f"the manifest {manifest} does not exist ({SOURCE})")
     rows: dict[str, list[tuple[Mapping[str, str], LabelledFrames]]] = {}
-    faults, found = [], set()
+    faults, present = [], set()
     for line, row in numbered_rows(manifest, COLUMNS):
         origin = f"{manifest} line {line}"
         try:
@@ -53,13 +65,15 @@ def ata_recordings(manifest: Path, views: Collection[str] | None) -> list[Record
         except DataError as fault:
             faults.append(f"line {line}: {fault}")
             continue
-        found.add(row["view"])
+        present.add(row["view"])
         if views is None or row["view"] in views:
             rows.setdefault(row["video"], []).append((row, part))
     if faults:
         raise faults_error(manifest, faults)
-    if absent := sorted(set(views or ()) - found):
-        raise DataError(f"dataset.views: {manifest} has no view {', '.join(absent)}; it has {', '.join(sorted(found))}")
+    if absent := sorted(set(views or ()) - present):
+        raise DataError(
+            f"dataset.views: {manifest} has no view {', '.join(absent)}; it has {', '.join(sorted(present))}"
+        )
     return [recording(manifest, video, parts) for video, parts in rows.items()]
 
 

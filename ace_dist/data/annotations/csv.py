@@ -1,4 +1,4 @@
-"""Owns the CSV annotation format: one labelled segment a row, and every way in which such a file can be wrong.
+"""Reads CSV annotation files: one labelled segment a row. Says every way in which such a file can be wrong.
 
 Columns `video,start_s,end_s,verb,object,split,group`; relative paths count from the CSV's folder; other columns are
 ignored.
@@ -13,97 +13,86 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ace_dist.data.build.decode import read_window
-from ace_dist.data.segments import SPLITS, Failure, RawClip, Segment
+from ace_dist.config import DatasetConfig, resolve_path
+from ace_dist.data.annotations.base import VideoReader, listing
+from ace_dist.data.segments import SPLITS, Failure, Segment
 from ace_dist.utils.errors import DataError
 
 COLUMNS = ("video", "start_s", "end_s", "verb", "object", "split", "group")
-SHOWN = 20  # problems that one message lists
 
 
-class CsvReader:
-    """Reads a CSV file at once and its videos when asked.
+def build_reader(dataset: DatasetConfig) -> VideoReader:
+    if not dataset.annotations:
+        raise DataError(f"dataset={dataset.name} needs dataset.annotations=FILE, a CSV file of segments")
+    return read_csv(
+        resolve_path(dataset.annotations),
+        fps=dataset.encoding.fps,
+        short_side=dataset.encoding.short_side,
+        keep_faults=dataset.allow_quarantine,
+    )
 
-    `fps` and `short_side` (0: as the file) are applied while decoding, which keeps long full-HD segments small.
-    Raises `DataError` with all faulty lines, unless `keep_faults` collects them in `rejected` instead. Videos are
-    opened by `read` only, in parallel by the shard builder.
+
+def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_faults: bool = False) -> VideoReader:
+    """The rows in file order.
+
+    Raises `DataError` with every fault of the file, unless `keep_faults` collects them as `rejected` instead.
     """
+    segments: list[Segment] = []
+    faults: list[str] = []
+    rejected: list[Failure] = []
+    first_line: dict[tuple[object, ...], int] = {}
+    for line, row in numbered_rows(path, COLUMNS):
+        try:
+            segment = parse_row(path, row, line)
+            identity = (segment.video, segment.start_s, segment.end_s, segment.verb, segment.object)
+            if identity in first_line:
+                raise DataError(f"repeats line {first_line[identity]}: same video, times and action")
+        except DataError as fault:
+            faults.append(f"line {line}: {fault}")
+            rejected.append(Failure(f"line-{line}", row.get("video", ""), f"{path.name} line {line}", str(fault)))
+            continue
+        first_line[identity] = line
+        segments.append(segment)
+    if faults and not keep_faults:
+        raise faults_error(path, faults)
+    if not segments and not faults:
+        raise faults_error(path, ["has a header and no row"])
+    return VideoReader(segments, fps, short_side, rejected=rejected)
 
-    def __init__(
-        self, path: str | Path, *, fps: float | None = None, short_side: int = 0, keep_faults: bool = False
-    ) -> None:
-        self.path = Path(path)
-        self.fps, self.short_side, self.keep_faults = fps, short_side, keep_faults
-        self.rejected: list[Failure] = []
-        self.rows = self.parse()
 
-    def segments(self) -> list[Segment]:
-        """The rows in file order."""
-        return list(self.rows)
-
-    def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
-        """See `Reader.read`."""
-        return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side)
-
-    def parse(self) -> list[Segment]:
-        """All rows as segments; raises `DataError` with every fault of the file."""
-        segments: list[Segment] = []
-        faults: list[str] = []
-        first_line: dict[tuple[object, ...], int] = {}
-        for line, row in numbered_rows(self.path, COLUMNS):
-            try:
-                segment = self.parse_row(row, line)
-                identity = (segment.video, segment.start_s, segment.end_s, segment.verb, segment.object)
-                if identity in first_line:
-                    raise DataError(f"repeats line {first_line[identity]}: same video, times and action")
-            except DataError as fault:
-                faults.append(f"line {line}: {fault}")
-                video = row.get("video", "")
-                self.rejected.append(Failure(f"line-{line}", video, f"{self.path.name} line {line}", str(fault)))
-                continue
-            first_line[identity] = line
-            segments.append(segment)
-        if faults and not self.keep_faults:
-            raise faults_error(self.path, faults)
-        if not segments and not faults:
-            raise faults_error(self.path, ["has a header and no row"])
-        return segments
-
-    def parse_row(self, row: Mapping[str, str], line: int) -> Segment:
-        """One row as a segment; raises `DataError` with what is wrong and what to write instead."""
-        if short := [column for column in COLUMNS if column not in row]:
-            raise DataError(f"has no value for {', '.join(short)}")
-        for column in ("video", "verb"):
-            if not row[column]:
-                raise DataError(f"{column} is empty")
-        if not row["object"]:
-            raise DataError('object is empty; write a placeholder such as "item" or "ingredient" if there is none')
-        if row["split"] not in SPLITS:
-            raise DataError(f"split={row['split']!r} is not one of {', '.join(SPLITS)}")
-        start_s, end_s = seconds(row, "start_s"), seconds(row, "end_s")
-        if start_s >= end_s:
-            raise DataError(f"start_s={row['start_s']} is not before end_s={row['end_s']}")
-        video = self.path.parent / row["video"]
-        if not video.is_file():
-            raise DataError(f"video {video} does not exist")
-        return Segment(
-            id=segment_id(row),
-            video=str(video),
-            start_s=start_s,
-            end_s=end_s,
-            verb=" ".join(row["verb"].split()),
-            object=" ".join(row["object"].split()),
-            split=row["split"],
-            group=row["group"],
-            origin=f"{self.path} line {line}",
-        )
+def parse_row(path: Path, row: Mapping[str, str], line: int) -> Segment:
+    """One row as a segment; raises `DataError` with what is wrong and what to write instead."""
+    if short := [column for column in COLUMNS if column not in row]:
+        raise DataError(f"has no value for {', '.join(short)}")
+    for column in ("video", "verb"):
+        if not row[column]:
+            raise DataError(f"{column} is empty")
+    if not row["object"]:
+        raise DataError('object is empty; write a placeholder such as "item" or "ingredient" if there is none')
+    if row["split"] not in SPLITS:
+        raise DataError(f"split={row['split']!r} is not one of {', '.join(SPLITS)}")
+    start_s, end_s = seconds(row, "start_s"), seconds(row, "end_s")
+    if start_s >= end_s:
+        raise DataError(f"start_s={row['start_s']} is not before end_s={row['end_s']}")
+    video = path.parent / row["video"]
+    if not video.is_file():
+        raise DataError(f"video {video} does not exist")
+    return Segment(
+        id=segment_id(row),
+        video=str(video),
+        start_s=start_s,
+        end_s=end_s,
+        verb=" ".join(row["verb"].split()),
+        object=" ".join(row["object"].split()),
+        split=row["split"],
+        group=row["group"],
+        origin=f"{path} line {line}",
+    )
 
 
 def faults_error(path: Path, faults: list[str]) -> DataError:
     """One message for all faults of a file."""
-    more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-    listed = faults[:SHOWN] + more
-    text = f" {listed[0]}" if len(listed) == 1 else "\n  " + "\n  ".join(listed) + "\n"
+    text = f" {faults[0]}" if len(faults) == 1 else f"{listing(faults)}\n"
     return DataError(f"{path}:{text} (dataset.annotations)")
 
 
@@ -120,10 +109,10 @@ def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[st
             reader = csv.reader(file)
             header = [name.strip() for name in next(reader, [])]
             if missing := [column for column in columns if column not in header]:
-                found = ", ".join(header) or "nothing"
-                hint = "; columns are separated by commas, decimals written with a point" if ";" in found else ""
+                present = ", ".join(header) or "nothing"
+                hint = "; columns are separated by commas, decimals written with a point" if ";" in present else ""
                 raise faults_error(
-                    path, [f"line 1: column {', '.join(missing)} is missing; the header has {found}{hint}"]
+                    path, [f"line 1: column {', '.join(missing)} is missing; the header has {present}{hint}"]
                 )
             return [
                 (reader.line_num, dict(zip(header, (value.strip() for value in row), strict=False)))

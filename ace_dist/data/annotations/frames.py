@@ -1,4 +1,4 @@
-"""Owns what data sets labelled in frames have in common: labelled frames of recordings in, segments in seconds out.
+"""Turns labelled frames of recordings into segments in seconds, for the data sets that are labelled in frames.
 
 Frames count from 0 and become seconds by the rate that the video's own container states.
 """
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ace_dist.concepts import ClassTable
-from ace_dist.data.build.decode import frame_rate, opened, read_window
-from ace_dist.data.segments import RawClip, Segment
+from ace_dist.config import DatasetConfig
+from ace_dist.data.annotations.base import VideoReader, class_table, listing
+from ace_dist.data.build.decode import frame_rate, opened
+from ace_dist.data.segments import Segment
 from ace_dist.utils.errors import DataError
-
-SHOWN = 20  # problems that one message lists
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,17 @@ class Recording:
     frames: int | None = None
 
 
-@dataclass(frozen=True)
-class FrameReader:
-    """A `Reader` of segments that lie in video files. `notes` says what a user should know of how they were made."""
-
-    found: tuple[Segment, ...]
-    notes: tuple[str, ...]
-    fps: float | None = None
-    short_side: int = 0
-
-    def segments(self) -> list[Segment]:
-        """Recording by recording, in the order of time."""
-        return list(self.found)
-
-    def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
-        """See `Reader.read`."""
-        return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side)
-
-
-def listing(problems: Sequence[str]) -> str:
-    """Problems one a line, at most `SHOWN` of them."""
-    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return "\n  ".join(["", *problems[:SHOWN], *more])
+def build_frame_reader(
+    dataset: DatasetConfig, recordings: Sequence[Recording], *, as_released: bool = False
+) -> VideoReader:
+    """The reader of annotated recordings; see `to_segments`."""
+    table = class_table(dataset)
+    if table is None:
+        raise DataError(
+            f"dataset.kind={dataset.kind} needs dataset.classes=FILE, such as ace_dist/assets/classes/gtea.json"
+        )
+    segments, notes = to_segments(recordings, table, dataset.frame_tolerance_s, as_released=as_released)
+    return VideoReader(segments, dataset.encoding.fps, dataset.encoding.short_side, notes)
 
 
 def video_clock(path: Path) -> tuple[float, int]:
@@ -112,7 +101,7 @@ def to_segments(
             elif part.first >= last:
                 outside["labels past the end of their video"] += 1
             else:
-                segment = segment_of(recording, part, min(part.end, last), fps, table)
+                segment = build_segment(recording, part, min(part.end, last), fps, table)
                 outside["labels that repeat another one exactly"] += segment.id in segments
                 segments.setdefault(segment.id, segment)
     if lengths:
@@ -155,7 +144,7 @@ def length_fault(recording: Recording, fps: float, held: int, tolerance_s: float
     return None
 
 
-def segment_of(recording: Recording, part: LabelledFrames, end: int, fps: float, table: ClassTable) -> Segment:
+def build_segment(recording: Recording, part: LabelledFrames, end: int, fps: float, table: ClassTable) -> Segment:
     """One labelled stretch in seconds. Its id depends on the recording's name, the frames and the label alone."""
     action = table.actions[part.label]
     digest = hashlib.sha256(f"{recording.name}\n{part.first}\n{part.end}\n{part.label}".encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Owns GTEA: frame-wise verb labels in the layout of the MS-TCN release, beside the videos.
+"""Reads GTEA's frame-wise verb labels in the layout of the MS-TCN release, beside the videos.
 
     dataset.root/
         groundTruth/S1_Cheese_C1.txt ...      one label a line, one line a frame; 28 files, 31,225 lines
@@ -19,7 +19,9 @@ import re
 from itertools import groupby
 from pathlib import Path
 
-from ace_dist.data.annotations.frames import LabelledFrames, Recording, listing
+from ace_dist.config import DatasetConfig
+from ace_dist.data.annotations.base import VideoReader, data_root, listing
+from ace_dist.data.annotations.frames import LabelledFrames, Recording, build_frame_reader
 from ace_dist.utils.errors import DataError
 
 SOURCE = (
@@ -30,6 +32,10 @@ SOURCE = (
 SUBJECTS = 4
 VIDEO_FOLDERS = ("videos", "Videos", "")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+
+
+def build_reader(dataset: DatasetConfig) -> VideoReader:
+    return build_frame_reader(dataset, gtea_recordings(data_root(dataset, SOURCE)))
 
 
 def gtea_recordings(root: Path) -> list[Recording]:
@@ -85,10 +91,10 @@ def recording(root: Path, name: str) -> Recording:
         runs.append(LabelledFrames(first, end, label, f"{path} line {first + 1}"))
         first = end
     group = subject(name)
-    return Recording(name, video_of(root, name), group, "test" if group == "S1" else "train", tuple(runs), len(lines))
+    return Recording(name, find_video(root, name), group, "test" if group == "S1" else "train", tuple(runs), len(lines))
 
 
-def video_of(root: Path, name: str) -> Path:
+def find_video(root: Path, name: str) -> Path:
     """The video file of a name, or where it should be. Raises `DataError` when there are two."""
     found = [
         path

@@ -1,4 +1,4 @@
-"""Owns IKEA-ASM: three synchronised views of people assembling furniture, labelled in frames.
+"""Reads IKEA-ASM: three synchronised views of people assembling furniture, labelled in frames.
 
     dataset.root/
         Lack_TV_Bench/SCAN/dev1/images/scan_video.avi ...     also dev2, and dev3 from the top; four pieces of furniture
@@ -36,7 +36,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ace_dist.data.annotations.frames import LabelledFrames, Recording, video_clock
+from ace_dist.config import DatasetConfig, resolve_path
+from ace_dist.data.annotations.base import VideoReader, data_root
+from ace_dist.data.annotations.frames import LabelledFrames, Recording, build_frame_reader, video_clock
 from ace_dist.utils.errors import DataError
 
 FURNITURE = ("Kallax_Shelf_Drawer", "Lack_Coffee_Table", "Lack_Side_Table", "Lack_TV_Bench")
@@ -74,14 +76,20 @@ class View:
     labels: tuple[LabelledFrames, ...]
 
 
+def build_reader(dataset: DatasetConfig) -> VideoReader:
+    annotations = resolve_path(dataset.annotations) if dataset.annotations else None
+    recordings = ikea_recordings(data_root(dataset, SOURCE), annotations, dataset.views)
+    return build_frame_reader(dataset, recordings, as_released=True)
+
+
 def ikea_recordings(root: Path, annotations: Path | None, views: Sequence[str] | None) -> list[Recording]:
     """The annotated videos of `views` (None: all three devices), by scan and device.
 
     `annotations` is the database or gt_segments.json; None looks for either in the root, the database first.
     Raises `DataError` naming what is missing and where it is to be had.
     """
-    wanted = tuple(VIEWS if views is None else views)
-    if strange := [view for view in wanted if view not in VIEWS]:
+    devices = tuple(VIEWS if views is None else views)
+    if strange := [view for view in devices if view not in VIEWS]:
         raise DataError(f"dataset.views lists {', '.join(map(repr, strange))}; IKEA-ASM has {', '.join(VIEWS)}")
     folders = [
         folder
@@ -91,14 +99,14 @@ def ikea_recordings(root: Path, annotations: Path | None, views: Sequence[str] |
     if not folders:
         raise DataError(f"dataset.root={root} is not IKEA-ASM: no furniture's folder in it ({SOURCE})")
     path = annotations or annotation_file(root)
-    found = segment_views(path, folders, wanted) if path.suffix == ".json" else database_views(path)
+    annotated = segment_views(path, folders, devices) if path.suffix == ".json" else database_views(path)
     shortest: dict[str, int] = {}
-    for view in found:
+    for view in annotated:
         if view.frames is not None:
             shortest[view.scan] = min(view.frames, shortest.get(view.scan, view.frames))
-    chosen = [view for view in found if view.device in wanted]
+    chosen = [view for view in annotated if view.device in devices]
     return [
-        recording(view, located(folders, view), shortest.get(view.scan))
+        recording(view, find_video(folders, view), shortest.get(view.scan))
         for view in sorted(chosen, key=lambda view: (view.scan, view.device))
     ]
 
@@ -116,7 +124,7 @@ def annotation_file(root: Path) -> Path:
     )
 
 
-def located(folders: Sequence[Path], view: View) -> Path:
+def find_video(folders: Sequence[Path], view: View) -> Path:
     """The video of a view, or where it should be."""
     tail = Path(view.scan) / view.device / "images" / "scan_video.avi"
     return next((folder / tail for folder in folders if (folder / tail).is_file()), folders[0] / tail)
@@ -149,7 +157,7 @@ def database_views(path: Path) -> list[View]:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
             check_columns(path, connection)
-            return list(rows_of(path, connection))
+            return list(read_views(path, connection))
         finally:
             connection.close()
     except sqlite3.Error as error:
@@ -165,7 +173,7 @@ def check_columns(path: Path, connection: sqlite3.Connection) -> None:
             raise DataError(f"{path}: table {table} lacks {', '.join(missing)}; {has}")
 
 
-def rows_of(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
+def read_views(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
     """Annotated videos in the order of their ids."""
     videos = connection.execute("SELECT id, video_path, camera, nframes FROM videos WHERE annotated = 1 ORDER BY id")
     for video, video_path, camera, frames in videos.fetchall():
@@ -183,13 +191,13 @@ def rows_of(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
         )
         origin = f"{path} video {video}"
         labels = tuple(
-            LabelledFrames(first or 0, end or 0, label_of(action, target), f"{origin} frame {first}")
+            LabelledFrames(first or 0, end or 0, join_label(action, target), f"{origin} frame {first}")
             for first, end, action, target in rows
         )
         yield View(f"{parts[0]}/{parts[1]}", camera, frames, labels)
 
 
-def label_of(action: str, target: str | None) -> str:
+def join_label(action: str, target: str | None) -> str:
     """'pick up leg' of ('pick up ...', 'leg'); an action without dots stands alone."""
     verb, dots, _ = action.partition("...")
     return " ".join(f"{verb} {target or ''}".split()) if dots else " ".join(verb.split())
@@ -214,7 +222,7 @@ def segment_views(path: Path, folders: Sequence[Path], devices: Sequence[str]) -
             f'[{{"label": ..., "segment": [first, last]}}]}}}}}} ({SOURCE})'
         ) from error
     views = [View(scan, device, None, parts) for scan, parts in labels.items() for device in devices]
-    return [with_length(view, located(folders, view)) for view in views]
+    return [with_length(view, find_video(folders, view)) for view in views]
 
 
 def with_length(view: View, video: Path) -> View:

@@ -1,4 +1,4 @@
-"""Owns shards that others made: WebDataset tar files of trimmed videos, cut and encoded again like any other source.
+"""Reads shards that others made: WebDataset tar files of trimmed videos, cut and encoded again like any other source.
 
 A sample is the members that share a name up to its first dot: one video (`SUFFIXES`) and
 
@@ -23,13 +23,14 @@ from typing import Any
 
 from ace_dist.concepts import ClassTable
 from ace_dist.concepts.actions import Action
-from ace_dist.data.build.decode import StoredVideo, opened, promised_length, read_window
-from ace_dist.data.segments import SPLITS, Failure, RawClip, Segment
+from ace_dist.config import DatasetConfig
+from ace_dist.data.annotations.base import VideoReader, class_table, data_root, listing
+from ace_dist.data.build.decode import StoredVideo, opened, promised_length
+from ace_dist.data.segments import SPLITS, Failure, Segment
 from ace_dist.data.shards import safe_members
 from ace_dist.utils.errors import DataError
 
 SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
-SHOWN = 20  # faults that one message lists
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ class Place:
     size: int
 
     def read(self) -> bytes:
-        """The bytes."""
         with self.tar.open("rb") as file:
             return os.pread(file.fileno(), self.size, self.offset)
 
@@ -51,48 +51,45 @@ class Place:
         return StoredVideo(f"{self.tar}/{self.member}", self.read())
 
 
-class WebDatasetReader:
+def build_reader(dataset: DatasetConfig) -> WebDatasetReader:
+    return WebDatasetReader(
+        data_root(dataset, "tar files in WebDataset's layout"),
+        class_table(dataset),
+        fps=dataset.encoding.fps,
+        short_side=dataset.encoding.short_side,
+        keep_faults=dataset.allow_quarantine,
+    )
+
+
+class WebDatasetReader(VideoReader):
     """Reads the members' names and labels of every `*.tar` in `root` at once, the videos when asked.
 
-    Raises `DataError` for a tar file that is not safe or not readable, and with all faulty samples, unless
-    `keep_faults` collects those in `rejected`.
+    Segments are in the order of the tar files and of their first members. Raises `DataError` for a tar file that is
+    not safe or not readable, and with all faulty samples, unless `keep_faults` collects those in `rejected`.
     """
 
     def __init__(
-        self,
-        root: Path,
-        table: ClassTable | None = None,
-        *,
-        fps: float | None = None,
-        short_side: int = 0,
-        keep_faults: bool = False,
+        self, root: Path, table: ClassTable | None, *, fps: float | None, short_side: int, keep_faults: bool
     ) -> None:
-        self.table, self.fps, self.short_side = table, fps, short_side
+        self.table = table
         self.places: dict[str, Place] = {}
-        self.rejected: list[Failure] = []
+        rejected: list[Failure] = []
         tars = sorted(root.glob("*.tar"))
         if not tars:
             raise DataError(f"dataset.root={root} holds no *.tar file")
-        self.parsed = [segment for tar in tars for segment in self.parse(tar)]
-        if self.rejected and not keep_faults:
-            lines = [f"{entry.origin}: {entry.reason}" for entry in self.rejected[:SHOWN]]
-            more = [f"... and {len(self.rejected) - SHOWN} more"] if len(self.rejected) > SHOWN else []
+        segments = [segment for tar in tars for segment in self.parse(tar, rejected)]
+        if rejected and not keep_faults:
             raise DataError(
-                f"{len(self.rejected)} samples of dataset.root={root} cannot be used (dataset.allow_quarantine=true "
-                "goes on without them):\n  " + "\n  ".join(lines + more)
+                f"{len(rejected)} samples of dataset.root={root} cannot be used (dataset.allow_quarantine=true "
+                f"goes on without them):{listing([f'{entry.origin}: {entry.reason}' for entry in rejected])}"
             )
+        super().__init__(segments, fps, short_side, rejected=rejected)
 
-    def segments(self) -> list[Segment]:
-        """The samples in the order of the tar files and of their first members."""
-        return list(self.parsed)
+    def video(self, segment: Segment) -> StoredVideo:
+        return self.places[segment.id].video()
 
-    def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
-        """See `Reader.read`."""
-        video = self.places[segment.id].video()
-        return read_window(video, start_s, end_s, fps=self.fps, short_side=self.short_side)
-
-    def parse(self, tar: Path) -> list[Segment]:
-        """The samples of one tar file."""
+    def parse(self, tar: Path, rejected: list[Failure]) -> list[Segment]:
+        """The samples of one tar file; those that cannot be used join `rejected`."""
         samples: dict[str, dict[str, Place]] = defaultdict(dict)
         for member in safe_members(tar):
             folder, _, name = member.name.rpartition("/")
@@ -105,7 +102,7 @@ class WebDatasetReader:
             try:
                 segment, place = self.sample(tar, key, members)
             except DataError as fault:
-                self.rejected.append(Failure(key, str(tar), f"{tar} sample {key}", str(fault)))
+                rejected.append(Failure(key, str(tar), f"{tar} sample {key}", str(fault)))
                 continue
             self.places[segment.id] = place
             segments.append(segment)

@@ -1,4 +1,4 @@
-"""Owns the cutting of one loose video, as shards are cut; without torch, so that a process for it starts quickly."""
+"""Cuts one loose video as shards are cut; without torch, so that a process for it starts quickly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import av
 
 from ace_dist.data.build.cut import Cutter
 from ace_dist.data.build.decode import read_window
-from ace_dist.data.segments import Failure, RawClip, Segment
+from ace_dist.data.segments import Failure, RawClip, Reader, Segment
 from ace_dist.data.shards import ClipRecord
 from ace_dist.utils.errors import DataError
 
@@ -22,18 +22,16 @@ LONGEST_S = 60.0  # an action lasts seconds; a minute of frames at a short side 
 
 
 @dataclass(frozen=True)
-class OneVideo:
-    """A `Reader` of a single file."""
+class OneVideo(Reader):
+    """The reader of a single file; which part of which file is the caller's to say."""
 
     fps: float | None
     short_side: int
 
     def segments(self) -> list[Segment]:
-        """None of its own: the caller says which part of which file."""
         return []
 
     def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
-        """See `Reader.read`."""
         return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side, threads=0)
 
 

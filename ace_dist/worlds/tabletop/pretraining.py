@@ -27,7 +27,7 @@ from ace_dist.models.weights import save_safetensors
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json
 from ace_dist.worlds.tabletop.corpus import NarratedClip, narrated_clips, render_narrated
-from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, TabletopConfig
+from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, TabletopConfig, build_world
 
 if TYPE_CHECKING:
     from ace_dist.config import LoaderConfig, ModelConfig
@@ -81,9 +81,10 @@ def pretrain_command(argv: Sequence[str]) -> None:
     torch.set_num_threads(WORKERS)
     trees = SynonymTrees.load(config.dataset.synonyms or "")
     clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
-    result = pretrain(config.dataset.world, trees, config.model, config.loader, clip, settings, workers=WORKERS)
+    world = build_world(config.dataset.world)
+    result = pretrain(world, trees, config.model, config.loader, clip, settings, workers=WORKERS)
     command = shlex.join(["python", "launchers/pretrain_tabletop.py", *argv])
-    provenance = {"command": command, "pretrain": asdict(settings), "world": asdict(config.dataset.world)}
+    provenance = {"command": command, "pretrain": asdict(settings), "world": asdict(world)}
     save_towers(result, output, provenance)
     print(f"{output}: narrated test {result.accuracies}, {result.wall_s:.0f} s")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from ace_dist.data.segments import RawClip, Segment
+from ace_dist.config import DatasetConfig
+from ace_dist.data.segments import RawClip, Reader, Segment
 from ace_dist.utils.errors import DataError
 from ace_dist.worlds.tabletop.rendering import render
 from ace_dist.worlds.tabletop.world import (
@@ -16,6 +18,7 @@ from ace_dist.worlds.tabletop.world import (
     SEED_WORKBENCH_TRAIN,
     ClipStyle,
     TabletopConfig,
+    build_world,
     draw_person,
     draw_style,
 )
@@ -31,9 +34,13 @@ def novel_actions() -> list[str]:
     return [f"{verb} {name}" for verb, name in NOVEL_ACTIONS]
 
 
+def build_reader(dataset: DatasetConfig) -> TabletopReader:
+    return TabletopReader(build_world(dataset.world))
+
+
 @dataclass(frozen=True)
-class TabletopReader:
-    """A `Reader` that renders. Train: base actions by some people; test: base and novel actions by other people.
+class TabletopReader(Reader):
+    """Renders. Train: base actions by some people; test: base and novel actions by other people.
 
     Clip i of a split is a pure function of (world.seed, split, i), so any process renders the same frames.
     Raises `ConfigError` for settings that cannot be rendered.
@@ -43,6 +50,11 @@ class TabletopReader:
 
     def __post_init__(self) -> None:
         self.world.check()
+
+    def source(self) -> dict[str, Any]:
+        world = asdict(self.world)
+        del world["corpus"]  # it makes the narrated corpus, not these clips
+        return {"world": world}
 
     def segments(self) -> list[Segment]:
         """Training segments, then test segments; classes take turns, so every one has its share."""

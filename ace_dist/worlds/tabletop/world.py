@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from ace_dist.config import known_keys
+from ace_dist.config.settings import did_you_mean, wanted_type
 from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.motions import PROGRAMS, Manner
 
@@ -89,6 +95,35 @@ class TabletopConfig:
                 f"found fps {self.fps}, segment_s {self.segment_s}, source_s {self.source_s}"
             )
         self.corpus.check()
+
+
+def build_world(settings: Mapping[str, Any]) -> TabletopConfig:
+    """The world of `dataset.world`, a free mapping.
+
+    Raises `ConfigError` for an unknown setting, with the nearest name, and for a mistyped or impossible value.
+    """
+    if not isinstance(corpus := settings.get("corpus", {}), Mapping):
+        raise ConfigError(f"dataset.world.corpus={corpus} is not a group of settings, as dataset.world.corpus.clips=8")
+    known = known_keys(TabletopConfig, "dataset.world.")
+    for key in dotted_keys(settings):
+        if key not in known:
+            raise ConfigError(f"unknown setting {key!r} of the tabletop world{did_you_mean(key, known)}")
+    try:
+        world = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TabletopConfig), dict(settings)))
+    except OmegaConfBaseException as error:
+        wanted = wanted_type(str(error)) or " ".join(str(error).split())
+        raise ConfigError(f"dataset.world.{error.full_key} is not {wanted}") from error
+    assert isinstance(world, TabletopConfig)
+    world.check()
+    return world
+
+
+def dotted_keys(settings: Mapping[str, Any], prefix: str = "dataset.world.") -> Iterator[str]:
+    """The full name of every setting, those of groups included."""
+    for key, value in settings.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from dotted_keys(value, f"{prefix}{key}.")
 
 
 Colour = tuple[float, float, float]

@@ -1,0 +1,63 @@
+"""What the readers of annotated video files share: decoding a segment's frames, and listing what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ace_dist.concepts import ClassTable, load_class_table
+from ace_dist.config import DatasetConfig, resolve_path
+from ace_dist.data.build.decode import Source, read_window
+from ace_dist.data.segments import Failure, RawClip, Reader, Segment
+from ace_dist.utils.errors import DataError
+
+SHOWN = 20  # problems that one message lists
+
+
+class VideoReader(Reader):
+    """Segments that lie in video files, which are opened by `read` only, in parallel by the shard builder.
+
+    `fps` and `short_side` (0: as the file) are applied while decoding, which keeps long full-HD segments small.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        fps: float | None = None,
+        short_side: int = 0,
+        notes: Sequence[str] = (),
+        rejected: Sequence[Failure] = (),
+    ) -> None:
+        self.listed, self.fps, self.short_side = list(segments), fps, short_side
+        self.notes, self.rejected = notes, rejected
+
+    def segments(self) -> list[Segment]:
+        return list(self.listed)
+
+    def video(self, segment: Segment) -> Source:
+        """Where the video of a segment is."""
+        return segment.video
+
+    def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
+        return read_window(self.video(segment), start_s, end_s, fps=self.fps, short_side=self.short_side)
+
+
+def listing(problems: Sequence[str]) -> str:
+    """Problems one a line, at most `SHOWN` of them."""
+    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "\n  ".join(["", *problems[:SHOWN], *more])
+
+
+def data_root(dataset: DatasetConfig, source: str) -> Path:
+    """The data set's folder. Raises `DataError` saying what should lie in it when it is not there."""
+    if not dataset.root:
+        raise DataError(f"dataset={dataset.name} needs dataset.root=FOLDER: {source}")
+    root = resolve_path(dataset.root)
+    if not root.is_dir():
+        raise DataError(f"dataset.root={root} is not a folder: {source}")
+    return root
+
+
+def class_table(dataset: DatasetConfig) -> ClassTable | None:
+    """What the data set's labels mean, where `dataset.classes` says it."""
+    return load_class_table(resolve_path(dataset.classes)) if dataset.classes else None
