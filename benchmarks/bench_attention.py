@@ -142,8 +142,8 @@ def varlen_column(shape: Shape, device: str) -> dict[str, Column]:
     ends = torch.arange(shape.sequences + 1, device=device, dtype=torch.int32) * shape.tokens
 
     def one_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        found: Tensor = varlen_attn(q, k, v, ends, ends, shape.tokens, shape.tokens)
-        return found
+        out: Tensor = varlen_attn(q, k, v, ends, ends, shape.tokens, shape.tokens)
+        return out
 
     return {"varlen_flash": Column(partial(joined, one_row), heads_first=False)}
 
@@ -166,7 +166,7 @@ def xformers_columns(shape: Shape, device: str) -> dict[str, Column]:
     return columns | {"xformers_block_diagonal": Column(partial(joined, block_diagonal), heads_first=False)}
 
 
-def columns_of(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, Column]:
+def build_columns(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, Column]:
     """Every column that may run on a device; `ours` last, and not beyond its limits on a GPU."""
     columns = {"formula": Column(formula), "einsum": Column(einsum, heads_first=False)}
     names = ("MATH", "FLASH_ATTENTION") if device == "cpu" else tuple(SDPBackend.__members__)
@@ -193,7 +193,7 @@ def first_line(error: BaseException) -> str:
 Call = Callable[[], object]
 
 
-def calls_of(column: Column, name: str, layout: str, qkv: Tensor) -> dict[str, Call]:
+def build_calls(column: Column, name: str, layout: str, qkv: Tensor) -> dict[str, Call]:
     """The three modes of a column in a layout, as calls without arguments."""
     leaves: tuple[Tensor, ...]
     if layout == "packed":
@@ -231,7 +231,7 @@ def unpacked(column: Column, qkv: Tensor) -> Tensor:
 def disagreement(column: Column, name: str, layout: str, qkv: Tensor, true: tuple[Tensor, Tensor]) -> str | None:
     """Why a column may not be timed: it does not run, or output or gradient are not the formula's."""
     try:
-        calls = calls_of(column, name, layout, qkv)
+        calls = build_calls(column, name, layout, qkv)
         out, grads = calls["forward"](), calls["both"]()
     except Exception as error:  # competitors fail in their own ways; the reason is printed
         return first_line(error)
@@ -239,8 +239,8 @@ def disagreement(column: Column, name: str, layout: str, qkv: Tensor, true: tupl
     if layout == "separate":
         order = (0, 2, 1, 3) if column.heads_first else (0, 1, 2, 3)
         out, grads = out.permute(order), (torch.stack([x.permute(order) for x in grads], 2),)
-    for found, exact, what in ((out, true[0], "output"), (grads[0], true[1], "gradient")):
-        error = (found.detach().float() - exact).abs().max() / exact.abs().max()
+    for ours, exact, what in ((out, true[0], "output"), (grads[0], true[1], "gradient")):
+        error = (ours.detach().float() - exact).abs().max() / exact.abs().max()
         if not error <= AGREES[qkv.dtype] * (1 if what == "output" else 2):
             return f"its {what} differs from the formula by {error:.2g} of the largest number"
     return None
@@ -248,7 +248,7 @@ def disagreement(column: Column, name: str, layout: str, qkv: Tensor, true: tupl
 
 def truth(qkv: Tensor) -> tuple[Tensor, Tensor]:
     """Output and gradient of the formula in float32."""
-    exact = {name: call() for name, call in calls_of(Column(formula), "formula", "packed", qkv.float()).items()}
+    exact = {name: call() for name, call in build_calls(Column(formula), "formula", "packed", qkv.float()).items()}
     out, grads = exact["forward"], exact["both"]
     assert isinstance(out, Tensor) and isinstance(grads, tuple)
     return out, grads[0]
@@ -274,7 +274,7 @@ def measure(
         if reason:
             print(f"  {shape.name} {layout} {config['dtype']}: {name} left out: {reason}", flush=True)
             continue
-        for mode, call in calls_of(column, name, layout, qkv).items():
+        for mode, call in build_calls(column, name, layout, qkv).items():
             modes[mode][name] = call
     del exact
     rows = []
@@ -288,8 +288,8 @@ def measure(
             rows.append(Row(*key, "time", "us", *place, values, config))
             if device == "cuda":
                 rows += [Row(*key, m, unit, *place, [x], config) for m, (unit, x) in gpu_extras(calls[name]).items()]
-                moved = bytes_to_move(shape, mode, dtype.itemsize)
-                share = [100 * moved / (value * 1e-6) / bandwidth for value in values]
+                least_bytes = bytes_to_move(shape, mode, dtype.itemsize)
+                share = [100 * least_bytes / (value * 1e-6) / bandwidth for value in values]
                 rows.append(Row(*key, "copy_bandwidth_share", "%", *place, share, config))
         show(f"{shape.name} {layout} {config['dtype']} {mode}", times)
     return rows
@@ -342,8 +342,8 @@ def with_tile(rows: int, warps: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 path.backward(grad, *saved, saved[0].shape[-1] ** -0.5, outs)
             return outs
 
-    found: Tensor = Tiled.apply(q, k, v)
-    return found
+    out: Tensor = Tiled.apply(q, k, v)
+    return out
 
 
 def sweep_columns(shape: Shape) -> dict[str, Column]:
@@ -383,7 +383,7 @@ def main() -> None:
             for layout in (
                 ("packed",) if device == "cpu" else ("separate",) if options.sweep else ("packed", "separate")
             ):
-                columns = sweep_columns(shape) if options.sweep else columns_of(shape, dtype, device)
+                columns = sweep_columns(shape) if options.sweep else build_columns(shape, dtype, device)
                 append(output, measure(shape, layout, dtype, device, bandwidth, columns), device)
                 torch.compiler.reset()
 

@@ -95,7 +95,7 @@ def time_saves(stage: int, turns: int) -> None:
         ),
         "flags": lambda turn: [flags.reduce(bad=0, stop=0, save=0) for _ in range(100)],
     }
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):
         for name, call in calls.items():
             ranks.barrier()
@@ -103,36 +103,36 @@ def time_saves(stage: int, turns: int) -> None:
             call(turn)
             ranks.barrier()
             if turn:  # the first is the warm-up
-                found[name].append(time.perf_counter() - start)
+                times[name].append(time.perf_counter() - start)
     if ranks.is_first:
         lock.close()
         shutil.rmtree(folder)
-        append(RESULTS, list(save_rows(found, stage, trained)), "cpu")
+        append(RESULTS, list(save_rows(times, stage, trained)), "cpu")
     disconnect()
 
 
-def save_rows(found: dict[str, list[float]], stage: int, trained: int) -> Iterator[Row]:
+def save_rows(times: dict[str, list[float]], stage: int, trained: int) -> Iterator[Row]:
     """Rows of `saves`."""
     mode = f"two gloo ranks, zero{stage} fp32"
-    whole = [save + write for save, write in zip(found["ours"], found["ours, until on the disk"], strict=True)]
-    found["ours, until on the disk"] = whole
+    whole = [save + write for save, write in zip(times["ours"], times["ours, until on the disk"], strict=True)]
+    times["ours, until on the disk"] = whole
     for name in ("ours", "ours, until on the disk", "DeepSpeed"):
-        yield Row("checkpoint", name, mode, "stall", "s", "trained_parameters", trained, found[name])
-    ratios = [ours / theirs for ours, theirs in zip(found["ours"], found["DeepSpeed"], strict=True)]
+        yield Row("checkpoint", name, mode, "stall", "s", "trained_parameters", trained, times[name])
+    ratios = [ours / theirs for ours, theirs in zip(times["ours"], times["DeepSpeed"], strict=True)]
     yield Row("checkpoint", "ours / DeepSpeed", mode, "stall", "ratio", "trained_parameters", trained, ratios)
-    flags = [1e4 * seconds for seconds in found["flags"]]  # of 100 calls, in microseconds each
-    yield Row("agreement", "all-reduce of three flags", mode, "time", "us", "ranks", 2, flags)
+    flags = [1e4 * seconds for seconds in times["flags"]]  # of 100 calls, in microseconds each
+    yield Row("all_reduced_flags", "all-reduce of three flags", mode, "time", "us", "ranks", 2, flags)
 
 
 def time_signals(shards: str, turns: int) -> None:
     """Preempt and continue the demo, `turns` times, as a scheduler would."""
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     losses: list[float] = []
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             for name, seconds in preempt_once(shards, run).items():
-                found.setdefault(name, []).append(seconds)
+                times.setdefault(name, []).append(seconds)
             losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     config = {"experiment": "demo", "losses_of_the_last_turn": losses}
     mode = "two gloo ranks, demo"
@@ -140,7 +140,7 @@ def time_signals(shards: str, turns: int) -> None:
         RESULTS,
         [
             Row("preemption", "USR1 to rank 1", mode, name, "s", "ranks", 2, values, config)
-            for name, values in found.items()
+            for name, values in times.items()
         ],
         "cpu",
     )

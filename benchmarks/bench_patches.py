@@ -46,7 +46,7 @@ SHAPES = {
 }
 
 
-def calls_of(shape: Shape, dtype: torch.dtype, device: str) -> tuple[dict[str, Callable[[], Tensor]], Tensor]:
+def build_calls(shape: Shape, dtype: torch.dtype, device: str) -> tuple[dict[str, Callable[[], Tensor]], Tensor]:
     """The variants as calls without arguments, and what they should give, in float64 on the CPU."""
     embed = ClipPatches(shape.side, shape.patch, shape.width)
     torch.nn.init.normal_(embed.proj.weight, std=(3 * shape.patch**2) ** -0.5)
@@ -72,18 +72,18 @@ def calls_of(shape: Shape, dtype: torch.dtype, device: str) -> tuple[dict[str, C
 @torch.no_grad()
 def measure(shape: Shape, dtype: torch.dtype, device: str) -> list[Row]:
     """Rows of one shape and precision, variants in turns."""
-    calls, true = calls_of(shape, dtype, device)
+    calls, true = build_calls(shape, dtype, device)
     errors = {name: (call()[:1].cpu() - true).square().mean().sqrt().item() for name, call in calls.items()}
-    found = {name: {"error": ("1", [error])} for name, error in errors.items()}
+    metrics_by_variant = {name: {"error": ("1", [error])} for name, error in errors.items()}
     for name, times in time_in_turns(calls, device, budget_s=4).items():
-        found[name]["time"] = ("us", times)
+        metrics_by_variant[name]["time"] = ("us", times)
         extras = gpu_extras(calls[name]) if device == "cuda" else {}
-        found[name] |= {metric: (unit, [value]) for metric, (unit, value) in extras.items()}
+        metrics_by_variant[name] |= {metric: (unit, [value]) for metric, (unit, value) in extras.items()}
         print(shape.name, str(dtype), name, f"{sorted(times)[len(times) // 2]:.0f} us, error {errors[name]:.2g}")
     config = asdict(shape) | {"dtype": str(dtype).removeprefix("torch.")}
     return [
         Row("patch_embedding", name, shape.name, metric, unit, "frames", shape.frames, values, config)
-        for name, metrics in found.items()
+        for name, metrics in metrics_by_variant.items()
         for metric, (unit, values) in metrics.items()
     ]
 

@@ -87,8 +87,8 @@ def model(output: Path) -> list[Row]:
 
     What ZeRO 1, the default, sends is the all-reduce times the ratio of the measured bytes of `zero1` and `zero0`.
     """
-    step = measured(output, "zero0", "step_time", 1)
-    wire = [float(measured(output, variant, "wire", 2)["p50"]) for variant in ("zero0", "zero1")]
+    step = last_row(output, "zero0", "step_time", 1)
+    wire = [float(last_row(output, variant, "wire", 2)["p50"]) for variant in ("zero0", "zero1")]
     fabric = Fabric(traffic=wire[1] / wire[0])
     trained = int(json.loads(step["config_json"])["trained"])
     rows = model_rows(float(step["p50"]), trained, 4, "tabletop, step measured on this CPU", fabric)
@@ -97,18 +97,18 @@ def model(output: Path) -> list[Row]:
     return rows
 
 
-def measured(output: Path, variant: str, metric: str, ranks: int) -> dict[str, str]:
+def last_row(output: Path, variant: str, metric: str, ranks: int) -> dict[str, str]:
     """The last measured row of a case."""
     with output.open(newline="") as file:
-        found = [
+        rows = [
             row
             for row in csv.DictReader(file)
             if (row["name"], row["variant"], row["metric"]) == ("scaling", variant, metric)
             and float(row["x_value"]) == ranks
         ]
-    if not found:
+    if not rows:
         raise SystemExit(f"{output} has no measured {metric} of {variant} on {ranks} rank(s): run `steps` first")
-    return found[-1]
+    return rows[-1]
 
 
 def loopback_bytes() -> int:
@@ -141,12 +141,12 @@ def worker(out: Path, settings: Sequence[str]) -> None:
         lines = [json.loads(line) for line in (Path(config.run) / "metrics.jsonl").read_text().splitlines()]
         stretch = lines[WARM + FEW + 1 :]  # the first of a stretch waits for its loader
         params = training.engine.module.model.trainable_parameters()
-        found = {
+        result = {
             "step_ms": [1e3 * config.training.batch_size / line["clips_per_s"] for line in stretch],
             "bytes_per_step": (sent[2] - sent[1]) / (MANY - FEW),
             "trained": sum(p.numel() for group in params.values() for p in group),
         }
-        out.write_text(json.dumps(found))
+        out.write_text(json.dumps(result))
     disconnect()
 
 
@@ -155,30 +155,30 @@ def steps(shards: Path, stages: Sequence[int]) -> Iterator[Row]:
     for stage in stages:
         for world in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
-                found = run_ranks(world, stage, shards, Path(folder))
-            config = {"world": world, "zero": stage, "trained": found["trained"], "batch": 8, "settings": SETTINGS}
+                result = run_ranks(world, stage, shards, Path(folder))
+            config = {"world": world, "zero": stage, "trained": result["trained"], "batch": 8, "settings": SETTINGS}
             config["load"] = round(os.getloadavg()[0], 1)
             common = ("scaling", f"zero{stage}", "measured")
-            yield Row(*common, "step_time", "ms", "ranks", world, found["step_ms"], config)
-            yield Row(*common, "wire", "MiB/step", "ranks", world, [found["bytes_per_step"] / 2**20], config)
-            gradients = 4 * found["trained"] * 2 * (world - 1)  # of an all-reduce, all ranks together
+            yield Row(*common, "step_time", "ms", "ranks", world, result["step_ms"], config)
+            yield Row(*common, "wire", "MiB/step", "ranks", world, [result["bytes_per_step"] / 2**20], config)
+            gradients = 4 * result["trained"] * 2 * (world - 1)  # of an all-reduce, all ranks together
             print(
-                f"zero{stage}, {world} rank(s): {sorted(found['step_ms'])[MANY // 2]:.0f} ms a step, "
-                f"{found['bytes_per_step'] / 2**20:.2f} MiB sent "
+                f"zero{stage}, {world} rank(s): {sorted(result['step_ms'])[MANY // 2]:.0f} ms a step, "
+                f"{result['bytes_per_step'] / 2**20:.2f} MiB sent "
                 f"(an all-reduce of the gradients: {gradients / 2**20:.2f})",
                 flush=True,
             )
 
 
 def run_ranks(world: int, stage: int, shards: Path, folder: Path) -> dict[str, Any]:
-    """Start the ranks of one case; what the first of them found."""
+    """Start the ranks of one case; what rank 0 measured."""
     settings = [*SETTINGS, f"dataset.shards={shards}", f"run={folder}/run", f"deepspeed=zero{stage}"]
     settings += [f"training.max_steps={WARM + FEW + MANY}"]
     place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"}
     place["GLOO_SOCKET_IFNAME"] = "lo"
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, "worker", *settings, "--out", f"{folder}/found.json"],
+            [sys.executable, __file__, "worker", *settings, "--out", f"{folder}/result.json"],
             env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=(folder / "errors").open("ab"),
@@ -188,8 +188,8 @@ def run_ranks(world: int, stage: int, shards: Path, folder: Path) -> dict[str, A
     if any(process.wait() for process in processes):
         print((folder / "errors").read_text()[-2000:], file=sys.stderr)
         raise SystemExit(f"a rank of zero{stage} with {world} rank(s) failed")
-    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
 
 
 def requeue(shards: Path, turns: int) -> list[Row]:

@@ -63,20 +63,22 @@ def prototype_logits(video: Tensor, text: Tensor, shape: Shape) -> Tensor:
     return normalize(video, dim=1) @ means(text, shape).T / TEMPERATURE
 
 
-def written(logits: Callable[..., Tensor], operation: str, shape: Shape, labels: Tensor) -> Callable[..., Tensor]:
+def build_operation(
+    logits: Callable[..., Tensor], operation: str, shape: Shape, labels: Tensor
+) -> Callable[..., Tensor]:
     """An operation in terms of a way to compute logits."""
 
     def run(video: Tensor, text: Tensor, shadow: Tensor) -> Tensor:
-        found = logits(video, text, shape)
+        scores = logits(video, text, shape)
         if operation == "similarity":
-            return found
+            return scores
         if operation == "cross_entropy_shadow":
             if logits is naive_logits:
                 own = naive_logits(video, shadow, shape).gather(1, labels[:, None])
             else:
                 own = (normalize(video, dim=1) * means(shadow, shape)[labels]).sum(1, keepdim=True) / TEMPERATURE
-            found = torch.cat([found, own], 1)
-        return cross_entropy(found.float(), labels)
+            scores = torch.cat([scores, own], 1)
+        return cross_entropy(scores.float(), labels)
 
     return run
 
@@ -96,8 +98,8 @@ def columns(operation: str, shape: Shape, labels: Tensor) -> dict[str, Callable[
             normalize(video, dim=1) / TEMPERATURE, means(text, shape), labels
         )
 
-    naive, prototype = (written(way, operation, shape, labels) for way in (naive_logits, prototype_logits))
-    found = {
+    naive, prototype = (build_operation(way, operation, shape, labels) for way in (naive_logits, prototype_logits))
+    ways = {
         "naive_eager": naive,
         "naive_compiled": torch.compile(naive),
         "prototype_eager": prototype,
@@ -105,11 +107,11 @@ def columns(operation: str, shape: Shape, labels: Tensor) -> dict[str, Callable[
         "ours": ours,
     }
     if operation == "cross_entropy" and hasattr(torch.nn.functional, "linear_cross_entropy"):
-        found["linear_cross_entropy"] = linear
-    return found
+        ways["linear_cross_entropy"] = linear
+    return ways
 
 
-def calls_of(function: Callable[..., Tensor], inputs: Inputs) -> dict[str, Callable[[], object]]:
+def build_calls(function: Callable[..., Tensor], inputs: Inputs) -> dict[str, Callable[[], object]]:
     """The three modes of a function."""
     outcome = function(*inputs)
     weight = torch.randn_like(outcome)
@@ -146,7 +148,7 @@ def measure(shape: Shape, operation: str, dtype: torch.dtype, device: str, bandw
     config: dict[str, Any] = asdict(shape) | {"dtype": str(dtype).removeprefix("torch."), "temperature": TEMPERATURE}
     modes: dict[str, dict[str, Callable[[], object]]] = {"forward": {}, "backward": {}, "both": {}}
     for variant, function in columns(operation, shape, labels).items():
-        for mode, call in calls_of(function, inputs).items():
+        for mode, call in build_calls(function, inputs).items():
             modes[mode][variant] = call
     rows = []
     for mode, calls in modes.items():
@@ -157,8 +159,8 @@ def measure(shape: Shape, operation: str, dtype: torch.dtype, device: str, bandw
             rows.append(Row(*key, "time", "us", *place, values, config))
             if device == "cuda":
                 rows += [Row(*key, m, unit, *place, [v], config) for m, (unit, v) in gpu_extras(calls[variant]).items()]
-                moved = bytes_to_move(operation, shape, mode, inputs[0].element_size())
-                share = [100 * moved / (value * 1e-6) / bandwidth for value in values]
+                least_bytes = bytes_to_move(operation, shape, mode, inputs[0].element_size())
+                share = [100 * least_bytes / (value * 1e-6) / bandwidth for value in values]
                 rows.append(Row(*key, "copy_bandwidth_share", "%", *place, share, config))
         show(shape, operation, dtype, mode, times)
     return rows

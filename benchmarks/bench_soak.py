@@ -34,8 +34,8 @@ MIB = 2**20
 def resident_mib(backend: str, shards: str, clips: int) -> tuple[NDArray[np.float64], int]:
     """Resident memory after every batch, and the clips of a batch."""
     config = load_config(["experiment=demo", f"dataset.shards={shards}", f"loader.backend={backend}"])
-    found = ShardSet.load(shards)
-    records, size = found.split("train"), config.training.batch_size
+    shard_set = ShardSet.load(shards)
+    records, size = shard_set.split("train"), config.training.batch_size
     plan = TrainPlan(records, [0] * len(records), config.dataset.clip, config.loader, size, config.seed)
     loader = build_loader(config, "cpu")
     readings = []

@@ -219,9 +219,9 @@ def answer(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
     forget_peak()
     module.train()
     depth = 12 if shape.full else 6
-    moved = tuple(f"layer.{i}." for i in range(depth - 3, depth)) if variant == "procedurevrl_style" else ("",)
-    trained = [p for name, p in module.named_parameters() if p.requires_grad and any(part in name for part in moved)]
-    move = mover(
+    layers = tuple(f"layer.{i}." for i in range(depth - 3, depth)) if variant == "procedurevrl_style" else ("",)
+    trained = [p for name, p in module.named_parameters() if p.requires_grad and any(part in name for part in layers)]
+    update = build_update(
         trained,
         masters=variant.startswith("ours_bf16") and not variant.endswith("_pure"),
         fused=variant.startswith("ours") and not variant.endswith("_sgd_loop"),
@@ -238,7 +238,7 @@ def answer(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
         with torch.autocast(device, torch.bfloat16, enabled=variant == "naive_bf16"):
             loss: Tensor = module(fetch(), labels, sampler.draw(index))
         loss.backward()
-        move()
+        update()
         if device == "cuda":
             torch.cuda.synchronize()
         return loss.detach()
@@ -251,23 +251,25 @@ def answer(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
     pipe.send({"peak_memory_gib": max(built, stepping) - base, "step_memory_gib": stepping - base, "loss": loss.item()})
 
 
-def mover(trained: list[nn.Parameter], masters: bool, fused: bool) -> Callable[[], None]:
+def build_update(trained: list[nn.Parameter], masters: bool, fused: bool) -> Callable[[], None]:
     """SGD of the paper's recipe on what trains, or on copies of it in fp32, one gradient at a time."""
-    moved: list[Tensor] = [p.detach().float() if masters else p for p in trained]
-    optimizer = torch.optim.SGD(moved, lr=1e-4, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused)
+    masters_or_weights: list[Tensor] = [p.detach().float() if masters else p for p in trained]
+    optimizer = torch.optim.SGD(
+        masters_or_weights, lr=1e-4, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused
+    )
 
-    def move() -> None:
+    def update() -> None:
         if masters:
-            for low, high in zip(trained, moved, strict=True):
+            for low, high in zip(trained, masters_or_weights, strict=True):
                 high.grad, low.grad = low.grad.float() if low.grad is not None else None, None
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if masters:
             with torch.no_grad():
-                for low, high in zip(trained, moved, strict=True):
+                for low, high in zip(trained, masters_or_weights, strict=True):
                     low.copy_(high)
 
-    return move
+    return update
 
 
 def forget_peak() -> None:
@@ -280,9 +282,9 @@ def peak_memory_gib(device: str) -> float:
     """Peak of this process so far, in GiB."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 2**20
+    match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) / 2**20
 
 
 def measure(shape: Shape, variants: list[str], device: str, turns: int) -> list[Row]:
@@ -306,12 +308,12 @@ def measure(shape: Shape, variants: list[str], device: str, turns: int) -> list[
     rows = []
     for variant, pipe in pipes.items():
         pipe.send(None)
-        rows += rows_of(shape, variant, times[variant], pipe.recv())
+        rows += build_rows(shape, variant, times[variant], pipe.recv())
     print(shape.name, {row.variant: row.values[0] for row in rows if row.metric == "loss"}, flush=True)
     return rows
 
 
-def rows_of(shape: Shape, variant: str, times_ms: list[float], found: dict[str, float]) -> list[Row]:
+def build_rows(shape: Shape, variant: str, times_ms: list[float], measures: dict[str, float]) -> list[Row]:
     """The metrics of one variant."""
     row: Callable[..., Row] = lambda metric, unit, values: Row(  # noqa: E731
         "train_step", variant, shape.name, metric, unit, "frames", shape.frames, values, config(shape)
@@ -319,7 +321,7 @@ def rows_of(shape: Shape, variant: str, times_ms: list[float], found: dict[str, 
     return [
         row("step_time", "ms", times_ms),
         row("clips_per_s", "clips/s", [shape.batch * 1e3 / value for value in times_ms]),
-        *(row(name, "GiB" if name.endswith("gib") else "nats", [value]) for name, value in found.items()),
+        *(row(name, "GiB" if name.endswith("gib") else "nats", [value]) for name, value in measures.items()),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Owns the rows that every benchmark writes: the CSV schema, the description of the machine, timing, GPU extras.
+"""What every benchmark shares: the rows of its CSV, the description of the machine, timing, GPU extras.
 
 Schema: name, variant, mode, metric, unit, x_name, x_value, p20, p50, p80, n, config_json, device, driver, torch,
 triton, commit, utc. Competitors of a row are timed in turns in the same process, so that ratios hold on a busy machine.
@@ -109,8 +109,8 @@ def append(path: Path, rows: Sequence[Row], device: str) -> None:
 
 def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
     """20, 50 and 80 % quantiles, to five digits."""
-    found = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
-    low, middle, high = (float(f"{value:.5g}") for value in found.tolist())
+    edges = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+    low, middle, high = (float(f"{value:.5g}") for value in edges.tolist())
     return low, middle, high
 
 
@@ -128,11 +128,11 @@ def time_in_turns(
         call()
         once[name] = one_time(call, None)
     turns = max(least, min(most, int(budget_s * 1e6 / max(once.values()))))
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
         for name, call in calls.items():
-            found[name].append(one_time(call, flush))
-    return found
+            times[name].append(one_time(call, flush))
+    return times
 
 
 def one_time(call: Callable[[], object], flush: torch.Tensor | None) -> float:
@@ -170,13 +170,13 @@ def gpu_extras(call: Callable[[], object]) -> dict[str, tuple[str, float]]:
         call()
         torch.cuda.synchronize()
     launches = sum(event.count for event in profile.key_averages() if event.device_time_total > 0)
-    found = {"peak_memory": ("MiB", peak / 2**20), "launches": ("launches", float(launches))}
+    extras = {"peak_memory": ("MiB", peak / 2**20), "launches": ("launches", float(launches))}
     try:
-        found["time_graph"] = ("us", graph_time(call))
+        extras["time_graph"] = ("us", graph_time(call))
     except RuntimeError as error:  # a competitor that cannot be captured: said, and left out of this metric
         print(f"  no CUDA graph: {str(error).splitlines()[0]}", flush=True)
         torch.cuda.synchronize()
-    return found
+    return extras
 
 
 def graph_time(call: Callable[[], object], times: int = 20) -> float:
@@ -189,5 +189,5 @@ def graph_time(call: Callable[[], object], times: int = 20) -> float:
     with torch.cuda.graph(graph):
         for _ in range(times):
             call()
-    found = time_in_turns({"graph": graph.replay}, "cuda")["graph"]
-    return torch.tensor(found).median().item() / times
+    replays = time_in_turns({"graph": graph.replay}, "cuda")["graph"]
+    return torch.tensor(replays).median().item() / times

@@ -255,10 +255,10 @@ def compute_gradients(grad: Tensor, *arguments: Any) -> tuple[Tensor | None, Ten
     """Gradients of videos and table, None where `needs` says no: of a grad, `Saved`, needs and a `Problem`."""
     saved, needs, problem = Saved(*arguments[:4]), arguments[4], Problem(*arguments[5:])
     with no_autocast(problem.video_BD.device.type):
-        found: tuple[Tensor | None, Tensor | None] = backend_module(problem.video_BD).gradients(
+        grads: tuple[Tensor | None, Tensor | None] = backend_module(problem.video_BD).gradients(
             problem, saved, grad, needs
         )
-    return found
+    return grads
 
 
 # What a tracer sees. Only the two operators are registered, not their derivative: `Concept` is traced through.
@@ -299,7 +299,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 )
 def gradients_op(*arguments: Any) -> tuple[Tensor, ...]:
     """`compute_gradients`, with an empty tensor where no gradient is needed."""
-    return tuple(arguments[0].new_empty(0) if found is None else found for found in compute_gradients(*arguments))
+    return tuple(arguments[0].new_empty(0) if x is None else x for x in compute_gradients(*arguments))
 
 
 @gradients_op.register_fake

@@ -7,12 +7,12 @@ import torch
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # this session runs Triton's interpreter
 
 
-def offsets_of(sizes):
+def class_offsets(sizes):
     """Class offsets [C+1] on the CPU."""
     return torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
 
 
-def logits_of(video, text, sizes, temperature, normalise):
+def reference_logits(video, text, sizes, temperature, normalise):
     """Average over each class of the per-synonym cosines, in the dtype of the inputs."""
     similarity = normalise(video) @ normalise(text).T
     return torch.stack([part.mean(1) for part in similarity.split(list(sizes), 1)], 1) / temperature
@@ -28,16 +28,16 @@ def unit_plain(rows):
     return torch.nn.functional.normalize(rows, dim=1)
 
 
-def loss_of(video, text, sizes, labels, temperature, shadow=None, shadow_sizes=None, normalise=unit64):
+def reference_loss(video, text, sizes, labels, temperature, shadow=None, shadow_sizes=None, normalise=unit64):
     """Eq. 8, mean over the videos."""
-    logits = logits_of(video, text, sizes, temperature, normalise)
+    logits = reference_logits(video, text, sizes, temperature, normalise)
     if shadow is not None:
-        wrong = logits_of(video, shadow, shadow_sizes, temperature, normalise)
+        wrong = reference_logits(video, shadow, shadow_sizes, temperature, normalise)
         logits = torch.cat([logits, wrong.gather(1, labels[:, None])], 1)
     return torch.nn.functional.cross_entropy(logits, labels)
 
 
-def gradients_of(function, *inputs):
+def value_and_gradients(function, *inputs):
     """Value and gradients of a scalar function in its float inputs."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     value = function(*leaves)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from ace_kernels import KernelInputError, concept_cross_entropy, concept_similarity
+from kernel_reference import class_offsets
 
 SIZES = [(1,), (1, 1, 1), (3, 3), (1, 7, 2, 40), (5, 1, 1000)]
 
@@ -40,10 +41,6 @@ def autograd_reference(video, text, offsets, labels, temperature, shadow=None, s
     return (torch.cat(terms, 1).logsumexp(1, keepdim=True) - true).mean()
 
 
-def offsets_of(sizes):
-    return torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
-
-
 def case(sizes, kind, dtype=torch.float32):
     """Random, peaked (videos equal phrases), or all-equal inputs."""
     batch, width = 5, 13
@@ -55,7 +52,14 @@ def case(sizes, kind, dtype=torch.float32):
     if kind == "equal":
         video, text, shadow = torch.ones_like(video), torch.ones_like(text), torch.ones_like(shadow)
     labels = torch.randint(len(sizes), (batch,))
-    return (video.to(dtype), text.to(dtype), offsets_of(sizes), labels, shadow.to(dtype), offsets_of(shadow_sizes))
+    return (
+        video.to(dtype),
+        text.to(dtype),
+        class_offsets(sizes),
+        labels,
+        shadow.to(dtype),
+        class_offsets(shadow_sizes),
+    )
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -123,10 +127,10 @@ def test_permutations_and_class_weight():
     shuffled = torch.cat([part[torch.randperm(len(part))] for part in text.split([3, 5, 2])])
     assert (concept_similarity(video, shuffled, offsets, 0.02) - base).abs().max() < 1e-9
     doubled = torch.cat([text[:3], text[:3], text[3:]])
-    assert (concept_similarity(video, doubled, offsets_of((6, 5, 2)), 0.02) - base).abs().max() < 1e-9
+    assert (concept_similarity(video, doubled, class_offsets((6, 5, 2)), 0.02) - base).abs().max() < 1e-9
     swapped = torch.cat([text[3:8], text[:3], text[8:]])
-    moved = concept_similarity(video, swapped, offsets_of((5, 3, 2)), 0.02)
-    assert (moved[:, [1, 0, 2]] - base).abs().max() < 1e-9
+    permuted = concept_similarity(video, swapped, class_offsets((5, 3, 2)), 0.02)
+    assert (permuted[:, [1, 0, 2]] - base).abs().max() < 1e-9
 
 
 def test_large_logits_do_not_underflow():

@@ -11,7 +11,15 @@ from ace_kernels import (
     concept_similarity,
     concept_similarity_sets,
 )
-from kernel_reference import INTERPRETING, gradients_of, logits_of, loss_of, offsets_of, unit64, unit_plain
+from kernel_reference import (
+    INTERPRETING,
+    class_offsets,
+    reference_logits,
+    reference_loss,
+    unit64,
+    unit_plain,
+    value_and_gradients,
+)
 
 CUDA = torch.cuda.is_available()
 REGIMES = ["small", "large", "tensor_cores"] if INTERPRETING or CUDA else ["small"]
@@ -70,24 +78,26 @@ def test_error_is_at_most_that_of_the_plain_formula(regime, dtype, kind, device)
     logit_epsilon = LOGIT_EPSILON + (PLANES_EPSILON[dtype] if regime == "tensor_cores" else 0.0)
     for (batch, sizes, width), temperature in zip(SHAPES, (0.01, 0.07, 0.01, 0.07, 0.02), strict=True):
         inputs, labels, shadow_sizes = problem(batch, sizes, width, kind, dtype, device)
-        offsets, shadow_offsets = offsets_of(sizes), offsets_of(shadow_sizes)
+        offsets, shadow_offsets = class_offsets(sizes), class_offsets(shadow_sizes)
 
         def ours(v, t, s):
             return concept_cross_entropy(v, t, offsets, labels, temperature, s, shadow_offsets)  # noqa: B023
 
         def plain(v, t, s, normalise=unit_plain):
-            return loss_of(v, t, sizes, labels, temperature, s, shadow_sizes, normalise)  # noqa: B023
+            return reference_loss(v, t, sizes, labels, temperature, s, shadow_sizes, normalise)  # noqa: B023
 
         logits = concept_similarity(inputs[0], inputs[1], offsets, temperature)
-        exact = logits_of(inputs[0].double(), inputs[1].double(), sizes, temperature, unit64)
-        usual = logits_of(inputs[0], inputs[1], sizes, temperature, unit_plain)
+        exact = reference_logits(inputs[0].double(), inputs[1].double(), sizes, temperature, unit64)
+        usual = reference_logits(inputs[0], inputs[1], sizes, temperature, unit_plain)
         allowed = (usual.double() - exact).abs().max() + logit_epsilon / temperature
         assert (logits.double() - exact).abs().max() <= allowed
         assert logits.dtype == torch.float32
 
-        value, grads = gradients_of(ours, *inputs)
-        true_value, true_grads = gradients_of(lambda v, t, s: plain(v, t, s, unit64), *[x.double() for x in inputs])
-        plain_value, plain_grads = gradients_of(plain, *inputs)
+        value, grads = value_and_gradients(ours, *inputs)
+        true_value, true_grads = value_and_gradients(
+            lambda v, t, s: plain(v, t, s, unit64), *[x.double() for x in inputs]
+        )
+        plain_value, plain_grads = value_and_gradients(plain, *inputs)
         usual_error = abs(plain_value.double() - true_value)
         assert abs(value.double() - true_value) <= usual_error + 2 * logit_epsilon / temperature
         for grad, true, other in zip(grads, true_grads, plain_grads, strict=True):
@@ -102,25 +112,27 @@ def test_thousands_of_synonyms(device):
     sizes = (3000, 1, 3)
     (video, text, _), labels, _ = problem(3, sizes, 16, "random", torch.float32, device)
     text[:3000] = text[0]  # equal phrases: where sums of one after the other drift furthest
-    ours = concept_similarity(video, text, offsets_of(sizes), 0.01)
-    exact = logits_of(video.double(), text.double(), sizes, 0.01, unit64)
+    ours = concept_similarity(video, text, class_offsets(sizes), 0.01)
+    exact = reference_logits(video.double(), text.double(), sizes, 0.01, unit64)
     assert (ours.double() - exact).abs().max() <= LOGIT_EPSILON / 0.01
-    _, (grad,) = gradients_of(lambda t: concept_cross_entropy(video, t, offsets_of(sizes), labels, 0.07), text)
-    _, (true,) = gradients_of(lambda t: loss_of(video.double(), t, sizes, labels, 0.07), text.double())
+    _, (grad,) = value_and_gradients(
+        lambda t: concept_cross_entropy(video, t, class_offsets(sizes), labels, 0.07), text
+    )
+    _, (true,) = value_and_gradients(lambda t: reference_loss(video.double(), t, sizes, labels, 0.07), text.double())
     assert (grad.double() - true).abs().max() <= 1e-4 * true.abs().max()
 
 
 def test_gather_reads_rows_in_place(regime, device):
     """`rows` gives what gathering first gives, and the gradient of the table: repeats added, unused rows zero."""
-    bank = torch.randn(12, 10, dtype=torch.float64, device=device)
+    table = torch.randn(12, 10, dtype=torch.float64, device=device)
     video = torch.randn(4, 10, dtype=torch.float64, device=device)
     sizes, shadow_sizes = (3, 1, 9), (2, 1, 1)
     rows, shadow_rows = torch.randint(11, (13,)), torch.randint(11, (4,))
     labels = torch.randint(3, (4,), device=device)
-    offsets, shadow_offsets = offsets_of(sizes), offsets_of(shadow_sizes)
+    offsets, shadow_offsets = class_offsets(sizes), class_offsets(shadow_sizes)
 
     def gathered(v, t):
-        return loss_of(
+        return reference_loss(
             v, t[rows.to(device)], sizes, labels, 0.05, t[shadow_rows.to(device)], shadow_sizes
         )  # fmt: skip
 
@@ -132,28 +144,28 @@ def test_gather_reads_rows_in_place(regime, device):
     def two_tables(v, t):
         return concept_cross_entropy(v, t, offsets, labels, 0.05, t, shadow_offsets, rows=rows, shadow_rows=shadow_rows)
 
-    expected, grads = gradients_of(gathered, video, bank)
+    expected, grads = value_and_gradients(gathered, video, table)
     for form in (one_table, two_tables):
-        found, found_grads = gradients_of(form, video, bank)
-        assert abs(found - expected) < 1e-10
-        for mine, theirs in zip(found_grads, grads, strict=True):
+        ours, our_grads = value_and_gradients(form, video, table)
+        assert abs(ours - expected) < 1e-10
+        for mine, theirs in zip(our_grads, grads, strict=True):
             assert (mine - theirs).abs().max() < 1e-9
-        assert torch.equal(found_grads[1][11], torch.zeros(10, dtype=torch.float64, device=device))
+        assert torch.equal(our_grads[1][11], torch.zeros(10, dtype=torch.float64, device=device))
 
 
 def test_sets_equal_one_at_a_time(regime, device):
     """Many label sets in one launch: the logits of each, and the losses with all gradients."""
-    bank = torch.randn(9, 11, dtype=torch.float64, device=device)
+    table = torch.randn(9, 11, dtype=torch.float64, device=device)
     video = torch.randn(5, 11, dtype=torch.float64, device=device)
     labels = torch.randint(3, (5,), device=device)
     sizes = [(2, 1, 4), (1, 1, 1), (3, 5, 1)]
-    offsets = [offsets_of(part) for part in sizes]
+    offsets = [class_offsets(part) for part in sizes]
     rows = [torch.randint(9, (sum(part),)) for part in sizes]
-    together = concept_similarity_sets(video, bank, offsets, 0.02, rows)
-    for found, one, index in zip(together, offsets, rows, strict=True):
-        assert (found - concept_similarity(video, bank, one, 0.02, index)).abs().max() < 1e-10
+    together = concept_similarity_sets(video, table, offsets, 0.02, rows)
+    for ours, one, index in zip(together, offsets, rows, strict=True):
+        assert (ours - concept_similarity(video, table, one, 0.02, index)).abs().max() < 1e-10
 
-    shadow_rows, shadow_offsets = torch.randint(9, (4,)), offsets_of((1, 2, 1))
+    shadow_rows, shadow_offsets = torch.randint(9, (4,)), class_offsets((1, 2, 1))
     share = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64, device=device)
 
     def joint(v, t):
@@ -167,8 +179,8 @@ def test_sets_equal_one_at_a_time(regime, device):
         ]
         return (torch.stack(losses) * share).sum()
 
-    value, grads = gradients_of(joint, video, bank)
-    expected, expected_grads = gradients_of(separate, video, bank)
+    value, grads = value_and_gradients(joint, video, table)
+    expected, expected_grads = value_and_gradients(separate, video, table)
     assert abs(value - expected) < 1e-10
     for mine, theirs in zip(grads, expected_grads, strict=True):
         assert (mine - theirs).abs().max() < 1e-9
@@ -177,25 +189,25 @@ def test_sets_equal_one_at_a_time(regime, device):
 def test_sets_one_after_the_other_need_no_rows(device):
     """Without rows the sets follow each other in the table, each with offsets from 0."""
     text, video = torch.randn(7, 8, device=device), torch.randn(2, 8, device=device)
-    first, second = concept_similarity_sets(video, text, [offsets_of((2, 1)), offsets_of((1, 3))], 0.1)
-    assert torch.equal(first, concept_similarity(video, text[:3], offsets_of((2, 1)), 0.1))
-    assert torch.equal(second, concept_similarity(video, text[3:], offsets_of((1, 3)), 0.1))
+    first, second = concept_similarity_sets(video, text, [class_offsets((2, 1)), class_offsets((1, 3))], 0.1)
+    assert torch.equal(first, concept_similarity(video, text[:3], class_offsets((2, 1)), 0.1))
+    assert torch.equal(second, concept_similarity(video, text[3:], class_offsets((1, 3)), 0.1))
 
 
 def test_layout_of_memory_does_not_matter(device):
     """Transposed, strided and expanded inputs give what contiguous ones give."""
     video, text = torch.randn(12, 6, device=device).T[::2], torch.randn(5, 24, device=device)[:, ::2]
     labels = torch.tensor([0, 1, 0], device=device)
-    offsets = offsets_of((2, 3))
+    offsets = class_offsets((2, 3))
     rows = torch.arange(10)[::2] // 2
 
     def loss(v, t):
-        return concept_cross_entropy(v, t, offsets, labels, 0.05, v[:1].expand(2, 12), offsets_of((1, 1)), rows)
+        return concept_cross_entropy(v, t, offsets, labels, 0.05, v[:1].expand(2, 12), class_offsets((1, 1)), rows)
 
-    found = gradients_of(loss, video, text)
-    dense = gradients_of(loss, video.contiguous(), text.contiguous())
-    assert (found[0] - dense[0]).abs() < 1e-5
-    for mine, theirs in zip(found[1], dense[1], strict=True):
+    ours = value_and_gradients(loss, video, text)
+    dense = value_and_gradients(loss, video.contiguous(), text.contiguous())
+    assert (ours[0] - dense[0]).abs() < 1e-5
+    for mine, theirs in zip(ours[1], dense[1], strict=True):
         assert (mine - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
@@ -204,10 +216,10 @@ def test_equal_inputs_give_equal_bits(regime, device):
     (video, text, shadow), labels, shadow_sizes = problem(9, (3, 40, 2), 12, "random", torch.float32, device)
 
     def loss(v, t, s):
-        return concept_cross_entropy(v, t, offsets_of((3, 40, 2)), labels, 0.02, s, offsets_of(shadow_sizes))
+        return concept_cross_entropy(v, t, class_offsets((3, 40, 2)), labels, 0.02, s, class_offsets(shadow_sizes))
 
-    first, grads = gradients_of(loss, video, text, shadow)
-    again, again_grads = gradients_of(loss, video, text, shadow)
+    first, grads = value_and_gradients(loss, video, text, shadow)
+    again, again_grads = value_and_gradients(loss, video, text, shadow)
     assert torch.equal(first, again)
     assert all(torch.equal(a, b) for a, b in zip(grads, again_grads, strict=True))
 
@@ -215,19 +227,19 @@ def test_equal_inputs_give_equal_bits(regime, device):
 def test_more_than_2_to_31_elements(device):
     """Rows beyond the reach of 32-bit offsets are found. Only touched pages of the table take memory."""
     height = 2**31 // 512 + 2
-    bank = torch.empty(height, 512, dtype=torch.bfloat16, device=device)
+    table = torch.empty(height, 512, dtype=torch.bfloat16, device=device)
     rows = torch.tensor([0, height - 1, 1, height - 2])
-    bank[rows.to(device)] = torch.randn(4, 512, device=device).to(torch.bfloat16)
+    table[rows.to(device)] = torch.randn(4, 512, device=device).to(torch.bfloat16)
     video = torch.randn(2, 512, device=device)
-    found = concept_similarity(video, bank, offsets_of((2, 2)), 1.0, rows)
-    exact = logits_of(video.double(), bank[rows.to(device)].double(), (2, 2), 1.0, unit64)
-    assert (found.double() - exact).abs().max() < 1e-5
+    ours = concept_similarity(video, table, class_offsets((2, 2)), 1.0, rows)
+    exact = reference_logits(video.double(), table[rows.to(device)].double(), (2, 2), 1.0, unit64)
+    assert (ours.double() - exact).abs().max() < 1e-5
 
 
 def test_registered_operators_pass_opcheck(device):
     """Schema, fake implementation and AOT dispatch, of the outcome and of the gradients."""
     video, text = (torch.randn(n, 8, device=device) for n in (3, 6))
-    offsets, labels = offsets_of((2, 1, 1, 2)), torch.tensor([0, 1, 0], device=device)
+    offsets, labels = class_offsets((2, 1, 1, 2)), torch.tensor([0, 1, 0], device=device)
     rows = torch.tensor([0, 1, 5, 2, 2, 4])
     operators = torch.ops.ace_kernels
     for problem in (
@@ -244,14 +256,14 @@ def test_registered_operators_pass_opcheck(device):
 def test_compiled_equals_eager(device):
     """`torch.compile(fullgraph=True)` over loss and gradients: the same bits, no graph break."""
     video, text, shadow = (torch.randn(n, 16, device=device) for n in (4, 9, 3))
-    offsets, labels = offsets_of((4, 5)), torch.tensor([0, 1, 1, 0], device=device)
-    shadow_offsets = offsets_of((1, 2))
+    offsets, labels = class_offsets((4, 5)), torch.tensor([0, 1, 1, 0], device=device)
+    shadow_offsets = class_offsets((1, 2))
 
     def loss(v, t, s):
         return concept_cross_entropy(v * 1.0, t, offsets, labels, 0.05, s, shadow_offsets)
 
-    eager = gradients_of(loss, video, text, shadow)
-    compiled = gradients_of(torch.compile(loss, fullgraph=True, backend="aot_eager"), video, text, shadow)
+    eager = value_and_gradients(loss, video, text, shadow)
+    compiled = value_and_gradients(torch.compile(loss, fullgraph=True, backend="aot_eager"), video, text, shadow)
     assert torch.equal(eager[0], compiled[0])
     for mine, theirs in zip(eager[1], compiled[1], strict=True):
         assert torch.equal(mine, theirs)
@@ -261,7 +273,7 @@ def test_second_derivatives_are_refused(device):
     """A gradient penalty gets a reason instead of a wrong number."""
     video = torch.randn(2, 4, device=device, requires_grad=True)
     text = torch.randn(3, 4, device=device)
-    loss = concept_cross_entropy(video, text, offsets_of((1, 2)), torch.tensor([0, 1], device=device), 0.1)
+    loss = concept_cross_entropy(video, text, class_offsets((1, 2)), torch.tensor([0, 1], device=device), 0.1)
     (grad,) = torch.autograd.grad(loss, video, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative"):
         grad.square().sum().backward()
@@ -271,23 +283,23 @@ def test_rows_outside_the_table_are_refused(device):
     """Indices on the CPU are checked by value and named."""
     video, text = torch.randn(2, 4, device=device), torch.randn(3, 4, device=device)
     with pytest.raises(KernelInputError, match=r"rows of text must lie in \[0, 3\), got 0 to 3"):
-        concept_similarity(video, text, offsets_of((1, 1)), 0.1, torch.tensor([0, 3]))
+        concept_similarity(video, text, class_offsets((1, 1)), 0.1, torch.tensor([0, 3]))
     with pytest.raises(KernelInputError, match="needs rows too"):
         concept_cross_entropy(
-            video, text, offsets_of((1, 2)), torch.tensor([0, 1], device=device), 0.1,
-            shadow_offsets=offsets_of((1, 1)), shadow_rows=torch.tensor([0, 1]),
+            video, text, class_offsets((1, 2)), torch.tensor([0, 1], device=device), 0.1,
+            shadow_offsets=class_offsets((1, 1)), shadow_rows=torch.tensor([0, 1]),
         )  # fmt: skip
     with pytest.raises(KernelInputError, match="the same C\\+1 offsets"):
         labels = torch.tensor([0, 1], device=device)
-        concept_cross_entropy_sets(video, text, [offsets_of((1, 2)), offsets_of((3,))], labels, 0.1)
+        concept_cross_entropy_sets(video, text, [class_offsets((1, 2)), class_offsets((3,))], labels, 0.1)
     with pytest.raises(KernelInputError, match="no video"):
-        concept_cross_entropy(video[:0], text, offsets_of((1, 2)), labels[:0], 0.1)
+        concept_cross_entropy(video[:0], text, class_offsets((1, 2)), labels[:0], 0.1)
 
 
 def test_no_video_gives_no_logit(device):
     """An empty batch of an evaluation is not an error."""
     text = torch.randn(3, 4, device=device)
-    assert concept_similarity(text[:0], text, offsets_of((1, 2)), 1.0).shape == (0, 2)
+    assert concept_similarity(text[:0], text, class_offsets((1, 2)), 1.0).shape == (0, 2)
 
 
 def test_training_with_the_operators_follows_float64(device):
@@ -300,10 +312,10 @@ def test_training_with_the_operators_follows_float64(device):
     labels = torch.randint(3, (8,), device=device)
 
     def fused(v, t, s):
-        return concept_cross_entropy(v, t, offsets_of(sizes), labels, 0.1, s, offsets_of(shadow_sizes))
+        return concept_cross_entropy(v, t, class_offsets(sizes), labels, 0.1, s, class_offsets(shadow_sizes))
 
     def formula(v, t, s):
-        return loss_of(v, t, sizes, labels, 0.1, s, shadow_sizes, unit64)
+        return reference_loss(v, t, sizes, labels, 0.1, s, shadow_sizes, unit64)
 
     def train(loss_function, dtype):
         tensors = [x.to(dtype).clone().requires_grad_() for x in start]
@@ -316,6 +328,6 @@ def test_training_with_the_operators_follows_float64(device):
             losses.append(loss.item())
         return torch.tensor(losses)
 
-    found, expected = train(fused, torch.float32), train(formula, torch.float64)
+    ours, expected = train(fused, torch.float32), train(formula, torch.float64)
     assert expected[-1] < 0.5 * expected[0], "the problem must be learnable, or the comparison says nothing"
-    assert (found - expected).abs().max() < 1e-4 * expected[0]
+    assert (ours - expected).abs().max() < 1e-4 * expected[0]

@@ -16,7 +16,7 @@ def device():
 
 
 def run_python(*arguments, **settings):
-    """A fresh Python: the choice of an implementation and of the interpreter is settled once a process."""
+    """A fresh Python: the choice of an implementation and of the interpreter is made once a process."""
     dropped = ("ACE_KERNELS", "TRITON_INTERPRET", "RANK", "PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS")
     environment = {k: v for k, v in os.environ.items() if k not in dropped} | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(

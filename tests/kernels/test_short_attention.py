@@ -10,7 +10,7 @@ from ace_kernels import (
     temporal_attention_packed,
     temporal_attention_unsupported_reason,
 )
-from kernel_reference import INTERPRETING, gradients_of
+from kernel_reference import INTERPRETING, value_and_gradients
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # [S,T,H,d]: one, two and five sequences a tile with and without a ragged end, tiles of 16 and 32 rows, full tiles, one
@@ -49,7 +49,7 @@ def problem(shape, kind, dtype, device):
     return qkv.to(dtype).to(device)
 
 
-def values_of(function, weight, *inputs):
+def output_and_gradients(function, weight, *inputs):
     """The output and all gradients of the output weighed by `weight`, in a list."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     out = function(*leaves)
@@ -58,10 +58,10 @@ def values_of(function, weight, *inputs):
 
 def assert_as_good_as_plain(ours, plain, true, dtype):
     """Error against float64 ≤ error of the plain formula in the same dtype + a stated epsilon."""
-    for found, other, exact in zip(ours, plain, true, strict=True):
-        assert found.dtype == dtype and found.shape == exact.shape
+    for mine, other, exact in zip(ours, plain, true, strict=True):
+        assert mine.dtype == dtype and mine.shape == exact.shape
         allowed = (other.double() - exact).abs().max() + EPSILON[dtype] * exact.abs().max().clamp_min(1)
-        assert (found.double() - exact).abs().max() <= allowed
+        assert (mine.double() - exact).abs().max() <= allowed
 
 
 @pytest.mark.parametrize("kind", ["random", "peaked", "equal"])
@@ -71,19 +71,19 @@ def test_error_is_at_most_that_of_the_plain_formula(dtype, kind, device):
     for shape in SHAPES:
         qkv = problem(shape, kind, dtype, device)
         weight = torch.randn(shape, device=device).to(dtype)
-        ours = values_of(temporal_attention_packed, weight, qkv)
-        plain = values_of(packed_formula, weight, qkv)
-        true = values_of(packed_formula, weight.double(), qkv.double())
+        ours = output_and_gradients(temporal_attention_packed, weight, qkv)
+        plain = output_and_gradients(packed_formula, weight, qkv)
+        true = output_and_gradients(packed_formula, weight.double(), qkv.double())
         assert_as_good_as_plain(ours, plain, true, dtype)
 
 
 def test_separate_tensors_equal_the_packed_one(device):
     """Same numbers, whichever way q, k and v come; `scale` replaces 1/sqrt(d)."""
     qkv, weight = problem((5, 6, 2, 16), "random", torch.float32, device), torch.randn(5, 6, 2, 16, device=device)
-    out, grad = values_of(temporal_attention_packed, weight, qkv)
-    again, *grads = values_of(temporal_attention, weight, *qkv.unbind(2))
+    out, grad = output_and_gradients(temporal_attention_packed, weight, qkv)
+    again, *grads = output_and_gradients(temporal_attention, weight, *qkv.unbind(2))
     assert torch.equal(out, again) and torch.equal(grad, torch.stack(grads, 2))
-    sharper, _ = values_of(lambda x: temporal_attention_packed(x, 0.5), weight, qkv)
+    sharper, _ = output_and_gradients(lambda x: temporal_attention_packed(x, 0.5), weight, qkv)
     doubled = torch.cat([qkv[:, :, :1] * 2, qkv[:, :, 1:]], 2)  # width 16: 1/sqrt(d) is 0.25
     torch.testing.assert_close(sharper, packed_formula(doubled), rtol=1e-5, atol=1e-6)
 
@@ -92,7 +92,7 @@ def test_each_gradient_alone(device):
     """Whatever input requires a gradient, its gradient is the same as when all do."""
     inputs = problem((3, 7, 2, 16), "random", torch.float32, device).unbind(2)
     weight = torch.randn(3, 7, 2, 16, device=device)
-    _, *everything = values_of(temporal_attention, weight, *inputs)
+    _, *everything = output_and_gradients(temporal_attention, weight, *inputs)
     for place in range(3):
         mixed = [x.detach().clone().requires_grad_(i == place) for i, x in enumerate(inputs)]
         (alone,) = torch.autograd.grad(temporal_attention(*mixed), mixed[place], weight)
@@ -108,8 +108,8 @@ def test_a_sequence_sees_itself_alone(tokens, device):
     changed[2] = torch.randn_like(changed[2]) * 100
     others = [0, 1, 3, 4, 5]
     for before, after in zip(
-        values_of(temporal_attention_packed, weight, qkv),
-        values_of(temporal_attention_packed, weight, changed),
+        output_and_gradients(temporal_attention_packed, weight, qkv),
+        output_and_gradients(temporal_attention_packed, weight, changed),
         strict=True,
     ):
         assert torch.equal(before[others], after[others]) and not torch.equal(before[2], after[2])
@@ -124,7 +124,7 @@ def test_frames_first_needs_no_copy(tokens, device):
     out = temporal_attention_packed(leaf.transpose(1, 2))
     assert out.shape == weight.shape and out.transpose(1, 2).is_contiguous()
     (grad,) = torch.autograd.grad(out, leaf, weight)
-    true = values_of(packed_formula, weight.double(), stored.transpose(1, 2).double())
+    true = output_and_gradients(packed_formula, weight.double(), stored.transpose(1, 2).double())
     ours = [out.detach(), grad.transpose(1, 2)]
     assert_as_good_as_plain(ours, [x.float() for x in true], true, torch.float32)
 
@@ -137,10 +137,10 @@ def test_layout_of_memory_does_not_matter(device):
     v = torch.randn(tokens, 4, 2, width, device=device).transpose(0, 1)
 
     def total(function):
-        return gradients_of(lambda *inputs: function(*inputs).sum(), q, k, v)
+        return value_and_gradients(lambda *inputs: function(*inputs).sum(), q, k, v)
 
-    found, expected = total(temporal_attention), total(formula)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    ours, expected = total(temporal_attention), total(formula)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_more_than_2_to_31_elements(device):
@@ -149,14 +149,16 @@ def test_more_than_2_to_31_elements(device):
     for shape, strides in (((2, 4, 3, 2, 16), (far, 96, 32, 16, 1)), ((4, 2, 3, 2, 16), (96, far, 32, 16, 1))):
         qkv = torch.empty(far + 512, dtype=torch.bfloat16, device=device).as_strided(shape, strides)
         qkv.copy_(torch.randn(shape, device=device))
-        found = temporal_attention_packed(qkv)
-        assert (found.double() - packed_formula(qkv.double())).abs().max() < 0.03
+        ours = temporal_attention_packed(qkv)
+        assert (ours.double() - packed_formula(qkv.double())).abs().max() < 0.03
 
 
 def test_equal_inputs_give_equal_bits(device):
     """No sum depends on the order in which programs happen to end."""
     qkv, weight = problem((6, 8, 2, 16), "random", torch.float32, device), torch.randn(6, 8, 2, 16, device=device)
-    for first, again in zip(*(values_of(temporal_attention_packed, weight, qkv) for _ in range(2)), strict=True):
+    for first, again in zip(
+        *(output_and_gradients(temporal_attention_packed, weight, qkv) for _ in range(2)), strict=True
+    ):
         assert torch.equal(first, again)
 
 
@@ -180,8 +182,8 @@ def test_compiled_equals_eager(device):
     def both(x):
         return temporal_attention_packed(x * 1.0) + temporal_attention(*(x * 2.0).unbind(-3))
 
-    eager = values_of(both, weight, qkv)
-    compiled = values_of(torch.compile(both, fullgraph=True, backend="aot_eager"), weight, qkv)
+    eager = output_and_gradients(both, weight, qkv)
+    compiled = output_and_gradients(torch.compile(both, fullgraph=True, backend="aot_eager"), weight, qkv)
     assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
 
 
@@ -205,14 +207,14 @@ def test_no_sequence_is_not_an_error(device):
 def test_autocast_changes_nothing(device):
     """Products are in the type of the inputs under autocast too, forward and backward."""
     qkv, weight = problem((2, 4, 1, 16), "random", torch.float32, device), torch.randn(2, 4, 1, 16, device=device)
-    plain = values_of(temporal_attention_packed, weight, qkv)
+    plain = output_and_gradients(temporal_attention_packed, weight, qkv)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        under = values_of(temporal_attention_packed, weight, qkv)
+        under = output_and_gradients(temporal_attention_packed, weight, qkv)
     assert all(torch.equal(a, b) for a, b in zip(plain, under, strict=True))
 
 
 def test_wrong_arguments_name_what_is_wrong(device):
-    """Shapes and types that do not fit are told with what was found."""
+    """Shapes and types that do not fit are named with what came."""
     x = torch.randn(2, 4, 2, 16, device=device)
     with pytest.raises(KernelInputError, match="one shape, type and device"):
         temporal_attention(x, x[:, :3], x)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from ace_kernels import concept_cross_entropy, concept_similarity
-from kernel_reference import INTERPRETING, logits_of, offsets_of, unit64
+from kernel_reference import INTERPRETING, class_offsets, reference_logits, unit64
 
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
@@ -49,13 +49,13 @@ def test_sixteen_bit_products_are_upcast_by_the_interpreter(device, monkeypatch)
 
     monkeypatch.setattr(concept_triton, "TENSOR_CORE_PRODUCTS", 0)
     video, text = (torch.randn(n, 40, device=device).bfloat16() for n in (6, 9))
-    plan = concept_triton.build_plan(concept_triton.Problem(video, text, None, offsets_of((4, 5)), 0.01))
+    plan = concept_triton.build_plan(concept_triton.Problem(video, text, None, class_offsets((4, 5)), 0.01))
     assert plan.split and plan.precision == "bf16"
     assert plan.gradient_dot == (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
-    found = concept_similarity(video, text, offsets_of((4, 5)), 0.01)
-    exact = logits_of(video.double(), text.double(), (4, 5), 0.01, unit64)
+    ours = concept_similarity(video, text, class_offsets((4, 5)), 0.01)
+    exact = reference_logits(video.double(), text.double(), (4, 5), 0.01, unit64)
     # The video is exact and a mean keeps 16 bits: 100 · 2^-17 · |m|, far below the 2^-9 of plain bfloat16.
-    assert (found.double() - exact).abs().max() < 100 * 2**-16
+    assert (ours.double() - exact).abs().max() < 100 * 2**-16
 
 
 def test_uses_of_a_table_row_come_in_the_order_of_their_positions(device):
@@ -64,7 +64,7 @@ def test_uses_of_a_table_row_come_in_the_order_of_their_positions(device):
 
     index = torch.tensor([3, 0, 3, 1, 3])
     for place in ("cpu", device):
-        owners, starts = row_uses(offsets_of((2, 3)).to(place), index.to(place), 5, device)
+        owners, starts = row_uses(class_offsets((2, 3)).to(place), index.to(place), 5, device)
         assert owners.tolist() == [0, 1, 0, 1, 1] and starts.tolist() == [0, 1, 2, 2, 5, 5]
 
 
