@@ -1,4 +1,4 @@
-"""Owns the use of a trained model: any video, any action labels, probabilities out."""
+"""A trained model in use: any video and any action labels in, probabilities out."""
 
 from __future__ import annotations
 
@@ -38,19 +38,13 @@ class Classification(Mapping[str, float]):
 
     def table(self) -> str:
         """One line a label: probability, label, and the words that stand for it."""
-        by_label = {label.label: label for label in self.labels}
-        width = max(map(len, self.probabilities))
-        return "\n".join(
-            f"{probability:7.1%}  {label:{width}}  {describe(by_label[label])}"
-            for label, probability in self.probabilities.items()
-        )
-
-
-def describe(label: FreeLabel) -> str:
-    """How a label was represented."""
-    if label.tree is None:
-        return "stands alone"
-    return f"mean over {len(label.phrases)} synonyms: {', '.join(label.phrases)}"
+        width, lines = max(map(len, self.probabilities)), []
+        words = {label.label: label.phrases if label.tree else () for label in self.labels}
+        for label, probability in self.probabilities.items():
+            group = words[label]
+            meaning = f"mean over {len(group)} synonyms: {', '.join(group)}" if group else "stands alone"
+            lines.append(f"{probability:7.1%}  {label:{width}}  {meaning}")
+        return "\n".join(lines)
 
 
 class Classifier:
@@ -66,10 +60,10 @@ class Classifier:
         self.trees = trees
 
     @classmethod
-    def from_run(cls, run_dir: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    def from_run(cls, run: str | Path, device: str | torch.device = "cpu") -> Classifier:
         """Load a finished run folder. Raises `UserError` naming the file that is missing."""
-        config = read_config(Path(run_dir))
-        return cls(config, trained_model(Path(run_dir), config, torch.device(device)), load_trees(config))
+        config = read_config(Path(run))
+        return cls(config, trained_model(Path(run), config, torch.device(device)), load_trees(config))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Classifier:

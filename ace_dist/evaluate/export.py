@@ -1,4 +1,4 @@
-"""Owns the exported folder: encoders, configuration, trees, label sets, results, provenance and a model card.
+"""The exported folder: encoders, configuration, trees, label sets, results, provenance and a model card.
 
 video/, text/    the encoders, in transformers' layout where it has one
 config.yaml      without the paths of the machine that trained it
@@ -13,7 +13,6 @@ attributes.txt   of BIKE
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 from dataclasses import replace
@@ -25,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from ace_dist.config import Config, read_config, resolve_path, to_yaml
 from ace_dist.data.task import load_trees
-from ace_dist.evaluate.run_files import read_results
+from ace_dist.evaluate.run_files import read_object, read_results
 from ace_dist.evaluate.runs import results_table, trained_model
 from ace_dist.models.convert.exporting import load_encoders, save_encoders
 from ace_dist.models.dual_encoder import DualEncoder
@@ -33,34 +32,30 @@ from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_json, write_text
 
 
-def export_run(run_dir: Path, output: Path) -> None:
+def export_run(run: Path, output: Path) -> None:
     """Write a finished run as a folder that needs nothing else. Raises `RunError` when there is one already."""
     if output.exists():
         raise RunError(f"output={output} exists; choose another folder or delete it")
-    config, results = read_config(run_dir), read_results(run_dir)
+    config, results = read_config(run), read_results(run)
     if config.evaluation.scorer == "chance":
-        raise RunError(f"{run_dir} was scored by chance (evaluation.scorer=chance): it has no model to export")
+        raise RunError(f"{run} was scored by chance (evaluation.scorer=chance): it has no model to export")
     load_trees(config)  # refuses what `from_pretrained` could not read
-    model = trained_model(run_dir, config, torch.device("cpu")).float()
+    model = trained_model(run, config, torch.device("cpu")).float()
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
         folder = Path(temporary) / output.name  # under its name only when whole
         folder.mkdir()
-        fill(folder, run_dir, config, results, save_encoders(model, folder, config.dataset.clip.frames))
+        loads = save_encoders(model, folder, config.dataset.clip.frames)
+        shutil.copyfile(resolve_path(str(config.dataset.synonyms)), folder / "synonyms.json")
+        if config.model.similarity.attributes is not None:
+            shutil.copyfile(resolve_path(config.model.similarity.attributes), folder / "attributes.txt")
+        provenance = run_provenance(run, config)
+        write_text(folder / "config.yaml", to_yaml(portable(config)))
+        write_json(folder / "labels.json", tested_labels(run))
+        write_json(folder / "results.json", results)
+        write_json(folder / "provenance.json", provenance)
+        write_text(folder / "README.md", model_card(config, results, provenance, loads))
         folder.rename(output)
-
-
-def fill(folder: Path, run_dir: Path, config: Config, results: dict[str, Any], loads: dict[str, str]) -> None:
-    """Everything beside the encoders."""
-    shutil.copyfile(resolve_path(str(config.dataset.synonyms)), folder / "synonyms.json")
-    if config.model.similarity.attributes is not None:
-        shutil.copyfile(resolve_path(config.model.similarity.attributes), folder / "attributes.txt")
-    provenance = provenance_of(run_dir, config)
-    write_text(folder / "config.yaml", to_yaml(portable(config)))
-    write_json(folder / "labels.json", labels_of(run_dir))
-    write_json(folder / "results.json", results)
-    write_json(folder / "provenance.json", provenance)
-    write_text(folder / "README.md", model_card(config, results, provenance, loads))
 
 
 def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
@@ -95,27 +90,24 @@ def portable(config: Config) -> Config:
     return replace(config, run="", dataset=dataset, model=model, evaluation=evaluation)
 
 
-def labels_of(run_dir: Path) -> dict[str, Any]:
+def tested_labels(run: Path) -> dict[str, Any]:
     """The labels that the run was tested with, from its predictions."""
-    path = run_dir / "predictions.json"
-    if not path.is_file():
-        raise RunError(f"{path} does not exist; launchers/evaluate.py run={run_dir} writes it")
-    predictions = json.loads(path.read_text(encoding="utf-8"))
-    named = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
-    return {**named, "srt": [part["classes"] for part in predictions["srt"]]}
+    predictions = read_object(run, "predictions.json")
+    classes = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
+    return {**classes, "srt": [part["classes"] for part in predictions["srt"]]}
 
 
-def provenance_of(run_dir: Path, config: Config) -> dict[str, Any]:
-    """What trained it, and what it started from."""
-    environment = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
-    kept = {key: environment.get(key) for key in ("python", "versions", "git", "hardware", "world_size")}
+def run_provenance(run: Path, config: Config) -> dict[str, Any]:
+    """What trained it, and the weights it started from."""
+    environment = read_object(run, "environment.json")
+    facts = {key: environment.get(key) for key in ("python", "versions", "git", "hardware", "world_size")}
     starts = {"video": config.model.video.weights, "text": config.model.text.weights}
     if config.model.init != "weights":
         starts = {"text": config.model.text.weights} if config.model.init == "random_video" else {}
-    return {**kept, "started_from": {name: start_of(path) for name, path in starts.items() if path}}
+    return {**facts, "started_from": {name: weight_facts(path) for name, path in starts.items() if path}}
 
 
-def start_of(path: str) -> dict[str, str]:
+def weight_facts(path: str) -> dict[str, str]:
     """Name, digest and metadata of a weight file that training started from."""
     file = resolve_path(path)
     if not file.is_file():
@@ -124,10 +116,9 @@ def start_of(path: str) -> dict[str, str]:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     try:
         with safe_open(file, "pt") as tensors:
-            facts = dict(tensors.metadata() or {})
+            return {"file": file.name, "sha256": digest, **(tensors.metadata() or {})}
     except SafetensorError as error:
         raise RunError(f"{file} is not a readable safetensors file: {error}") from error
-    return {"file": file.name, "sha256": digest, **facts}
 
 
 def model_card(config: Config, results: dict[str, Any], provenance: dict[str, Any], loads: dict[str, str]) -> str:
@@ -166,6 +157,6 @@ Test clips of {config.dataset.name}, fold {config.dataset.fold}; one run. The la
 The licence of those weights binds what was trained from them: where it is non-commercial, so is this model.
 
 ## Limits
-It knows the seen actions of its training data and what their synonyms and its starting weights say of others; on videos
+It knows the base actions of its training data and what their synonyms and its starting weights say of others; on videos
 of another place, camera or domain its numbers above do not hold. Probabilities are relative to the labels given.
 """

@@ -21,16 +21,15 @@ IntArray = npt.NDArray[np.int64]
 FUSIONS = ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")
 
 
-# ---------------------------------------------------------------------------------------------------- one test run
 def accuracy(labels: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     """Top-1 accuracy over all samples, in percent."""
-    truth, guess = _pair(labels, predictions)
+    truth, guess = class_indices(labels, predictions)
     return float(100.0 * np.mean(truth == guess))
 
 
 def confusion_matrix(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int) -> IntArray:
     """Counts [K, K]: row = true class, column = predicted class."""
-    truth, guess = _pair(labels, predictions, num_classes)
+    truth, guess = class_indices(labels, predictions, num_classes)
     return np.bincount(truth * num_classes + guess, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
@@ -39,7 +38,7 @@ def class_f1(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int
 
     Without `num_classes`, K is one more than the largest index that occurs.
     """
-    truth, guess = _pair(labels, predictions, num_classes)
+    truth, guess = class_indices(labels, predictions, num_classes)
     counts = confusion_matrix(truth, guess, num_classes or int(max(truth.max(), guess.max())) + 1)
     hits, support, claimed = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     scores = np.full(len(counts), np.nan)
@@ -65,13 +64,12 @@ def random_baseline(labels: npt.ArrayLike, num_classes: int) -> dict[str, float]
     samples); the mean is over the classes that occur, as in `macro_f1`. ACE Table 1 prints 20.0/18.5 for the 5 classes
     of ATA.
     """
-    truth, _ = _pair(labels, labels, num_classes)
+    truth, _ = class_indices(labels, labels, num_classes)
     share = np.bincount(truth, minlength=num_classes) / len(truth)
     share, q = share[share > 0], 1.0 / num_classes
     return {"accuracy": 100.0 * q, "f1": float(100.0 * np.mean(2.0 * share * q / (share + q)))}
 
 
-# ------------------------------------------------------------------------------------------------ several test runs
 def harmonic_mean(a: float, b: float) -> float:
     """HM of the base and the novel score, 2ab / (a + b); 0 when both are 0."""
     if a < 0 or b < 0:
@@ -94,7 +92,6 @@ def srt_summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return summary
 
 
-# ------------------------------------------------------------------------------------------------------ test views
 @dataclass(frozen=True)
 class FusedViews:
     """One row a sample, sorted by id, so the result does not depend on the number of ranks or their order."""
@@ -135,53 +132,42 @@ def fuse_views(
     if not np.isfinite(table).all():
         broken = str(names[~np.isfinite(table).all(axis=1)][0])
         raise UserError(f"the scores of sample {broken!r} are not finite")
-    _check_views(names, truth, view, views_per_sample)
     unique = np.unique(names)
-    if expected_ids is not None:
-        _check_ids(set(unique.tolist()), set(expected_ids))
+    check_views(names, truth, view, views_per_sample)
+    if expected_ids is not None and set(unique.tolist()) != set(expected_ids):
+        missing, extra = (
+            sorted(set(expected_ids) - set(unique.tolist())),
+            sorted(set(unique.tolist()) - set(expected_ids)),
+        )
+        raise UserError(
+            f"the test scored {len(unique)} samples, the split has {len(set(expected_ids))}: "
+            f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
+        )
     order = np.lexsort((view, names))  # a fixed order of summation: the same bits whatever rank saw which view
     stacked = table[order].reshape(len(unique), views_per_sample, -1)
-    fused = stacked.max(axis=1) if how == "logit_max" else stacked.mean(axis=1)
     if how == "softmax_sum":
-        fused = _softmax(stacked).mean(axis=1)
+        stacked = np.exp(stacked - stacked.max(axis=-1, keepdims=True))
+        stacked /= stacked.sum(axis=-1, keepdims=True)
+    fused = stacked.max(axis=1) if how == "logit_max" else stacked.mean(axis=1)
     return FusedViews(tuple(unique.tolist()), truth[order][::views_per_sample], fused)
 
 
-def _check_views(ids: npt.NDArray[np.str_], labels: IntArray, views: IntArray, views_per_sample: int) -> None:
+def check_views(ids: npt.NDArray[np.str_], labels: IntArray, views: IntArray, views_per_sample: int) -> None:
     """Every id must have the views 0..V-1 once each, and one label."""
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(ids.tolist()):
         rows.setdefault(name, []).append(row)
     for name, where in rows.items():
-        found = sorted(views[where].tolist())
-        if found != list(range(views_per_sample)):
-            kind = "twice" if len(set(found)) < len(found) else "not all there"
+        present, claims = sorted(views[where].tolist()), sorted(set(labels[where].tolist()))
+        if present != list(range(views_per_sample)):
+            kind = "twice" if len(set(present)) < len(present) else "not all there"
             raise UserError(
-                f"the views of sample {name!r} are {kind}: expected 0..{views_per_sample - 1} once each, got {found}"
+                f"the views of sample {name!r} are {kind}: expected 0..{views_per_sample - 1} once each, got {present}"
             )
-        claims = sorted(set(labels[where].tolist()))
         if len(claims) > 1:
             raise UserError(f"the views of sample {name!r} carry different labels: {claims}")
 
 
-def _check_ids(found: set[str], expected: set[str]) -> None:
-    """Refuse a test that is short of samples or has strangers among them."""
-    if found != expected:
-        missing, extra = sorted(expected - found), sorted(found - expected)
-        raise UserError(
-            f"the test scored {len(found)} samples, the split has {len(expected)}: "
-            f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
-        )
-
-
-def _softmax(logits: FloatArray) -> FloatArray:
-    """Softmax over the last axis."""
-    weights: FloatArray = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    shares: FloatArray = weights / weights.sum(axis=-1, keepdims=True)
-    return shares
-
-
-# --------------------------------------------------------------------------------------------------- concept space
 def concept_distances(embeddings: npt.ArrayLike, actions: Sequence[str]) -> dict[str, float]:
     """How tight and how far apart the concepts are: cosine distances 1 - cos in the full space (no percent, no t-SNE).
 
@@ -211,11 +197,10 @@ def concept_distances(embeddings: npt.ArrayLike, actions: Sequence[str]) -> dict
     }
 
 
-# ---------------------------------------------------------------------------------------------------------- checks
-def _pair(
+def class_indices(
     labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int | None = None
 ) -> tuple[IntArray, IntArray]:
-    """Both as int64 [N], checked: same length, not empty, whole numbers from 0 to num_classes - 1."""
+    """Labels and predictions as int64 [N]. Raises `UserError` unless both are N > 0 indices below `num_classes`."""
     truth, guess = np.asarray(labels), np.asarray(predictions)
     if truth.ndim != 1 or truth.shape != guess.shape or len(truth) == 0:
         raise UserError(
