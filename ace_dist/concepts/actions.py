@@ -1,9 +1,9 @@
-"""Actions as verb and object: splitting labels with phrasal verbs, and joining them again (ACE section 3.2)."""
+"""Actions as verb and object: splits labels, phrasal verbs included, and joins them again (ACE section 3.2)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ace_dist.utils.errors import LabelError
@@ -45,7 +45,10 @@ class Action:
         words = normalise(label).split(" ")
         if words == [""]:
             raise LabelError(f"the label {label!r} is empty")
-        length = longest_verb(words, [normalise(verb).split(" ") for verb in verbs]) or leading_verb(words)
+        listed = [normalise(verb).split(" ") for verb in verbs]
+        length = max((len(verb) for verb in listed if verb != [""] and words[: len(verb)] == verb), default=0)
+        if not length:
+            length = 2 if len(words) > 2 and words[1] in PARTICLES else 1
         verb, object_ = " ".join(words[:length]), " ".join(words[length:])
         if not object_:
             raise LabelError(
@@ -62,13 +65,3 @@ PARTICLES = frozenset({"up", "down", "away", "apart", "together", "over", "off",
 def normalise(text: str) -> str:
     """Lower case, single spaces, no underscores."""
     return re.sub(r"[\s_]+", " ", text).strip().lower()
-
-
-def longest_verb(words: list[str], verbs: Collection[list[str]]) -> int:
-    """Number of leading words that form the longest known verb, 0 when none fits."""
-    return max((len(verb) for verb in verbs if verb != [""] and words[: len(verb)] == verb), default=0)
-
-
-def leading_verb(words: list[str]) -> int:
-    """Length of an unknown verb: one word, or two when a particle follows and an object is left."""
-    return 2 if len(words) > 2 and words[1] in PARTICLES else 1

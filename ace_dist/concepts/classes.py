@@ -1,4 +1,4 @@
-"""Which actions are seen (base) and which are not (novel): from the splits, from a list, or by the paper's rule."""
+"""Which actions are base and which are novel: from the splits, from a list, or by the paper's rule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ace_dist.utils.errors import LabelError
 
 @dataclass(frozen=True, slots=True)
 class ClassLists:
-    """Base (seen) and novel (unseen) actions, each sorted: the position is the class index."""
+    """Base and novel actions, each sorted: the position is the class index."""
 
     base: tuple[Action, ...]
     novel: tuple[Action, ...]
@@ -73,13 +73,13 @@ def novel_by_verb_frequency(counts: Mapping[Action, int], share: float = 1 / 3) 
     """
     if not 0 < share < 1:
         raise LabelError(f"dataset.novel_share={share:g} must lie between 0 and 1; the paper's is 0.3333")
-    wanted = Fraction(share).limit_denominator(100) * len(counts)  # 0.3333 means a third
+    least = Fraction(share).limit_denominator(100) * len(counts)  # 0.3333 means a third
     verbs: Counter[str] = Counter()
     for action, count in counts.items():
         verbs[action.verb] += count
     novel: list[Action] = []
     for verb in sorted(verbs, key=lambda verb: (verbs[verb], verb)):
-        if len(novel) >= wanted:
+        if len(novel) >= least:
             break
         novel += [action for action in counts if action.verb == verb]
     return tuple(sorted(novel))
@@ -104,69 +104,66 @@ def split_classes(
     test split (with a table: when none does), or when an action is tested that is in neither list.
     """
     train, test = list(train), list(test)
-    trained, tested = set(train), set(test)
-    known = trained | tested
+    with_training, with_test = set(train), set(test)
+    actions = with_training | with_test
+    where = "no clip of the shards shows"
     if table is not None:
-        check_table(known, table)
-        known = set(table.actions.values())
-    missing_from = "no clip of the shards shows" if table is None else f"dataset.classes={table.source} does not list"
-    unseen, setting = chosen_novel(train, test, known, novel, novel_share, missing_from)
-    stray = sorted(map(str, tested - trained - unseen)) if table is None else []
-    if stray:
-        raise LabelError(
-            f"the test split shows {', '.join(map(repr, stray))}, which has no training clip and is not in "
-            f"dataset.novel; list it there or set dataset.novel=null"
-        )
-    untested = sorted(map(str, unseen - tested))
-    if untested and (table is None or not unseen & tested):
-        raise LabelError(f"{setting} lists {', '.join(map(repr, untested))}, which has no test clip")
-    base = trained - unseen
-    if len(base) < 2:
-        raise LabelError(
-            f"{len(base)} base action{'s' * (len(base) != 1)} with training clips: a classifier needs two or more; "
-            f"check the split column of dataset.annotations, dataset.test_groups and dataset.novel"
-        )
-    return ClassLists(tuple(sorted(base if table is None else known - unseen)), tuple(sorted(unseen)))
+        where = f"dataset.classes={table.source} does not list"
+        if stray := quote(actions - set(table.actions.values())):
+            raise LabelError(
+                f"the shards show {stray}, which {where}; build the shards again or set dataset.classes=null"
+            )
+        actions = set(table.actions.values())
 
-
-def chosen_novel(
-    train: Sequence[Action],
-    test: Sequence[Action],
-    known: set[Action],
-    novel: Sequence[str] | None,
-    novel_share: float | None,
-    missing_from: str,
-) -> tuple[set[Action], str]:
-    """The novel actions, and the setting that chose them, for messages."""
+    # Novel actions, by the setting that chooses them.
     if novel is not None and novel_share is not None:
         raise LabelError(
             f"dataset.novel and dataset.novel_share={novel_share:g} both choose the novel actions; set one to null"
         )
     if novel is not None:
-        by_label = {str(action): action for action in known}
-        labels = [" ".join(label.lower().split()) for label in novel]
-        if unknown := [label for label in labels if label not in by_label]:
-            near = [word for label in unknown for word in difflib.get_close_matches(label, list(by_label), n=1)]
-            hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"there are {examples(list(by_label))}"
-            raise LabelError(f"dataset.novel lists {', '.join(map(repr, unknown))}, which {missing_from}; {hint}")
-        return {by_label[label] for label in labels}, "dataset.novel"
-    if novel_share is not None:
-        counts = Counter(dict.fromkeys(known, 0))
+        novel_actions, setting = listed_actions(novel, actions, where), "dataset.novel"
+    elif novel_share is not None:
+        counts = Counter(dict.fromkeys(actions, 0))
         counts.update([*train, *test])
-        return set(novel_by_verb_frequency(counts, novel_share)), f"dataset.novel_share={novel_share:g}"
-    return set(test) - set(train), "dataset.novel=null"
+        novel_actions = set(novel_by_verb_frequency(counts, novel_share))
+        setting = f"dataset.novel_share={novel_share:g}"
+    else:
+        novel_actions, setting = with_test - with_training, "dataset.novel=null"
+
+    # What a split without these clips cannot do.
+    if table is None and (stray := quote(with_test - with_training - novel_actions)):
+        raise LabelError(
+            f"the test split shows {stray}, which has no training clip and is not in dataset.novel; list it there or "
+            f"set dataset.novel=null"
+        )
+    untested = quote(novel_actions - with_test)
+    if untested and (table is None or not novel_actions & with_test):
+        raise LabelError(f"{setting} lists {untested}, which has no test clip")
+    base = with_training - novel_actions
+    if len(base) < 2:
+        raise LabelError(
+            f"{len(base)} base action{'s' * (len(base) != 1)} with training clips: a classifier needs two or more; "
+            f"check the split column of dataset.annotations, dataset.test_groups and dataset.novel"
+        )
+    return ClassLists(tuple(sorted(base if table is None else actions - novel_actions)), tuple(sorted(novel_actions)))
+
+
+def listed_actions(labels: Sequence[str], actions: set[Action], where: str) -> set[Action]:
+    """The actions that `dataset.novel` lists. Raises `LabelError` for one that is not among `actions`."""
+    by_label = {str(action): action for action in actions}
+    labels = [" ".join(label.lower().split()) for label in labels]
+    if unknown := [label for label in labels if label not in by_label]:
+        near = [word for label in unknown for word in difflib.get_close_matches(label, list(by_label), n=1)]
+        hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"there are {examples(list(by_label))}"
+        raise LabelError(f"dataset.novel lists {', '.join(map(repr, unknown))}, which {where}; {hint}")
+    return {by_label[label] for label in labels}
+
+
+def quote(actions: Iterable[Action]) -> str:
+    return ", ".join(map(repr, sorted(map(str, actions))))
 
 
 def examples(labels: Sequence[str], most: int = 8) -> str:
     """The first labels of the alphabet, and how many there are beside them."""
     shown = ", ".join(map(repr, sorted(labels)[:most]))
     return f"{shown} and {len(labels) - most} more" if len(labels) > most else shown
-
-
-def check_table(shown: set[Action], table: ClassTable) -> None:
-    """Raise `LabelError` when clips show an action that the table does not list."""
-    if stray := sorted(map(str, shown - set(table.actions.values()))):
-        raise LabelError(
-            f"the shards show {', '.join(map(repr, stray))}, which dataset.classes={table.source} does not list; build "
-            f"the shards again or set dataset.classes=null"
-        )

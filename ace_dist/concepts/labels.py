@@ -70,11 +70,18 @@ def srt_labels(
         missing = [str(action) for action in actions if str(action) not in run]
         if missing:
             raise LabelError(f"{source}: run {number} has no label for {', '.join(map(repr, missing))}")
-        chosen = [Action.parse(run[str(action)], verbs=known_verbs(action, trees)) for action in actions]
-        if len(set(chosen)) < len(chosen):
-            raise LabelError(f"{source}: run {number} gives two classes the same label: {sorted(map(str, chosen))}")
-        phrases = tuple(srt_phrases(a, c, trees) if leaves else (str(c),) for a, c in zip(actions, chosen, strict=True))
-        sets.append(LabelSet(tuple(map(str, chosen)), phrases))
+        phrases, labels = [], []
+        for action in actions:
+            children = trees.children(action.verb) if action.verb in trees else ()
+            label = Action.parse(run[str(action)], verbs=(action.verb, *children))  # a phrasal verb stays whole
+            labels.append(str(label))
+            if leaves and label.verb in children:
+                phrases.append(label_phrases(label, trees, action.verb, drawn=label.verb != action.verb))
+            else:
+                phrases.append((str(label),))
+        if len(set(labels)) < len(labels):
+            raise LabelError(f"{source}: run {number} gives two classes the same label: {sorted(labels)}")
+        sets.append(LabelSet(tuple(labels), tuple(phrases)))
     return sets
 
 
@@ -100,19 +107,6 @@ def draw_srt(actions: Sequence[Action], trees: SynonymTrees, runs: int = 10, see
     return drawn
 
 
-def srt_phrases(action: Action, label: Action, trees: SynonymTrees) -> tuple[str, ...]:
-    """Phrases averaged for the SRT label of `action`."""
-    if action.verb not in trees or label.verb not in trees.children(action.verb):
-        return (str(label),)
-    return label_phrases(label, trees, action.verb, drawn=label.verb != action.verb)
-
-
-def known_verbs(action: Action, trees: SynonymTrees) -> tuple[str, ...]:
-    """Verbs that a label of `action` may begin with: its own and those of its tree, phrasal ones whole."""
-    children = trees.children(action.verb) if action.verb in trees else ()
-    return (action.verb, *children)
-
-
 def free_labels(texts: Sequence[str], trees: SynonymTrees | None) -> list[FreeLabel]:
     """Labels typed by a user. A verb that is a root is averaged over its children; any other label stands alone.
 
@@ -123,14 +117,12 @@ def free_labels(texts: Sequence[str], trees: SynonymTrees | None) -> list[FreeLa
         raise LabelError(f"actions={list(texts)}: give at least two labels to choose between")
     if "" in labels or len(set(labels)) < len(labels):
         raise LabelError(f"actions={list(texts)}: every label must be non-empty and occur once")
-    return [free_label(text, trees) for text in labels]
-
-
-def free_label(text: str, trees: SynonymTrees | None) -> FreeLabel:
-    """One typed label. Words before an object are needed only when a tree is to be used."""
-    roots = trees.roots if trees is not None else ()
-    verb = max((root for root in roots if text.startswith(root + " ")), key=len, default=None)
-    if verb is None or trees is None:
-        return FreeLabel(text, (text,), None)
-    action = Action(verb, text[len(verb) :])
-    return FreeLabel(text, label_phrases(action, trees, verb, drawn=False), verb)
+    free = []
+    for label in labels:
+        roots = [root for root in trees.roots if label.startswith(root + " ")] if trees is not None else []
+        if trees is None or not roots:
+            free.append(FreeLabel(label, (label,), None))
+            continue
+        verb = max(roots, key=len)
+        free.append(FreeLabel(label, label_phrases(Action(verb, label[len(verb) :]), trees, verb, drawn=False), verb))
+    return free

@@ -1,12 +1,13 @@
-"""Synonym trees of action verbs (ACE section 3.2, Fig. 2): load, save, validate, look up."""
+"""Synonym trees of action verbs (ACE section 3.2, Fig. 2): reads, checks, cuts and writes them."""
 
 from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
@@ -34,13 +35,12 @@ class SynonymTrees:
     ) -> None:
         self.source = source
         self.meta = dict(meta or {})
-        full = {root: frozen(tree) for root, tree in nodes.items()}
+        full = {root: copy_node(tree) for root, tree in nodes.items()}
         self.orders = validate(full, source)
-        self._nodes: dict[str, Mapping[str, Any]] = {}
-        for root, tree in full.items():
-            cut = cut_node(root, tree, (size, grand_size), include_parent)
-            assert isinstance(cut, Mapping)
-            self._nodes[root] = cut
+        self._nodes: dict[str, Mapping[str, Any]] = {
+            root: cast("Mapping[str, Any]", cut_node(root, tree, (size, grand_size), include_parent))
+            for root, tree in full.items()
+        }
 
     @classmethod
     def load(
@@ -52,7 +52,7 @@ class SynonymTrees:
             raise LabelError(f"synonym tree file {path} does not exist; set dataset.synonyms to a JSON tree file")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-        except (json.JSONDecodeError, UnicodeDecodeError, DuplicateKey) as error:
+        except ValueError as error:
             raise LabelError(f"synonym tree file {path} (dataset.synonyms) is not valid JSON: {error}") from error
         if not isinstance(raw, dict):
             raise LabelError(f"synonym tree file {path} holds a {type(raw).__name__}, expected an object of root verbs")
@@ -61,9 +61,7 @@ class SynonymTrees:
 
     def save(self, path: str | Path) -> None:
         """Write the trees as JSON with one line a node, so that a person can read it and a diff shows what changed."""
-        path = Path(path)
-        entries = [f"{quoted(key)}: {entry_text(value)}" for key, value in {"_meta": self.meta, **self._nodes}.items()]
-        write_text(path, "{\n " + ",\n ".join(entries) + "\n}\n")
+        write_text(Path(path), node_text({"_meta": self.meta, **self._nodes}) + "\n")
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -92,7 +90,8 @@ class SynonymTrees:
 
     def nodes(self, root: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Every inner node of a tree with its children, parents first: `(root,)`, `(root, child)`, ..."""
-        yield from walk((root,), self._nodes[root])
+        for path, node in walk((root,), self._nodes[root]):
+            yield path, tuple(node)
 
     def require(self, verbs: Iterable[str]) -> None:
         """Raise `LabelError`, naming every verb without a tree at once."""
@@ -110,32 +109,25 @@ class SynonymTrees:
         return tuple(sorted({verb for root in self._nodes for _, children in self.nodes(root) for verb in children}))
 
 
-class DuplicateKey(ValueError):
-    """The same key twice in one JSON object: json would silently keep the last."""
-
-
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """`object_pairs_hook` that refuses repeated keys."""
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise DuplicateKey(f"the key {key!r} occurs twice")
-        seen[key] = value
-    return seen
+    """`object_pairs_hook` that refuses a repeated key, of which json would silently keep the last."""
+    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"the key {twice[0]!r} occurs twice")
+    return dict(pairs)
 
 
-def frozen(node: Iterable[str] | Mapping[str, Any]) -> Node:
-    """A copy of a node that nobody else holds: objects in their order, lists as tuples. Raises `LabelError`."""
+def copy_node(node: Iterable[str] | Mapping[str, Any]) -> Node:
+    """Objects in their order, lists as tuples. Raises `LabelError` for anything else."""
     if isinstance(node, Mapping):
-        return {child: frozen(below) for child, below in node.items()}
+        return {child: copy_node(below) for child, below in node.items()}
     if isinstance(node, str) or not isinstance(node, Iterable):
         raise LabelError(f"a synonym tree holds {node!r} where a list or an object of verbs is expected")
     return tuple(node)
 
 
-def walk(path: tuple[str, ...], node: Node) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The node at `path` and all inner nodes below it, each with its children."""
-    yield path, tuple(node)
+def walk(path: tuple[str, ...], node: Node) -> Iterator[tuple[tuple[str, ...], Node]]:
+    """The node at `path` and all inner nodes below it, parents first."""
+    yield path, node
     if isinstance(node, Mapping):
         for child, below in node.items():
             yield from walk((*path, child), below)
@@ -151,49 +143,15 @@ def validate(nodes: Mapping[str, Node], source: str) -> int:
             raise LabelError(
                 f"{source}: {root!r} holds a list, expected an object of its children with their own synonyms"
             )
-        for path, children in walk((root,), tree):
-            check_level(path[-1], children, f"{source}: {' > '.join(map(repr, path))}")
-        for path, _ in last_orders((root,), tree):
+        for path, node in walk((root,), tree):
+            where = f"{source}: {' > '.join(map(repr, path))}"
+            check_level(path[-1], tuple(node), where)
+            if isinstance(node, Mapping):
+                continue
             orders = orders or len(path)
             if len(path) != orders:
-                raise LabelError(
-                    f"{source}: {' > '.join(map(repr, path))} ends at order {len(path)}, other nodes at {orders}"
-                )
+                raise LabelError(f"{where} ends at order {len(path)}, other nodes at {orders}")
     return orders
-
-
-def last_orders(path: tuple[str, ...], node: Node) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The nodes of the last order, which hold lists."""
-    if not isinstance(node, Mapping):
-        yield path, node
-        return
-    for child, below in node.items():
-        yield from last_orders((*path, child), below)
-
-
-def cut_node(parent: str, node: Node, sizes: tuple[int | None, ...], include_parent: bool) -> Node:
-    """A node whose children are cut by `first_m`, order by order; the last size holds for all deeper orders."""
-    kept = first_m(parent, tuple(node), sizes[0], include_parent)
-    if not isinstance(node, Mapping):
-        return kept
-    return {child: cut_node(child, node[child], sizes[1:] or sizes, include_parent) for child in kept}
-
-
-def quoted(value: Any) -> str:
-    """One line of JSON."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def entry_text(node: Any, depth: int = 1) -> str:
-    """An object with one entry a line, lists within it on one line."""
-    if not isinstance(node, Mapping) or not node:
-        return quoted(node)
-    indent = " " * (depth + 1)
-    return (
-        "{\n"
-        + ",\n".join(f"{indent}{quoted(k)}: {entry_text(v, depth + 1)}" for k, v in node.items())
-        + f"\n{' ' * depth}}}"
-    )
 
 
 def check_level(parent: str, children: tuple[str, ...], where: str) -> None:
@@ -203,9 +161,16 @@ def check_level(parent: str, children: tuple[str, ...], where: str) -> None:
             raise LabelError(f"{where}: {verb!r} is not a lower-case verb with single spaces")
     if parent not in children:
         raise LabelError(f"{where}: the parent {parent!r} is not among its own children {list(children)}")
-    twice = sorted({verb for verb in children if children.count(verb) > 1})
-    if twice:
+    if twice := sorted({verb for verb in children if children.count(verb) > 1}):
         raise LabelError(f"{where}: {', '.join(map(repr, twice))} occurs more than once")
+
+
+def cut_node(parent: str, node: Node, sizes: tuple[int | None, ...], include_parent: bool) -> Node:
+    """A node whose children are cut by `first_m`, order by order; the last size holds for all deeper orders."""
+    children = first_m(parent, tuple(node), sizes[0], include_parent)
+    if not isinstance(node, Mapping):
+        return children
+    return {child: cut_node(child, node[child], sizes[1:] or sizes, include_parent) for child in children}
 
 
 def first_m(parent: str, children: tuple[str, ...], size: int | None, include_parent: bool) -> tuple[str, ...]:
@@ -213,16 +178,24 @@ def first_m(parent: str, children: tuple[str, ...], size: int | None, include_pa
     if size is None:
         return children
     synonyms = tuple(verb for verb in children if verb != parent)
-    wanted = size - 1 if include_parent else size
-    if not 0 <= wanted <= len(synonyms):
+    count = size - 1 if include_parent else size
+    if not 0 <= count <= len(synonyms):
         raise LabelError(
-            f"{parent!r} has {len(synonyms)} synonyms besides itself, M asks for {wanted}; lower method.children or "
+            f"{parent!r} has {len(synonyms)} synonyms besides itself, M asks for {count}; lower method.children or "
             f"method.grandchildren, or extend the tree file"
         )
-    return (parent, *synonyms[:wanted])
+    return (parent, *synonyms[:count])
 
 
-def near(word: str, known: Iterable[str]) -> str:
-    """`; nearest: ...` when a known verb is near, else nothing."""
-    match = difflib.get_close_matches(word, list(known), n=1)
+def node_text(node: Any, depth: int = 1) -> str:
+    """JSON of an object with one entry a line, lists within it on one line."""
+    if not isinstance(node, Mapping) or not node:
+        return json.dumps(node, ensure_ascii=False)
+    entries = (f"{' ' * depth}{json.dumps(k, ensure_ascii=False)}: {node_text(v, depth + 1)}" for k, v in node.items())
+    return "{\n" + ",\n".join(entries) + f"\n{' ' * (depth - 1)}}}"
+
+
+def near(word: str, vocabulary: Iterable[str]) -> str:
+    """`; nearest: ...` when a word of the vocabulary is near, else nothing."""
+    match = difflib.get_close_matches(word, list(vocabulary), n=1)
     return f"; nearest: {match[0]!r}" if match else ""

@@ -82,7 +82,7 @@ def read_nodes(path: Path) -> tuple[Nodes, dict[str, Any]]:
 
 def inner_nodes(nested: Mapping[str, Any]) -> Nodes:
     """Every inner node of nested trees."""
-    return dict(node for root, tree in nested.items() for node in walk((root,), tree))
+    return {path: tuple(node) for root, tree in nested.items() for path, node in walk((root,), tree)}
 
 
 def path_columns(orders: int) -> list[str]:
