@@ -5,16 +5,15 @@
 
 The parts are those of `launchers/train.py ... profile=true`, by the same code (`ace_dist.train.profile`): patch
 embedding, frozen blocks, trained blocks (forward), head, text (the drawn phrases), loss, backward, optimizer, and
-`forward` for what is left of the forward pass. On a GPU they are timed by events on the stream and the host waits for
-none. `whole` is the step with nothing watched. Metrics: `time` (ms), `matmul_rate` (TFLOP/s of a part's matrix
-products, with `ceiling` that of large square ones), on a GPU `memory_held` (GiB at a part's end).
+`forward` for what is left of the forward pass. They come from the events of torch's profiler; on a GPU a part has the
+time of the kernels that it launched. `whole` is the step with nothing recorded. Metrics: `time` (ms), `matmul_rate`
+(TFLOP/s of a part's matrix products, with `ceiling` that of large square ones).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -26,7 +25,8 @@ from common import Row, append
 from ace_dist.concepts import ConceptSampler
 from ace_dist.objectives import ConceptObjective, total_loss
 from ace_dist.train.metrics import matmul_flops_per_s, micro_batch_flops
-from ace_dist.train.profile import Parts, parts_table, trace_recorder, watch_forward
+from ace_dist.train.profile import build_recorder, parts_table, seconds_by_part
+from ace_dist.utils.parts import part
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,14 +44,13 @@ class Step:
         self.video = torch.randn(shape.batch, shape.frames, 3, self.size, self.size, device=device, dtype=dtype)
         self.labels = torch.randint(shape.classes, (shape.batch,), device=device)
 
-    def take(self, index: int, parts: Parts | None = None) -> None:
+    def take(self, index: int) -> None:
         """Forward, backward, step."""
-        named = parts.part if parts else lambda _: nullcontext()
-        with named("forward"):
+        with part("forward"):
             loss = total_loss(self.objective(self.video, self.labels, self.sampler.draw(index)))
-        with named("backward"):
+        with part("backward"):
             loss.backward()
-        with named("optimizer"):
+        with part("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -61,20 +60,18 @@ def profile(shape: Shape, device: str, precision: str, turns: int, trace: Path |
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     step = Step(shape, device, dtype)
     whole = [whole_step(step, index, device) for index in range(-2, turns)][2:]
-    parts = Parts(torch.device(device))
-    recorder = trace_recorder(torch.device(device)) if trace else nullcontext()
-    with watch_forward(step.objective, parts), recorder:
+    with build_recorder(torch.device(device), turns, details=trace is not None) as recorder:
         for index in range(turns):
-            parts.begin_step()
-            step.take(index, parts)
-        parts.close()
-    seconds = parts.seconds()
-    if trace and isinstance(recorder, torch.profiler.profile):
+            step.take(index)
+            if index < turns - 1:
+                recorder.step()
+    seconds = seconds_by_part(recorder.events() or ())
+    if trace:
         recorder.export_chrome_trace(str(trace))
     flops = micro_batch_flops(step.objective, shape.batch, shape.frames, step.size)
     ceiling = matmul_flops_per_s(torch.device(device), dtype)
     total = sum(sum(part) for part in flops.values())
-    print(parts_table(seconds, flops, parts.held_gib))
+    print(parts_table(seconds, flops))
     print(
         f"unwatched: {1e3 * median(whole):.2f} ms, {total / median(whole) / 1e12:.4g} TFLOP/s, "
         f"{total / median(whole) / ceiling:.1%} of large matrix products"
@@ -96,7 +93,6 @@ def profile(shape: Shape, device: str, precision: str, turns: int, trace: Path |
             if count and name in seconds
         ),
         row("ceiling", "matmul_rate", "TFLOP/s", [ceiling / 1e12]),
-        *(row(name, "memory_held", "GiB", [held]) for name, held in parts.held_gib.items()),
     ]
 
 

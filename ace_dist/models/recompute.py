@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
+
+from ace_dist.utils.parts import PartFlops
 
 Result = TypeVar("Result")
 
@@ -19,5 +22,7 @@ def recompute(function: Callable[..., Result], *inputs: Any) -> Result:
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
-    result: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    counter = PartFlops.active
+    uncounted: dict[str, Any] = {"context_fn": lambda: (nullcontext(), counter.pause())} if counter else {}
+    result: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **uncounted)
     return result

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ace_dist.models.attention import AttentionBackend, attend, choose_attention
 from ace_dist.models.video import VideoTower, check_config, resize_times
 from ace_dist.models.vit import CLIP_EPS, PLAIN_EPS
+from ace_dist.utils.parts import part
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
@@ -109,14 +110,16 @@ class SpaceTimeTower(VideoTower):
         with self.grad_from(-1, below):
             x = self.norm_pre(self.embed(video))
         for index, block in enumerate(self.blocks):
-            with self.grad_from(index, below):
+            with part(self.part_name(index)), self.grad_from(index, below):
                 x = self.run_block(block, x, frames, backend)
-        return cast(Tensor, self.head(self.norm(x[:, 0])))
+        with part("head"):
+            return cast(Tensor, self.head(self.norm(x[:, 0])))
 
     def embed(self, video: Tensor) -> Tensor:
         """Patches with position and time, behind the class token: [B,T,3,H,W] -> [B,1+TP,D]."""
         clips, frames = video.shape[:2]
-        patches = self.patch_embed(video.flatten(0, 1)).unflatten(0, (clips, frames))
+        with part("patch embedding"):
+            patches = self.patch_embed(video.flatten(0, 1)).unflatten(0, (clips, frames))
         times = resize_times(self.time_embed, frames, self.config.time_embed_resize)
         patches = patches + self.pos_embed[:, None, 1:] + times[:, :, None]
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(clips, -1, -1)

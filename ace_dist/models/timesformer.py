@@ -27,6 +27,7 @@ from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recompute
 from ace_dist.models.video import VideoTower, check_config, resize_positions, resize_times
 from ace_dist.utils.errors import ModelError
+from ace_dist.utils.parts import part
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
@@ -202,12 +203,13 @@ class TimeSformer(VideoTower):
         backend = choose_attention(self.config.attention, video.device)
         masks = self.drop_masks(patches)
         for index, block in list(enumerate(self.blocks))[first:]:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and index >= frozen_below):
+            with part(self.part_name(index)), torch.set_grad_enabled(torch.is_grad_enabled() and index >= frozen_below):
                 if index == len(self.blocks) - 1:
                     cls = self.run_block(block.last, cls, patches, masks[index], backend)
                 else:
                     cls, patches = self.run_block(block, cls, patches, masks[index], backend)
-        return cast(Tensor, self.head(self.norm(cls[:, 0])))
+        with part("head"):
+            return cast(Tensor, self.head(self.norm(cls[:, 0])))
 
     @property
     def frozen_depth(self) -> int:
@@ -254,7 +256,8 @@ class TimeSformer(VideoTower):
     def embed(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Patch, position and time embedding: [B,T,3,H,W] -> cls [B,1,D], patches [B,P,T,D]."""
         clips, frames = video.shape[:2]
-        patches = self.patch_embed(video)
+        with part("patch embedding"):
+            patches = self.patch_embed(video)
         positions = resize_positions(self.pos_embed, patches.shape[1])
         times = resize_times(self.time_embed, frames, self.config.time_embed_resize)
         cls = (self.cls_token + positions[:, :1]).expand(clips, -1, -1)

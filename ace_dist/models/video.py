@@ -73,6 +73,10 @@ class VideoTower(nn.Module):
                 module.train(mode and any(parameter.requires_grad for parameter in module.parameters()))
         return self
 
+    def part_name(self, index: int) -> str:
+        """The part of a step that block `index` belongs to."""
+        return "trained blocks" if index >= self.first_trained else "frozen blocks"
+
     def grad_from(self, layer: int, below: bool) -> Any:
         """Context in which block `layer` runs: with gradients once something that trains lies at or below it."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and (below or layer >= self.first_trained))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ace_dist.models.attention import short_on_cpu
 from ace_dist.models.text_clip import PROMPT_STD
 from ace_dist.models.video import VideoTower, check_config, resize_times
+from ace_dist.utils.parts import part
 
 if TYPE_CHECKING:
     from ace_dist.config import VideoConfig
@@ -86,22 +87,24 @@ class ImageTower(VideoTower, VisionTransformer):  # type: ignore[misc]  # timm i
         self.check_video(video)
         frames_BTE: Tensor = self.embed_frames(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         if self.temporal is not None:
-            frames_BTE = self.temporal(frames_BTE)
+            with part("trained blocks"):
+                frames_BTE = self.temporal(frames_BTE)
         return frames_BTE if self.config.pooling == "frames" else frames_BTE.mean(1)
 
     def embed_frames(self, images: Tensor) -> Tensor:
         """Single frames [N,3,H,W] -> [N,E]."""
         prompted = self.prompts is not None
-        with self.grad_from(-1, below=self.first_trained == 0):
+        with part("patch embedding"), self.grad_from(-1, below=self.first_trained == 0):
             tokens = self.add_positions(self.patch_embed(images))
         length = tokens.shape[1]
         with self.grad_from(-1, below=self.first_trained == 0 or prompted):
             tokens = self.norm_pre(self.with_prompts(tokens, 0, length))
         for index, block in enumerate(self.blocks):
-            with self.grad_from(index, below=prompted):
+            with part(self.part_name(index)), self.grad_from(index, below=prompted):
                 prompted_tokens = self.with_prompts(tokens, index, length) if index else tokens
                 tokens = self.run_block(partial(attend_block, block), prompted_tokens)
-        return cast(Tensor, self.head(self.norm(tokens[:, 0])))
+        with part("head"):
+            return cast(Tensor, self.head(self.norm(tokens[:, 0])))
 
     def add_positions(self, patches: Tensor) -> Tensor:
         """Patches [N,P,D] -> [N,1+P,D], behind the class token, with positions (timm's own private step)."""

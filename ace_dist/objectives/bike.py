@@ -13,6 +13,7 @@ from torch.nn.functional import kl_div
 
 from ace_dist.objectives.concept import ConceptObjective
 from ace_dist.utils.distributed import gathered
+from ace_dist.utils.parts import part
 
 if TYPE_CHECKING:
     from ace_dist.concepts import ConceptDraw
@@ -26,9 +27,9 @@ class SymmetricObjective(ConceptObjective):
         video_NTD = gathered(self.model.encode_video(video_BTCHW))
         labels_N = gathered(labels_B)
         table_PD, rows = self.encode([draw.fixed_rows])
-        (scores_NC,) = self.model.similarity(
-            video_NTD, table_PD, [torch.tensor(draw.fixed_rows.offsets)], self.settings.temperature, rows
-        )
+        offsets = [torch.tensor(draw.fixed_rows.offsets)]
+        with part("loss"):
+            (scores_NC,) = self.model.similarity(video_NTD, table_PD, offsets, self.settings.temperature, rows)
         return {"fixed": symmetric_kl(scores_NC[:, labels_N].float(), labels_N)}
 
 

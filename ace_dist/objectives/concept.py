@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ace_dist.concepts import ClassRows, ConceptDraw, ConceptSampler
 from ace_dist.utils.distributed import gathered
+from ace_dist.utils.parts import part
 
 if TYPE_CHECKING:
     from ace_dist.config import MethodConfig
@@ -44,18 +45,20 @@ class ConceptObjective(nn.Module):
             sets["random"] = draw.random_rows
         shadow = [draw.shadow_rows] if self.settings.shadow_negatives else []
         table_PD, rows = self.encode([*sets.values(), *shadow])
-        losses_R = concept_cross_entropy_sets(
-            video_BD,
-            table_PD,
-            [torch.tensor(part.offsets) for part in sets.values()],
-            labels_B,
-            self.settings.temperature,
-            shadow_offsets=torch.tensor(draw.shadow_rows.offsets) if shadow else None,
-            set_rows=rows[: len(sets)],
-            shadow_rows=rows[-1] if shadow else None,
-        )
+        with part("loss"):
+            losses_R = concept_cross_entropy_sets(
+                video_BD,
+                table_PD,
+                [torch.tensor(label_set.offsets) for label_set in sets.values()],
+                labels_B,
+                self.settings.temperature,
+                shadow_offsets=torch.tensor(draw.shadow_rows.offsets) if shadow else None,
+                set_rows=rows[: len(sets)],
+                shadow_rows=rows[-1] if shadow else None,
+            )
         return dict(zip(sets, losses_R.unbind(), strict=True))
 
+    @part("text")
     def encode(self, label_sets: Sequence[ClassRows]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Embeddings [P, D] of the distinct phrases of several label sets, and for each set the rows of its phrases.
 
@@ -64,8 +67,8 @@ class ConceptObjective(nn.Module):
         since they draw the same labels, and the gradients of all ranks' losses reach the rank that encoded a phrase,
         so their mean over ranks is what it is without sharing.
         """
-        distinct_P, rows = torch.tensor([row for part in label_sets for row in part.rows]).unique(return_inverse=True)
-        rows_of_sets = rows.split([len(part.rows) for part in label_sets])
+        distinct_P, rows = torch.tensor([row for each in label_sets for row in each.rows]).unique(return_inverse=True)
+        rows_of_sets = rows.split([len(each.rows) for each in label_sets])
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         if ranks == 1 or not self.model.text.runs_layers:
             return self.text_features.encode_distinct(distinct_P), rows_of_sets

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ace_dist.objectives.concept import ConceptObjective
+from ace_dist.utils.parts import part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,7 @@ class LabelObjective(ConceptObjective):
         video = self.model.encode_video(video_BTCHW)
         table_PD, rows = self.encode([draw.fixed_rows])
         offsets = [torch.tensor(draw.fixed_rows.offsets)]
-        (scores_BC,) = self.model.similarity(video, table_PD, offsets, self.settings.temperature, rows)
+        with part("loss"):
+            (scores_BC,) = self.model.similarity(video, table_PD, offsets, self.settings.temperature, rows)
         loss = cross_entropy(scores_BC.float(), labels_B, label_smoothing=self.settings.label_smoothing)
         return {"fixed": loss}

@@ -1,30 +1,33 @@
-"""Owns the forecast of a run: what must be decoded, computed and held in memory, and how long that takes where.
+"""The forecast of a run: what must be decoded, computed and held in memory, and how long that takes where.
 
-Nothing is loaded or trained: arithmetic is counted from the encoder's shapes (`models.flops`), memory comes from the
-very encoder run on PyTorch's meta device, which has shapes and no numbers; frames to decode come from the shards'
-manifest, or from `dataset.encoding` when there is none.
+Nothing is loaded or trained: arithmetic and memory come from the very encoder run on PyTorch's meta device, which has
+shapes and no numbers; frames to decode come from the shards' manifest, or from `dataset.encoding` when there is none.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ace_dist.config import resolve_path
 from ace_dist.data.build.encode import is_anchor
 from ace_dist.data.loader.pyav import decode_clip, needed_packets
 from ace_dist.data.sampling import TrainPlan, train_frames
 from ace_dist.data.shards import MANIFEST, ShardFiles, ShardSet
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.train.metrics import matmul_flops_per_s
 from ace_dist.train.schedule import total_steps
 from ace_dist.utils.errors import UserError
+from ace_dist.utils.parts import PartFlops
 
 if TYPE_CHECKING:
     from ace_dist.config import Config
@@ -100,12 +103,12 @@ def decode_budget(config: Config) -> Budget:
     shown = [train_frames(record, config.dataset.clip) for record in records]
     return Budget(
         clips=len(records),
-        frames_used=mean([len(set(frames)) for frames in shown]),
-        frames_decoded=mean([frames_decoded(frames, gop, shards.codec) for frames in shown]),
-        height=round(mean([record.height for record in records])),
-        width=round(mean([record.width for record in records])),
+        frames_used=fmean([len(set(frames)) for frames in shown]),
+        frames_decoded=fmean([frames_decoded(frames, gop, shards.codec) for frames in shown]),
+        height=round(fmean([record.height for record in records])),
+        width=round(fmean([record.width for record in records])),
         codec=shards.codec,
-        kib=mean([record.size for record in records]) / 1024,
+        kib=fmean([record.size for record in records]) / 1024,
     )
 
 
@@ -117,8 +120,8 @@ def expected_budget(config: Config, fps: float) -> Budget:
     short_side = encoding.short_side or 1080
     return Budget(
         clips=None,
-        frames_used=mean([len(frames) for frames in shown]),
-        frames_decoded=mean([frames_decoded(frames, gop, encoding.codec) for frames in shown]),
+        frames_used=fmean([len(frames) for frames in shown]),
+        frames_decoded=fmean([frames_decoded(frames, gop, encoding.codec) for frames in shown]),
         height=short_side,
         width=round(short_side * 16 / 9),
         codec=encoding.codec,
@@ -137,21 +140,11 @@ def frames_decoded(frames: Sequence[int], gop: int, codec: str) -> int:
     return len(needed_packets(keys, needed, set(frames)))
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
-
-
 def model_cost(config: Config, bf16: bool) -> Cost:
-    """Count the video tower's products for one clip, and run it forward on the meta device for what it keeps."""
-    from ace_dist.models.dual_encoder import DualEncoder
-    from ace_dist.models.flops import video_flops
-
+    """What the video tower computes and keeps of one clip, forward and back on the meta device."""
     with torch.device("meta"):
-        model = DualEncoder(dataclasses.replace(config.model.video, attention="sdpa"), config.model.text)
+        model = DualEncoder(replace(config.model.video, attention="sdpa"), config.model.text)
     model.eval()  # stochastic depth leaves branches out at random; this is the step that leaves out none
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for group in model.trainable_parameters().values() for p in group)
     model.to(torch.bfloat16 if bf16 else torch.float32)
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     saved: dict[int, torch.Tensor] = {}  # by storage, kept alive so that no address is used twice
@@ -163,17 +156,19 @@ def model_cost(config: Config, bf16: bool) -> Cost:
 
     frames, size = config.dataset.clip.frames, config.loader.crop
     video = torch.empty((1, frames, 3, size, size), device="meta", dtype=next(model.parameters()).dtype)
-    with (
-        contextlib.redirect_stdout(None),  # which attention runs on the meta device is of no interest
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-    ):
-        model.encode_video(video)
-    flops = video_flops(model.video, 1, frames, size).values()
+    with contextlib.redirect_stdout(None):  # which attention runs on the meta device is of no interest
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.encode_video(video)
+        with sdpa_kernel(SDPBackend.MATH), PartFlops() as counter:
+            embedding = model.encode_video(video)
+            if embedding.requires_grad:
+                embedding.sum().backward()
+    forward = sum(part.forward for part in counter.flops.values())
     return Cost(
-        parameters=parameters,
-        trained=trained,
-        forward_flops=sum(part.forward for part in flops),
-        step_flops=sum(part.forward + part.backward for part in flops),
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained=sum(p.numel() for group in model.trainable_parameters().values() for p in group),
+        forward_flops=forward,
+        step_flops=forward + sum(part.backward for part in counter.flops.values()),
         saved_bytes=sum(t.untyped_storage().nbytes() for key, t in saved.items() if key not in own),
     )
 
@@ -218,13 +213,6 @@ def measure_cpu_clips_per_s(config: Config, seconds: float = 4.0) -> float:
     return done / taken
 
 
-def measure_cpu_flops_per_s(seconds: float = 2.0) -> float:
-    """FLOP/s of large fp32 matrix products on this machine's cores."""
-    from ace_dist.train.metrics import matmul_flops_per_s
-
-    return matmul_flops_per_s(torch.device("cpu"), torch.float32, seconds)
-
-
 def estimate(
     config: Config,
     device: str = "h100",
@@ -252,7 +240,7 @@ def estimate(
         if budget.clips is None:
             raise UserError(f"measure=true decodes clips: dataset.shards={config.dataset.shards} holds none yet")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        per_core, rate = measure_cpu_clips_per_s(config), measure_cpu_flops_per_s()
+        per_core, rate = measure_cpu_clips_per_s(config), matmul_flops_per_s(torch.device("cpu"), torch.float32, 2.0)
         lines.append(f"measured here: {per_core:.1f} clips/s a core (PyAV), {rate / 1e9:.0f} GFLOP/s of fp32 products")
         fp32 = model_cost(config, bf16=False)
         lines += pace_lines(

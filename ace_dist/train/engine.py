@@ -229,6 +229,12 @@ class Engine:
             wrapper._lazy_init_hp_params_optimizer_state()  # links parameters to their pieces of it
 
 
+def whole_size(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter over all ranks; under ZeRO 3 this rank may hold none of them."""
+    size: int = getattr(parameter, "ds_numel", parameter.numel())
+    return size
+
+
 def build_optimizer(groups: list[dict[str, Any]], settings: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer that `training.optimizer` names: sgd or adamw."""
     if settings.optimizer == "adamw":

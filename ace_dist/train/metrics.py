@@ -1,29 +1,31 @@
-"""Owns what a run measures of itself beside its losses: FLOPs of a step, the device's ceiling, memory by part, pace.
+"""What a run measures of itself beside its losses: FLOPs of a step, the device's ceiling, memory by part, pace.
 
-FLOPs are those of `models.flops`: the model's matrix products as a step makes them; each rank and micro-batch projects
-its phrases, while ranks share text layers that train (`ConceptObjective.embed`). The ceiling is a measurement, not a
-data sheet: the fastest product of two large square matrices on the same device, in the precision of the run.
+The ceiling is a measurement, not a data sheet: the fastest product of two large square matrices on the same device, in
+the precision of the run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
-import math
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ace_dist.models.flops import Flops, similarity_flops, text_flops, video_flops
+from ace_dist.objectives import total_loss
 from ace_dist.train.callbacks import Callback
 from ace_dist.train.engine import micro_batch_size
 from ace_dist.utils.files import write_text
+from ace_dist.utils.parts import Flops, PartFlops
 
 if TYPE_CHECKING:
     from ace_dist.config import Config
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from ace_dist.utils.distributed import Ranks
 
 
-DRAWS = 8  # steps whose drawn labels are looked at for the mean number of phrases that a step encodes
 CEILING_S = 0.5
 SQUARE = {"cuda": 8192, "cpu": 1024}  # side of the matrices that measure the ceiling
 
@@ -67,15 +68,16 @@ class Meters(Callback):
         self.aside_s = 0.0  # since the last line: seconds spent on something that is no part of training
 
     @classmethod
-    def of(cls, config: Config, engine: Engine, ranks: Ranks) -> Meters:
+    def of(cls, config: Config, engine: Engine, flops: Mapping[str, Flops]) -> Meters:
         """The meters of a run. The ceiling is measured with `training.meters.mfu` (null: on CUDA alone). Collective."""
-        wanted, ceiling, cuda = config.training.meters.mfu, None, ranks.device.type == "cuda"
-        if cuda if wanted is None else wanted:
+        ranks, mfu, ceiling = engine.ranks, config.training.meters.mfu, None
+        cuda = ranks.device.type == "cuda"
+        if cuda if mfu is None else mfu:
             dtype = torch.bfloat16 if engine.bf16 else torch.float32
             ceiling = sum(ranks.gather(matmul_flops_per_s(ranks.device, dtype))) / 1e12
         if cuda:
             torch.cuda.reset_peak_memory_stats(ranks.device)  # from here on it is the peak of training
-        return cls(ranks, config.training.batch_size, step_flops(config, engine.module, ranks.world), ceiling, engine)
+        return cls(ranks, config.training.batch_size, flops, ceiling, engine)
 
     def on_stage(self, stage: str, step: int) -> None:
         """Between a backward pass and its step, when all parts exist: their bytes, once. No host sync."""
@@ -139,52 +141,40 @@ class Meters(Callback):
 
 
 def step_flops(config: Config, objective: ConceptObjective, world: int) -> dict[str, Flops]:
-    """FLOPs of one optimizer step by part, over all ranks and micro-batches.
+    """FLOPs of one optimizer step by part, over all ranks and micro-batches; asked before DeepSpeed shares the weights.
 
     With a feature cache, those of a step that finds all its clips there: the first epoch does more than is counted.
     """
     forwards = world * config.training.accumulation
     clips, frames = micro_batch_size(config, world), config.dataset.clip.frames
-    one = micro_batch_flops(objective, clips, frames, config.loader.crop, world)
+    one = micro_batch_flops(objective, clips, frames, config.loader.crop)
     if config.loader.feature_cache is not None:
-        one = {name: part for name, part in one.items() if name not in ("patch embedding", "frozen blocks")}
-    return {name: Flops(forwards * part.forward, forwards * part.backward) for name, part in one.items()}
+        one = {name: flops for name, flops in one.items() if name not in ("patch embedding", "frozen blocks")}
+    return {name: Flops(forwards * flops.forward, forwards * flops.backward) for name, flops in one.items()}
 
 
-def micro_batch_flops(
-    objective: ConceptObjective, clips: int, frames: int, size: int, world: int = 1
-) -> dict[str, Flops]:
-    """FLOPs by part of a forward and backward pass on [clips,frames,3,size,size], on one of `world` ranks.
+def micro_batch_flops(objective: ConceptObjective, clips: int, frames: int, size: int) -> dict[str, Flops]:
+    """FLOPs by part of this rank's forward and backward pass on [clips,frames,3,size,size], with the phrases of step 0.
 
-    Phrases are as many as are drawn on average.
+    A copy of the objective on the meta device makes them, which has shapes and no numbers. Causal attention counts in
+    full, and no product that only an attention kernel's backward pass repeats.
     """
-    model, settings = objective.model, objective.settings
-    hidden = objective.text_features.frozen.features
-    phrases = round(mean_phrases(objective))
-    encoded = math.ceil(phrases / world) if model.text.runs_layers else phrases
-    sets = settings.fixed_labels + settings.random_labels + settings.shadow_negatives
-    flows = tuple(any(p.requires_grad for p in tower.parameters()) for tower in (model.video, model.text))
-    loss = similarity_flops(
-        model.similarity, clips, frames, model.video.config.embed_dim, sets * len(objective.sampler.draw(0).fixed),
-        phrases, (flows[0], flows[1]),
-    )  # fmt: skip
-    return {
-        **video_flops(model.video, clips, frames, size),
-        "text": text_flops(model.text, encoded, hidden.shape[1] if hidden.dim() == 3 else 1),
-        "loss": loss,
-    }
+    tensors: list[Tensor] = [*objective.parameters(), *objective.buffers(), *objective.text_features.frozen]
+    shared: dict[int, Any] = {id(tensor): without_numbers(tensor) for tensor in tensors}
+    twin = copy.deepcopy(objective, shared | {id(objective.sampler): objective.sampler}).train()
+    twin.model.video.config = replace(twin.model.video.config, attention="sdpa")
+    twin.model.set_step(0, 0, 0, 1)
+    video = torch.empty(clips, frames, 3, size, size, device="meta")
+    labels = torch.zeros(clips, dtype=torch.int64, device="meta")
+    with contextlib.redirect_stdout(None), sdpa_kernel(SDPBackend.MATH), PartFlops() as counter:
+        total_loss(twin(video, labels, objective.sampler.draw(0))).backward()
+    return counter.flops
 
 
-def mean_phrases(objective: ConceptObjective) -> float:
-    """Distinct phrases that a step encodes, over the first `DRAWS` steps."""
-    settings = objective.settings
-    names = {"fixed": settings.fixed_labels, "random": settings.random_labels, "shadow": settings.shadow_negatives}
-    counts = []
-    for step in range(DRAWS):
-        draw = objective.sampler.draw(step)
-        sets = [getattr(draw, name) for name, on in names.items() if on]
-        counts.append(len({phrase for groups in sets for group in groups for phrase in group}))
-    return fmean(counts)
+def without_numbers(tensor: Tensor) -> Tensor:
+    """The tensor or parameter on the meta device."""
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float = CEILING_S) -> float:

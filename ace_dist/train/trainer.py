@@ -12,15 +12,14 @@ from ace_dist.data.loader import build_loader
 from ace_dist.data.sampling import ClipRequest, TrainPlan, claim_clips
 from ace_dist.data.task import NO_TEST, load_task
 from ace_dist.models.build import build_model
-from ace_dist.models.flops import whole_size
 from ace_dist.models.weights import TensorFile, save_safetensors
 from ace_dist.objectives import build_objective, total_loss
 from ace_dist.train.callbacks import Callbacks, GarbageCollection, StepEnd
 from ace_dist.train.checkpoint import Checkpoints
-from ace_dist.train.engine import Engine, micro_batch_size
+from ace_dist.train.engine import Engine, micro_batch_size, whole_size
 from ace_dist.train.frozen import store_frozen
 from ace_dist.train.health import EXIT_CODES, Health, StopSignal, Watchdog
-from ace_dist.train.metrics import Meters, write_summary
+from ace_dist.train.metrics import Meters, step_flops, write_summary
 from ace_dist.train.monitor import Monitor
 from ace_dist.train.profile import Profiler
 from ace_dist.train.run_folder import claim
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from ace_dist.data.task import Task
     from ace_dist.objectives import ConceptObjective
     from ace_dist.utils.distributed import Ranks
+    from ace_dist.utils.parts import Flops
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Training:
     health: Health
     validation: Validation
     steps: int
+    flops: Mapping[str, Flops]  # of a step, by part
 
     def reads_losses(self, done: int) -> bool:
         """Whether the host reads losses or weights after `done` steps anyway: to log, to save, to validate."""
@@ -121,6 +122,7 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
     on_first(ranks, claim, run_dir, config, lock)
     on_first(ranks, claim_clips, run_dir, config.dataset.shards, *task.training_clips())
     steps = total_steps(config.training, len(plan.records))
+    flops = step_flops(config, objective, ranks.world)
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
     twin = copy_to_test(objective.model, config) if config.evaluation.every_steps else None
     objective.model.compile_blocks()
@@ -136,7 +138,9 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
         print(describe(task, plan, engine), flush=True)
     checkpoints = Checkpoints(run_dir, engine, ranks, config.training, frozen or "", lock)
     health = Health(ranks, config.training.collective_timeout_s, stop_signal)
-    return Training(config, ranks, run_dir, task, objective, plan, engine, checkpoints, health, validation, steps)
+    return Training(
+        config, ranks, run_dir, task, objective, plan, engine, checkpoints, health, validation, steps, flops
+    )
 
 
 def assemble(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptObjective]:
@@ -162,7 +166,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
     model, sampler, parts = training.objective.model, training.objective.sampler, config.training.accumulation
     checkpoints, validation, health = training.checkpoints, training.validation, training.health
-    meters = Meters.of(config, engine, ranks)
+    meters = Meters.of(config, engine, training.flops)
     model.train()
     with (
         closing(build_loader(config, ranks.device, model.frozen_part(config.loader))) as loader,
@@ -215,7 +219,7 @@ def build_callbacks(training: Training, start: int, meters: Meters) -> Callbacks
             meters,
             Monitor(run_dir, ranks, start, training.steps, config, meters, line),
             Watchdog(run_dir, ranks, training.health.flags, config),
-            Profiler(config.profile, run_dir, ranks, training.objective, meters),
+            Profiler(config.profile, run_dir, ranks, meters),
             training.validation,
             GarbageCollection(config.gc_every_steps),
         ]

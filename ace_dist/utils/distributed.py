@@ -148,6 +148,8 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     """The tensors of all ranks, of one shape, one after another, with gradients to each rank's own."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
+    if tensor.is_meta:  # where FLOPs are counted: the shape alone
+        return torch.cat([tensor] * dist.get_world_size())
     if not tensor.requires_grad:
         parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, tensor)

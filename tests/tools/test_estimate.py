@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import runpy
 from pathlib import Path
 
@@ -19,7 +18,9 @@ from ace_dist.data.loader import pyav
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.shards import ShardFiles
 from ace_dist.models import attention, timesformer
+from ace_dist.models import video as tower_base
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.tools import estimate as forecast
 from ace_dist.tools.estimate import (
     DEVICES,
     decode_budget,
@@ -29,7 +30,6 @@ from ace_dist.tools.estimate import (
     model_cost,
     nvdec_clips_per_s,
 )
-from ace_dist.train import estimate as forecast
 from ace_dist.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,7 @@ def test_counts_equal_those_of_the_real_network(monkeypatch):
     video = torch.randn(1, config.dataset.clip.frames, 3, config.loader.crop, config.loader.crop)
     with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.encode_video(video).sum().backward()
-    for module in (timesformer, attention):
+    for module in (timesformer, attention, tower_base):
         monkeypatch.setattr(module, "recompute", lambda function, *inputs: function(*inputs))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.encode_video(video).sum().backward()
@@ -187,8 +187,9 @@ def launcher():
 
 
 def test_the_launcher_measures_this_machine(shards, monkeypatch, capsys):
-    for name in ("measure_cpu_clips_per_s", "measure_cpu_flops_per_s"):  # the real ones, for a shorter time
-        monkeypatch.setattr(forecast, name, functools.partial(getattr(forecast, name), seconds=0.2))
+    clips, flops = forecast.measure_cpu_clips_per_s, forecast.matmul_flops_per_s  # the real ones, for a shorter time
+    monkeypatch.setattr(forecast, "measure_cpu_clips_per_s", lambda config: clips(config, seconds=0.2))
+    monkeypatch.setattr(forecast, "matmul_flops_per_s", lambda device, dtype, seconds: flops(device, dtype, 0.2))
     settings = ["dataset.clip.frames=5", "dataset.clip.seconds=1.5", f"dataset.shards={shards.folder}"]
     launcher()(["experiment=demo", *settings, "device=h200", "ranks=2", "measure=true"])
     text = capsys.readouterr().out
