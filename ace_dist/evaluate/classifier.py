@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from ace_dist.concepts import FreeLabel, LabelSet, SynonymTrees, free_labels
 from ace_dist.config import Config, read_config
@@ -80,13 +81,25 @@ class Classifier:
         The video goes through the same cutting, encoding, cropping and view fusion as a test clip of the run's shards.
         Raises `UserError` for a file that cannot be read, is too short or too long, and for unusable labels.
         """
-        labels = free_labels(actions, self.trees if self.config.method.leaf_augmentation else None)
+        labels = self.labels(actions)
         clip = clip_of_video(video, self.config, start_s, end_s)
-        parameter = next(self.model.video.parameters())
-        embeddings = self.model.encode_video(clip.video.to(parameter)).float().cpu()
-        views = len(embeddings)
-        test = EncodedTest(["video"] * views, list(range(views)), [0] * views, embeddings, frozenset({"video"}))
         names = LabelSet(tuple(label.label for label in labels), tuple(label.phrases for label in labels))
-        (row,) = score(self.model, test, [names], self.config)[0]["probabilities"]
+        (row,) = self.probabilities(self.encode(clip.video), [names])
         ranked = sorted(zip(names.labels, row, strict=True), key=lambda pair: -pair[1])
         return Classification(MappingProxyType(dict(ranked)), tuple(labels), clip.distinct_views)
+
+    def labels(self, actions: Sequence[str]) -> list[FreeLabel]:
+        """What stands for each action: the words of its tree where the run was trained with them, or itself alone."""
+        return free_labels(actions, self.trees if self.config.method.leaf_augmentation else None)
+
+    @torch.no_grad()
+    def encode(self, video_VTCHW: Tensor) -> Tensor:
+        """Embeddings [V, D] of the normalised views of one clip, float32 on the CPU."""
+        parameter = next(self.model.video.parameters())
+        return self.model.encode_video(video_VTCHW.to(parameter)).float().cpu()
+
+    def probabilities(self, embeddings_VD: Tensor, label_sets: Sequence[LabelSet]) -> list[list[float]]:
+        """Probabilities of one clip among the labels of each set, its views fused as in the run's evaluation."""
+        views = len(embeddings_VD)
+        test = EncodedTest(["clip"] * views, list(range(views)), [0] * views, embeddings_VD, frozenset({"clip"}))
+        return [part["probabilities"][0] for part in score(self.model, test, label_sets, self.config)]

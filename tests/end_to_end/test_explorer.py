@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_own_videos import render_video
 
-from ace_dist.tools.explorer import Explorer, drawing
+from ace_dist.tools.explorer import Explorer, LabelVotes, drawing
 from ace_dist.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def test_a_look_is_the_mean_of_the_votes(explorer):
     means = torch.stack([rows.mean(0) for rows in text.values()])
     with torch.no_grad():
         expected = (unit(clip.embeddings, dim=1) @ means.T / explorer.config.method.temperature).softmax(1).mean(0)
-    found = {item.label: item for item in look.labels}
+    found = {item.label: item for item in look}
     for label, probability in zip(words, expected.tolist(), strict=True):
         assert found[label].probability == pytest.approx(probability, abs=2e-4)
         votes = (unit(clip.embeddings, dim=1) @ text[label].T).mean(0)
@@ -61,9 +61,9 @@ def test_removing_a_word_changes_the_result_and_refusals_say_why(explorer):
     """A label of fewer words has another mean; impossible questions are refused by name."""
     clip = explorer.test_clip(explorer.tests[-1].id)
     words = {label: list(group) for label, group in explorer.synonyms(["spin block", "lift mug"]).items()}
-    before = {item.label: item.probability for item in explorer.look(clip, words).labels}
+    before = {item.label: item.probability for item in explorer.look(clip, words)}
     words["spin block"] = words["spin block"][1:]
-    after = {item.label: item.probability for item in explorer.look(clip, words).labels}
+    after = {item.label: item.probability for item in explorer.look(clip, words)}
     assert before["spin block"] != after["spin block"]
     for wrong, message in (
         ({"spin block": ["spin block"]}, "at least two labels"),
@@ -80,7 +80,7 @@ def test_the_robustness_table_is_that_of_the_evaluation(explorer):
     """Ten runs for a clip: the predictions that `predictions.json` holds for it."""
     import json
 
-    predictions = json.loads((explorer.run_dir / "predictions.json").read_text())
+    predictions = json.loads((explorer.run / "predictions.json").read_text())
     test = next(test for test in explorer.tests if not test.base)
     runs = explorer.robustness(explorer.test_clip(test.id))
     assert len(runs) == len(predictions["srt"]) == 10
@@ -92,10 +92,8 @@ def test_the_robustness_table_is_that_of_the_evaluation(explorer):
 
 def test_drawings_escape_what_a_user_types():
     """Labels are text of a stranger's: none of it becomes markup."""
-    from ace_dist.tools.explorer.session import LabelLook, Look
-
     evil = "<script>alert(1)</script>"
-    html = drawing.look_html(Look((LabelLook(evil, 0.5, ((evil, 0.1),)),)))
+    html = drawing.look_html([LabelVotes(evil, 0.5, ((evil, 0.1),))])
     html += drawing.robustness_html([[(evil, 0.5), ("b", 0.5)]]) + drawing.message_html(evil)
     assert "<script" not in html and html.count("&lt;script&gt;") == 4
     sheet = drawing.contact_sheet(np.zeros((8, 48, 48, 3), np.uint8))

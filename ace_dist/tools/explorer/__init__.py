@@ -1,5 +1,5 @@
-"""Room of the explorer: a local page on which one asks a trained model about clips and words."""
+"""A local page on which one asks a trained model about clips and words."""
 
-from ace_dist.tools.explorer.session import Explorer, Look
+from ace_dist.tools.explorer.session import Explorer, LabelVotes
 
-__all__ = ["Explorer", "Look"]
+__all__ = ["Explorer", "LabelVotes"]

@@ -1,19 +1,16 @@
-"""Owns the explorer's pictures: HTML and SVG strings, every word of a user escaped, nothing loaded from elsewhere."""
+"""The explorer's pictures as HTML and SVG strings: every word of a user is escaped, nothing is loaded from outside."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from ace_dist.evaluate.run_files import ConceptSpace
-    from ace_dist.tools.explorer.session import Look
-
+from ace_dist.evaluate.run_files import ConceptSpace
+from ace_dist.tools.explorer.session import LabelVotes
 
 STYLE = """
 .ace-bar{display:grid;grid-template-columns:1fr auto;gap:.1rem .6rem;margin:.6rem 0 .1rem}
@@ -43,21 +40,19 @@ def message_html(text: str) -> str:
     return f'<div class="ace-error" role="alert">{escape(text)}</div>'
 
 
-def look_html(look: Look) -> str:
+def look_html(labels: Sequence[LabelVotes]) -> str:
     """A bar for each label, most probable first, and below it how every phrase votes (cosine with the clip)."""
     parts = []
-    for item in look.labels:
-        name, percent = escape(item.label), f"{item.probability:.1%}"
+    for item in labels:
         votes = "".join(
             f'<tr><td class="ace-word">{escape(phrase)}</td><td>{cosine:+.3f}</td></tr>'
             for phrase, cosine in sorted(item.votes, key=lambda vote: -vote[1])
         )
-        width = f"{100 * item.probability:.1f}%"
+        plural, mean = "s" * (len(item.votes) > 1), sum(cosine for _, cosine in item.votes) / len(item.votes)
         parts.append(
-            f'<div class="ace-bar"><span class="ace-word">{name}</span><b>{percent}</b>'
-            f'<i style="width:{width}"></i></div>'
-            f"<details><summary>{len(item.votes)} phrase{'s' * (len(item.votes) > 1)}, mean cosine "
-            f"{sum(cosine for _, cosine in item.votes) / len(item.votes):+.3f}</summary>"
+            f'<div class="ace-bar"><span class="ace-word">{escape(item.label)}</span><b>{item.probability:.1%}</b>'
+            f'<i style="width:{100 * item.probability:.1f}%"></i></div>'
+            f"<details><summary>{len(item.votes)} phrase{plural}, mean cosine {mean:+.3f}</summary>"
             f'<table class="ace-votes"><tbody>{votes}</tbody></table></details>'
         )
     return f'<div id="ace-look">{"".join(parts)}</div>'
@@ -95,14 +90,14 @@ def map_svg(layout_S2: npt.NDArray[np.float64], space: ConceptSpace, title: str)
     names = list(dict.fromkeys(space.actions))
     marks = []
     for (x, y), phrase, action, base in zip(points, space.phrases, space.actions, space.base, strict=True):
-        colour = PALETTE[names.index(action) % len(PALETTE)]
-        shape = (
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}" fill-opacity=".75">'
+        tag, shape = (
+            ("circle", f'cx="{x:.1f}" cy="{y:.1f}" r="5"')
             if base
-            else f'<path d="M{x - 5:.1f} {y - 5:.1f}h10v10h-10z" fill="{colour}" fill-opacity=".75">'
+            else ("path", f'd="M{x - 5:.1f} {y - 5:.1f}h10v10h-10z"')
         )
-        tag = "circle" if base else "path"
-        marks.append(f"{shape}<title>{escape(phrase)} ({escape(action)})</title></{tag}>")
+        colour = PALETTE[names.index(action) % len(PALETTE)]
+        title = f"<title>{escape(phrase)} ({escape(action)})</title>"
+        marks.append(f'<{tag} {shape} fill="{colour}" fill-opacity=".75">{title}</{tag}>')
     chosen = np.array(space.actions)
     labels = "".join(
         f'<text x="{points[chosen == name, 0].mean():.1f}" y="{points[chosen == name, 1].mean():.1f}" '

@@ -1,4 +1,4 @@
-"""Owns the explorer's page (Gradio): what is asked of `Explorer` when, and how refusals are shown.
+"""The explorer's page (Gradio): what is asked of `Explorer` when, and how refusals are shown.
 
 The page is served on the loopback address. An uploaded file is deleted as soon as it was read. Nothing is fetched from
 or sent to another machine: system fonts, no analytics, pictures drawn here.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ HELP = (
     "or add words to see what changes. A label's probability comes from the mean cosine over its ticked phrases "
     "(ACE Eq. 3)."
 )
+NO_CLIP = drawing.message_html("choose a test clip or upload a video first")
 Words = dict[str, list[tuple[str, bool]]]  # label -> its phrases, and whether they vote
 
 
@@ -43,7 +45,7 @@ class Page:
         self.explorer = explorer
         self.lock = threading.Lock()
 
-    def words_of(self, text: str) -> Words:
+    def typed_words(self, text: str) -> Words:
         """The typed labels, one a line, each with the phrases of its tree."""
         labels = [line.strip() for line in text.splitlines() if line.strip()]
         return {label: [(p, True) for p in phrases] for label, phrases in self.explorer.synonyms(labels).items()}
@@ -51,7 +53,7 @@ class Page:
     def use_labels(self, text: str, clip: Clip | None) -> tuple[Words | None, str]:
         """New labels: their words, and the look at the present clip."""
         try:
-            words = self.words_of(text)
+            words = self.typed_words(text)
         except UserError as error:
             return None, drawing.message_html(str(error))
         return words, self.look(clip, words)
@@ -59,7 +61,7 @@ class Page:
     def look(self, clip: Clip | None, words: Words | None) -> str:
         """The result for a clip and words, or a message."""
         if clip is None:
-            return drawing.message_html("choose a test clip or upload a video first")
+            return NO_CLIP
         if words is None:
             return drawing.message_html("write the labels first, one a line")
         try:
@@ -71,18 +73,20 @@ class Page:
 
     def choose(self, key: str, words: Words | None) -> tuple[Any, ...]:
         """A clip of the test set."""
-        return self.show(lambda: self.explorer.test_clip(key), words, f"test clip {key}: {self.truth(key)}")
+        test = next(test for test in self.explorer.tests if test.id == key)
+        caption = f"test clip {key}: {test.action} ({'base' if test.base else 'novel'} action)"
+        return self.show(lambda: self.explorer.test_clip(key), words, caption)
 
     def upload(self, path: str | None, words: Words | None) -> tuple[Any, ...]:
-        """A file of the user's own: read, then deleted."""
+        """A user's own file: read, then deleted."""
         if path is None:
-            return None, None, "", drawing.message_html("choose a test clip or upload a video first"), ""
+            return None, None, "", NO_CLIP, ""
         try:
             return self.show(lambda: self.explorer.uploaded(path), words, f"uploaded: {Path(path).name}")
         finally:
             Path(path).unlink(missing_ok=True)
 
-    def show(self, read: Any, words: Words | None, caption: str) -> tuple[Any, ...]:
+    def show(self, read: Callable[[], Clip], words: Words | None, caption: str) -> tuple[Any, ...]:
         """Clip state, contact sheet, caption, look, SRT table; on a refusal a message and no clip."""
         try:
             with self.lock:
@@ -92,31 +96,25 @@ class Page:
             return None, None, "", drawing.message_html(str(error)), ""
         return clip, drawing.contact_sheet(clip.frames), caption, self.look(clip, words), drawing.robustness_html(runs)
 
-    def truth(self, key: str) -> str:
-        """What a test clip shows."""
-        test = next(test for test in self.explorer.tests if test.id == key)
-        return f"{test.action} ({'base' if test.base else 'novel'} action)"
-
     def maps(self) -> str:
         """Concept space before and after training."""
         try:
-            space = read_run(self.explorer.run_dir).space
+            space = read_run(self.explorer.run).space
         except UserError as error:
             return drawing.message_html(str(error))
-        pictures = [
+        return "".join(
             drawing.map_svg(concept_layout(rows, space.actions), space, title)
             for rows, title in ((space.before, "before training"), (space.after, "after training"))
-        ]
-        return "".join(pictures)
+        )
 
 
 def build_page(explorer: Explorer) -> Any:
     """The page of one run."""
     page = Page(explorer)
-    start = page.words_of("\n".join(explorer.default_labels()))
-    with gr.Blocks(title=f"ace-dist: {explorer.run_dir}", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
+    start = page.typed_words("\n".join(explorer.default_labels()))
+    with gr.Blocks(title=f"ace-dist: {explorer.run}", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
         gr.Markdown(f"## {explorer.config.method.name} on {explorer.config.dataset.name}\n{HELP}")
-        clip, words, drawn = gr.State(None), gr.State(start), gr.State(phrases_of(start))
+        clip, words, drawn = gr.State(None), gr.State(start), gr.State(label_phrases(start))
         with gr.Row():
             with gr.Column(min_width=280):
                 tests = [(f"{t.action}{'' if t.base else ' (novel)'}: {t.id}", t.id) for t in explorer.tests]
@@ -129,7 +127,7 @@ def build_page(explorer: Explorer) -> Any:
                 )
                 use = gr.Button("Use these labels", variant="primary", elem_id="ace-use")
             with gr.Column(min_width=280):
-                result = gr.HTML(drawing.message_html("choose a test clip or upload a video first"))
+                result = gr.HTML(NO_CLIP)
                 gr.Markdown("### Words that vote")
                 render_words(page, clip, words, drawn, result, blocks)
         with gr.Accordion("The Synonym Robustness Test of this clip", open=False):
@@ -139,12 +137,12 @@ def build_page(explorer: Explorer) -> Any:
         shown = [clip, sheet, caption, result, robustness]
         chosen.input(page.choose, [chosen, words], shown)
         uploaded.upload(page.upload, [uploaded, words], shown)
-        use.click(page.use_labels, [labels, clip], [words, result]).then(phrases_of, words, drawn)
+        use.click(page.use_labels, [labels, clip], [words, result]).then(label_phrases, words, drawn)
         concepts.expand(page.maps, None, maps)
     return blocks
 
 
-def phrases_of(words: Words) -> dict[str, list[str]]:
+def label_phrases(words: Words) -> dict[str, list[str]]:
     """The phrases of each label, ticked or not."""
     return {label: [phrase for phrase, _ in group] for label, group in words.items()}
 
@@ -160,7 +158,6 @@ def render_words(
 
     @gr.render(inputs=words, triggers=[blocks.load, drawn.change])  # type: ignore[untyped-decorator]
     def groups(present: Words | None) -> None:
-        """Draw the groups of the present labels."""
         for label, group in (present or {}).items():
             ticked = gr.CheckboxGroup(
                 [p for p, _ in group], value=[p for p, on in group if on], label=label, interactive=True
@@ -170,24 +167,22 @@ def render_words(
             )
 
             def tick(voting: list[str], clip: Clip | None, now: Words, label: str = label) -> tuple[Words, str]:
-                """The ticked phrases of a label vote, the others do not."""
                 now = {**now, label: [(p, p in voting) for p, _ in now[label]]}
                 return now, page.look(clip, now)
 
             def add(phrase: str, clip: Clip | None, now: Words, label: str = label) -> tuple[Words, str]:
-                """One more phrase for a label."""
                 phrase = " ".join(phrase.lower().split())
                 if phrase and phrase not in [p for p, _ in now[label]]:
                     now = {**now, label: [*now[label], (phrase, True)]}
                 return now, page.look(clip, now)
 
             ticked.input(tick, [ticked, clip, words], [words, result])
-            added.submit(add, [added, clip, words], [words, result]).then(phrases_of, words, drawn)
+            added.submit(add, [added, clip, words], [words, result]).then(label_phrases, words, drawn)
 
 
-def serve(run_dir: Path, port: int, device: str, largest_upload_mb: int) -> None:
+def serve(run: Path, port: int, device: str, largest_upload_mb: int) -> None:
     """Serve the page on the loopback address until Ctrl-C. Raises `UserError` when the port is taken."""
-    blocks = build_page(Explorer(run_dir, device))
+    blocks = build_page(Explorer(run, device))
     try:
         blocks.launch(
             server_name=HOST,
