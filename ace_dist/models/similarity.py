@@ -73,7 +73,6 @@ class Spotting(Similarity):
     def forward(
         self, video: Tensor, table_PD: Tensor, offsets: Sequence[Tensor], temperature: float, rows: Sequence[Tensor]
     ) -> list[Tensor]:
-        """See `Similarity`; `video` is [B,T,D]."""
         frames, table = normalize(video.float(), dim=2), normalize(table_PD.float(), dim=1)
         likeness = torch.einsum("btd,pd->bpt", frames, table)
         pooled = torch.einsum("bpt,btd->bpd", (likeness / SPOTTING_TEMPERATURE).softmax(2), frames)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 import torch
-from timm.layers import Mlp, PatchEmbed, QuickGELU, trunc_normal_
+from timm.layers import Mlp, PatchEmbed, QuickGELU
 from torch import Tensor, nn
 
 from ace_dist.models.attention import AttentionBackend, attend, choose_attention
@@ -92,15 +92,6 @@ class SpaceTimeTower(VideoTower):
         self.head = nn.Linear(config.width, config.embed_dim)
         self.reset_parameters()
         self.freeze()
-
-    def reset_parameters(self) -> None:
-        """Truncated normal 0.02 and zero biases, as the TimeSformer."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        trunc_normal_(self.cls_token, std=0.02)
-        trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, video: Tensor) -> Tensor:
         """Embeddings of clips."""

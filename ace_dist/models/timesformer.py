@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -165,15 +165,10 @@ class TimeSformer(VideoTower):
         self.freeze()
 
     def reset_parameters(self) -> None:
-        """Official initialisation: truncated normal 0.02, zero biases, zero time embedding and zero `temporal_fc`."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        """As the official model, with zero `temporal_fc`: a new block passes on what the image model sees."""
+        super().reset_parameters()
         for block in self.blocks:
             nn.init.zeros_(block.temporal_fc.weight)
-        trunc_normal_(self.cls_token, std=0.02)
-        trunc_normal_(self.pos_embed, std=0.02)
 
     def set_step(self, seed: int, step: int, rank: int, world: int) -> None:
         """Fix the stochastic depth of the next training forwards, as a pure function of (seed, step, layer).
@@ -193,17 +188,17 @@ class TimeSformer(VideoTower):
         Clips of bytes are normalised within `patch_embed`, which has to know how (`ClipPatches.normalisation`). Raises
         `ModelError` for frames that are not square or not a multiple of the patch.
         """
-        frozen_below = 0 if self.time_embed.requires_grad else self.first_trained
+        below = self.time_embed.requires_grad
         if video.dim() == 3:
             first, (cls, patches) = self.frozen_depth, self.unpack(video)
         else:
             self.check_video(video)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and frozen_below == 0):
+            with self.grad_from(-1, below):
                 first, (cls, patches) = 0, self.embed(video)
         backend = choose_attention(self.config.attention, video.device)
         masks = self.drop_masks(patches)
         for index, block in list(enumerate(self.blocks))[first:]:
-            with part(self.part_name(index)), torch.set_grad_enabled(torch.is_grad_enabled() and index >= frozen_below):
+            with part(self.part_name(index)), self.grad_from(index, below):
                 if index == len(self.blocks) - 1:
                     cls = self.run_block(block.last, cls, patches, masks[index], backend)
                 else:

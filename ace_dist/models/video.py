@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,6 +44,15 @@ class VideoTower(nn.Module):
     def first_trained(self) -> int:
         """Index of the first block that trains."""
         return self.config.depth - self.config.trained_blocks
+
+    def reset_parameters(self) -> None:
+        """The TimeSformer's initialisation: truncated normal 0.02, zero biases and zero time embedding."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        trunc_normal_(self.cls_token, std=0.02)
+        trunc_normal_(self.pos_embed, std=0.02)
 
     def freeze(self) -> None:
         """Set `requires_grad` of every parameter from the configuration, and eval mode of frozen modules."""

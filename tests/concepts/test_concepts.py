@@ -141,7 +141,7 @@ def test_draws_follow_equations_4_6_and_7():
     """Root children in the fixed part; one shared verb per root; shadows never from the own tree; objects kept."""
     trees = SynonymTrees(NODES)
     sampler = ConceptSampler(ACTIONS, trees, 0)
-    seen = collections.Counter()
+    draws = collections.Counter()
     for step in range(600):
         draw = sampler.draw(step)
         for k, action in enumerate(ACTIONS):
@@ -153,11 +153,11 @@ def test_draws_follow_equations_4_6_and_7():
             wrong = drawn_verb(draw.shadow[k], action)
             assert wrong not in trees.children(action.verb)
             assert all(phrase.endswith(" " + action.object) for phrase in draw.shadow[k])
-            seen[k, positive] += 1
+            draws[k, positive] += 1
         assert drawn_verb(draw.random[0], ACTIONS[0]) == drawn_verb(draw.random[2], ACTIONS[2])
     for k, action in enumerate(ACTIONS):
         for verb in trees.children(action.verb):
-            assert 130 < seen[k, verb] < 270  # uniform over 3 children: 200 expected, six standard deviations wide
+            assert 130 < draws[k, verb] < 270  # uniform over 3 children: 200 expected, six standard deviations wide
 
 
 def test_shadow_pool_is_the_union_less_the_own_children():

@@ -1,4 +1,4 @@
-"""Protects attention: its numbers against the formula written out, and the choice of backend with its messages."""
+"""Attention: its numbers against the formula written out, and the choice of backend with its messages."""
 
 import sys
 

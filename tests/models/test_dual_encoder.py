@@ -1,4 +1,4 @@
-"""Protects the dual encoder: one space, the two groups that train, and the split of its state dict."""
+"""The dual encoder: one space, the two groups that train, and the split of its state dict."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Protects the patch embedding of bytes: it is normalising and then embedding, in one product."""
+"""The patch embedding of bytes: it is normalising and then embedding, in one product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Protects activation checkpointing of whole blocks: no bit of a gradient changes, and inputs alone are stored."""
+"""Activation checkpointing of whole blocks: no bit of a gradient changes, and inputs alone are stored."""
 
 from dataclasses import replace
 

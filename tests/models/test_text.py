@@ -1,4 +1,4 @@
-"""Protects the tokenizer and the text towers against transformers, open_clip and sentence-transformers' own results."""
+"""The tokenizer and the text towers against transformers, open_clip and sentence-transformers' own results."""
 
 import random
 import secrets

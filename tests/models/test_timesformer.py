@@ -1,4 +1,4 @@
-"""Protects the TimeSformer: its numbers against Hugging Face's, its freezing, its memory, and its stochastic depth."""
+"""The TimeSformer: its numbers against Hugging Face's, its freezing, its memory, and its stochastic depth."""
 
 import secrets
 
@@ -219,7 +219,7 @@ def test_recomputation_changes_no_bit_and_stores_little(dtype, monkeypatch):
     assert found[True][0] < 0.75 * found[False][0]
 
 
-def test_frozen_trunk_stores_nothing_and_changes_no_gradient():
+def test_frozen_blocks_store_nothing_and_change_no_gradient():
     """Same gradients of the trained blocks as a backward pass through everything; no graph below them."""
     config = tiny(drop_path=0.0)
     model, full = randomised(config), TimeSformer(tiny(drop_path=0.0, trained_blocks=4))

@@ -1,4 +1,4 @@
-"""Protects what differs between methods: losses, spotting, prompts, and the order in which settings win."""
+"""What differs between methods: losses, spotting, prompts, and the order in which settings win."""
 
 import dataclasses
 

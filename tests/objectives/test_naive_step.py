@@ -45,7 +45,7 @@ def train(module, loss_of, sampler, clips, labels):
 
 
 def test_fifty_steps_equal_the_plain_formulation(naive_step, actions, trees):
-    """Frozen trunk, layout, text feature cache and kernels leave the losses of a training run as they are."""
+    """Frozen blocks, layout, text feature cache and kernels leave the losses of a training run as they are."""
     VIDEO.drop_path = 0.0  # Hugging Face's configuration takes no fraction
     settings = MethodConfig(temperature=0.1)
     model = DualEncoder(VIDEO, TEXT).double()

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ace_dist.concepts import ConceptSampler
+from ace_dist.concepts import Action, ConceptSampler
 from ace_dist.config import MethodConfig, TextConfig, VideoConfig
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.objectives import ConceptObjective, total_loss
@@ -91,3 +91,14 @@ def test_both_parts_add_up(actions, trees):
     video, labels = torch.randn(B, T, 3, 16, 16, dtype=torch.float64), torch.randint(len(actions), (B,))
     losses = objective(video, labels, objective.sampler.draw(0))
     assert torch.allclose(total_loss(losses), losses["fixed"] + losses["random"])
+
+
+def test_a_step_handles_its_phrases_as_integers(actions, trees, monkeypatch):
+    """No label is put together, no phrase looked up, and repeats are found once."""
+    objective, uniques = build(actions, trees), []
+    unique = torch.unique  # which `Tensor.unique` calls
+    monkeypatch.setattr(torch, "unique", lambda *args, **named: uniques.append(1) or unique(*args, **named))
+    monkeypatch.setattr(Action, "__post_init__", lambda action: pytest.fail("a label is put together"))
+    objective.text_features.positions = None
+    objective(torch.randn(B, T, 3, 16, 16, dtype=torch.float64), torch.arange(B) % 2, objective.sampler.draw(3))
+    assert len(uniques) == 1
