@@ -63,13 +63,12 @@ class LoadReport:
         parts = [f"{self.path}: {self.loaded} tensors loaded"]
         for name in ("resized", "started", "ignored", "missing", "unexpected", "mismatched"):
             if keys := getattr(self, name):
-                shown = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
-                parts.append(f"{len(keys)} {name} ({shown})")
+                first = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+                parts.append(f"{len(keys)} {name} ({first})")
         return "; ".join(parts)
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor of the model came from the file and nothing was left over."""
         return not (self.missing or self.unexpected or self.mismatched)
 
 
@@ -104,8 +103,8 @@ def load_text_weights(tower: nn.Module, path: Path | str | None, strict: bool = 
     """
     stored = read_safetensors(path, TEXT_SETTING)
     ignored = [key for key in stored if key.startswith(IMAGE_SIDE_OF_CLIP) or key == POSITION_IDS]
-    kept = TensorFile(stored.path, set(stored) - set(ignored))
-    return assign(tower, kept, LoadReport(stored.path, ignored=ignored), TEXT_SETTING, strict)
+    text_side = TensorFile(stored.path, set(stored) - set(ignored))
+    return assign(tower, text_side, LoadReport(stored.path, ignored=ignored), TEXT_SETTING, strict)
 
 
 def save_safetensors(

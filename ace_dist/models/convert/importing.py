@@ -87,8 +87,8 @@ class ImportReport:
         section = "text" if self.tower == "text" else "video"
         tower = {} if section == "text" else {"tower": self.tower}
         settings = {**tower, **self.settings, "weights": weights}
-        shown = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
-        return " ".join(f"model.{section}.{key}={value}" for key, value in shown.items())
+        texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
+        return " ".join(f"model.{section}.{key}={value}" for key, value in texts.items())
 
 
 def import_command(config: ImportConfig) -> None:
@@ -152,7 +152,7 @@ def check_activation(source: Path) -> str:
     Returns what is assumed when no settings file beside the weights says so. Raises `ModelError` when one says GELU.
     """
     folder = source if source.is_dir() else source.parent
-    said: dict[str, bool] = {}
+    quick_gelu: dict[str, bool] = {}
     for name in ("config.json", "open_clip_config.json"):
         path = folder / name
         try:
@@ -160,14 +160,14 @@ def check_activation(source: Path) -> str:
         except ValueError as error:
             raise ModelError(f"{path}, which says how {source} was made, is not JSON: {error}") from error
         if "model_cfg" in about:  # of open_clip, where GELU is the default
-            said[name] = bool(about["model_cfg"].get("quick_gelu", False))
+            quick_gelu[name] = bool(about["model_cfg"].get("quick_gelu", False))
         elif str(about.get("model_type", "")).startswith("clip"):  # of transformers, where QuickGELU is
             towers = [about, about.get("text_config") or {}, about.get("vision_config") or {}]
-            said[name] = all(part.get("hidden_act", "quick_gelu") == "quick_gelu" for part in towers)
-    for name, quick in said.items():
+            quick_gelu[name] = all(part.get("hidden_act", "quick_gelu") == "quick_gelu" for part in towers)
+    for name, quick in quick_gelu.items():
         if not quick:
             raise ModelError(f"{source} was trained with GELU ({name}); our CLIP towers have QuickGELU, as OpenAI's")
-    if said:
+    if quick_gelu:
         return ""
     return "QuickGELU, as in OpenAI's weights; open_clip's models without quickgelu in their name have GELU: do not use"
 

@@ -80,10 +80,10 @@ class Answer:
     fault: str = ""
 
 
-def question(action: str, count: int, domain: str, known: Sequence[str] = ()) -> str:
-    """The prompt for `count` synonyms of `action`; `known` lists those of earlier answers, when it asks again."""
+def question(action: str, count: int, domain: str, earlier: Sequence[str] = ()) -> str:
+    """The prompt for `count` synonyms of `action`; `earlier` lists those of earlier answers, when it asks again."""
     text = TEMPLATE.format(action=action, count=count, domain=domain)
-    return text + (FOLLOW_UP.format(count=count, known="; ".join(known)) if known else "")
+    return text + (FOLLOW_UP.format(count=count, known="; ".join(earlier)) if earlier else "")
 
 
 def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:
@@ -94,18 +94,18 @@ def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:
     answer = Answer()
     lines = list(phrase_lines(text, action))
     if truncated and lines:
-        answer.rejected.append(f"{shown(lines.pop())}: the answer was cut off here")
+        answer.rejected.append(f"{excerpt(lines.pop())}: the answer was cut off here")
     objectless = lists_verbs_alone(lines, action)
     for line in lines[:MAX_LINES]:
         verb, fault = read_line(line, action, objectless)
         if fault:
-            answer.rejected.append(f"{shown(line)}: {fault}")
+            answer.rejected.append(f"{excerpt(line)}: {fault}")
         elif verb == action.verb or verb in answer.verbs:
-            answer.rejected.append(f"{shown(line)}: repeats {verb!r}")
+            answer.rejected.append(f"{excerpt(line)}: repeats {verb!r}")
         else:
             answer.verbs.append(verb)
             if line not in (f"{verb} {action.object}", verb):
-                answer.repairs.append(f"{shown(line)} -> {verb}")
+                answer.repairs.append(f"{excerpt(line)} -> {verb}")
     if len(lines) > MAX_LINES:
         answer.rejected.append(f"{len(lines) - MAX_LINES} lines after the first {MAX_LINES}: not read")
     return answer
@@ -173,7 +173,7 @@ def with_object(words: list[str], target: list[str]) -> list[str]:
 
 
 def same_object(words: list[str], target: list[str]) -> bool:
-    """The object as asked, its last word perhaps in the plural."""
+    # The last word may be in the plural.
     return words[:-1] == target[:-1] and words[-1] in (target[-1], target[-1] + "s", target[-1] + "es")
 
 
@@ -216,7 +216,6 @@ def latin(word: str) -> str:
     return word.translate(LOOK_ALIKES) if re.search(r"[a-z]", word) else word
 
 
-def shown(line: str) -> str:
-    """A line for a report: printable and short."""
+def excerpt(line: str) -> str:
     printable = "".join(c if c.isprintable() else "�" for c in line.strip())
     return repr(printable if len(printable) <= SHOWN_CHARACTERS else printable[: SHOWN_CHARACTERS - 1] + "…")

@@ -77,7 +77,7 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> BuildResul
     if config.source == "wordnet":
         wordnet = WordNetSource(WordNet(find_wordnet(config.wordnet)), config.senses, set(actions))
         result = grow_trees(actions, config.sizes(), wordnet, output, 1)
-        for verb, name, gloss in wordnet.chosen():
+        for verb, name, gloss in wordnet.root_senses():
             say(f"  {verb}: {name}, {gloss}")
         return result
     say("estimate: " + estimate(actions, config))
@@ -102,26 +102,26 @@ class ModelSource:
 
     def fill(self, node: Node, action: Action, count: int) -> Answer:
         """`count` synonyms of the last verb of `node`. As in the paper, the question asks for M: one to spare."""
-        found = Answer()
-        while len(found.verbs) < count and found.answers < self.asks:
-            known = [str(action.with_verb(verb)) for verb in found.verbs]
-            prompt = question(str(action), count + 1 - len(found.verbs), self.domain, known)
+        total = Answer()
+        while len(total.verbs) < count and total.answers < self.asks:
+            phrases = [str(action.with_verb(verb)) for verb in total.verbs]
+            prompt = question(str(action), count + 1 - len(total.verbs), self.domain, phrases)
             try:
-                reply = self.client.ask(prompt, found.answers)
+                reply = self.client.ask(prompt, total.answers)
             except NoAnswer as error:
-                found.fault = str(error)
-                return found
+                total.fault = str(error)
+                return total
             answer = parse_answer(reply.text, action, truncated=reply.finish == "length")
-            found.answers += 1
-            found.verbs += [verb for verb in answer.verbs if verb not in found.verbs]
-            found.repairs += answer.repairs
-            found.rejected += answer.rejected
-        if len(found.verbs) < count:
-            found.fault = (
-                f"{len(found.verbs)} of {count} synonyms after {found.answers} answers; rejected: "
-                f"{'; '.join(found.rejected[-5:]) or 'none'}; raise asks, or complete the node by hand (manual=export)"
+            total.answers += 1
+            total.verbs += [verb for verb in answer.verbs if verb not in total.verbs]
+            total.repairs += answer.repairs
+            total.rejected += answer.rejected
+        if len(total.verbs) < count:
+            total.fault = (
+                f"{len(total.verbs)} of {count} synonyms after {total.answers} answers; rejected: "
+                f"{'; '.join(total.rejected[-5:]) or 'none'}; raise asks, or complete the node by hand (manual=export)"
             )
-        return found
+        return total
 
     def cancel(self) -> None:
         """Let questions under way end soon."""

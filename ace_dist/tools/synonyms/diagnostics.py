@@ -60,7 +60,7 @@ def diagnose(trees: SynonymTrees, base: Collection[str] | None = None) -> Diagno
     """Check trees; `base` are the root verbs of base actions, whose shadow pools are counted (default: all roots)."""
     first = {root: set(trees.children(root)) for root in trees.roots}
     second = {root: {verb for _, children in trees.nodes(root) for verb in children} for root in trees.roots}
-    first_shared, second_shared = shared(first), shared(second)
+    first_shared, second_shared = common_verbs(first), common_verbs(second)
     base = trees.roots if base is None else [root for root in trees.roots if root in set(base)]
     shadows = {root: len(shadow_pool(root, base, trees)) for root in base}
     warnings = [
@@ -73,7 +73,7 @@ def diagnose(trees: SynonymTrees, base: Collection[str] | None = None) -> Diagno
     return Diagnostics(trees.roots, first_shared, second_shared, shadows, tuple(warnings))
 
 
-def shared(verbs: dict[str, set[str]]) -> dict[tuple[str, str], tuple[str, ...]]:
+def common_verbs(verbs: dict[str, set[str]]) -> dict[tuple[str, str], tuple[str, ...]]:
     """Per pair of roots the verbs of both; pairs without any are left out."""
     both = {(a, b): tuple(sorted(verbs[a] & verbs[b])) for a, b in combinations(verbs, 2)}
     return {pair: common for pair, common in both.items() if common}

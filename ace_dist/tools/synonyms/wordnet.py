@@ -154,7 +154,6 @@ class WordNet:
             above = [up for parent in above for up in self.at(parent.hypernyms) if up.offset not in visited]
 
     def at(self, offsets: tuple[str, ...]) -> list[Sense]:
-        """The senses at these offsets."""
         return [self.senses[offset] for offset in offsets]
 
 
@@ -195,7 +194,7 @@ class WordNetSource:
     def cancel(self) -> None:
         """Look-ups take no time."""
 
-    def chosen(self) -> list[tuple[str, str, str]]:
+    def root_senses(self) -> list[tuple[str, str, str]]:
         """Root verb, name of its sense, gloss: for the user to check."""
         return [
             (node[0], self.picked.get(node[0]) or self.wordnet.name(node[0], sense), sense.gloss)
@@ -208,7 +207,7 @@ class WordNetSource:
         return {
             "source": "WordNet 3.0",
             "database_sha256": self.wordnet.digest,
-            "senses": {verb: name for verb, name, _ in self.chosen()},
+            "senses": {verb: name for verb, name, _ in self.root_senses()},
             "licence": "WordNet 3.0, Copyright 2006 by Princeton University",
         }
 
@@ -219,7 +218,6 @@ def usable(verb: str) -> bool:
 
 
 def parse_data(text: str) -> Iterator[Sense]:
-    """The senses of `data.verb`."""
     for line in text.splitlines():
         if line.startswith("  "):
             continue  # the licence

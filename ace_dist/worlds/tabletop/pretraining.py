@@ -58,7 +58,7 @@ class PretrainConfig:
     temperature: float = 0.05
     bf16: bool = True
     test_clips: int = 384
-    supervised_weights: str | None = None  # safetensors file; null: nothing is kept
+    supervised_weights: str | None = None  # safetensors file; null: nothing is weights_file
 
 
 @dataclass(frozen=True)
@@ -190,10 +190,10 @@ def build_towers(model: ModelConfig) -> DualEncoder:
         model.video, trained_blocks=model.video.depth, train_head=True, train_norm=True, train_time_embed=True,
         drop_path=0.0, weights=None,
     )  # fmt: skip
-    learned = 0 if model.text.tower == "minilm" else model.text.depth
-    text = replace(model.text, trained_layers=learned, train_projection=True, weights=None)
+    trained_layers = 0 if model.text.tower == "minilm" else model.text.depth
+    text = replace(model.text, trained_layers=trained_layers, train_projection=True, weights=None)
     towers = DualEncoder(video, text).requires_grad_(True)
-    if not learned:
+    if not trained_layers:
         towers.text.freeze()
     return towers
 
@@ -254,14 +254,14 @@ def pretrain(
     torch.manual_seed(settings.seed)
     model = build_towers(model_config)
     initialise(model)
-    kept = None if settings.supervised_weights is None else Path(settings.supervised_weights)
-    if kept is not None and kept.is_file():
-        model.video.load_state_dict(load_file(kept))
-        log(f"supervised pretraining: read from {kept}")
+    weights_file = None if settings.supervised_weights is None else Path(settings.supervised_weights)
+    if weights_file is not None and weights_file.is_file():
+        model.video.load_state_dict(load_file(weights_file))
+        log(f"supervised pretraining: read from {weights_file}")
     else:
         pretrain_supervised(model, videos, corpus, loader, settings, log)
-        if kept is not None:
-            save_safetensors(model.video.state_dict(), kept)
+        if weights_file is not None:
+            save_safetensors(model.video.state_dict(), weights_file)
     losses = pretrain_contrastive(model, videos, [narrated.text for narrated in corpus], loader, settings, log)
     held_out = narrated_clips(words, world, settings.test_clips, start=len(corpus))
     embedded = encode_clips(model, render_narrated(held_out, world, *clip, workers=workers), loader)
