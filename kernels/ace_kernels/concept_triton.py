@@ -80,13 +80,13 @@ def forward(problem: Problem) -> tuple[Tensor, Saved]:
         **video_arguments(problem, inverse), "means": planes(means, video, plan), "out": out, "shadow_out": shadow_out,
         "losses": losses, "labels": inverse if labels is None else labels.contiguous(), "batch": batch,
         "classes": classes, "columns": sets * classes, "total_n": problem.means, "width": video.shape[1], "sets": sets,
-        **two_floats(1 / problem.temperature), "SHADOWED": shadowed, "CHECK": labels is not None, "SPLIT": plan.split,
+        **two_floats(1 / problem.temperature), "SHADOWED": shadowed, "SPLIT": plan.split,
         "WIDE": DOT_TYPES[plan.wide],
     }  # fmt: skip
     blocks, warps = logits_blocks(batch, classes, plan, softmax)
     grid = (triton.cdiv(batch, blocks["BLOCK_B"]), triton.cdiv(classes, blocks["BLOCK_C"]), sets)
     backend.launch(
-        kernels.logits_kernel, grid, warps, softmax, **shared, SOFTMAX=softmax, ONE_BLOCK=softmax,
+        kernels.logits_kernel, grid, warps, softmax, **shared, SOFTMAX=softmax,
         UPCAST=INTERPRETED, PRECISION="ieee" if plan.split else plan.precision, **blocks,
     )  # fmt: skip
     if labels is None:

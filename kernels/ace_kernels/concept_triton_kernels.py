@@ -140,11 +140,10 @@ def shadow_logits(
 def logits_kernel(
     video, inverse_norms, means, labels, out, shadow_out, losses, video_stride, video_stride_d, batch, classes,
     columns, total_n, width, sets, high, low,
-    SOFTMAX: tl.constexpr, SHADOWED: tl.constexpr, CHECK: tl.constexpr, ONE_BLOCK: tl.constexpr, SPLIT: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+    SOFTMAX: tl.constexpr, SHADOWED: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A tile of logits of one set; with `SOFTMAX` the tile holds all classes and ends as losses and derivatives.
+    """A tile of logits of one set; with `SOFTMAX` it holds all videos and classes and ends as losses and derivatives.
 
     16-bit videos meet the two planes of the means on tensor cores (`SPLIT`): the video is exact, a mean keeps 16 bits
     or more, sums are float32. Other videos are multiplied in `PRECISION`.
@@ -176,8 +175,7 @@ def logits_kernel(
     where = out + b.to(tl.int64)[:, None] * columns + n[None, :]
     if SOFTMAX:
         label = tl.load(labels + b, mask=b < batch, other=0)
-        if CHECK:
-            tl.device_assert((label >= 0) & (label < classes), "ace_kernels: labels must lie in [0, C)")
+        tl.device_assert((label >= 0) & (label < classes), "ace_kernels: labels must lie in [0, C)")
         logits = tl.where((c < classes)[None, :], logits, -float("inf"))
         peak = tl.max(logits, 1)
         if SHADOWED:
@@ -195,10 +193,7 @@ def logits_kernel(
         tl.store(where, tl.exp(logits - lse[:, None]) - is_true.to(WIDE), mask=inside)
         if SHADOWED:
             tl.store(shadow_out + b * sets + r, tl.exp(own - lse), mask=b < batch)
-        if ONE_BLOCK:
-            tl.store(losses + r, tl.sum(loss, 0) / batch)
-        else:
-            tl.store(losses + r * batch + b, loss, mask=b < batch)
+        tl.store(losses + r, tl.sum(loss, 0) / batch)
     else:
         tl.store(where, logits, mask=inside)
 
@@ -207,15 +202,14 @@ def logits_kernel(
 def softmax_kernel(
     video, inverse_norms, means, labels, out, shadow_out, losses, video_stride, video_stride_d, batch, classes,
     columns, total_n, width, sets, high, low,
-    SHADOWED: tl.constexpr, CHECK: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
+    SHADOWED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Losses, and logits replaced by their derivatives, when the classes take several tiles: a running maximum."""
     b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     r = tl.program_id(1)
     label = tl.load(labels + b, mask=b < batch, other=0)
-    if CHECK:
-        tl.device_assert((label >= 0) & (label < classes), "ace_kernels: labels must lie in [0, C)")
+    tl.device_assert((label >= 0) & (label < classes), "ace_kernels: labels must lie in [0, C)")
     peak = tl.full([BLOCK_B], -float("inf"), WIDE)
     mass = tl.zeros([BLOCK_B], WIDE)
     if SHADOWED:
