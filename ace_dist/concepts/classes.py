@@ -110,12 +110,9 @@ def split_classes(
     if table is not None:
         where = f"dataset.classes={table.source} does not list"
         if stray := quote(actions - set(table.actions.values())):
-            raise LabelError(
-                f"the shards show {stray}, which {where}; build the shards again or set dataset.classes=null"
-            )
+            raise LabelError(f"the shards show {stray}, which {where}; build them again or set dataset.classes=null")
         actions = set(table.actions.values())
 
-    # Novel actions, by the setting that chooses them.
     if novel is not None and novel_share is not None:
         raise LabelError(
             f"dataset.novel and dataset.novel_share={novel_share:g} both choose the novel actions; set one to null"
@@ -123,14 +120,12 @@ def split_classes(
     if novel is not None:
         novel_actions, setting = listed_actions(novel, actions, where), "dataset.novel"
     elif novel_share is not None:
-        counts = Counter(dict.fromkeys(actions, 0))
-        counts.update([*train, *test])
-        novel_actions = set(novel_by_verb_frequency(counts, novel_share))
+        counts = Counter(train) + Counter(test)
+        novel_actions = set(novel_by_verb_frequency({a: counts[a] for a in actions}, novel_share))
         setting = f"dataset.novel_share={novel_share:g}"
     else:
         novel_actions, setting = with_test - with_training, "dataset.novel=null"
 
-    # What a split without these clips cannot do.
     if table is None and (stray := quote(with_test - with_training - novel_actions)):
         raise LabelError(
             f"the test split shows {stray}, which has no training clip and is not in dataset.novel; list it there or "

@@ -74,8 +74,11 @@ class ConceptObjective(nn.Module):
             return self.text_features.encode_distinct(distinct_P), rows_of_sets
         count = len(distinct_P)
         share = -(-count // ranks)
-        own = (torch.arange(share) + dist.get_rank() * share).clamp(max=count - 1)
-        return gathered(self.text_features.encode(distinct_P[own]))[:count], rows_of_sets
+        first = dist.get_rank() * share
+        text = self.text_features.encode_distinct(distinct_P[min(first, count - 1) : first + share])
+        if len(text) < share:  # all ranks gather as many rows: the last one is repeated
+            text = text[torch.arange(share, device=text.device).clamp(max=len(text) - 1)]
+        return gathered(text)[:count], rows_of_sets
 
 
 def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
