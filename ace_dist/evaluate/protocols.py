@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodedTest:
-    """Embeddings of every view of every test clip: row r is view `views[r]` of clip `ids[r]`, of class `labels[r]`."""
+    """The views of all test clips: row r of `embeddings` is view `views[r]` of clip `ids[r]`, of class `labels[r]`."""
 
     ids: list[str]
     views: list[int]
@@ -48,17 +48,17 @@ def encode_test(
     clips: Clips,
     config: Config,
     ranks: Ranks,
-    progress: Callable[[], None] = lambda: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> EncodedTest:
     """Encode all views of `clips`, each rank its share, gathered on every rank. Collective.
 
-    `progress` is called before every batch: a watchdog counts on it.
+    `on_batch` is called before every batch: a watchdog counts on it.
     """
     plan = TestPlan(*clips, config.dataset.clip, config.loader, config.evaluation.batch_size, ranks.rank, ranks.world)
     model.eval()
     rows: list[tuple[list[str], list[int], list[int], np.ndarray[Any, Any]]] = []
     for batch in loader.stream(plan.batches()):
-        progress()
+        on_batch()
         embeddings = model.encode_video(batch.video).float().cpu()
         rows.append((batch.ids, batch.views, batch.labels.tolist(), embeddings.numpy()))
     merged = [row for share in ranks.gather(rows) for row in share]
@@ -78,11 +78,6 @@ def encode_phrases(model: DualEncoder, phrases: Sequence[str]) -> Tensor:
     return cache.encode(cache.indices(phrases)).float().cpu()
 
 
-def class_offsets(phrases: Phrases) -> Tensor:
-    """Class offsets [C+1] of phrases grouped by class, on the CPU."""
-    return torch.tensor([0, *(len(group) for group in phrases)]).cumsum(0)
-
-
 @torch.no_grad()
 def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrases], temperature: float) -> list[Tensor]:
     """S(I, a) [N, K] of videos with the classes of each label set (ACE Eq. 3). Each distinct phrase is encoded once."""
@@ -92,7 +87,7 @@ def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrase
     scores: list[Tensor] = model.similarity(
         video_ND,
         encode_phrases(model, distinct),
-        [class_offsets(phrases) for phrases in label_sets],
+        [torch.tensor([0, *map(len, phrases)]).cumsum(0) for phrases in label_sets],  # class offsets [C+1]
         temperature,
         [torch.tensor([row[phrase] for phrase in phrases]) for phrases in flat],
     )
@@ -171,7 +166,7 @@ def evaluate(config: Config, task: Task, predict: Predict, rate: Rate) -> tuple[
     return results, predictions
 
 
-def scores(predicted: dict[str, Any]) -> dict[str, float]:
+def accuracy_and_f1(predicted: dict[str, Any]) -> dict[str, float]:
     """Accuracy and macro F1 of one test run, in percent."""
     labels, guesses = predicted["labels"], predicted["predictions"]
     return {"accuracy": accuracy(labels, guesses), "f1": macro_f1(labels, guesses, len(predicted["classes"]))}

@@ -16,7 +16,7 @@ from ace_dist.config import Config, read_config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.task import NO_TEST, load_task, load_trees
 from ace_dist.evaluate.chance import build_guesser, expected_scores
-from ace_dist.evaluate.protocols import encode_phrases, encode_test, evaluate, score, scores
+from ace_dist.evaluate.protocols import accuracy_and_f1, encode_phrases, encode_test, evaluate, score
 from ace_dist.models.build import build_model
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import uses_bf16
@@ -53,7 +53,7 @@ def evaluate_run(run: Path, ranks: Ranks) -> dict[str, Any]:
             def predict(clips: Clips, label_sets: Sequence[LabelSet]) -> list[dict[str, Any]]:
                 return score(model, encode_test(model, loader, clips, config, ranks), label_sets, config)
 
-            results, predictions = evaluate(config, task, predict, scores)
+            results, predictions = evaluate(config, task, predict, accuracy_and_f1)
             loader.close()
     with safe_open(run / "model" / "trained.safetensors", "pt") as file:  # which weights it holds, in words
         results |= {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
@@ -83,23 +83,24 @@ def write_concept_space(path: Path, task: Task, before: DualEncoder, after: Dual
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """The paper's row for one run: accuracy / macro F1 in percent, base, novel, HM and SRT mean ± std."""
-
-    def cell(part: dict[str, float] | None) -> str:
-        """Accuracy and macro F1 of one part, or a dash where there is none."""
-        return "-" if part is None else f"{part['accuracy']:.1f} / {part['f1']:.1f}"
-
-    srt = results["srt"]
-    spread = (
-        "-"
-        if srt is None
-        else f"{srt['accuracy_mean']:.1f}±{srt['accuracy_std']:.1f} / {srt['f1_mean']:.1f}±{srt['f1_std']:.1f}"
-    )
+    """The paper's row for one run: accuracy / macro F1 in percent, of the SRT as mean ± std."""
     header = ["method", "dataset", "base", "novel", "HM", "SRT (mean ± std)"]
-    row = [results["method"], results["dataset"], *(cell(results[k]) for k in ("base", "novel", "hm")), spread]
-    widths = [max(len(a), len(b)) for a, b in zip(header, row, strict=True)]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in (header, row)]
-    unit = "accuracy / macro F1, in percent"
-    if results["base"] is None and results["novel"] is None:
-        unit = f"nothing was scored: {NO_TEST}"
-    return "\n".join([lines[0], "-" * len(lines[0]), lines[1], unit])
+    cells = [score_pair(results[part]) for part in ("base", "novel", "hm")]
+    srt, spread = results["srt"], "-"
+    if srt is not None:
+        spread = f"{srt['accuracy_mean']:.1f}±{srt['accuracy_std']:.1f} / {srt['f1_mean']:.1f}±{srt['f1_std']:.1f}"
+    title, row = aligned_lines([header, [results["method"], results["dataset"], *cells, spread]])
+    untested = results["base"] is None and results["novel"] is None
+    unit = f"nothing was scored: {NO_TEST}" if untested else "accuracy / macro F1, in percent"
+    return "\n".join([title, "-" * len(title), row, unit])
+
+
+def score_pair(part: dict[str, float] | None, kind: str = "") -> str:
+    """Accuracy and macro F1 of one part of `results.json` (`kind="_mean"`: of the SRT), a dash where there is none."""
+    return f"{part[f'accuracy{kind}']:.1f} / {part[f'f1{kind}']:.1f}" if part else "-"
+
+
+def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line a row, columns two blanks apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

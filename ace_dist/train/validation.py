@@ -17,7 +17,7 @@ import torch
 
 from ace_dist.concepts import root_labels
 from ace_dist.data.loader import build_loader
-from ace_dist.evaluate.protocols import encode_test, score, scores
+from ace_dist.evaluate.protocols import accuracy_and_f1, encode_test, score
 from ace_dist.train.callbacks import Callback, StepEnd
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Validation(Callback):
         with closing(build_loader(config, self.ranks.device, self.model.frozen_part(config.loader))) as loader:
             encoded = encode_test(self.model, loader, task.validation_clips(), config, self.ranks, on_batch)
         roots = root_labels(task.classes.base, task.trees, config.method.leaf_augmentation)
-        return scores(score(self.model, encoded, [roots], config)[0])
+        return accuracy_and_f1(score(self.model, encoded, [roots], config)[0])
 
     @property
     def exhausted(self) -> bool:

@@ -1,4 +1,4 @@
-"""Owns the list of run folders: what each is, how far it came, what it scored, and in which settings they differ."""
+"""The list of run folders: what each is, how far it came, what it scored, and in which settings they differ."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from ace_dist.config import Config, read_config
 from ace_dist.evaluate.run_files import read_results
+from ace_dist.evaluate.runs import aligned_lines, score_pair
 from ace_dist.train.checkpoint import CheckpointFolder
 from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError, UserError
@@ -43,13 +44,13 @@ def find_runs(pattern: str) -> tuple[list[ListedRun], list[str]]:
     runs, others = [], []
     for folder in folders:
         try:
-            runs.append(look_at(folder))
+            runs.append(read_run_state(folder))
         except (UserError, OSError, ValueError, KeyError, TypeError) as error:
             others.append(f"{folder} is not listed: {' '.join(str(error).split())}")
     return runs, others
 
 
-def look_at(folder: Path) -> ListedRun:
+def read_run_state(folder: Path) -> ListedRun:
     """One run folder. Raises what the reader of a file in it that is missing or damaged raises."""
     config = read_config(folder)
     environment = folder / "environment.json"
@@ -57,62 +58,46 @@ def look_at(folder: Path) -> ListedRun:
         raise UserError(f"{environment} does not exist: launchers/train.py writes it when a run starts")
     git = json.loads(environment.read_text(encoding="utf-8"))["git"]
     commit = (git["commit"] or "unknown")[:8] + "+" * bool(git["modified"])
-    found = CheckpointFolder(folder / "checkpoints", keep=1).complete()
-    steps = int(found[-1].name.removeprefix("step-")) if found else 0
-    results = read_results(folder) if (folder / "results.json").is_file() else None
-    return ListedRun(folder, config, steps, "finished" if results else unfinished(folder, steps), results, commit)
-
-
-def unfinished(folder: Path, steps: int) -> str:
-    """Whether somebody works on a run without results: its lock is held by a living process and is renewed."""
+    checkpoints = CheckpointFolder(folder / "checkpoints", keep=1).complete()
+    steps = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+    if (folder / "results.json").is_file():
+        return ListedRun(folder, config, steps, "finished", read_results(folder), commit)
+    # Somebody works on it when its lock is held by a living process, which renews it.
     lock = RunLock(folder)
     holder = lock.holder()
-    if holder and not lock.is_dead(holder) and time.time() - lock.stamp() < RunLock.STALE_S:
-        return f"running on {holder['host']}"
-    return f"stopped at step {steps}"
+    alive = holder and not lock.is_dead(holder) and time.time() - lock.stamp() < RunLock.STALE_S
+    state = f"running on {holder['host']}" if holder and alive else f"stopped at step {steps}"
+    return ListedRun(folder, config, steps, state, None, commit)
 
 
 def runs_table(runs: Sequence[ListedRun]) -> str:
     """One line a run, scores as accuracy / macro F1 in percent, `+` after a commit that had been changed."""
-    lines = [HEADER, *(cells(number, run) for number, run in enumerate(runs, start=1))]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
-def cells(number: int, run: ListedRun) -> tuple[str, ...]:
-    """A run's line."""
-    results = run.results or {}
-
-    def pair(part: dict[str, float] | None, accuracy: str = "accuracy", f1: str = "f1") -> str:
-        """Accuracy and macro F1 of one part, or a dash where there is none."""
-        return f"{part[accuracy]:.1f} / {part[f1]:.1f}" if part else "-"
-
-    return (
-        str(number), str(run.folder), run.config.method.name, run.config.dataset.name, str(run.config.seed),
-        str(run.steps), run.state, *(pair(results.get(name)) for name in ("base", "novel", "hm")),
-        pair(results.get("srt"), "accuracy_mean", "f1_mean"), run.commit,
-    )  # fmt: skip
+    lines: list[Sequence[str]] = [HEADER]
+    for number, run in enumerate(runs, start=1):
+        config, results = run.config, run.results or {}
+        names = [str(number), str(run.folder), config.method.name, config.dataset.name, str(config.seed)]
+        scores = [score_pair(results.get(part)) for part in ("base", "novel", "hm")]
+        lines.append([*names, str(run.steps), run.state, *scores, score_pair(results.get("srt"), "_mean"), run.commit])
+    return "\n".join(aligned_lines(lines))
 
 
 def differing_settings(runs: Sequence[ListedRun]) -> list[str]:
     """A line for each setting that is not the same in all runs: each value, and the numbers of the runs with it."""
-    settings = [dict(flat(asdict(run.config))) for run in runs]
+    settings = [dict(dotted(asdict(run.config))) for run in runs]
     lines = []
-    for key in dict.fromkeys(key for each in settings for key in each):
+    for key in dict.fromkeys(key for one in settings for key in one):
         values: dict[str, list[str]] = {}
-        for number, each in enumerate(settings, start=1):
-            values.setdefault(str(each.get(key, "not set")), []).append(str(number))
+        for number, one in enumerate(settings, start=1):
+            values.setdefault(str(one.get(key, "not set")), []).append(str(number))
         if len(values) > 1 and key not in OWN:
             lines.append(f"{key}: " + "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items()))
     return lines
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and their values."""
     for key, value in settings.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
+            yield from dotted(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
