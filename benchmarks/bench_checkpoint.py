@@ -71,7 +71,6 @@ def time_saves(stage: int, turns: int) -> None:
     from ace_dist.train.checkpoint import Checkpoints
     from ace_dist.train.engine import Engine
     from ace_dist.train.health import AllReducedFlags
-    from ace_dist.train.run_lock import RunLock
     from ace_dist.utils.distributed import connect, disconnect
 
     ranks = connect("cpu")
@@ -82,10 +81,7 @@ def time_saves(stage: int, turns: int) -> None:
     engine = Engine(config, Holder(build_model(config.model, config.seed)), ranks, 1000)  # type: ignore[arg-type]
     trained = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
     folder = Path(ranks.gather(tempfile.mkdtemp(dir=os.environ.get("BENCH_DIR")) if ranks.is_first else "")[0])
-    lock = RunLock(folder)
-    if ranks.is_first:
-        lock.acquire()
-    checkpoints = Checkpoints(folder, engine, ranks, config.training, "0", lock)
+    checkpoints = Checkpoints(folder, engine, ranks, config.training, "0")
     flags = AllReducedFlags(ranks, 600)
     calls = {
         "ours": lambda turn: checkpoints.save(turn + 1, {}),
@@ -105,7 +101,6 @@ def time_saves(stage: int, turns: int) -> None:
             if turn:  # the first is the warm-up
                 times[name].append(time.perf_counter() - start)
     if ranks.is_first:
-        lock.close()
         shutil.rmtree(folder)
         append(RESULTS, list(save_rows(times, stage, trained)), "cpu")
     disconnect()

@@ -39,7 +39,6 @@ from ace_dist.utils.files import sync_folder, write_bytes, write_json
 if TYPE_CHECKING:
     from ace_dist.config import TrainingConfig
     from ace_dist.train.engine import Engine
-    from ace_dist.train.run_lock import RunLock
     from ace_dist.utils.distributed import Ranks
 
 
@@ -196,13 +195,10 @@ def forget(path: Path) -> None:
 class Checkpoints:
     """Saves and restores an engine. `save`, `finish` and `restore` are collective: every rank calls them."""
 
-    def __init__(
-        self, run_dir: Path, engine: Engine, ranks: Ranks, settings: TrainingConfig, frozen: str, lock: RunLock
-    ) -> None:
+    def __init__(self, run_dir: Path, engine: Engine, ranks: Ranks, settings: TrainingConfig, frozen: str) -> None:
         self.folder = CheckpointFolder(run_dir / "checkpoints", settings.keep_checkpoints)
         self.engine, self.ranks, self.settings = engine, ranks, settings
         self.frozen = frozen  # SHA-256 of the frozen weights' file, on rank 0
-        self.lock = lock
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None  # on rank 0
         self.saved: int | None = None
@@ -256,7 +252,6 @@ class Checkpoints:
 
     def write(self, step: int, parts: Parts, callbacks: Mapping[str, Any], best: int | None) -> None:
         """Rank 0's part of a save."""
-        self.lock.check()
         self.folder.write(step, parts, {**self.about(), "carried": callbacks}, best)
 
     def about(self) -> dict[str, Any]:

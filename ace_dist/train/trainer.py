@@ -136,7 +136,7 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
     validation = Validation(config, task, twin.bfloat16() if twin and engine.bf16 else twin, engine)
     if ranks.is_first:
         print(describe(task, plan, engine), flush=True)
-    checkpoints = Checkpoints(run_dir, engine, ranks, config.training, frozen or "", lock)
+    checkpoints = Checkpoints(run_dir, engine, ranks, config.training, frozen or "")
     health = Health(ranks, config.training.collective_timeout_s, stop_signal)
     return Training(
         config, ranks, run_dir, task, objective, plan, engine, checkpoints, health, validation, steps, flops

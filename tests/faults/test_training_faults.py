@@ -1,6 +1,7 @@
 """Faults while one rank trains, through the real loop: each ends with a message naming the cause, and nothing lost."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from ace_dist.data.loader.base import Loader
 from ace_dist.train import checkpoint as checkpoints
 from ace_dist.train import trainer as loop
 from ace_dist.train.checkpoint import CheckpointFolder
-from ace_dist.train.health import MEANING, NonFiniteLoss, StopSignal
+from ace_dist.train.health import MEANING, Health, NonFiniteLoss, PendingLoss, StopSignal
 from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import DataError, RunError
 
@@ -224,49 +225,73 @@ def test_a_dead_jobs_lock_is_taken_over(run, capsys):
     assert f"from process {pid} on" in capsys.readouterr().out
 
 
-def test_locks_of_another_host(tmp_path, monkeypatch):
-    """Alive while its time stamp is renewed; dead when it is not, or when its SLURM job was requeued as this one."""
-    monkeypatch.setattr(RunLock, "BEAT_S", 0.02)
-    monkeypatch.setattr(RunLock, "STALE_S", 0.3)
-    theirs, ours = RunLock(tmp_path), RunLock(tmp_path)
-    theirs.me["host"] = "elsewhere"
-    theirs.acquire()
-    with pytest.raises(RunError, match="on elsewhere"):
-        ours.acquire()
-    theirs.done.set()  # its host died: no renewal, no clean-up
-    theirs.beating.join()
-    ours.acquire()
-    with pytest.raises(RunError, match="taken over by another job"):
-        theirs.check()
-    ours.close()
-    requeued = RunLock(tmp_path)
-    monkeypatch.setattr(RunLock, "STALE_S", 1e6)
-    theirs = RunLock(tmp_path)
-    theirs.me |= {"host": "elsewhere", "job": "77", "restart": "0"}
-    requeued.me |= {"job": "77", "restart": "1"}
-    theirs.acquire()
-    theirs.done.set()
-    requeued.acquire()
-    requeued.close()
+def test_a_lock_file_that_its_owner_removes_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    """The newcomer has opened the file that its owner then removes: it must lock the one that others will open."""
+    first, second, third = (RunLock(tmp_path) for _ in range(3))
+    first.acquire()
+    flock, late = fcntl.flock, [first]
+
+    def slow(file, how):
+        while late:
+            late.pop().close()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    second.acquire()
+    with pytest.raises(RunError, match=f"written by process {os.getpid()}"):
+        third.acquire()
+    second.close()
+    assert not (tmp_path / "lock.json").exists() and third.owner() is None
 
 
-def test_a_lock_is_renewed_again_after_a_hiccup_of_the_file_system(tmp_path, monkeypatch, capfd):
-    """A renewal that fails once must not end all renewals: another job would take a living one's folder."""
-    monkeypatch.setattr(RunLock, "BEAT_S", 0.02)
-    utime, renewed, failures = os.utime, threading.Event(), [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    def hiccup(path):
-        if failures:
-            raise failures.pop()
-        utime(path)
-        renewed.set()
-
-    monkeypatch.setattr(os, "utime", hiccup)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     lock = RunLock(tmp_path)
     lock.acquire()
-    assert renewed.wait(20) and lock.held()
+    assert "lock.json cannot be locked (No locks available)" in capsys.readouterr().out
+    assert RunLock(tmp_path).owner()["pid"] == os.getpid()
     lock.close()
-    assert "lock.json was not renewed: Stale file handle" in capfd.readouterr().err
+
+
+class Arriving:
+    """A copy that a GPU is still making: `arrived` is set by the test, and waiting for it is counted."""
+
+    def __init__(self):
+        self.arrived, self.waits = False, 0
+
+    def query(self):
+        return self.arrived
+
+    def synchronize(self):
+        self.arrived, self.waits = True, self.waits + 1
+
+
+def test_on_a_gpu_a_loss_is_read_once_it_has_arrived(ranks):
+    """No step that is not logged waits; a bad loss is noticed when it arrives, at the latest where the host waits."""
+    with StopSignal() as stop_signal:
+        health = Health(ranks, 60.0, stop_signal)
+        events = [Arriving() for _ in range(3)]
+
+        def note(step, loss):
+            fine = torch.tensor([True, step != 1])
+            health.pending.append(PendingLoss(step, torch.tensor(loss), fine, ("clip a", "clip b"), events[step]))
+
+        note(0, 1.0)
+        assert health.check(0) == (None, False) and len(health.pending) == 1
+        note(1, float("nan"))
+        note(2, float("nan"))  # what the bad one before has spoilt
+        events[0].arrived = True
+        assert health.check(2) == (None, False) and [part.step for part in health.pending] == [1, 2]
+        assert [event.waits for event in events] == [0, 0, 0]
+        with pytest.raises(
+            NonFiniteLoss, match=r"loss of step 2 is not finite, noticed in step 3, nothing saved"
+        ) as bad:
+            health.check(2, wait=True)
+        assert "in clips clip b)" in str(bad.value)
+        assert events[0].waits == 0 < events[1].waits
 
 
 def test_a_line_of_metrics_cut_by_a_kill_is_written_again(run):

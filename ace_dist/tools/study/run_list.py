@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from glob import glob
@@ -62,11 +61,8 @@ def read_run_state(folder: Path) -> ListedRun:
     steps = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
     if (folder / "results.json").is_file():
         return ListedRun(folder, config, steps, "finished", read_results(folder), commit)
-    # Somebody works on it when its lock is held by a living process, which renews it.
-    lock = RunLock(folder)
-    holder = lock.holder()
-    alive = holder and not lock.is_dead(holder) and time.time() - lock.stamp() < RunLock.STALE_S
-    state = f"running on {holder['host']}" if holder and alive else f"stopped at step {steps}"
+    owner = RunLock(folder).owner()
+    state = f"running on {owner['host']}" if owner else f"stopped at step {steps}"
     return ListedRun(folder, config, steps, state, None, commit)
 
 
