@@ -36,7 +36,6 @@ GAUSSIAN_RADIUS = 2.0  # standard deviations: an ellipse holds 86 % of a 2-D Gau
 class Theme:
     """Colours of one rendering; base is green and novel red, as in the paper's Fig. 5."""
 
-    name: str
     paper: str
     ink: str
     muted: str
@@ -48,8 +47,8 @@ class Theme:
 
 LIGHT_SERIES = ("#2f5fd0", "#d9822b", "#7a52a8", "#0f8b8d", "#a23b5a", "#6b7280")
 DARK_SERIES = ("#83a8ff", "#f0a95a", "#bb97ea", "#52c8c4", "#ee86a5", "#a4abb8")
-LIGHT = Theme("light", "#ffffff", "#1b2330", "#5b6574", "#e3e7ed", "#15803d", "#c62f2f", LIGHT_SERIES)
-DARK = Theme("dark", "#161b24", "#e7ebf2", "#9aa5b5", "#2c3442", "#4fcb84", "#ff7b72", DARK_SERIES)
+LIGHT = Theme("#ffffff", "#1b2330", "#5b6574", "#e3e7ed", "#15803d", "#c62f2f", LIGHT_SERIES)
+DARK = Theme("#161b24", "#e7ebf2", "#9aa5b5", "#2c3442", "#4fcb84", "#ff7b72", DARK_SERIES)
 
 
 def srt_figure(runs: Mapping[str, FloatArray], label: str, random: float | None = None, theme: Theme = LIGHT) -> Figure:
@@ -58,7 +57,7 @@ def srt_figure(runs: Mapping[str, FloatArray], label: str, random: float | None 
     `runs`: method -> [seeds, R] percent, a line of dots a seed. The first label set holds the root labels; its mean
     over the seeds is the diamond.
     """
-    figure, axes = panel(theme, PANEL_WIDTH, 1.25 + 0.62 * len(runs))
+    figure, axes = panel(theme, 1.25 + 0.62 * len(runs))
     if random is not None:
         axes.axvline(random, color=theme.muted, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
         at: Style = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
@@ -67,15 +66,10 @@ def srt_figure(runs: Mapping[str, FloatArray], label: str, random: float | None 
     for row, values in enumerate(runs.values()):
         colour = theme.series[row % len(theme.series)]
         line: Style = {"color": colour, "linewidth": 1.3}
-        box: Style = {"facecolor": to_rgba(colour, 0.14), "edgecolor": colour}
-        style: Style = {
-            "boxprops": box,
-            "medianprops": {**line, "linewidth": 2.2},
-            "whiskerprops": line,
-            "capprops": line,
-        }
+        box: Style = {"patch_artist": True, "boxprops": {"facecolor": to_rgba(colour, 0.14), "edgecolor": colour}}
+        lines: Style = {"medianprops": {**line, "linewidth": 2.2}, "whiskerprops": line, "capprops": line}
         place: Style = {"positions": [row], "orientation": "horizontal", "widths": 0.5, "manage_ticks": False}
-        axes.boxplot(values.ravel(), **place, **style, showfliers=False, patch_artist=True)
+        axes.boxplot(values.ravel(), **place, **box, **lines, showfliers=False)
         seeds, sets = values.shape
         dots: Style = {"color": colour, "edgecolor": theme.paper, "linewidth": 0.6, "zorder": 4}
         if one_seed:  # a line across the row, without the root labels, which have the diamond
@@ -85,10 +79,9 @@ def srt_figure(runs: Mapping[str, FloatArray], label: str, random: float | None 
         root = values[:, 0].mean()
         axes.scatter([root], [row], s=46, marker="D", color=theme.paper, edgecolor=colour, linewidth=1.6, zorder=5)
     axes.set_yticks(range(len(runs)), [short(name, 28) for name in runs], color=theme.ink)
-    axes.set_ylim(len(runs) - 0.45, -0.55)
     largest = max(random or 0.0, *(values.max() for values in runs.values()))
-    axes.set_xlim(0, min(100.0, 10 * np.ceil(largest / 10 + 0.5)))
-    axes.set_xlabel(label)
+    end = min(100.0, 10 * np.ceil(largest / 10 + 0.5))
+    axes.set(ylim=(len(runs) - 0.45, -0.55), xlim=(0, end), xlabel=label)
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -96,7 +89,7 @@ def srt_figure(runs: Mapping[str, FloatArray], label: str, random: float | None 
 def confusion_figure(counts: npt.NDArray[np.int64], classes: Sequence[str], theme: Theme = LIGHT) -> Figure:
     """Confusion matrix [K, K], row = true class: colour is the share of the row, the number the count of samples."""
     size = len(classes)
-    figure, axes = panel(theme, PANEL_WIDTH, min(7.5, 1.6 + max(0.26 * size, 1.6)))
+    figure, axes = panel(theme, min(7.5, 1.6 + max(0.26 * size, 1.6)))
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ramp = LinearSegmentedColormap.from_list("share", [theme.paper, theme.series[0]])
     axes.imshow(share, cmap=ramp, vmin=0, vmax=1, aspect="auto")
@@ -120,17 +113,14 @@ def class_f1_figure(
     scores: FloatArray, support: npt.NDArray[np.int64], classes: Sequence[str], base: bool, theme: Theme = LIGHT
 ) -> Figure:
     """F1 of each class in percent as bars [K], with the number of test samples; a class without one has no bar."""
-    figure, axes = panel(theme, PANEL_WIDTH, min(8.0, 1.0 + max(0.3 * len(classes), 1.4)))
+    figure, axes = panel(theme, min(8.0, 1.0 + max(0.3 * len(classes), 1.4)))
     rows = np.arange(len(classes))
     axes.barh(rows, np.nan_to_num(scores), height=0.66, color=theme.base if base else theme.novel)
     for row, (score, samples) in enumerate(zip(scores, support, strict=True)):
         text = "no test sample" if np.isnan(score) else f"{score:.0f}  (n={samples})"
         beside_bar(axes, text, float(np.nan_to_num(score)), row, 4, fontsize=8.5, color=theme.muted)
     axes.set_yticks(rows, [short(name, 24) for name in classes], color=theme.ink)
-    axes.set_ylim(len(classes) - 0.4, -0.6)
-    axes.set_xlim(0, 122)
-    axes.set_xticks(range(0, 101, 25))
-    axes.set_xlabel("F1 (%)")
+    axes.set(ylim=(len(classes) - 0.4, -0.6), xlim=(0, 122), xticks=range(0, 101, 25), xlabel="F1 (%)")
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -142,7 +132,7 @@ def curve_figure(
 
     `zero`: the axis starts at 0.
     """
-    figure, axes = panel(theme, PANEL_WIDTH, 2.75)
+    figure, axes = panel(theme, 2.75)
     for index, (name, (steps, values)) in enumerate(curves.items()):
         colour = theme.series[index % len(theme.series)]
         style = ("-", (0, (4, 2)), (0, (1, 1.4)))[index % 3]  # so that equal lines do not hide each other
@@ -155,8 +145,7 @@ def curve_figure(
             axes.plot(steps[width - 1 :], means, **line, linewidth=1.9, label=name)
         else:
             axes.plot(steps, values, **line, linewidth=1.7, marker="o" if len(steps) < 3 else None, label=name)
-    axes.set_xlabel("step")
-    axes.set_ylabel(label)
+    axes.set(xlabel="step", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if zero:
         axes.set_ylim(bottom=0)
@@ -169,18 +158,13 @@ def concept_figure(
     points: FloatArray, actions: Sequence[str], base: npt.NDArray[np.bool_], theme: Theme = LIGHT
 ) -> Figure:
     """Phrases as points [S, 2], each action as a Gaussian: outlined green when a base action, red when novel."""
-    figure, axes = panel(theme, PANEL_WIDTH, 4.1)
-    draw_concepts(axes, points, actions, base, theme)
+    figure, axes = panel(theme, 4.1)
+    draw_concepts(axes, points, actions, base, theme, fontsize=8)
     return figure
 
 
 def draw_concepts(
-    axes: Axes,
-    points: FloatArray,
-    actions: Sequence[str],
-    base: npt.NDArray[np.bool_],
-    theme: Theme,
-    fontsize: float = 8.0,
+    axes: Axes, points: FloatArray, actions: Sequence[str], base: npt.NDArray[np.bool_], theme: Theme, fontsize: float
 ) -> None:
     """Draw a concept space into `axes`; up to `NAMED_ACTIONS` actions carry their name, more carry a number."""
     names = list(dict.fromkeys(actions))
@@ -189,17 +173,15 @@ def draw_concepts(
     floor = 1e-4 * float(np.ptp(points, axis=0).max()) ** 2  # so that an action of one or two phrases is still visible
     for index, name in enumerate(names):
         mine = points[member == index]
-        edge = theme.base if base[member == index][0] else theme.novel
-        marker = "o" if base[member == index][0] else "^"
-        ellipse, (x, y) = action_ellipse(mine, floor, edge)
+        marker, colour = ("o", theme.base) if base[member == index][0] else ("^", theme.novel)
+        ellipse, (x, y) = action_ellipse(mine, floor, colour)
         axes.add_patch(ellipse)
-        axes.scatter(mine[:, 0], mine[:, 1], s=15, marker=marker, color=edge, alpha=0.75, linewidth=0, zorder=3)
+        axes.scatter(mine[:, 0], mine[:, 1], s=15, marker=marker, color=colour, alpha=0.75, linewidth=0, zorder=3)
         text = without_formula(name) if len(names) <= NAMED_ACTIONS else str(index + 1)
         halo = [withStroke(linewidth=2.6, foreground=theme.paper)]
-        label = axes.text(x, y, text, fontsize=fontsize, color=theme.ink, ha="center", va="bottom", path_effects=halo)
-        labels.append(label)
-    axes.set_xticks([])
-    axes.set_yticks([])
+        style: Style = {"fontsize": fontsize, "color": theme.ink, "path_effects": halo}
+        labels.append(axes.text(x, y, text, ha="center", va="bottom", **style))
+    axes.set(xticks=[], yticks=[])
     axes.margins(0.09)
     axes.autoscale_view()
     for side in axes.spines.values():
@@ -304,9 +286,7 @@ def draw_scores(
     dashes: Style = {"linewidth": 1.4, "linestyle": (0, (3, 2)), "zorder": 5, "label": "random"}
     axes.vlines([random[name] for name in measures], rows - 0.42, rows + 0.42, color=theme.ink, **dashes)
     axes.set_yticks(range(len(measures)), measures, fontsize=11, color=theme.ink)
-    axes.set_ylim(len(measures) - 0.5, -0.5)
-    axes.set_xlim(0, 128)
-    axes.set_xticks(range(0, 101, 25))
+    axes.set(ylim=(len(measures) - 0.5, -0.5), xlim=(0, 128), xticks=range(0, 101, 25))
     axes.grid(axis="y", visible=False)
     below: Style = {"loc": "upper center", "bbox_to_anchor": (0.4, -0.07), "ncols": 3}
     axes.legend(**below, frameon=False, fontsize=10, labelcolor=theme.ink, handlelength=1.3, columnspacing=1.2)
@@ -323,9 +303,9 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def panel(theme: Theme, width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of one styled panel, in inches."""
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
+def panel(theme: Theme, height: float) -> tuple[Figure, Axes]:
+    """A figure of one styled panel, `PANEL_WIDTH` times `height` inches."""
+    figure = Figure(figsize=(PANEL_WIDTH, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     style_axes(axes, theme)
@@ -338,16 +318,14 @@ def style_axes(axes: Axes, theme: Theme) -> None:
     axes.set_axisbelow(True)
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.tick_params(colors=theme.muted, labelsize=9.5, length=0)
-    axes.xaxis.label.set_color(theme.ink)
-    axes.yaxis.label.set_color(theme.ink)
-    axes.xaxis.label.set_fontsize(10)
-    axes.yaxis.label.set_fontsize(10)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(color=theme.ink, fontsize=10)
     for name, spine in axes.spines.items():
         spine.set_color(theme.grid)
         spine.set_visible(name in ("left", "bottom"))
 
 
-def short(name: str, width: int = 18) -> str:
+def short(name: str, width: int) -> str:
     """A label cut to `width` characters."""
     return without_formula(name if len(name) <= width else name[: width - 1] + "…")
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ace_dist.evaluate import figures
-from ace_dist.evaluate.figures import LIGHT, PANEL_WIDTH, Theme
+from ace_dist.evaluate.figures import LIGHT, Theme
 from ace_dist.evaluate.metrics import concept_distances
 from ace_dist.evaluate.run_files import read_space
 from ace_dist.tools.study.rows import (
@@ -212,7 +212,7 @@ def curve_figure(
     points: Mapping[float, Sequence[StudyRow]], axis: str, metric: str, title: str, theme: Theme = LIGHT
 ) -> Figure:
     """Base, novel and SRT scores over a number. Shaded: deviation over seeds; of SRT: mean spread over label sets."""
-    figure, axes = figures.panel(theme, PANEL_WIDTH, 3.0)
+    figure, axes = figures.panel(theme, 3.0)
     for (name, score, spread), colour in zip(LINES, (theme.base, theme.novel, theme.series[0]), strict=True):
         x, means, widths = list[float](), list[float](), list[float]()
         for number, rows in points.items():
@@ -226,7 +226,6 @@ def curve_figure(
             axes.plot(x, means, color=colour, linewidth=1.8, marker="o", markersize=4, label=name)
             axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.set_xticks(list(points), [f"{x:g}" for x in points])
-    axes.set_xlabel(axis)
-    axes.set_ylabel(f"{title} (%)")
+    axes.set(xlabel=axis, ylabel=f"{title} (%)")
     axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
     return figure
