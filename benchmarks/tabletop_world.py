@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ace_dist.concepts import Action, SynonymTrees, load_srt, srt_labels
-from ace_dist.config import Config, load_config, run_launcher
+from ace_dist.config import Config, load_config
 from ace_dist.data.segments import Segment
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.weights import load_text_weights, load_video_weights
@@ -185,4 +186,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_launcher(main)
+    main(sys.argv[1:])

@@ -1,7 +1,8 @@
 """Bring others' weights in: `python launchers/import_weights.py source=FILE output=FILE.safetensors [tower=NAME]`."""
 
-from ace_dist.config import run_launcher, typed_settings
-from ace_dist.models.convert.importing import ImportConfig, import_command
+import sys
+
+from ace_dist.cli import main
 
 if __name__ == "__main__":
-    run_launcher(lambda argv: import_command(typed_settings(argv, ImportConfig)))
+    sys.exit(main("import_weights"))

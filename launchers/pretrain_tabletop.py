@@ -1,10 +1,8 @@
-"""Pretrain both tabletop towers: `python launchers/pretrain_tabletop.py [output=DIR] [pretrain.steps=N] [key=value]`.
+"""Pretrain both tabletop towers: `python launchers/pretrain_tabletop.py [output=DIR] [pretrain.steps=N]`."""
 
-`output=ace_dist/assets/weights/tabletop` replaces the weights that the repository ships; without `output` they stay.
-"""
+import sys
 
-from ace_dist.config import run_launcher
-from ace_dist.worlds.tabletop.pretraining import pretrain_command
+from ace_dist.cli import main
 
 if __name__ == "__main__":
-    run_launcher(pretrain_command)
+    sys.exit(main("pretrain_tabletop"))

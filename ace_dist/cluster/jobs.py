@@ -1,13 +1,12 @@
-"""Owns what runs in every task of a job: a launcher's `main`, its journal, and going back into the queue.
+"""What runs in every task of a job: a command of ours, its journal, and going back into the queue.
 
-submitit pickles a `Job` and runs it in each task. A `Job` is the launcher's path and its settings: no environment, no
-secret. A launcher that returns something with `exit_code` 75 was told to stop early and has saved; then global rank 0
-puts the job back into the queue with submitit's own means, outside of any signal handler.
+submitit pickles a `Job` and runs it in each task. A `Job` is a command with its settings: no environment, no secret. A
+command that returns 75 was told to stop early and has saved; then global rank 0 puts the job back into the queue with
+submitit's own means, outside of any signal handler.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -22,15 +21,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import submitit
 from submitit.helpers import DelayedSubmission
 
+from ace_dist.config import config_dir
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.secrets import redact
 
-Main = Callable[[Sequence[str]], Any]
+Main = Callable[[Sequence[str]], int]  # runs a command, as `ace_dist.cli.execute` does; returns its exit status
 ASKED, ANSWER_S = 4, 5.0  # a controller that pre-empts many jobs at once is slow; KILL comes 30 s after TERM
 
 
@@ -49,21 +49,22 @@ class Event:
 
 @dataclass(frozen=True)
 class Job:
-    """A launcher with its settings, called in every task. `journal` is a JSONL file that outlives each start."""
+    """A command, called in every task. `words` are its name and settings; `journal` is a file that outlives a start."""
 
-    script: str
-    settings: tuple[str, ...]
+    execute: Main
+    words: tuple[str, ...]
     journal: str
 
     def __call__(self) -> None:
-        """Run the launcher's `main` to its end, and note how it ended. Exits with the launcher's status."""
+        """Run the command to its end, and note how it ended. Exits with the command's status."""
         environment = submitit.JobEnvironment()
         self.answer_signals(environment)
-        sys.argv = [self.script, *self.settings]
+        checkout = (config_dir().parent / "launchers").is_dir()
+        sys.argv = [f"launchers/{self.words[0]}.py", *self.words[1:]] if checkout else ["ace", *self.words]
         if environment.global_rank == 0:
             self.note(environment, "started", f"{environment.num_tasks} task(s) on {','.join(environment.hostnames)}")
         try:
-            outcome = load_main(self.script)(list(self.settings))
+            status = self.execute(list(self.words))
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             self.note(environment, "failed", str(error))
@@ -71,7 +72,6 @@ class Job:
         except Exception as error:
             self.note(environment, "failed", traceback.format_exception_only(error)[-1].strip())
             raise
-        status = getattr(outcome, "exit_code", 0)
         if status == os.EX_TEMPFAIL:
             self.requeue(environment)
         if environment.global_rank == 0:
@@ -148,17 +148,6 @@ def read_journal(path: Path) -> list[Event]:
         except json.JSONDecodeError:
             continue
     return events
-
-
-def load_main(script: str) -> Main:
-    """The `main(argv)` of a launcher's file."""
-    spec = importlib.util.spec_from_file_location(f"launched_{Path(script).stem}", script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses of the launcher look themselves up
-    spec.loader.exec_module(module)
-    main: Main = module.main
-    return main
 
 
 def queue_state(job_id: str) -> str:

@@ -1,20 +1,18 @@
-"""Owns cluster profiles: the YAML files of `configs/cluster` that say where jobs run and what each of them gets."""
+"""Cluster profiles: the YAML files of `configs/cluster` that say where jobs run and what each of them gets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ace_dist.config import config_dir, did_you_mean, help_asked, resolve_path, typed_settings
+from ace_dist.config import config_dir, did_you_mean, help_asked, resolve_path, split_settings
 from ace_dist.utils.errors import ConfigError
-
-Settings = TypeVar("Settings")
 
 
 @dataclass
@@ -42,41 +40,29 @@ class ClusterConfig:
     crash_requeues: int = 2  # requeues of a job that was killed by a signal (out of memory, a broken GPU)
 
 
-def split_settings(argv: Sequence[str], schema: type[Settings]) -> tuple[Settings, ClusterConfig, list[str]]:
-    """Divide `key=value` arguments of a cluster launcher: its own (those of `schema`), the profile, and the job's."""
-    names = {entry.name for entry in fields(schema)}  # type: ignore[arg-type]
-    own, cluster, rest = list[str](), list[str](), list[str]()
-    for arg in argv:
-        key = arg.partition("=")[0]
-        (own if key in names or help_asked([arg]) else cluster if key.split(".")[0] == "cluster" else rest).append(arg)
-    return typed_settings(own, schema), load_profile(cluster), rest
-
-
-def load_profile(settings: Sequence[str]) -> ClusterConfig:
+def split_profile(argv: Sequence[str]) -> tuple[ClusterConfig, list[str]]:
     """The profile `cluster=NAME` (a file of configs/cluster) or `cluster=FILE.yaml`, with `cluster.key=value` applied.
 
-    Raises `ConfigError` with the nearest existing name of a profile or key that does not exist.
+    Returns the other arguments too; `--help` prints the settings and exits. Raises `ConfigError` with the nearest
+    existing name of a profile or key that does not exist.
     """
-    names = [arg.partition("=")[2] for arg in settings if arg.startswith("cluster=")]
+    names = [arg.partition("=")[2] for arg in argv if arg.startswith("cluster=")]
+    rest = [arg for arg in argv if not arg.startswith("cluster=")]
     path = profile_path(names[-1] if names else "local")
-    changes = [arg.removeprefix("cluster.") for arg in settings if arg.startswith("cluster.")]
-    known = [entry.name for entry in fields(ClusterConfig)]
-    for change in changes:
-        key = change.split("=")[0].split(".")[0]
-        if key not in known:
-            raise ConfigError(
-                f"unknown setting 'cluster.{key}'{did_you_mean(key, known)}; there are {', '.join(known)}"
-            )
+    if help_asked(argv):
+        print(f"  cluster=NAME   one of {', '.join(profile_names())}, or FILE.yaml")
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(ClusterConfig), OmegaConf.load(path), OmegaConf.from_dotlist(changes)
-        )
-        profile = OmegaConf.to_object(merged)
+        profile, rest = split_settings(rest, ClusterConfig, "cluster.", DictConfig(OmegaConf.load(path)))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"{path} with {' '.join(settings)}: {' '.join(str(error).split())}") from error
-    assert isinstance(profile, ClusterConfig)
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    if help_asked(argv):
+        raise SystemExit(0)
     check(profile, path)
-    return profile
+    return profile, rest
+
+
+def profile_names() -> list[str]:
+    return sorted(path.stem for path in (config_dir() / "cluster").glob("*.yaml"))
 
 
 def profile_path(name: str) -> Path:
@@ -86,14 +72,12 @@ def profile_path(name: str) -> Path:
         if not path.is_file():
             raise ConfigError(f"cluster={name}: there is no such file")
         return path
-    folder = config_dir() / "cluster"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
+    if name not in profile_names():
         raise ConfigError(
-            f"cluster={name} does not exist in configs/cluster/; there are {', '.join(known)}"
-            f"{did_you_mean(name, known)}; a profile of your own is cluster=FILE.yaml"
+            f"cluster={name} does not exist in configs/cluster/; there are {', '.join(profile_names())}"
+            f"{did_you_mean(name, profile_names())}; a profile of your own is cluster=FILE.yaml"
         )
-    return folder / f"{name}.yaml"
+    return config_dir() / "cluster" / f"{name}.yaml"
 
 
 def check(profile: ClusterConfig, path: Path) -> None:

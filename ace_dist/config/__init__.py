@@ -29,10 +29,9 @@ from ace_dist.config.settings import (
     check_renamed,
     did_you_mean,
     help_asked,
+    parse_settings,
     quoted,
-    run_launcher,
-    simple_settings,
-    typed_settings,
+    split_settings,
 )
 
 __all__ = [
@@ -57,11 +56,10 @@ __all__ = [
     "help_asked",
     "known_keys",
     "load_config",
+    "parse_settings",
     "quoted",
     "read_config",
     "resolve_path",
-    "run_launcher",
-    "simple_settings",
+    "split_settings",
     "to_yaml",
-    "typed_settings",
 ]

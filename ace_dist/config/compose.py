@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -20,7 +21,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ace_dist.config.checks import check_combinations
 from ace_dist.config.schema import Config
-from ace_dist.config.settings import check_renamed, did_you_mean, help_asked, quoted, show_help, wanted_type
+from ace_dist.config.settings import (
+    QUOTES,
+    TEXT_LISTS,
+    as_list,
+    check_renamed,
+    did_you_mean,
+    help_asked,
+    quoted,
+    type_in_words,
+)
 from ace_dist.utils.errors import ConfigError
 
 GROUPS = ("experiment", "dataset", "model", "method", "loader", "deepspeed")  # folders of configs/ to choose from
@@ -52,15 +62,12 @@ def load_config(argv: Sequence[str]) -> Config:
     Raises `ConfigError`, with the nearest existing name when a key or a file does not exist.
     """
     if help_asked(argv):
-        show_help(
-            [
-                *choices_help(),
-                "every key: ace_dist/config/schema.py; what a run would use: launchers/train.py ... --cfg",
-            ]
-        )
+        print("", *choices_help(), f"every key: {Path(__file__).with_name('schema.py')}", sep="\n  ")
+        raise SystemExit(0)
     overrides = [arg for arg in argv if not re.match(r"--?local[_-]rank", arg)]
     if not overrides and os.environ.get("RANK", "0") == "0":
         print("no setting is given: this is experiment=demo (--help lists what there is)", file=sys.stderr)
+    keys = known_keys()
     for flag in overrides:
         if flag.startswith("-"):
             raise ConfigError(f"{flag!r} is not an option; settings are written key=value, for example seed=1")
@@ -68,10 +75,8 @@ def load_config(argv: Sequence[str]) -> Config:
             raise ConfigError(f"{flag!r} is not a setting; settings are written key=value, for example seed=1")
         key = flag.split("=")[0].lstrip("+~")
         check_renamed(key)
-        if key not in known_keys() and not key.startswith(("deepspeed.", "dataset.world.")):
-            near = [
-                known for known in known_keys() if "." in known or "." not in key
-            ]  # training.lr is no typo of training
+        if key not in keys and not key.startswith(("deepspeed.", "dataset.world.")):
+            near = [known for known in keys if "." in known or "." not in key]  # training.lr is no typo of training
             raise ConfigError(f"unknown setting {key!r} in {flag!r}{did_you_mean(key, near)}")
         if key == "method.name":
             raise ConfigError(f"{flag}: a method is more than its name; choose one with method=NAME")
@@ -80,15 +85,22 @@ def load_config(argv: Sequence[str]) -> Config:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            composed = compose("config", overrides=[appended(quoted(override)) for override in overrides])
+            composed = compose("config", overrides=[spelled_out(text, keys) for text in overrides])
         return validated(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), error.__cause__)) from error
 
 
-def appended(override: str) -> str:
-    """A setting of a rendered world may be new to the mapping `dataset.world`, which Hydra wants to be told."""
-    return f"++{override}" if override.startswith("dataset.world.") else override
+def spelled_out(override: str, keys: Mapping[str, Any]) -> str:
+    """An override as Hydra wants it: quotes where its grammar needs them, brackets around a list of one text.
+
+    A setting of a rendered world may be new to the mapping `dataset.world`, which Hydra wants to be told.
+    """
+    key, equals, text = override.partition("=")
+    if key.startswith("dataset.world."):
+        return f"++{quoted(override)}"
+    several = "," in text and not text.startswith(QUOTES)
+    return as_list(key, text) if equals and keys.get(key) in TEXT_LISTS and not several else quoted(override)
 
 
 def check_group(group: str, flag: str) -> None:
@@ -128,7 +140,7 @@ def explain(message: str, cause: BaseException | None) -> str:
     if first.startswith("Ambiguous value"):
         setting = first.removeprefix("Ambiguous value for argument ")
         return f"{setting} gives several values to one run; launchers/sweep.py runs a grid"
-    if wanted := wanted_type(str(cause)):
+    if wanted := type_in_words(str(cause)):
         return f"{first.split(': ')[0].removeprefix('Error merging override ')} is not {wanted}"
     if missing := re.search(r"issing mandatory value: (\S+)", message):
         key = missing[1]
@@ -136,15 +148,13 @@ def explain(message: str, cause: BaseException | None) -> str:
     return first
 
 
-def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema, groups included."""
-    keys = [] if prefix else ["experiment"]
-    probe = schema()
-    for entry in fields(schema):
-        keys.append(prefix + entry.name)
-        value = getattr(probe, entry.name)
-        if is_dataclass(value):
-            keys += known_keys(type(value), f"{prefix}{entry.name}.")
+def known_keys(schema: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of the schema, groups included, with its type."""
+    keys: dict[str, Any] = {} if prefix else {"experiment": str}
+    for name, kind in get_type_hints(schema).items():
+        keys[prefix + name] = kind
+        if is_dataclass(kind):
+            keys |= known_keys(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
     return keys
 
 

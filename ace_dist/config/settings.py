@@ -1,31 +1,30 @@
-"""Settings of a launcher on its command line, `key=value`, and how a user's mistake is answered."""
+"""The parser of `key=value`: Hydra's grammar for the settings of every command, and help out of their comments."""
 
 from __future__ import annotations
 
 import difflib
-import errno
-import os
+import inspect
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ace_dist.utils.errors import ConfigError, UserError
+from ace_dist.utils.errors import ConfigError
 
 Settings = TypeVar("Settings")
-WANTED = {
+TYPES_IN_WORDS = {
     "Integer": "a whole number",
     "Float": "a number",
     "bool": "true or false",
     "ListConfig": "a list; write '[spin block, hammer pin]'",
 }
+TEXT_LISTS: tuple[Any, ...] = (list[str], list[str] | None)
+QUOTES = ("'", '"')
 RENAMED = {  # settings of the version before, for one release
     "run_dir": "run",
     "out": "output",
@@ -36,10 +35,86 @@ RENAMED = {  # settings of the version before, for one release
     "pretrain.seeing_lr": "pretrain.supervised_lr",
     "pretrain.seen": "pretrain.supervised_weights",
 }
-REFUSALS = {  # what a file system may refuse, and what its owner can do
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or write to another disk"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "write to a folder of yours"),
-}
+
+
+def parse_settings(argv: Sequence[str], schema: type[Settings]) -> Settings:
+    """The settings of a command that composes no run. Raises `ConfigError` with the nearest name for an unknown key."""
+    merged, rest = divide(argv, schema, "", {})
+    if help_asked(rest):
+        raise SystemExit(0)
+    for arg in rest:
+        raise unknown_setting(arg.partition("=")[0], schema)
+    return complete(merged, schema, "")
+
+
+def split_settings(
+    argv: Sequence[str], schema: type[Settings], prefix: str = "", base: Mapping[str, Any] | None = None
+) -> tuple[Settings, list[str]]:
+    """Divide `key=value` arguments into those of `schema`, a dataclass, and the others, such as a run's.
+
+    With a `prefix`, such as `cluster.`, all keys that begin with it are the schema's. `base` holds defaults that win
+    over the schema's. A field whose default is MISSING must be given. `--help` prints the fields with their comments
+    and stays among the others; DeepSpeed's `--local_rank` is dropped.
+    """
+    merged, rest = divide(argv, schema, prefix, base or {})
+    return (schema() if help_asked(rest) else complete(merged, schema, prefix)), rest
+
+
+def divide(argv: Sequence[str], schema: type, prefix: str, base: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The schema with its own arguments applied, and the other arguments."""
+    names = [entry.name for entry in fields(schema)]
+    merged, rest = OmegaConf.merge(OmegaConf.structured(schema), base), list[str]()
+    if help_asked(argv):
+        print("", *describe_fields(schema, prefix), sep="\n  ")
+    for arg in argv:
+        key, equals, text = arg.partition("=")
+        check_renamed(key)
+        own = key.removeprefix(prefix) if key.startswith(prefix) else ""
+        if re.match(r"--?local[_-]rank", arg):
+            continue
+        if own.split(".")[0] in names and equals:
+            assign(merged, arg, own, parse_value(own, text, get_type_hints(schema).get(own)))
+        elif own and prefix:
+            raise unknown_setting(key, schema, prefix)
+        elif not equals and not key.startswith(("-", "~")):
+            raise ConfigError(f"{arg!r} is not a setting; settings are written key=value: {', '.join(names)}")
+        else:
+            rest.append(arg)
+    return merged, rest
+
+
+def complete(merged: Any, schema: type[Settings], prefix: str) -> Settings:
+    """The schema's object. Raises `ConfigError` for the first setting that must be given and is not."""
+    for name in [name for name in merged if OmegaConf.is_missing(merged, name)]:
+        raise ConfigError(f"{prefix}{name} is not set: give {comments(schema).get(name, name)} as {prefix}{name}=...")
+    settings = OmegaConf.to_object(merged)
+    assert isinstance(settings, schema)
+    return settings
+
+
+def assign(merged: Any, arg: str, key: str, value: Any) -> None:
+    """Set a value; raises `ConfigError` that quotes the argument when the schema's type is another."""
+    try:
+        OmegaConf.update(merged, key, value)
+    except OmegaConfBaseException as error:
+        kind = type_in_words(str(error))
+        raise ConfigError(f"{arg} is not {kind}" if kind else f"{arg}: {' '.join(str(error).split())}") from error
+
+
+def parse_value(key: str, text: str, kind: Any) -> Any:
+    """A value in Hydra's grammar. Text where text is meant needs no quotes; a list of one needs no brackets."""
+    if kind in (str, str | None) and not text.startswith(QUOTES) and text != "null":
+        return text
+    spelled = as_list(key, text) if kind in TEXT_LISTS else quoted(f"{key}={text}")
+    override = OverridesParser.create().parse_override(spelled)
+    return text if override.is_sweep_override() else override.value()
+
+
+def as_list(key: str, text: str) -> str:
+    """`key=value` for a list of texts: a plain text is a list of one."""
+    if text.startswith(("[", "$")) or text in ("", "null"):
+        return quoted(f"{key}={text}")
+    return f"{key}=[{text if text.startswith(QUOTES) else quote(text)}]"
 
 
 def quoted(override: str) -> str:
@@ -50,8 +125,10 @@ def quoted(override: str) -> str:
     parser = OverridesParser.create()
     key, equals, value = override.partition("=")
     listed = re.sub(r"[^\[\]{}()'\",:=]*[^\x00-\x7f][^\[\]{}()'\",:=]*", lambda found: quote(found[0].strip()), value)
-    structure = value.startswith(("[", "{", "'", '"'))
-    for candidate in (value, listed if structure else quote(value)):
+    candidates = [value, listed if value.startswith(("[", "{", "'", '"')) else quote(value)]
+    if re.fullmatch(r"\[[^\[\]\"{}]*\]", value):
+        candidates.append(f"[{','.join(quote(item.strip()) for item in value[1:-1].split(','))}]")
+    for candidate in candidates:
         try:
             parser.parse_override(f"{key}{equals}{candidate}")
         except HydraException:
@@ -66,28 +143,23 @@ def quote(text: str) -> str:
     return f"'{escaped}'"
 
 
-def wanted_type(message: str) -> str | None:
-    """What OmegaConf's message says a value should have been, in words."""
-    found = re.search(r"could not be converted to (\w+)|not a valid (\w+)|not a (ListConfig)", message)
-    return WANTED.get(next(filter(None, found.groups()))) if found else None
-
-
 def check_renamed(key: str) -> None:
     """Raise `ConfigError` with the new name of a setting that the version before had under another one."""
     if key in RENAMED:
         raise ConfigError(f"{key} is now {RENAMED[key]}: write {RENAMED[key]}=...")
 
 
-def help_asked(argv: Sequence[str]) -> bool:
-    """Whether a launcher was asked what it does."""
-    return not {"-h", "--help"}.isdisjoint(argv)
+def unknown_setting(key: str, schema: type, prefix: str = "") -> ConfigError:
+    """The error for a key that the schema does not have, with the nearest that it has."""
+    names = [entry.name for entry in fields(schema)]
+    near = did_you_mean(key.removeprefix(prefix), names)
+    return ConfigError(f"unknown setting {key!r}{near}; there are {', '.join(names)}")
 
 
-def show_help(settings: Iterable[str]) -> NoReturn:
-    """Print the running launcher's docstring and its settings, and exit with 0."""
-    lines = ["", "settings, written key=value:", *(f"  {line}" for line in settings)]
-    print((sys.modules["__main__"].__doc__ or "").strip(), *lines, sep="\n")
-    raise SystemExit(0)
+def type_in_words(message: str) -> str | None:
+    """What OmegaConf's message says a value should have been, in words."""
+    found = re.search(r"could not be converted to (\w+)|not a valid (\w+)|not a (ListConfig)", message)
+    return TYPES_IN_WORDS.get(next(filter(None, found.groups()))) if found else None
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -96,96 +168,21 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def run_launcher(main: Any) -> None:
-    """Call `main(argv)`; print a `UserError` as one line on stderr and exit with 2; with 130 after Ctrl-C.
-
-    A full disk and a folder that may not be written are the user's too; any other `OSError` is a bug and stays one.
-    """
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno not in REFUSALS:
-            raise
-        where = f"{error.filename or 'writing'}: {error.strerror}"
-        remedy = f"{REFUSALS[error.errno]} (run=, dataset.shards= or output=), then give the command again"
-        print(f"error: {where}; {remedy}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+def help_asked(argv: Sequence[str]) -> bool:
+    return not {"-h", "--help"}.isdisjoint(argv)
 
 
-def typed_settings(argv: Sequence[str], schema: type[Settings]) -> Settings:
-    """Settings of a launcher with a schema of its own, a dataclass: `key=value`, values in YAML's grammar."""
-    names = [entry.name for entry in fields(schema)]  # type: ignore[arg-type]
-    if help_asked(argv):
-        show_help(f"{name}={value}" for name, value in vars(schema()).items())
-    for arg in argv:
-        key, equals, _ = arg.partition("=")
-        if not equals:
-            raise ConfigError(f"{arg!r} is not a setting; settings are written key=value, for example {names[0]}=...")
-        check_renamed(key)
-        if key.split(".")[0] not in names:
-            raise ConfigError(f"unknown setting {key!r}{did_you_mean(key, names)}; there are {', '.join(names)}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(list(argv)))
-        settings = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError) as error:
-        wrong, wanted = getattr(error, "full_key", None), wanted_type(str(error))
-        given = [arg for arg in argv if wrong and arg.startswith(f"{wrong}=")]
-        message = f"{given[-1]} is not {wanted}" if given and wanted else " ".join(str(error).split())
-        raise ConfigError(message) from error
-    assert isinstance(settings, schema)
-    return settings
+def describe_fields(schema: type, prefix: str = "") -> list[str]:
+    """A line a field: its name, default and comment."""
+    notes, defaults = comments(schema), OmegaConf.structured(schema)
+    lines = []
+    for name in defaults:
+        value = "..." if OmegaConf.is_missing(defaults, name) else defaults[name]
+        note = f"   {notes[name]}" if name in notes else ""
+        lines.append(f"{prefix}{name}={'null' if value is None else value}{note}")
+    return lines
 
 
-def simple_settings(
-    argv: Sequence[str], required: dict[str, str], optional: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """Settings of a launcher that works on a run folder: `key=value`, no composition.
-
-    `required` and `optional` map each key to what it is, for messages. `actions` is a list in Hydra's grammar, `*_s` a
-    number of seconds, anything else the text as it stands. A missing optional key is `None`.
-    """
-    meanings = {**required, **(optional or {})}
-    given: dict[str, Any] = dict.fromkeys(meanings)
-    if help_asked(argv):
-        show_help(f"{key}={'...' if key in required else ''}   {meaning}" for key, meaning in meanings.items())
-    for arg in argv:
-        if re.match(r"--?local[_-]rank", arg):
-            continue
-        key, equals, text = arg.partition("=")
-        if not equals:
-            raise ConfigError(f"{arg!r} is not a setting; settings are written key=value: {', '.join(meanings)}")
-        check_renamed(key)
-        if key not in meanings:
-            raise ConfigError(
-                f"unknown setting {key!r}{did_you_mean(key, list(meanings))}; there are {', '.join(meanings)}"
-            )
-        given[key] = parse_value(key, text)
-    for key, meaning in required.items():
-        if given[key] is None:
-            raise ConfigError(f"{key} is not set: give {meaning} as {key}=...")
-    return given
-
-
-def parse_value(key: str, text: str) -> Any:
-    """The value of a simple setting."""
-    if key == "actions":
-        try:
-            value = OverridesParser.create().parse_override(quoted(f"{key}={text}")).value()
-        except (HydraException, ConfigError) as error:
-            raise ConfigError(f"actions={text} is not a list; write actions='[spin block, hammer pin]'") from error
-        if not isinstance(value, list):
-            raise ConfigError(f"actions={text} is not a list; write actions='[spin block, hammer pin]'")
-        return [str(item) for item in value]
-    if key.endswith("_s"):
-        try:
-            return float(text)
-        except ValueError:
-            raise ConfigError(f"{key}={text} is not a number of seconds") from None
-    return text
+def comments(schema: type) -> dict[str, str]:
+    """The comment behind each field in the source of a dataclass."""
+    return dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(schema), re.M))

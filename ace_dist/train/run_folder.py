@@ -143,7 +143,10 @@ def command_line() -> str:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     launched = len(settings) < len(sys.argv) - 1 or ranks > 1  # by DeepSpeed, which added --local_rank, or by SLURM
     launcher = ["deepspeed", "--num_gpus", str(ranks)] if launched else ["python"]
-    return shlex.join([*launcher, f"launchers/{Path(sys.argv[0]).name}", *settings])
+    program = Path(sys.argv[0]).name
+    installed = program in ("ace", "__main__.py")  # as a wheel, which has no launchers
+    words = ["--module" if launched else "-m", "ace_dist"] if installed else [f"launchers/{program}"]
+    return shlex.join([*launcher, *words, *settings])
 
 
 def cpu_name() -> str:

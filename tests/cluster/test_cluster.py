@@ -13,14 +13,13 @@ import subprocess
 import pytest
 import submitit
 
+from ace_dist.cli import execute
 from ace_dist.cluster import jobs
 from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.preflight import Finding, table
-from ace_dist.cluster.profiles import ClusterConfig, load_profile
-from ace_dist.cluster.single import make_job
-from ace_dist.cluster.study import select
-from ace_dist.cluster.submission import LocalQueue, refuse_secrets, sbatch_text, without_secrets
-from ace_dist.cluster.sweeps import Run, State, Sweep, expand, run_id, state_of
+from ace_dist.cluster.profiles import ClusterConfig, split_profile
+from ace_dist.cluster.submit import LocalQueue, build_job, check_job, refuse_secrets, sbatch_text, without_secrets
+from ace_dist.cluster.sweep import Run, State, Sweep, expand, run_id, select, state_of
 from ace_dist.config import config_dir, load_config
 from ace_dist.tools.study.collect import as_csv, as_html, as_latex, as_markdown, collect, sheet, write_tables
 from ace_dist.utils.errors import ConfigError
@@ -39,7 +38,7 @@ def signals():
 def test_every_shipped_profile_loads():
     """No file of configs/cluster is dead; SLURM's make an sbatch file."""
     for path in (config_dir() / "cluster").glob("*.yaml"):
-        profile = load_profile([f"cluster={path.stem}"])
+        profile = split_profile([f"cluster={path.stem}"])[0]
         if profile.kind == "slurm":
             assert f"--nodes={profile.nodes}" in sbatch_text(profile, "name", path.parent)
 
@@ -53,7 +52,7 @@ def test_a_profile_reaches_the_sbatch_file(tmp_path):
         "setup: [module load cuda]\nsignal_lead_s: 77\n"
     )
     text = sbatch_text(
-        load_profile([f"cluster={own}", "cluster.partition=long", "cluster.parallel=3"]), "x", tmp_path, 9
+        split_profile([f"cluster={own}", "cluster.partition=long", "cluster.parallel=3"])[0], "x", tmp_path, 9
     )
     for flag in (
         "nodes=4", "ntasks-per-node=8", "gpus-per-node=8", "cpus-per-task=12", "mem=921600M", "time=90", "account=lab",
@@ -81,7 +80,7 @@ def test_a_profile_reaches_the_sbatch_file(tmp_path):
 def test_wrong_profiles_are_named(settings, words):
     """Each mistake names the value and the setting."""
     with pytest.raises(ConfigError) as caught:
-        load_profile(settings)
+        split_profile(settings)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -89,14 +88,15 @@ def test_wrong_jobs_are_refused_before_they_wait_in_a_queue(tmp_path, monkeypatc
     """A launcher, setting or batch size that cannot work, and a secret that would be written into files."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
     two = ClusterConfig(kind="slurm", nodes=2)
+    with pytest.raises(ConfigError, match="did you mean 'train'"):
+        execute(["submit", "launcher=trian"])
     for launcher, settings, word in (
-        ("trian", [], "did you mean 'train'"),
         ("train", ["seeed=1"], "did you mean 'seed'"),
         ("train", ["training.batch_size=15"], "multiple of 2"),
         ("train", ["name=sk-0123456789"], "holds a secret"),
     ):
         with pytest.raises(ValueError, match=word) as caught:
-            make_job(launcher, settings, two, tmp_path)
+            check_job(launcher, settings, two)
         assert "sk-0123456789" not in str(caught.value)
     with pytest.raises(ConfigError, match="holds a secret"):
         refuse_secrets(ClusterConfig(kind="slurm", setup=["export MY_TOKEN=abcdefgh"]), [])
@@ -106,32 +106,30 @@ def test_a_pickled_job_holds_no_environment(tmp_path, monkeypatch):
     """What submitit writes to disk: the launcher and its settings; and what sbatch passes on has no secrets."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
     monkeypatch.setenv("HOME_OF_DATA", "kept")
-    job = make_job("train", ["seed=3"], ClusterConfig(kind="slurm"), tmp_path)
+    job = build_job(execute, "train", ["seed=3"], tmp_path)
     assert b"sk-0123456789" not in pickle.dumps(job) and pickle.loads(pickle.dumps(job)) == job
     with without_secrets():
         assert "OPENAI_API_KEY" not in os.environ and os.environ["HOME_OF_DATA"] == "kept"
     assert os.environ["OPENAI_API_KEY"] == "sk-0123456789"
 
 
-LAUNCHER = """
-from __future__ import annotations
-import os
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from ace_dist.utils.errors import UserError
-from ace_dist.utils.distributed import rank_variables
-@dataclass
-class Outcome:
-    exit_code: int = 75
-def main(argv):
-    out, how = argv
-    place = rank_variables(os.environ)
-    Path(out, place["RANK"] + "-" + place["WORLD_SIZE"]).write_text(" ".join(sys.argv[1:]))
-    if how == "bad":
-        raise UserError("the file is not there")
-    return Outcome() if how == "preempted" else None
-"""
+def command_in(folder, how):
+    """A command that says where it ran, and ends well, with an error or stopped; pickled by value, as it is nested."""
+
+    def execute(words):
+        import os
+        from pathlib import Path
+
+        from ace_dist.utils.errors import UserError
+        from ace_dist.utils.distributed import rank_variables
+
+        place = rank_variables(os.environ)
+        Path(folder, place["RANK"] + "-" + place["WORLD_SIZE"]).write_text(" ".join(words))
+        if how == "bad":
+            raise UserError("the file is not there")
+        return 75 if how == "preempted" else 0
+
+    return execute
 
 
 @pytest.mark.parametrize(
@@ -140,15 +138,13 @@ def main(argv):
 )
 def test_a_local_job_runs_the_launcher_on_every_rank_and_says_how_it_ended(how, event, detail, tmp_path):
     """Through submitit's own executor: ranks, arguments, and the journal for each kind of end; nothing is requeued."""
-    launcher = tmp_path / "launcher.py"
-    launcher.write_text(LAUNCHER)
-    job = Job(str(launcher), (str(tmp_path), how), str(tmp_path / "journal.jsonl"))
+    job = Job(command_in(str(tmp_path), how), ("train", "seed=1"), str(tmp_path / "journal.jsonl"))
     seen = []
     local = LocalQueue(ClusterConfig(kind="local", tasks_per_node=2, parallel=1), tmp_path / "jobs")
     local.run([job], lambda index, job_id: seen.append(job_id), seen.append)
     assert len(seen) == 2 and seen[1] == 0
     for rank in "01":
-        assert (tmp_path / f"{rank}-2").read_text() == f"{tmp_path} {how}"
+        assert (tmp_path / f"{rank}-2").read_text() == "train seed=1"
     events = read_journal(tmp_path / "journal.jsonl")
     assert next(e for e in events if e.event == event).detail.startswith(detail), events
     assert {e.job_id for e in events} == {seen[0]} and sum(e.event == "started" for e in events) == 1
@@ -191,7 +187,7 @@ def test_only_rank_0_of_a_running_job_requeues(rank, state, requeued, status, tm
     stale = tmp_path / "17_submitted.pkl.save_tmp"
     stale.write_text("of a start that was killed while it requeued: submitit would stop at it")
     with pytest.raises(SystemExit) as caught:
-        Job("x.py", (), str(tmp_path / "journal.jsonl")).requeue(FakeSlurm(tmp_path, rank))
+        Job(execute, (), str(tmp_path / "journal.jsonl")).requeue(FakeSlurm(tmp_path, rank))
     assert caught.value.code == status and bool(handler) == requeued and stale.exists() != requeued
 
 
@@ -214,7 +210,7 @@ def test_a_controller_that_is_busy_is_asked_again(tmp_path, monkeypatch):
 
 def test_a_checkpoint_is_the_same_job():
     """submitit calls `checkpoint()` in its handler on one rank: it must save nothing and change nothing."""
-    job = Job("x.py", ("seed=1",), "j")
+    job = Job(execute, ("train", "seed=1"), "j")
     assert job.checkpoint().function == job
 
 
@@ -246,7 +242,7 @@ def test_run_folders_are_apart_and_compose():
 def test_a_sweep_survives_the_disk_and_grows(tmp_path):
     """Same settings again: the same runs; a larger grid adds to them; other fixed settings are refused by name."""
     sweep = Sweep(tmp_path / "s")
-    profile = load_profile(["cluster=slurm", "cluster.sbatch={reservation: night}", "cluster.nodes=3"])
+    profile = split_profile(["cluster=slurm", "cluster.sbatch={reservation: night}", "cluster.nodes=3"])[0]
     sweep.note_submission(profile, sweep.add(expand(["seed=0..1", "training.epochs=1"])))
     sweep = Sweep.read(tmp_path / "s")
     assert sweep.last_profile() == profile and sweep.submissions[0]["runs"] == ["seed-0", "seed-1"]

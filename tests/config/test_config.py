@@ -3,9 +3,10 @@
 import dataclasses
 
 import pytest
+from omegaconf import MISSING
 
-from ace_dist.cluster.profiles import split_settings
-from ace_dist.config import config_dir, known_keys, load_config, read_config, simple_settings, to_yaml, typed_settings
+from ace_dist.cluster.profiles import split_profile
+from ace_dist.config import config_dir, known_keys, load_config, parse_settings, read_config, split_settings, to_yaml
 from ace_dist.config.settings import RENAMED
 from ace_dist.utils.errors import ConfigError
 
@@ -56,7 +57,7 @@ def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
         (["training.epochs=many"], "training.epochs=many is not a number"),
         (["training.batch_size=four"], "training.batch_size=four is not a whole number"),
         (["training.nesterov=maybe"], "training.nesterov=maybe is not true or false"),
-        (["dataset.novel=spin wheel"], "dataset.novel=spin wheel is not a list; write"),
+        (["loader.mean=0.5"], "loader.mean=0.5 is not a list; write"),
         (["dataset.novel=[spin wheel"], "'dataset.novel=.spin wheel' is not closed"),
         (["seed=1,2"], "'seed=1,2' gives several values.*launchers/sweep.py"),
         (["training.lr=1"], "unknown setting 'training.lr'.*did you mean 'training.lr_"),
@@ -93,20 +94,56 @@ def test_known_keys_cover_nested_settings():
     assert {"seed", "dataset.clip.frames", "model.text.tower"} <= set(known_keys())
 
 
-def test_settings_of_run_launchers():
-    """Values keep their characters; lists follow Hydra's grammar; numbers are numbers; mistakes are named."""
-    required = {"run": "a run folder", "actions": "a list"}
-    given = simple_settings(["run=a (b)/ü=1", "actions=[spin block, lay down x]"], required, {"start_s": "start"})
-    assert given == {"run": "a (b)/ü=1", "actions": ["spin block", "lay down x"], "start_s": None}
+@dataclasses.dataclass
+class ClipSettings:
+    run: str = MISSING  # a run folder
+    actions: list[str] = MISSING  # a list
+    start_s: float | None = None  # start
+    device: str | None = "cpu"
+
+
+def test_settings_of_a_command():
+    """Text keeps its characters; lists follow Hydra's grammar; numbers are numbers; mistakes are named."""
+    given = parse_settings(["--local_rank=1", "run=a (b)/ü=1", "actions=[spin block, lay down x]"], ClipSettings)
+    assert given == ClipSettings("a (b)/ü=1", ["spin block", "lay down x"], None)
+    more = parse_settings(["run=007", "actions=lift lid", "start_s=1", "device=null"], ClipSettings)
+    assert more == ClipSettings("007", ["lift lid"], 1.0, None)
     for wrong, words in (
-        (["run=a"], "actions is not set"),
-        (["run=a", "actions=spin block"], "not a list"),
+        (["run=a"], "actions is not set: give a list as actions=..."),
         (["run=a", "action=[a, b]"], "did you mean 'actions'"),
-        (["run=a", "actions=[a, b]", "start_s=x"], "not a number of seconds"),
+        (["run=a", "actions=[a, b"], "not closed"),
+        (["run=a", "actions=[a, b]", "start_s=x"], "start_s=x is not a number"),
         (["run"], "not a setting"),
     ):
         with pytest.raises(ConfigError, match=words):
-            simple_settings(wrong, required, {"start_s": "start"})
+            parse_settings(wrong, ClipSettings)
+
+
+LISTS = {
+    "[spin block, lift lid]": ["spin block", "lift lid"],
+    "spin block": ["spin block"],
+    "'spin, block'": ["spin, block"],
+    "[öffnen Tür, spin block, 'a: b']": ["öffnen Tür", "spin block", "a: b"],
+    "[source ~/.keys, export A=b]": ["source ~/.keys", "export A=b"],
+    "[/Videos (1)/a, b]": ["/Videos (1)/a", "b"],
+    "null": None,
+}
+
+
+@pytest.mark.parametrize(("text", "items"), LISTS.items())
+def test_a_list_reads_the_same_everywhere(text, items):
+    """In a run's settings, a command's own, and those of a cluster's profile."""
+    assert load_config([f"dataset.novel={text}"]).dataset.novel == items
+    if items is not None:
+        assert parse_settings([f"compare={text}"], OwnSettings).compare == items
+        assert split_profile(["cluster=slurm", f"cluster.setup={text}"])[0].setup == items
+
+
+def test_a_command_takes_its_own_settings_and_leaves_the_others():
+    own, rest = split_settings(["seed=3", "run=x", "--cfg", "cluster.nodes=2"], OwnSettings)
+    assert (own.run, rest) == ("x", ["seed=3", "--cfg", "cluster.nodes=2"])
+    profile, rest = split_profile(["cluster=slurm", *rest])
+    assert (profile.kind, profile.nodes, rest) == ("slurm", 2, ["seed=3", "--cfg"])
 
 
 @pytest.mark.parametrize("value", ["/Straße 3/x", "/Videos (1)/it's & #2", "a, Jörg/b", "C:\\x", "plain/with space"])
@@ -117,35 +154,19 @@ def test_any_path_needs_no_second_quotes(value):
     assert load_config([f"dataset.shards='{quoted}'"]).dataset.shards == value  # as the grammar asks for
 
 
-def test_labels_with_umlauts_need_no_quotes_in_a_list():
-    """Both grammars in which lists of labels are given."""
-    wanted = ["öffnen Tür", "spin block", "a: b"]
-    text = "[öffnen Tür, spin block, 'a: b']"
-    assert load_config([f"dataset.novel={text}"]).dataset.novel == wanted
-    assert simple_settings([f"actions={text}"], {"actions": "a list"})["actions"] == wanted
-
-
 @dataclasses.dataclass
 class OwnSettings:
-    """Settings of a launcher."""
-
     run: str = ""
     compare: list[str] = dataclasses.field(default_factory=list)
-
-
-def test_a_wrong_type_of_a_launchers_own_setting_is_explained():
-    """Not in OmegaConf's words."""
-    with pytest.raises(ConfigError, match="^compare=a is not a list; write"):
-        typed_settings(["compare=a"], OwnSettings)
 
 
 @pytest.mark.parametrize(
     ("parse", "words"),
     [
         (lambda argv: load_config(argv), ["experiment=", "own", "procvlr"]),
-        (lambda argv: typed_settings(argv, OwnSettings), ["run=", "compare=[]"]),
-        (lambda argv: simple_settings(argv, {"run": "a folder"}), ["run=...   a folder"]),
-        (lambda argv: split_settings(argv, OwnSettings), ["compare=[]"]),
+        (lambda argv: parse_settings(argv, OwnSettings), ["run=", "compare=[]"]),
+        (lambda argv: parse_settings(argv, ClipSettings), ["run=...   a run folder", "device=cpu"]),
+        (lambda argv: split_profile(split_settings(argv, OwnSettings)[1]), ["compare=[]", "cluster.nodes=1"]),
     ],
 )
 def test_help_lists_the_settings_and_stops(parse, words, capsys):
@@ -157,18 +178,11 @@ def test_help_lists_the_settings_and_stops(parse, words, capsys):
     assert all(word in printed for word in words)
 
 
-@dataclasses.dataclass
-class RunSettings:
-    """Settings of some launcher."""
-
-    run: str = ""
-
-
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_a_renamed_setting_is_refused_with_its_new_name(old, new):
     """In every parser: of a run, of a launcher with settings of its own, and of what is submitted to a cluster."""
     assert new in {*known_keys(), "output"} and old not in known_keys()
-    for parse in (load_config, lambda argv: typed_settings(argv, RunSettings), lambda argv: simple_settings(argv, {})):
+    for parse in (load_config, lambda argv: parse_settings(argv, OwnSettings)):
         with pytest.raises(ConfigError, match=f"^{old} is now {new}: write {new}="):
             parse([f"{old}=x"])
 

@@ -1,6 +1,6 @@
 """What a newcomer gets wrong first, each answered by one sentence that says what to do next."""
 
-import importlib.util
+import importlib
 import os
 import re
 import sys
@@ -10,42 +10,56 @@ import gradio
 import pytest
 import torch
 
-from ace_dist import __main__ as overview
+from ace_dist import cli
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.classes import split_classes
-from ace_dist.config import load_config, read_config, run_launcher
+from ace_dist.config import load_config, read_config
 from ace_dist.data.annotations.csv import read_csv
 from ace_dist.models.text_minilm import minilm_folder
 from ace_dist.utils.distributed import check_ranks_here, connect
 from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError, RunError, UserError
 
-LAUNCHERS = sorted((Path(__file__).resolve().parents[2] / "launchers").glob("*.py"))
+ROOT = Path(__file__).resolve().parents[2]
 RUN_THE_DEMO = ("build_shards", "estimate", "preflight", "pretrain_tabletop", "submit", "train", "verify_shards")
 
 
-def load(path):
-    """A launcher as a module."""
-    spec = importlib.util.spec_from_file_location(f"launcher_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
-def test_every_launcher_explains_itself(path, tmp_path, capsys):
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself(name, capsys):
     """`--help` lists settings and stops; an unknown setting, or none where one is needed, is answered in one line."""
-    module = load(path)
+    words = name.split()
     with pytest.raises(SystemExit) as stopped:
-        module.main(["--help"])
-    assert stopped.value.code == 0 and "settings, written key=value:" in capsys.readouterr().out
+        cli.execute([*words, "--help"])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0 and "settings, written key=value:" in said and cli.first_line(name) in said
+    own = ["sweep=x"] if name in ("sweep run", "sweep retry") else []
     with pytest.raises(UserError) as refused:
-        module.main(["no_such_setting=1", *(["sweep=x", f"folder={tmp_path}"] if path.stem == "sweep" else [])])
+        cli.execute([*words, *own, "no_such_setting=1"])
     assert "no_such_setting" in str(refused.value) and "\n" not in str(refused.value)
-    if path.stem not in RUN_THE_DEMO:
+    if name not in RUN_THE_DEMO:
         with pytest.raises(UserError, match="give |is not set") as refused:
-            module.main([])
+            cli.execute(words)
         assert "=" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_every_command_has_a_launcher():
+    """A file that DeepSpeed and SLURM start: it starts the command of its name, and nothing else."""
+    launchers = {path.stem: path.read_text() for path in (ROOT / "launchers").glob("*.py")}
+    assert launchers.keys() == {name.split()[0] for name in cli.COMMANDS}
+    assert all(text.endswith(f'sys.exit(main("{name}"))\n') for name, text in launchers.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["report", "run=a", "compare=[b]"], "report run"), (["report", "runs=runs/*"], "report runs"),
+        (["report.py", "sweep=a", "output=b"], "report sweep"), (["report", "grid=ace"], "report grid"),
+        (["report", "sweep", "sweep=a"], "report sweep"), (["sweep", "sweep=a", "seed=0..1"], "sweep run"),
+        (["sweep", "status", "sweep=a"], "sweep status"), (["build-shards"], "build_shards"),
+    ],
+)  # fmt: skip
+def test_a_subcommand_or_the_setting_that_is_called_so(words, name):
+    """The forms of the version before, without a subcommand, stay."""
+    assert cli.command_of(words)[0] == name
 
 
 def test_no_setting_at_all_is_the_demo_and_says_so(capsys):
@@ -64,12 +78,14 @@ def test_training_before_building_names_the_command(launch, tmp_path):
     assert f"dataset.shards={tmp_path} holds no finished build; make it with launchers/build_shards.py" in done.stderr
 
 
-def test_the_overview_knows_the_launchers(capsys):
-    """`python -m ace_dist NAME`: how it is started, or the nearest name."""
-    overview.main(["train", "seed=1"])
-    assert capsys.readouterr().out == "start it with: python launchers/train.py seed=1\n"
-    with pytest.raises(ConfigError, match="no launcher 'trian'.*did you mean 'train'"):
-        overview.main(["trian"])
+def test_the_overview_names_every_command(capsys):
+    """`ace` alone lists them; a wrong name is answered with the nearest."""
+    assert cli.execute([]) == 0
+    said = capsys.readouterr().out
+    assert "make demo" in said and all(f"  {name}" in said for name in cli.COMMANDS)
+    for words, near in ((["trian"], "train"), (["sweep", "statsu", "sweep=x"], "status")):
+        with pytest.raises(ConfigError, match=f"did you mean '{near}'"):
+            cli.execute(words)
 
 
 @pytest.mark.parametrize("flag", ["dataset=null", "model=", "method=[ace]", "experiment=3", "loader={a: 1}"])
@@ -124,14 +140,14 @@ def test_a_full_disk_is_said_in_a_line(monkeypatch, capsys):
         with open(argv[0], "w") as file:
             file.write("x")
 
-    with pytest.raises(SystemExit) as stopped:
-        run_launcher(write)
+    monkeypatch.setattr(cli, "execute", write)
+    status = cli.main()
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert status == 2 and said.startswith("error: ") and said.count("\n") == 1
     assert "No space left on device; free some space or write to another disk" in said and "run=" in said
     monkeypatch.setattr(sys, "argv", ["launcher", "/nowhere/at/all"])
     with pytest.raises(FileNotFoundError):
-        run_launcher(write)
+        cli.main()
 
 
 def test_a_folder_that_is_no_run(tmp_path):

@@ -13,7 +13,7 @@ PRELOADED = [
     "deepspeed",
     "matplotlib.pyplot",
     "sklearn.manifold",
-    "ace_dist.cluster.study",
+    "ace_dist.cluster.sweep",
     "ace_dist.tools.synonyms",
     "ace_dist.data.build.verify",
     "ace_dist.evaluate.classifier",

@@ -31,11 +31,15 @@ def settings(launch, tmp_path_factory):
     return [*given, f"run={folder}/run", "training.batch_size=8", "training.device=cpu"]
 
 
-def test_the_package_names_its_launchers():
-    """`python -m ace_dist` lists every launcher and a first command."""
-    done = subprocess.run([sys.executable, "-m", "ace_dist"], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "make demo" in done.stdout
-    assert all(path.stem in done.stdout for path in (ROOT / "launchers").glob("*.py"))
+def test_every_way_to_start_a_command():
+    """`python -m ace_dist` lists commands and runs one, as a launcher does; the exit status is the command's."""
+    for start in (["-m", "ace_dist"], ["-m", "ace_dist", "train"], ["launchers/train.py"]):
+        words = [sys.executable, *start, *(["seeed=1"] if "train" in start[-1] else [])]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+        if len(start) == 2:
+            assert done.returncode == 0 and "make demo" in done.stdout
+        else:
+            assert done.returncode == 2 and "error: unknown setting 'seeed'" in done.stderr
 
 
 def test_the_printed_configuration_is_the_one_that_a_run_holds(launch, settings):

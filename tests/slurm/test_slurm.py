@@ -216,24 +216,20 @@ def test_a_job_that_was_cancelled_stays_cancelled(slurm, project, cluster):
     """`scancel` sends the same TERM as pre-emption does, and SLURM would requeue a cancelled job if asked to."""
     folder = project / "patient"
     folder.mkdir()
-    launcher = folder / "patient.py"
-    launcher.write_text(
-        "import os, signal, time\n"
-        "class Outcome: exit_code = 75\n"
-        "def main(argv):\n"
+    script = (
+        "import signal, time\n"
+        "from pathlib import Path\n"
+        "from ace_dist.cluster.jobs import Job\n"
+        "from ace_dist.cluster.profiles import split_profile\n"
+        "from ace_dist.cluster.submit import submit\n"
+        "def wait(words):\n"
         "    got = []\n"
         "    signal.signal(signal.SIGTERM, lambda *_: got.append(1))\n"
         "    print('waiting', flush=True)\n"
         "    while not got: time.sleep(0.05)\n"
-        "    return Outcome()\n"
-    )
-    script = (
-        "from pathlib import Path\n"
-        "from ace_dist.cluster.jobs import Job\n"
-        "from ace_dist.cluster.profiles import load_profile\n"
-        "from ace_dist.cluster.submission import submit\n"
-        f"job = Job({str(launcher)!r}, (), {str(folder / 'journal.jsonl')!r})\n"
-        f"profile = load_profile(['cluster=slurm', 'cluster.nodes=2'])\n"
+        "    return 75\n"
+        f"job = Job(wait, ('train',), {str(folder / 'journal.jsonl')!r})\n"
+        f"profile, _ = split_profile(['cluster=slurm', 'cluster.nodes=2'])\n"
         f"print(submit(profile, [job], 'patient', Path({str(folder)!r}))[0])\n"
     )
     done = subprocess.run(

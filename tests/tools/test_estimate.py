@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import runpy
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from data_worlds import NumberedReader, small_encoding, small_loader
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ace_dist.cli import execute
 from ace_dist.config import ClipConfig, load_config
 from ace_dist.data.build.shards import build_shards
 from ace_dist.data.loader import pyav
@@ -181,18 +181,13 @@ def test_the_text_names_what_is_missing_and_what_was_assumed(shards):
         estimate(config, here=True)
 
 
-def launcher():
-    """The `main` of launchers/estimate.py."""
-    return runpy.run_path(str(ROOT / "launchers" / "estimate.py"))["main"]
-
-
 def test_the_launcher_measures_this_machine(shards, monkeypatch, capsys):
     clips, flops = forecast.measure_cpu_clips_per_s, forecast.matmul_flops_per_s  # the real ones, for a shorter time
     monkeypatch.setattr(forecast, "measure_cpu_clips_per_s", lambda config: clips(config, seconds=0.2))
     monkeypatch.setattr(forecast, "matmul_flops_per_s", lambda device, dtype, seconds: flops(device, dtype, 0.2))
     settings = ["dataset.clip.frames=5", "dataset.clip.seconds=1.5", f"dataset.shards={shards.folder}"]
-    launcher()(["experiment=demo", *settings, "device=h200", "ranks=2", "measure=true"])
+    execute(["estimate", "experiment=demo", *settings, "device=h200", "ranks=2", "measure=true"])
     text = capsys.readouterr().out
     assert "measured here:" in text and "2 x h200:" in text and "this machine" in text
     with pytest.raises(UserError, match="mfu=fast is not a number"):
-        launcher()(["mfu=fast"])
+        execute(["estimate", "mfu=fast"])

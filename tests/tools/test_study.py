@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from ace_dist.cluster.sweeps import Sweep
+from ace_dist.cluster.sweep import Sweep
 from ace_dist.evaluate.metrics import srt_summary
 from ace_dist.tools.study.grid import gain_figure, gains
 from ace_dist.tools.study.report import study_page

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ace_dist.cluster.sweeps import State, Sweep
+from ace_dist.cluster.sweep import State, Sweep
 from ace_dist.config import load_config
 from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.rows import Mean, mean_score, swept_settings

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from ace_dist.cluster.sweeps import Run, expand, run_id
+from ace_dist.cluster.sweep import Run, expand, run_id
 from ace_dist.config import assets_dir, config_dir, did_you_mean
 from ace_dist.utils.errors import ConfigError
 

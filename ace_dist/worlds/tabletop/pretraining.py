@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ace_dist.concepts import SynonymTrees
-from ace_dist.config import check_renamed, load_config, typed_settings
+from ace_dist.config import load_config, split_settings
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.weights import save_safetensors
 from ace_dist.utils.errors import ConfigError
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 
 WORKERS = 2  # processes that render and threads that train: the result depends on the latter, so it is no setting
+
+
+@dataclass
+class OutputConfig:
+    output: str = "runs/tabletop_weights"  # folder of the weights; ace_dist/assets/weights/tabletop replaces the shipped ones
 
 
 @dataclass
@@ -73,9 +78,9 @@ class Pretrained:
 
 def pretrain_command(argv: Sequence[str]) -> None:
     """Render the narrated corpus, train on it, write weights in the form that `model=tabletop` loads."""
-    settings, rest = read_settings([arg for arg in argv if not arg.startswith("output=")])
-    output = next((Path(arg[7:]) for arg in argv if arg.startswith("output=")), Path("runs/tabletop_weights"))
-    config = load_config(rest)
+    own, others = split_settings(argv, OutputConfig)
+    settings, rest = read_settings(others)
+    config, output = load_config(rest), Path(own.output)
     steps = f"{settings.supervised_steps} + {settings.steps} steps"
     print(f"{steps}, 13 minutes when the shipped weights were made, into {output}", flush=True)
     torch.set_num_threads(WORKERS)
@@ -91,14 +96,11 @@ def pretrain_command(argv: Sequence[str]) -> None:
 
 def read_settings(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
     """Split command-line settings into those of `pretrain.*`, parsed, and the others, left for the configuration."""
-    for arg in argv:
-        check_renamed(arg.partition("=")[0])
-    own = [arg.removeprefix("pretrain.") for arg in argv if arg.startswith("pretrain.")]
-    settings = typed_settings(own, PretrainConfig)
+    settings, rest = split_settings(argv, PretrainConfig, "pretrain.")
     positive = ("steps", "supervised_steps", "batch_size", "supervised_batch", "test_clips")
     if min(getattr(settings, name) for name in positive) < 1 or settings.temperature <= 0:
         raise ConfigError("pretrain: steps, batches and test_clips must be at least 1, temperature positive")
-    return settings, [arg for arg in argv if not arg.startswith("pretrain.")]
+    return settings, rest
 
 
 def info_nce(video_BE: Tensor, text_BE: Tensor, texts: NDArray[np.int64], temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Owns handing jobs to SLURM or to this machine through submitit, and asking whether they are still there.
+"""Hands jobs to SLURM or to this machine through submitit, stays with them, and asks whether they are still there.
 
 sbatch passes the submitting shell's whole environment on to the job, and SLURM keeps a copy in its state folder. So
 variables that look like secrets are taken out of the environment while submitting. A job that needs one reads it on the
@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ import submitit
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
-from ace_dist.cluster.jobs import Job
+from ace_dist.cluster.jobs import Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
+from ace_dist.config import load_config
 from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.secrets import SECRET_NAMES, redact
 
 POLL_S = 0.5
+COMPOSED = ("train", "build_shards", "verify_shards", "preflight")  # commands whose settings are a run's
 
 
 def slurm_parameters(profile: ClusterConfig, name: str, folder: Path) -> dict[str, Any]:
@@ -256,9 +259,60 @@ def describe(profile: ClusterConfig, jobs: Sequence[Job], folder: Path) -> str:
     ]
     if len(jobs) > 1:
         lines.append(f"jobs     {len(jobs)}, {profile.parallel} at a time")
-    return "\n".join([*lines, *(f"runs     {command(job)}" for job in jobs)])
+    return "\n".join([*lines, *(f"runs     {shlex.join(job.words)}" for job in jobs)])
 
 
-def command(job: Job) -> str:
-    """A job as a command."""
-    return shlex.join(["launchers/" + Path(job.script).name, *job.settings])
+def check_job(command: str, settings: Sequence[str], profile: ClusterConfig) -> None:
+    """Compose the settings of a job here, and not after a night in the queue.
+
+    Raises `ConfigError` for a setting that does not exist, a secret in a setting, or a batch size that the job's ranks
+    cannot share.
+    """
+    refuse_secrets(profile, settings)
+    if command in COMPOSED:
+        config = load_config(settings)
+        if command == "train":
+            from ace_dist.train.engine import micro_batch_size
+
+            micro_batch_size(config, profile.nodes * profile.tasks_per_node)
+
+
+def build_job(execute: Main, command: str, settings: Sequence[str], folder: Path) -> Job:
+    """A job of a command, with a journal of its own in `folder`."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    return Job(execute, (command, *settings), str((folder / f"{stamp}-{command}.jsonl").absolute()))
+
+
+def run_here(job: Job, profile: ClusterConfig, folder: Path) -> None:
+    """Run a job on this machine and print what its first rank prints. Ctrl-C has it save and end."""
+    local = LocalQueue(profile, folder)
+    started = local.start(job)
+    try:
+        stay(log_path(folder, started.job_id), started.done)
+    except KeyboardInterrupt:
+        local.stop()
+        events = read_journal(Path(job.journal))
+        print(f"\nended by Ctrl-C: {events[-1].event if events else 'before it started'}; log: {folder}", flush=True)
+
+
+def stay(log: Path, ended: Callable[[], bool], every_s: float = 1.0) -> None:
+    """Print what is appended to a log until the job has ended."""
+    position = 0
+    while True:
+        over = ended()
+        if log.is_file():
+            with log.open(encoding="utf-8", errors="replace") as file:
+                file.seek(position)
+                print(file.read(), end="", flush=True)
+                position = file.tell()
+        if over:
+            return
+        time.sleep(every_s)
+
+
+def status_of(job: Job) -> int:
+    """Exit status for a job that has ended: 0 when it finished, 75 when it stopped early and saved, else 1."""
+    events = read_journal(Path(job.journal))
+    start = max((event.start for event in events), default=0)
+    kinds = {event.event for event in events if event.start == start}
+    return next((status for kind, status in (("failed", 1), ("finished", 0), ("stopped", 75)) if kind in kinds), 1)

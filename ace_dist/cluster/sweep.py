@@ -1,4 +1,4 @@
-"""Owns sweeps: a grid of overrides, the folder that says all of it, and the state of each run.
+"""Sweeps: a grid of overrides, the folder that says all of it, the state of each run, and submitting what is open.
 
 `runs/sweeps/NAME/` holds `sweep.json` (the paper's table that it repeats, if any; every submission with command,
 commit, versions and profile; every run with its overrides and jobs), `uncommitted.patch` when the checkout had
@@ -14,6 +14,7 @@ import json
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,10 +24,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from ace_dist.cluster.jobs import Event, Job, read_journal
+from ace_dist.cluster.jobs import Event, Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
-from ace_dist.cluster.submission import log_path, queue
-from ace_dist.config import config_dir, quoted
+from ace_dist.cluster.submit import LocalQueue, check_job, describe, log_path, queue, sbatch_text, submit
+from ace_dist.config import quoted
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json, write_text
 from ace_dist.utils.secrets import redact
@@ -164,10 +165,10 @@ class Sweep:
             asked.append(known)
         return asked
 
-    def job(self, run: Run) -> Job:
-        """The job that trains a run, or continues it."""
-        script = config_dir().parent / "launchers" / "train.py"
-        return Job(str(script), tuple(run.overrides), str((self.jobs_folder / f"{run.id}.jsonl").absolute()))
+    def jobs(self, runs: Sequence[Run], execute: Main) -> list[Job]:
+        """The jobs that train runs, or continue them."""
+        folder = self.jobs_folder.absolute()
+        return [Job(execute, ("train", *run.overrides), str(folder / f"{run.id}.jsonl")) for run in runs]
 
     def note_submission(self, profile: ClusterConfig, runs: Sequence[Run]) -> None:
         """Say in `sweep.json` who is about to run, by which command, commit, versions and profile."""
@@ -215,10 +216,10 @@ def state_of(run: Run, folder: Path, waiting: dict[str, str]) -> State:
         if waiting[job_id] != "PENDING":
             return State("running", progress(folder / run.id))
         return State("pre-empted", f"requeued after {progress(folder / run.id)}") if events else State("pending")
-    return ended(events, log)
+    return state_after(events, log)
 
 
-def ended(events: Sequence[Event], log: Path) -> State:
+def state_after(events: Sequence[Event], log: Path) -> State:
     """The state of a run whose job has left the queue without results."""
     if not events:
         return State("failed", f"the job ended before it started{tail(log)}")
@@ -245,3 +246,68 @@ def tail(log: Path, lines: int = 3) -> str:
     text = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace"))
     shown = [line.strip() for line in text if line.strip() and not re.match(r"train:\s+\d+%", line)]
     return f"; the end of {log.name}: {redact(' | '.join(shown[-lines:]))}"
+
+
+def check_runs(runs: Sequence[Run], profile: ClusterConfig) -> None:
+    """Compose every run's configuration now; raises `UserError` for the first that is wrong."""
+    for run in runs:
+        check_job("train", run.overrides, profile)
+
+
+def select(runs: Sequence[Run], states: dict[str, State], verb: str) -> list[Run]:
+    """The runs to submit: failed ones for `retry`, else all that are neither finished nor in the queue."""
+    wanted = ("failed",) if verb == "retry" else ("new", "failed", "stopped")
+    return [run for run in runs if states[run.id].state in wanted]
+
+
+def launch(sweep: Sweep, runs: Sequence[Run], profile: ClusterConfig, execute: Main, dry_run: bool) -> int:
+    """Submit runs, on SLURM as one job array; locally stay until they end. Returns 1 when a local run failed."""
+    jobs = sweep.jobs(runs, execute)
+    print(f"sweep    {sweep.folder}: {len(sweep.runs)} runs, of which {len(runs)} to submit", flush=True)
+    if not runs:
+        print(status_table(sweep.states()))
+        return 0
+    print(describe(profile, jobs, sweep.jobs_folder), flush=True)
+    name = f"ace-{sweep.folder.name}"
+    if dry_run:
+        if profile.kind == "slurm":
+            print(f"\n{sbatch_text(profile, name, sweep.jobs_folder, len(jobs))}")
+        return 0
+    sweep.note_submission(profile, runs)
+    if profile.kind == "local":
+        return run_locally(sweep, runs, jobs, profile)
+    for run, job_id in zip(runs, submit(profile, jobs, name, sweep.jobs_folder), strict=True):
+        sweep.note_job(run, job_id, "slurm")
+        print(f"job      {job_id}  {run.id}")
+    print(f"next     python launchers/sweep.py status sweep={sweep.folder.name}", flush=True)
+    return 0
+
+
+def run_locally(sweep: Sweep, runs: Sequence[Run], jobs: Sequence[Job], profile: ClusterConfig) -> int:
+    """Run on this machine, `profile.parallel` at a time, saying what starts and how it ends."""
+
+    def started(index: int, job_id: str) -> None:
+        """A run was started: note its process, so that `status` finds it."""
+        sweep.note_job(runs[index], job_id, "local")
+        print(f"started  {runs[index].id} (process {job_id})", flush=True)
+
+    def ended(index: int) -> None:
+        """A run ended: say in which state its folder is."""
+        state = sweep.states()[runs[index].id]
+        print(f"{state.state:<8} {runs[index].id} {state.detail}".rstrip(), flush=True)
+
+    try:
+        LocalQueue(profile, sweep.jobs_folder).run(jobs, started, ended)
+    except KeyboardInterrupt:
+        print("ended by Ctrl-C; the same command continues", flush=True)
+    states = sweep.states()
+    return int(any(states[run.id].state != "finished" for run in runs))
+
+
+def status_table(states: dict[str, State]) -> str:
+    """One line a run, and the sum of each state."""
+    width = max(map(len, states), default=0)
+    lines = [f"{name.ljust(width)}  {state.state:<10}  {state.detail}".rstrip() for name, state in states.items()]
+    counts = Counter(state.state for state in states.values())
+    total = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    return "\n".join([*lines, f"{len(states)} runs: {total}"])

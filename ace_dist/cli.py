@@ -1,0 +1,618 @@
+"""Every command: `ace NAME key=value ...`, `python -m ace_dist NAME ...` or `python launchers/NAME.py ...`.
+
+A command parses its settings, calls the room that does the work, and says what came out. The rooms are imported inside
+the commands: `--help` needs no torch, nor do the processes that check shards, which import the launcher's file again.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from ace_dist import __version__
+from ace_dist.config import did_you_mean, help_asked, load_config, parse_settings, read_config, split_settings, to_yaml
+from ace_dist.utils.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from ace_dist.cluster.sweep import Sweep
+
+REFUSALS = {  # what a file system may refuse, and what its owner can do
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or write to another disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "write to a folder of yours"),
+}
+MEETING_TIMEOUT_S = 120.0  # of the ranks in `preflight`
+
+
+# ------------------------------------------------------------------------------------------------------ training
+@dataclass
+class TrainSettings:
+    dry_run: bool = False  # build everything, take one batch forward and back, say what would run, and stop
+
+
+def train(argv: list[str]) -> int:
+    """Train and evaluate: `deepspeed launchers/train.py experiment=NAME key=value ...`.
+
+    A run that was stopped continues where its last checkpoint is. With `--cfg` it prints the whole configuration and
+    stops; with `dry_run=true` it stops after a rehearsal. Both write nothing.
+    """
+    own, rest = split_settings(argv, TrainSettings)
+    config = load_config([arg for arg in rest if arg != "--cfg"])
+    from ace_dist.worlds import check_world
+
+    check_world(config.dataset)
+    if "--cfg" in rest:
+        from ace_dist.utils.secrets import redact
+
+        print(redact(to_yaml(config)), end="")
+        return 0
+    from ace_dist.evaluate.report import write_report
+    from ace_dist.evaluate.runs import evaluate_run, results_table
+    from ace_dist.train.dry_run import dry_run
+    from ace_dist.train.trainer import train
+    from ace_dist.utils.distributed import connect, disconnect
+
+    ranks = connect(config.training.device, config.training.collective_timeout_s)
+    outcome = dry_run(config, ranks) if own.dry_run else train(config, ranks)
+    if outcome.stopped is None and not own.dry_run:
+        results = evaluate_run(outcome.run_dir, ranks)
+        if ranks.is_first:
+            print(f"\n{results_table(results)}\n\nreport: {write_report(outcome.run_dir)}", flush=True)
+    disconnect()
+    return outcome.exit_code
+
+
+@dataclass
+class EstimateSettings:
+    device: str = "h100"  # a100, h100 or h200
+    ranks: int = 1  # the number of GPUs
+    mfu: float = 0.35  # the share of a GPU's peak that training reaches
+    clips: int | None = None  # the number of training clips, where there are no shards yet
+    measure: bool = False  # measure this machine's CPU too
+
+
+def estimate(argv: list[str]) -> None:
+    """Forecast a run: `python launchers/estimate.py experiment=NAME device=h100 ranks=1 mfu=0.35 clips=N measure=true`.
+
+    Only `experiment` is needed; any setting of the run may be given as well.
+    """
+    own, rest = split_settings(argv, EstimateSettings)
+    config = load_config(rest)
+    from ace_dist.tools.estimate import estimate
+
+    print(estimate(config, own.device, own.ranks, own.mfu, own.clips, here=own.measure))
+
+
+def preflight(argv: list[str]) -> int:
+    """Check nodes, network, disk, shards and decoder before a long job, with the settings of the run itself.
+
+    python launchers/submit.py cluster=slurm cluster.nodes=2 launcher=preflight wait=true experiment=NAME key=value ...
+
+    or on one machine: `python launchers/preflight.py experiment=NAME ...`. Exits with 1 when a check fails.
+    """
+    config = load_config(argv)
+    from ace_dist.cluster.preflight import preflight, table
+    from ace_dist.utils.distributed import connect, disconnect
+
+    ranks = connect(config.training.device, timeout_s=MEETING_TIMEOUT_S)
+    text, good = table(preflight(config, ranks))
+    if ranks.is_first:
+        print(f"{text}\n{'ready' if good else 'NOT ready'}", flush=True)
+    disconnect()
+    return int(not good)
+
+
+# --------------------------------------------------------------------------------------------------- trained runs
+@dataclass
+class RunSettings:
+    run: str = MISSING  # a run folder
+
+
+@dataclass
+class ClassifySettings(RunSettings):
+    run: str = MISSING  # a run folder, or an export
+    video: str = MISSING  # a video file
+    actions: list[str] = MISSING  # a list such as '[spin block, hammer pin]'
+    start_s: float | None = None  # start of the action in seconds
+    end_s: float | None = None  # its end
+
+
+def classify(argv: list[str]) -> None:
+    """Classify a video among any labels: `python launchers/classify.py run=DIR video=FILE actions='[spin block, ...]'`.
+
+    Prints the probability of each label, and what was averaged for it.
+    """
+    settings = parse_settings(argv, ClassifySettings)
+    from ace_dist.evaluate.classifier import Classifier
+
+    classifier = Classifier.from_run(settings.run)
+    result = classifier.classify(settings.video, settings.actions, start_s=settings.start_s, end_s=settings.end_s)
+    print(result.table())
+
+
+def evaluate(argv: list[str]) -> None:
+    """Evaluate a finished run again: `deepspeed launchers/evaluate.py run=DIR` (or `python` for one rank)."""
+    run_dir = Path(parse_settings(argv, RunSettings).run)
+    config = read_config(run_dir)
+    from ace_dist.evaluate.report import write_report
+    from ace_dist.evaluate.runs import evaluate_run, results_table
+    from ace_dist.utils.distributed import connect, disconnect
+
+    ranks = connect(config.training.device)
+    results = evaluate_run(run_dir, ranks)
+    if ranks.is_first:
+        print(f"\n{results_table(results)}\n\nreport: {write_report(run_dir)}", flush=True)
+    disconnect()
+
+
+@dataclass
+class ExploreSettings:
+    run: str = MISSING  # a finished run folder
+    port: int = 7860  # of this machine, which alone can reach the page
+    device: str = "cpu"
+    largest_upload_mb: int = 200
+
+
+def explore(argv: list[str]) -> None:
+    """Talk to a trained model on a local page: `python launchers/explore.py run=DIR [port=7860]`."""
+    settings = parse_settings(argv, ExploreSettings)
+    from ace_dist.tools.explorer.page import serve
+
+    serve(Path(settings.run), settings.port, settings.device, settings.largest_upload_mb)
+
+
+@dataclass
+class ExportSettings:
+    run: str = MISSING  # a finished run folder
+    output: str = MISSING  # a new folder
+
+
+def export(argv: list[str]) -> None:
+    """Export a finished run: `python launchers/export.py run=DIR output=DIR`."""
+    settings = parse_settings(argv, ExportSettings)
+    from ace_dist.evaluate.export import export_run
+
+    export_run(Path(settings.run), Path(settings.output))
+    print(f'{settings.output}: load it with ace_dist.Classifier.from_pretrained("{settings.output}")')
+
+
+# -------------------------------------------------------------------------------------------------------- reports
+@dataclass
+class ReportSettings:
+    run: str = MISSING  # a run folder
+    compare: list[str] = field(default_factory=list)  # other finished runs of the same data set and fold
+    picture: str | None = None  # a PNG file: concept space before and after beside the scores
+
+
+def report_run(argv: list[str]) -> None:
+    """Write a run's report again, beside other runs: `python launchers/report.py run=DIR compare='[DIR, DIR]'`."""
+    settings = parse_settings(argv, ReportSettings)
+    from ace_dist.evaluate.report import result_picture, write_report
+
+    compare = [Path(folder) for folder in settings.compare]
+    print(f"report: {write_report(Path(settings.run), compare)}")
+    if settings.picture:
+        print(f"picture: {result_picture(Path(settings.run), Path(settings.picture), compare)}")
+
+
+@dataclass
+class RunsSettings:
+    runs: str = MISSING  # a pattern of run folders, finished or not
+
+
+def report_runs(argv: list[str]) -> None:
+    """List run folders: `python launchers/report.py runs='runs/*'`: scores, progress, and which settings differ."""
+    settings = parse_settings(argv, RunsSettings)
+    from ace_dist.tools.study.run_list import differing_settings, find_runs, runs_table
+
+    runs, others = find_runs(settings.runs)
+    print(runs_table(runs), "base, novel, HM, SRT: accuracy / macro F1, in percent", sep="\n")
+    if lines := differing_settings(runs):
+        print("", "settings that differ, each value with the runs that have it:", *lines, sep="\n  ")
+    print(*others, sep="\n", file=sys.stderr)
+
+
+@dataclass
+class StudySettings:
+    sweep: str = MISSING  # a sweep's folder
+    output: str = MISSING  # the folder of runs.csv, pages and figures
+    reference: str = MISSING  # the method that the others are compared with, as runs.csv calls it
+    experiment: str = ""  # name in runs.csv; empty: the sweep's table
+
+
+def report_sweep(argv: list[str]) -> None:
+    """Report a study out of a sweep: `python launchers/report.py sweep=DIR output=DIR reference=procvlr`.
+
+    Adds its runs to `runs.csv` of the output folder and writes the experiment's page and figures there.
+    """
+    settings = parse_settings(argv, StudySettings)
+    from ace_dist.cluster.sweep import Sweep
+    from ace_dist.tools.study.report import write_study
+    from ace_dist.tools.study.rows import planned_runs
+    from ace_dist.tools.study.tables import load_table
+
+    sweep = Sweep.read(Path(settings.sweep))
+    experiment = settings.experiment or sweep.table
+    if not experiment:
+        raise ConfigError("experiment is not set: the sweep has no table, so name its runs with experiment=...")
+    table = load_table(sweep.table) if sweep.table else None
+    curves = table.curves if table else {}
+    commands = [submission["command"] for submission in sweep.submissions]
+    planned = planned_runs(sweep, table)
+    for path in write_study(planned, Path(settings.output), experiment, settings.reference, curves, commands):
+        print(path)
+
+
+@dataclass
+class GridSettings:
+    grid: str = MISSING  # the method whose gain is drawn
+    output: str = MISSING  # the folder of runs.csv
+    reference: str = MISSING  # the method that it is compared with
+    experiment: str = MISSING  # whose cells are drawn, as runs.csv calls it
+
+
+def report_grid(argv: list[str]) -> None:
+    """Draw the gain of a method over a grid of settings, from the `runs.csv` in the output folder.
+
+    `python launchers/report.py grid=ace reference=procvlr experiment=NAME output=DIR`
+    """
+    settings = parse_settings(argv, GridSettings)
+    from ace_dist.tools.study.grid import write_gains
+
+    print(*write_gains(Path(settings.output), settings.experiment, settings.grid, settings.reference), sep="\n")
+
+
+# --------------------------------------------------------------------------------------------------- data and trees
+def build_shards(argv: list[str]) -> None:
+    """Make shards: `python launchers/build_shards.py dataset=csv dataset.annotations=FILE dataset.shards=DIR`.
+
+    As a SLURM array, each task makes its part and the last one finishes: `sbatch --array=0-7 --wrap "python ..."`.
+    """
+    dataset = load_config(argv).dataset
+    from ace_dist.data.build.shards import array_task
+    from ace_dist.data.datasets import build_dataset
+    from ace_dist.data.sampling import coinciding_views
+    from ace_dist.worlds import READERS
+
+    task, tasks, reason = array_task(dataset.task, dataset.tasks, os.environ)
+    if tasks > 1:
+        print(f"part {task} of {tasks} ({reason})", flush=True)
+    shards = build_dataset(dataset, READERS, task=task, tasks=tasks)
+    if shards is None:
+        print(
+            f"{dataset.shards}: this part is finished, others are not; the last one writes the manifest "
+            "(or, when none is left, this command with dataset.tasks=1)"
+        )
+        return
+    train, test, manifest = shards.split("train"), shards.split("test"), shards.manifest
+    print(f"{dataset.shards}: {len(train)} training and {len(test)} test clips, {len(manifest['shards'])} shards")
+    if missing := manifest["quarantined"]:
+        print(f"{missing} segments left out, listed in {dataset.shards}/quarantine.jsonl")
+    if cut := manifest.get("shortened"):
+        print(f"{len(cut)} segments reach past the end of their video and end with it: {', '.join(cut[:5])}")
+    if same := coinciding_views(test, dataset.clip):
+        print(
+            f"{same} of {len(test)} test clips are too short for {dataset.clip.views} different views "
+            f"(dataset.clip.seconds={dataset.clip.seconds:g})"
+        )
+
+
+def verify_shards(argv: list[str]) -> int:
+    """Check shards: `python launchers/verify_shards.py dataset=csv dataset.shards=DIR`. Exits with 1 for faulty ones.
+
+    Give the settings of the training that will read them (`dataset.synonyms`, `loader.backend`, `training.device`).
+    """
+    config = load_config(argv)
+    import torch
+
+    from ace_dist.data.build.verify import verify_shards
+
+    on_gpu = config.training.device == "cuda" or (config.training.device == "auto" and torch.cuda.is_available())
+    report = verify_shards(config, torch.device("cuda" if on_gpu else "cpu"))
+    print(report.text)
+    return int(bool(report.errors))
+
+
+def build_synonyms(argv: list[str]) -> None:
+    """Build synonym trees: `python launchers/build_synonyms.py actions=FILE output=FILE source=wordnet children=6`.
+
+    With a language model: `source=model model=NAME domain="toy assembly" [base_url=URL]`, the key in OPENAI_API_KEY.
+    By hand: `manual=export trees=FILE sheet=FILE.csv`, edit, `manual=import trees=FILE sheet=FILE.csv output=FILE`.
+    """
+    from ace_dist.tools.synonyms.build import BuildConfig
+    from ace_dist.tools.synonyms.commands import build_command
+
+    build_command(parse_settings(argv, BuildConfig))
+
+
+def inspect_synonyms(argv: list[str]) -> None:
+    """Look for faults in synonym trees: `python launchers/inspect_synonyms.py trees=FILE [actions=FILE]`.
+
+    `embed=minilm` adds how a text tower sees them. Prints the table and the warnings, writes the pictures.
+    """
+    from ace_dist.tools.synonyms.commands import InspectConfig, inspect_command
+
+    inspect_command(parse_settings(argv, InspectConfig))
+
+
+# -------------------------------------------------------------------------------------------------------- weights
+def import_weights(argv: list[str]) -> None:
+    """Bring others' weights in: `python launchers/import_weights.py source=FILE output=FILE.safetensors [tower=NAME]`.
+
+    Reads, converts, reports, and writes when nothing is missing, left over or of another shape.
+    """
+    from ace_dist.models.convert.importing import ImportConfig, import_command
+
+    import_command(parse_settings(argv, ImportConfig))
+
+
+def pretrain_tabletop(argv: list[str]) -> None:
+    """Pretrain both tabletop towers: `python launchers/pretrain_tabletop.py [output=DIR] [pretrain.steps=N]`.
+
+    `output=ace_dist/assets/weights/tabletop` replaces the weights that the repository ships; without it they stay.
+    """
+    from ace_dist.worlds.tabletop.pretraining import pretrain_command
+
+    pretrain_command(argv)
+
+
+# -------------------------------------------------------------------------------------------------------- cluster
+@dataclass
+class SubmitSettings:
+    launcher: str = "train"  # the command that is submitted; what is not a setting of submitting goes to it
+    folder: str = "runs/jobs"  # logs, journals and submitit's files; the nodes must see it
+    dry_run: bool = False  # print what would be submitted, and stop
+    wait: bool = False  # stay with a SLURM job until its end; a local one is always stayed with
+
+
+def submit(argv: list[str]) -> int:
+    """Submit any command as a job: `python launchers/submit.py cluster=slurm launcher=train experiment=NAME key=value`.
+
+    Returns 0, or the status of the job that was waited for.
+    """
+    settings, others = split_settings(argv, SubmitSettings)
+    from ace_dist.cluster import submit as room
+    from ace_dist.cluster.profiles import split_profile
+
+    profile, rest = split_profile(others)
+    name, words = command_of([settings.launcher, *rest])
+    if settings.launcher in ("submit", "sweep"):
+        raise ConfigError(f"launcher={settings.launcher} submits jobs itself: start it as it is")
+    room.check_job(name, words, profile)
+    folder = Path(settings.folder)
+    job = room.build_job(execute, settings.launcher, rest, folder)
+    print(room.describe(profile, [job], folder), flush=True)
+    if settings.dry_run:
+        if profile.kind == "slurm":
+            print(f"\n{room.sbatch_text(profile, f'ace-{settings.launcher}', folder)}")
+        return 0
+    if profile.kind == "local":
+        room.run_here(job, profile, folder)
+        return room.status_of(job)
+    (job_id,) = room.submit(profile, [job], f"ace-{settings.launcher}", folder)
+    log = room.log_path(folder, job_id)
+    print(f"job      {job_id}; its first rank prints to {log}, cancel it with: scancel {job_id}", flush=True)
+    if not settings.wait:
+        return 0
+    room.stay(log, lambda: not room.queue("slurm", [job_id]))
+    return room.status_of(job)
+
+
+@dataclass
+class SweepSettings:
+    sweep: str = ""  # its name; empty: made of table and data set
+    folder: str = "runs/sweeps"  # of all sweeps
+    table: str = ""  # a table or figure of the paper: its rows are the grid's first axis
+    dry_run: bool = False  # print what would be submitted, and stop
+
+
+def sweep_run(argv: list[str]) -> int:
+    """Run a grid of trainings: `python launchers/sweep.py sweep=NAME method=ace,procvlr seed=0..4 cluster=slurm ...`.
+
+    Given again, the same command submits whatever is neither finished nor in the queue. With table=table1 (a file of
+    ace_dist/assets/tables) the rows of that table of the paper come first in the grid, and the sweep's table has the
+    paper's layout with the paper's numbers beside; so says `experiment=table1 dataset=tabletop` in fewer words. On this
+    machine the sweep ends with its table.
+    """
+    settings, others = split_settings(argv, SweepSettings)
+    from ace_dist.cluster.profiles import split_profile
+    from ace_dist.cluster.sweep import Sweep, check_runs, expand, launch, select
+    from ace_dist.tools.study.tables import expand_table, load_table, name_a_table, rows_without_run
+
+    profile, grid = split_profile(others)
+    if not settings.table:
+        settings.table, grid = name_a_table(grid)
+        if settings.table and not settings.sweep:
+            datasets = next(arg.partition("=")[2] for arg in others if arg.startswith("dataset="))
+            settings.sweep = "_".join([settings.table, *datasets.split(",")])
+    if not settings.sweep:
+        raise ConfigError("sweep is not set: name the sweep with sweep=NAME")
+    folder = Path(settings.folder) / settings.sweep
+    sweep = Sweep.read(folder) if (folder / "sweep.json").is_file() else Sweep(folder)
+    table = load_table(settings.table) if settings.table else None
+    runs = sweep.add(expand_table(grid, table) if table else expand(grid), settings.table)
+    if table and (absent := rows_without_run(runs, table)):
+        print(f"left out {', '.join(absent)}: see ace_dist/assets/tables/{table.name}.yaml", flush=True)
+    check_runs(runs, profile)
+    code = launch(sweep, select(runs, sweep.states(), "run"), profile, execute, settings.dry_run)
+    if profile.kind == "local" and not settings.dry_run:
+        print_table(sweep)
+    return code
+
+
+@dataclass
+class KnownSweep:
+    sweep: str = MISSING  # its name
+    folder: str = "runs/sweeps"  # of all sweeps
+
+
+def read_sweep(settings: KnownSweep) -> Sweep:
+    from ace_dist.cluster.sweep import Sweep
+
+    return Sweep.read(Path(settings.folder) / settings.sweep)
+
+
+def sweep_status(argv: list[str]) -> None:
+    """Say where each run of a sweep is: `python launchers/sweep.py status sweep=NAME`."""
+    settings = parse_settings(argv, KnownSweep)
+    from ace_dist.cluster.sweep import status_table
+
+    print(status_table(read_sweep(settings).states()))
+
+
+def sweep_collect(argv: list[str]) -> None:
+    """Make a sweep's table: `python launchers/sweep.py collect sweep=NAME`."""
+    print_table(read_sweep(parse_settings(argv, KnownSweep)))
+
+
+@dataclass
+class RetrySettings(KnownSweep):
+    sweep: str = MISSING  # its name
+    folder: str = "runs/sweeps"  # of all sweeps
+    dry_run: bool = False  # print what would be submitted, and stop
+
+
+def sweep_retry(argv: list[str]) -> int:
+    """Submit failed runs again: `python launchers/sweep.py retry sweep=NAME`.
+
+    They go where they were before, unless cluster=... says otherwise.
+    """
+    settings, others = split_settings(argv, RetrySettings)
+    from ace_dist.cluster.profiles import split_profile
+    from ace_dist.cluster.sweep import check_runs, launch, select
+
+    profile, rest = split_profile(others)
+    if rest:
+        raise ConfigError(f"retry takes no settings of runs, found {rest[0]!r}; give sweep=NAME alone")
+    sweep = read_sweep(settings)
+    if not others:
+        profile = sweep.last_profile()
+    runs = list(sweep.runs.values())
+    check_runs(runs, profile)
+    code = launch(sweep, select(runs, sweep.states(), "retry"), profile, execute, settings.dry_run)
+    if profile.kind == "local" and not settings.dry_run:
+        print_table(sweep)
+    return code
+
+
+def print_table(sweep: Sweep) -> None:
+    """Print the table of a sweep, or of the paper, and write it beside the runs; missing runs are in its notes."""
+    from ace_dist.tools.study.collect import as_markdown, collect, paper_sheet, sheet, write_tables
+    from ace_dist.tools.study.tables import load_table, rows_without_run
+
+    table = load_table(sweep.table) if sweep.table else None
+    lines = collect(sweep, sweep.states(), table)
+    absent = rows_without_run(list(sweep.runs.values()), table) if table else []
+    text = paper_sheet(lines, table, absent) if table else sheet(lines)
+    print(as_markdown(text))
+    print("\n".join(map(str, write_tables(lines, text, sweep.folder))))
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "build_shards": build_shards,
+    "build_synonyms": build_synonyms,
+    "classify": classify,
+    "estimate": estimate,
+    "evaluate": evaluate,
+    "explore": explore,
+    "export": export,
+    "import_weights": import_weights,
+    "inspect_synonyms": inspect_synonyms,
+    "preflight": preflight,
+    "pretrain_tabletop": pretrain_tabletop,
+    "report run": report_run,
+    "report runs": report_runs,
+    "report sweep": report_sweep,
+    "report grid": report_grid,
+    "submit": submit,
+    "sweep run": sweep_run,
+    "sweep status": sweep_status,
+    "sweep collect": sweep_collect,
+    "sweep retry": sweep_retry,
+    "train": train,
+    "verify_shards": verify_shards,
+}
+
+
+def main(*words: str) -> int:
+    """Run the command of `words` and the program's own arguments; returns the exit status.
+
+    A `UserError` is one line on stderr and 2; so are a full disk and a folder that may not be written. Any other
+    `OSError` is a bug and stays one. Ctrl-C gives 130.
+    """
+    try:
+        return execute([*words, *sys.argv[1:]])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        where = f"{error.filename or 'writing'}: {error.strerror}"
+        remedy = f"{REFUSALS[error.errno]} (run=, dataset.shards= or output=), then give the command again"
+        print(f"error: {where}; {remedy}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def execute(argv: Sequence[str]) -> int:
+    """Run `NAME [SUBCOMMAND] key=value ...`; returns its exit status. Raises `UserError` for what a user can mend."""
+    if not argv or (argv[0].startswith("-") and help_asked(argv)):
+        print(overview())
+        return 0
+    name, rest = command_of(argv)
+    if help_asked(rest):
+        print(inspect.getdoc(COMMANDS[name]), "settings, written key=value:", sep="\n\n")
+    return COMMANDS[name](rest) or 0
+
+
+def command_of(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of the command that the words ask for, and the words after it.
+
+    Of a command with subcommands it is the first one, or the one that a setting is called as (`report.py sweep=DIR`).
+    Raises `ConfigError` with the nearest name when there is none such.
+    """
+    first, rest = argv[0].removesuffix(".py").replace("-", "_"), list(argv[1:])
+    if first in COMMANDS:
+        return first, rest
+    names = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{first} ")]
+    if not names:
+        known = list(dict.fromkeys(name.split(" ")[0] for name in COMMANDS))
+        raise ConfigError(f"there is no command {first!r}; there are {', '.join(known)}{did_you_mean(first, known)}")
+    if rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        if rest[0] not in names:
+            raise ConfigError(f"{first} {rest[0]!r} is not one of {', '.join(names)}{did_you_mean(rest[0], names)}")
+        return f"{first} {rest[0]}", rest[1:]
+    if help_asked(rest) and len(rest) == 1:
+        print(*(f"{first} {name}\n    {first_line(f'{first} {name}')}" for name in names), sep="\n")
+    keys = {word.partition("=")[0] for word in rest}
+    return f"{first} {next((name for name in names if name in keys), names[0])}", rest
+
+
+def first_line(name: str) -> str:
+    return (inspect.getdoc(COMMANDS[name]) or "").splitlines()[0]
+
+
+def overview() -> str:
+    """Every command with the first line of its docstring, and where to begin."""
+    lines = [f"  {name:18} {first_line(name)}" for name in COMMANDS]
+    return "\n".join([
+        f"ace-dist {__version__}. Its commands, as `ace NAME key=value` or `python launchers/NAME.py key=value`:\n",
+        *lines,
+        "\nBegin with the demo:    make demo",
+        "or with your own CSV:   python launchers/build_synonyms.py actions=annotations.csv output=trees.json "
+        "source=wordnet children=6",
+        "Each one explains itself with --help; README.md has the steps in order.",
+    ])  # fmt: skip
