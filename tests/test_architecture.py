@@ -20,14 +20,14 @@ LEVELS = (
     ("objectives",),
     ("evaluate",),
     ("train",),
-    ("tools", "worlds", "cluster"),
-    ("cli", "__init__"),
+    ("worlds", "cluster"),
+    ("tools",),
+    ("__init__",),
+    ("cli",),
     ("__main__",),
 )
 # Arrows that still go the wrong way, as (file, file). Take a line out when its arrow is gone; never add one.
 WRONG_ARROWS: set[tuple[str, str]] = {
-    ("tools.study.collect", "cluster.sweeps"),
-    ("tools.study.tables", "cluster.sweeps"),
     ("tools.synonyms.build", "__init__"),
 }
 
@@ -122,4 +122,4 @@ def test_arrows_follow_the_order_of_the_rooms() -> None:
 
 def test_the_list_of_wrong_arrows_only_shrinks() -> None:
     """Whoever mends an arrow takes its line out."""
-    assert len(WRONG_ARROWS) <= 3
+    assert len(WRONG_ARROWS) <= 1

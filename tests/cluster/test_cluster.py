@@ -120,8 +120,8 @@ def command_in(folder, how):
         import os
         from pathlib import Path
 
-        from ace_dist.utils.errors import UserError
         from ace_dist.utils.distributed import rank_variables
+        from ace_dist.utils.errors import UserError
 
         place = rank_variables(os.environ)
         Path(folder, place["RANK"] + "-" + place["WORLD_SIZE"]).write_text(" ".join(words))

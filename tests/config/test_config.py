@@ -9,6 +9,7 @@ from ace_dist.cluster.profiles import split_profile
 from ace_dist.config import config_dir, known_keys, load_config, parse_settings, read_config, split_settings, to_yaml
 from ace_dist.config.settings import RENAMED
 from ace_dist.utils.errors import ConfigError
+from ace_dist.worlds.tabletop.pretraining import PretrainConfig
 
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
 
@@ -181,7 +182,8 @@ def test_help_lists_the_settings_and_stops(parse, words, capsys):
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_a_renamed_setting_is_refused_with_its_new_name(old, new):
     """In every parser: of a run, of a launcher with settings of its own, and of what is submitted to a cluster."""
-    assert new in {*known_keys(), "output"} and old not in known_keys()
+    pretraining = {f"pretrain.{entry.name}" for entry in dataclasses.fields(PretrainConfig)}
+    assert new in {*known_keys(), *pretraining, "output"} and old not in {*known_keys(), *pretraining}
     for parse in (load_config, lambda argv: parse_settings(argv, OwnSettings)):
         with pytest.raises(ConfigError, match=f"^{old} is now {new}: write {new}="):
             parse([f"{old}=x"])

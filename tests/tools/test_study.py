@@ -155,7 +155,7 @@ def test_wrong_folders_are_named(tmp_path, launch):
     """Neither a sweep nor a run; and both at once."""
     for settings, words in (
         ([f"sweep={tmp_path}/none", "output=o", "reference=r"], "sweep.json does not exist"),
-        (["sweep=a", "run=b"], "instead"),
+        (["sweep=a", "run=b"], "unknown setting 'sweep'"),
     ):
         done = launch("report", *settings, check=False)
         assert done.returncode == 2 and words in done.stderr, done.stderr

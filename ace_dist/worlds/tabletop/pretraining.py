@@ -38,7 +38,7 @@ WORKERS = 2  # processes that render and threads that train: the result depends 
 
 @dataclass
 class OutputConfig:
-    output: str = "runs/tabletop_weights"  # folder of the weights; ace_dist/assets/weights/tabletop replaces the shipped ones
+    output: str = "runs/tabletop_weights"  # folder of the weights; `assets/weights/tabletop` has the shipped ones
 
 
 @dataclass
