@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from ace_dist.cluster.sweeps import Run, Sweep
+from ace_dist.cluster.sweep import Run, Sweep
 from ace_dist.config import load_config
 from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.tables import Table

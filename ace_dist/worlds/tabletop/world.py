@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ace_dist.config import known_keys
-from ace_dist.config.settings import did_you_mean, wanted_type
+from ace_dist.config.settings import did_you_mean, type_in_words
 from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.motions import PROGRAMS, Manner
 
@@ -111,7 +111,7 @@ def build_world(settings: Mapping[str, Any]) -> TabletopConfig:
     try:
         world = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TabletopConfig), dict(settings)))
     except OmegaConfBaseException as error:
-        wanted = wanted_type(str(error)) or " ".join(str(error).split())
+        wanted = type_in_words(str(error)) or " ".join(str(error).split())
         raise ConfigError(f"dataset.world.{error.full_key} is not {wanted}") from error
     assert isinstance(world, TabletopConfig)
     world.check()
