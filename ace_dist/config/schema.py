@@ -217,7 +217,7 @@ class MethodConfig:
 class LoaderConfig:
     """Decoding and augmentation. Training: short side uniform in [min, max], random crop, flip; test: centre crop."""
 
-    backend: str = "auto"  # auto | dali | pyav
+    backend: str = "auto"  # auto | dali | pyav | torchcodec (a package of its own)
     threads: int = 2
     prefetch: int = 2  # batches decoded ahead
     crop: int = 224
@@ -233,7 +233,7 @@ class LoaderConfig:
     dtype: str = "float32"  # float32: the loader normalises; uint8: a TimeSformer's patch embedding does, from bytes
 
     def check(self) -> None:
-        check_choice("loader.backend", self.backend, ("auto", "dali", "pyav"))
+        check_choice("loader.backend", self.backend, ("auto", "dali", "pyav", "torchcodec"))
         check_choice("loader.dtype", self.dtype, ("float32", "uint8"))
         check_positive("loader", self, "crop", "feature_cache_gib")
         if self.short_side_min > self.short_side_max:

@@ -49,6 +49,16 @@ def build_decoder(backend: str, folder: Path, settings: LoaderConfig, device: to
         from ace_dist.data.loader.dali import DaliLoader
 
         return DaliLoader(folder, settings, device)
+    if backend == "torchcodec":
+        try:
+            from ace_dist.data.loader.torchcodec import TorchcodecLoader
+        except (ImportError, RuntimeError, OSError) as error:  # it is there and finds no FFmpeg
+            raise DataError(
+                f"loader.backend=torchcodec cannot be loaded ({str(error).strip().splitlines()[0]}); it needs FFmpeg's "
+                "shared libraries; loader.backend=pyav brings its own"
+            ) from error
+
+        return TorchcodecLoader(folder, settings, device)
     from ace_dist.data.loader.pyav import PyavLoader
 
     return PyavLoader(folder, settings, device)
@@ -72,11 +82,18 @@ def check_stored_clips(config: Config, shards: ShardSet) -> None:
 
 
 def choose_backend(setting: str, codec: str, records: Sequence[ClipRecord], device: torch.device) -> tuple[str, str]:
-    """ "dali" or "pyav", and the reason. Raises `DataError` when the setting and the codec exclude each other."""
+    """Who decodes, and the reason. Raises `DataError` when the setting and the codec exclude each other."""
     installed = importlib.util.find_spec("nvidia.dali") is not None
     on_gpu = device.type == "cuda"
     if setting == "pyav":
         return "pyav", "loader.backend=pyav"
+    if setting == "torchcodec":
+        if importlib.util.find_spec("torchcodec") is None:
+            raise DataError(
+                "loader.backend=torchcodec, but torchcodec is not installed: pip install 'torchcodec>=0.8' (and "
+                "FFmpeg); or use loader.backend=pyav"
+            )
+        return "torchcodec", "loader.backend=torchcodec"
     if setting == "dali":
         if not installed:
             raise DataError("loader.backend=dali, but nvidia-dali is not installed; use loader.backend=pyav")

@@ -130,12 +130,16 @@ class PyavLoader(Loader):
         """Decode one clip into its place in the batch."""
         record, data = request.record, self.files.read(request.record)
         try:
-            decode_into(data, request, video.numpy())
+            self.decode_into(data, request, video)
         except (av.error.FFmpegError, DataError) as error:
             path = self.files.folder / record.shard
             raise DataError(
                 f"clip {record.key} in {path} cannot be decoded: {error}; build the shards again"
             ) from error
+
+    def decode_into(self, data: bytes, request: ClipRequest, video: torch.Tensor) -> None:
+        """Decode a stored clip into uint8 [T, 3, crop, crop]. Another decoder replaces this method alone."""
+        decode_into(data, request, video.numpy())
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
