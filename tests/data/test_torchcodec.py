@@ -22,7 +22,8 @@ from ace_dist.utils.errors import DataError
 
 CLIP = ClipConfig(6, 1.5, 3)
 # In units of 1/255: FFmpeg's scaler repeats chroma samples where we interpolate, and pictures are rounded to bytes
-# before they are resized. Measured with PyAV's copy of that scaler: colours mean 1.7, brightness mean 0.6 and 99 % within 2.5;
+# before they are resized. Measured with PyAV's copy of that scaler: colours mean 1.7, brightness mean 0.6 and 99 %
+# within 2.5;
 # a crop that is one pixel off has a mean of 14 and 12.
 COLOUR_MEAN, LUMA_MEAN, LUMA_MOST = 3.0, 1.2, 5.0
 
