@@ -50,13 +50,7 @@ def build_decoder(backend: str, folder: Path, settings: LoaderConfig, device: to
 
         return DaliLoader(folder, settings, device)
     if backend == "torchcodec":
-        try:
-            from ace_dist.data.loader.torchcodec import TorchcodecLoader
-        except (ImportError, RuntimeError, OSError) as error:  # it is there and finds no FFmpeg
-            raise DataError(
-                f"loader.backend=torchcodec cannot be loaded ({str(error).strip().splitlines()[0]}); it needs FFmpeg's "
-                "shared libraries; loader.backend=pyav brings its own"
-            ) from error
+        from ace_dist.data.loader.torchcodec import TorchcodecLoader
 
         return TorchcodecLoader(folder, settings, device)
     from ace_dist.data.loader.pyav import PyavLoader
@@ -88,11 +82,6 @@ def choose_backend(setting: str, codec: str, records: Sequence[ClipRecord], devi
     if setting == "pyav":
         return "pyav", "loader.backend=pyav"
     if setting == "torchcodec":
-        if importlib.util.find_spec("torchcodec") is None:
-            raise DataError(
-                "loader.backend=torchcodec, but torchcodec is not installed: pip install 'torchcodec>=0.8' (and "
-                "FFmpeg); or use loader.backend=pyav"
-            )
         return "torchcodec", "loader.backend=torchcodec"
     if setting == "dali":
         if not installed:

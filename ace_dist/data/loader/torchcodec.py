@@ -6,12 +6,13 @@ crops are those of the PyAV loader; pixels differ by the rounding of FFmpeg's co
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-import torchcodec
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchcodec.decoders import VideoDecoder
 
+from ace_dist.config import LoaderConfig
 from ace_dist.data.loader.pyav import PyavLoader
 from ace_dist.data.sampling import ClipRequest, crop_box
 from ace_dist.utils.errors import DataError
@@ -19,6 +20,8 @@ from ace_dist.utils.errors import DataError
 
 def decode_clip(data: bytes, request: ClipRequest) -> Tensor:
     """The crop that a request asks for: uint8 RGB [T, 3, crop, crop]."""
+    from torchcodec.decoders import VideoDecoder
+
     # Stored clips have one rate and times from 0, so that a frame's place follows from its index ("approximate").
     decoder = VideoDecoder(data, seek_mode="approximate", num_ffmpeg_threads=1)
     frames = decoder.get_frames_at(list(request.frames)).data  # [T, 3, H, W]
@@ -32,7 +35,18 @@ class TorchcodecLoader(PyavLoader):
     """As the PyAV loader, with torchcodec's decoder in its threads."""
 
     backend = "torchcodec"
-    decoder = f"torchcodec {torchcodec.__version__}"
+
+    def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device) -> None:
+        try:
+            import torchcodec
+        except (ImportError, RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DataError(
+                f"loader.backend=torchcodec cannot be used ({reason}): pip install 'torchcodec>=0.8' and FFmpeg's "
+                "shared libraries, or use loader.backend=pyav, which brings its own"
+            ) from error
+        super().__init__(folder, loader, device)
+        self.decoder = f"torchcodec {torchcodec.__version__}"
 
     def decode_into(self, data: bytes, request: ClipRequest, video: torch.Tensor) -> None:
         try:
