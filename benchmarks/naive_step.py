@@ -11,42 +11,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, TimesformerConfig, TimesformerModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+)
 
 from ace_dist.concepts import ConceptDraw, Phrases
 from ace_dist.config import MethodConfig
+from ace_dist.models.convert.layouts import convert
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY
 from ace_dist.models.video import resize_times
 
-RENAMED = (  # ours (TimeSformer's official names) -> Hugging Face's
-    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
-    ("cls_token", "embeddings.cls_token"),
-    ("pos_embed", "embeddings.position_embeddings"),
-    ("time_embed", "embeddings.time_embeddings"),
-    ("blocks.", "encoder.layer."),
-    (".temporal_norm1.", ".temporal_layernorm."),
-    (".temporal_attn.qkv.", ".temporal_attention.attention.qkv."),
-    (".temporal_attn.proj.", ".temporal_attention.output.dense."),
-    (".temporal_fc.", ".temporal_dense."),
-    (".norm1.", ".layernorm_before."),
-    (".norm2.", ".layernorm_after."),
-    (".attn.qkv.", ".attention.attention.qkv."),
-    (".attn.proj.", ".attention.output.dense."),
-    (".mlp.fc1.", ".intermediate.dense."),
-    (".mlp.fc2.", ".output.dense."),
-)
-
 
 class NaiveVideo(nn.Module):
-    """Hugging Face's TimeSformer and a linear head, with the weights and the trained parts of one of ours."""
+    """Hugging Face's TimeSformer with a linear head, with the weights and the trained parts of one of ours."""
 
     def __init__(self, ours: TimeSformer, frames: int) -> None:
         super().__init__()
         c = ours.config
-        self.encoder = TimesformerModel(
+        self.network = TimesformerForVideoClassification(
             TimesformerConfig(
                 image_size=c.image_size,
                 patch_size=c.patch,
@@ -55,31 +43,21 @@ class NaiveVideo(nn.Module):
                 num_hidden_layers=c.depth,
                 num_attention_heads=c.heads,
                 intermediate_size=int(c.width * c.mlp_ratio),
+                num_labels=c.embed_dim,
             )
         )
-        self.head = nn.Linear(c.width, c.embed_dim)
-        trains = dict(ours.named_parameters())
-        for name, value in ours.state_dict().items():
-            if name == "time_embed":
-                value = resize_times(value, frames, c.time_embed_resize)
-            target = self.get_parameter(hugging_face_name(name))
-            target.data.copy_(value)
-            target.requires_grad_(trains[name].requires_grad)
+        theirs = dict(self.network.named_parameters())
+        values = ours.state_dict()
+        values["time_embed"] = resize_times(values["time_embed"], frames, c.time_embed_resize)
+        trained = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+        for name, parameter in convert(theirs, "hf_timesformer", "timesformer").state.items():
+            parameter.data.copy_(values[name])
+            parameter.requires_grad_(name in trained)
 
     def forward(self, video_BTCHW: Tensor) -> Tensor:
         """[B, T, 3, H, W] -> [B, E]."""
-        embedding: Tensor = self.head(self.encoder(video_BTCHW).last_hidden_state[:, 0])
+        embedding: Tensor = self.network(video_BTCHW).logits
         return embedding
-
-
-def hugging_face_name(name: str) -> str:
-    """The name of one of our video parameters in `NaiveVideo`."""
-    if name.startswith("head."):
-        return name
-    name = name.replace("norm.", "layernorm.") if name.startswith("norm.") else name
-    for ours, theirs in RENAMED:
-        name = name.replace(ours, theirs)
-    return f"encoder.{name}"
 
 
 class NaiveText(nn.Module):

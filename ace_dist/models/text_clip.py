@@ -31,19 +31,11 @@ class ClipTextTower(TextTower):
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection  # here: the import takes seconds
 
         shape = CLIPTextConfig(
-            vocab_size=VOCABULARY,
-            max_position_embeddings=CONTEXT_LENGTH,
-            hidden_size=config.width,
-            intermediate_size=int(config.width * config.mlp_ratio),
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.heads,
-            projection_dim=config.embed_dim,
-            hidden_act="quick_gelu",
-            bos_token_id=EOS - 1,
-            eos_token_id=EOS,
-            pad_token_id=EOS,
-            attn_implementation="sdpa",
-        )
+            vocab_size=VOCABULARY, max_position_embeddings=CONTEXT_LENGTH, hidden_size=config.width,
+            intermediate_size=int(config.width * config.mlp_ratio), num_hidden_layers=config.depth,
+            num_attention_heads=config.heads, projection_dim=config.embed_dim, hidden_act="quick_gelu",
+            bos_token_id=EOS - 1, eos_token_id=EOS, pad_token_id=EOS, attn_implementation="sdpa",
+        )  # fmt: skip
         model = CLIPTextModelWithProjection(shape)
         self.text_model: Any = model.text_model
         self.text_projection: nn.Linear = model.text_projection
