@@ -21,7 +21,7 @@ from ace_dist.models.convert.layouts import KINDS, convert, detect_kind
 from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.video import resize_positions, resize_times
-from ace_dist.models.weights import load_safetensors, save_safetensors
+from ace_dist.models.weights import LoadReport, load_safetensors, save_safetensors
 from ace_dist.utils.errors import ConfigError, ModelError
 
 CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")  # under which a checkpoint keeps its weights
@@ -46,27 +46,15 @@ class ImportConfig:
 
 
 @dataclass
-class ImportReport:
-    """What became of every key. A key that `allow` covers moves from the first three lists to the allowed ones."""
+class ImportReport(LoadReport):
+    """What became of every key. A key that `allow` covers is in `started` or `skipped` and in no list of faults."""
 
-    source: Path
-    kind: str
-    tower: str
-    settings: dict[str, int | float | bool]  # of `model.video` or `model.text`; heads are in no tensor
-    loaded: int = 0
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)  # "key [file's shape] for [network's shape]"
-    resized: list[str] = field(default_factory=list)  # asked for with frames= or image_size=
-    derived: dict[str, str] = field(default_factory=dict)
-    started: list[str] = field(default_factory=list)  # missing or mismatched, allowed: initialised anew
+    kind: str = ""
+    tower: str = ""
+    settings: dict[str, int | float | bool] = field(default_factory=dict)  # of the tower; heads are in no tensor
+    derived: dict[str, str] = field(default_factory=dict)  # our key -> how it was computed
     skipped: list[str] = field(default_factory=list)  # unexpected, allowed: left out
-    dropped: list[str] = field(default_factory=list)  # known to belong to another part of the source
     assumed: str = ""  # what neither the tensors nor a file beside them say
-
-    @property
-    def complete(self) -> bool:
-        return not (self.missing or self.unexpected or self.mismatched)
 
     def table(self) -> str:
         """One line a list, the keys grouped by their pattern."""
@@ -75,9 +63,9 @@ class ImportReport:
         rows = {
             "missing": self.missing, "unexpected": self.unexpected, "mismatched": self.mismatched,
             "resized": self.resized, "computed": derived, "started anew": self.started, "left out": self.skipped,
-            "other parts": self.dropped,
+            "other parts": self.ignored,
         }  # fmt: skip
-        lines = [f"{self.source}: {self.kind} -> {self.tower}, {self.loaded} tensors taken"]
+        lines = [f"{self.path}: {self.kind} -> {self.tower}, {self.loaded} tensors taken"]
         lines += [f"  {name:12} {len(keys):4}  {', '.join(patterns(keys))}" for name, keys in rows.items() if keys]
         lines += [f"  assumed      {self.assumed}"] if self.assumed else []
         return "\n".join(lines)
@@ -139,7 +127,8 @@ def import_weights(config: ImportConfig) -> tuple[dict[str, Tensor], ImportRepor
             f"names classes, as TimeSformer's own do, say embed_dim=512 allow='[head.*]' to start a new projection"
         )
     settings = measure(state, source, tower, config)
-    report = ImportReport(source, kind, tower, settings, derived=converted.derived, dropped=converted.dropped)
+    report = ImportReport(source, ignored=converted.dropped, kind=kind, tower=tower, settings=settings)
+    report.derived = converted.derived
     if kind not in QUICK_GELU and (tower == "text" or settings.get("clip_style")):
         report.assumed = check_activation(source)
     report.resized = resize_embeddings(state, int(settings.get("patch", 0)), config)
@@ -375,10 +364,10 @@ def is_torchscript(path: Path) -> bool:
 
 def save_imported(state: Mapping[str, Tensor], report: ImportReport, output: Path) -> None:
     """Write the tensors with where they come from, and under which licence, in the file's metadata."""
-    with weight_file(report.source).open("rb") as file:
+    with weight_file(report.path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {
-        "format": "pt", "source": report.source.name, "source_sha256": digest, "kind": report.kind,
+        "format": "pt", "source": report.path.name, "source_sha256": digest, "kind": report.kind,
         "tower": report.tower, "licence_of_released_files": KINDS[report.kind].licence,
     }  # fmt: skip
     save_safetensors(state, output, metadata=facts)

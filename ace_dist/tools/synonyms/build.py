@@ -87,6 +87,7 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> BuildResul
     try:
         return grow_trees(actions, config.sizes(), ModelSource(client, config), output, config.concurrency)
     finally:
+        client.http.close()
         say(
             f"{client.answered} questions answered by the server in {client.http.requests} requests, "
             f"{len(client.replies) - client.answered} from {client.cache}; "

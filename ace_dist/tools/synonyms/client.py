@@ -182,7 +182,7 @@ class ChatClient:
         with self._lock:
             self._failures_in_a_row += 1
             dead = self._failures_in_a_row >= DEAD_SERVER
-        message = f"no answer in {self.config.attempts} attempts: {reason}"
+        message = f"no answer in at most {self.config.attempts} attempts: {reason}"
         if dead:
             return self.stop(f"{DEAD_SERVER} questions in a row had no answer; the last: {message}")
         return NoAnswer(message)

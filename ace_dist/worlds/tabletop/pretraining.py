@@ -150,13 +150,11 @@ def encode_text(model: DualEncoder, sentences: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def encode_clips(model: DualEncoder, clips: NDArray[np.uint8], loader: LoaderConfig, bf16: bool = False) -> Tensor:
+def encode_clips(model: DualEncoder, clips: NDArray[np.uint8], loader: LoaderConfig) -> Tensor:
     """Unit embeddings [N,E] of clips uint8 [N,T,H,W,3]."""
     model.eval()
-    parts = []
-    for first in range(0, len(clips), 64):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            parts.append(model.encode_video(centre(clips[first : first + 64], loader)).float())
+    starts = range(0, len(clips), 64)
+    parts = [model.encode_video(centre(clips[first : first + 64], loader)).float() for first in starts]
     return functional.normalize(torch.cat(parts), dim=1)
 
 
