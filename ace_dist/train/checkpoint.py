@@ -1,4 +1,4 @@
-"""Owns checkpoints: written whole or not at all, found again, and checked against the run that continues them.
+"""Checkpoints: written whole or not at all, found again, and checked against the run that continues them.
 
     checkpoints/step-00000200/
         weights.safetensors     what trains, fp32, by name
@@ -62,8 +62,8 @@ class CheckpointFolder:
         self.folder = folder
         self.keep = keep
 
-    def write(self, step: int, parts: Parts, about: Mapping[str, Any], also: int | None = None) -> Path:
-        """Write one checkpoint, then forget the oldest beyond `keep`, but not that of step `also`.
+    def write(self, step: int, parts: Parts, about: Mapping[str, Any], best: int | None = None) -> Path:
+        """Write one checkpoint, then remove the oldest beyond `keep`, but not that of step `best`.
 
         Raises `RunError` when a tensor is not finite (such a state must not replace a good one), and when the
         file system refuses; what was there before is untouched in both cases.
@@ -79,27 +79,26 @@ class CheckpointFolder:
             for name, tensors in parts.items():
                 data = safetensors.save(dict(tensors))
                 write_bytes(partial / f"{name}.safetensors", data)
-                files[f"{name}.safetensors"] = facts(data)
+                files[f"{name}.safetensors"] = size_and_hash(data)
             write_json(partial / "checkpoint.json", {"format": FORMAT, "step": step, **about, "files": files})
             sync_folder(partial)
-            forget(path)  # a damaged one of the same step
+            remove(path)  # a damaged one of the same step
             os.rename(partial, path)
             sync_folder(self.folder)
             for old in self.complete()[: -self.keep]:
-                if also is None or old != self.at(also):
-                    forget(old)
+                if best is None or old != self.at(best):
+                    remove(old)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             kept = self.complete()
             raise RunError(
                 f"{path} could not be written: {error.strerror or error}; "
                 + (f"the last checkpoint, {kept[-1].name}, is intact. " if kept else "")
-                + "Free space or set run_dir to another disk, then run the same command again"
+                + "Free space or set run=DIR on another disk, then run the same command again"
             ) from error
         return path
 
     def at(self, step: int) -> Path:
-        """The folder of a step's checkpoint."""
         return self.folder / f"step-{step:08d}"
 
     def newest(self) -> Checkpoint | None:
@@ -107,24 +106,24 @@ class CheckpointFolder:
 
         Raises `RunError` when all are damaged: beginning again is for the user to decide.
         """
-        found = self.complete()
-        for path in reversed(found):
+        paths = self.complete()
+        for path in reversed(paths):
             try:
                 return read(path)
             except (OSError, RunError) as error:
                 print(f"checkpoint skipped: {error}", flush=True)
-        if found:
+        if paths:
             raise RunError(
-                f"no checkpoint in {self.folder} is whole ({len(found)} damaged, named above); restore one from a "
+                f"no checkpoint in {self.folder} is whole ({len(paths)} damaged, named above); restore one from a "
                 f"backup, or delete the folder to begin again at step 0"
             )
         return None
 
     def set_aside(self, good: Path) -> None:
-        """Rename what is newer than `good`, and so was found damaged: it must not count as kept."""
+        """Rename what is newer than `good` and therefore damaged: it must not count among the newest `keep`."""
         for path in self.complete():
             if path > good:
-                forget(path.with_name(path.name + ".damaged"))
+                remove(path.with_name(path.name + ".damaged"))
                 os.rename(path, path.with_name(path.name + ".damaged"))
 
     def complete(self) -> list[Path]:
@@ -145,22 +144,22 @@ def read(path: Path) -> Checkpoint:
     try:
         about = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in about["files"].items()}
-        version, named = about.get("format"), int(path.name.removeprefix("step-"))
-        if about["step"] != named:  # one flipped bit makes another step of it, and so other clips and rates
-            raise ValueError(f"step {about['step']} in the folder of step {named}")
+        version, step = about.get("format"), int(path.name.removeprefix("step-"))
+        if about["step"] != step:  # one flipped bit makes another step of it, and so other clips and rates
+            raise ValueError(f"step {about['step']} in the folder of step {step}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}/checkpoint.json is damaged ({type(error).__name__}: {error})") from error
     if version != FORMAT:
         raise RunError(f"{path} has format {version}, this version reads {FORMAT}")
     parts = {}
-    for name, wanted in files.items():
+    for name, entry in files.items():
         file = path / name
         data = file.read_bytes() if file.is_file() else None
         if data is None:
             raise RunError(f"{file} is missing")
-        if len(data) != wanted["bytes"]:
-            raise RunError(f"{file} has {len(data)} bytes of {wanted['bytes']}")
-        if facts(data) != wanted:
+        if len(data) != entry["bytes"]:
+            raise RunError(f"{file} has {len(data)} bytes of {entry['bytes']}")
+        if size_and_hash(data) != entry:
             raise RunError(f"{file} is damaged (its SHA-256 is not the one that was written)")
         try:
             parts[file.stem] = safetensors.load(data)
@@ -169,8 +168,7 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, about, parts)
 
 
-def facts(data: bytes) -> dict[str, Any]:
-    """Size in bytes and SHA-256."""
+def size_and_hash(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -185,7 +183,7 @@ def check_finite(parts: Parts, step: int) -> None:
                 )
 
 
-def forget(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a checkpoint; its description goes first, so that a kill in between leaves nothing that looks whole."""
     (path / "checkpoint.json").unlink(missing_ok=True)
     if path.exists():
@@ -200,9 +198,9 @@ class Checkpoints:
         self.engine, self.ranks, self.settings = engine, ranks, settings
         self.frozen = frozen  # SHA-256 of the frozen weights' file, on rank 0
         self.writer = ThreadPoolExecutor(1, "checkpoint")
-        self.writing: Future[None] | None = None  # on rank 0
-        self.saved: int | None = None
-        self.saved_s = time.monotonic()
+        self.writing: Future[Path] | None = None  # on rank 0
+        self.last_step: int | None = None
+        self.last_s = time.monotonic()
         self.callbacks: dict[str, Any] = {}  # their states, in the checkpoint that `restore` found
 
     def due(self, step: int) -> bool:
@@ -210,8 +208,8 @@ class Checkpoints:
         return step % self.settings.save_every_steps == 0
 
     def overdue(self) -> bool:
-        """Whether this rank's clock asks for a save; ranks have to agree on it."""
-        return time.monotonic() - self.saved_s > 60 * self.settings.save_every_minutes
+        """Whether this rank's clock asks for a save; `Health.check` tells all ranks."""
+        return time.monotonic() - self.last_s > 60 * self.settings.save_every_minutes
 
     def save(self, step: int, callbacks: Mapping[str, Any], best: int | None = None) -> None:
         """Save the state after `step` steps; does nothing when that is saved already.
@@ -221,7 +219,7 @@ class Checkpoints:
         The ranks wait while the state is gathered; rank 0 writes it in a thread while training goes on. What a write
         raised, the next `save` or `finish` raises on every rank.
         """
-        if self.saved == step:
+        if self.last_step == step:
             return
         self.finish()
         state = self.engine.state()
@@ -229,15 +227,16 @@ class Checkpoints:
         for own in self.ranks.gather(generator_states(self.ranks)):
             generators |= own
         if self.ranks.is_first:
-            self.writing = self.writer.submit(self.write, step, {**state, "generators": generators}, callbacks, best)
-        self.saved, self.saved_s = step, time.monotonic()
+            about = {**self.about(), "carried": callbacks}
+            self.writing = self.writer.submit(self.folder.write, step, {**state, "generators": generators}, about, best)
+        self.last_step, self.last_s = step, time.monotonic()
 
     def has(self, step: int) -> bool:
         """Whether the checkpoint of a step is there, as rank 0 sees it. Collective."""
         return self.ranks.gather(self.folder.at(step) in self.folder.complete())[0]
 
-    def kept(self, step: int, part: str) -> dict[str, Tensor]:
-        """A part of an older checkpoint, on rank 0. Raises `RunError` when it is damaged or gone."""
+    def read_part(self, step: int, part: str) -> dict[str, Tensor]:
+        """A part of an older checkpoint. Raises `RunError` when it is damaged or gone."""
         return read(self.folder.at(step)).parts[part]
 
     def finish(self) -> None:
@@ -249,10 +248,6 @@ class Checkpoints:
         if self.writing is not None:
             writing, self.writing = self.writing, None
             writing.result()
-
-    def write(self, step: int, parts: Parts, callbacks: Mapping[str, Any], best: int | None) -> None:
-        """Rank 0's part of a save."""
-        self.folder.write(step, parts, {**self.about(), "carried": callbacks}, best)
 
     def about(self) -> dict[str, Any]:
         """How this run trains, for `checkpoint.json`."""
@@ -270,46 +265,46 @@ class Checkpoints:
         checkpoint holds other tensors than this model trains, or belongs to other frozen weights.
         """
         state = self.engine.state()  # names and shapes
-        found = on_first(self.ranks, self.check_newest, state)
-        facts = self.ranks.gather((found.path, found.about) if found else None)[0]
-        if facts is None:
+        newest = on_first(self.ranks, self.check_newest, state)
+        place = self.ranks.gather((newest.path, newest.about) if newest else None)[0]
+        if place is None:
             return 0
-        path, about = facts
+        path, about = place
         for part, tensors in state.items():
             for name, tensor in tensors.items():
-                received = (found.parts[part][name] if found else tensor).to(self.ranks.device)
+                received = (newest.parts[part][name] if newest else tensor).to(self.ranks.device)
                 dist.broadcast(received, 0)
                 tensors[name] = received.cpu()
         self.engine.load_state(state)
         if about["world_size"] == self.ranks.world:
-            set_generators(self.ranks.gather(found.parts["generators"] if found else {})[0], self.ranks)
-        self.saved = int(about["step"])
+            set_generators(self.ranks.gather(newest.parts["generators"] if newest else {})[0], self.ranks)
+        self.last_step = int(about["step"])
         self.callbacks = about.get("carried", {})
         if self.ranks.is_first:
-            print(f"continuing after step {self.saved} from {path}{self.what_changed(about)}", flush=True)
-        return self.saved
+            print(f"continuing after step {self.last_step} from {path}{self.what_changed(about)}", flush=True)
+        return self.last_step
 
-    def check_newest(self, wanted: Parts) -> Checkpoint | None:
-        """The newest checkpoint, if it is one of this model."""
-        found = self.folder.newest()
-        if found is None:
+    def check_newest(self, state: Parts) -> Checkpoint | None:
+        """The newest checkpoint, if it is one of this model, whose `state` gives names and shapes."""
+        newest = self.folder.newest()
+        if newest is None:
             return None
-        if found.about["frozen_sha256"] != self.frozen:
+        if newest.about["frozen_sha256"] != self.frozen:
             raise RunError(
-                f"{found.path} was trained on other frozen weights than model.video.weights and model.text.weights now "
-                f"hold; bring the old files back, or choose another run_dir"
+                f"{newest.path} was trained on other frozen weights than model.video.weights and model.text.weights "
+                f"now hold; bring the old files back, or choose another folder with run=DIR"
             )
-        for part, tensors in wanted.items():
+        for part, tensors in state.items():
             ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-            theirs = {name: tuple(tensor.shape) for name, tensor in found.parts.get(part, {}).items()}
+            theirs = {name: tuple(tensor.shape) for name, tensor in newest.parts.get(part, {}).items()}
             if ours != theirs:
                 differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
                 raise RunError(
-                    f"{found.path} holds other {part} than this model trains ({', '.join(differing[:3])}); choose "
-                    f"another run_dir"
+                    f"{newest.path} holds other {part} than this model trains ({', '.join(differing[:3])}); choose "
+                    f"another folder with run=DIR"
                 )
-        self.folder.set_aside(found.path)
-        return found
+        self.folder.set_aside(newest.path)
+        return newest
 
     def what_changed(self, about: Mapping[str, Any]) -> str:
         """What is no longer exact when the run goes on in another way than it began; empty when nothing is."""

@@ -1,4 +1,4 @@
-"""Owns the rehearsal of a run: everything is built, one batch goes forward and back, and nothing is written."""
+"""The rehearsal of a run (`dry_run=true`): one batch goes forward and back, and nothing is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     Raises what `train` would raise before its second step, and `UserError` for a batch that is not what was asked for.
     """
     run_dir = Path(config.run)
-    known = check_owner(run_dir, config)
+    continues = check_owner(run_dir, config)
     task, plan, objective = assemble(config, ranks)
     steps = total_steps(config.training, len(plan.records))
     engine = Engine(config, objective, ranks, steps)
@@ -49,14 +49,14 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
         raise UserError(f"the loss of the first batch is {loss.item()}: clips {', '.join(batch.ids)}")
     engine.backward(loss)  # holds the most memory
     peaks_gib = ranks.gather(peak_gib(ranks.device))
-    said = ", ".join(f"{name} {part.item():.3f}" for name, part in {"total": loss, **losses}.items())
+    values = ", ".join(f"{name} {part.item():.3f}" for name, part in {"total": loss, **losses}.items())
     device = "GPU" if ranks.device.type == "cuda" else "host"
-    where = f"{run_dir} holds this run, which would continue" if known else f"{run_dir} would be made"
+    where = f"{run_dir} holds this run, which would continue" if continues else f"{run_dir} would be made"
     if ranks.is_first:
         print(
             describe(task, plan, engine),
             *describe_classes(task),
-            f"first batch of a rank: video {list(batch.video.shape)} [B, T, 3, H, W], losses: {said}",
+            f"first batch of a rank: video {list(batch.video.shape)} [B, T, 3, H, W], losses: {values}",
             f"memory of a rank at its peak: {max(peaks_gib):.2f} GiB of the {device}",
             f"run folder: {where}",
             "dry run: no step was taken and nothing was written; without dry_run=true the run starts",
@@ -69,15 +69,15 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
 def check_batch(batch: Batch, requests: list[ClipRequest], config: Config) -> None:
     """Shape, labels and order of a batch are those of its requests. Raises `UserError` with both."""
     clip, size = config.dataset.clip, config.loader.crop
-    wanted = (len(requests), clip.frames, 3, size, size)
-    if tuple(batch.video.shape) != wanted:
+    shape = (len(requests), clip.frames, 3, size, size)
+    if tuple(batch.video.shape) != shape:
         raise UserError(
             f"loader.backend={config.loader.backend} gave video of shape {list(batch.video.shape)} where "
-            f"dataset.clip.frames and loader.crop ask for {list(wanted)}"
+            f"dataset.clip.frames and loader.crop ask for {list(shape)}"
         )
-    found = list(zip(batch.ids, batch.labels.tolist(), strict=True))
-    if found != (asked := [(request.record.key, request.label) for request in requests]):
-        raise UserError(f"loader.backend={config.loader.backend} gave clips {found} where {asked} were asked for")
+    clips = list(zip(batch.ids, batch.labels.tolist(), strict=True))
+    if clips != (asked := [(request.record.key, request.label) for request in requests]):
+        raise UserError(f"loader.backend={config.loader.backend} gave clips {clips} where {asked} were asked for")
 
 
 def describe_classes(task: Task) -> list[str]:

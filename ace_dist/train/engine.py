@@ -1,4 +1,4 @@
-"""Owns DeepSpeed: the engine around an objective, its optimizer, precision, batch arithmetic, and its state as tensors.
+"""DeepSpeed: the engine around an objective, its optimizer, precision, batch arithmetic, and its state as tensors.
 
 DeepSpeed keeps weights and momentum in a form that depends on the ZeRO stage, the precision and the number of ranks.
 `Engine.state` gives both whole, in fp32, by the weights' own names, so that whatever stores them need not know of that.
@@ -101,7 +101,6 @@ class Engine:
         return {f"lr_{group['name']}": group["lr"] for group in self.deepspeed.optimizer.param_groups}
 
     def forward(self, batch: Batch, draw: ConceptDraw) -> dict[str, Tensor]:
-        """The named losses of one micro-batch."""
         losses: dict[str, Tensor] = self.deepspeed(batch.video, batch.labels, draw)
         return losses
 
@@ -142,18 +141,15 @@ class Engine:
         """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        def copied(tensor: Tensor) -> Tensor:
-            """An fp32 copy in the host's memory, which later steps do not change."""
-            return tensor.detach().to("cpu", torch.float32, copy=True)
-
         def whole(parameter: nn.Parameter, key: str | None) -> Tensor:
             """A parameter's fp32 value, or its optimizer state `key`, gathered from all ranks."""
             if self.masters is not None:
                 master = self.masters[parameter]
-                return copied(master if key is None else self.base_optimizer.state[master][key])
-            found = safe_get_full_optimizer_state(parameter, key) if key else safe_get_full_fp32_param(parameter)
-            assert found is not None
-            return copied(found)
+                value = master if key is None else self.base_optimizer.state[master][key]
+            else:
+                value = safe_get_full_optimizer_state(parameter, key) if key else safe_get_full_fp32_param(parameter)
+            assert value is not None
+            return value.detach().to("cpu", torch.float32, copy=True)  # which later steps do not change
 
         keys = {"weights": None, **self.parts}
         return {
@@ -236,7 +232,6 @@ def whole_size(parameter: nn.Parameter) -> int:
 
 
 def build_optimizer(groups: list[dict[str, Any]], settings: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer that `training.optimizer` names: sgd or adamw."""
     if settings.optimizer == "adamw":
         betas = (settings.betas[0], settings.betas[1])
         return torch.optim.AdamW(groups, lr=settings.lr_video, betas=betas, weight_decay=settings.weight_decay)

@@ -1,4 +1,4 @@
-"""Owns the frozen weights of runs: one file for all runs that lie side by side and begin from the same weights.
+"""The frozen weights of runs: one file for all runs that lie side by side and begin from the same weights.
 
 `<parent of run_dir>/.frozen/<sha256>.safetensors` is the file, `<run_dir>/model/frozen.safetensors` a hard link to it:
 a hundred runs of a sweep cost one copy, and a run folder copied or moved elsewhere has its weights with it. A file that

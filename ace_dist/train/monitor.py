@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ace_dist.train.callbacks import Callback, StepEnd
-from ace_dist.train.trackers import open_trackers
+from ace_dist.train.trackers import build_trackers
 from ace_dist.utils.distributed import on_first
 from ace_dist.utils.files import write_text
 
@@ -55,7 +55,7 @@ class Monitor(Callback):
         self.steps = steps
         if line:
             self.reopen(line, settings.accumulation)
-        self.trackers = on_first(ranks, open_trackers, settings.trackers, run_dir, start) or []
+        self.trackers = on_first(ranks, build_trackers, settings.trackers, run_dir, start) or []
         if not ranks.is_first:
             return
         from tqdm import tqdm

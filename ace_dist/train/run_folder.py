@@ -1,4 +1,4 @@
-"""Owns a run's folder: its claim on one configuration, `config.yaml`, `environment.json`, `code.diff`, `starts`."""
+"""A run's folder: its claim on one configuration, `config.yaml`, `environment.json`, `code.diff`, `starts`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns where the lines of `metrics.jsonl` go besides: TensorBoard, Weights & Biases, Trackio (`training.trackers`).
+"""Where the lines of `metrics.jsonl` go besides: TensorBoard, Weights & Biases, Trackio (`training.trackers`).
 
 A tracker gets numbers, the run's name and `config.yaml` as it stands in the run folder, from which secrets are gone;
 nothing of the machine, the command line or the code. Those that are not installed with ace-dist are imported only when
@@ -28,7 +28,7 @@ class Tracker(Protocol):
     """Takes the numbers of one run. A continued run sends the steps since its checkpoint again."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name after `step` steps."""
+        """Numbers by name, after `step` steps."""
 
     def close(self, failed: bool) -> None:
         """Send what is left. `failed`: the run ends with an error."""
@@ -43,12 +43,10 @@ class TensorBoard:
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar a name."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def close(self, failed: bool) -> None:
-        """Flush and close."""
         self.writer.close()
 
 
@@ -74,7 +72,6 @@ class WandB:
         self.run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One record."""
         self.run.log({"step": step, **values})
 
     def close(self, failed: bool) -> None:
@@ -94,7 +91,6 @@ class Trackio:
         trackio.init(PROJECT, name, config=config, resume="allow", embed=False, auto_log_cpu=False, auto_log_gpu=False)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One record."""
         self.trackio.log(dict(values), step=step)
 
     def close(self, failed: bool) -> None:
@@ -117,7 +113,7 @@ def require_trackers(names: Sequence[str]) -> None:
             )
 
 
-def open_trackers(names: Sequence[str], run_dir: Path, start: int) -> list[Tracker]:
+def build_trackers(names: Sequence[str], run_dir: Path, start: int) -> list[Tracker]:
     """The trackers of a claimed run folder, for a run that begins, or goes on after `start` steps. For one rank."""
     return [TRACKERS[name](run_dir, start) for name in names]
 

@@ -107,7 +107,7 @@ def restore(training: Training) -> int:
     start = checkpoints.restore()
     if (state := checkpoints.callbacks.get("validation")) is not None:
         validation.resume(state)
-    if validation.kept_step is not None and not checkpoints.has(validation.kept_step):
+    if validation.best_step is not None and not checkpoints.has(validation.best_step):
         validation.forget_best()
     return start
 
@@ -204,7 +204,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
             if overdue or stopped or checkpoints.due(step) or validation.keeps(step) or step == last:
                 callbacks.on_stage("save", step - 1)
                 health.check(step - 1, wait=True)
-                checkpoints.save(step, callbacks.state(), validation.kept_step)  # written while training goes on
+                checkpoints.save(step, callbacks.state(), validation.best_step)  # written while training goes on
         checkpoints.finish()
     on_first(ranks, write_summary, training.run_dir, start, step, meters.summary())
     return step, stopped
@@ -233,12 +233,12 @@ def export(training: Training, step: int) -> None:
     """
     engine, validation, decay = training.engine, training.validation, training.config.training.ema_decay
     part = "average" if decay else "weights"
-    chosen = f"step {step}" if validation.kept_step is None else str(validation)
+    chosen = f"step {step}" if validation.best_step is None else str(validation)
     about = f"{chosen}, running average (EMA {decay:g})" if decay else chosen
-    if validation.kept_step in (None, step):
+    if validation.best_step in (None, step):
         weights: Mapping[str, Tensor] | None = engine.weights()
     else:
-        weights = on_first(training.ranks, training.checkpoints.kept, validation.kept_step, part)
+        weights = on_first(training.ranks, training.checkpoints.read_part, validation.best_step, part)
     path = training.run_dir / "model" / "trained.safetensors"
     on_first(training.ranks, save_safetensors, weights or {}, path, metadata={"weights": about})
     if training.ranks.is_first:

@@ -96,7 +96,7 @@ class Validation(Callback):
         return self.exhausted or (is_best and self.config.training.keep_best)
 
     @property
-    def kept_step(self) -> int | None:
+    def best_step(self) -> int | None:
         """The step whose weights are the result of the run; None: the last."""
         return self.best["step"] if self.best and self.config.training.keep_best else None
 

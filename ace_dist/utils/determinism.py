@@ -1,4 +1,4 @@
-"""Owns torch's deterministic mode: equal inputs give equal bits, or the operator that cannot is named."""
+"""Torch's deterministic mode: equal inputs give equal bits, or the operator that cannot is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns writing files so that a crash leaves either the old one or the new one, whole."""
+"""Writes files so that a crash leaves either the old one or the new one, whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns keeping keys, tokens and passwords out of whatever is written: configurations, environments, logs, jobs."""
+"""Keeps keys, tokens and passwords out of whatever is written: configurations, environments, logs, jobs."""
 
 from __future__ import annotations
 

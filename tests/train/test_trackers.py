@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from ace_dist.train.trackers import open_trackers, require_trackers
+from ace_dist.train.trackers import build_trackers, require_trackers
 from ace_dist.utils.errors import RunError
 
 SECRET = "sk-abcdefghijklmnopqrstuvwxyz"
@@ -28,7 +28,7 @@ def folder(tmp_path):
 def follow(folder, name):
     """A run of two lines, stopped, and continued for one more."""
     for start, steps in ((0, (2, 4)), (4, (6,))):
-        (tracker,) = open_trackers([name], folder, start)
+        (tracker,) = build_trackers([name], folder, start)
         for step in steps:
             tracker.log(step, {"loss": 1 / step, "lr_video": 0.5})
         tracker.close(failed=False)
@@ -84,7 +84,7 @@ def test_what_wandb_is_told(folder, monkeypatch):
 
     fake.init = lambda **kwargs: (_ for _ in ()).throw(RuntimeError("api_key not configured"))
     with pytest.raises(RunError, match="wandb, which says: api_key not configured; WANDB_MODE=offline"):
-        open_trackers(["wandb"], folder, 0)
+        build_trackers(["wandb"], folder, 0)
 
 
 def test_what_trackio_is_told(folder, monkeypatch):
@@ -120,9 +120,9 @@ def test_trackio_keeps_a_run_in_its_own_database(folder, tmp_path, monkeypatch):
     """The real package without a server, in a process of its own because it reads its folder when imported."""
     pytest.importorskip("trackio", reason="Trackio comes with ace-dist[trackers]")
     script = (
-        "import sys, json; from pathlib import Path; from ace_dist.train.trackers import open_trackers\n"
+        "import sys, json; from pathlib import Path; from ace_dist.train.trackers import build_trackers\n"
         "for start, steps in ((0, (2, 4)), (4, (6,))):\n"
-        "    (tracker,) = open_trackers(['trackio'], Path(sys.argv[1]), start)\n"
+        "    (tracker,) = build_trackers(['trackio'], Path(sys.argv[1]), start)\n"
         "    for step in steps: tracker.log(step, {'loss': 1 / step})\n"
         "    tracker.close(failed=False)\n"
     )
