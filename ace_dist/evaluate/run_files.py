@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,20 +65,17 @@ def read_run(folder: Path) -> Run:
     predictions, where = read_object(folder, "predictions.json"), folder / "predictions.json"
     require(environment, ("command", "hardware"), folder / "environment.json")
     require(predictions, ("base", "novel", "srt"), where)
-    command = environment["command"]
-    base, novel = (
-        checked_predictions(predictions[part], f"{where}: {part}") if predictions[part] is not None else None
-        for part in ("base", "novel")
-    )
     run = Run(
         folder=folder,
         results=results,
         environment=environment,
-        command=shlex.join(map(str, command)) if isinstance(command, list) else str(command),
+        command=str(environment["command"]),
         config=run_file(folder, "config.yaml").read_text(encoding="utf-8"),
-        base=base,
-        novel=novel,
-        srt=tuple(checked_predictions(p, f"{where}: srt[{i}]") for i, p in enumerate(predictions["srt"])),
+        base=checked_predictions(predictions["base"], f"{where}: base"),
+        novel=checked_predictions(predictions["novel"], f"{where}: novel"),
+        srt=tuple(
+            p for i, row in enumerate(predictions["srt"]) if (p := checked_predictions(row, f"{where}: srt[{i}]"))
+        ),
         space=read_space(folder),
         metrics=read_metrics(folder),
     )
@@ -106,8 +102,10 @@ def read_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-def checked_predictions(part: Any, where: str) -> Predictions:
-    """An entry of `predictions.json`. Raises `UserError` when its lists do not belong together."""
+def checked_predictions(part: Any, where: str) -> Predictions | None:
+    """An entry of `predictions.json`, which may be null. Raises `UserError` when its lists do not belong together."""
+    if part is None:
+        return None
     require(part, ("classes", "ids", "labels", "predictions"), where)
     labels, guesses = np.asarray(part["labels"], np.int64), np.asarray(part["predictions"], np.int64)
     if not len(part["ids"]) == len(labels) == len(guesses):

@@ -26,26 +26,26 @@ def rng():
 
 
 # ------------------------------------------------------------------------------------------------- a finished run
-def make_run(folder, rng, *, method="ACE", base=6, novel=4, skill=(0.85, 0.6), phrases=7, tightness=0.35, steps=90):
+def build_run(folder, rng, *, method="ACE", base=6, novel=4, skill=(0.85, 0.6), phrases=7, tightness=0.35, steps=90):
     """Write every file of a run directory with fresh random numbers that agree with each other; return results.json."""
     folder.mkdir(parents=True)
     names = [f"{verb} {OBJECTS[i % len(OBJECTS)]}" for i, verb in enumerate(np.resize(VERBS, base + novel))]
     names = [name if names.index(name) == i else f"{name} {i}" for i, name in enumerate(names)]
     parts = {
-        "base": make_predictions(rng, names[:base], skill[0], "b"),
-        "novel": make_predictions(rng, names[base:], skill[1], "n"),
+        "base": build_predictions(rng, names[:base], skill[0], "b"),
+        "novel": build_predictions(rng, names[base:], skill[1], "n"),
     }
     parts["srt"] = [parts["novel"]]
     for run in range(1, 10):
         labels = [f"synonym{run} of {name}" for name in names[base:]]
-        parts["srt"].append(make_predictions(rng, labels, skill[1] * rng.uniform(0.7, 1.0), "n"))
+        parts["srt"].append(build_predictions(rng, labels, skill[1] * rng.uniform(0.7, 1.0), "n"))
     scores = {name: score(parts[name]) for name in ("base", "novel")}
     hm = {key: harmonic_mean(scores["base"][key], scores["novel"][key]) for key in ("accuracy", "f1")}
     results = {"method": method, "dataset": "tabletop", "fold": 0, "seed": 3, **scores, "hm": hm}
     results["srt"] = srt_summary([score(part) for part in parts["srt"]])
     write_json(folder / "results.json", results)
     write_json(folder / "predictions.json", parts)
-    command = ["deepspeed", "--num_gpus=2", "launchers/train.py", "experiment=demo", "method=ace", "note=two words"]
+    command = "deepspeed --num_gpus=2 launchers/train.py experiment=demo method=ace 'note=two words'"
     hardware = {"cpu": "2 cores", "gpu": "none", "ranks": 2}
     environment = {"command": command, "hardware": hardware, "git_commit": "f00dfeed", "versions": {"torch": "2.15"}}
     write_json(folder / "environment.json", environment)
@@ -55,7 +55,7 @@ def make_run(folder, rng, *, method="ACE", base=6, novel=4, skill=(0.85, 0.6), p
     return results
 
 
-def make_predictions(rng, classes, skill, prefix):
+def build_predictions(rng, classes, skill, prefix):
     labels = np.concatenate([np.arange(len(classes)), rng.integers(0, len(classes), size=12 * len(classes))])
     guesses = np.where(rng.random(len(labels)) < skill, labels, rng.integers(0, len(classes), size=len(labels)))
     probabilities = rng.dirichlet(np.ones(len(classes)), size=len(labels))
@@ -112,8 +112,8 @@ def edit_json(path, change):
 
 def test_the_page_in_a_browser(phone, tmp_path, rng):
     """Moved away from its run, on a phone: sections, pictures, nothing from the network, no sideways scroll."""
-    results = make_run(tmp_path / "ace", rng, steps=20)
-    make_run(tmp_path / "procvlr", rng, method="ProcVLR", steps=20)
+    results = build_run(tmp_path / "ace", rng, steps=20)
+    build_run(tmp_path / "procvlr", rng, method="ProcVLR", steps=20)
     (tmp_path / "sent").mkdir()
     page = write_report(tmp_path / "ace", compare=[tmp_path / "procvlr"]).rename(tmp_path / "sent" / "report.html")
     phone.goto(page.as_uri())
@@ -169,8 +169,8 @@ class Page(HTMLParser):
 
 # ------------------------------------------------------------------------------------------------------- the page
 def test_report_is_complete_and_works_offline(tmp_path, rng):
-    ours = make_run(tmp_path / "ace", rng)
-    theirs = make_run(tmp_path / "procvlr", rng, method="procvlr", skill=(0.8, 0.4))
+    ours = build_run(tmp_path / "ace", rng)
+    theirs = build_run(tmp_path / "procvlr", rng, method="procvlr", skill=(0.8, 0.4))
     path = write_report(tmp_path / "ace", compare=[tmp_path / "procvlr"])
     assert path == tmp_path / "ace" / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
@@ -196,7 +196,7 @@ def test_report_is_complete_and_works_offline(tmp_path, rng):
 
 
 def test_any_string_is_text_and_never_markup(tmp_path, rng, quick):
-    make_run(tmp_path / "run", rng, method="<script>alert(1)</script>")
+    build_run(tmp_path / "run", rng, method="<script>alert(1)</script>")
     nasty = '"><img src=x onerror=alert(2)> $x^{$ & {{ 7*7 }}'
     edit_json(tmp_path / "run/predictions.json", lambda parts: parts["srt"][2]["classes"].__setitem__(0, nasty))
     edit_json(tmp_path / "run/environment.json", lambda found: found.update(command=nasty, hardware=nasty))
@@ -208,7 +208,7 @@ def test_any_string_is_text_and_never_markup(tmp_path, rng, quick):
 
 
 def test_the_concept_table_is_measured_not_drawn(tmp_path, rng, quick):
-    make_run(tmp_path / "run", rng, tightness=0.2)
+    build_run(tmp_path / "run", rng, tightness=0.2)
     text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
     found = re.search(r"novel actions (\S+) → (\S+) (\S+) → (\S+)", text)
     within_before, within_after, between_before, between_after = map(float, found.groups())
@@ -220,7 +220,7 @@ def test_the_concept_table_is_measured_not_drawn(tmp_path, rng, quick):
 
 
 def test_a_step_logged_again_after_a_resume_counts_once(tmp_path, rng, quick):
-    make_run(tmp_path / "run", rng, steps=20)
+    build_run(tmp_path / "run", rng, steps=20)
     path = tmp_path / "run/metrics.jsonl"
     path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
     assert "20 logged steps, up to step 19" in Page(write_report(tmp_path / "run").read_text()).text
@@ -228,7 +228,7 @@ def test_a_step_logged_again_after_a_resume_counts_once(tmp_path, rng, quick):
 
 @pytest.mark.parametrize("gone", ["base", "novel"])
 def test_a_data_set_without_base_or_novel_test_clips_is_reported_as_such(tmp_path, rng, gone):
-    make_run(tmp_path / "run", rng, base=3, novel=3)
+    build_run(tmp_path / "run", rng, base=3, novel=3)
     lost = [gone, "hm"] + (["srt"] if gone == "novel" else [])
     edit_json(tmp_path / "run/results.json", lambda results: results.update(dict.fromkeys(lost), fold=None))
     edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update({gone: None}))
@@ -244,7 +244,7 @@ def test_a_data_set_without_base_or_novel_test_clips_is_reported_as_such(tmp_pat
 
 
 def test_too_few_phrases_for_a_layout_are_said_so(tmp_path, rng):
-    make_run(tmp_path / "run", rng, base=2, novel=1, phrases=1, steps=3)
+    build_run(tmp_path / "run", rng, base=2, novel=1, phrases=1, steps=3)
     text = Page(write_report(tmp_path / "run").read_text(encoding="utf-8")).text
     assert "3 phrases are too few for a t-SNE picture" in text
     assert re.search(r"all actions none \d", text)  # one phrase an action has no spread
@@ -265,7 +265,7 @@ def test_too_few_phrases_for_a_layout_are_said_so(tmp_path, rng):
     ],
 )
 def test_a_missing_file_is_named_with_its_launcher(tmp_path, rng, name, launcher):
-    make_run(tmp_path / "run", rng, steps=3)
+    build_run(tmp_path / "run", rng, steps=3)
     (tmp_path / "run" / name).unlink()
     with pytest.raises(RunError, match=rf"{name} is missing; {launcher}") as caught:
         write_report(tmp_path / "run")
@@ -287,14 +287,14 @@ def test_a_missing_file_is_named_with_its_launcher(tmp_path, rng, name, launcher
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, rng, file, change, message):
-    make_run(tmp_path / "run", rng, steps=3)
+    build_run(tmp_path / "run", rng, steps=3)
     edit_json(tmp_path / "run" / file, change)
     with pytest.raises(UserError, match=message):
         write_report(tmp_path / "run")
 
 
 def test_broken_text_is_named_with_its_line(tmp_path, rng):
-    make_run(tmp_path / "run", rng, steps=3)
+    build_run(tmp_path / "run", rng, steps=3)
     path = tmp_path / "run/metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 3, "lo')
     with pytest.raises(RunError, match=r"metrics.jsonl, line 4 is not JSON"):
@@ -307,8 +307,8 @@ def test_broken_text_is_named_with_its_line(tmp_path, rng):
 
 
 def test_runs_of_another_dataset_are_not_compared(tmp_path, rng):
-    make_run(tmp_path / "one", rng, steps=3)
-    make_run(tmp_path / "two", rng, steps=3)
+    build_run(tmp_path / "one", rng, steps=3)
+    build_run(tmp_path / "two", rng, steps=3)
     edit_json(tmp_path / "two/results.json", lambda results: results.update(dataset="ata"))
     with pytest.raises(RunError, match="dataset is 'ata' there and 'tabletop' here"):
         write_report(tmp_path / "one", compare=[tmp_path / "two"])
@@ -318,8 +318,8 @@ def test_runs_of_another_dataset_are_not_compared(tmp_path, rng):
 def test_result_picture_has_the_size_of_a_readme_banner(tmp_path, rng):
     from PIL import Image
 
-    make_run(tmp_path / "ace", rng, steps=3)
-    make_run(tmp_path / "procvlr", rng, method="ProcVLR", steps=3)
+    build_run(tmp_path / "ace", rng, steps=3)
+    build_run(tmp_path / "procvlr", rng, method="ProcVLR", steps=3)
     path = result_picture(tmp_path / "ace", tmp_path / "docs" / "result.png", compare=[tmp_path / "procvlr"])
     with Image.open(path) as image:
         assert 1800 <= image.width <= 2400 and 2.0 < image.width / image.height < 2.8

@@ -1,4 +1,4 @@
-"""Protects configs/tables: every row of every table composes with the data sets it names, as one sweep, and the sweep's
+"""Protects assets/tables: every row of every table composes with the data sets it names, as one sweep, and the sweep's
 table has the paper's layout with the paper's numbers."""
 
 import csv
