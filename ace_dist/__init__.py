@@ -2,11 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ace_dist.utils import renamed
+
 if TYPE_CHECKING:
     from ace_dist.evaluate.classifier import Classifier
 
 __version__ = "0.1.0"
 __all__ = ["Classifier", "__version__"]
+
+renamed.install()
 
 
 def __getattr__(name: str) -> Any:
