@@ -12,7 +12,7 @@ from ace_dist.config import load_config, to_yaml
 from ace_dist.utils.errors import ConfigError, DataError
 from ace_dist.worlds import check_world
 from ace_dist.worlds.tabletop.motions import PROGRAMS, Manner
-from ace_dist.worlds.tabletop.reader import TabletopReader, base_actions, novel_actions
+from ace_dist.worlds.tabletop.reader import TabletopReader
 from ace_dist.worlds.tabletop.rendering import object_halves, object_parts, render
 from ace_dist.worlds.tabletop.world import (
     BASE_ACTIONS,
@@ -60,8 +60,8 @@ def test_splits() -> None:
     train = [s for s in segments if s.split == "train"]
     test = [s for s in segments if s.split == "test"]
     assert len({s.id for s in segments}) == len(segments) == 66
-    assert {f"{s.verb} {s.object}" for s in train} == set(base_actions())
-    assert {f"{s.verb} {s.object}" for s in test} == set(base_actions()) | set(novel_actions())
+    assert {(s.verb, s.object) for s in train} == set(BASE_ACTIONS)
+    assert {(s.verb, s.object) for s in test} == {*BASE_ACTIONS, *NOVEL_ACTIONS}
     assert not {verb for verb, _ in BASE_ACTIONS} & {verb for verb, _ in NOVEL_ACTIONS}
     assert not {s.group for s in train} & {s.group for s in test}
     assert all(0 <= s.start_s < s.end_s <= 3.0 for s in segments)

@@ -11,8 +11,7 @@ from ace_dist.concepts import SynonymTrees, load_srt
 from ace_dist.config import assets_dir
 from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.corpus import narrated_clips, render_narrated, word_shares
-from ace_dist.worlds.tabletop.reader import base_actions, novel_actions
-from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, CorpusConfig, TabletopConfig
+from ace_dist.worlds.tabletop.world import BASE_ACTIONS, NOVEL_ACTIONS, OBJECTS, VERBS, CorpusConfig, TabletopConfig
 
 TREES = SynonymTrees.load(assets_dir() / "synonyms" / "tabletop.json")
 WORDS = {verb: TREES.children(verb) for verb in VERBS}
@@ -80,11 +79,11 @@ def test_trees_have_the_promised_size_and_a_real_second_order() -> None:
 def test_srt_runs_use_first_order_synonyms_of_the_novel_actions() -> None:
     runs = load_srt(assets_dir() / "srt" / "tabletop.json")
     assert len(runs) == 10
-    assert runs[0] == {label: label for label in novel_actions()}
-    known = {label: label.rsplit(" ", 1) for label in novel_actions()}
+    novel = {f"{verb} {name}": (verb, name) for verb, name in NOVEL_ACTIONS}
+    assert runs[0] == {label: label for label in novel}
     for run in runs:
-        assert set(run) == set(novel_actions())
+        assert set(run) == set(novel)
         assert len(set(run.values())) == len(run), "two classes under one label could not be told apart"
-        for label, (verb, name) in known.items():
+        for label, (verb, name) in novel.items():
             assert run[label].removesuffix(" " + name) in TREES.children(verb)
-    assert not set(base_actions()) & set(novel_actions())
+    assert not set(BASE_ACTIONS) & set(NOVEL_ACTIONS)

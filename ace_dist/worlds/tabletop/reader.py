@@ -24,16 +24,6 @@ from ace_dist.worlds.tabletop.world import (
 )
 
 
-def base_actions() -> list[str]:
-    """Labels of the actions that have training clips."""
-    return [f"{verb} {name}" for verb, name in BASE_ACTIONS]
-
-
-def novel_actions() -> list[str]:
-    """Labels of the actions that occur in the test split alone; their verbs are no base verbs."""
-    return [f"{verb} {name}" for verb, name in NOVEL_ACTIONS]
-
-
 def build_reader(dataset: DatasetConfig) -> TabletopReader:
     return TabletopReader(build_world(dataset.world))
 
