@@ -62,10 +62,8 @@ def build_dataset(
         rejected=reader.rejected,
         timeout_s=dataset.timeout_s,
     )
-    if tasks > 1:
-        shards = build.run_task(task, tasks, dataset.workers, progress)
-        return None if shards is None else split_by_group(shards, dataset)
-    return split_by_group(build.run(dataset.workers, progress), dataset)
+    shards = build.run(dataset.workers, progress, task, tasks)
+    return None if shards is None else split_by_group(shards, dataset)
 
 
 def load_shards(dataset: DatasetConfig) -> ShardSet:

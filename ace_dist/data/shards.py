@@ -1,4 +1,4 @@
-"""Owns the shard folder: tar files in WebDataset's layout, DALI index files beside them, and one manifest for all.
+"""The format of a shard folder: tar files in WebDataset's layout, DALI's index files, and one manifest for all.
 
 A shard holds, for each clip, `KEY.mp4` and `KEY.json`. Everything that could differ between two builds of the same
 input (times, owners, order) is fixed, so that equal input gives equal bytes.
@@ -54,8 +54,6 @@ class ClipRecord:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A finished shard folder."""
-
     folder: Path
     manifest: dict[str, Any]
     records: list[ClipRecord]
@@ -166,21 +164,18 @@ class ShardFiles:
             os.posix_fadvise(self.descriptor(record), record.offset, record.size, os.POSIX_FADV_WILLNEED)
 
     def descriptor(self, record: ClipRecord) -> int:
-        """The open shard of a clip."""
         with self.lock:
             if record.shard not in self.descriptors:
                 self.descriptors[record.shard] = os.open(self.folder / record.shard, os.O_RDONLY)
             return self.descriptors[record.shard]
 
     def close(self) -> None:
-        """Close every descriptor."""
         with self.lock:
             while self.descriptors:
                 os.close(self.descriptors.popitem()[1])
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

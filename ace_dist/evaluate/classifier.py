@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ace_dist.concepts import FreeLabel, LabelSet, SynonymTrees, free_labels
 from ace_dist.config import Config, read_config
-from ace_dist.data.loader.single_video import clip_of_video
+from ace_dist.data.loader.single_video import read_clip
 from ace_dist.data.task import load_trees
 from ace_dist.evaluate.export import read_exported
 from ace_dist.evaluate.protocols import EncodedTest, score
@@ -82,7 +82,7 @@ class Classifier:
         Raises `UserError` for a file that cannot be read, is too short or too long, and for unusable labels.
         """
         labels = self.labels(actions)
-        clip = clip_of_video(video, self.config, start_s, end_s)
+        clip = read_clip(video, self.config, start_s, end_s)
         names = LabelSet(tuple(label.label for label in labels), tuple(label.phrases for label in labels))
         (row,) = self.probabilities(self.encode(clip.video), [names])
         ranked = sorted(zip(names.labels, row, strict=True), key=lambda pair: -pair[1])

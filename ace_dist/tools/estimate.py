@@ -19,7 +19,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ace_dist.config import resolve_path
-from ace_dist.data.build.encode import is_anchor
+from ace_dist.data.build.encode import is_reference
 from ace_dist.data.loader.pyav import decode_clip, needed_packets
 from ace_dist.data.sampling import TrainPlan, train_frames
 from ace_dist.data.shards import MANIFEST, ShardFiles, ShardSet
@@ -136,7 +136,7 @@ def frames_decoded(frames: Sequence[int], gop: int, codec: str) -> int:
     lets a reader leave out.
     """
     indices = range(max(frames) + 1)
-    keys, needed = [index % gop == 0 for index in indices], [is_anchor(index, gop, codec) for index in indices]
+    keys, needed = [index % gop == 0 for index in indices], [is_reference(index, gop, codec) for index in indices]
     return len(needed_packets(keys, needed, set(frames)))
 
 

@@ -15,7 +15,7 @@ from data_worlds import NumberedReader, frame_number, numbered_frames, small_enc
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
 from ace_dist.data import loader as loading
-from ace_dist.data.build.encode import encode, is_anchor
+from ace_dist.data.build.encode import encode, is_reference
 from ace_dist.data.build.shards import build_shards
 from ace_dist.data.loader import base, build_loader, choose_backend
 from ace_dist.data.loader.dali import DaliLoader
@@ -258,7 +258,7 @@ def test_three_of_four_vp9_frames_can_be_left_out():
     frames = np.stack([canvas[k : k + 64, 2 * k : 2 * k + 96] for k in range(37)])
     clip = encode(RawClip(frames, 8.0, 0.0), small_encoding(codec="vp9", gop=16))
     needed = read_sample_table(clip.data).needed
-    assert needed == [index % 16 % 4 == 0 for index in range(37)] == [is_anchor(k, 16, "vp9") for k in range(37)]
+    assert needed == [index % 16 % 4 == 0 for index in range(37)] == [is_reference(k, 16, "vp9") for k in range(37)]
     with av.open(io.BytesIO(clip.data)) as container:
         whole = [picture_rgb(frame).transpose(1, 2, 0) for frame in container.decode(video=0)]
     for _ in range(20):

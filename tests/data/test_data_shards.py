@@ -31,8 +31,8 @@ from data_worlds import (
 from nvidia.dali import Pipeline, fn
 
 from ace_dist.config import ClipConfig
-from ace_dist.data import encoding as encoding_module
 from ace_dist.data.annotations.csv import read_csv
+from ace_dist.data.build import encode as encoding_module
 from ace_dist.data.build.cut import Cutter
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.build.encode import check_decodes, encode, resample

@@ -32,7 +32,7 @@ def plan(folder, reader=None, **settings):
 
 
 def part(folder, task, tasks, **settings):
-    return plan(folder, **settings).run_task(task, tasks, workers=1, progress=False)
+    return plan(folder, **settings).run(1, False, task, tasks)
 
 
 def tree(folder):
@@ -120,7 +120,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("call", ["run(workers=2, progress=False)", "run_task(0, 2, workers=2, progress=False)"])
+@pytest.mark.parametrize("call", ["run(workers=2, progress=False)", "run(2, False, task=0, tasks=2)"])
 def test_kill_9_in_the_middle_and_go_on(tmp_path, whole, call):
     """The workers of a killed build end too, and what it had finished is not made again."""
     folder, marker = tmp_path / "shards", tmp_path / "reached"

@@ -91,7 +91,6 @@ def parse_row(path: Path, row: Mapping[str, str], line: int) -> Segment:
 
 
 def faults_error(path: Path, faults: list[str]) -> DataError:
-    """One message for all faults of a file."""
     text = f" {faults[0]}" if len(faults) == 1 else f"{listing(faults)}\n"
     return DataError(f"{path}:{text} (dataset.annotations)")
 

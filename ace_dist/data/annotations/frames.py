@@ -16,7 +16,7 @@ from pathlib import Path
 from ace_dist.concepts import ClassTable
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table, listing
-from ace_dist.data.build.decode import frame_rate, opened
+from ace_dist.data.build.decode import frame_rate, open_video
 from ace_dist.data.segments import Segment
 from ace_dist.utils.errors import DataError
 
@@ -62,12 +62,12 @@ def video_clock(path: Path) -> tuple[float, int]:
     Frames are counted where it states none, or a number that does not go with its length: some AVI files give the ticks
     of their clock. Raises `DataError` when the file is missing or is no video.
     """
-    with opened(path) as (container, stream):
+    with open_video(path) as (container, stream):
         rate = frame_rate(path, container, stream)
         stated, length_s = int(stream.frames), float((stream.duration or 0) * stream.time_base)
     if stated > 0 and abs(stated - length_s * rate) <= 2:
         return rate, stated
-    with opened(path) as (container, stream):
+    with open_video(path) as (container, stream):
         return rate, sum(1 for packet in container.demux(stream) if packet.size)
 
 

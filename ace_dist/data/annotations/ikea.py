@@ -174,7 +174,6 @@ def check_columns(path: Path, connection: sqlite3.Connection) -> None:
 
 
 def read_views(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
-    """Annotated videos in the order of their ids."""
     videos = connection.execute("SELECT id, video_path, camera, nframes FROM videos WHERE annotated = 1 ORDER BY id")
     for video, video_path, camera, frames in videos.fetchall():
         parts = Path(video_path).parts

@@ -25,7 +25,7 @@ from ace_dist.concepts import ClassTable
 from ace_dist.concepts.actions import Action
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table, data_root, listing
-from ace_dist.data.build.decode import StoredVideo, opened, promised_length
+from ace_dist.data.build.decode import StoredVideo, open_video, promised_length
 from ace_dist.data.segments import SPLITS, Failure, Segment
 from ace_dist.data.shards import safe_members
 from ace_dist.utils.errors import DataError
@@ -47,7 +47,6 @@ class Place:
             return os.pread(file.fileno(), self.size, self.offset)
 
     def video(self) -> StoredVideo:
-        """As a video that has no file of its own."""
         return StoredVideo(f"{self.tar}/{self.member}", self.read())
 
 
@@ -174,7 +173,6 @@ def description(members: Mapping[str, Place]) -> dict[str, Any]:
 
 
 def number(about: Mapping[str, Any], key: str, default: float | None) -> Any:
-    """A time of a description."""
     value = about.get(key, default)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9):
         raise DataError(f"{key}={value!r} is not a number of seconds from 0 on")
@@ -184,7 +182,7 @@ def number(about: Mapping[str, Any], key: str, default: float | None) -> Any:
 def length_s(place: Place) -> float:
     """What a video says of its own length. Raises `DataError` when it says nothing, or is none."""
     video = place.video()
-    with opened(video) as (container, stream):
+    with open_video(video) as (container, stream):
         promised_s = promised_length(container, stream)
     if promised_s <= 0:
         raise DataError(f"{video} does not say how long it is; give start_s and end_s in its json")

@@ -1,5 +1,4 @@
-"""Owns the making of one clip out of one segment, and of many in parallel: a worker that dies, or that hangs and is
-ended, costs its segment only.
+"""Makes clips out of segments, in parallel: a worker that dies, or that hangs and is ended, costs its segment only.
 
 What is wrong with the input becomes a `Failure`; a bug is raised.
 """
@@ -18,19 +17,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
 
 import av
 
+from ace_dist.config import EncodingConfig
 from ace_dist.data.build.encode import EncodedClip, encode
 from ace_dist.data.build.isolation import LostError, deadline, end_with_parent, run_alone
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment, clip_window
 from ace_dist.data.shards import ClipRecord
 from ace_dist.utils.errors import DataError
-
-if TYPE_CHECKING:
-    from ace_dist.config import EncodingConfig
-
 
 AHEAD = 4  # segments handed out per worker: enough to keep it busy, few enough that waiting clips fit into memory
 
@@ -178,17 +173,15 @@ def cut_alone(cutter: Cutter, segment: Segment) -> Cut:
         return failure(segment, f"the process that cuts it dies, also alone ({limit}): {error}")
 
 
-worker_cutter: Cutter  # of a worker process, set once by its initializer
+worker_cutter: Cutter  # of a worker process, set once by its initializer, not sent with every segment
 
 
 def initialize_worker(cutter: Cutter) -> None:
-    """Give a worker its reader once, not with every segment."""
     global worker_cutter
     worker_cutter = cutter
     end_with_parent()
 
 
 def cut_in_worker(segment: Segment) -> Cut:
-    """`Cutter.cut` with the worker's own cutter."""
     with deadline(worker_cutter.timeout_s):
         return worker_cutter.cut(segment)

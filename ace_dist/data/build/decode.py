@@ -1,4 +1,4 @@
-"""Owns the decoding of any user's video: a stretch of time in, upright RGB frames at a constant rate out."""
+"""Decodes any user's video: a stretch of time in, upright RGB frames at a constant rate out."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_window(
     Raises `DataError` when the file is missing, is not a video, is damaged or breaks off inside the window, is HDR,
     changes its size, or ends before `start_s`.
     """
-    with opened(path) as (container, stream):
+    with open_video(path) as (container, stream):
         own_rate = frame_rate(path, container, stream)
         rate = fps or own_rate
         promised_s, upright = promised_length(container, stream), Upright(path, stream, short_side)
@@ -86,7 +86,7 @@ class DamageError(DataError):
 
 
 @contextlib.contextmanager
-def opened(path: Source, threads: int = 1) -> Iterator[tuple[Any, Any]]:
+def open_video(path: Source, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream. What FFmpeg dislikes, now or while decoding, becomes a `DataError`."""
     if not isinstance(path, StoredVideo) and not Path(path).is_file():
         raise DataError(f"video {path} does not exist")
@@ -126,7 +126,7 @@ def frame_rate(path: Source, container: Any, stream: Any) -> float:
 
 
 def promised_length(container: Any, stream: Any) -> float:
-    """Seconds of video that the file says it holds; infinite is never said, and nothing at all counts as 0."""
+    """Seconds of video that the file says it holds, 0 when it does not say."""
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     start_s = float((stream.start_time or 0) * stream.time_base)
@@ -143,12 +143,12 @@ def timed_frames(path: Source, from_s: float, rate: float, threads: int) -> Iter
     Seeks to the key frame before it. Where a file's index misleads and the first frame comes too late, decodes from the
     beginning instead. So do files whose packets do not say when they are shown: their frames are counted.
     """
-    with opened(path, threads) as (container, stream):
+    with open_video(path, threads) as (container, stream):
         base, origin = stream.time_base, stream.start_time
         counted = counted_times(path, rate) if shown_out_of_order(container, stream) else None
         if from_s > 0 and counted is None:
             container.seek(origin + math.floor(from_s / base), stream=stream, backward=True)
-        for number, frame in enumerate(sound_frames(path, container, stream)):
+        for number, frame in enumerate(undamaged_frames(path, container, stream)):
             time_s = next(counted) if counted else float((frame.pts - origin) * base)
             if number == 0 and time_s > from_s > 0 and counted is None:
                 break
@@ -169,14 +169,14 @@ def shown_out_of_order(container: Any, stream: Any) -> bool:
 
 def counted_times(path: Source, rate: float) -> Iterator[float]:
     """Seconds at which the frames of such a file are shown: they come out in order, at the times of its packets."""
-    with opened(path) as (container, stream):
+    with open_video(path) as (container, stream):
         packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
         stamps = sorted(packet.dts for packet in packets if packet.size and packet.dts is not None)
         times = [float((stamp - stream.start_time) * stream.time_base) for stamp in stamps]
     return itertools.chain(times, itertools.count(times[-1] + 1 / rate if times else 0.0, 1 / rate))
 
 
-def sound_frames(path: Source, container: Any, stream: Any) -> Iterator[Any]:
+def undamaged_frames(path: Source, container: Any, stream: Any) -> Iterator[Any]:
     """Decoded frames from the next key frame on: what stands before it lacks its references and would be grey.
 
     Raises `DamageError` instead of a frame that FFmpeg had to guess.

@@ -1,4 +1,4 @@
-"""Owns the canonical form of a stored clip: how raw frames become one small mp4 file, and the proof that it decodes.
+"""The canonical form of a stored clip: how raw frames become one small mp4 file, and the proof that it decodes.
 
 Constant frame rate, closed short groups of pictures (GOP) without B-frames, 8-bit 4:2:0, even sizes, BT.601 colours.
 In VP9 three of four pictures are ones that no other is predicted from, so that a reader may leave them out: a clip that
@@ -14,26 +14,22 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
 
+from ace_dist.config import EncodingConfig
 from ace_dist.data.sampling import scaled_size
 from ace_dist.data.segments import RawClip
 from ace_dist.utils.errors import DataError
 
-if TYPE_CHECKING:
-    from ace_dist.config import EncodingConfig
-
-
 CONTAINER = "mp4"
 ENCODERS = {"vp9": "libvpx-vp9", "mjpeg": "mjpeg", "h264": "libx264"}
 QUALITY = {"vp9": (0, 63), "mjpeg": (2, 31), "h264": (0, 51)}  # each encoder's own scale, lower is better
-ANCHOR = 4  # in VP9 only the key frame and every 4th frame behind it are ones that others are predicted from
-# libvpx's flags of a frame (vpx/vp8cx.h): predict from the last anchor alone; store the picture as that, or nowhere.
+REFERENCE_EVERY = 4  # in VP9 only the key frame and every 4th frame behind it are ones that others are predicted from
+# libvpx's flags of a frame (vpx/vp8cx.h): predict from the last reference alone; store the picture as that, or nowhere.
 FROM_LAST = 1 << 17 | 1 << 21  # VP8_EFLAG_NO_REF_GF, _NO_REF_ARF
 AS_LAST = FROM_LAST | 1 << 22 | 1 << 23  # _NO_UPD_GF, _NO_UPD_ARF
 NOWHERE = AS_LAST | 1 << 18 | 1 << 20  # _NO_UPD_LAST, _NO_UPD_ENTROPY
@@ -84,9 +80,9 @@ def encoder_options(encoding: EncodingConfig) -> dict[str, str]:
     return common | live | {"error-resilient": "default", "crf": quality, "b": "0", "row-mt": "0"}
 
 
-def is_anchor(index: int, gop: int, codec: str) -> bool:
+def is_reference(index: int, gop: int, codec: str) -> bool:
     """Whether others are predicted from this frame of a stored clip, so that it is decoded though nobody wants it."""
-    return codec != "vp9" or index % gop % ANCHOR == 0
+    return codec != "vp9" or index % gop % REFERENCE_EVERY == 0
 
 
 def canonical_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -171,7 +167,7 @@ def flagger(width: int, height: int, gop: int) -> Callable[[av.VideoFrame, int],
         """The frame with the flags of its place in the group of pictures."""
         if index % gop == 0:
             return frame
-        graph = graphs[AS_LAST if is_anchor(index, gop, "vp9") else NOWHERE]
+        graph = graphs[AS_LAST if is_reference(index, gop, "vp9") else NOWHERE]
         graph.vpush(frame)
         return graph.vpull()
 

@@ -1,4 +1,4 @@
-"""Owns work on files that may crash FFmpeg or hang it: in a process of its own, which takes nobody along.
+"""Runs work on files that may crash FFmpeg or hang it in a process of its own; only that process ends with it.
 
 A deadline is the kernel's alarm with its default action, the end of the process. It needs no Python, so it also ends a
 process that stands still inside a library; one that waits for a dead network disk ends when the disk answers.
@@ -89,7 +89,6 @@ def run_alone(timeout_s: float, function: Callable[..., Result], *arguments: Any
 
 
 def answer(sender: Connection, timeout_s: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """What the new process does."""
     end_with_parent()
     try:
         with deadline(timeout_s):

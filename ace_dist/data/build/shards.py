@@ -1,4 +1,4 @@
-"""Owns a build of shards: which segments go into which shard, several tasks in one folder, resuming, the manifest.
+"""Builds shards: which segments go into which shard, several tasks in one folder, resuming, the manifest.
 
 Segments in = clips out + failures; nothing is replaced and nothing disappears. A build is a pure function of its
 segments and settings: workers, array tasks and kills do not change a byte of it.
@@ -19,11 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 from tqdm import tqdm
 
+from ace_dist.config import ClipConfig, EncodingConfig
 from ace_dist.data.build.cut import Cutter, cut_all, failure
 from ace_dist.data.build.encode import CONTAINER, check_encoding, encoder_options
 from ace_dist.data.segments import SPLITS, Failure, Reader, Segment
@@ -39,15 +40,11 @@ from ace_dist.data.shards import (
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes
 
-if TYPE_CHECKING:
-    from ace_dist.config import ClipConfig, EncodingConfig
-
-
 QUARANTINE = "quarantine.jsonl"
 STATE = "state.json"  # suffix of the note beside each finished shard of an unfinished build
 PLAN = ".plan.json"  # the configuration that the tasks at work in a folder share
 BUILD_LOCK = ".build.lock"  # held while shards are made: by one whole build, or shared by tasks
-PLAN_LOCK = ".plan.lock"  # held by one task for moments: while it joins the others and while it finishes for them
+PLAN_LOCK = ".plan.lock"  # held by one process for moments: while it joins the others and while it finishes
 SHOWN = 20  # failures that one message lists
 
 
@@ -71,12 +68,10 @@ class ShardState:
     failures: list[Failure]
 
     def dump(self) -> bytes:
-        """As JSON."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
 
     @classmethod
     def parse(cls, text: str) -> ShardState:
-        """Inverse of `dump`."""
         fields = json.loads(text)
         fields["records"] = [ClipRecord(**entry) for entry in fields["records"]]
         fields["failures"] = [Failure(**entry) for entry in fields["failures"]]
@@ -105,7 +100,9 @@ def build_shards(
         allow_quarantine=allow_quarantine,
         source=source,
     )
-    return build.run(workers, progress)
+    shards = build.run(workers, progress)
+    assert shards is not None
+    return shards
 
 
 @dataclass(frozen=True)
@@ -154,52 +151,36 @@ class Build:
         cutter = Cutter(reader, clip.seconds, encoding, timeout_s)
         return cls(Path(out_dir), cutter, jobs, refused, configuration, allow_quarantine)
 
-    def run(self, workers: int = 0, progress: bool = True) -> ShardSet:
-        """Make every shard that is not there yet, then the manifest.
+    def run(self, workers: int = 0, progress: bool = True, task: int = 0, tasks: int = 1) -> ShardSet | None:
+        """Make the `task`-th of `tasks` contiguous parts of the shards; whoever finds all there writes the manifest.
 
-        `workers` processes: 0 is one per core, 1 is this process. A killed build goes on behind its last finished shard
-        and finishes what array tasks left; a finished one returns at once. Raises `DataError` with the failed
-        segments, unless `allow_quarantine` lists them in quarantine.jsonl and goes on; `DataError` when the folder
-        holds another build or one is at work in it.
-        """
-        make_folder(self.folder)
-        with sole_writer(self.folder):
-            if finished := self.finished():
-                return finished
-            self.remove_strays()
-            states = {job.name: state for job in self.jobs if (state := self.state(job)) and not state.failures}
-            pending = [job for job in self.jobs if job.name not in states]
-            for job, state in self.make(pending, workers, progress):
-                states[job.name] = state
-            return self.finish([states[job.name] for job in self.jobs])
-
-    def run_task(self, task: int, tasks: int, workers: int = 0, progress: bool = True) -> ShardSet | None:
-        """Make the `task`-th of `tasks` contiguous parts of the shards beside other tasks, which may be on other nodes.
-
-        Whoever finds all shards there writes the manifest and returns the set; the others return None. A task that was
-        killed is run again, or `run` finishes for all. Raises like `run`, for the failures of this task's shards alone
-        while others are at work.
+        `workers` processes: 0 is one per core, 1 is this process. Shards that are there are not made again, so that a
+        killed build goes on behind its last one, and a single process finishes what array tasks left. Other tasks may
+        be at work in the folder, also on other nodes: None while their parts are missing.
+        Raises `DataError` with the failed segments, unless `allow_quarantine` lists them in quarantine.jsonl and goes
+        on (a task among others, those of its own part), and when another build lies or is at work in the folder.
         """
         mine = self.jobs[len(self.jobs) * task // tasks : len(self.jobs) * (task + 1) // tasks]
         make_folder(self.folder)
-        with self.among_tasks():
+        with self.among_tasks() if tasks > 1 else sole_writer(self.folder):
+            # Which shards of this part are missing? Their notes go, or another task could finish with what they say.
             with lock(self.folder / PLAN_LOCK):
                 if finished := self.finished():
                     return finished
-                states = {job.name: state for job in mine if (state := self.state(job)) and not state.failures}
-                pending = [job for job in mine if job.name not in states]
-                for job in pending:  # or another task could finish with what is about to be replaced
+                if tasks == 1:
+                    self.remove_strays()
+                pending = [job for job in mine if (state := self.state(job)) is None or state.failures]
+                for job in pending:
                     state_path(self.folder, job.name).unlink(missing_ok=True)
-            made = [state for _, state in self.make(pending, workers, progress)]
-            failures = [entry for state in made for entry in state.failures]
-            if failures and not self.allow_quarantine:
+            failures = [entry for state in self.make(pending, workers, progress) for entry in state.failures]
+            if failures and tasks > 1 and not self.allow_quarantine:
                 raise DataError(failure_report(self.folder, failures, self.configuration["segments"]))
+            # The last one finishes for all.
             with lock(self.folder / PLAN_LOCK):
                 if finished := self.finished():
                     return finished
-                all_states = [self.state(job) for job in self.jobs]
-                present = [state for state in all_states if state is not None]
-                return self.finish(present) if len(present) == len(all_states) else None
+                states = [state for job in self.jobs if (state := self.state(job))]
+                return self.finish(states) if len(states) == len(self.jobs) else None
 
     @contextlib.contextmanager
     def among_tasks(self) -> Iterator[None]:
@@ -209,9 +190,8 @@ class Build:
         Raises `DataError` when a whole build, or tasks of another configuration, are at work in the folder.
         """
         plan, path = json.dumps(self.configuration, sort_keys=True).encode(), self.folder / PLAN
-        with (self.folder / BUILD_LOCK).open(
-            "a+"
-        ) as file:  # NFS shares a lock of readable files, owns of writable ones
+        # NFS grants a shared lock on a readable file, and one alone on a writable file: this one is both.
+        with (self.folder / BUILD_LOCK).open("a+") as file:
             with lock(self.folder / PLAN_LOCK):
                 if try_lock(file.fileno(), fcntl.LOCK_EX):  # nobody else is here
                     self.remove_strays()
@@ -225,7 +205,7 @@ class Build:
                     )
             yield
 
-    def make(self, jobs: Sequence[ShardJob], workers: int, progress: bool) -> Iterator[tuple[ShardJob, ShardState]]:
+    def make(self, jobs: Sequence[ShardJob], workers: int, progress: bool) -> Iterator[ShardState]:
         """Cut all segments of `jobs` in parallel and write each shard as soon as its last clip is there."""
         segments = [segment for job in jobs for segment in job.segments]
         made = 0
@@ -243,7 +223,7 @@ class Build:
                         clips.append(result)
                     bar.update()
                 made += len(job.segments)
-                yield job, self.store(job, clips, failures)
+                yield self.store(job, clips, failures)
                 if progress and bar.disable:  # a batch job's log
                     print(
                         f"{job.name}: {len(clips)} clips, {len(failures)} failed; {made} of {len(segments)}", flush=True
@@ -285,8 +265,8 @@ class Build:
         if not (self.folder / MANIFEST).is_file():
             return None
         shards = ShardSet.read(self.folder)
-        found, wanted = shards.manifest["configuration"], self.configuration
-        if differing := sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)):
+        stored, ours = shards.manifest["configuration"], self.configuration
+        if differing := sorted(key for key in {*stored, *ours} if stored.get(key) != ours.get(key)):
             raise DataError(
                 f"dataset.shards={self.folder} holds a build of another configuration (different: "
                 f"{', '.join(differing)}); choose another folder or delete this one"
@@ -453,7 +433,6 @@ def array_task(task: int | None, tasks: int | None, environment: Mapping[str, st
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder alone, or raise `DataError`."""
     with (folder / BUILD_LOCK).open("a") as file:
         if not try_lock(file.fileno(), fcntl.LOCK_EX):
             raise DataError(f"another process is building dataset.shards={folder}; wait for it")

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import av
 
+from ace_dist.config import ClipConfig, EncodingConfig
 from ace_dist.data.build.cut import Cutter
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment
 from ace_dist.data.shards import ClipRecord
 from ace_dist.utils.errors import DataError
-
-if TYPE_CHECKING:
-    from ace_dist.config import ClipConfig, EncodingConfig
-
 
 LONGEST_S = 60.0  # an action lasts seconds; a minute of frames at a short side of 256 is about 0.6 GB
 
@@ -40,7 +36,7 @@ def cut_video(
 ) -> tuple[Segment, ClipRecord, bytes]:
     """What was cut of `path`, or of its part from `start_s` to `end_s` seconds, and the stored clip it became.
 
-    Raises `DataError` as `clip_of_video` does.
+    Raises `DataError` as `read_clip` does.
     """
     end_s = duration_s(path) if end_s is None else end_s
     segment = Segment("video", str(path), start_s or 0.0, end_s, "v", "o", "test")

@@ -1,4 +1,4 @@
-"""Owns the check of finished shards: that they hold what their manifest says, and that a training can use it.
+"""Checks finished shards: that they hold what their manifest says, and that a training can use it.
 
 Nothing is repaired. Errors would end a training or bend its result; warnings are for the reader to judge.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ace_dist.concepts import SynonymTrees, load_class_table, split_classes
 from ace_dist.concepts.actions import Action
-from ace_dist.config import resolve_path
+from ace_dist.config import Config, resolve_path
 from ace_dist.data.build.cut import cpu_count
 from ace_dist.data.build.encode import check_decodes
 from ace_dist.data.build.isolation import LostError, renew_deadline, run_alone
@@ -38,9 +38,6 @@ from ace_dist.utils.errors import DataError, UserError
 
 if TYPE_CHECKING:
     import torch
-
-    from ace_dist.config import Config
-
 
 FEW = 5  # clips of a class in a split; below, its accuracy moves by more than 20 points with one clip
 UNEQUAL = 10  # times that the most frequent class of a split outnumbers the rarest
@@ -77,10 +74,10 @@ class Report:
             "",
             *class_table(records),
         ]
-        for title, found in (("warnings", self.warnings), ("errors", self.errors)):
-            if found:
-                more = [f"  ... and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-                lines += ["", f"{title}:", *(f"  {line}" for line in found[:SHOWN]), *more]
+        for title, problems in (("warnings", self.warnings), ("errors", self.errors)):
+            if problems:
+                more = [f"  ... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+                lines += ["", f"{title}:", *(f"  {line}" for line in problems[:SHOWN]), *more]
         if self.damaged:
             lines += ["", f"delete {', '.join(self.damaged)} and build again: the other shards are kept"]
         verdict = f"FAILED, errors: {len(self.errors)}" if self.errors else "passed"
@@ -111,7 +108,7 @@ def verify_shards(config: Config, device: torch.device) -> Report:
         report.frames += checked.frames
     report.errors += accounting_errors(shards)
     report.errors += label_errors(config, shards)
-    report.backend = backend_of(config, shards, device, report.errors)
+    report.backend = decoding_backend(config, shards, device, report.errors)
     report.warnings += balance_warnings(shards.records) + other_warnings(shards)
     return report
 
@@ -129,8 +126,6 @@ class ShardCheck:
 
 @dataclass
 class ShardResult:
-    """What was found in one shard."""
-
     decoded: int = 0
     frames: int = 0
     errors: list[str] = field(default_factory=list)
@@ -198,21 +193,21 @@ def check_clip(data: bytes, record: ClipRecord, codec: str, gop: int) -> None:
 
 def member_errors(path: Path, records: Sequence[ClipRecord]) -> list[str]:
     """Where a tar file's members are not exactly the clips and descriptions that they should be."""
-    wanted = {f"{record.key}.json": clip_description(record) for record in records}
+    described = {f"{record.key}.json": clip_description(record) for record in records}
     clips = {f"{record.key}.mp4" for record in records}
     errors = []
     try:
         members = safe_members(path)
-        found = {member.name for member in members}
+        names = {member.name for member in members}
         with tarfile.open(path) as tar:
             for member in members:
-                file = tar.extractfile(member) if member.name in wanted else None
-                if file is not None and json.loads(file.read()) != json.loads(json.dumps(wanted[member.name])):
+                file = tar.extractfile(member) if member.name in described else None
+                if file is not None and json.loads(file.read()) != json.loads(json.dumps(described[member.name])):
                     errors.append(f"{member.name} in {path.name} says something else than {MANIFEST}")
     except (DataError, tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError) as error:
         return [f"{path.name} cannot be read as a shard: {error}"]
-    for name in sorted({*wanted, *clips} ^ found):
-        errors.append(f"{path.name} {'holds an unlisted' if name in found else 'does not hold'} {name}")
+    for name in sorted({*described, *clips} ^ names):
+        errors.append(f"{path.name} {'holds an unlisted' if name in names else 'does not hold'} {name}")
     return errors
 
 
@@ -251,9 +246,9 @@ def label_errors(config: Config, shards: ShardSet) -> list[str]:
     return errors
 
 
-def backend_of(config: Config, shards: ShardSet, device: torch.device, errors: list[str]) -> str:
+def decoding_backend(config: Config, shards: ShardSet, device: torch.device, errors: list[str]) -> str:
     """Who will decode, and why; or the error that nobody can, appended to `errors`."""
-    from ace_dist.data.loader import choose_backend
+    from ace_dist.data.loader import choose_backend  # imports torch, which a process that checks a shard can do without
 
     try:
         backend, reason = choose_backend(config.loader.backend, shards.codec, shards.records, device)
@@ -282,7 +277,7 @@ def other_warnings(shards: ShardSet) -> list[str]:
     warnings = []
     if both := sorted(groups[0] & groups[1]):
         more = ", ..." if len(both) > 5 else ""
-        warnings.append(f"groups in both splits, so that the test is not of the unknown: {', '.join(both[:5])}{more}")
+        warnings.append(f"groups in both splits, so that the test is not of unknown ones: {', '.join(both[:5])}{more}")
     if shortened := shards.manifest.get("shortened"):
         warnings.append(f"{len(shortened)} segments reach past the end of their video and end with it")
     listed = {shard["name"] for shard in shards.manifest["shards"]}

@@ -103,7 +103,6 @@ class FeatureCache(Loader):
         self.recount()
 
     def recount(self) -> None:
-        """Look how much the whole cache holds, whoever wrote it."""
         self.held, self.added = sum(sizes_below(self.root)), 0
 
     def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
@@ -207,7 +206,6 @@ def as_bytes(tensor: Tensor) -> Any:
 
 
 def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes."""
     return zlib.crc32(as_bytes(tensor))
 
 

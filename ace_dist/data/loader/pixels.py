@@ -194,7 +194,6 @@ def double(half: Floats, out: Floats) -> None:
 
 @compiled
 def to_byte(value: np.float32) -> np.uint8:
-    """Clipped and rounded."""
     byte: np.uint8 = uint8(min(max(value, float32(0)), float32(255)) + float32(0.5))
     return byte
 
@@ -239,7 +238,6 @@ def across(line: Floats, columns: Indices, weights: Floats, out: Floats) -> None
 
 @compiled
 def add_weighted(row: Floats, weight: np.float32, line: Floats) -> None:
-    """line += weight * row."""
     for x in range(line.shape[0]):
         line[x] += weight * row[x]
 

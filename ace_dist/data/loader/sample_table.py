@@ -1,4 +1,4 @@
-"""Owns where the frames of a stored clip lie in its bytes.
+"""Finds where the frames of a stored clip lie in its bytes.
 
 Canonical clips are mp4 files with one track whose frames are stored in the order in which they are shown. Their sample
 table says all that a decoder needs; opening them with FFmpeg instead costs as much as decoding five pictures, because
@@ -67,7 +67,6 @@ def parse(data: memoryview) -> SampleTable:
 
 
 def boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Type and content of each box."""
     at = 0
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)

@@ -1,22 +1,19 @@
-"""Owns the way of one loose video to the encoder: the very cutting, encoding and cropping that shards go through."""
+"""Brings one loose video to the encoder by the very cutting, encoding and cropping that shards go through."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from ace_dist.config import Config
 from ace_dist.data.build.isolation import LostError, run_alone
 from ace_dist.data.build.single_video import cut_video
 from ace_dist.data.loader.base import normalise
 from ace_dist.data.loader.pyav import decode_clip
 from ace_dist.data.sampling import TestPlan
 from ace_dist.utils.errors import DataError
-
-if TYPE_CHECKING:
-    from ace_dist.config import Config
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class LooseClip:
     distinct_views: int
 
 
-def clip_of_video(
+def read_clip(
     path: str | Path, config: Config, start_s: float | None, end_s: float | None, timeout_s: float | None = None
 ) -> LooseClip:
     """The test views of `path`, or of its part from `start_s` to `end_s`, as the shards of `config` would give them.

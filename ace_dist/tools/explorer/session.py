@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ace_dist.concepts import LabelSet
 from ace_dist.data.loader import build_loader
-from ace_dist.data.loader.single_video import clip_of_video
+from ace_dist.data.loader.single_video import read_clip
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.task import load_task
 from ace_dist.evaluate.classifier import Classifier
@@ -94,7 +94,7 @@ class Explorer:
 
     def uploaded(self, path: str | Path) -> Clip:
         """A user's own video, cut and encoded as a test clip. Raises `DataError` for a file that is no video."""
-        return self.encode(clip_of_video(path, self.config, None, None, timeout_s=UPLOAD_S).video)
+        return self.encode(read_clip(path, self.config, None, None, timeout_s=UPLOAD_S).video)
 
     def encode(self, video_VTCHW: Tensor) -> Clip:
         """Normalised views of one clip -> embeddings and the middle view's frames."""
