@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ace_dist.concepts import LabelSet
 from ace_dist.evaluate.metrics import random_baseline
-
-if TYPE_CHECKING:
-    from ace_dist.concepts import LabelSet
-    from ace_dist.evaluate.protocols import Clips, Predict
+from ace_dist.evaluate.protocols import Clips, Predict
 
 
 def build_guesser(seed: int) -> Predict:

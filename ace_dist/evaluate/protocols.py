@@ -5,29 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ace_dist.concepts import Action, LabelSet, draw_srt, load_srt, root_labels, srt_labels
-from ace_dist.config import resolve_path
+from ace_dist.concepts import Action, LabelSet, Phrases, SynonymTrees, draw_srt, load_srt, root_labels, srt_labels
+from ace_dist.config import Config, resolve_path
+from ace_dist.data.loader.base import Loader
 from ace_dist.data.sampling import TestPlan
+from ace_dist.data.shards import ClipRecord
+from ace_dist.data.task import Task
 from ace_dist.evaluate.metrics import FusedViews, accuracy, fuse_views, harmonic_mean, macro_f1, srt_summary
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.utils.distributed import Ranks
 
-if TYPE_CHECKING:
-    from ace_dist.concepts import Phrases, SynonymTrees
-    from ace_dist.config import Config
-    from ace_dist.data.loader.base import Loader
-    from ace_dist.data.shards import ClipRecord
-    from ace_dist.data.task import Task
-    from ace_dist.models.dual_encoder import DualEncoder
-    from ace_dist.utils.distributed import Ranks
-
-    Clips = tuple[list[ClipRecord], list[int]]  # and the class of each
-    Predict = Callable[[Clips, Sequence[LabelSet]], list[dict[str, Any]]]  # an entry of predictions.json a label set
-    Rate = Callable[[dict[str, Any]], dict[str, float]]  # accuracy and F1 of an entry of predictions.json, in percent
+Clips = tuple[list[ClipRecord], list[int]]  # and the class of each
+Predict = Callable[[Clips, Sequence[LabelSet]], list[dict[str, Any]]]  # an entry of predictions.json a label set
+Rate = Callable[[dict[str, Any]], dict[str, float]]  # accuracy and F1 of an entry of predictions.json, in percent
 
 
 @dataclass(frozen=True)

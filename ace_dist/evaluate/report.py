@@ -18,13 +18,7 @@ from sklearn.manifold import TSNE
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.figures import DARK, LIGHT, concept_figure, srt_figure
-from ace_dist.evaluate.metrics import (
-    class_f1,
-    concept_distances,
-    confusion_matrix,
-    harmonic_mean,
-    random_baseline,
-)
+from ace_dist.evaluate.metrics import class_f1, concept_distances, confusion_matrix, harmonic_mean, random_baseline
 from ace_dist.evaluate.run_files import ConceptSpace, Run, read_results, read_run
 from ace_dist.utils.errors import RunError
 

@@ -6,28 +6,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 
+from ace_dist.concepts import LabelSet
 from ace_dist.config import Config, read_config
 from ace_dist.data.loader import build_loader
-from ace_dist.data.task import NO_TEST, load_task, load_trees
+from ace_dist.data.task import NO_TEST, Task, load_task, load_trees
 from ace_dist.evaluate.chance import build_guesser, expected_scores
-from ace_dist.evaluate.protocols import accuracy_and_f1, encode_phrases, encode_test, evaluate, score
+from ace_dist.evaluate.protocols import Clips, accuracy_and_f1, encode_phrases, encode_test, evaluate, score
 from ace_dist.models.build import build_model
+from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.determinism import deterministic
-from ace_dist.utils.distributed import uses_bf16
+from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.files import write_json, write_text
-
-if TYPE_CHECKING:
-    from ace_dist.concepts import LabelSet
-    from ace_dist.data.task import Task
-    from ace_dist.evaluate.protocols import Clips
-    from ace_dist.models.dual_encoder import DualEncoder
-    from ace_dist.utils.distributed import Ranks
 
 
 def trained_model(run: Path, config: Config, device: torch.device) -> DualEncoder:
