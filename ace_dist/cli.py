@@ -23,12 +23,22 @@ from ace_dist.utils.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from ace_dist.cluster.sweep import Sweep
+    from ace_dist.config import Config
 
 REFUSALS = {  # what a file system may refuse, and what its owner can do
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or write to another disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "write to a folder of yours"),
 }
 MEETING_TIMEOUT_S = 120.0  # of the ranks in `preflight`
+
+
+def load_run(argv: Sequence[str]) -> Config:
+    """The configuration of a run, with the settings of its rendered world checked too, if it has one."""
+    config = load_config(argv)
+    from ace_dist.worlds import check_world
+
+    check_world(config.dataset)
+    return config
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -44,10 +54,7 @@ def train(argv: list[str]) -> int:
     stops; with `dry_run=true` it stops after a rehearsal. Both write nothing.
     """
     own, rest = split_settings(argv, TrainSettings)
-    config = load_config([arg for arg in rest if arg != "--cfg"])
-    from ace_dist.worlds import check_world
-
-    check_world(config.dataset)
+    config = load_run([arg for arg in rest if arg != "--cfg"])
     if "--cfg" in rest:
         from ace_dist.utils.secrets import redact
 
@@ -84,7 +91,7 @@ def estimate(argv: list[str]) -> None:
     Only `experiment` is needed; any setting of the run may be given as well.
     """
     own, rest = split_settings(argv, EstimateSettings)
-    config = load_config(rest)
+    config = load_run(rest)
     from ace_dist.tools.estimate import estimate
 
     print(estimate(config, own.device, own.ranks, own.mfu, own.clips, here=own.measure))
@@ -97,7 +104,7 @@ def preflight(argv: list[str]) -> int:
 
     or on one machine: `python launchers/preflight.py experiment=NAME ...`. Exits with 1 when a check fails.
     """
-    config = load_config(argv)
+    config = load_run(argv)
     from ace_dist.cluster.preflight import preflight, table
     from ace_dist.utils.distributed import connect, disconnect
 
@@ -309,7 +316,7 @@ def verify_shards(argv: list[str]) -> int:
 
     Give the settings of the training that will read them (`dataset.synonyms`, `loader.backend`, `training.device`).
     """
-    config = load_config(argv)
+    config = load_run(argv)
     import torch
 
     from ace_dist.data.build.verify import verify_shards
@@ -385,7 +392,7 @@ def submit(argv: list[str]) -> int:
     name, words = command_of([settings.launcher, *rest])
     if settings.launcher in ("submit", "sweep"):
         raise ConfigError(f"launcher={settings.launcher} submits jobs itself: start it as it is")
-    room.check_job(name, words, profile)
+    room.check_job(load_run, name, words, profile)
     folder = Path(settings.folder)
     job = room.build_job(execute, settings.launcher, rest, folder)
     print(room.describe(profile, [job], folder), flush=True)
@@ -440,7 +447,7 @@ def sweep_run(argv: list[str]) -> int:
     runs = sweep.add(expand_table(grid, table) if table else expand(grid), settings.table)
     if table and (absent := rows_without_run(runs, table)):
         print(f"left out {', '.join(absent)}: see ace_dist/assets/tables/{table.name}.yaml", flush=True)
-    check_runs(runs, profile)
+    check_runs(load_run, runs, profile)
     code = launch(sweep, select(runs, sweep.states(), "run"), profile, execute, settings.dry_run)
     if profile.kind == "local" and not settings.dry_run:
         print_table(sweep)
@@ -495,7 +502,7 @@ def sweep_retry(argv: list[str]) -> int:
     if not others:
         profile = sweep.last_profile()
     runs = list(sweep.runs.values())
-    check_runs(runs, profile)
+    check_runs(load_run, runs, profile)
     code = launch(sweep, select(runs, sweep.states(), "retry"), profile, execute, settings.dry_run)
     if profile.kind == "local" and not settings.dry_run:
         print_table(sweep)

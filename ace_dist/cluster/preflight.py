@@ -1,4 +1,4 @@
-"""Owns the checks before a long job: do the ranks meet, agree on versions, see the disk and the shards, and decode.
+"""Checks before a long job: do the ranks meet, agree on versions, see the disk and the shards, and decode.
 
 Every check looks at this rank alone and returns what it saw; one gather then makes a table out of all ranks' words.
 """
@@ -51,10 +51,10 @@ def preflight(config: Config, ranks: Ranks) -> list[list[Finding]]:
     checks: Sequence[Callable[[Config, Ranks], Finding]] = (
         host, versions, code, all_reduce, disk, shards, decoder,
     )  # fmt: skip
-    return [ranks.gather(looked(check, config, ranks)) for check in checks]
+    return [ranks.gather(run_check(check, config, ranks)) for check in checks]
 
 
-def looked(check: Callable[[Config, Ranks], Finding], config: Config, ranks: Ranks) -> Finding:
+def run_check(check: Callable[[Config, Ranks], Finding], config: Config, ranks: Ranks) -> Finding:
     """One check's finding; an error is a finding too, so that the other ranks are not left waiting."""
     try:
         return check(config, ranks)
@@ -139,7 +139,7 @@ def disk(config: Config, ranks: Ranks) -> Finding:
         return Finding("disk", True, problem, remedy)
     free_gib = shutil.disk_usage(folder).free / 2**30
     said = f"{folder}: shared, {free_gib:.1f} GiB free"
-    return Finding("disk", free_gib < LEAST_FREE_GIB, said, f"free at least {LEAST_FREE_GIB:g} GiB, or set run_dir")
+    return Finding("disk", free_gib < LEAST_FREE_GIB, said, f"free at least {LEAST_FREE_GIB:g} GiB, or set run=DIR")
 
 
 def shards(config: Config, ranks: Ranks) -> Finding:

@@ -26,10 +26,11 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from ace_dist.cluster.jobs import Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
-from ace_dist.config import load_config
+from ace_dist.config import Config
 from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.secrets import SECRET_NAMES, redact
 
+Load = Callable[[Sequence[str]], Config]  # composes a run's configuration and checks it
 POLL_S = 0.5
 COMPOSED = ("train", "build_shards", "verify_shards", "preflight")  # commands whose settings are a run's
 
@@ -262,7 +263,7 @@ def describe(profile: ClusterConfig, jobs: Sequence[Job], folder: Path) -> str:
     return "\n".join([*lines, *(f"runs     {shlex.join(job.words)}" for job in jobs)])
 
 
-def check_job(command: str, settings: Sequence[str], profile: ClusterConfig) -> None:
+def check_job(load: Load, command: str, settings: Sequence[str], profile: ClusterConfig) -> None:
     """Compose the settings of a job here, and not after a night in the queue.
 
     Raises `ConfigError` for a setting that does not exist, a secret in a setting, or a batch size that the job's ranks
@@ -270,7 +271,7 @@ def check_job(command: str, settings: Sequence[str], profile: ClusterConfig) -> 
     """
     refuse_secrets(profile, settings)
     if command in COMPOSED:
-        config = load_config(settings)
+        config = load(settings)
         if command == "train":
             from ace_dist.train.engine import micro_batch_size
 

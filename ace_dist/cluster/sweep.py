@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 
 from ace_dist.cluster.jobs import Event, Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
-from ace_dist.cluster.submit import LocalQueue, check_job, describe, log_path, queue, sbatch_text, submit
+from ace_dist.cluster.submit import Load, LocalQueue, check_job, describe, log_path, queue, sbatch_text, submit
 from ace_dist.config import quoted
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json, write_text
@@ -248,16 +248,16 @@ def tail(log: Path, lines: int = 3) -> str:
     return f"; the end of {log.name}: {redact(' | '.join(shown[-lines:]))}"
 
 
-def check_runs(runs: Sequence[Run], profile: ClusterConfig) -> None:
+def check_runs(load: Load, runs: Sequence[Run], profile: ClusterConfig) -> None:
     """Compose every run's configuration now; raises `UserError` for the first that is wrong."""
     for run in runs:
-        check_job("train", run.overrides, profile)
+        check_job(load, "train", run.overrides, profile)
 
 
 def select(runs: Sequence[Run], states: dict[str, State], verb: str) -> list[Run]:
     """The runs to submit: failed ones for `retry`, else all that are neither finished nor in the queue."""
-    wanted = ("failed",) if verb == "retry" else ("new", "failed", "stopped")
-    return [run for run in runs if states[run.id].state in wanted]
+    open_states = ("failed",) if verb == "retry" else ("new", "failed", "stopped")
+    return [run for run in runs if states[run.id].state in open_states]
 
 
 def launch(sweep: Sweep, runs: Sequence[Run], profile: ClusterConfig, execute: Main, dry_run: bool) -> int:

@@ -140,8 +140,8 @@ def explain(message: str, cause: BaseException | None) -> str:
     if first.startswith("Ambiguous value"):
         setting = first.removeprefix("Ambiguous value for argument ")
         return f"{setting} gives several values to one run; launchers/sweep.py runs a grid"
-    if wanted := type_in_words(str(cause)):
-        return f"{first.split(': ')[0].removeprefix('Error merging override ')} is not {wanted}"
+    if kind := type_in_words(str(cause)):
+        return f"{first.split(': ')[0].removeprefix('Error merging override ')} is not {kind}"
     if missing := re.search(r"issing mandatory value: (\S+)", message):
         key = missing[1]
         return f"{key} is not set; give it on the command line as {key}=VALUE"

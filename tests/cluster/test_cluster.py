@@ -96,7 +96,7 @@ def test_wrong_jobs_are_refused_before_they_wait_in_a_queue(tmp_path, monkeypatc
         ("train", ["name=sk-0123456789"], "holds a secret"),
     ):
         with pytest.raises(ValueError, match=word) as caught:
-            check_job(launcher, settings, two)
+            check_job(load_config, launcher, settings, two)
         assert "sk-0123456789" not in str(caught.value)
     with pytest.raises(ConfigError, match="holds a secret"):
         refuse_secrets(ClusterConfig(kind="slurm", setup=["export MY_TOKEN=abcdefgh"]), [])

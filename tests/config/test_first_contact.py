@@ -62,6 +62,13 @@ def test_a_subcommand_or_the_setting_that_is_called_so(words, name):
     assert cli.command_of(words)[0] == name
 
 
+@pytest.mark.parametrize("words", [["train"], ["estimate"], ["verify_shards"], ["submit"], ["sweep", "sweep=x"]])
+def test_a_rendered_world_has_no_unknown_setting(words, tmp_path):
+    """Its settings are no part of the schema; every command that composes a run asks the world."""
+    with pytest.raises(ConfigError, match="unknown setting 'dataset.world.train_clip'.*'dataset.world.train_clips'"):
+        cli.execute([*words, "dataset.world.train_clip=3"])
+
+
 def test_no_setting_at_all_is_the_demo_and_says_so(capsys):
     """What the launchers of `RUN_THE_DEMO` do without arguments."""
     assert load_config([]).name == "demo"

@@ -51,7 +51,7 @@ def test_rows_compose_and_differ(name, experiment, tmp_path):
     sweep = Sweep(tmp_path / "s")
     runs = sweep.add(expand_table([f"experiment={experiment}", "seed=0..1"], table), table.name)
     assert len(runs) == 2 * (len(table.rows) - len(table.left_out.get(experiment, ())))
-    check_runs(runs[:1], split_profile([])[0])
+    check_runs(load_config, runs[:1], split_profile([])[0])
     configs = [load_config([text for text in run.overrides if not text.startswith("run=")]) for run in runs[::2]]
     assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
     for config in configs:
