@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from ace_dist.objectives.concept import ConceptObjective
-from ace_dist.utils.distributed import gathered
+from ace_dist.utils.distributed import gather_rows
 from ace_dist.utils.parts import part
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ class SymmetricObjective(ConceptObjective):
 
     def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> dict[str, Tensor]:
         """Loss over the micro-batches of all ranks together, so it does not depend on their number."""
-        video_NTD = gathered(self.model.encode_video(video_BTCHW))
-        labels_N = gathered(labels_B)
+        video_NTD = gather_rows(self.model.encode_video(video_BTCHW))
+        labels_N = gather_rows(labels_B)
         table_PD, rows = self.encode([draw.fixed_rows])
         offsets = [torch.tensor(draw.fixed_rows.offsets)]
         with part("loss"):

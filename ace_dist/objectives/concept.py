@@ -15,7 +15,7 @@ from ace_kernels import concept_cross_entropy_sets
 from torch import Tensor, nn
 
 from ace_dist.concepts import ClassRows, ConceptDraw, ConceptSampler
-from ace_dist.utils.distributed import gathered
+from ace_dist.utils.distributed import gather_rows
 from ace_dist.utils.parts import part
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class ConceptObjective(nn.Module):
         text = self.text_features.encode_distinct(distinct_P[min(first, count - 1) : first + share])
         if len(text) < share:  # all ranks gather as many rows: the last one is repeated
             text = text[torch.arange(share, device=text.device).clamp(max=len(text) - 1)]
-        return gathered(text)[:count], rows_of_sets
+        return gather_rows(text)[:count], rows_of_sets
 
 
 def total_loss(losses: Mapping[str, Tensor]) -> Tensor:

@@ -12,10 +12,10 @@ import json
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,7 @@ CEILING_S = 0.5
 SQUARE = {"cuda": 8192, "cpu": 1024}  # side of the matrices that measure the ceiling
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """The steps between two logged ones: clips of all ranks, seconds, and those in which this rank waited for data."""
 
     clips: int
@@ -68,7 +67,7 @@ class Meters(Callback):
         self.aside_s = 0.0  # since the last line: seconds spent on something that is no part of training
 
     @classmethod
-    def of(cls, config: Config, engine: Engine, flops: Mapping[str, Flops]) -> Meters:
+    def build(cls, config: Config, engine: Engine, flops: Mapping[str, Flops]) -> Meters:
         """The meters of a run. The ceiling is measured with `training.meters.mfu` (null: on CUDA alone). Collective."""
         ranks, mfu, ceiling = engine.ranks, config.training.meters.mfu, None
         cuda = ranks.device.type == "cuda"

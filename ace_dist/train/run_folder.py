@@ -24,29 +24,14 @@ from ace_dist.utils.secrets import redact
 
 # Settings that may change between a run and its continuation without changing what is computed.
 FREE_SETTINGS = (
-    "run",
-    "profile",
-    "training.stop_after_steps",
-    "training.log_every_steps",
-    "training.save_every_steps",
-    "training.save_every_minutes",
-    "training.keep_checkpoints",
-    "training.collective_timeout_s",
-    "training.stall_after_s",
-    "training.gc_every_steps",
-    "training.trackers",
-    "training.meters.mfu",
-    "training.profile.steps",
-    "training.profile.after",
-    "training.profile.trace",
-    "training.profile.memory_snapshot",
+    "run", "profile", "training.stop_after_steps", "training.log_every_steps", "training.save_every_steps",
+    "training.save_every_minutes", "training.keep_checkpoints", "training.collective_timeout_s",
+    "training.stall_after_s", "training.gc_every_steps", "training.trackers", "training.meters.mfu",
+    "training.profile.steps", "training.profile.after", "training.profile.trace", "training.profile.memory_snapshot",
     "training.accumulation",  # the batch is the same, in other pieces
-    "deepspeed.zero_optimization.stage",
-    "loader.threads",
-    "loader.prefetch",
-    "dataset.workers",
+    "deepspeed.zero_optimization.stage", "loader.threads", "loader.prefetch", "dataset.workers",
     "evaluation.batch_size",
-)
+)  # fmt: skip
 PACKAGES = ("torch", "deepspeed", "transformers", "timm", "triton", "xformers", "nvidia-dali-cuda130", "av", "numpy")
 
 CODE = ("ace_dist", "kernels", "launchers", "configs", "pyproject.toml", "constraints.txt")  # what decides a run
@@ -56,9 +41,8 @@ def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
     """Make the folder, or check that it belongs to this configuration. Writes `config.yaml` and `environment.json`.
 
     Also `code.diff`, when the checkout's code differs from its commit: commit and diff give the code that ran. What an
-    earlier start wrote there goes to `starts/N`, unless it says the same. Takes `lock` first. Raises
-    `RunError` when another job has it, and `RunError` naming the first settings that differ and the ways
-    out. What is written holds no secret (`ace_dist.utils.secrets`).
+    earlier start wrote there goes to `starts/N`, unless it says the same. Takes `lock` first. Raises `RunError` when
+    another job has it, or when settings differ, naming the first of them and the ways out. What is written holds no secret (`ace_dist.utils.secrets`).
     """
     lock.acquire()
     check_owner(run_dir, config)

@@ -166,7 +166,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
     model, sampler, parts = training.objective.model, training.objective.sampler, config.training.accumulation
     checkpoints, validation, health = training.checkpoints, training.validation, training.health
-    meters = Meters.of(config, engine, training.flops)
+    meters = Meters.build(config, engine, training.flops)
     model.train()
     with (
         closing(build_loader(config, ranks.device, model.frozen_part(config.loader))) as loader,

@@ -70,9 +70,9 @@ def on_first(ranks: Ranks, work: Callable[P, T], *args: P.args, **kwargs: P.kwar
             result = work(*args, **kwargs)
         except (UserError, OSError) as error:
             failure = error
-    told = ranks.gather(failure)[0]
-    if told is not None:
-        raise failure or told  # on rank 0 the original, which knows its cause
+    shared = ranks.gather(failure)[0]
+    if shared is not None:
+        raise failure or shared  # on rank 0 the original, which knows its cause
     return result
 
 
@@ -144,7 +144,7 @@ def disconnect() -> None:
         deepspeed.comm.destroy_process_group()
 
 
-def gathered(tensor: torch.Tensor) -> torch.Tensor:
+def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     """The tensors of all ranks, of one shape, one after another, with gradients to each rank's own."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
@@ -177,13 +177,13 @@ def rank_variables(environ: Mapping[str, str]) -> dict[str, str]:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         return {name: environ[name] for name in names if name in environ}
     if environ.get("SUBMITIT_EXECUTOR") == "local":
-        found = submitit_variables(environ)
+        variables = submitit_variables(environ)
     elif "SLURM_STEP_ID" in environ:
-        found = slurm_variables(environ)
+        variables = slurm_variables(environ)
     else:
-        found = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return found | {name: environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in environ}
+        variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return variables | {name: environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in environ}
 
 
 def submitit_variables(environ: Mapping[str, str]) -> dict[str, str]:
@@ -242,8 +242,8 @@ def node_address(host: str) -> str:
         text = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30).stdout
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return host  # then connecting fails with its name in the message
-    found = re.search(r"\bNodeAddr=(\S+)", text)
-    return found.group(1) if found else host
+    match = re.search(r"\bNodeAddr=(\S+)", text)
+    return match[1] if match else host
 
 
 def free_port() -> int:

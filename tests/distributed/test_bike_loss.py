@@ -8,13 +8,13 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from ace_dist.objectives.bike import symmetric_kl
-from ace_dist.utils.distributed import free_port, gathered
+from ace_dist.utils.distributed import free_port, gather_rows
 
 
 def loss_of(weight, clips, labels, texts):
     """The loss of clips that a linear map embeds."""
-    labels = gathered(labels)
-    return symmetric_kl(gathered(clips @ weight) @ texts[labels].T, labels)
+    labels = gather_rows(labels)
+    return symmetric_kl(gather_rows(clips @ weight) @ texts[labels].T, labels)
 
 
 def one_rank(rank, world, port, out, weight, clips, labels, texts):

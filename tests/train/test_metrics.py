@@ -92,9 +92,9 @@ def test_without_a_ceiling_there_is_no_mfu(ranks):
     assert Meters(ranks, 16, {}).summary() is None  # no step was logged
     config, objective = build()
     engine = Engine(config, objective, ranks, 2)
-    assert Meters.of(config, engine, {}).ceiling_tflops_per_s is None  # null on a CPU: not measured
+    assert Meters.build(config, engine, {}).ceiling_tflops_per_s is None  # null on a CPU: not measured
     config.training.meters.mfu = True
-    assert Meters.of(config, engine, {}).ceiling_tflops_per_s > 0
+    assert Meters.build(config, engine, {}).ceiling_tflops_per_s > 0
 
 
 def test_the_ceiling_is_the_fastest_product(monkeypatch):
