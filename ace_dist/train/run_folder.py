@@ -42,7 +42,8 @@ def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
 
     Also `code.diff`, when the checkout's code differs from its commit: commit and diff give the code that ran. What an
     earlier start wrote there goes to `starts/N`, unless it says the same. Takes `lock` first. Raises `RunError` when
-    another job has it, or when settings differ, naming the first of them and the ways out. What is written holds no secret (`ace_dist.utils.secrets`).
+    another job has it, or when settings differ, naming the first of them and the ways out. What is written holds no
+    secret (`ace_dist.utils.secrets`).
     """
     lock.acquire()
     check_owner(run_dir, config)
