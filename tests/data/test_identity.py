@@ -87,7 +87,7 @@ def read(folder, log, first, last, rank=0, world=1):
 def read_and_die(folder, log, first, last):
     """As `read`, in a process that is killed while it decodes ahead, as the kernel or a cluster kills a training."""
     script = (
-        f"import os, signal, sys; sys.path[:0] = {PATHS!r}; import test_data_identity as t;"
+        f"import os, signal, sys; sys.path[:0] = {PATHS!r}; import test_identity as t;"
         f"t.read({str(folder)!r}, {str(log)!r}, {first}, {last}); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
