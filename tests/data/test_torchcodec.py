@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import av
@@ -16,6 +17,7 @@ from data_worlds import NumberedReader, small_encoding, small_loader
 from ace_dist.config import ClipConfig, Config, DatasetConfig
 from ace_dist.data.build.shards import build_shards
 from ace_dist.data.loader import build_loader
+from ace_dist.data.loader.torchcodec import TorchcodecLoader
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.utils.errors import DataError
 
@@ -47,6 +49,10 @@ def package(request, monkeypatch):
     """torchcodec itself where it is installed, or the stand-in under its name."""
     if request.param == "torchcodec":
         pytest.importorskip("torchcodec")
+        try:
+            TorchcodecLoader(Path(), small_loader(), torch.device("cpu")).close()
+        except DataError as error:
+            pytest.skip(str(error))
         return
     package, decoders = ModuleType("torchcodec"), ModuleType("torchcodec.decoders")
     package.__version__, package.__spec__ = "0", importlib.util.spec_from_loader("torchcodec", None)

@@ -31,6 +31,14 @@ def decode_clip(data: bytes, request: ClipRequest) -> Tensor:
     return part.flip(-1) if request.flip else part
 
 
+def unusable(error: Exception) -> DataError:
+    reason = str(error).strip().splitlines()[0]
+    return DataError(
+        f"loader.backend=torchcodec cannot be used ({reason}): pip install 'torchcodec>=0.8' and FFmpeg's shared "
+        "libraries, or use loader.backend=pyav, which brings its own"
+    )
+
+
 class TorchcodecLoader(PyavLoader):
     """As the PyAV loader, with torchcodec's decoder in its threads."""
 
@@ -39,12 +47,14 @@ class TorchcodecLoader(PyavLoader):
     def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device) -> None:
         try:
             import torchcodec
+            from torchcodec.decoders import VideoDecoder
         except (ImportError, RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(
-                f"loader.backend=torchcodec cannot be used ({reason}): pip install 'torchcodec>=0.8' and FFmpeg's "
-                "shared libraries, or use loader.backend=pyav, which brings its own"
-            ) from error
+            raise unusable(error) from error
+        try:
+            VideoDecoder(b"no video", seek_mode="approximate", num_ffmpeg_threads=1)  # the first use loads FFmpeg
+        except (RuntimeError, ValueError) as error:
+            if "libtorchcodec" in str(error):
+                raise unusable(error) from error
         super().__init__(folder, loader, device)
         self.decoder = f"torchcodec {torchcodec.__version__}"
 
