@@ -121,7 +121,7 @@ def worker(out: Path, settings: Sequence[str]) -> None:
     """One rank: train a few stretches of steps and count what they send."""
     from ace_dist.config import load_config
     from ace_dist.train.health import StopSignal
-    from ace_dist.train.run_lock import RunLock
+    from ace_dist.train.run_folder import RunLock
     from ace_dist.train.trainer import build, take_steps
     from ace_dist.utils.distributed import connect, disconnect
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 
-class StepEnd(NamedTuple):
-    """What a finished step tells: steps done, passes over the data, learning rates by name, seconds waited for data."""
+@dataclass
+class StepEnd:
+    """A finished step, and what the callbacks ask of the loop because of it."""
 
-    step: int
-    epoch: float
-    rates: dict[str, float]
-    wait_s: float
+    step: int  # steps done
+    epoch: float  # passes over the data
+    rates: dict[str, float]  # learning rates by name
+    wait_s: float  # seconds waited for data since the start
+    save: bool = False
+    stop: bool = False
+    best_step: int | None = None  # the checkpoint of this step is kept beside the newest
 
 
 class Callback:
@@ -30,6 +33,10 @@ class Callback:
     name: str | None = None
     callbacks: Callbacks
 
+    def due(self, done: int) -> bool:
+        """Whether this callback reads losses or weights after `done` steps, so that the host may wait for them."""
+        return False
+
     def on_step_begin(self, step: int) -> None:
         """Step `step`, counted from 0, begins."""
 
@@ -40,7 +47,7 @@ class Callback:
         """The named losses of a micro-batch and their sum, which the device may still be computing."""
 
     def on_step_end(self, end: StepEnd) -> None:
-        """The optimizer has moved."""
+        """The optimizer has moved; `end.save` and `end.stop` may be set."""
 
     def on_result(self, step: int, values: Mapping[str, float]) -> None:
         """Another callback has measured something at `step`, such as a validation."""
@@ -54,10 +61,8 @@ class Callback:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(error)
+    def __exit__(self, *error: Any) -> None:
+        self.close(error[1])
 
 
 class Callbacks(Callback):
@@ -74,10 +79,11 @@ class Callbacks(Callback):
             self.open.enter_context(member)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.open.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self.open.__exit__(*error)
+
+    def due(self, done: int) -> bool:
+        return any(member.due(done) for member in self.members)
 
     def on_step_begin(self, step: int) -> None:
         for member in self.members:
@@ -121,9 +127,8 @@ class GarbageCollection(Callback):
         return self
 
     def on_step_end(self, end: StepEnd) -> None:
-        """Collect the younger generations: what has lived longer is the model."""
         if self.every and end.step % self.every == 0:
-            gc.collect(1)
+            gc.collect(1)  # the younger generations: what has lived longer is the model
 
     def close(self, error: BaseException | None) -> None:
         if self.every and self.was_on:

@@ -10,21 +10,24 @@
 
 A folder is written under `*.partial` and renamed, so a folder with the final name is complete. Its content depends on
 no number of ranks and no ZeRO stage, and nothing in it is a pickle. Everything else a run needs (data order, crops,
-drawn labels, learning rates) is a function of the step; frozen weights are stored once, beside the runs (`frozen`).
-"""
+drawn labels, learning rates) is a function of the step.
 
-from __future__ import annotations
+Frozen weights are one file for all runs that lie side by side and begin from the same weights:
+`<parent of run_dir>/.frozen/<sha256>.safetensors`, to which `<run_dir>/model/frozen.safetensors` is a hard link. A
+hundred runs of a sweep cost one copy, and a run folder copied elsewhere has its weights with it. A file that no run
+links to any more (`find .frozen -links 1`) can be deleted.
+"""
 
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,17 +35,14 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from ace_dist.config import TrainingConfig
+from ace_dist.train.engine import Engine
 from ace_dist.utils.distributed import on_first
 from ace_dist.utils.errors import RunError
-from ace_dist.utils.files import sync_folder, write_bytes, write_json
-
-if TYPE_CHECKING:
-    from ace_dist.config import TrainingConfig
-    from ace_dist.train.engine import Engine
-    from ace_dist.utils.distributed import Ranks
-
+from ace_dist.utils.files import sync_folder, write_bytes, write_json, write_pieces
 
 FORMAT = 1
+TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}  # safetensors'
 Parts = Mapping[str, Mapping[str, Tensor]]  # file name without suffix -> tensors
 
 
@@ -68,7 +68,13 @@ class CheckpointFolder:
         Raises `RunError` when a tensor is not finite (such a state must not replace a good one), and when the
         file system refuses; what was there before is untouched in both cases.
         """
-        check_finite(parts, step)
+        for part, tensors in parts.items():
+            for name, tensor in tensors.items():
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise RunError(
+                        f"{part} of {name} are not finite after step {step}: not saved. Lower training.lr_video or "
+                        f"training.lr_text and continue from the checkpoint before"
+                    )
         path = self.at(step)
         partial = path.with_name(path.name + ".partial")
         try:
@@ -172,17 +178,6 @@ def size_and_hash(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def check_finite(parts: Parts, step: int) -> None:
-    """Raise `RunError` naming the first tensor that holds a NaN or an infinity."""
-    for part, tensors in parts.items():
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise RunError(
-                    f"{part} of {name} are not finite after step {step}: not saved. Lower training.lr_video or "
-                    f"training.lr_text and continue from the checkpoint before"
-                )
-
-
 def remove(path: Path) -> None:
     """Remove a checkpoint; its description goes first, so that a kill in between leaves nothing that looks whole."""
     (path / "checkpoint.json").unlink(missing_ok=True)
@@ -193,9 +188,9 @@ def remove(path: Path) -> None:
 class Checkpoints:
     """Saves and restores an engine. `save`, `finish` and `restore` are collective: every rank calls them."""
 
-    def __init__(self, run_dir: Path, engine: Engine, ranks: Ranks, settings: TrainingConfig, frozen: str) -> None:
+    def __init__(self, run_dir: Path, engine: Engine, settings: TrainingConfig, frozen: str) -> None:
         self.folder = CheckpointFolder(run_dir / "checkpoints", settings.keep_checkpoints)
-        self.engine, self.ranks, self.settings = engine, ranks, settings
+        self.engine, self.ranks, self.settings = engine, engine.ranks, settings
         self.frozen = frozen  # SHA-256 of the frozen weights' file, on rank 0
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[Path] | None = None  # on rank 0
@@ -223,9 +218,11 @@ class Checkpoints:
             return
         self.finish()
         state = self.engine.state()
-        generators: dict[str, Tensor] = {}
-        for own in self.ranks.gather(generator_states(self.ranks)):
-            generators |= own
+        # No step of today's methods depends on these, each draw has a generator of its own; a layer with dropout would.
+        own = {f"cpu.{self.ranks.rank}": torch.get_rng_state()}
+        if self.ranks.device.type == "cuda":
+            own[f"cuda.{self.ranks.rank}"] = torch.cuda.get_rng_state(self.ranks.device)
+        generators = {name: part for parts in self.ranks.gather(own) for name, part in parts.items()}
         if self.ranks.is_first:
             about = {**self.about(), "carried": callbacks}
             self.writing = self.writer.submit(self.folder.write, step, {**state, "generators": generators}, about, best)
@@ -234,10 +231,6 @@ class Checkpoints:
     def has(self, step: int) -> bool:
         """Whether the checkpoint of a step is there, as rank 0 sees it. Collective."""
         return self.ranks.gather(self.folder.at(step) in self.folder.complete())[0]
-
-    def read_part(self, step: int, part: str) -> dict[str, Tensor]:
-        """A part of an older checkpoint. Raises `RunError` when it is damaged or gone."""
-        return read(self.folder.at(step)).parts[part]
 
     def finish(self) -> None:
         """Wait until what was saved is on the disk."""
@@ -250,7 +243,6 @@ class Checkpoints:
             writing.result()
 
     def about(self) -> dict[str, Any]:
-        """How this run trains, for `checkpoint.json`."""
         return {
             "world_size": self.ranks.world,
             "zero_stage": self.engine.stage,
@@ -277,7 +269,12 @@ class Checkpoints:
                 tensors[name] = received.cpu()
         self.engine.load_state(state)
         if about["world_size"] == self.ranks.world:
-            set_generators(self.ranks.gather(newest.parts["generators"] if newest else {})[0], self.ranks)
+            generators = self.ranks.gather(newest.parts["generators"] if newest else {})[0]
+            # A generator that the checkpoint's machine had not stays as it is.
+            if (name := f"cpu.{self.ranks.rank}") in generators:
+                torch.set_rng_state(generators[name])
+            if self.ranks.device.type == "cuda" and (name := f"cuda.{self.ranks.rank}") in generators:
+                torch.cuda.set_rng_state(generators[name], self.ranks.device)
         self.last_step = int(about["step"])
         self.callbacks = about.get("carried", {})
         if self.ranks.is_first:
@@ -320,20 +317,52 @@ class Checkpoints:
         )
 
 
-def generator_states(ranks: Ranks) -> dict[str, Tensor]:
-    """States of this rank's random generators, `cpu.<rank>` and `cuda.<rank>`.
+def store_frozen(run_dir: Path, state: Mapping[str, Tensor]) -> str:
+    """Make sure that the run has these weights as `model/frozen.safetensors`; returns the SHA-256 of the file."""
+    whole = hashlib.sha256()
+    for piece in file_pieces(state):
+        whole.update(piece)
+    digest = whole.hexdigest()
+    shared = run_dir.parent / ".frozen" / f"{digest}.safetensors"
+    own = run_dir / "model" / "frozen.safetensors"
+    shared.parent.mkdir(parents=True, exist_ok=True)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    if not is_whole(shared, digest):
+        write_pieces(shared, file_pieces(state))
+    if own.exists() and own.samefile(shared):
+        return digest
+    link = own.with_name(f".{own.name}.{os.getpid()}.tmp")
+    try:
+        os.link(shared, link)
+        os.replace(link, own)
+    except OSError as error:  # a file system without hard links
+        print(f"frozen weights are copied into {own}, not linked to {shared}: {error.strerror}", flush=True)
+        write_pieces(own, file_pieces(state))
+    return digest
 
-    No step of today's methods depends on them, each draw has a generator of its own; a layer with dropout would.
-    """
-    states = {f"cpu.{ranks.rank}": torch.get_rng_state()}
-    if ranks.device.type == "cuda":
-        states[f"cuda.{ranks.rank}"] = torch.cuda.get_rng_state(ranks.device)
-    return states
+
+def file_pieces(state: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of `safetensors.torch.save`, which holds all of them in memory at one time; here it is one tensor."""
+    ordered = sorted(state, key=lambda name: (-state[name].itemsize, name))  # as the library does, for alignment
+    header, end = {}, 0
+    for name in ordered:
+        start, end = end, end + state[name].nbytes
+        shape = list(state[name].shape)
+        header[name] = {"dtype": TYPE_NAMES[state[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in ordered:
+        tensor = state[name].detach().cpu().contiguous()
+        yield tensor.flatten().view(torch.uint8).numpy().data
 
 
-def set_generators(states: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Set what `generator_states` gave, of the same rank; a generator that the checkpoint's machine had not stays."""
-    if (name := f"cpu.{ranks.rank}") in states:
-        torch.set_rng_state(states[name])
-    if ranks.device.type == "cuda" and (name := f"cuda.{ranks.rank}") in states:
-        torch.cuda.set_rng_state(states[name], ranks.device)
+def is_whole(path: Path, digest: str) -> bool:
+    """Whether the file is there with this SHA-256; says so when it is there with another."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        whole = hashlib.file_digest(file, "sha256").hexdigest() == digest
+    if not whole:
+        print(f"{path} is damaged (its SHA-256 is not its name); it is written again", flush=True)
+    return whole

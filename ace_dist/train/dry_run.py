@@ -14,7 +14,7 @@ from ace_dist.train.engine import Engine, micro_batch_size
 from ace_dist.train.metrics import peak_gib
 from ace_dist.train.run_folder import check_owner
 from ace_dist.train.schedule import total_steps
-from ace_dist.train.trainer import Outcome, assemble, describe
+from ace_dist.train.trainer import Outcome, build_task, describe
 from ace_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     """
     run_dir = Path(config.run)
     continues = check_owner(run_dir, config)
-    task, plan, objective = assemble(config, ranks)
+    task, plan, objective = build_task(config, ranks)
     steps = total_steps(config.training, len(plan.records))
     engine = Engine(config, objective, ranks, steps)
     requests = plan.requests(0)[: micro_batch_size(config, ranks.world)]

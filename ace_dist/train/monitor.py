@@ -77,12 +77,15 @@ class Monitor(Callback):
             self.sums[name] = self.sums.get(name, 0) + value.detach()
         self.micro_steps += 1
 
+    def due(self, done: int) -> bool:
+        return done % self.every == 0 or done == self.steps
+
     def on_step_end(self, end: StepEnd) -> None:
         """Move the bar on; when it is time, read the sums and write a line."""
         self.end = end
         if self.ranks.is_first:
             self.bar.update(1)
-        if end.step % self.every and end.step != self.steps:
+        if not self.due(end.step):
             return
         means = self.ranks.mean({name: value / self.micro_steps for name, value in self.sums.items()})
         now = time.perf_counter()

@@ -4,27 +4,23 @@ It looks at base actions alone, on groups of the training split that are held ou
 split. A copy of the encoders is tested, so training goes on to the last bit as it would have without.
 """
 
-from __future__ import annotations
-
 import copy
 import time
-from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ace_dist.concepts import root_labels
+from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
+from ace_dist.data.task import Task
 from ace_dist.evaluate.protocols import accuracy_and_f1, encode_test, score
+from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.train.callbacks import Callback, StepEnd
-
-if TYPE_CHECKING:
-    from ace_dist.config import Config
-    from ace_dist.data.task import Task
-    from ace_dist.models.dual_encoder import DualEncoder
-    from ace_dist.train.engine import Engine
+from ace_dist.train.checkpoint import Checkpoints
+from ace_dist.train.engine import Engine
 
 
 def copy_to_test(model: DualEncoder, config: Config) -> DualEncoder:
@@ -59,22 +55,27 @@ class Validation(Callback):
         return self.model is not None and (done % self.every == 0 or done == self.engine.steps)
 
     def on_step_end(self, end: StepEnd) -> None:
-        """When it is time, test the weights of the moment. Collective."""
-        if not self.due(end.step):
-            return
+        """When it is time, test the weights of the moment; save them when they are the best or the last. Collective."""
+        if self.due(end.step):
+            self.validate(end.step)
+        end.stop, end.best_step = self.exhausted, self.best_step
+        end.save = self.exhausted or self.best_step == end.step
+
+    def validate(self, step: int) -> None:
+        """Test the weights of the moment. Collective."""
         assert self.model is not None
-        self.callbacks.on_stage("validation", end.step)
+        self.callbacks.on_stage("validation", step)
         started = time.perf_counter()
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, weight in self.engine.weights().items():
                 own[name].copy_(weight)
-        scores = self.ranks.gather(self.scores(end.step))[0]  # rank 0's, whatever the other devices round
+        scores = self.ranks.gather(self.scores(step))[0]  # rank 0's, whatever the other devices round
         self.since_best += 1
         if self.best is None or (scores["accuracy"], scores["f1"]) > (self.best["accuracy"], self.best["f1"]):
-            self.best, self.since_best = {"step": end.step, **scores}, 0
+            self.best, self.since_best = {"step": step, **scores}, 0
         result = {"validation_accuracy": scores["accuracy"], "validation_f1": scores["f1"]}
-        self.callbacks.on_result(end.step, {**result, "validating_s": time.perf_counter() - started})
+        self.callbacks.on_result(step, {**result, "validating_s": time.perf_counter() - started})
 
     def scores(self, step: int) -> dict[str, float]:
         """Accuracy and macro F1 on the held-out clips, scored as test clips of base actions are."""
@@ -90,11 +91,6 @@ class Validation(Callback):
         """Whether `training.early_stopping_patience` validations in a row were no better than the best."""
         return bool(self.patience) and self.since_best >= self.patience
 
-    def keeps(self, done: int) -> bool:
-        """Whether the checkpoint of this step must be there later: as the best, or as the one that ended the run."""
-        is_best = self.best is not None and self.best["step"] == done
-        return self.exhausted or (is_best and self.config.training.keep_best)
-
     @property
     def best_step(self) -> int | None:
         """The step whose weights are the result of the run; None: the last."""
@@ -103,17 +99,19 @@ class Validation(Callback):
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "since_best": self.since_best}
 
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self.best, self.since_best = state["best"], state["since_best"]
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Go on from `state` of the checkpoint that was restored; without the best checkpoint, compare anew.
 
-    def forget_best(self) -> None:
-        """The best checkpoint is gone: the next validation begins a new comparison."""
-        assert self.best is not None
-        if self.ranks.is_first:
-            step = self.best["step"]
-            print(f"the checkpoint of step {step}, the best so far, is gone: the next validation is best", flush=True)
-        self.best, self.since_best = None, 0
+        Collective.
+        """
+        state = checkpoints.callbacks.get("validation", self.state())
+        self.best, self.since_best = state["best"], state["since_best"]
+        if (step := self.best_step) is not None and not checkpoints.has(step):
+            if self.ranks.is_first:
+                print(
+                    f"the checkpoint of step {step}, the best so far, is gone: the next validation is best", flush=True
+                )
+            self.best, self.since_best = None, 0
 
     def __str__(self) -> str:
         """The best result, in words."""

@@ -255,7 +255,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch, how):
 
 def test_frozen_weights_are_stored_once_and_repaired(tmp_path, capsys):
     """Two runs side by side share one file; a copy of a run has its own; a damaged store is written again, named."""
-    from ace_dist.train.frozen import store_frozen
+    from ace_dist.train.checkpoint import store_frozen
 
     state = {"a": torch.randn(1000), "b": torch.arange(3)}
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))

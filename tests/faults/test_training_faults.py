@@ -17,7 +17,7 @@ from ace_dist.train import checkpoint as checkpoints
 from ace_dist.train import trainer as loop
 from ace_dist.train.checkpoint import CheckpointFolder
 from ace_dist.train.health import MEANING, Health, NonFiniteLoss, PendingLoss, StopSignal
-from ace_dist.train.run_lock import RunLock
+from ace_dist.train.run_folder import RunLock
 from ace_dist.utils.errors import DataError, RunError
 
 A_SHARD_A_CLIP = ["dataset.clips_per_shard=1"]  # so that a shard can vanish before it is first opened

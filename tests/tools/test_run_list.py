@@ -11,7 +11,7 @@ import pytest
 
 from ace_dist.config import load_config, to_yaml
 from ace_dist.tools.study.run_list import differing_settings, find_runs, runs_table
-from ace_dist.train.run_lock import RunLock
+from ace_dist.train.run_folder import RunLock
 from ace_dist.utils.errors import RunError
 
 SCORE = {"accuracy": 71.26, "f1": 60.04}
@@ -57,7 +57,7 @@ def test_finished_stopped_and_running(folder, tmp_path):
     lock = RunLock(folder("d_running", steps=2))
     lock.acquire()
     dead = folder("e_killed", steps=1)
-    script = "import sys; from pathlib import Path; from ace_dist.train.run_lock import RunLock; import os, signal\n"
+    script = "import sys; from pathlib import Path; from ace_dist.train.run_folder import RunLock; import os, signal\n"
     script += "RunLock(Path(sys.argv[1])).acquire(); os.kill(os.getpid(), signal.SIGKILL)"
     killed = subprocess.run([sys.executable, "-c", script, str(dead)], check=False, env=os.environ)
     assert killed.returncode == -signal.SIGKILL and (dead / "lock.json").is_file()

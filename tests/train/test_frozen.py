@@ -3,7 +3,7 @@
 import torch
 from safetensors import torch as safetensors
 
-from ace_dist.train.frozen import file_pieces, store_frozen
+from ace_dist.train.checkpoint import file_pieces, store_frozen
 
 
 def test_the_file_is_that_of_the_library(tmp_path):

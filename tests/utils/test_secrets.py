@@ -8,8 +8,7 @@ import string
 import pytest
 
 from ace_dist.config import load_config
-from ace_dist.train.run_folder import claim
-from ace_dist.train.run_lock import RunLock
+from ace_dist.train.run_folder import RunLock, claim
 from ace_dist.utils.secrets import SECRET_NAMES, redact
 
 
