@@ -1,13 +1,12 @@
 """Protects the contrastive loss of the pretraining, and that its settings are read or refused by name."""
 
-from __future__ import annotations
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ace_dist.concepts import SynonymTrees
 from ace_dist.config import assets_dir, load_config
 from ace_dist.models.convert.importing import ImportConfig, import_weights
 from ace_dist.utils.errors import ConfigError
@@ -20,7 +19,6 @@ from ace_dist.worlds.tabletop.pretraining import (
     read_settings,
     sentence_encoder,
 )
-from ace_dist.worlds.tabletop.world import build_world
 
 
 def test_info_nce_against_loops() -> None:
@@ -64,13 +62,8 @@ def test_two_worlds_share_supervised_pretraining(tmp_path) -> None:
     def towers(*changes: str, keep: bool = True) -> dict[str, torch.Tensor]:
         """Both towers of a small world."""
         config = load_config(["experiment=demo", "dataset.world.corpus.clips=8", *changes])
-        trees = SynonymTrees.load(config.dataset.synonyms or "")
-        own = settings if keep else PretrainConfig(**{**vars(settings), "supervised_weights": None})
-        clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
-        quiet = {"log": lambda line: None}
-        return pretrain(
-            build_world(config.dataset.world), trees, config.model, config.loader, clip, own, **quiet
-        ).model.state_dict()
+        model, *_ = pretrain(config, settings if keep else replace(settings, supervised_weights=None))
+        return model.state_dict()
 
     plain, wrote = towers(keep=False), towers()
     supervised = load_file(settings.supervised_weights)
@@ -84,12 +77,8 @@ def test_of_minilm_only_the_projection_learns() -> None:
     """Its layers stay bit for bit as they came, and sentences encoded ahead are those encoded at once."""
     minilm = ["model.text.tower=minilm", "model.text.width=384", "model.text.depth=6", "model.text.heads=12"]
     config = load_config(["experiment=demo", "dataset.world.corpus.clips=8", *minilm])
-    assert config.dataset.synonyms is not None
     settings = PretrainConfig(supervised_steps=1, supervised_batch=4, steps=2, batch_size=4, test_clips=2, bf16=False)
-    model = pretrain(
-        build_world(config.dataset.world), SynonymTrees.load(config.dataset.synonyms), config.model, config.loader,
-        (config.dataset.clip.frames, config.dataset.clip.seconds), settings, log=lambda line: None,
-    ).model  # fmt: skip
+    model, *_ = pretrain(config, settings)
     torch.manual_seed(settings.seed)
     fresh = build_towers(config.model)
     changed = {

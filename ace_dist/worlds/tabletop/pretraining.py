@@ -3,15 +3,12 @@
 Shapes: N clips, B batch, T frames, H height, W width, S phrases, E embedding width.
 """
 
-from __future__ import annotations
-
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,17 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ace_dist.concepts import SynonymTrees
-from ace_dist.config import load_config, split_settings
+from ace_dist.config import Config, LoaderConfig, ModelConfig, load_config, split_settings
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.weights import save_safetensors
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json
 from ace_dist.worlds.tabletop.corpus import NarratedClip, narrated_clips, render_narrated
-from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, TabletopConfig, build_world
-
-if TYPE_CHECKING:
-    from ace_dist.config import LoaderConfig, ModelConfig
-
+from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, build_world
 
 WORKERS = 2  # processes that render and threads that train: the result depends on the latter, so it is no setting
 
@@ -63,35 +56,35 @@ class PretrainConfig:
     temperature: float = 0.05
     bf16: bool = True
     test_clips: int = 384
-    supervised_weights: str | None = None  # safetensors file; null: nothing is weights_file
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """Both towers after pretraining, the losses of each step, and accuracies in percent on clips not trained on."""
-
-    model: DualEncoder
-    losses: list[float]
-    accuracies: dict[str, float]
-    wall_s: float
+    supervised_weights: str | None = None  # safetensors file; null: nothing is kept
 
 
 def pretrain_command(argv: Sequence[str]) -> None:
-    """Render the narrated corpus, train on it, write weights in the form that `model=tabletop` loads."""
+    """Render the narrated corpus, train on it, write weights (fp16) as `model=tabletop` loads them, and provenance."""
     own, others = split_settings(argv, OutputConfig)
     settings, rest = read_settings(others)
-    config, output = load_config(rest), Path(own.output)
+    config, folder = load_config(rest), Path(own.output)
     steps = f"{settings.supervised_steps} + {settings.steps} steps"
-    print(f"{steps}, 13 minutes when the shipped weights were made, into {output}", flush=True)
+    print(f"{steps}, 13 minutes when the shipped weights were made, into {folder}", flush=True)
     torch.set_num_threads(WORKERS)
-    trees = SynonymTrees.load(config.dataset.synonyms or "")
-    clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
-    world = build_world(config.dataset.world)
-    result = pretrain(world, trees, config.model, config.loader, clip, settings, workers=WORKERS)
-    command = shlex.join(["python", "launchers/pretrain_tabletop.py", *argv])
-    provenance = {"command": command, "pretrain": asdict(settings), "world": asdict(world)}
-    save_towers(result, output, provenance)
-    print(f"{output}: narrated test {result.accuracies}, {result.wall_s:.0f} s")
+    begun = time.perf_counter()
+    model, losses, accuracies = pretrain(config, settings, workers=WORKERS)
+    wall_s = round(time.perf_counter() - begun)
+    for name, tower in (("video", model.video), ("text", model.text)):
+        save_safetensors(tower.state_dict(), folder / f"{name}.safetensors", torch.float16)
+    provenance = {
+        "command": shlex.join(["python", "launchers/pretrain_tabletop.py", *argv]),
+        "pretrain": asdict(settings),
+        "world": asdict(build_world(config.dataset.world)),
+        "loss_first": round(losses[0], 4),
+        "loss_last_25": round(float(np.mean(losses[-25:])), 4),
+        "narrated_test_percent": {name: round(value, 1) for name, value in accuracies.items()},
+        "wall_s": wall_s,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    write_json(folder / "provenance.json", provenance)
+    print(f"{folder}: narrated test {accuracies}, {wall_s} s")
 
 
 def read_settings(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
@@ -185,7 +178,12 @@ def sentence_encoder(model: DualEncoder, sentences: Sequence[str]) -> Callable[[
 
 
 def build_towers(model: ModelConfig) -> DualEncoder:
-    """Both towers with every parameter training, randomly initialised; of MiniLM, which knows words, the projection."""
+    """Both towers with every parameter training, randomly initialised; of MiniLM, which knows words, the projection.
+
+    The video tower's official initialisation supposes an image model's weights and starts positions at 0.02. From
+    scratch it learns objects and hardly any motion: after 200 supervised steps 14 % of the verbs; 35 % with positions
+    and times as large as the patches' embeddings and matrices of Xavier's variance.
+    """
     video = replace(
         model.video, trained_blocks=model.video.depth, train_head=True, train_norm=True, train_time_embed=True,
         drop_path=0.0, weights=None,
@@ -195,21 +193,12 @@ def build_towers(model: ModelConfig) -> DualEncoder:
     towers = DualEncoder(video, text).requires_grad_(True)
     if not trained_layers:
         towers.text.freeze()
-    return towers
-
-
-def initialise(model: DualEncoder) -> None:
-    """Start a small video tower from scratch.
-
-    The official initialisation supposes an image model's weights and starts positions at 0.02. From scratch it learns
-    objects and hardly any motion: after 200 supervised steps 14 % of the verbs; 35 % with positions and times as large
-    as the patches' embeddings and matrices of Xavier's variance.
-    """
-    for module in model.video.modules():
+    for module in towers.video.modules():
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.xavier_uniform_(module.weight)
     for name in ("pos_embed", "time_embed"):
-        torch.nn.init.normal_(model.video.get_parameter(name), std=0.3)
+        torch.nn.init.normal_(towers.video.get_parameter(name), std=0.3)
+    return towers
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:
@@ -220,53 +209,35 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def build_optimizer(model: DualEncoder, settings: PretrainConfig) -> torch.optim.AdamW:
-    """AdamW; vectors and embeddings, the token table among them, without weight decay."""
-    decaying: list[Tensor] = []
-    others: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.dim() > 1 and "embed" not in name and "token" not in name
-            (decaying if decays else others).append(parameter)
-    groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
-
-
 def pretrain(
-    world: TabletopConfig,
-    trees: SynonymTrees,
-    model_config: ModelConfig,
-    loader: LoaderConfig,
-    clip: tuple[int, float],
-    settings: PretrainConfig,
-    workers: int = 1,
-    log: Callable[[str], None] = print,
-) -> Pretrained:
-    """Render the corpus, train both towers on it, and test them on further clips of the same domain.
+    config: Config, settings: PretrainConfig, workers: int = 1
+) -> tuple[DualEncoder, list[float], dict[str, float]]:
+    """Render the corpus of `dataset.world`, train both towers on it, and test them on further clips of its domain.
 
-    `clip` is (frames, seconds). The result is a function of the arguments and of the number of threads.
+    Returns the towers, the contrastive losses and accuracies in percent: a function of the settings and of the number
+    of threads. `workers` processes render.
     """
     begun = time.perf_counter()
+    world, trees = build_world(config.dataset.world), SynonymTrees.load(config.dataset.synonyms or "")
+    clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
     words = {verb: trees.children(verb) for verb in VERBS}
     corpus = narrated_clips(words, world)
     videos = render_narrated(corpus, world, *clip, workers=workers)
-    log(f"rendered {len(corpus)} narrated clips in {time.perf_counter() - begun:.0f} s")
+    print(f"rendered {len(corpus)} narrated clips in {time.perf_counter() - begun:.0f} s")
     torch.manual_seed(settings.seed)
-    model = build_towers(model_config)
-    initialise(model)
+    model = build_towers(config.model)
     weights_file = None if settings.supervised_weights is None else Path(settings.supervised_weights)
     if weights_file is not None and weights_file.is_file():
         model.video.load_state_dict(load_file(weights_file))
-        log(f"supervised pretraining: read from {weights_file}")
+        print(f"supervised pretraining: read from {weights_file}")
     else:
-        pretrain_supervised(model, videos, corpus, loader, settings, log)
+        pretrain_supervised(model, videos, corpus, config.loader, settings)
         if weights_file is not None:
             save_safetensors(model.video.state_dict(), weights_file)
-    losses = pretrain_contrastive(model, videos, [narrated.text for narrated in corpus], loader, settings, log)
+    losses = pretrain_contrastive(model, videos, [narrated.text for narrated in corpus], config.loader, settings)
     held_out = narrated_clips(words, world, settings.test_clips, start=len(corpus))
-    embedded = encode_clips(model, render_narrated(held_out, world, *clip, workers=workers), loader)
-    accuracies = narrated_accuracy(model, embedded, held_out)
-    return Pretrained(model, losses, accuracies, time.perf_counter() - begun)
+    embedded = encode_clips(model, render_narrated(held_out, world, *clip, workers=workers), config.loader)
+    return model, losses, narrated_accuracy(model, embedded, held_out)
 
 
 def pretrain_supervised(
@@ -275,7 +246,6 @@ def pretrain_supervised(
     clips: Sequence[NarratedClip],
     loader: LoaderConfig,
     settings: PretrainConfig,
-    log: Callable[[str], None],
 ) -> None:
     """Teach the video tower to name the verb and the object that a clip of the corpus *shows*.
 
@@ -303,7 +273,7 @@ def pretrain_supervised(
         hits.append([float((s.argmax(1) == t[rows]).float().mean()) for s, t in zip(scores, targets, strict=True)])
         if (step + 1) % 50 == 0:
             verb, name = 100 * np.mean(hits[-50:], axis=0)
-            log(f"supervised pretraining: step {step + 1}/{steps}  verb {verb:.0f} % object {name:.0f} %")
+            print(f"supervised pretraining: step {step + 1}/{steps}  verb {verb:.0f} % object {name:.0f} %")
 
 
 def take_step(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], lr: float) -> None:
@@ -322,13 +292,19 @@ def pretrain_contrastive(
     sentences: list[str],
     loader: LoaderConfig,
     settings: PretrainConfig,
-    log: Callable[[str], None],
 ) -> list[float]:
     """Symmetric InfoNCE in whole epochs in shuffled order, every pair as it was narrated; returns the losses."""
     rng = np.random.default_rng([settings.seed, 1])
     codes = np.unique(sentences, return_inverse=True)[1].astype(np.int64)
     encode_sentences = sentence_encoder(model, sentences)
-    optimizer = build_optimizer(model, settings)
+    # Vectors and embeddings, the token table among them, do not decay.
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decaying = [name for name, p in trained.items() if p.dim() > 1 and "embed" not in name and "token" not in name]
+    groups = [
+        {"params": [trained[name] for name in decaying], "weight_decay": settings.weight_decay},
+        {"params": [p for name, p in trained.items() if name not in decaying], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
     order = np.zeros(0, dtype=np.int64)
     losses: list[float] = []
     model.train()
@@ -343,21 +319,5 @@ def pretrain_contrastive(
         take_step(loss, optimizer, model.parameters(), settings.lr * lr_factor(step, settings.steps, settings.warmup))
         losses.append(float(loss.detach()))
         if (step + 1) % 25 == 0:
-            log(f"step {step + 1}/{settings.steps}  loss {np.mean(losses[-25:]):.3f}")
+            print(f"step {step + 1}/{settings.steps}  loss {np.mean(losses[-25:]):.3f}")
     return losses
-
-
-def save_towers(result: Pretrained, folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Write video.safetensors and text.safetensors (fp16) and provenance.json: how they came about, and how well."""
-    save_safetensors(result.model.video.state_dict(), folder / "video.safetensors", torch.float16)
-    save_safetensors(result.model.text.state_dict(), folder / "text.safetensors", torch.float16)
-    facts = {
-        **provenance,
-        "loss_first": round(result.losses[0], 4),
-        "loss_last_25": round(float(np.mean(result.losses[-25:])), 4),
-        "narrated_test_percent": {name: round(value, 1) for name, value in result.accuracies.items()},
-        "wall_s": round(result.wall_s),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    write_json(folder / "provenance.json", facts)
