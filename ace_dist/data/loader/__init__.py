@@ -79,10 +79,8 @@ def choose_backend(setting: str, codec: str, records: Sequence[ClipRecord], devi
     """Who decodes, and the reason. Raises `DataError` when the setting and the codec exclude each other."""
     installed = importlib.util.find_spec("nvidia.dali") is not None
     on_gpu = device.type == "cuda"
-    if setting == "pyav":
-        return "pyav", "loader.backend=pyav"
-    if setting == "torchcodec":
-        return "torchcodec", "loader.backend=torchcodec"
+    if setting not in ("auto", "dali"):
+        return setting, f"loader.backend={setting}"
     if setting == "dali":
         if not installed:
             raise DataError("loader.backend=dali, but nvidia-dali is not installed; use loader.backend=pyav")
