@@ -11,7 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ace_dist.config import config_dir, did_you_mean, help_asked, resolve_path, split_settings
+from ace_dist.config import choices, config_dir, did_you_mean, help_asked, resolve_path, split_settings
 from ace_dist.utils.errors import ConfigError
 
 
@@ -50,7 +50,7 @@ def split_profile(argv: Sequence[str]) -> tuple[ClusterConfig, list[str]]:
     rest = [arg for arg in argv if not arg.startswith("cluster=")]
     path = profile_path(names[-1] if names else "local")
     if help_asked(argv):
-        print(f"  cluster=NAME   one of {', '.join(profile_names())}, or FILE.yaml")
+        print(f"  cluster=NAME   one of {', '.join(choices('cluster'))}, or FILE.yaml")
     try:
         profile, rest = split_settings(rest, ClusterConfig, "cluster.", DictConfig(OmegaConf.load(path)))
     except (OmegaConfBaseException, YAMLError) as error:
@@ -61,10 +61,6 @@ def split_profile(argv: Sequence[str]) -> tuple[ClusterConfig, list[str]]:
     return profile, rest
 
 
-def profile_names() -> list[str]:
-    return sorted(path.stem for path in (config_dir() / "cluster").glob("*.yaml"))
-
-
 def profile_path(name: str) -> Path:
     """The file of a profile: a path that ends in .yaml, or a name in configs/cluster."""
     if name.endswith((".yaml", ".yml")):
@@ -72,10 +68,10 @@ def profile_path(name: str) -> Path:
         if not path.is_file():
             raise ConfigError(f"cluster={name}: there is no such file")
         return path
-    if name not in profile_names():
+    if name not in (names := choices("cluster")):
         raise ConfigError(
-            f"cluster={name} does not exist in configs/cluster/; there are {', '.join(profile_names())}"
-            f"{did_you_mean(name, profile_names())}; a profile of your own is cluster=FILE.yaml"
+            f"cluster={name} does not exist in configs/cluster/; there are {', '.join(names)}"
+            f"{did_you_mean(name, names)}; a profile of your own is cluster=FILE.yaml"
         )
     return config_dir() / "cluster" / f"{name}.yaml"
 

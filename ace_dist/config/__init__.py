@@ -2,6 +2,7 @@
 
 from ace_dist.config.compose import (
     assets_dir,
+    choices,
     config_dir,
     known_keys,
     load_config,
@@ -16,7 +17,6 @@ from ace_dist.config.schema import (
     EncodingConfig,
     EvaluationConfig,
     LoaderConfig,
-    MetersConfig,
     MethodConfig,
     ModelConfig,
     ProfileConfig,
@@ -25,41 +25,12 @@ from ace_dist.config.schema import (
     TrainingConfig,
     VideoConfig,
 )
-from ace_dist.config.settings import (
-    check_renamed,
-    did_you_mean,
-    help_asked,
-    parse_settings,
-    quoted,
-    split_settings,
-)
+from ace_dist.config.settings import did_you_mean, help_asked, parse_settings, quoted, split_settings
 
 __all__ = [
-    "ClipConfig",
-    "Config",
-    "DatasetConfig",
-    "EncodingConfig",
-    "EvaluationConfig",
-    "LoaderConfig",
-    "MetersConfig",
-    "MethodConfig",
-    "ModelConfig",
-    "ProfileConfig",
-    "SimilarityConfig",
-    "TextConfig",
-    "TrainingConfig",
-    "VideoConfig",
-    "assets_dir",
-    "check_renamed",
-    "config_dir",
-    "did_you_mean",
-    "help_asked",
-    "known_keys",
-    "load_config",
-    "parse_settings",
-    "quoted",
-    "read_config",
-    "resolve_path",
-    "split_settings",
+    "ClipConfig", "Config", "DatasetConfig", "EncodingConfig", "EvaluationConfig", "LoaderConfig", "MetersConfig",
+    "MethodConfig", "ModelConfig", "ProfileConfig", "SimilarityConfig", "TextConfig", "TrainingConfig",
+    "VideoConfig", "assets_dir", "choices", "config_dir", "did_you_mean", "help_asked",
+    "known_keys", "load_config", "parse_settings", "quoted", "read_config", "resolve_path", "split_settings",
     "to_yaml",
-]
+]  # fmt: skip

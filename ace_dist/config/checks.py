@@ -1,42 +1,154 @@
-"""Settings of different sections that contradict each other; each message names both."""
+"""What the types of settings cannot say: choices, ranges, and settings that contradict each other."""
 
-from __future__ import annotations
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 from ace_dist.config.schema import Config
+from ace_dist.config.settings import did_you_mean
 from ace_dist.utils.errors import ConfigError
 
+CHOICES = {
+    "dataset.kind": ("csv", "gtea", "ikea", "ata", "webdataset", "tabletop"),
+    "dataset.encoding.codec": ("vp9", "mjpeg", "h264"),
+    "model.init": ("weights", "random", "random_video"),
+    "model.video.tower": ("timesformer", "vit", "spacetime"),
+    "model.video.pooling": ("mean", "frames"),
+    "model.video.time_embed_resize": ("nearest", "linear"),
+    "model.video.compile": ("none", "default", "reduce-overhead", "max-autotune"),
+    "model.video.attention": ("auto", "triton", "xformers", "sdpa"),
+    "model.text.tower": ("clip", "minilm"),
+    "method.objective": ("concept", "label", "bike"),
+    "loader.backend": ("auto", "dali", "pyav", "torchcodec"),
+    "loader.dtype": ("float32", "uint8"),
+    "training.device": ("auto", "cpu", "cuda"),
+    "training.precision": ("auto", "fp32", "bf16"),
+    "training.optimizer": ("sgd", "adamw"),
+    "training.schedule": ("steps", "cosine", "constant"),
+    "evaluation.scorer": ("similarity", "chance"),
+    "evaluation.view_fusion": ("softmax_sum", "logit_mean", "logit_max", "embedding_mean"),
+}
+POSITIVE = (
+    "dataset.clip.frames", "dataset.clip.seconds", "dataset.clip.views", "method.temperature", "loader.crop",
+    "loader.feature_cache_gib", "training.batch_size", "training.accumulation", "training.epochs",
+    "training.keep_checkpoints", "training.log_every_steps", "training.save_every_steps",
+    "training.save_every_minutes", "training.stall_after_s", "training.collective_timeout_s", "evaluation.batch_size",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "dataset.workers", "dataset.timeout_s", "training.gc_every_steps", "training.early_stopping_patience",
+    "training.profile.steps", "training.profile.after", "evaluation.every_steps",
+)  # fmt: skip
+BELOW_ONE = {"training.ema_decay": "; 0 switches it off", "evaluation.validation_share": ""}
 
-def check_combinations(config: Config) -> None:
-    """Raise `ConfigError` for the first contradiction."""
-    video, loader = config.model.video, config.loader
-    if config.model.similarity.spotting != (video.pooling == "frames"):
-        raise ConfigError(
-            f"model.similarity.spotting={config.model.similarity.spotting} does not go with model.video.pooling="
-            f"{video.pooling}: spotting weighs frames, so both or neither"
+
+def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise `ConfigError` with the nearest allowed value when `value` is none of them."""
+    if value not in allowed:
+        raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
+
+
+def check_config(config: Config) -> None:
+    """Raise `ConfigError` for the first setting that cannot be, and for the first two that contradict each other."""
+    for key, allowed in CHOICES.items():
+        check_choice(key, attrgetter(key)(config), allowed)
+    for key in POSITIVE:
+        if not attrgetter(key)(config) > 0:
+            raise ConfigError(f"{key}={attrgetter(key)(config)} must be greater than zero")
+    for key in NOT_NEGATIVE:
+        if not attrgetter(key)(config) >= 0:
+            raise ConfigError(f"{key}={attrgetter(key)(config)} must be at least 0")
+    for key, hint in BELOW_ONE.items():
+        if not 0 <= attrgetter(key)(config) < 1:
+            raise ConfigError(f"{key}={attrgetter(key)(config)} must lie in [0, 1){hint}")
+    for wrong, message in (*data_rules(config), *model_rules(config), *training_rules(config)):
+        if wrong:
+            raise ConfigError(message)
+
+
+def data_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """Whether each rule is broken, and what to say then."""
+    loader = config.loader
+    yield (
+        loader.short_side_min > loader.short_side_max,
+        f"loader.short_side_min={loader.short_side_min} exceeds loader.short_side_max={loader.short_side_max}",
+    )
+    for key in ("short_side_min", "test_short_side"):
+        size = getattr(loader, key)
+        yield size < loader.crop, f"loader.{key}={size} is smaller than loader.crop={loader.crop}"
+    yield (
+        loader.feature_cache is not None and loader.augment,
+        f"loader.feature_cache={loader.feature_cache} needs loader.augment=false: with random crops no clip is shown "
+        f"twice alike",
+    )
+
+
+def model_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """The same for the model, its method and what the loader must give it."""
+    video, text, loader, method = config.model.video, config.model.text, config.loader, config.method
+    yield (
+        not (method.fixed_labels or method.random_labels),
+        "method.fixed_labels=false and method.random_labels=false leave no loss; switch one on",
+    )
+    for key in ("random_labels", "shadow_negatives"):
+        yield (
+            method.objective != "concept" and getattr(method, key),
+            f"method.{key}=true does not go with method.objective={method.objective}, whose loss is on fixed labels "
+            f"alone; set method.{key}=false, or method=ace",
         )
-    if loader.crop != video.image_size:
-        raise ConfigError(f"loader.crop={loader.crop} differs from model.video.image_size={video.image_size}")
-    if video.embed_dim != config.model.text.embed_dim:
-        raise ConfigError(
-            f"model.video.embed_dim={video.embed_dim} differs from model.text.embed_dim="
-            f"{config.model.text.embed_dim}: both towers must end in one space"
-        )
-    if loader.dtype == "uint8" and video.tower != "timesformer":
-        raise ConfigError(
-            f"loader.dtype=uint8 is for model.video.tower=timesformer, not {video.tower}; set loader.dtype=float32"
-        )
-    if video.compile != "none" and config.deepspeed.get("zero_optimization", {}).get("stage") == 3:
-        raise ConfigError(
-            f"model.video.compile={video.compile} does not go with deepspeed=zero3, whose weights come and go within a "
-            f"block; set model.video.compile=none or another stage"
-        )
-    if video.compile != "none" and config.profile:
-        raise ConfigError(
-            f"profile=true does not go with model.video.compile={video.compile}: the parts of a compiled step cannot "
-            f"be told apart; set one of them back"
-        )
-    if not config.evaluation.every_steps and (config.training.keep_best or config.training.early_stopping_patience):
-        raise ConfigError(
-            "training.keep_best and training.early_stopping_patience go by validation, which is off; set "
-            "evaluation.every_steps, and evaluation.validation_share or evaluation.validation_groups"
-        )
+    yield (
+        config.model.similarity.spotting != (video.pooling == "frames"),
+        f"model.similarity.spotting={config.model.similarity.spotting} does not go with model.video.pooling="
+        f"{video.pooling}: spotting weighs frames, so both or neither",
+    )
+    yield (
+        loader.crop != video.image_size,
+        f"loader.crop={loader.crop} differs from model.video.image_size={video.image_size}",
+    )
+    yield (
+        video.embed_dim != text.embed_dim,
+        f"model.video.embed_dim={video.embed_dim} differs from model.text.embed_dim={text.embed_dim}: both towers must "
+        f"end in one space",
+    )
+    yield (
+        loader.dtype == "uint8" and video.tower != "timesformer",
+        f"loader.dtype=uint8 is for model.video.tower=timesformer, not {video.tower}; set loader.dtype=float32",
+    )
+
+
+def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """The same for training, its validation, and the compiled step."""
+    training, evaluation, compiled = config.training, config.evaluation, config.model.video.compile
+    yield (
+        training.batch_size % training.accumulation > 0,
+        f"training.batch_size={training.batch_size} is not a multiple of training.accumulation={training.accumulation}",
+    )
+    held_out = bool(evaluation.validation_groups or evaluation.validation_share)
+    yield (
+        bool(evaluation.validation_groups and evaluation.validation_share),
+        f"evaluation.validation_groups={evaluation.validation_groups} and evaluation.validation_share="
+        f"{evaluation.validation_share} both choose what is held out; set one of them",
+    )
+    yield (
+        evaluation.every_steps > 0 and not held_out,
+        f"evaluation.every_steps={evaluation.every_steps} has nothing to look at: hold groups of training clips out "
+        f"with evaluation.validation_groups='[NAME, ...]' or evaluation.validation_share=0.2",
+    )
+    yield (
+        held_out and not evaluation.every_steps,
+        "evaluation.validation_groups or validation_share hold clips out that nothing looks at; set "
+        "evaluation.every_steps too (dataset.left_out_groups leaves groups out of training and test)",
+    )
+    yield (
+        not evaluation.every_steps and (training.keep_best or training.early_stopping_patience > 0),
+        "training.keep_best and training.early_stopping_patience go by validation, which is off; set "
+        "evaluation.every_steps, and evaluation.validation_share or evaluation.validation_groups",
+    )
+    yield (
+        compiled != "none" and config.deepspeed.get("zero_optimization", {}).get("stage") == 3,
+        f"model.video.compile={compiled} does not go with deepspeed=zero3, whose weights come and go within a block; "
+        f"set model.video.compile=none or another stage",
+    )
+    yield (
+        compiled != "none" and config.profile,
+        f"profile=true does not go with model.video.compile={compiled}: the parts of a compiled step cannot be told "
+        f"apart; set one of them back",
+    )

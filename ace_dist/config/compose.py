@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ace_dist.config.checks import check_combinations
+from ace_dist.config.checks import check_config
 from ace_dist.config.schema import Config
 from ace_dist.config.settings import (
     QUOTES,
@@ -34,7 +34,6 @@ from ace_dist.config.settings import (
 from ace_dist.utils.errors import ConfigError
 
 GROUPS = ("experiment", "dataset", "model", "method", "loader", "deepspeed")  # folders of configs/ to choose from
-PROFILED_STEPS = 3  # of profile=true
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("assets", lambda: str(assets_dir()), replace=True)
@@ -47,6 +46,11 @@ def config_dir() -> Path:
         if (candidate / "config.yaml").is_file():
             return candidate
     raise ConfigError(f"no configs/config.yaml beside or inside {package}; reinstall ace-dist or run from a checkout")
+
+
+def choices(group: str) -> list[str]:
+    """The names of the YAML files in a folder of `configs/`."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
 
 
 def assets_dir() -> Path:
@@ -62,7 +66,8 @@ def load_config(argv: Sequence[str]) -> Config:
     Raises `ConfigError`, with the nearest existing name when a key or a file does not exist.
     """
     if help_asked(argv):
-        print("", *choices_help(), f"every key: {Path(__file__).with_name('schema.py')}", sep="\n  ")
+        groups = [f"{group}=  {', '.join(choices(group))}" for group in GROUPS]
+        print("", *groups, f"every key: {Path(__file__).with_name('schema.py')}", sep="\n  ")
         raise SystemExit(0)
     overrides = [arg for arg in argv if not re.match(r"--?local[_-]rank", arg)]
     if not overrides and os.environ.get("RANK", "0") == "0":
@@ -107,9 +112,9 @@ def check_group(group: str, flag: str) -> None:
     """Raise `ConfigError` when a choice such as `dataset=null` is no name; Hydra answers with a traceback."""
     value = OverridesParser.create().parse_override(quoted(flag)).value()
     if not isinstance(value, str | QuotedString) or not str(value):
-        known = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
         raise ConfigError(
-            f"{flag} names no file of configs/{group}/; there are {', '.join(known)}; leave {group} out for the default"
+            f"{flag} names no file of configs/{group}/; there are {', '.join(choices(group))}; leave {group} out for "
+            f"the default"
         )
 
 
@@ -117,26 +122,20 @@ def validated(composed: DictConfig) -> Config:
     """Resolve, convert to `Config`, and check what the types cannot say."""
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    for section in (config.dataset, config.model, config.method, config.loader, config.training, config.evaluation):
-        section.check()
-    check_combinations(config)
-    if config.profile and not config.training.profile.steps:
-        config.training.profile.steps = PROFILED_STEPS
+    check_config(config)
     return config
 
 
 def explain(message: str, cause: BaseException | None) -> str:
     """One line out of Hydra's message, with the nearest existing key or file."""
     first = message.split("\n")[0].strip() + (f": {str(cause).splitlines()[0]}" if cause else "")
-    missing_file = re.search(r"Could not find '([\w-]+)/([^']+)'", message)
-    if missing_file:
+    if missing_file := re.search(r"Could not find '([\w-]+)/([^']+)'", message):
         group, name = missing_file.groups()
-        known = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
         if group == "experiment" and (assets_dir() / "tables" / f"{name}.yaml").is_file():
             return f"{name} is a table of the paper: python launchers/sweep.py experiment={name} dataset=NAME runs it"
-        return f"{group}={name} does not exist in configs/{group}/; there are {', '.join(known)}" + did_you_mean(
-            name, known
-        )
+        names = choices(group)
+        near = did_you_mean(name, names)
+        return f"{group}={name} does not exist in configs/{group}/; there are {', '.join(names)}{near}"
     if first.startswith("Ambiguous value"):
         setting = first.removeprefix("Ambiguous value for argument ")
         return f"{setting} gives several values to one run; launchers/sweep.py runs a grid"
@@ -156,11 +155,6 @@ def known_keys(schema: type = Config, prefix: str = "") -> dict[str, Any]:
         if is_dataclass(kind):
             keys |= known_keys(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
     return keys
-
-
-def choices_help() -> list[str]:
-    """The configuration groups with their choices, for `--help`."""
-    return [f"{group}=  {', '.join(sorted(p.stem for p in (config_dir() / group).glob('*.yaml')))}" for group in GROUPS]
 
 
 def to_yaml(config: Config) -> str:

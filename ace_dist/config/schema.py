@@ -1,37 +1,9 @@
-"""Every setting of a run, typed, with its default and its meaning; each section checks its own values in `check`."""
+"""Every setting of a run, typed, with its default and its meaning; `checks.py` says what they may be."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
-
-from ace_dist.config.settings import did_you_mean
-from ace_dist.utils.errors import ConfigError
-
-VIEW_FUSIONS = ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")
-
-
-def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise `ConfigError` with the nearest allowed value when `value` is none of them."""
-    if value not in allowed:
-        raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
-
-
-def check_positive(section: str, settings: object, *names: str) -> None:
-    """Raise `ConfigError` for the first of the named settings that is not greater than zero."""
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise ConfigError(f"{section}.{name}={getattr(settings, name)} must be greater than zero")
-
-
-def check_not_negative(section: str, settings: object, *names: str) -> None:
-    """Raise `ConfigError` for the first of the named settings that is negative or no number."""
-    for name in names:
-        if not getattr(settings, name) >= 0:
-            raise ConfigError(f"{section}.{name}={getattr(settings, name)} must be at least 0")
 
 
 @dataclass
@@ -41,9 +13,6 @@ class ClipConfig:
     frames: int = 8
     seconds: float = 2.0
     views: int = 3
-
-    def check(self) -> None:
-        check_positive("dataset.clip", self, "frames", "seconds", "views")
 
 
 @dataclass
@@ -56,9 +25,6 @@ class EncodingConfig:
     gop: int = 32  # frames from key frame to key frame
     quality: int = 20  # the codec's own scale, lower is better: CRF for h264 and vp9, qscale for mjpeg
     margin_s: float = 0.25  # seconds kept on each side of a segment
-
-    def check(self) -> None:
-        check_choice("dataset.encoding.codec", self.codec, ("vp9", "mjpeg", "h264"))
 
 
 @dataclass
@@ -90,12 +56,6 @@ class DatasetConfig:
     allow_quarantine: bool = False  # finish a build without the segments that failed, listed in quarantine.jsonl
     world: dict[str, Any] = field(default_factory=dict)  # of a rendered world, which checks them itself
 
-    def check(self) -> None:
-        check_choice("dataset.kind", self.kind, ("csv", "gtea", "ikea", "ata", "webdataset", "tabletop"))
-        check_not_negative("dataset", self, "workers", "timeout_s")
-        self.clip.check()
-        self.encoding.check()
-
 
 @dataclass
 class VideoConfig:
@@ -126,13 +86,6 @@ class VideoConfig:
     compile: str = "none"  # none | default | reduce-overhead (CUDA graphs) | max-autotune: torch.compile of the blocks
     weights: str | None = None  # safetensors file
 
-    def check(self) -> None:
-        check_choice("model.video.tower", self.tower, ("timesformer", "vit", "spacetime"))
-        check_choice("model.video.pooling", self.pooling, ("mean", "frames"))
-        check_choice("model.video.time_embed_resize", self.time_embed_resize, ("nearest", "linear"))
-        check_choice("model.video.compile", self.compile, ("none", "default", "reduce-overhead", "max-autotune"))
-        check_choice("model.video.attention", self.attention, ("auto", "triton", "xformers", "sdpa"))
-
 
 @dataclass
 class TextConfig:
@@ -151,9 +104,6 @@ class TextConfig:
     train_projection: bool = True
     release_frozen: bool = True  # free the weights that only new phrases need; those of the run folder serve them
     weights: str | None = None  # safetensors file
-
-    def check(self) -> None:
-        check_choice("model.text.tower", self.tower, ("clip", "minilm"))
 
 
 @dataclass
@@ -176,11 +126,6 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
 
-    def check(self) -> None:
-        check_choice("model.init", self.init, ("weights", "random", "random_video"))
-        self.video.check()
-        self.text.check()
-
 
 @dataclass
 class MethodConfig:
@@ -197,20 +142,8 @@ class MethodConfig:
     children: int | None = None  # M of the first order; null: all children of the tree file
     grandchildren: int | None = None  # M of the second order; null: all
     children_include_parent: bool = True  # M counts the parent verb itself
-    exclude_real_classes: bool = False  # a shadow negative may not equal a seen class
+    exclude_real_classes: bool = False  # a shadow negative may not equal a base class
     independent_draws: bool = False  # draw per class instead of once per root verb
-
-    def check(self) -> None:
-        check_choice("method.objective", self.objective, ("concept", "label", "bike"))
-        check_positive("method", self, "temperature")
-        if not (self.fixed_labels or self.random_labels):
-            raise ConfigError("method.fixed_labels=false and method.random_labels=false leave no loss; switch one on")
-        for key in ("random_labels", "shadow_negatives"):
-            if self.objective != "concept" and getattr(self, key):
-                raise ConfigError(
-                    f"method.{key}=true does not go with method.objective={self.objective}, whose loss is on fixed "
-                    f"labels alone; set method.{key}=false, or method=ace"
-                )
 
 
 @dataclass
@@ -232,23 +165,6 @@ class LoaderConfig:
     std: list[float] = field(default_factory=lambda: [0.225, 0.225, 0.225])
     dtype: str = "float32"  # float32: the loader normalises; uint8: a TimeSformer's patch embedding does, from bytes
 
-    def check(self) -> None:
-        check_choice("loader.backend", self.backend, ("auto", "dali", "pyav", "torchcodec"))
-        check_choice("loader.dtype", self.dtype, ("float32", "uint8"))
-        check_positive("loader", self, "crop", "feature_cache_gib")
-        if self.short_side_min > self.short_side_max:
-            raise ConfigError(
-                f"loader.short_side_min={self.short_side_min} exceeds loader.short_side_max={self.short_side_max}"
-            )
-        for key in ("short_side_min", "test_short_side"):
-            if getattr(self, key) < self.crop:
-                raise ConfigError(f"loader.{key}={getattr(self, key)} is smaller than loader.crop={self.crop}")
-        if self.feature_cache is not None and self.augment:
-            raise ConfigError(
-                f"loader.feature_cache={self.feature_cache} needs loader.augment=false: with random crops no clip "
-                f"is shown twice alike"
-            )
-
 
 @dataclass
 class MetersConfig:
@@ -259,15 +175,12 @@ class MetersConfig:
 
 @dataclass
 class ProfileConfig:
-    """Which steps are profiled. `profile=true` is short for `training.profile.steps=3`."""
+    """Which steps are profiled."""
 
-    steps: int = 0  # recorded, one after the other; 0: none
+    steps: int = 0  # recorded, one after the other; 0: three with profile=true, else none
     after: int = 5  # steps of this start that go before them
     trace: bool = True  # a torch-profiler trace, which slows the recorded steps; without it times by part alone
     memory_snapshot: bool = True  # of CUDA's allocator
-
-    def check(self) -> None:
-        check_not_negative("training.profile", self, "steps", "after")
 
 
 @dataclass
@@ -293,9 +206,7 @@ class TrainingConfig:
     warmup: float = 0.0  # share of the run
     ema_decay: float = 0.0  # of a running average of the weights, which is then tested and exported; 0: none
     log_every_steps: int = 10
-    trackers: list[str] = field(
-        default_factory=lambda: ["tensorboard"]
-    )  # wandb, trackio; metrics.jsonl is always there
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # or wandb, trackio; beside metrics.jsonl
     save_every_steps: int = 200
     save_every_minutes: float = 15.0  # save also when the last one is this old
     keep_checkpoints: int = 2
@@ -310,23 +221,6 @@ class TrainingConfig:
     meters: MetersConfig = field(default_factory=MetersConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
-    def check(self) -> None:
-        check_choice("training.device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("training.precision", self.precision, ("auto", "fp32", "bf16"))
-        check_choice("training.optimizer", self.optimizer, ("sgd", "adamw"))
-        check_choice("training.schedule", self.schedule, ("steps", "cosine", "constant"))
-        check_positive("training", self, "batch_size", "accumulation", "epochs", "keep_checkpoints")
-        check_positive("training", self, "log_every_steps", "save_every_steps", "save_every_minutes")
-        check_positive("training", self, "stall_after_s", "collective_timeout_s")
-        check_not_negative("training", self, "gc_every_steps", "early_stopping_patience")
-        self.profile.check()
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"training.ema_decay={self.ema_decay} must lie in [0, 1); 0 switches it off")
-        if self.batch_size % self.accumulation:
-            raise ConfigError(
-                f"training.batch_size={self.batch_size} is not a multiple of training.accumulation={self.accumulation}"
-            )
-
 
 @dataclass
 class EvaluationConfig:
@@ -340,31 +234,6 @@ class EvaluationConfig:
     every_steps: int = 0  # validate this often on clips of the training split that are held out for it; 0: never
     validation_groups: list[str] = field(default_factory=list)  # the groups (people, cameras) held out; or instead
     validation_share: float = 0.0  # this share of the groups, drawn by `seed`
-
-    def check(self) -> None:
-        """Its own values, and that validation has clips that are held out for it, as held-out clips have validation."""
-        check_positive("evaluation", self, "batch_size")
-        check_not_negative("evaluation", self, "every_steps")
-        check_choice("evaluation.scorer", self.scorer, ("similarity", "chance"))
-        check_choice("evaluation.view_fusion", self.view_fusion, VIEW_FUSIONS)
-        if not 0 <= self.validation_share < 1:
-            raise ConfigError(f"evaluation.validation_share={self.validation_share} must lie in [0, 1)")
-        if self.validation_groups and self.validation_share:
-            raise ConfigError(
-                f"evaluation.validation_groups={self.validation_groups} and evaluation.validation_share="
-                f"{self.validation_share} both choose what is held out; set one of them"
-            )
-        held_out = self.validation_groups or self.validation_share
-        if self.every_steps and not held_out:
-            raise ConfigError(
-                f"evaluation.every_steps={self.every_steps} has nothing to look at: hold groups of training clips out "
-                f"with evaluation.validation_groups='[NAME, ...]' or evaluation.validation_share=0.2"
-            )
-        if held_out and not self.every_steps:
-            raise ConfigError(
-                "evaluation.validation_groups or validation_share hold clips out that nothing looks at; set "
-                "evaluation.every_steps too (dataset.left_out_groups leaves groups out of training and test)"
-            )
 
 
 @dataclass

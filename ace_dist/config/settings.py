@@ -25,6 +25,7 @@ TYPES_IN_WORDS = {
 }
 TEXT_LISTS: tuple[Any, ...] = (list[str], list[str] | None)
 QUOTES = ("'", '"')
+HELP = {"-h", "--help"}
 RENAMED = {  # settings of the version before, for one release
     "run_dir": "run",
     "out": "output",
@@ -39,31 +40,27 @@ RENAMED = {  # settings of the version before, for one release
 
 def parse_settings(argv: Sequence[str], schema: type[Settings]) -> Settings:
     """The settings of a command that composes no run. Raises `ConfigError` with the nearest name for an unknown key."""
-    merged, rest = divide(argv, schema, "", {})
-    if help_asked(rest):
+    settings, _ = split_settings(argv, schema, alone=True)
+    if help_asked(argv):
         raise SystemExit(0)
-    for arg in rest:
-        raise unknown_setting(arg.partition("=")[0], schema)
-    return complete(merged, schema, "")
+    return settings
 
 
 def split_settings(
-    argv: Sequence[str], schema: type[Settings], prefix: str = "", base: Mapping[str, Any] | None = None
+    argv: Sequence[str],
+    schema: type[Settings],
+    prefix: str = "",
+    base: Mapping[str, Any] | None = None,
+    alone: bool = False,
 ) -> tuple[Settings, list[str]]:
     """Divide `key=value` arguments into those of `schema`, a dataclass, and the others, such as a run's.
 
-    With a `prefix`, such as `cluster.`, all keys that begin with it are the schema's. `base` holds defaults that win
-    over the schema's. A field whose default is MISSING must be given. `--help` prints the fields with their comments
-    and stays among the others; DeepSpeed's `--local_rank` is dropped.
+    With a `prefix`, such as `cluster.`, all keys that begin with it are the schema's; with `alone` there may be no
+    others. `base` holds defaults that win over the schema's. A field whose default is MISSING must be given. `--help`
+    prints the fields with their comments and stays among the others; DeepSpeed's `--local_rank` is dropped.
     """
-    merged, rest = divide(argv, schema, prefix, base or {})
-    return (schema() if help_asked(rest) else complete(merged, schema, prefix)), rest
-
-
-def divide(argv: Sequence[str], schema: type, prefix: str, base: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """The schema with its own arguments applied, and the other arguments."""
     names = [entry.name for entry in fields(schema)]
-    merged, rest = OmegaConf.merge(OmegaConf.structured(schema), base), list[str]()
+    merged, rest = OmegaConf.merge(OmegaConf.structured(schema), base or {}), list[str]()
     if help_asked(argv):
         print("", *describe_fields(schema, prefix), sep="\n  ")
     for arg in argv:
@@ -74,22 +71,20 @@ def divide(argv: Sequence[str], schema: type, prefix: str, base: Mapping[str, An
             continue
         if own.split(".")[0] in names and equals:
             assign(merged, arg, own, parse_value(own, text, get_type_hints(schema).get(own)))
-        elif own and prefix:
-            raise unknown_setting(key, schema, prefix)
         elif not equals and not key.startswith(("-", "~")):
             raise ConfigError(f"{arg!r} is not a setting; settings are written key=value: {', '.join(names)}")
+        elif (alone or (prefix and own)) and key not in HELP:
+            near = did_you_mean(own, names)
+            raise ConfigError(f"unknown setting {key!r}{near}; there are {', '.join(names)}")
         else:
             rest.append(arg)
-    return merged, rest
-
-
-def complete(merged: Any, schema: type[Settings], prefix: str) -> Settings:
-    """The schema's object. Raises `ConfigError` for the first setting that must be given and is not."""
-    for name in [name for name in merged if OmegaConf.is_missing(merged, name)]:
+    if help_asked(rest):
+        return schema(), rest
+    for name in [name for name in names if OmegaConf.is_missing(merged, name)]:
         raise ConfigError(f"{prefix}{name} is not set: give {comments(schema).get(name, name)} as {prefix}{name}=...")
     settings = OmegaConf.to_object(merged)
     assert isinstance(settings, schema)
-    return settings
+    return settings, rest
 
 
 def assign(merged: Any, arg: str, key: str, value: Any) -> None:
@@ -149,13 +144,6 @@ def check_renamed(key: str) -> None:
         raise ConfigError(f"{key} is now {RENAMED[key]}: write {RENAMED[key]}=...")
 
 
-def unknown_setting(key: str, schema: type, prefix: str = "") -> ConfigError:
-    """The error for a key that the schema does not have, with the nearest that it has."""
-    names = [entry.name for entry in fields(schema)]
-    near = did_you_mean(key.removeprefix(prefix), names)
-    return ConfigError(f"unknown setting {key!r}{near}; there are {', '.join(names)}")
-
-
 def type_in_words(message: str) -> str | None:
     """What OmegaConf's message says a value should have been, in words."""
     found = re.search(r"could not be converted to (\w+)|not a valid (\w+)|not a (ListConfig)", message)
@@ -169,7 +157,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def help_asked(argv: Sequence[str]) -> bool:
-    return not {"-h", "--help"}.isdisjoint(argv)
+    return not HELP.isdisjoint(argv)
 
 
 def describe_fields(schema: type, prefix: str = "") -> list[str]:
@@ -184,5 +172,6 @@ def describe_fields(schema: type, prefix: str = "") -> list[str]:
 
 
 def comments(schema: type) -> dict[str, str]:
-    """The comment behind each field in the source of a dataclass."""
-    return dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(schema), re.M))
+    """The comment behind each field in the source of a dataclass and those that it extends."""
+    sources = [inspect.getsource(base) for base in reversed(schema.__mro__[:-1])]
+    return dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", "".join(sources), re.M))

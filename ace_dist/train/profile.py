@@ -22,7 +22,7 @@ from ace_dist.utils.files import write_text
 from ace_dist.utils.parts import OTHER, PREFIX, part
 
 if TYPE_CHECKING:
-    from ace_dist.config import ProfileConfig
+    from ace_dist.config import Config
     from ace_dist.train.metrics import Meters
     from ace_dist.utils.distributed import Ranks
 
@@ -33,6 +33,7 @@ COLLECTIVES = (
     "all_gather_coalesced", "reduce_scatter_coalesced",
 )  # fmt: skip
 STEP = "ProfilerStep"  # how torch's profiler names the range of a step
+STEPS = 3  # recorded with `profile=true` alone
 SNAPSHOT_EVENTS = 100_000  # allocations and releases that a memory snapshot keeps, the newest
 
 
@@ -103,14 +104,20 @@ def communication_named() -> Iterator[None]:
 
 
 class Profiler(Callback):
-    """Records the steps that `training.profile` chooses; with `steps: 0`, the default, it does nothing.
+    """Records the steps that `training.profile` chooses, three of them for `profile=true` alone; else does nothing.
 
     Writes into `<run>/profile`: `trace-rankN.json.gz` (a Chrome trace; ui.perfetto.dev opens it), `parts-rankN.json`
     (milliseconds of each part in each step) and, on CUDA, `memory-rankN.pickle` (for pytorch.org/memory_viz).
     """
 
-    def __init__(self, settings: ProfileConfig, run_dir: Path, ranks: Ranks, meters: Meters) -> None:
-        self.settings, self.folder, self.ranks, self.meters = settings, run_dir / "profile", ranks, meters
+    def __init__(self, config: Config, run_dir: Path, ranks: Ranks, meters: Meters) -> None:
+        self.settings, self.folder, self.ranks, self.meters = (
+            config.training.profile,
+            run_dir / "profile",
+            ranks,
+            meters,
+        )
+        self.steps = self.settings.steps or (STEPS if config.profile else 0)
         self.steps_begun = 0
         self.recorder: torch.profiler.profile | None = None
         self.recording = ExitStack()
@@ -120,17 +127,17 @@ class Profiler(Callback):
         """Start or end the recording when it is time to. It starts a step early: its own start takes time."""
         self.steps_begun += 1
         first = self.settings.after + 1
-        if not self.settings.steps or self.steps_begun > first + self.settings.steps:
+        if not self.steps or self.steps_begun > first + self.steps:
             return
         self.stage.close()
-        if self.steps_begun == first + self.settings.steps:
+        if self.steps_begun == first + self.steps:
             self.finish()
             return
         if self.recorder is not None:
             self.recorder.step()
         elif self.steps_begun == max(1, first - 1):
             warmup = min(1, self.settings.after)
-            self.recorder = build_recorder(self.ranks.device, self.settings.steps, warmup, self.settings.trace)
+            self.recorder = build_recorder(self.ranks.device, self.steps, warmup, self.settings.trace)
             self.recorder.start()
         if self.steps_begun == first:
             self.recording.enter_context(communication_named())
@@ -176,7 +183,7 @@ class Profiler(Callback):
         self.recording.close()
         if self.recorder is not None:
             self.recorder.stop()
-        if error is None and self.settings.steps and self.steps_begun <= self.settings.after and self.ranks.is_first:
+        if error is None and self.steps and self.steps_begun <= self.settings.after and self.ranks.is_first:
             print(
                 f"profile: nothing recorded, as the run took {self.steps_begun} steps and training.profile.after="
                 f"{self.settings.after} go before the first recorded one",

@@ -188,7 +188,7 @@ def build_callbacks(training: Training, start: int, meters: Meters) -> Callbacks
             meters,
             Monitor(run_dir, engine.ranks, start, engine.steps, config, meters, line),
             Watchdog(run_dir, engine.ranks, training.health.flags, config),
-            Profiler(config.profile, run_dir, engine.ranks, meters),
+            Profiler(training.config, run_dir, engine.ranks, meters),
             training.validation,
             GarbageCollection(config.gc_every_steps),
         ]
