@@ -1,7 +1,7 @@
 """Every command: `ace NAME key=value ...`, `python -m ace_dist NAME ...` or `python launchers/NAME.py ...`.
 
 A command parses its settings, calls the room that does the work, and says what came out. The rooms are imported inside
-the commands: `--help` needs no torch, nor do the processes that check shards, which import the launcher's file again.
+the commands where they need torch: neither `--help` does, nor the processes that check shards, which import this too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from ace_dist import __version__
-from ace_dist.config import did_you_mean, help_asked, load_config, parse_settings, read_config, split_settings, to_yaml
+from ace_dist.cluster import submit as jobs
+from ace_dist.cluster.profiles import ClusterConfig, split_profile
+from ace_dist.cluster.sweep import Run, Sweep, expand, launch, select, status_table
+from ace_dist.config import Config, did_you_mean, help_asked, load_config, parse_settings, read_config, split_settings
 from ace_dist.utils.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from ace_dist.cluster.sweep import Sweep
-    from ace_dist.config import Config
+    from ace_dist.utils.distributed import Ranks
 
 REFUSALS = {  # what a file system may refuse, and what its owner can do
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or write to another disk"),
@@ -56,12 +58,11 @@ def train(argv: list[str]) -> int:
     own, rest = split_settings(argv, TrainSettings)
     config = load_run([arg for arg in rest if arg != "--cfg"])
     if "--cfg" in rest:
+        from ace_dist.config import to_yaml
         from ace_dist.utils.secrets import redact
 
         print(redact(to_yaml(config)), end="")
         return 0
-    from ace_dist.evaluate.report import write_report
-    from ace_dist.evaluate.runs import evaluate_run, results_table
     from ace_dist.train.dry_run import dry_run
     from ace_dist.train.trainer import train
     from ace_dist.utils.distributed import connect, disconnect
@@ -69,11 +70,19 @@ def train(argv: list[str]) -> int:
     ranks = connect(config.training.device, config.training.collective_timeout_s)
     outcome = dry_run(config, ranks) if own.dry_run else train(config, ranks)
     if outcome.stopped is None and not own.dry_run:
-        results = evaluate_run(outcome.run_dir, ranks)
-        if ranks.is_first:
-            print(f"\n{results_table(results)}\n\nreport: {write_report(outcome.run_dir)}", flush=True)
+        evaluate_and_report(outcome.run_dir, ranks)
     disconnect()
     return outcome.exit_code
+
+
+def evaluate_and_report(run_dir: Path, ranks: Ranks) -> None:
+    """Collective."""
+    from ace_dist.evaluate.report import write_report
+    from ace_dist.evaluate.runs import evaluate_run, results_table
+
+    results = evaluate_run(run_dir, ranks)
+    if ranks.is_first:
+        print(f"\n{results_table(results)}\n\nreport: {write_report(run_dir)}", flush=True)
 
 
 @dataclass
@@ -148,14 +157,10 @@ def evaluate(argv: list[str]) -> None:
     """Evaluate a finished run again: `deepspeed launchers/evaluate.py run=DIR` (or `python` for one rank)."""
     run_dir = Path(parse_settings(argv, RunSettings).run)
     config = read_config(run_dir)
-    from ace_dist.evaluate.report import write_report
-    from ace_dist.evaluate.runs import evaluate_run, results_table
     from ace_dist.utils.distributed import connect, disconnect
 
     ranks = connect(config.training.device)
-    results = evaluate_run(run_dir, ranks)
-    if ranks.is_first:
-        print(f"\n{results_table(results)}\n\nreport: {write_report(run_dir)}", flush=True)
+    evaluate_and_report(run_dir, ranks)
     disconnect()
 
 
@@ -240,7 +245,6 @@ def report_sweep(argv: list[str]) -> None:
     Adds its runs to `runs.csv` of the output folder and writes the experiment's page and figures there.
     """
     settings = parse_settings(argv, StudySettings)
-    from ace_dist.cluster.sweep import Sweep
     from ace_dist.tools.study.report import write_study
     from ace_dist.tools.study.rows import planned_runs
     from ace_dist.tools.study.tables import load_table
@@ -385,31 +389,28 @@ def submit(argv: list[str]) -> int:
     Returns 0, or the status of the job that was waited for.
     """
     settings, others = split_settings(argv, SubmitSettings)
-    from ace_dist.cluster import submit as room
-    from ace_dist.cluster.profiles import split_profile
-
     profile, rest = split_profile(others)
     name, words = command_of([settings.launcher, *rest])
     if settings.launcher in ("submit", "sweep"):
         raise ConfigError(f"launcher={settings.launcher} submits jobs itself: start it as it is")
-    room.check_job(load_run, name, words, profile)
+    jobs.check_job(load_run, name, words, profile)
     folder = Path(settings.folder)
-    job = room.build_job(execute, settings.launcher, rest, folder)
-    print(room.describe(profile, [job], folder), flush=True)
+    job = jobs.build_job(execute, settings.launcher, rest, folder)
+    print(jobs.describe(profile, [job], folder), flush=True)
     if settings.dry_run:
         if profile.kind == "slurm":
-            print(f"\n{room.sbatch_text(profile, f'ace-{settings.launcher}', folder)}")
+            print(f"\n{jobs.sbatch_text(profile, f'ace-{settings.launcher}', folder)}")
         return 0
     if profile.kind == "local":
-        room.run_here(job, profile, folder)
-        return room.status_of(job)
-    (job_id,) = room.submit(profile, [job], f"ace-{settings.launcher}", folder)
-    log = room.log_path(folder, job_id)
+        jobs.run_here(job, profile, folder)
+        return jobs.status_of(job)
+    (job_id,) = jobs.submit(profile, [job], f"ace-{settings.launcher}", folder)
+    log = jobs.log_path(folder, job_id)
     print(f"job      {job_id}; its first rank prints to {log}, cancel it with: scancel {job_id}", flush=True)
     if not settings.wait:
         return 0
-    room.stay(log, lambda: not room.queue("slurm", [job_id]))
-    return room.status_of(job)
+    jobs.stay(log, lambda: not jobs.queue("slurm", [job_id]))
+    return jobs.status_of(job)
 
 
 @dataclass
@@ -429,8 +430,6 @@ def sweep_run(argv: list[str]) -> int:
     machine the sweep ends with its table.
     """
     settings, others = split_settings(argv, SweepSettings)
-    from ace_dist.cluster.profiles import split_profile
-    from ace_dist.cluster.sweep import Sweep, check_runs, expand, launch, select
     from ace_dist.tools.study.tables import expand_table, load_table, name_a_table, rows_without_run
 
     profile, grid = split_profile(others)
@@ -447,9 +446,15 @@ def sweep_run(argv: list[str]) -> int:
     runs = sweep.add(expand_table(grid, table) if table else expand(grid), settings.table)
     if table and (absent := rows_without_run(runs, table)):
         print(f"left out {', '.join(absent)}: see ace_dist/assets/tables/{table.name}.yaml", flush=True)
-    check_runs(load_run, runs, profile)
-    code = launch(sweep, select(runs, sweep.states(), "run"), profile, execute, settings.dry_run)
-    if profile.kind == "local" and not settings.dry_run:
+    return launch_runs(sweep, runs, "run", profile, settings.dry_run)
+
+
+def launch_runs(sweep: Sweep, runs: Sequence[Run], verb: str, profile: ClusterConfig, dry_run: bool) -> int:
+    """Check every run's settings, then submit what `verb` asks for."""
+    for run in runs:
+        jobs.check_job(load_run, "train", run.overrides, profile)
+    code = launch(sweep, select(runs, sweep.states(), verb), profile, execute, dry_run)
+    if profile.kind == "local" and not dry_run:
         print_table(sweep)
     return code
 
@@ -461,17 +466,12 @@ class KnownSweep:
 
 
 def read_sweep(settings: KnownSweep) -> Sweep:
-    from ace_dist.cluster.sweep import Sweep
-
     return Sweep.read(Path(settings.folder) / settings.sweep)
 
 
 def sweep_status(argv: list[str]) -> None:
     """Say where each run of a sweep is: `python launchers/sweep.py status sweep=NAME`."""
-    settings = parse_settings(argv, KnownSweep)
-    from ace_dist.cluster.sweep import status_table
-
-    print(status_table(read_sweep(settings).states()))
+    print(status_table(read_sweep(parse_settings(argv, KnownSweep)).states()))
 
 
 def sweep_collect(argv: list[str]) -> None:
@@ -481,8 +481,6 @@ def sweep_collect(argv: list[str]) -> None:
 
 @dataclass
 class RetrySettings(KnownSweep):
-    sweep: str = MISSING  # its name
-    folder: str = "runs/sweeps"  # of all sweeps
     dry_run: bool = False  # print what would be submitted, and stop
 
 
@@ -492,21 +490,13 @@ def sweep_retry(argv: list[str]) -> int:
     They go where they were before, unless cluster=... says otherwise.
     """
     settings, others = split_settings(argv, RetrySettings)
-    from ace_dist.cluster.profiles import split_profile
-    from ace_dist.cluster.sweep import check_runs, launch, select
-
     profile, rest = split_profile(others)
     if rest:
         raise ConfigError(f"retry takes no settings of runs, found {rest[0]!r}; give sweep=NAME alone")
     sweep = read_sweep(settings)
     if not others:
         profile = sweep.last_profile()
-    runs = list(sweep.runs.values())
-    check_runs(load_run, runs, profile)
-    code = launch(sweep, select(runs, sweep.states(), "retry"), profile, execute, settings.dry_run)
-    if profile.kind == "local" and not settings.dry_run:
-        print_table(sweep)
-    return code
+    return launch_runs(sweep, list(sweep.runs.values()), "retry", profile, settings.dry_run)
 
 
 def print_table(sweep: Sweep) -> None:
@@ -614,10 +604,9 @@ def first_line(name: str) -> str:
 
 def overview() -> str:
     """Every command with the first line of its docstring, and where to begin."""
-    lines = [f"  {name:18} {first_line(name)}" for name in COMMANDS]
     return "\n".join([
         f"ace-dist {__version__}. Its commands, as `ace NAME key=value` or `python launchers/NAME.py key=value`:\n",
-        *lines,
+        *(f"  {name:18} {first_line(name)}" for name in COMMANDS),
         "\nBegin with the demo:    make demo",
         "or with your own CSV:   python launchers/build_synonyms.py actions=annotations.csv output=trees.json "
         "source=wordnet children=6",

@@ -31,12 +31,12 @@ from ace_dist.utils.errors import UserError
 from ace_dist.utils.secrets import redact
 
 Main = Callable[[Sequence[str]], int]  # runs a command, as `ace_dist.cli.execute` does; returns its exit status
-ASKED, ANSWER_S = 4, 5.0  # a controller that pre-empts many jobs at once is slow; KILL comes 30 s after TERM
+ATTEMPTS, ANSWER_S = 4, 5.0  # a controller that pre-empts many jobs at once is slow; KILL comes 30 s after TERM
 
 
 @dataclass(frozen=True)
 class Event:
-    """A line of a job's journal: what happened to it, when, in which start of which job, as seen by which rank."""
+    """A line of a job's journal: what happened to it, when, in which start of which job, as told by which rank."""
 
     event: str  # started | finished | failed | stopped | requeued
     utc: str
@@ -91,7 +91,6 @@ class Job:
         """
 
         def answer(number: int, frame: FrameType | None) -> None:
-            """The signal's handler: only global rank 0 asks for the requeue."""
             if environment.global_rank == 0:
                 self.requeue(environment)
 
@@ -123,7 +122,6 @@ class Job:
         raise AssertionError("submitit's handler returned")
 
     def note(self, environment: submitit.JobEnvironment, event: str, detail: str = "") -> None:
-        """Append a line to the journal."""
         line = Event(
             event,
             datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -153,12 +151,12 @@ def read_journal(path: Path) -> list[Event]:
 def queue_state(job_id: str) -> str:
     """SLURM's state of a job: RUNNING, COMPLETING (it is being cancelled or requeued), PENDING, ..., or UNKNOWN."""
     words = ("scontrol", "show", "job", "--oneliner", job_id)
-    for attempt in range(ASKED):
+    for attempt in range(ATTEMPTS):
         try:
             text = subprocess.run(words, capture_output=True, text=True, check=False, timeout=ANSWER_S).stdout
         except subprocess.TimeoutExpired:
             continue
-        if found := re.search(r"\bJobState=(\S+)", text):
-            return found.group(1)
-        time.sleep(ANSWER_S / 5 if attempt < ASKED - 1 else 0)
+        if state := re.search(r"\bJobState=(\S+)", text):
+            return state[1]
+        time.sleep(ANSWER_S / 5 if attempt < ATTEMPTS - 1 else 0)
     return "UNKNOWN"

@@ -7,27 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
+from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.shards import MANIFEST, ShardFiles, ShardSet
-from ace_dist.train.run_folder import PACKAGES, git_state
-
-if TYPE_CHECKING:
-    from ace_dist.config import Config
-    from ace_dist.utils.distributed import Ranks
-
+from ace_dist.train.run_folder import environment
+from ace_dist.utils.distributed import Ranks
 
 LEAST_FREE_GIB = 2.0
 ALL_REDUCE_MIB = 16
@@ -47,19 +41,19 @@ class Finding:
 
 
 def preflight(config: Config, ranks: Ranks) -> list[list[Finding]]:
-    """Every check on every rank: for each check the findings in rank order. Collective."""
-    checks: Sequence[Callable[[Config, Ranks], Finding]] = (
-        host, versions, code, all_reduce, disk, shards, decoder,
-    )  # fmt: skip
-    return [ranks.gather(run_check(check, config, ranks)) for check in checks]
+    """Every check on every rank: for each check the findings in rank order. Collective.
 
-
-def run_check(check: Callable[[Config, Ranks], Finding], config: Config, ranks: Ranks) -> Finding:
-    """One check's finding; an error is a finding too, so that the other ranks are not left waiting."""
-    try:
-        return check(config, ranks)
-    except Exception as error:
-        return Finding(check.__name__, True, f"{type(error).__name__}: {' '.join(str(error).split())}")
+    An error is a finding too, so that the other ranks are not left waiting.
+    """
+    checks: Sequence[Callable[[Config, Ranks], Finding]] = (host, versions, code, all_reduce, disk, shards, decoder)
+    findings = []
+    for check in checks:
+        try:
+            finding = check(config, ranks)
+        except Exception as error:
+            finding = Finding(check.__name__, True, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        findings.append(ranks.gather(finding))
+    return findings
 
 
 def host(config: Config, ranks: Ranks) -> Finding:
@@ -76,13 +70,9 @@ def host(config: Config, ranks: Ranks) -> Finding:
 
 def versions(config: Config, ranks: Ranks) -> Finding:
     """The packages that decide what is computed."""
-    found = {}
-    for package in ("python", *PACKAGES):
-        try:
-            found[package] = platform.python_version() if package == "python" else metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    said = ", ".join(f"{name} {version}" for name, version in found.items())
+    facts = environment()
+    packages = {"python": facts["python"], **facts["versions"]}
+    said = ", ".join(f"{name} {version}" for name, version in packages.items())
     return Finding("versions", False, said, "use one environment for all nodes: cluster.python or cluster.setup", said)
 
 
@@ -92,7 +82,7 @@ def code(config: Config, ranks: Ranks) -> Finding:
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    state = git_state()
+    state = environment()["git"]
     commit = f"commit {state['commit'][:8]}{'+' * bool(state['modified'])}" if state["commit"] else "no checkout"
     key = digest.hexdigest()[:12]
     return Finding("code", False, f"{commit}, files {key}", "all nodes must import the same checkout", key)
@@ -123,7 +113,7 @@ def disk(config: Config, ranks: Ranks) -> Finding:
     try:
         if ranks.is_first:
             folder.mkdir(parents=True, exist_ok=True)
-            token.write_text("seen")
+            token.touch()
     except OSError as error:
         problem = str(error)
     ranks.barrier()
@@ -144,33 +134,31 @@ def disk(config: Config, ranks: Ranks) -> Finding:
 
 def shards(config: Config, ranks: Ranks) -> Finding:
     """All ranks see one manifest and whole shards; each reads the last clip of its share of them."""
-    found = ShardSet.load(config.dataset.shards)
-    manifest = hashlib.sha256((found.folder / MANIFEST).read_bytes()).hexdigest()[:12]
-    last = {record.shard: record for record in found.records}
+    whole = ShardSet.load(config.dataset.shards)
+    manifest = hashlib.sha256((whole.folder / MANIFEST).read_bytes()).hexdigest()[:12]
+    last = {record.shard: record for record in whole.records}
     mine = list(last.values())[ranks.rank :: ranks.world]
-    files = ShardFiles(found.folder)
+    files = ShardFiles(whole.folder)
     started = time.perf_counter()
     size = sum(len(files.read(record)) for record in mine)
     taken_ms = 1e3 * (time.perf_counter() - started) / max(1, len(mine))
     files.close()
-    said = f"{len(found.records)} clips in {len(last)} shards of {found.folder}, manifest {manifest}"
+    said = f"{len(whole.records)} clips in {len(last)} shards of {whole.folder}, manifest {manifest}"
     said += f"; {len(mine)} shard(s) read here, {size / 2**10:.0f} KiB, {taken_ms:.1f} ms a clip" if mine else ""
     return Finding("shards", False, said, "dataset.shards must be the same folder on all nodes", manifest)
 
 
 def decoder(config: Config, ranks: Ranks) -> Finding:
     """The run's own loader decodes training clips to the right shape and to numbers."""
-    records = ShardSet.load(config.dataset.shards).split("train")
+    records, clip = ShardSet.load(config.dataset.shards).split("train"), config.dataset.clip
     labels = [0] * len(records)
-    plan = TrainPlan(
-        records, labels, config.dataset.clip, config.loader, ranks.world, config.seed, ranks.rank, ranks.world
-    )
+    plan = TrainPlan(records, labels, clip, config.loader, ranks.world, config.seed, ranks.rank, ranks.world)
     loader = build_loader(config, ranks.device)
     started = time.perf_counter()
     videos = [batch.video for batch in loader.stream(plan.requests(step) for step in range(DECODED_CLIPS))]
     taken_ms = 1e3 * (time.perf_counter() - started) / DECODED_CLIPS
     loader.close()
-    expected = (1, config.dataset.clip.frames, 3, config.loader.crop, config.loader.crop)
+    expected = (1, clip.frames, 3, config.loader.crop, config.loader.crop)
     wrong = [tuple(video.shape) for video in videos if tuple(video.shape) != expected or not video.isfinite().all()]
     said = f"{loader.backend} on {ranks.device}: {DECODED_CLIPS} clips of {expected[1:]}, {taken_ms:.0f} ms each"
     remedy = "loader.backend=pyav, or build the shards in a codec that this device decodes"

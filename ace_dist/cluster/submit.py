@@ -32,6 +32,7 @@ from ace_dist.utils.secrets import SECRET_NAMES, redact
 
 Load = Callable[[Sequence[str]], Config]  # composes a run's configuration and checks it
 POLL_S = 0.5
+PLACE = ("partition", "account", "qos", "constraint")  # of sbatch's options
 COMPOSED = ("train", "build_shards", "verify_shards", "preflight")  # commands whose settings are a run's
 
 
@@ -44,19 +45,13 @@ def slurm_parameters(profile: ClusterConfig, name: str, folder: Path) -> dict[st
     """
     crashes = f"{shlex.quote(str(folder.absolute()))}/$SLURM_JOB_ID.crashes"
     parameters = {
+        **{key: getattr(profile, key) for key in ("nodes", "cpus_per_task", *PLACE, "exclude")},
         "job_name": name,
-        "nodes": profile.nodes,
         "ntasks_per_node": profile.tasks_per_node,
         "gpus_per_node": profile.gpus_per_node or None,
-        "cpus_per_task": profile.cpus_per_task,
         "mem": None if profile.mem_gb is None else f"{round(profile.mem_gb * 1024)}M",
         "time": profile.time_min,
         "signal_delay_s": profile.signal_lead_s,
-        "partition": profile.partition,
-        "account": profile.account,
-        "qos": profile.qos,
-        "constraint": profile.constraint,
-        "exclude": profile.exclude,
         "array_parallelism": profile.parallel,
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True, **profile.sbatch},
@@ -80,15 +75,11 @@ def slurm_parameters(profile: ClusterConfig, name: str, folder: Path) -> dict[st
 
 def sbatch_text(profile: ClusterConfig, name: str, folder: Path, count: int = 1) -> str:
     """The sbatch file that `count` jobs would be submitted with, an array when there are several."""
-    command = f"{interpreter(profile)} -u -m submitit.core._submit {shlex.quote(str(folder.absolute()))}"
+    python = profile.python or shlex.quote(sys.executable)
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder.absolute()))}"
     array = {"map_count": count} if count > 1 else {}
     text: str = _make_sbatch_string(command, folder.absolute(), **slurm_parameters(profile, name, folder), **array)
     return text
-
-
-def interpreter(profile: ClusterConfig) -> str:
-    """The shell words that start Python on the nodes."""
-    return profile.python or shlex.quote(sys.executable)
 
 
 def submit(profile: ClusterConfig, jobs: Sequence[Job], name: str, folder: Path) -> list[str]:
@@ -102,7 +93,7 @@ def submit(profile: ClusterConfig, jobs: Sequence[Job], name: str, folder: Path)
             "or use cluster=local"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=profile.max_timeouts, python=interpreter(profile))
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=profile.max_timeouts, python=profile.python)
     executor.update_parameters(**slurm_parameters(profile, name, folder))
     try:
         with without_secrets():
@@ -112,12 +103,15 @@ def submit(profile: ClusterConfig, jobs: Sequence[Job], name: str, folder: Path)
 
 
 @contextmanager
-def without_secrets() -> Iterator[None]:
-    """Inside, variables whose names look like secrets are missing from the environment."""
+def without_secrets(**variables: str) -> Iterator[None]:
+    """Inside, the environment lacks variables whose names look like secrets, and has these new ones."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if SECRET_NAMES.search(name)}
+    os.environ.update(variables)
     try:
         yield
     finally:
+        for name in variables:
+            del os.environ[name]
         os.environ.update(hidden)
 
 
@@ -139,86 +133,71 @@ class LocalQueue:
 
     def __init__(self, profile: ClusterConfig, folder: Path) -> None:
         self.profile, self.folder = profile, folder
-        self.slots: dict[int, submitit.LocalJob[None] | None] = dict.fromkeys(range(profile.parallel))
+        self.running: dict[int, submitit.LocalJob[None]] = {}  # by slot, below `profile.parallel`
 
-    def start(self, job: Job) -> submitit.LocalJob[None]:
-        """Start a job in a free slot."""
-        slot = next(number for number, held in self.slots.items() if held is None)
-        gpus = self.profile.gpus_per_node
-        executor = submitit.LocalExecutor(self.folder, python=self.profile.python)
+    def start(self, job: Job) -> int:
+        """Start a job in a free slot, which is returned.
+
+        OMP_NUM_THREADS divides the cores among all ranks of all slots, unless the user has set it.
+        """
+        profile, gpus = self.profile, self.profile.gpus_per_node
+        slot = min(set(range(profile.parallel)) - self.running.keys())
+        executor = submitit.LocalExecutor(self.folder, python=profile.python)
         executor.update_parameters(
-            tasks_per_node=self.profile.tasks_per_node,
+            tasks_per_node=profile.tasks_per_node,
             gpus_per_node=gpus,
             visible_gpus=tuple(range(slot * gpus, (slot + 1) * gpus)),
-            timeout_min=self.profile.time_min,
+            timeout_min=profile.time_min,
             stderr_to_stdout=True,
         )
+        variables = {}
+        if profile.parallel > 1 and "OMP_NUM_THREADS" not in os.environ:
+            ranks = profile.parallel * profile.tasks_per_node
+            variables["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // ranks))
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            with without_secrets(), shared_cores(self.profile):
-                started: submitit.LocalJob[None] = executor.submit(job)
+            with without_secrets(**variables):
+                self.running[slot] = executor.submit(job)
         finally:
             signal.signal(signal.SIGINT, before)
-        self.slots[slot] = started
-        return started
+        return slot
 
     def run(self, jobs: Sequence[Job], started: Callable[[int, str], None], ended: Callable[[int], None]) -> None:
         """Run all jobs to their ends. `started(index, id)` and `ended(index)` are told as it happens.
 
         On Ctrl-C nothing more is started, the running jobs are asked to save and end, and `KeyboardInterrupt` goes on.
         """
-        waiting, running = list(range(len(jobs))), dict[int, int]()
+        waiting, indices = list(enumerate(jobs)), dict[int, int]()  # of the jobs by slot
         try:
-            while waiting or running:
-                for slot, index in list(running.items()):
-                    held = self.slots[slot]
-                    if held is not None and held.done():
-                        self.slots[slot] = None
-                        del running[slot]
-                        ended(index)
-                while waiting and None in self.slots.values():
-                    slot = next(number for number, held in self.slots.items() if held is None)
-                    index = waiting.pop(0)
-                    started(index, self.start(jobs[index]).job_id)
-                    running[slot] = index
+            while waiting or self.running:
+                for slot in [slot for slot, job in self.running.items() if job.done()]:
+                    del self.running[slot]
+                    ended(indices.pop(slot))
+                while waiting and len(self.running) < self.profile.parallel:
+                    index, job = waiting.pop(0)
+                    slot = self.start(job)
+                    indices[slot] = index
+                    started(index, self.running[slot].job_id)
                 time.sleep(POLL_S)
         except KeyboardInterrupt:
             self.stop()
-            for index in running.values():
+            for index in indices.values():
                 ended(index)
             raise
 
     def stop(self) -> None:
         """Ask what is running to save and end, and wait for it."""
-        held = [job for job in self.slots.values() if job is not None]
-        for job in held:
+        for job in self.running.values():
             if not job.done():
                 os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller hands it to the ranks
-        for job in held:
-            while not job.done():
-                time.sleep(POLL_S)
-
-
-@contextmanager
-def shared_cores(profile: ClusterConfig) -> Iterator[None]:
-    """Inside, OMP_NUM_THREADS divides the cores among all ranks of all slots, unless the user has set it."""
-    given = "OMP_NUM_THREADS" in os.environ
-    ranks = profile.parallel * profile.tasks_per_node
-    if not given and profile.parallel > 1:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // ranks))
-    try:
-        yield
-    finally:
-        if not given:
-            os.environ.pop("OMP_NUM_THREADS", None)
+        while not all(job.done() for job in self.running.values()):
+            time.sleep(POLL_S)
 
 
 def queue(kind: str, job_ids: Sequence[str]) -> dict[str, str]:
     """State of those jobs that have not ended: SLURM's word (PENDING, RUNNING, COMPLETING, ...) or RUNNING locally."""
     if kind == "local":
-        return {job_id: "RUNNING" for job_id in job_ids if alive(int(job_id))}
-    if not job_ids:
-        return {}
+        return {job_id: "RUNNING" for job_id in job_ids if Path("/proc", job_id).exists()}
     words = ("squeue", "--noheader", "--array", "--format=%i|%T", "--me")
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
@@ -228,20 +207,9 @@ def queue(kind: str, job_ids: Sequence[str]) -> dict[str, str]:
     return {job_id: states[job_id] for job_id in job_ids if job_id in states}
 
 
-def alive(process: int) -> bool:
-    """Whether a process of this machine exists."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def log_path(folder: Path, job_id: str, rank: int = 0) -> Path:
-    """What a rank of a job prints, over all its starts."""
-    return folder / f"{job_id}_{rank}_log.out"
+def log_path(folder: Path, job_id: str) -> Path:
+    """What the first rank of a job prints, over all its starts."""
+    return folder / f"{job_id}_0_log.out"
 
 
 def describe(profile: ClusterConfig, jobs: Sequence[Job], folder: Path) -> str:
@@ -250,11 +218,9 @@ def describe(profile: ClusterConfig, jobs: Sequence[Job], folder: Path) -> str:
     each = f"{profile.nodes} node(s) x {profile.tasks_per_node} rank(s)"
     if profile.gpus_per_node:
         each += f" on {profile.gpus_per_node} GPU(s) a node"
-    where = {
-        key: getattr(profile, key) for key in ("partition", "account", "qos", "constraint") if getattr(profile, key)
-    }
+    where = [f"{key} {getattr(profile, key)}" for key in PLACE if getattr(profile, key)]
     lines = [
-        f"where    {profile.kind}{''.join(f', {key} {value}' for key, value in where.items())}",
+        f"where    {', '.join([profile.kind, *where])}",
         f"each     {each} = {ranks} rank(s)" + (f", {profile.time_min} min" if profile.kind == "slurm" else ""),
         f"logs     {folder}",
     ]
@@ -287,7 +253,7 @@ def build_job(execute: Main, command: str, settings: Sequence[str], folder: Path
 def run_here(job: Job, profile: ClusterConfig, folder: Path) -> None:
     """Run a job on this machine and print what its first rank prints. Ctrl-C has it save and end."""
     local = LocalQueue(profile, folder)
-    started = local.start(job)
+    started = local.running[local.start(job)]
     try:
         stay(log_path(folder, started.job_id), started.done)
     except KeyboardInterrupt:
@@ -296,7 +262,7 @@ def run_here(job: Job, profile: ClusterConfig, folder: Path) -> None:
         print(f"\nended by Ctrl-C: {events[-1].event if events else 'before it started'}; log: {folder}", flush=True)
 
 
-def stay(log: Path, ended: Callable[[], bool], every_s: float = 1.0) -> None:
+def stay(log: Path, ended: Callable[[], bool]) -> None:
     """Print what is appended to a log until the job has ended."""
     position = 0
     while True:
@@ -308,7 +274,7 @@ def stay(log: Path, ended: Callable[[], bool], every_s: float = 1.0) -> None:
                 position = file.tell()
         if over:
             return
-        time.sleep(every_s)
+        time.sleep(1)
 
 
 def status_of(job: Job) -> int:

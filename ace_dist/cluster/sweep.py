@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 
 from ace_dist.cluster.jobs import Event, Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
-from ace_dist.cluster.submit import Load, LocalQueue, check_job, describe, log_path, queue, sbatch_text, submit
+from ace_dist.cluster.submit import LocalQueue, describe, log_path, queue, sbatch_text, submit
 from ace_dist.config import quoted
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json, write_text
@@ -108,15 +108,10 @@ class Sweep:
     def __init__(self, folder: Path) -> None:
         if not re.fullmatch(r"[\w.-]+", folder.name):
             raise ConfigError(f"sweep={folder.name}: letters, digits, '.', '_' and '-' make a sweep's name")
-        self.folder = folder
+        self.folder, self.jobs_folder = folder, folder / "jobs"
         self.table = ""  # name of the paper's table whose rows it runs; empty: none
         self.submissions: list[dict[str, Any]] = []
         self.runs: dict[str, Run] = {}
-
-    @property
-    def jobs_folder(self) -> Path:
-        """Logs, journals and submitit's files."""
-        return self.folder / "jobs"
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
@@ -133,7 +128,6 @@ class Sweep:
         return sweep
 
     def write(self) -> None:
-        """Write `sweep.json`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         runs = [asdict(run) for run in self.runs.values()]
         write_json(self.folder / "sweep.json", {"table": self.table, "submissions": self.submissions, "runs": runs})
@@ -149,26 +143,20 @@ class Sweep:
                 f"name with sweep=NAME"
             )
         self.table = table
-        asked = []
+        runs = []
         for point in points:
-            if given := [text for text in point.overrides if text.startswith("run=")]:
-                raise ConfigError(f"{given[0]}: a sweep gives each of its runs a folder below {self.folder}")
-            run = replace(point, overrides=[*point.overrides, f"run={self.folder / point.id}"])
-            name = run.id
-            known = self.runs.setdefault(name, run)
-            if known.overrides != run.overrides:
-                changed = sorted(set(known.overrides) ^ set(run.overrides))
+            for setting in point.overrides:
+                if setting.startswith("run="):
+                    raise ConfigError(f"{setting}: a sweep gives each of its runs a folder below {self.folder}")
+            new = replace(point, overrides=[*point.overrides, f"run={self.folder / point.id}"])
+            run = self.runs.setdefault(new.id, new)
+            if changed := sorted(set(run.overrides) ^ set(new.overrides)):
                 raise ConfigError(
-                    f"{self.folder}: run {name} was made with other settings ({', '.join(changed[:4])}); choose "
+                    f"{self.folder}: run {run.id} was made with other settings ({', '.join(changed[:4])}); choose "
                     f"another name with sweep=NAME"
                 )
-            asked.append(known)
-        return asked
-
-    def jobs(self, runs: Sequence[Run], execute: Main) -> list[Job]:
-        """The jobs that train runs, or continue them."""
-        folder = self.jobs_folder.absolute()
-        return [Job(execute, ("train", *run.overrides), str(folder / f"{run.id}.jsonl")) for run in runs]
+            runs.append(run)
+        return runs
 
     def note_submission(self, profile: ClusterConfig, runs: Sequence[Run]) -> None:
         """Say in `sweep.json` who is about to run, by which command, commit, versions and profile."""
@@ -179,27 +167,21 @@ class Sweep:
         when = datetime.now(UTC).isoformat(timespec="seconds")
         self.submissions.append({"utc": when, "runs": [r.id for r in runs], "profile": asdict(profile), **facts})
         self.write()
-        patch = code_diff()
-        if patch:
+        if patch := code_diff():
             write_text(self.folder / "uncommitted.patch", redact(patch))
 
     def last_profile(self) -> ClusterConfig:
-        """The profile of the last submission."""
         return ClusterConfig(**self.submissions[-1]["profile"])
 
     def note_job(self, run: Run, job_id: str, kind: str) -> None:
-        """Remember under which job a run goes."""
         run.jobs.append(job_id)
         run.kind = kind
         self.write()
 
     def states(self) -> dict[str, State]:
         """The state of every run, by id."""
-        last = {
-            kind: [r.jobs[-1] for r in self.runs.values() if r.jobs and r.kind == kind] for kind in ("local", "slurm")
-        }
-        open_runs = [r for r in self.runs.values() if not (self.folder / r.id / "results.json").is_file()]
-        waiting = {kind: queue(kind, ids) if ids and open_runs else {} for kind, ids in last.items()}
+        submitted = [r for r in self.runs.values() if r.jobs and not (self.folder / r.id / "results.json").is_file()]
+        waiting = {k: queue(k, [r.jobs[-1] for r in submitted if r.kind == k]) for k in {r.kind for r in submitted}}
         return {run.id: state_of(run, self.folder, waiting.get(run.kind, {})) for run in self.runs.values()}
 
 
@@ -239,19 +221,13 @@ def progress(run_dir: Path) -> str:
     return f"step {json.loads(lines[-1])['step']}" if lines else "step 0"
 
 
-def tail(log: Path, lines: int = 3) -> str:
-    """The last lines of a log, progress bars left out; says so when there is none."""
+def tail(log: Path) -> str:
+    """The last lines of a log without progress bars; says so when there is none."""
     if not log.is_file():
         return f"; no log at {log}"
     text = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace"))
     shown = [line.strip() for line in text if line.strip() and not re.match(r"train:\s+\d+%", line)]
-    return f"; the end of {log.name}: {redact(' | '.join(shown[-lines:]))}"
-
-
-def check_runs(load: Load, runs: Sequence[Run], profile: ClusterConfig) -> None:
-    """Compose every run's configuration now; raises `UserError` for the first that is wrong."""
-    for run in runs:
-        check_job(load, "train", run.overrides, profile)
+    return f"; the end of {log.name}: {redact(' | '.join(shown[-3:]))}"
 
 
 def select(runs: Sequence[Run], states: dict[str, State], verb: str) -> list[Run]:
@@ -262,7 +238,8 @@ def select(runs: Sequence[Run], states: dict[str, State], verb: str) -> list[Run
 
 def launch(sweep: Sweep, runs: Sequence[Run], profile: ClusterConfig, execute: Main, dry_run: bool) -> int:
     """Submit runs, on SLURM as one job array; locally stay until they end. Returns 1 when a local run failed."""
-    jobs = sweep.jobs(runs, execute)
+    folder = sweep.jobs_folder.absolute()
+    jobs = [Job(execute, ("train", *run.overrides), str(folder / f"{run.id}.jsonl")) for run in runs]
     print(f"sweep    {sweep.folder}: {len(sweep.runs)} runs, of which {len(runs)} to submit", flush=True)
     if not runs:
         print(status_table(sweep.states()))
@@ -287,12 +264,10 @@ def run_locally(sweep: Sweep, runs: Sequence[Run], jobs: Sequence[Job], profile:
     """Run on this machine, `profile.parallel` at a time, saying what starts and how it ends."""
 
     def started(index: int, job_id: str) -> None:
-        """A run was started: note its process, so that `status` finds it."""
         sweep.note_job(runs[index], job_id, "local")
         print(f"started  {runs[index].id} (process {job_id})", flush=True)
 
     def ended(index: int) -> None:
-        """A run ended: say in which state its folder is."""
         state = sweep.states()[runs[index].id]
         print(f"{state.state:<8} {runs[index].id} {state.detail}".rstrip(), flush=True)
 

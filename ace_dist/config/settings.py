@@ -6,7 +6,6 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -59,7 +58,8 @@ def split_settings(
     others. `base` holds defaults that win over the schema's. A field whose default is MISSING must be given. `--help`
     prints the fields with their comments and stays among the others; DeepSpeed's `--local_rank` is dropped.
     """
-    names = [entry.name for entry in fields(schema)]
+    kinds = get_type_hints(schema)
+    names = list(kinds)
     merged, rest = OmegaConf.merge(OmegaConf.structured(schema), base or {}), list[str]()
     if help_asked(argv):
         print("", *describe_fields(schema, prefix), sep="\n  ")
@@ -70,7 +70,7 @@ def split_settings(
         if re.match(r"--?local[_-]rank", arg):
             continue
         if own.split(".")[0] in names and equals:
-            assign(merged, arg, own, parse_value(own, text, get_type_hints(schema).get(own)))
+            assign(merged, arg, own, parse_value(own, text, kinds.get(own)))
         elif not equals and not key.startswith(("-", "~")):
             raise ConfigError(f"{arg!r} is not a setting; settings are written key=value: {', '.join(names)}")
         elif (alone or (prefix and own)) and key not in HELP:

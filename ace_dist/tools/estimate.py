@@ -13,12 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ace_dist.config import resolve_path
+from ace_dist.config import Config, resolve_path
 from ace_dist.data.build.encode import is_reference
 from ace_dist.data.loader.pyav import decode_clip, needed_packets
 from ace_dist.data.sampling import TrainPlan, train_frames
@@ -28,10 +27,6 @@ from ace_dist.train.metrics import matmul_flops_per_s
 from ace_dist.train.schedule import total_steps
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.parts import PartFlops
-
-if TYPE_CHECKING:
-    from ace_dist.config import Config
-
 
 SOURCE_FPS = 30.0  # assumed of a camera when nothing says
 NVDEC_1080_FPS = 350.0  # 1080p H.264 frames a second of one engine
@@ -150,7 +145,6 @@ def model_cost(config: Config, bf16: bool) -> Cost:
     saved: dict[int, torch.Tensor] = {}  # by storage, kept alive so that no address is used twice
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        """Note the storage that autograd would save."""
         saved.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
@@ -174,7 +168,6 @@ def model_cost(config: Config, bf16: bool) -> Cost:
 
 
 def memory_gib(config: Config, cost: Cost, ranks: int, bf16: bool) -> dict[str, float]:
-    """Memory of one rank by purpose, in GiB."""
     stage = int(config.deepspeed.get("zero_optimization", {}).get("stage", 0))
     moments = (2 if config.training.optimizer == "adamw" else 1) + (config.training.ema_decay > 0)
     size = 2 if bf16 else 4
@@ -250,7 +243,6 @@ def estimate(
 
 
 def data_lines(config: Config, budget: Budget, count: int | None) -> list[str]:
-    """What must be decoded."""
     clip = config.dataset.clip
     source = "the manifest" if budget.clips is not None else "dataset.encoding"
     size = "" if budget.kib is None else f", {budget.kib:.0f} KiB each"
@@ -261,16 +253,13 @@ def data_lines(config: Config, budget: Budget, count: int | None) -> list[str]:
         f"{budget.decoded_per_used:.2f} for each used",
     ]
     rate = clip.frames / clip.seconds
-    at_rate = expected_budget(config, rate)
-    if at_rate.decoded_per_used < 0.8 * budget.decoded_per_used:
-        lines.append(
-            f"  stored at dataset.encoding.fps={rate:g}, the rate that clips show: {at_rate.decoded_per_used:.2f}"
-        )
+    ratio = expected_budget(config, rate).decoded_per_used
+    if ratio < 0.8 * budget.decoded_per_used:
+        lines.append(f"  stored at dataset.encoding.fps={rate:g}, the rate that clips show: {ratio:.2f}")
     return lines
 
 
 def cost_lines(config: Config, cost: Cost, ranks: int, gpu: Device, device: str, bf16: bool) -> list[str]:
-    """What must be computed and held."""
     memory = memory_gib(config, cost, ranks, bf16)
     parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.items())
     total = sum(memory.values())

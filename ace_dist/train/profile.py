@@ -111,12 +111,8 @@ class Profiler(Callback):
     """
 
     def __init__(self, config: Config, run_dir: Path, ranks: Ranks, meters: Meters) -> None:
-        self.settings, self.folder, self.ranks, self.meters = (
-            config.training.profile,
-            run_dir / "profile",
-            ranks,
-            meters,
-        )
+        self.settings, self.folder = config.training.profile, run_dir / "profile"
+        self.ranks, self.meters = ranks, meters
         self.steps = self.settings.steps or (STEPS if config.profile else 0)
         self.steps_begun = 0
         self.recorder: torch.profiler.profile | None = None

@@ -17,8 +17,9 @@ EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_survives_the_disk(experiment, tmp_path):
     """Each file of configs/experiment fits the schema, and `config.yaml` reads back to the same configuration."""
-    config = load_config([f"experiment={experiment}", "seed=7"])
+    config = load_config([f"experiment={experiment}", "seed=7", "profile=true"])
     assert config.seed == 7 and config.run.endswith(config.name)
+    assert config.training.profile.steps == 0  # stays what the user wrote
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert read_config(tmp_path) == config
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ace_dist.cluster.profiles import split_profile
-from ace_dist.cluster.sweep import Sweep, check_runs
+from ace_dist.cluster.submit import check_job
+from ace_dist.cluster.sweep import Sweep
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import load_config
 from ace_dist.data.task import load_trees
@@ -51,7 +52,7 @@ def test_rows_compose_and_differ(name, experiment, tmp_path):
     sweep = Sweep(tmp_path / "s")
     runs = sweep.add(expand_table([f"experiment={experiment}", "seed=0..1"], table), table.name)
     assert len(runs) == 2 * (len(table.rows) - len(table.left_out.get(experiment, ())))
-    check_runs(load_config, runs[:1], split_profile([])[0])
+    check_job(load_config, "train", runs[0].overrides, split_profile([])[0])
     configs = [load_config([text for text in run.overrides if not text.startswith("run=")]) for run in runs[::2]]
     assert all(a != b for i, a in enumerate(configs) for b in configs[:i])
     for config in configs:
