@@ -2,9 +2,10 @@
 
 from ace_dist.config import DatasetConfig
 from ace_dist.data.datasets import Readers
-from ace_dist.worlds.tabletop.reader import build_reader
+from ace_dist.worlds.tabletop.reader import TabletopReader
+from ace_dist.worlds.tabletop.world import build_world
 
-READERS: Readers = {"tabletop": build_reader}  # by `dataset.kind`
+READERS: Readers = {"tabletop": lambda dataset: TabletopReader(build_world(dataset.world))}  # by `dataset.kind`
 
 
 def check_world(dataset: DatasetConfig) -> None:

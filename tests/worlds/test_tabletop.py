@@ -13,7 +13,7 @@ from ace_dist.utils.errors import ConfigError, DataError
 from ace_dist.worlds import check_world
 from ace_dist.worlds.tabletop.motions import PROGRAMS, Manner
 from ace_dist.worlds.tabletop.reader import TabletopReader
-from ace_dist.worlds.tabletop.rendering import object_halves, object_parts, render
+from ace_dist.worlds.tabletop.rendering import OBJECT_PARTS, object_halves, render
 from ace_dist.worlds.tabletop.world import (
     BASE_ACTIONS,
     NOVEL_ACTIONS,
@@ -112,7 +112,7 @@ def test_halves_make_up_the_object(name: str) -> None:
 
     left, right = object_halves(name)
     halves = sum(area(polygon) for polygon, _ in left + right)
-    assert halves == pytest.approx(sum(area(polygon) for polygon, _ in object_parts(name)))
+    assert halves == pytest.approx(sum(area(polygon) for polygon, _ in OBJECT_PARTS[name]))
 
 
 def test_objects_look_different() -> None:

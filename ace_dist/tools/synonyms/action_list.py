@@ -1,7 +1,5 @@
 """The actions that need trees: from a list, a CSV file, a class table of `assets/classes`, or labels line by line."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -75,22 +73,16 @@ def read_rows(path: Path) -> list[Row]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LabelError(f"actions={path} is not a class table as in ace_dist/assets/classes: {error!r}") from error
     if path.suffix.lower() == ".csv":
-        return csv_rows(path, text)
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        if missing := ", ".join(name for name in ("verb", "object") if name not in names):
+            header = ", ".join(names) or "nothing"
+            raise LabelError(f"actions={path}: column {missing} is missing; the header has {header}")
+        rows: list[Row] = []
+        for row in reader:
+            verb, object_, split = ((row.get(name) or "").strip() for name in ("verb", "object", "split"))
+            if verb or object_:
+                rows.append((f"line {reader.line_num}: ", verb or None, object_, split))
+        return rows
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     return [(f"line {number}: ", None, line, "") for number, line in lines if line and not line.startswith("#")]
-
-
-def csv_rows(path: Path, text: str) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    names = [name.strip() for name in reader.fieldnames or []]
-    if missing := [name for name in ("verb", "object") if name not in names]:
-        raise LabelError(
-            f"actions={path}: column {', '.join(missing)} is missing; the header has {', '.join(names) or 'nothing'}"
-        )
-    reader.fieldnames = names
-    rows: list[Row] = []
-    for row in reader:
-        verb, object_, split = ((row.get(name) or "").strip() for name in ("verb", "object", "split"))
-        if verb or object_:
-            rows.append((f"line {reader.line_num}: ", verb or None, object_, split))
-    return rows

@@ -6,8 +6,6 @@ data set, whose domain is "toy assembly", and the domain is a setting here. An a
 up") is repaired and noted; any other line is rejected with the reason.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -95,7 +93,11 @@ def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:
     lines = list(phrase_lines(text, action))
     if truncated and lines:
         answer.rejected.append(f"{excerpt(lines.pop())}: the answer was cut off here")
-    objectless = lists_verbs_alone(lines, action)
+    # Verbs alone are taken when every line is a possible verb without the object; one other line leaves all in doubt.
+    words = [tidy(line).split() for line in lines]
+    objectless = len(lines) > 1 and all(
+        plain(verb) and not with_object(verb, action.object.split()) and not verb_fault(verb) for verb in words
+    )
     for line in lines[:MAX_LINES]:
         verb, fault = read_line(line, action, objectless)
         if fault:
@@ -127,14 +129,6 @@ def phrase_lines(text: str, action: Action) -> Iterator[str]:
         yield from (part.strip() for part in (parts if len(parts) > 1 and all(whole) else [line]) if part.strip())
 
 
-def lists_verbs_alone(lines: list[str], action: Action) -> bool:
-    """True when every line is a possible verb without the object; one line of anything else leaves all in doubt."""
-    words = [tidy(line).split() for line in lines]
-    return len(lines) > 1 and all(
-        plain(verb) and not with_object(verb, action.object.split()) and not verb_fault(verb) for verb in words
-    )
-
-
 def plain(words: list[str]) -> bool:
     """At least one word, and nothing but ASCII letters, inner hyphens and apostrophes."""
     return bool(words) and all(re.fullmatch(r"[a-z]+(?:['-][a-z]+)*", word) for word in words)
@@ -147,12 +141,9 @@ def read_line(line: str, action: Action, objectless: bool) -> tuple[str, str]:
         return "", "no words"
     if not plain(words):
         return "", "not plain words (digits, symbols or another script)"
-    verb = with_object(words, action.object.split())
-    if not verb and objectless:
-        verb = words
-    if not verb:
-        return "", f"not a verb followed by {action.object!r}"
-    return (" ".join(verb), "") if not (fault := verb_fault(verb)) else ("", fault)
+    verb = with_object(words, action.object.split()) or (words if objectless else [])
+    fault = verb_fault(verb) if verb else f"not a verb followed by {action.object!r}"
+    return ("", fault) if fault else (" ".join(verb), "")
 
 
 def with_object(words: list[str], target: list[str]) -> list[str]:
@@ -162,19 +153,14 @@ def with_object(words: list[str], target: list[str]) -> list[str]:
     """
     words, target = ([word for word in phrase if word not in ARTICLES] for phrase in (words, target))
     for start in range(len(words) - len(target), 0, -1):
-        if not same_object(words[start : start + len(target)], target):
-            continue
-        before, after = words[:start], words[start + len(target) :]
+        before, part, after = words[:start], words[start : start + len(target)], words[start + len(target) :]
+        if part[:-1] != target[:-1] or part[-1] not in (target[-1], target[-1] + "s", target[-1] + "es"):
+            continue  # the last word may be in the plural
         if before[:1] == ["to"]:
             before = before[1:]
         if before and all(word in PARTICLES for word in after):
             return [*before, *after]
     return []
-
-
-def same_object(words: list[str], target: list[str]) -> bool:
-    # The last word may be in the plural.
-    return words[:-1] == target[:-1] and words[-1] in (target[-1], target[-1] + "s", target[-1] + "es")
 
 
 def verb_fault(verb: list[str]) -> str:
@@ -203,17 +189,13 @@ def tidy(line: str) -> str:
     """A line without numbering, bullets, quotes, mark-up, invisible characters and look-alike letters; lower case."""
     text = unicodedata.normalize("NFKC", line)
     text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc", "Mn") or c in "\t ")
-    text = " ".join(latin(word) for word in text.lower().split())
+    words = [word.translate(LOOK_ALIKES) if re.search(r"[a-z]", word) else word for word in text.lower().split()]
+    text = " ".join(words)
     text = text.strip(" \t" + DASHES)
     text = re.sub(r"^(?:\(?\d{1,4}\s*[.):\-–]|\(?[a-z][.)])\s*", "", text)
     text = re.split(r"\s[-–—=→]+>?\s|:\s|\s\(", text)[0]  # an explanation after the phrase
     text = re.sub(r"[*_`\"“”„«»<>|\[\]{}]+|(?<!\w)'|'(?!\w)", " ", text)
     return normalise(text.strip(" \t.,;:!?" + DASHES))
-
-
-def latin(word: str) -> str:
-    """A word of mixed scripts with its look-alikes replaced; any other word as it is."""
-    return word.translate(LOOK_ALIKES) if re.search(r"[a-z]", word) else word
 
 
 def excerpt(line: str) -> str:

@@ -52,8 +52,7 @@ class BuildConfig(ClientConfig):
     sheet: str | None = None  # CSV file
     editor: str | None = None  # who edited, for the provenance
 
-    def sizes(self) -> tuple[int, ...]:
-        """M of each order."""
+    def sizes(self) -> tuple[int, ...]:  # M of each order
         return (self.children, *[self.grandchildren or self.children] * (self.orders - 1))
 
 
@@ -124,10 +123,6 @@ class ModelSource:
             )
         return total
 
-    def cancel(self) -> None:
-        """Let questions under way end soon."""
-        self.client.stop("the build was interrupted")
-
     def meta(self) -> dict[str, Any]:
         """Provenance. It depends on the answers alone, so that a rerun from the cache writes the same file."""
         replies = list(self.client.replies.values())
@@ -157,12 +152,8 @@ class Tree:
     answers: dict[Node, Answer] = field(default_factory=dict)
     stopped: str = ""
 
-    def grow(self) -> None:
-        """Ask for every node, parents first. After `BuildStopped` the other nodes count as missing."""
-        self.nested = self._grow_node((self.action.verb,))
-
-    def _grow_node(self, node: Node) -> Any:
-        """The tree at `node`, from the source."""
+    def grow(self, node: Node) -> Any:
+        """The tree at `node`, parents first. After `BuildStopped` the other nodes count as missing."""
         answer = Answer(fault=self.stopped)
         if not self.stopped:
             # Copies of a node at deeper orders take their synonyms from the same answer.
@@ -187,7 +178,7 @@ class Tree:
             return children
         copy = {node[-1]: self._nest((*node, node[-1]), synonyms, whole)}
         others = ((*node, child) for child in children[1:])
-        return copy | {below[-1]: self._grow_node(below) if whole else self._nest(below, (), False) for below in others}
+        return copy | {below[-1]: self.grow(below) if whole else self._nest(below, (), False) for below in others}
 
 
 def grow_trees(
@@ -206,11 +197,13 @@ def grow_trees(
         trees = {root: Tree(action, sizes, source, bar.update) for root, action in actions.items()}
         with ThreadPoolExecutor(concurrency) as pool:
             try:
-                for future in as_completed([pool.submit(tree.grow) for tree in trees.values()]):
-                    future.result()
+                futures = {pool.submit(tree.grow, (root,)): tree for root, tree in trees.items()}
+                for future in as_completed(futures):
+                    futures[future].nested = future.result()
                     missing = save(trees, source.meta(), output)
             except BaseException:
-                source.cancel()
+                if isinstance(source, ModelSource):
+                    source.client.stop("the build was interrupted")  # questions under way end soon
                 raise
     return BuildResult(partial_path(output) if missing else output, missing)
 
@@ -276,7 +269,6 @@ def estimate(actions: Mapping[str, Action], config: BuildConfig) -> str:
 
 
 def check(config: BuildConfig) -> None:
-    """What types cannot say about the settings."""
     if config.actions is None or not config.output:
         raise ConfigError("give actions=FILE (or a list) and output=FILE.json")
     if config.source not in ("model", "wordnet"):

@@ -128,7 +128,10 @@ class ChatClient:
             asking = self._asking.setdefault((prompt, turn), threading.Lock())
         with asking:  # the same question from two trees is sent once
             if path.is_file():
-                reply = read_cached(path)
+                try:
+                    reply = Reply(**json.loads(path.read_text(encoding="utf-8"))["reply"])
+                except (ValueError, KeyError, TypeError) as error:  # asking again would cost again
+                    raise RunError(f"the cached answer {path} is damaged ({error}); delete it to ask again") from error
             else:
                 reply = self._request(prompt)
                 path.parent.mkdir(exist_ok=True)
@@ -153,9 +156,14 @@ class ChatClient:
             raise
         except openai.APIStatusError as error:
             message = f"status {error.status_code}: {self._scrub(str(error.message))[:SHOWN_CHARACTERS]}"
-            if not passing_status(error.status_code) or error.code == "insufficient_quota":
-                raise self.stop(self._refusal(error.status_code, message)) from None
-            raise self._no_answer(message) from None
+            passing = error.status_code in (408, 409, 429) or error.status_code >= 500  # `openai` tries these again
+            if passing and error.code != "insufficient_quota":
+                raise self._no_answer(message) from None
+            key = f"the key in {config.api_key_env}"
+            settings = {400: "model, output_limit_name, temperature", 401: key, 403: key, 404: "model and base_url"}
+            quota = "the account's quota" if error.status_code == 429 else "the settings"
+            check = settings.get(error.status_code, quota)
+            raise self.stop(f"the server refuses model={config.model} with {message} (check {check})") from None
         except openai.APITimeoutError:
             raise self._no_answer(f"no response within timeout_s={config.timeout_s:g}") from None
         except openai.APIConnectionError as error:
@@ -186,13 +194,6 @@ class ChatClient:
         if dead:
             return self.stop(f"{DEAD_SERVER} questions in a row had no answer; the last: {message}")
         return NoAnswer(message)
-
-    def _refusal(self, status: int, message: str) -> str:
-        """A status that no retry mends, with the setting to look at."""
-        key = f"the key in {self.config.api_key_env}"
-        settings = {400: "model, output_limit_name, temperature", 401: key, 403: key, 404: "model and base_url"}
-        check = settings.get(status, "the account's quota" if status == 429 else "the settings")
-        return f"the server refuses model={self.config.model} with {message} (check {check})"
 
     def _scrub(self, text: str) -> str:
         """A server's text without the key, and without halves of surrogate pairs, which no file can hold."""
@@ -257,11 +258,6 @@ class BudgetedHttp(openai.DefaultHttpxClient):
         return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
 
 
-def passing_status(status: int) -> bool:
-    """Statuses that the `openai` client tries again."""
-    return status in (408, 409, 429) or status >= 500
-
-
 def read_completion(prompt: str, body: bytes) -> Reply:
     """Check a response of status 200 field by field; raises a protocol error when it is not a chat completion."""
     try:
@@ -273,35 +269,21 @@ def read_completion(prompt: str, body: bytes) -> Reply:
         raise httpx2.RemoteProtocolError(f"the response is not a chat completion ({type(error).__name__})") from None
     if not isinstance(text, str):
         raise httpx2.RemoteProtocolError("the response is not a chat completion (its content is no text)")
-    counts = reported_tokens(payload.get("usage"))
-    tokens_in, tokens_out = counts or (estimated_tokens(prompt), estimated_tokens(text))
+    usage = payload.get("usage")
+    counts: list[Any] = [None, None]
+    if isinstance(usage, dict):
+        counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+    counted = all(type(count) is int and 0 <= count <= MAX_TOKENS_REPORTED for count in counts)
+    tokens_in, tokens_out = counts if counted else (estimated_tokens(prompt), estimated_tokens(text))
     return Reply(
         text=text,
         finish=str(finish),
         served_model=str(payload.get("model") or ""),
         tokens_in=tokens_in,
         tokens_out=tokens_out,
-        counted=counts is not None,
+        counted=counted,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-
-
-def reported_tokens(usage: Any) -> tuple[int, int] | None:
-    """Input and output tokens as the server counts them, or `None` when it does not or they are absurd."""
-    if not isinstance(usage, dict):
-        return None
-    counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if any(type(count) is not int or not 0 <= count <= MAX_TOKENS_REPORTED for count in counts):
-        return None
-    return counts  # type: ignore[return-value]
-
-
-def read_cached(path: Path) -> Reply:
-    """An answer on disk. A damaged file raises `RunError`: asking again would cost again."""
-    try:
-        return Reply(**json.loads(path.read_text(encoding="utf-8"))["reply"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"the cached answer {path} is damaged ({error}); delete it to ask again") from error
 
 
 def read_key(name: str, required: bool) -> str:

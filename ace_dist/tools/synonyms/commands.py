@@ -1,7 +1,5 @@
 """What the launchers build_synonyms and inspect_synonyms do with their settings."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -33,10 +31,10 @@ class InspectConfig:
 def build_command(config: BuildConfig) -> None:
     """Build, export or import; say what is missing and what looks wrong. Exits with 3 when nodes are missing."""
     if config.manual is not None:
-        edit_command(config)
+        edit_by_hand(config)
         return
     result = build(config)
-    if result is None:
+    if result is None:  # a dry run
         return
     for node, reason in list(result.missing.items())[:SHOWN]:
         print(f"missing: {node}: {reason}", file=sys.stderr)
@@ -46,8 +44,7 @@ def build_command(config: BuildConfig) -> None:
     print_findings(result.path, read_actions(config.actions).base_verbs())
 
 
-def edit_command(config: BuildConfig) -> None:
-    """The round trip through a sheet."""
+def edit_by_hand(config: BuildConfig) -> None:
     if config.manual not in ("export", "import") or not (config.trees and config.sheet):
         raise ConfigError("manual=export|import needs trees=FILE.json and sheet=FILE.csv, import also output=FILE.json")
     if config.manual == "export":

@@ -3,11 +3,9 @@
 Every finding names its nodes. Text towers come in as a function, so this module knows no models.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy.typing as npt
 from ace_dist.concepts.sampler import shadow_pool
 from ace_dist.concepts.trees import SynonymTrees
 
+Pairs = dict[tuple[str, str], tuple[str, ...]]  # two roots -> the verbs of both
 Encode = Callable[[Sequence[str]], npt.NDArray[np.float64]]  # S phrases -> [S, D], any length
 
 MUCH_OVERLAP = 0.5  # share of the smaller tree's second-order verbs that two concepts may have in common
@@ -27,10 +26,10 @@ class Diagnostics:
     """Findings on a tree file. `first` and `second` hold, per pair of roots, the verbs that both have at that order."""
 
     roots: tuple[str, ...]
-    first: dict[tuple[str, str], tuple[str, ...]]
-    second: dict[tuple[str, str], tuple[str, ...]]
+    first: Pairs
+    second: Pairs
     shadows: dict[str, int]  # root of a base action -> verbs in its shadow pool
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...]
 
     def shared_verbs(self) -> dict[str, tuple[str, ...]]:
         """First-order verbs of more than one concept, with those concepts."""
@@ -60,59 +59,37 @@ def diagnose(trees: SynonymTrees, base: Collection[str] | None = None) -> Diagno
     """Check trees; `base` are the root verbs of base actions, whose shadow pools are counted (default: all roots)."""
     first = {root: set(trees.children(root)) for root in trees.roots}
     second = {root: {verb for _, children in trees.nodes(root) for verb in children} for root in trees.roots}
-    first_shared, second_shared = common_verbs(first), common_verbs(second)
     base = trees.roots if base is None else [root for root in trees.roots if root in set(base)]
     shadows = {root: len(shadow_pool(root, base, trees)) for root in base}
-    warnings = [
-        *shared_warnings(trees, first_shared),
-        *overlap_warnings(second, second_shared),
-        *shadow_warnings(shadows),
-        *size_warnings(trees),
-        *sameness_warnings(trees, base),
-    ]
-    return Diagnostics(trees.roots, first_shared, second_shared, shadows, tuple(warnings))
-
-
-def common_verbs(verbs: dict[str, set[str]]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Per pair of roots the verbs of both; pairs without any are left out."""
-    both = {(a, b): tuple(sorted(verbs[a] & verbs[b])) for a, b in combinations(verbs, 2)}
-    return {pair: common for pair, common in both.items() if common}
-
-
-def shared_warnings(trees: SynonymTrees, first_shared: dict[tuple[str, str], tuple[str, ...]]) -> list[str]:
-    """Verbs that stand for two concepts in the first order: their labels contradict each other in one loss."""
-    warnings = []
-    for (a, b), verbs in first_shared.items():
+    shared, overlaps, warnings = common_verbs(first), common_verbs(second), []
+    # One verb for two concepts in the first order: their labels contradict each other in one loss.
+    for (a, b), verbs in shared.items():
         for verb in verbs:
             if verb in (a, b):
-                other = b if verb == a else a
-                warnings.append(f"{other!r} > {verb!r}: the child is the root of another concept")
+                warnings.append(f"{(b if verb == a else a)!r} > {verb!r}: the child is the root of another concept")
             else:
                 warnings.append(f"{a!r} > {verb!r} and {b!r} > {verb!r}: one verb stands for two concepts")
-    return warnings
-
-
-def overlap_warnings(second: dict[str, set[str]], common: dict[tuple[str, str], tuple[str, ...]]) -> list[str]:
-    """Pairs of concepts that have melted together in the second order."""
-    warnings = []
-    for (a, b), verbs in common.items():
+    # Concepts that have melted together in the second order.
+    for (a, b), verbs in overlaps.items():
         share = len(verbs) / min(len(second[a]), len(second[b]))
         if share > MUCH_OVERLAP:
             warnings.append(
                 f"{a!r} and {b!r} share {len(verbs)} verbs, {100 * share:.0f} % of the smaller tree: "
                 f"{', '.join(verbs[:8])}{', ...' if len(verbs) > 8 else ''}"
             )
-    return warnings
+    # No wrong verb, or hardly any (Eq. 6).
+    for root, count in shadows.items():
+        if count < FEW_SHADOWS:
+            refusal = "; training with shadow negatives will refuse it" if count == 0 else ""
+            warnings.append(f"{root!r}: its shadow pool holds {count} verb{'s' * (count != 1)}{refusal}")
+    warnings += size_warnings(trees) + sameness_warnings(trees, base)
+    return Diagnostics(trees.roots, shared, overlaps, shadows, tuple(warnings))
 
 
-def shadow_warnings(shadows: dict[str, int]) -> list[str]:
-    """Base concepts that have no wrong verb, or hardly any (Eq. 6)."""
-    return [
-        f"{root!r}: its shadow pool holds {count} verb{'s' * (count != 1)}"
-        + ("; training with shadow negatives will refuse it" if count == 0 else "")
-        for root, count in shadows.items()
-        if count < FEW_SHADOWS
-    ]
+def common_verbs(verbs: dict[str, set[str]]) -> Pairs:
+    """Pairs of roots without a common verb are left out."""
+    both = {(a, b): tuple(sorted(verbs[a] & verbs[b])) for a, b in combinations(verbs, 2)}
+    return {pair: common for pair, common in both.items() if common}
 
 
 def size_warnings(trees: SynonymTrees) -> list[str]:
@@ -137,12 +114,11 @@ def sameness_warnings(trees: SynonymTrees, base: Collection[str]) -> list[str]:
 
     Then a drawn label (Eq. 4) is the mean over the same phrases (Eq. 3) as its root: L_rand adds nothing to L_fixed.
     """
-    same = [
-        root
-        for root in base
-        if len(trees.children(root)) > 1
-        and all(set(trees.children(root, child)) == set(trees.children(root)) for child in trees.children(root))
-    ]
+    same = []
+    for root in base:
+        children = trees.children(root)
+        if len(children) > 1 and all(set(trees.children(root, child)) == set(children) for child in children):
+            same.append(root)
     if not same:
         return []
     return [

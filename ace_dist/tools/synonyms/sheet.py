@@ -4,13 +4,11 @@ A CSV file with one row a node of the last order: its path (`verb`, `child`, ...
 is not repeated among the synonyms; on import it is put first. Deleting a row deletes a child, a new row adds one.
 """
 
-from __future__ import annotations
-
 import csv
 import datetime
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +66,9 @@ def read_nodes(path: Path) -> tuple[Nodes, dict[str, Any]]:
     """The nodes of a tree file, those of its unfinished trees included, and its `_meta`."""
     nodes: Nodes = {}
     try:
-        loaded = SynonymTrees.load(path)
-        meta = loaded.meta
-        nodes = {node: children for root in loaded.roots for node, children in loaded.nodes(root)}
+        trees = SynonymTrees.load(path)
+        meta = trees.meta
+        nodes = {node: children for root in trees.roots for node, children in trees.nodes(root)}
     except LabelError:
         raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         meta = raw.get("_meta", {}) if isinstance(raw, dict) else {}
@@ -81,7 +79,6 @@ def read_nodes(path: Path) -> tuple[Nodes, dict[str, Any]]:
 
 
 def inner_nodes(nested: Mapping[str, Any]) -> Nodes:
-    """Every inner node of nested trees."""
     return {path: tuple(node) for root, tree in nested.items() for path, node in walk((root,), tree)}
 
 
@@ -106,25 +103,20 @@ def read_sheet(sheet: Path) -> dict[str, Any]:
     nodes: dict[str, Any] = {}
     for row in reader:
         cells = [normalise(cell) for cell in row]
-        if any(cells):
-            add_row(
-                nodes, tuple(cells[:orders]), [c for c in cells[orders:] if c], f"sheet={sheet} line {reader.line_num}"
-            )
+        if not any(cells):
+            continue
+        path, where = cells[:orders], f"sheet={sheet} line {reader.line_num}"
+        if len(path) < orders or not all(path):
+            raise LabelError(f"{where}: a cell of {path} is empty; every row needs its whole path")
+        node = nodes
+        for verb in path[:-1]:
+            node = node.setdefault(verb, {})
+        if path[-1] in node:
+            raise LabelError(f"{where}: {' > '.join(path)!r} occurs twice")
+        node[path[-1]] = [path[-1], *(cell for cell in cells[orders:] if cell not in ("", path[-1]))]
     if not nodes:
         raise LabelError(f"sheet={sheet} holds no row")
     return nodes
-
-
-def add_row(nodes: dict[str, Any], path: tuple[str, ...], synonyms: Sequence[str], where: str) -> None:
-    """Put one row into the nested nodes."""
-    if not all(path) or len(path) < 2:
-        raise LabelError(f"{where}: a cell of {list(path)} is empty; every row needs its whole path")
-    node = nodes
-    for verb in path[:-1]:
-        node = node.setdefault(verb, {})
-    if path[-1] in node:
-        raise LabelError(f"{where}: {' > '.join(path)!r} occurs twice")
-    node[path[-1]] = [path[-1], *(verb for verb in synonyms if verb != path[-1])]
 
 
 def differences(old: Nodes, new: Nodes) -> list[str]:

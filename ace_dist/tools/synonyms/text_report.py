@@ -1,22 +1,18 @@
 """The report on a tree file: text towers as functions, the pictures of the forest and of its overlaps, the numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import TextConfig, read_config, resolve_path
-from ace_dist.evaluate.figures import DPI, LIGHT, Theme, save
+from ace_dist.evaluate.figures import DPI, LIGHT, save
 from ace_dist.tools.synonyms.diagnostics import ConceptSpread, Diagnostics, Encode
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.files import write_json
@@ -36,7 +32,6 @@ def text_encoder(embed: str) -> Encode:
     from ace_dist.evaluate.protocols import encode_phrases
     from ace_dist.evaluate.runs import trained_model
     from ace_dist.models.dual_encoder import build_text_tower
-    from ace_dist.models.text import TextTower
     from ace_dist.models.weights import load_text_weights
 
     path = resolve_path(embed)
@@ -44,7 +39,7 @@ def text_encoder(embed: str) -> Encode:
         model = trained_model(path, read_config(path), torch.device("cpu"))
         return lambda phrases: encode_phrases(model, phrases).numpy().astype(np.float64)
     if embed == "minilm":
-        tower: TextTower = build_text_tower(TextConfig(tower="minilm", width=384, depth=6, heads=12, embed_dim=384))
+        tower = build_text_tower(TextConfig(tower="minilm", width=384, depth=6, heads=12, embed_dim=384))
     elif path.suffix == ".safetensors":
         tower = build_text_tower(TextConfig())
         load_text_weights(tower, path)
@@ -52,7 +47,6 @@ def text_encoder(embed: str) -> Encode:
         raise UserError(f"embed={embed} is not minilm, a run folder, or a .safetensors file of CLIP's text weights")
 
     def encode(phrases: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Embeddings [S, D] of the phrases."""
         with torch.no_grad():
             return tower.trainable(tower.frozen(list(phrases))).double().numpy()
 
@@ -64,17 +58,7 @@ def write_synonym_report(
 ) -> list[Path]:
     """Write `forest.png`, `overlap.png` and `diagnostics.json` into the folder `out`; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "diagnostics.json", as_json(trees, findings, spreads))
-    return [
-        save(forest_figure(trees, findings, base), out / "forest.png"),
-        save(overlap_figure(findings), out / "overlap.png"),
-        out / "diagnostics.json",
-    ]
-
-
-def as_json(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[ConceptSpread]) -> dict[str, Any]:
-    """Everything that was found, for other programs."""
-    return {
+    facts = {
         "trees": trees.source,
         "warnings": list(findings.warnings),
         "shared_verbs": findings.shared_verbs(),
@@ -83,6 +67,12 @@ def as_json(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[Concep
         "shadow_pools": findings.shadows,
         "embedding": [asdict(spread) for spread in spreads],
     }
+    write_json(out / "diagnostics.json", facts)
+    return [
+        save(forest_figure(trees, findings, base), out / "forest.png"),
+        save(overlap_figure(findings), out / "overlap.png"),
+        out / "diagnostics.json",
+    ]
 
 
 def findings_table(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[ConceptSpread]) -> str:
@@ -106,7 +96,7 @@ def findings_table(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence
     return "\n".join(lines)
 
 
-def forest_figure(trees: SynonymTrees, findings: Diagnostics, base: Collection[str], theme: Theme = LIGHT) -> Figure:
+def forest_figure(trees: SynonymTrees, findings: Diagnostics, base: Collection[str]) -> Figure:
     """Every tree: root, first-order children, and beside each the second-order verbs that it adds.
 
     Roots of `base` actions are green, others red, as in the paper's Fig. 5; a first-order verb that another concept has
@@ -118,7 +108,7 @@ def forest_figure(trees: SynonymTrees, findings: Diagnostics, base: Collection[s
         column = heights.index(min(heights))
         columns[column].append(root)
         heights[column] += len(trees.children(root)) + 1
-    figure = Figure(figsize=(7.6 * COLUMNS, ROW_INCHES * max(heights) + 0.3), dpi=DPI, facecolor=theme.paper)
+    figure = Figure(figsize=(7.6 * COLUMNS, ROW_INCHES * max(heights) + 0.3), dpi=DPI, facecolor=LIGHT.paper)
     FigureCanvasAgg(figure)
     shared = findings.shared_verbs()
     for number, roots in enumerate(columns):
@@ -128,53 +118,44 @@ def forest_figure(trees: SynonymTrees, findings: Diagnostics, base: Collection[s
         axes.set_ylim(max(heights), -0.5)
         row = 0
         for root in roots:
-            row = _draw_tree(axes, trees, root, row, shared, theme.base if root in base else theme.novel, theme)
+            children = trees.children(root)
+            middle = row + (len(children) - 1) / 2
+            colour = LIGHT.base if root in base else LIGHT.novel
+            axes.text(0.01, middle, root, fontsize=11, fontweight="bold", color=colour, va="center")
+            for y, child in enumerate(children, row):
+                axes.plot([0.115, 0.165], [middle, y], color=LIGHT.grid, linewidth=1.2, solid_capstyle="round")
+                name = f"{child} *" if child in shared else child
+                weight = "bold" if child == root else "normal"
+                axes.text(0.17, y, name, fontsize=9, color=LIGHT.ink, va="center", fontweight=weight)
+                text = ", ".join(verb for verb in trees.children(root, child) if verb not in children)
+                if len(text) > CHARACTERS:
+                    text = text[: CHARACTERS - 1].rsplit(",", 1)[0] + ", …"
+                axes.text(0.335, y, text, fontsize=8, color=LIGHT.muted, va="center")
+            row += len(children) + 1
     return figure
 
 
-def _draw_tree(
-    axes: Axes, trees: SynonymTrees, root: str, row: int, shared: Collection[str], colour: str, theme: Theme
-) -> int:
-    """One tree from `row` downwards; returns the row after it."""
-    children = trees.children(root)
-    middle = row + (len(children) - 1) / 2
-    axes.text(0.01, middle, root, fontsize=11, fontweight="bold", color=colour, va="center")
-    for offset, child in enumerate(children):
-        y = row + offset
-        axes.plot([0.115, 0.165], [middle, y], color=theme.grid, linewidth=1.2, solid_capstyle="round")
-        name = f"{child} *" if child in shared else child
-        weight = "bold" if child == root else "normal"
-        axes.text(0.17, y, name, fontsize=9, color=theme.ink, va="center", fontweight=weight)
-        added = ", ".join(verb for verb in trees.children(root, child) if verb not in children)
-        text = added if len(added) <= CHARACTERS else added[: CHARACTERS - 1].rsplit(",", 1)[0] + ", …"
-        axes.text(0.335, y, text, fontsize=8, color=theme.muted, va="center")
-    return row + len(children) + 1
-
-
-def overlap_figure(findings: Diagnostics, theme: Theme = LIGHT) -> Figure:
+def overlap_figure(findings: Diagnostics) -> Figure:
     """Verbs that two concepts have in common: of the first order above the diagonal, of any order below."""
     size = len(findings.roots)
     at = {root: index for index, root in enumerate(findings.roots)}
     counts = np.zeros((size, size))
-    for (a, b), verbs in findings.first.items():
-        low, high = sorted((at[a], at[b]))
-        counts[low, high] = len(verbs)
+    for (a, b), verbs in findings.first.items():  # pairs are in the order of the roots
+        counts[at[a], at[b]] = len(verbs)
     for (a, b), verbs in findings.second.items():
-        low, high = sorted((at[a], at[b]))
-        counts[high, low] = len(verbs)
+        counts[at[b], at[a]] = len(verbs)
     side = 1.6 + 0.3 * size
-    figure = Figure(figsize=(side, side), dpi=DPI, facecolor=theme.paper, layout="constrained")
+    figure = Figure(figsize=(side, side), dpi=DPI, facecolor=LIGHT.paper, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    ramp = LinearSegmentedColormap.from_list("shared", [theme.paper, theme.novel])
+    ramp = LinearSegmentedColormap.from_list("shared", [LIGHT.paper, LIGHT.novel])
     axes.imshow(counts, cmap=ramp, vmin=0, vmax=max(counts.max(), 1))
-    axes.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color=theme.muted, linewidth=0.8)
-    axes.set_xticks(range(size), findings.roots, rotation=90, fontsize=8, color=theme.ink)
-    axes.set_yticks(range(size), findings.roots, fontsize=8, color=theme.ink)
+    axes.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color=LIGHT.muted, linewidth=0.8)
+    axes.set_xticks(range(size), findings.roots, rotation=90, fontsize=8, color=LIGHT.ink)
+    axes.set_yticks(range(size), findings.roots, fontsize=8, color=LIGHT.ink)
     axes.tick_params(length=0)
-    axes.set_title("shared verbs: first order ◥, any order ◣", fontsize=9, color=theme.ink, loc="left")
+    axes.set_title("shared verbs: first order ◥, any order ◣", fontsize=9, color=LIGHT.ink, loc="left")
     for row, column in np.argwhere(counts > 0):
-        dark = counts[row, column] > 0.6 * counts.max()
-        ink = theme.paper if dark else theme.ink
+        ink = LIGHT.paper if counts[row, column] > 0.6 * counts.max() else LIGHT.ink
         axes.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)
     return figure

@@ -8,13 +8,11 @@ A verb's *sense* is the one with the highest tag count among its senses of chang
 senses without a count follow in WordNet's order, those of sexual acts last. A sense can be picked by name, `spin.v.01`.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import importlib.metadata
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -73,26 +71,37 @@ class WordNet:
     """The verbs of WordNet: senses by name or rule, and candidates for the children of a verb, best first."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         data = (folder / "data.verb").read_bytes()
         self.digest = hashlib.sha256(data).hexdigest()
         try:
             self.senses = {sense.offset: sense for sense in parse_data(data.decode("utf-8"))}
-            self.index = dict(parse_index((folder / "index.verb").read_text(encoding="utf-8")))
-            self.counts = parse_counts((folder / "cntlist.rev").read_text(encoding="utf-8"))
+            self.index: dict[str, tuple[str, ...]] = {}  # verb -> offsets of its senses
+            for line in (folder / "index.verb").read_text(encoding="utf-8").splitlines():
+                if not line.startswith("  "):  # the licence
+                    parts = line.split()
+                    self.index[parts[0].replace("_", " ")] = tuple(parts[-int(parts[2]) :])
+            self.counts: dict[tuple[str, int], int] = {}  # (verb, number of its sense) -> tag count
+            self.frequency = Counter[str]()  # verb -> tag count of all its senses
+            for line in (folder / "cntlist.rev").read_text(encoding="utf-8").splitlines():
+                key, number, count = line.split()
+                verb, _, code = key.partition("%")
+                if code.startswith("2:"):  # verbs
+                    self.counts[verb.replace("_", " "), int(number)] = int(count)
+                    self.frequency[verb.replace("_", " ")] += int(count)
         except (ValueError, IndexError) as error:
             raise ConfigError(f"{folder} does not hold WordNet's verb files in wndb format: {error!r}") from error
-        self.frequency: dict[str, int] = defaultdict(int)
-        for (verb, _), count in self.counts.items():
-            self.frequency[verb] += count
 
     def sense(self, verb: str, name: str | None = None) -> Sense:
         """The sense of `verb` by the rule above, or the one called `name`.
 
         A phrasal verb that WordNet does not list ("slot in") has the sense of its first word. Raises `LabelError`.
         """
-        if name is not None:
-            return self.named(name)
+        if name is not None:  # spin.v.01: the first of the verb "spin"
+            match = re.fullmatch(r"(.+)\.v\.(\d+)", name)
+            offsets = self.index.get(match[1].replace("_", " "), ()) if match else ()
+            if not match or not 1 <= int(match[2]) <= len(offsets):
+                raise LabelError(f"senses: {name!r} is no sense of WordNet; they are named spin.v.01, spin.v.02, ...")
+            return self.senses[offsets[int(match[2]) - 1]]
         listed = verb if verb in self.index else verb.split()[0]
         if listed not in self.index:
             near = difflib.get_close_matches(verb, list(self.index), n=1, cutoff=TYPO)
@@ -105,14 +114,6 @@ class WordNet:
         decent = [offset for offset in offsets if not SEXUAL.search(self.senses[offset].gloss)]
         physical = [offset for offset in decent or offsets if self.senses[offset].file in PHYSICAL]
         return self.senses[max(physical or decent or offsets, key=lambda offset: self.count(listed, offset))]
-
-    def named(self, name: str) -> Sense:
-        """The sense `spin.v.01`: the first of the verb `spin`."""
-        match = re.fullmatch(r"(.+)\.v\.(\d+)", name)
-        offsets = self.index.get(match[1].replace("_", " "), ()) if match else ()
-        if not match or not 1 <= int(match[2]) <= len(offsets):
-            raise LabelError(f"senses: {name!r} is no sense of WordNet; they are named spin.v.01, spin.v.02, ...")
-        return self.senses[offsets[int(match[2]) - 1]]
 
     def name(self, verb: str, sense: Sense) -> str:
         """The name of a sense as one of `verb` or, where the verb is another, of its own first verb."""
@@ -191,9 +192,6 @@ class WordNetSource:
             )
         return answer
 
-    def cancel(self) -> None:
-        """Look-ups take no time."""
-
     def root_senses(self) -> list[tuple[str, str, str]]:
         """Root verb, name of its sense, gloss: for the user to check."""
         return [
@@ -233,22 +231,3 @@ def parse_data(text: str) -> Iterator[Sense]:
                 pointers[symbol].append(offset)
         above, below, group = (tuple(dict.fromkeys(pointers[symbol])) for symbol in ("@", "~", "$"))
         yield Sense(parts[0], int(parts[1]), verbs, above, below, group, gloss.strip())
-
-
-def parse_index(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Verb and the offsets of its senses, of `index.verb`."""
-    for line in text.splitlines():
-        if not line.startswith("  "):
-            parts = line.split()
-            yield parts[0].replace("_", " "), tuple(parts[-int(parts[2]) :])
-
-
-def parse_counts(text: str) -> dict[tuple[str, int], int]:
-    """(verb, number of its sense) -> tag count, of `cntlist.rev`."""
-    counts = {}
-    for line in text.splitlines():
-        key, number, count = line.split()
-        verb, _, code = key.partition("%")
-        if code.startswith("2:"):  # verbs
-            counts[verb.replace("_", " "), int(number)] = int(count)
-    return counts

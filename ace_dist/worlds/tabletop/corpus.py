@@ -4,8 +4,6 @@ It has the flaws of narrated web video that the method is about: a clip is narra
 tail, verbs are often wrong or missing, while objects are reliable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -70,21 +68,19 @@ def narrated_clips(
     world.check()
     shares = word_shares(vocabulary, world)
     count = world.corpus.clips if count is None else count
-    return [_narrate(index, shares, world) for index in range(start, start + count)]
-
-
-def _narrate(index: int, shares: dict[str, dict[str, float]], world: TabletopConfig) -> NarratedClip:
-    rng = np.random.default_rng([world.seed, SEED_NARRATION, SEED_CORPUS, index])
-    verb = VERBS[index % len(VERBS)]
-    name = OBJECTS[(index // len(VERBS)) % len(OBJECTS)]
-    meant = verb
-    if rng.uniform() < world.corpus.verb_noise:
-        meant = str(rng.choice([other for other in VERBS if other != verb]))
-    said = str(rng.choice(list(shares[meant]), p=list(shares[meant].values())))
-    template = str(rng.choice(TEMPLATES, p=TEMPLATE_SHARES))
-    if rng.uniform() < world.corpus.verb_missing:
-        return NarratedClip(index, verb, name, "", f"the {name}")
-    return NarratedClip(index, verb, name, said, template.format(verb=said, object=name))
+    clips = []
+    for index in range(start, start + count):
+        rng = np.random.default_rng([world.seed, SEED_NARRATION, SEED_CORPUS, index])
+        verb, name = VERBS[index % len(VERBS)], OBJECTS[(index // len(VERBS)) % len(OBJECTS)]
+        meant = verb
+        if rng.uniform() < world.corpus.verb_noise:
+            meant = str(rng.choice([other for other in VERBS if other != verb]))
+        said = str(rng.choice(list(shares[meant]), p=list(shares[meant].values())))
+        text = str(rng.choice(TEMPLATES, p=TEMPLATE_SHARES)).format(verb=said, object=name)
+        if rng.uniform() < world.corpus.verb_missing:
+            said, text = "", f"the {name}"
+        clips.append(NarratedClip(index, verb, name, said, text))
+    return clips
 
 
 def render_narrated(

@@ -1,7 +1,5 @@
 """The motion programs of the tabletop world: how hand, object and tool move for each verb."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

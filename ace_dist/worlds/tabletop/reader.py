@@ -1,13 +1,10 @@
 """The workbench of the tabletop world as a data set: its segments, and frames rendered on demand."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ace_dist.config import DatasetConfig
 from ace_dist.data.segments import RawClip, Reader, Segment
 from ace_dist.utils.errors import DataError
 from ace_dist.worlds.tabletop.rendering import render
@@ -18,14 +15,9 @@ from ace_dist.worlds.tabletop.world import (
     SEED_WORKBENCH_TRAIN,
     ClipStyle,
     TabletopConfig,
-    build_world,
     draw_person,
     draw_style,
 )
-
-
-def build_reader(dataset: DatasetConfig) -> TabletopReader:
-    return TabletopReader(build_world(dataset.world))
 
 
 @dataclass(frozen=True)

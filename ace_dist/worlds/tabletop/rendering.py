@@ -1,7 +1,5 @@
 """Draws tabletop clips: poses and styles in, uint8 frames out, with numpy and PIL alone."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np
@@ -40,29 +38,24 @@ def _bar(start: Array, stop: Array, width: float) -> Array:
     return np.stack([start + normal, stop + normal, stop - normal, start - normal])
 
 
-@cache
-def object_parts(name: str) -> tuple[Part, ...]:
-    """The polygons of an object. Each carries a mark off its centre, so that its turning shows."""
-    mark = (_ellipse(0.07, 0.07, 0.24, 0.22, 8), 0.3)
-    cup, cone = (
-        [(-0.26, -0.42), (0.26, -0.42), (0.36, 0.42), (-0.36, 0.42)],
-        [(-0.46, -0.42), (0.46, -0.42), (0.0, 0.52)],
-    )
-    band = [(-0.29, -0.06), (0.29, -0.06), (0.18, 0.16), (-0.18, 0.16)]
-    shapes: dict[str, tuple[Part, ...]] = {
-        "block": ((_rect(-0.42, -0.42, 0.42, 0.42), 1.0), (_rect(-0.42, 0.18, 0.42, 0.42), 1.35), mark),
-        "pin": ((_rect(-0.11, -0.5, 0.11, 0.25), 1.0), (_ellipse(0.2, 0.2, 0.0, 0.34), 0.8),
-                (_rect(-0.11, -0.5, 0.11, -0.38), 0.4)),
-        "plate": ((_ellipse(0.6, 0.34), 1.0), (_ellipse(0.38, 0.2), 0.8), (_ellipse(0.08, 0.06, 0.38, 0.14, 8), 0.35)),
-        "cup": ((_rect(0.25, -0.18, 0.52, 0.2), 0.75), (np.array(cup), 1.0), (_ellipse(0.36, 0.09, 0.0, 0.4), 0.5)),
-        "ring": ((_ellipse(0.47, 0.47), 1.0), (_ellipse(0.25, 0.25), 0.25), (_ellipse(0.1, 0.1, 0.32, 0.16, 8), 1.6)),
-        "box": ((_rect(-0.58, -0.34, 0.58, 0.34), 1.0), (_rect(-0.08, -0.34, 0.08, 0.34), 1.5),
-                (_rect(-0.58, 0.22, 0.58, 0.34), 0.7)),
-        "wheel": ((_ellipse(0.46, 0.46), 1.0), (_ellipse(0.3, 0.3), 3.2), (_rect(-0.3, -0.05, 0.3, 0.05), 1.0),
-                  (_rect(0.0, -0.05, 0.1, 0.3), 1.0)),
-        "cone": ((np.array(cone), 1.0), (np.array(band), 1.6)),
-    }  # fmt: skip
-    return shapes[name]
+MARK = (_ellipse(0.07, 0.07, 0.24, 0.22, 8), 0.3)
+CUP = [(-0.26, -0.42), (0.26, -0.42), (0.36, 0.42), (-0.36, 0.42)]
+CONE = [(-0.46, -0.42), (0.46, -0.42), (0.0, 0.52)]
+CONE_BAND = [(-0.29, -0.06), (0.29, -0.06), (0.18, 0.16), (-0.18, 0.16)]
+# Each object carries a mark off its centre, so that its turning shows.
+OBJECT_PARTS: dict[str, tuple[Part, ...]] = {
+    "block": ((_rect(-0.42, -0.42, 0.42, 0.42), 1.0), (_rect(-0.42, 0.18, 0.42, 0.42), 1.35), MARK),
+    "pin": ((_rect(-0.11, -0.5, 0.11, 0.25), 1.0), (_ellipse(0.2, 0.2, 0.0, 0.34), 0.8),
+            (_rect(-0.11, -0.5, 0.11, -0.38), 0.4)),
+    "plate": ((_ellipse(0.6, 0.34), 1.0), (_ellipse(0.38, 0.2), 0.8), (_ellipse(0.08, 0.06, 0.38, 0.14, 8), 0.35)),
+    "cup": ((_rect(0.25, -0.18, 0.52, 0.2), 0.75), (np.array(CUP), 1.0), (_ellipse(0.36, 0.09, 0.0, 0.4), 0.5)),
+    "ring": ((_ellipse(0.47, 0.47), 1.0), (_ellipse(0.25, 0.25), 0.25), (_ellipse(0.1, 0.1, 0.32, 0.16, 8), 1.6)),
+    "box": ((_rect(-0.58, -0.34, 0.58, 0.34), 1.0), (_rect(-0.08, -0.34, 0.08, 0.34), 1.5),
+            (_rect(-0.58, 0.22, 0.58, 0.34), 0.7)),
+    "wheel": ((_ellipse(0.46, 0.46), 1.0), (_ellipse(0.3, 0.3), 3.2), (_rect(-0.3, -0.05, 0.3, 0.05), 1.0),
+              (_rect(0.0, -0.05, 0.1, 0.3), 1.0)),
+    "cone": ((np.array(CONE), 1.0), (np.array(CONE_BAND), 1.6)),
+}  # fmt: skip
 
 
 def _half(polygon: Array, sign: float) -> Array:
@@ -81,7 +74,7 @@ def _half(polygon: Array, sign: float) -> Array:
 def object_halves(name: str) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     """The object's left and right half, for verbs that cut or fold it."""
     left, right = (
-        tuple((half, shade) for polygon, shade in object_parts(name) if len(half := _half(polygon, sign)))
+        tuple((half, shade) for polygon, shade in OBJECT_PARTS[name] if len(half := _half(polygon, sign)))
         for sign in (-1.0, 1.0)
     )
     return left, right
@@ -201,7 +194,7 @@ class Scene:
         p = self.pose
         under = 0.55 if p.sy[i] < 0 else 1.0
         if p.gap[i] == 0.0 and p.fold[i] == 0.0:
-            for polygon, shade in object_parts(self.name):
+            for polygon, shade in OBJECT_PARTS[self.name]:
                 painter.polygon(self._place(polygon, i), self.colour, shade * under)
             if (painted := p.trail[i]) > 0.0:
                 painter.polygon(self._place(_rect(-0.34, 0.42 - 0.84 * painted, 0.34, 0.42), i), (240, 120, 170))

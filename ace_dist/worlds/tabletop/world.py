@@ -1,14 +1,12 @@
 """The tabletop world's settings, its verbs, objects and actions, and the random style of each clip."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from ace_dist.config import known_keys
 from ace_dist.config.settings import did_you_mean, type_in_words
@@ -46,7 +44,6 @@ class CorpusConfig:
     verb_missing: float = 0.1
 
     def check(self) -> None:
-        """Raise `ConfigError` for settings that no corpus can have."""
         tail = self.synonym_tail
         if not tail or min(tail) < 0 or sum(tail) <= 0:
             raise ConfigError(f"dataset.world.corpus.synonym_tail needs shares >= 0 with a positive sum, found {tail}")
@@ -81,7 +78,6 @@ class TabletopConfig:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
 
     def check(self) -> None:
-        """Raise `ConfigError` for values that no clip can be rendered with."""
         if not 0.0 <= self.domain_shift <= 1.0:
             raise ConfigError(f"dataset.world.domain_shift must lie in [0, 1], found {self.domain_shift}")
         if self.size < 16 or self.size % 2:
@@ -104,26 +100,17 @@ def build_world(settings: Mapping[str, Any]) -> TabletopConfig:
     """
     if not isinstance(corpus := settings.get("corpus", {}), Mapping):
         raise ConfigError(f"dataset.world.corpus={corpus} is not a group of settings, as dataset.world.corpus.clips=8")
-    known = known_keys(TabletopConfig, "dataset.world.")
-    for key in dotted_keys(settings):
-        if key not in known:
-            raise ConfigError(f"unknown setting {key!r} of the tabletop world{did_you_mean(key, known)}")
     try:
         world = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TabletopConfig), dict(settings)))
+    except ConfigKeyError as error:
+        near = did_you_mean(f"dataset.world.{error.full_key}", known_keys(TabletopConfig, "dataset.world."))
+        raise ConfigError(f"unknown setting 'dataset.world.{error.full_key}' of the tabletop world{near}") from error
     except OmegaConfBaseException as error:
-        wanted = type_in_words(str(error)) or " ".join(str(error).split())
-        raise ConfigError(f"dataset.world.{error.full_key} is not {wanted}") from error
+        expected = type_in_words(str(error)) or " ".join(str(error).split())
+        raise ConfigError(f"dataset.world.{error.full_key} is not {expected}") from error
     assert isinstance(world, TabletopConfig)
     world.check()
     return world
-
-
-def dotted_keys(settings: Mapping[str, Any], prefix: str = "dataset.world.") -> Iterator[str]:
-    """The full name of every setting, those of groups included."""
-    for key, value in settings.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from dotted_keys(value, f"{prefix}{key}.")
 
 
 Colour = tuple[float, float, float]
