@@ -10,8 +10,6 @@ README.md        the model card
 attributes.txt   of BIKE
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import tempfile
@@ -49,9 +47,10 @@ def export_run(run: Path, output: Path) -> None:
         shutil.copyfile(resolve_path(str(config.dataset.synonyms)), folder / "synonyms.json")
         if config.model.similarity.attributes is not None:
             shutil.copyfile(resolve_path(config.model.similarity.attributes), folder / "attributes.txt")
-        provenance = run_provenance(run, config)
+        predictions, provenance = read_object(run, "predictions.json"), run_provenance(run, config)
+        labels = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
         write_text(folder / "config.yaml", to_yaml(portable(config)))
-        write_json(folder / "labels.json", tested_labels(run))
+        write_json(folder / "labels.json", {**labels, "srt": [part["classes"] for part in predictions["srt"]]})
         write_json(folder / "results.json", results)
         write_json(folder / "provenance.json", provenance)
         write_text(folder / "README.md", model_card(config, results, provenance, loads))
@@ -66,11 +65,8 @@ def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
     config = read_config(folder)
     attributes = str(folder / "attributes.txt") if (folder / "attributes.txt").is_file() else None
     similarity = replace(config.model.similarity, attributes=attributes)
-    config = replace(
-        config,
-        dataset=replace(config.dataset, synonyms=str(folder / "synonyms.json")),
-        model=replace(config.model, similarity=similarity),
-    )
+    dataset = replace(config.dataset, synonyms=str(folder / "synonyms.json"))
+    config = replace(config, dataset=dataset, model=replace(config.model, similarity=similarity))
     model = DualEncoder(config.model.video, config.model.text, similarity)
     load_encoders(model, folder)
     return config, model
@@ -90,21 +86,13 @@ def portable(config: Config) -> Config:
     return replace(config, run="", dataset=dataset, model=model, evaluation=evaluation)
 
 
-def tested_labels(run: Path) -> dict[str, Any]:
-    """The labels that the run was tested with, from its predictions."""
-    predictions = read_object(run, "predictions.json")
-    classes = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
-    return {**classes, "srt": [part["classes"] for part in predictions["srt"]]}
-
-
 def run_provenance(run: Path, config: Config) -> dict[str, Any]:
     """What trained it, and the weights it started from."""
     environment = read_object(run, "environment.json")
     facts = {key: environment.get(key) for key in ("python", "versions", "git", "hardware", "world_size")}
+    loaded = {"weights": ("video", "text"), "random_video": ("text",)}.get(config.model.init, ())
     starts = {"video": config.model.video.weights, "text": config.model.text.weights}
-    if config.model.init != "weights":
-        starts = {"text": config.model.text.weights} if config.model.init == "random_video" else {}
-    return {**facts, "started_from": {name: weight_facts(path) for name, path in starts.items() if path}}
+    return {**facts, "started_from": {name: weight_facts(path) for name in loaded if (path := starts[name])}}
 
 
 def weight_facts(path: str) -> dict[str, str]:

@@ -5,8 +5,6 @@ Panels are small (about 4.4 x 3 inches), so that they stay readable when a phone
 Shape letters: K classes, R runs of the SRT, S phrases.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Ellipse
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
@@ -125,10 +124,8 @@ def class_f1_figure(
     return figure
 
 
-def curve_figure(
-    curves: Mapping[str, tuple[FloatArray, FloatArray]], label: str, zero: bool, theme: Theme = LIGHT
-) -> Figure:
-    """Lines over the training step: name -> (steps, values). A long series gets a running mean over the raw line.
+def curve_figure(curves: Mapping[str, FloatArray], label: str, zero: bool, theme: Theme = LIGHT) -> Figure:
+    """Lines over the training step: name -> [2, steps] steps and values. A long series gets a running mean over the raw line.
 
     `zero`: the axis starts at 0.
     """
@@ -136,9 +133,8 @@ def curve_figure(
     for index, (name, (steps, values)) in enumerate(curves.items()):
         colour = theme.series[index % len(theme.series)]
         style = ("-", (0, (4, 2)), (0, (1, 1.4)))[index % 3]  # so that equal lines do not hide each other
-        smooth = len(steps) >= 60
         line: Style = {"color": colour, "linestyle": style}
-        if smooth:
+        if len(steps) >= 60:
             width = len(steps) // 30
             means = np.convolve(values, np.full(width, 1.0 / width), mode="valid")  # of each window, [n - width + 1]
             axes.plot(steps, values, **line, alpha=0.25, linewidth=1.0)
@@ -177,7 +173,7 @@ def draw_concepts(
         ellipse, (x, y) = action_ellipse(mine, floor, colour)
         axes.add_patch(ellipse)
         axes.scatter(mine[:, 0], mine[:, 1], s=15, marker=marker, color=colour, alpha=0.75, linewidth=0, zorder=3)
-        text = without_formula(name) if len(names) <= NAMED_ACTIONS else str(index + 1)
+        text = short(name, len(name)) if len(names) <= NAMED_ACTIONS else str(index + 1)
         halo = [withStroke(linewidth=2.6, foreground=theme.paper)]
         style: Style = {"fontsize": fontsize, "color": theme.ink, "path_effects": halo}
         labels.append(axes.text(x, y, text, ha="center", va="bottom", **style))
@@ -204,7 +200,7 @@ def action_ellipse(points: FloatArray, floor: float, colour: str) -> tuple[Ellip
     return ellipse, (float(x), float(y))
 
 
-def part_labels(axes: Axes, labels: Sequence[Text], rounds: int = 200) -> None:
+def part_labels(axes: Axes, labels: Sequence[Text]) -> None:
     """Push overlapping labels apart and back into the frame, in pixels, a little each round."""
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -214,7 +210,7 @@ def part_labels(axes: Axes, labels: Sequence[Text], rounds: int = 200) -> None:
     half = np.array([[box.width / 2, box.height / 2] for box in boxes])
     centre = np.array([[(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2] for box in boxes])
     low, high = np.array([frame.x0, frame.y0]) + half, np.array([frame.x1, frame.y1]) - half
-    for _ in range(rounds):
+    for _ in range(200):
         gap = centre[:, None] - centre[None]
         overlap = half[:, None] + half[None] - np.abs(gap)
         hit = (overlap > 0).all(axis=2) & ~np.eye(len(labels), dtype=bool)
@@ -231,15 +227,14 @@ def part_labels(axes: Axes, labels: Sequence[Text], rounds: int = 200) -> None:
 
 def result_figure(
     title: str,
-    before: tuple[FloatArray, str],
-    after: tuple[FloatArray, str],
+    spaces: Mapping[str, tuple[FloatArray, str]],
     actions: Sequence[str],
     base: npt.NDArray[np.bool_],
     scores: Mapping[str, Mapping[str, tuple[float, float]]],
     random: Mapping[str, float],
     theme: Theme = LIGHT,
 ) -> Figure:
-    """One picture of 12 x 5 inches: concept space before and after (points [S, 2] and a caption), and the scores.
+    """One picture of 12 x 5 inches: the concept space "before" and "after" (points [S, 2] and a caption), the scores.
 
     `scores`: method -> measure (base, novel, HM, SRT) -> (mean, std) in percent; `random`: measure -> guessing score.
     """
@@ -251,14 +246,12 @@ def result_figure(
     words = {"● base action": theme.base, "▲ novel action": theme.novel, "an ellipse: one action's words": theme.muted}
     for x, (text, colour) in zip((0.525, 0.63, 0.745), words.items(), strict=True):
         figure.text(x, 0.955, text, fontsize=11, color=colour, va="center")
-    for column, (when, (points, caption)) in enumerate((("before", before), ("after", after))):
-        axes = figure.add_subplot(grid[column])
-        style_axes(axes, theme)
+    for column, (when, (points, caption)) in enumerate(spaces.items()):
+        axes = styled_axes(figure, theme, grid[column])
         draw_concepts(axes, points, actions, base, theme, fontsize=9.5)
         axes.set_title(f"Concept space {when} fine-tuning", fontsize=12.5, color=theme.ink, loc="left", pad=7)
         axes.set_xlabel(caption, fontsize=11, color=theme.muted, labelpad=7)
-    axes = figure.add_subplot(grid[2])
-    style_axes(axes, theme)
+    axes = styled_axes(figure, theme, grid[2])
     draw_scores(axes, scores, random, theme)
     box = axes.get_position()
     axes.set_position((box.x0 + 0.052, box.y0 + 0.02, box.width - 0.052, box.height - 0.02))
@@ -307,13 +300,12 @@ def panel(theme: Theme, height: float) -> tuple[Figure, Axes]:
     """A figure of one styled panel, `PANEL_WIDTH` times `height` inches."""
     figure = Figure(figsize=(PANEL_WIDTH, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    style_axes(axes, theme)
-    return figure, axes
+    return figure, styled_axes(figure, theme)
 
 
-def style_axes(axes: Axes, theme: Theme) -> None:
-    """Light grid, no upper and right frame, colours of the theme."""
+def styled_axes(figure: Figure, theme: Theme, *place: SubplotSpec) -> Axes:
+    """Axes with a light grid, no upper and right frame, and the colours of the theme."""
+    axes = figure.add_subplot(*place)
     axes.set_facecolor(theme.paper)
     axes.set_axisbelow(True)
     axes.grid(color=theme.grid, linewidth=0.8)
@@ -323,13 +315,9 @@ def style_axes(axes: Axes, theme: Theme) -> None:
     for name, spine in axes.spines.items():
         spine.set_color(theme.grid)
         spine.set_visible(name in ("left", "bottom"))
+    return axes
 
 
 def short(name: str, width: int) -> str:
-    """A label cut to `width` characters."""
-    return without_formula(name if len(name) <= width else name[: width - 1] + "…")
-
-
-def without_formula(text: str) -> str:
-    """Text with `$` escaped, so that matplotlib does not read a formula into it."""
-    return text.replace("$", r"\$")
+    """A label cut to `width` characters, with `$` escaped, so that matplotlib does not read a formula into it."""
+    return (name if len(name) <= width else name[: width - 1] + "…").replace("$", r"\$")

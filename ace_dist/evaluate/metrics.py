@@ -4,8 +4,6 @@ Everything is in percent unless it says otherwise. Numpy only: no torch, no file
 Shape letters: N samples, V views of one sample, K classes, D embedding width, S phrases.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,18 +130,16 @@ def fuse_views(
     if not np.isfinite(table).all():
         broken = str(names[~np.isfinite(table).all(axis=1)][0])
         raise UserError(f"the scores of sample {broken!r} are not finite")
-    unique = np.unique(names)
-    check_views(names, truth, view, views_per_sample)
+    order = np.lexsort((view, names))  # a fixed order of summation: the same bits whatever rank saw which view
+    unique, starts = np.unique(names[order], return_index=True)
+    check_views(unique, np.split(truth[order], starts[1:]), np.split(view[order], starts[1:]), views_per_sample)
     if expected_ids is not None and set(unique.tolist()) != set(expected_ids):
-        missing, extra = (
-            sorted(set(expected_ids) - set(unique.tolist())),
-            sorted(set(unique.tolist()) - set(expected_ids)),
-        )
+        scored, split = set(unique.tolist()), set(expected_ids)
+        missing, extra = sorted(split - scored), sorted(scored - split)
         raise UserError(
-            f"the test scored {len(unique)} samples, the split has {len(set(expected_ids))}: "
+            f"the test scored {len(scored)} samples, the split has {len(split)}: "
             f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
         )
-    order = np.lexsort((view, names))  # a fixed order of summation: the same bits whatever rank saw which view
     stacked = table[order].reshape(len(unique), views_per_sample, -1)
     if how == "softmax_sum":
         stacked = np.exp(stacked - stacked.max(axis=-1, keepdims=True))
@@ -152,13 +148,12 @@ def fuse_views(
     return FusedViews(tuple(unique.tolist()), truth[order][::views_per_sample], fused)
 
 
-def check_views(ids: npt.NDArray[np.str_], labels: IntArray, views: IntArray, views_per_sample: int) -> None:
-    """Every id must have the views 0..V-1 once each, and one label."""
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(ids.tolist()):
-        rows.setdefault(name, []).append(row)
-    for name, where in rows.items():
-        present, claims = sorted(views[where].tolist()), sorted(set(labels[where].tolist()))
+def check_views(
+    ids: npt.NDArray[np.str_], labels: Sequence[IntArray], views: Sequence[IntArray], views_per_sample: int
+) -> None:
+    """Every id must have the views 0..V-1 once each, and one label; `labels` and `views` [N] hold those of an id."""
+    for name, label, view in zip(ids.tolist(), labels, views, strict=True):
+        present, claims = view.tolist(), sorted(set(label.tolist()))
         if present != list(range(views_per_sample)):
             kind = "twice" if len(set(present)) < len(present) else "not all there"
             raise UserError(
@@ -189,8 +184,7 @@ def concept_distances(embeddings: npt.ArrayLike, actions: Sequence[str]) -> dict
     cosines = totals @ totals.T  # the sum of all cosines between two actions is one dot product of their sums
     several = counts > 1
     inside = (np.diag(cosines)[several] - counts[several]) / (counts[several] * (counts[several] - 1))
-    upper = np.triu_indices(len(counts), k=1)
-    across = (cosines / np.outer(counts, counts))[upper]
+    across = (cosines / np.outer(counts, counts))[np.triu_indices(len(counts), k=1)]
     return {
         "within": float(1.0 - inside.mean()) if len(inside) else float("nan"),
         "between": float(1.0 - across.mean()) if len(across) else float("nan"),

@@ -1,7 +1,5 @@
 """The test: base, novel and the Synonym Robustness Test, from videos that are encoded once (ACE, section 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,7 +15,7 @@ from ace_dist.data.loader.base import Loader
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.shards import ClipRecord
 from ace_dist.data.task import Task
-from ace_dist.evaluate.metrics import FusedViews, accuracy, fuse_views, harmonic_mean, macro_f1, srt_summary
+from ace_dist.evaluate.metrics import accuracy, fuse_views, harmonic_mean, macro_f1, random_baseline, srt_summary
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.distributed import Ranks
 
@@ -94,34 +92,30 @@ def score(
     model: DualEncoder, test: EncodedTest, label_sets: Sequence[LabelSet], config: Config
 ) -> list[dict[str, Any]]:
     """Classify the test clips among the labels of each set, views fused: an entry of `predictions.json` a set."""
-    how = config.evaluation.view_fusion
+    how, views = config.evaluation.view_fusion, config.dataset.clip.views
     sets = [labels.phrases for labels in label_sets]
-
-    def fuse(values: Tensor) -> FusedViews:
-        views = config.dataset.clip.views
-        return fuse_views(
-            values.numpy(), test.ids, test.labels, test.views, views_per_sample=views, how=how, expected_ids=test.clips
-        )
-
+    rows: dict[str, Any] = {"ids": test.ids, "labels": test.labels, "views": test.views, "expected_ids": test.clips}
+    rows |= {"views_per_sample": views, "how": how}
     if how == "embedding_mean":
-        fused = [fuse(torch.nn.functional.normalize(test.embeddings, dim=1))] * len(sets)
+        fused = [fuse_views(torch.nn.functional.normalize(test.embeddings, dim=1).numpy(), **rows)] * len(sets)
         means = torch.from_numpy(fused[0].values).float()
         logits = similarity(model, means, sets, config.method.temperature)
         probabilities = [values.softmax(1).numpy() for values in logits]
     else:
-        fused = [fuse(values) for values in similarity(model, test.embeddings, sets, config.method.temperature)]
-        probabilities = [views.values for views in fused]
+        logits = similarity(model, test.embeddings, sets, config.method.temperature)
+        fused = [fuse_views(values.numpy(), **rows) for values in logits]
+        probabilities = [clips.values for clips in fused]
         if how in ("logit_mean", "logit_max"):
             probabilities = [torch.from_numpy(values).softmax(1).numpy() for values in probabilities]
     return [
         {
             "classes": list(labels.labels),
-            "ids": list(views.ids),
-            "labels": views.labels.tolist(),
+            "ids": list(clips.ids),
+            "labels": clips.labels.tolist(),
             "predictions": values.argmax(1).tolist(),
             "probabilities": values.round(6).tolist(),
         }
-        for labels, views, values in zip(label_sets, fused, probabilities, strict=True)
+        for labels, clips, values in zip(label_sets, fused, probabilities, strict=True)
     ]
 
 
@@ -166,3 +160,33 @@ def accuracy_and_f1(predicted: dict[str, Any]) -> dict[str, float]:
     """Accuracy and macro F1 of one test run, in percent."""
     labels, guesses = predicted["labels"], predicted["predictions"]
     return {"accuracy": accuracy(labels, guesses), "f1": macro_f1(labels, guesses, len(predicted["classes"]))}
+
+
+# ------------------------------------------ evaluation.scorer=chance: guessing, the row "Random" of the paper's tables
+def build_guesser(seed: int) -> Predict:
+    """A function that guesses every clip's class in each label set, all classes alike, in `predictions.json`'s form."""
+    rng = np.random.default_rng(seed)
+
+    def guess(clips: Clips, label_sets: Sequence[LabelSet]) -> list[dict[str, Any]]:
+        rows = sorted((record.key, label) for record, label in zip(*clips, strict=True))
+        classes = len(label_sets[0].labels)
+        return [
+            {
+                "classes": list(labels.labels),
+                "ids": [key for key, _ in rows],
+                "labels": [label for _, label in rows],
+                "predictions": rng.integers(0, classes, len(rows)).tolist(),
+                "probabilities": [[round(1 / classes, 6)] * classes] * len(rows),
+            }
+            for labels in label_sets
+        ]
+
+    return guess
+
+
+def expected_scores(predicted: dict[str, Any]) -> dict[str, float]:
+    """Accuracy and macro F1 to expect from guesses on these labels, in percent; the guesses made are no part of it.
+
+    A synonym changes nothing for a guess, so every run of the SRT expects the same and their deviation is 0.
+    """
+    return random_baseline(predicted["labels"], len(predicted["classes"]))

@@ -1,11 +1,9 @@
 """The report of a finished run: one HTML page that works offline, its figures, and the picture of the README."""
 
-from __future__ import annotations
-
 import base64
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from ace_dist.utils.errors import RunError
 
 FloatArray = npt.NDArray[np.float64]
 Results = Mapping[str, Any]  # as in results.json
+Section = tuple[str, list[dict[str, str]]]  # a paragraph; and pictures, each a caption and data URIs of both themes
 TSNE_SEED = 0
 TSNE_LEAST = 4  # phrases; scikit-learn's perplexity must stay below their number
 CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis starts at 0
@@ -38,24 +37,6 @@ METHODS = {  # as the paper prints them
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure in both themes, as data URIs that stand in the page."""
-
-    caption: str
-    light: str
-    dark: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, one paragraph, and pictures."""
-
-    title: str
-    text: str
-    pictures: Sequence[Picture] = ()
-
-
 def write_report(folder: Path, compare: Sequence[Path] = ()) -> Path:
     """Write `report.html` and `figures/*.png` into the run folder and return the path of the page.
 
@@ -66,22 +47,23 @@ def write_report(folder: Path, compare: Sequence[Path] = ()) -> Path:
     run = read_run(folder)
     rows = table_rows(run, compare)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    sections = [srt_section(run, rows), space_section(run), class_section(run), curve_section(run)]
-    page = Environment(
-        loader=PackageLoader("ace_dist.evaluate"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.j2")
-    text = page.render(
+    pages = PackageLoader("ace_dist.evaluate")
+    templates = Environment(
+        loader=pages, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = templates.get_template("report.html.j2").render(
         run=run,
         method=method_name(run.results),
         hardware=in_one_line(run.environment["hardware"]),
-        rows=[{"name": name, "results": results} for name, results in rows.items()],
+        rows=rows,
         random=chance_row(run),
-        sections=sections,
-        distances=distance_rows(run.space),
+        sections={
+            "Synonym robustness": srt_section(run, rows),
+            "Concept space": space_section(run),
+            "Classes": class_section(run),
+            "Training": curve_section(run),
+        },
+        distances=group_distances(run.space),
         srt=list(zip(run.results["srt"]["runs"], run.srt, strict=True)) if run.srt else [],
         environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
     )
@@ -96,15 +78,14 @@ def result_picture(folder: Path, path: Path, compare: Sequence[Path] = ()) -> Pa
     rows, space = table_rows(run, compare), run.space
     if len(space.phrases) < TSNE_LEAST:
         raise RunError(f"{folder}: {too_few(space)}")
-    spaces = []
-    for embeddings in (space.before, space.after):
+    spaces = {}
+    for when, embeddings in (("before", space.before), ("after", space.after)):
         distances = concept_distances(embeddings, space.actions)
         caption = f"distance within a concept {distances['within']:.2f}, between {distances['between']:.2f}"
-        spaces.append((concept_layout(embeddings, space.actions), caption))
+        spaces[when] = (concept_layout(embeddings, space.actions), caption)
     figure = figures.result_figure(
         f"{method_name(run.results)} on {run.results['dataset']}: one action, many words",
-        spaces[0],
-        spaces[1],
+        spaces,
         space.actions,
         space.base,
         {name: accuracies(results) for name, results in rows.items()},
@@ -121,13 +102,12 @@ def table_rows(run: Run, compare: Sequence[Path]) -> dict[str, Results]:
     A name is the method; with the seed when a method occurs twice, numbered when the seed does not help.
     """
     others = [read_results(folder) for folder in compare]
-    for folder, other in zip(compare, others, strict=True):
-        for key in ("dataset", "fold"):
-            if other[key] != run.results[key]:
-                raise RunError(
-                    f"{folder} cannot be compared with {run.folder}: {key} is {other[key]!r} there and "
-                    f"{run.results[key]!r} here; leave it out of `compare`"
-                )
+    for (folder, other), key in itertools.product(zip(compare, others, strict=True), ("dataset", "fold")):
+        if other[key] != run.results[key]:
+            raise RunError(
+                f"{folder} cannot be compared with {run.folder}: {key} is {other[key]!r} there and "
+                f"{run.results[key]!r} here; leave it out of `compare`"
+            )
     results = [run.results, *others]
     names = [method_name(row) for row in results]
     if len(set(names)) < len(names):
@@ -143,11 +123,10 @@ def method_name(results: Results) -> str:
 
 def chance_row(run: Run) -> dict[str, Any]:
     """The scores of guessing, in the shape of results.json, from the label distribution; its SRT has no spread."""
-    base, novel = (random_baseline(p.labels, len(p.classes)) if p else None for p in (run.base, run.novel))
+    base, novel = (random_baseline(p["labels"], len(p["classes"])) if p else None for p in (run.base, run.novel))
     hm = {metric: harmonic_mean(base[metric], novel[metric]) for metric in base} if base and novel else None
-    srt = {f"{metric}_mean": value for metric, value in novel.items()} if novel else None
-    if srt:
-        srt |= {"accuracy_std": 0.0, "f1_std": 0.0}
+    spread = {"accuracy_std": 0.0, "f1_std": 0.0}
+    srt = {f"{metric}_mean": value for metric, value in novel.items()} | spread if novel else None
     return {"base": base, "novel": novel, "hm": hm, "srt": srt}
 
 
@@ -160,31 +139,30 @@ def accuracies(results: Results) -> dict[str, tuple[float, float]]:
     return rows
 
 
-def distance_rows(space: ConceptSpace) -> list[dict[str, Any]]:
-    """Measured distances of the concept space for base, novel and all actions; an empty group is left out."""
+def group_distances(space: ConceptSpace) -> dict[str, list[dict[str, float]]]:
+    """Distances of the concept space before and after, of base, novel and all actions; an empty group is left out."""
     groups = {"base actions": space.base, "novel actions": ~space.base, "all actions": np.ones_like(space.base)}
-    rows = []
-    for name, chosen in groups.items():
-        if chosen.any():
-            actions = [action for action, keep in zip(space.actions, chosen, strict=True) if keep]
-            before, after = (concept_distances(part[chosen], actions) for part in (space.before, space.after))
-            rows.append({"name": name, "before": before, "after": after})
-    return rows
+    return {
+        name: [concept_distances(rows[group], np.array(space.actions)[group]) for rows in (space.before, space.after)]
+        for name, group in groups.items()
+        if group.any()
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- sections
-def picture(run: Run, name: str, caption: str, draw: Callable[..., Figure]) -> Picture:
-    """Draw `figures/NAME.png` with `draw(theme=...)` in both themes."""
-    light = figures.save(draw(theme=LIGHT), run.folder / "figures" / f"{name}.png")
-    dark = figures.save(draw(theme=DARK), run.folder / "figures" / f"{name}_dark.png")
-    uris = ("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii") for path in (light, dark))
-    return Picture(caption, *uris)
+def picture(run: Run, name: str, caption: str, draw: Callable[..., Figure]) -> dict[str, str]:
+    """Draw `figures/NAME.png` with `draw(theme=...)` in both themes; its caption and data URIs."""
+    found = {"caption": caption}
+    for theme, colours, suffix in (("light", LIGHT, ""), ("dark", DARK, "_dark")):
+        path = figures.save(draw(theme=colours), run.folder / "figures" / f"{name}{suffix}.png")
+        found[theme] = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    return found
 
 
 def srt_section(run: Run, rows: Mapping[str, Results]) -> Section:
     guess = chance_row(run)["novel"]
     if guess is None or not run.srt:
-        return Section("Synonym robustness", "The test split shows no novel action, so there is nothing to test.")
+        return "The test split shows no novel action, so there is nothing to test.", []
     pictures = []
     for metric, title in (("accuracy", "Accuracy"), ("f1", "F1")):
         tested = {name: results["srt"]["runs"] for name, results in rows.items() if results["srt"] is not None}
@@ -196,13 +174,13 @@ def srt_section(run: Run, rows: Mapping[str, Results]) -> Section:
         f"The novel test clips are classified {len(run.srt)} times, each time with other words for the same actions. "
         "A method that knows the action and not the word has a high mean and a small spread."
     )
-    return Section("Synonym robustness", text, pictures)
+    return text, pictures
 
 
 def space_section(run: Run) -> Section:
     space, names = run.space, tuple(dict.fromkeys(run.space.actions))
     if len(space.phrases) < TSNE_LEAST:
-        return Section("Concept space", too_few(space))
+        return too_few(space), []
     pictures = []
     for name, embeddings in (("before", space.before), ("after", space.after)):
         draw = partial(concept_figure, concept_layout(embeddings, space.actions), space.actions, space.base)
@@ -215,7 +193,7 @@ def space_section(run: Run) -> Section:
     )
     if len(names) > figures.NAMED_ACTIONS:
         text += " Actions: " + ", ".join(f"{index + 1} {name}" for index, name in enumerate(names)) + "."
-    return Section("Concept space", text, pictures)
+    return text, pictures
 
 
 def too_few(space: ConceptSpace) -> str:
@@ -226,41 +204,36 @@ def class_section(run: Run) -> Section:
     parts = {name: part for name, part in (("base", run.base), ("novel", run.novel)) if part}
     pictures = []
     for name, part in parts.items():
-        counts = confusion_matrix(part.labels, part.predictions, len(part.classes))
+        counts = confusion_matrix(part["labels"], part["predictions"], len(part["classes"]))
         caption = f"{name.capitalize()} actions: rows are the true class, columns the predicted one."
-        draw = partial(figures.confusion_figure, counts, part.classes)
+        draw = partial(figures.confusion_figure, counts, part["classes"])
         pictures.append(picture(run, f"confusion_{name}", caption, draw))
     for name, part in parts.items():
-        scores = class_f1(part.labels, part.predictions, len(part.classes))
-        support = np.bincount(part.labels, minlength=len(part.classes))
-        draw = partial(figures.class_f1_figure, scores, support, part.classes, name == "base")
+        scores = class_f1(part["labels"], part["predictions"], len(part["classes"]))
+        support = np.bincount(part["labels"], minlength=len(part["classes"]))
+        draw = partial(figures.class_f1_figure, scores, support, part["classes"], name == "base")
         pictures.append(picture(run, f"class_f1_{name}", f"{name.capitalize()} actions: F1 of each class.", draw))
-    counted = " and ".join(f"{len(part.ids)} of {name} actions" for name, part in parts.items())
-    return Section("Classes", f"Test clips with their root labels: {counted}.", pictures)
+    counted = " and ".join(f"{len(part['ids'])} of {name} actions" for name, part in parts.items())
+    return f"Test clips with their root labels: {counted}.", pictures
 
 
 def curve_section(run: Run) -> Section:
     if not run.metrics:
-        return Section("Training", "No step was taken: this is the model as it was before fine-tuning.")
+        return "No step was taken: this is the model as it was before fine-tuning.", []
     pictures = []
     for prefix, name, axis, caption, zero in CURVES:
-        if curves := logged_series(run.metrics, prefix):
+        points: dict[str, list[tuple[float, float]]] = {}  # of every number named `prefix` or `prefix_*`
+        for row in run.metrics:
+            for key, value in row.items():
+                if (key == prefix or key.startswith(f"{prefix}_")) and isinstance(value, (int, float)):
+                    points.setdefault(key, []).append((row["step"], value))
+        if points:
+            curves = {key: np.array(rows, np.float64).T for key, rows in points.items()}
             draw = partial(figures.curve_figure, curves, axis, zero)
             pictures.append(picture(run, f"curve_{name}", caption, draw))
         elif prefix != "validation":  # which a run need not have
             raise RunError(f"{run.folder / 'metrics.jsonl'}: no line has a number named {prefix} or {prefix}_*")
-    text = f"{len(run.metrics)} logged steps, up to step {run.metrics[-1]['step']}."
-    return Section("Training", text, pictures)
-
-
-def logged_series(metrics: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """Every logged number named `prefix` or `prefix_*`: name -> (steps, values)."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for row in metrics:
-        for name, value in row.items():
-            if (name == prefix or name.startswith(f"{prefix}_")) and isinstance(value, (int, float)):
-                points.setdefault(name, []).append((float(row["step"]), float(value)))
-    return {name: (np.array(rows)[:, 0], np.array(rows)[:, 1]) for name, rows in points.items()}
+    return f"{len(run.metrics)} logged steps, up to step {run.metrics[-1]['step']}.", pictures
 
 
 def concept_layout(embeddings: FloatArray, actions: Sequence[str]) -> FloatArray:

@@ -1,7 +1,5 @@
 """Reads the files of a finished run folder; an error names the file and the launcher that writes it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,18 +14,7 @@ from ace_dist.evaluate.metrics import accuracy, macro_f1
 from ace_dist.utils.errors import RunError
 
 TRAINING_FILES = ("config.yaml", "environment.json", "metrics.jsonl")
-TEST_FILES = ("results.json", "predictions.json", "concept_space.npz")
 TOLERANCE = 0.051  # percentage points: results.json may be rounded to one decimal
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One test run over N samples and the K labels `classes`."""
-
-    classes: tuple[str, ...]
-    ids: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    predictions: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,38 +35,27 @@ class Run:
     folder: Path
     results: dict[str, Any]
     environment: dict[str, Any]
-    command: str
     config: str
-    base: Predictions | None  # None when the test split shows no such action, as in results.json
-    novel: Predictions | None
-    srt: tuple[Predictions, ...]
+    base: dict[str, Any] | None  # entries of predictions.json; None when the test split shows no such action
+    novel: dict[str, Any] | None
+    srt: list[dict[str, Any]]
     space: ConceptSpace
-    metrics: tuple[dict[str, Any], ...]  # by step; a step logged twice (resumed run) counts once, the later one
+    metrics: list[dict[str, Any]]  # by step
 
 
 def read_run(folder: Path) -> Run:
     """Read and check a run folder. Raises `RunError` naming the first file that is missing or does not fit."""
-    for name in (*TRAINING_FILES, *TEST_FILES):
-        run_file(folder, name)
-    environment, results = read_object(folder, "environment.json"), read_results(folder)
-    predictions, where = read_object(folder, "predictions.json"), folder / "predictions.json"
-    require(environment, ("command", "hardware"), folder / "environment.json")
-    require(predictions, ("base", "novel", "srt"), where)
-    run = Run(
-        folder=folder,
-        results=results,
-        environment=environment,
-        command=str(environment["command"]),
-        config=run_file(folder, "config.yaml").read_text(encoding="utf-8"),
-        base=checked_predictions(predictions["base"], f"{where}: base"),
-        novel=checked_predictions(predictions["novel"], f"{where}: novel"),
-        srt=tuple(
-            p for i, row in enumerate(predictions["srt"]) if (p := checked_predictions(row, f"{where}: srt[{i}]"))
-        ),
-        space=read_space(folder),
-        metrics=read_metrics(folder),
-    )
-    settings = yaml.safe_load(run.config)
+    config = run_file(folder, "config.yaml").read_text(encoding="utf-8")
+    environment = read_object(folder, "environment.json", "command", "hardware")
+    metrics, results = read_metrics(folder), read_results(folder)
+    predictions = read_object(folder, "predictions.json", "base", "novel", "srt")
+    base, novel, srt = predictions["base"], predictions["novel"], predictions["srt"]
+    parts = {"base": base, "novel": novel, **{f"srt[{i}]": part for i, part in enumerate(srt)}}
+    for name, part in parts.items():
+        if part is not None:
+            check_predictions(part, f"{folder / 'predictions.json'}: {name}")
+    run = Run(folder, results, environment, config, base, novel, srt, read_space(folder), metrics)
+    settings = yaml.safe_load(config)
     if settings.get("evaluation", {}).get("scorer") != "chance":  # whose results are expectations, not of the guesses
         check_same_evaluation(run)
     return run
@@ -87,9 +63,8 @@ def read_run(folder: Path) -> Run:
 
 def read_results(folder: Path) -> dict[str, Any]:
     """Read `results.json`, with every score that the table shows; `base`, `novel`, `hm`, `srt` may be null."""
-    path = folder / "results.json"
-    results = read_object(folder, "results.json")
-    require(results, ("method", "dataset", "fold", "seed", "base", "novel", "hm", "srt"), path)
+    path, names = folder / "results.json", ("method", "dataset", "fold", "seed", "base", "novel", "hm", "srt")
+    results = read_object(folder, "results.json", *names)
     for part in ("base", "novel", "hm"):
         if results[part] is not None:
             require(results[part], ("accuracy", "f1"), path, part)
@@ -102,18 +77,15 @@ def read_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-def checked_predictions(part: Any, where: str) -> Predictions | None:
-    """An entry of `predictions.json`, which may be null. Raises `UserError` when its lists do not belong together."""
-    if part is None:
-        return None
+def check_predictions(part: Any, where: str) -> None:
+    """Raises `UserError` when the lists of an entry of `predictions.json` do not belong together."""
     require(part, ("classes", "ids", "labels", "predictions"), where)
-    labels, guesses = np.asarray(part["labels"], np.int64), np.asarray(part["predictions"], np.int64)
-    if not len(part["ids"]) == len(labels) == len(guesses):
-        raise RunError(f"{where}: {len(part['ids'])} ids, {len(labels)} labels, {len(guesses)} predictions")
-    if len(set(part["ids"])) < len(part["ids"]):
+    ids, labels, guesses = part["ids"], part["labels"], part["predictions"]
+    if not len(ids) == len(labels) == len(guesses):
+        raise RunError(f"{where}: {len(ids)} ids, {len(labels)} labels, {len(guesses)} predictions")
+    if len(set(ids)) < len(ids):
         raise RunError(f"{where}: a sample id occurs twice, so it would count twice")
     macro_f1(labels, guesses, len(part["classes"]))  # refuses indices outside the classes
-    return Predictions(tuple(part["classes"]), tuple(part["ids"]), labels, guesses)
 
 
 def check_same_evaluation(run: Run) -> None:
@@ -131,7 +103,7 @@ def check_same_evaluation(run: Run) -> None:
         if part is None:
             continue
         for metric, function in (("accuracy", accuracy), ("f1", macro_f1)):
-            value = function(part.labels, part.predictions)
+            value = function(part["labels"], part["predictions"])
             if abs(value - scores[metric]) > TOLERANCE:
                 raise RunError(
                     f"{run.folder}: results.json says {name}.{metric} = {scores[metric]:.2f}, predictions.json gives "
@@ -140,20 +112,18 @@ def check_same_evaluation(run: Run) -> None:
 
 
 def read_space(folder: Path) -> ConceptSpace:
-    """Read `concept_space.npz`."""
     path = run_file(folder, "concept_space.npz")
     again = f"run {writer(folder, path.name)} again"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            base = "seen" if "seen" in file else "base"  # its name in files of the version before
-            require(file, ("before", "after", "phrases", "actions", base), path)
-            before, after = (np.asarray(file[name], np.float64) for name in ("before", "after"))
-            phrases, actions = (tuple(str(text) for text in file[name]) for name in ("phrases", "actions"))
-            space = ConceptSpace(before, after, phrases, actions, np.asarray(file[base], np.bool_))
+        with np.load(path, allow_pickle=False) as archive:
+            file = dict(archive)
     except (OSError, ValueError) as error:
-        if isinstance(error, RunError):
-            raise
         raise RunError(f"{path} cannot be read ({error}); {again}") from error
+    base = "seen" if "seen" in file else "base"  # its name in files of the version before
+    require(file, ("before", "after", "phrases", "actions", base), path)
+    before, after = (np.asarray(file[name], np.float64) for name in ("before", "after"))
+    phrases, actions = (tuple(map(str, file[name])) for name in ("phrases", "actions"))
+    space = ConceptSpace(before, after, phrases, actions, np.asarray(file[base], np.bool_))
     if before.shape != after.shape or not len(before) == len(phrases) == len(actions) == len(space.base) > 0:
         raise RunError(
             f"{path}: before {before.shape}, after {after.shape}, {len(phrases)} phrases, {len(actions)} actions and "
@@ -162,7 +132,7 @@ def read_space(folder: Path) -> ConceptSpace:
     return space
 
 
-def read_metrics(folder: Path) -> tuple[dict[str, Any], ...]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` by step; numbers of a step that was logged twice are the later ones."""
     path = run_file(folder, "metrics.jsonl")
     steps: dict[int, dict[str, Any]] = {}
@@ -173,11 +143,11 @@ def read_metrics(folder: Path) -> tuple[dict[str, Any], ...]:
             raise RunError(f"{path}, line {number} is not JSON ({error})") from error
         require(row, ("step",), path, f"line {number}")
         steps[int(row["step"])] = {**steps.get(int(row["step"]), {}), **row}
-    return tuple(steps[step] for step in sorted(steps))
+    return [steps[step] for step in sorted(steps)]
 
 
-def read_object(folder: Path, name: str) -> dict[str, Any]:
-    """A file that holds one JSON object."""
+def read_object(folder: Path, name: str, *keys: str) -> dict[str, Any]:
+    """A file that holds one JSON object with these keys."""
     path = run_file(folder, name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -185,11 +155,11 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
         raise RunError(f"{path} is not JSON ({error}); {writer(folder, name)} writes it") from error
     if not isinstance(content, dict):
         raise RunError(f"{path} must hold one JSON object, found {type(content).__name__}")
+    require(content, keys, path)
     return content
 
 
 def run_file(folder: Path, name: str) -> Path:
-    """The path of a run's file. Raises `RunError` when there is none."""
     path = folder / name
     if not path.is_file():
         raise RunError(f"{path} is missing; {writer(folder, name)} writes it")

@@ -1,7 +1,5 @@
 """The evaluation of a finished run folder: the saved weights in, `results.json` and its companions out."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,8 +14,16 @@ from ace_dist.concepts import LabelSet
 from ace_dist.config import Config, read_config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.task import NO_TEST, Task, load_task, load_trees
-from ace_dist.evaluate.chance import build_guesser, expected_scores
-from ace_dist.evaluate.protocols import Clips, accuracy_and_f1, encode_phrases, encode_test, evaluate, score
+from ace_dist.evaluate.protocols import (
+    Clips,
+    accuracy_and_f1,
+    build_guesser,
+    encode_phrases,
+    encode_test,
+    evaluate,
+    expected_scores,
+    score,
+)
 from ace_dist.models.build import build_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.determinism import deterministic

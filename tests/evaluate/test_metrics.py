@@ -1,7 +1,5 @@
 """Protects the numbers of the tables: each metric against scikit-learn, a hand calculation, or a simulation."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score

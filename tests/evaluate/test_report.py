@@ -1,7 +1,5 @@
 """Protects the report: complete and offline, true to its files, safe with any string, clear about bad files."""
 
-from __future__ import annotations
-
 import json
 import re
 from html.parser import HTMLParser

@@ -9,8 +9,8 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from ace_dist.concepts import Action, SynonymTrees
 from ace_dist.config import SimilarityConfig, TextConfig, VideoConfig, config_dir, load_config
-from ace_dist.evaluate.chance import expected_scores
 from ace_dist.evaluate.metrics import accuracy, fuse_views, macro_f1
+from ace_dist.evaluate.protocols import expected_scores
 from ace_dist.models.build import build_model
 from ace_dist.models.dual_encoder import build_text_tower
 from ace_dist.models.similarity import Similarity, Spotting

@@ -1,7 +1,5 @@
 """The explorer's pictures as HTML and SVG strings: every word of a user is escaped, nothing is loaded from outside."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from html import escape

@@ -4,8 +4,6 @@ The page is served on the loopback address. An uploaded file is deleted as soon 
 or sent to another machine: system fonts, no analytics, pictures drawn here.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable

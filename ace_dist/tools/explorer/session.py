@@ -3,8 +3,6 @@
 Shapes: V views of a clip, T frames, S phrases, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache

@@ -3,8 +3,6 @@
 A sweep of one of the paper's tables is laid out as the paper does, with the paper's numbers beside ours.
 """
 
-from __future__ import annotations
-
 import csv
 import html
 import io

@@ -4,8 +4,6 @@ The settings of a row are the words with `=` in its experiment and its method: `
 `ace`, or `grid` and `ace dataset.world.domain_shift=0.5`, whichever way the sweeps were made.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report of a study: `runs.csv`, a page an experiment, box plots of the SRT by method, curves over a number."""
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence

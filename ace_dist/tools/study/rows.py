@@ -3,8 +3,6 @@
 Everything is in percent. A pair is two runs of one seed: the same clips in the same order, another method.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """The list of run folders: what each is, how far it came, what it scored, and in which settings they differ."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

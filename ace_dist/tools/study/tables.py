@@ -1,7 +1,5 @@
 """The paper's tables and figures as `assets/tables` states them: rows with settings, the paper's own numbers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
