@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlparse
 
+import numpy as np
 import pytest
 
 from ace_dist.concepts import Action, SynonymTrees
@@ -33,6 +34,12 @@ def fresh_seed():
     seed = int(os.environ.get("TEST_SEED") or secrets.randbits(32))
     print(f"TEST_SEED={seed}")
     torch.manual_seed(seed)
+    return seed
+
+
+@pytest.fixture
+def rng(fresh_seed):
+    return np.random.default_rng(fresh_seed)
 
 
 def small_tree(root, *synonyms):

@@ -74,20 +74,15 @@ def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
 
 def portable(config: Config) -> Config:
     """The configuration without paths of the machine that trained it, for time positions of the clip's length."""
-    frames = config.dataset.clip.frames if config.model.video.tower == "timesformer" else config.model.video.frames
-    model = replace(
-        config.model,
-        video=replace(config.model.video, weights=None, frames=frames),
-        text=replace(config.model.text, weights=None),
-        similarity=replace(config.model.similarity, attributes=None),
-    )
+    model = config.model
+    frames = config.dataset.clip.frames if model.video.tower == "timesformer" else model.video.frames
+    video, text = replace(model.video, weights=None, frames=frames), replace(model.text, weights=None)
+    model = replace(model, video=video, text=text, similarity=replace(model.similarity, attributes=None))
     dataset = replace(config.dataset, annotations=None, shards="", synonyms="synonyms.json", srt=None)
-    evaluation = replace(config.evaluation, synonyms=None)
-    return replace(config, run="", dataset=dataset, model=model, evaluation=evaluation)
+    return replace(config, run="", dataset=dataset, model=model, evaluation=replace(config.evaluation, synonyms=None))
 
 
 def run_provenance(run: Path, config: Config) -> dict[str, Any]:
-    """What trained it, and the weights it started from."""
     environment = read_object(run, "environment.json")
     facts = {key: environment.get(key) for key in ("python", "versions", "git", "hardware", "world_size")}
     loaded = {"weights": ("video", "text"), "random_video": ("text",)}.get(config.model.init, ())

@@ -125,7 +125,7 @@ def class_f1_figure(
 
 
 def curve_figure(curves: Mapping[str, FloatArray], label: str, zero: bool, theme: Theme = LIGHT) -> Figure:
-    """Lines over the training step: name -> [2, steps] steps and values. A long series gets a running mean over the raw line.
+    """Lines over the training step: name -> [2, n] steps and values. A long one gets a running mean over it.
 
     `zero`: the axis starts at 0.
     """

@@ -92,10 +92,10 @@ def score(
     model: DualEncoder, test: EncodedTest, label_sets: Sequence[LabelSet], config: Config
 ) -> list[dict[str, Any]]:
     """Classify the test clips among the labels of each set, views fused: an entry of `predictions.json` a set."""
-    how, views = config.evaluation.view_fusion, config.dataset.clip.views
+    how = config.evaluation.view_fusion
     sets = [labels.phrases for labels in label_sets]
     rows: dict[str, Any] = {"ids": test.ids, "labels": test.labels, "views": test.views, "expected_ids": test.clips}
-    rows |= {"views_per_sample": views, "how": how}
+    rows |= {"views_per_sample": config.dataset.clip.views, "how": how}
     if how == "embedding_mean":
         fused = [fuse_views(torch.nn.functional.normalize(test.embeddings, dim=1).numpy(), **rows)] * len(sets)
         means = torch.from_numpy(fused[0].values).float()
@@ -157,7 +157,6 @@ def evaluate(config: Config, task: Task, predict: Predict, rate: Rate) -> tuple[
 
 
 def accuracy_and_f1(predicted: dict[str, Any]) -> dict[str, float]:
-    """Accuracy and macro F1 of one test run, in percent."""
     labels, guesses = predicted["labels"], predicted["predictions"]
     return {"accuracy": accuracy(labels, guesses), "f1": macro_f1(labels, guesses, len(predicted["classes"]))}
 

@@ -19,13 +19,6 @@ from ace_dist.evaluate.metrics import (
 from ace_dist.utils.errors import UserError
 
 
-@pytest.fixture
-def rng():
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")  # shown by pytest when a test fails
-    return np.random.default_rng(seed)
-
-
 def test_accuracy_and_f1_equal_scikit_learn_also_when_classes_are_absent(rng):
     for _ in range(50):
         classes = int(rng.integers(2, 12))

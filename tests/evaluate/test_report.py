@@ -16,13 +16,6 @@ VERBS = ("lift", "spin", "insert", "hammer", "wipe", "push", "shake", "stack", "
 OBJECTS = ("block", "pin", "tray", "side panel", "table-top")
 
 
-@pytest.fixture
-def rng():
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")  # shown by pytest when a test fails
-    return np.random.default_rng(seed)
-
-
 # ------------------------------------------------------------------------------------------------- a finished run
 def build_run(folder, rng, *, method="ACE", base=6, novel=4, skill=(0.85, 0.6), phrases=7, tightness=0.35, steps=90):
     """Write every file of a run directory with fresh random numbers that agree with each other; return results.json."""

@@ -88,14 +88,10 @@ def map_svg(layout_S2: npt.NDArray[np.float64], space: ConceptSpace, title: str)
     names = list(dict.fromkeys(space.actions))
     marks = []
     for (x, y), phrase, action, base in zip(points, space.phrases, space.actions, space.base, strict=True):
-        tag, shape = (
-            ("circle", f'cx="{x:.1f}" cy="{y:.1f}" r="5"')
-            if base
-            else ("path", f'd="M{x - 5:.1f} {y - 5:.1f}h10v10h-10z"')
-        )
-        colour = PALETTE[names.index(action) % len(PALETTE)]
-        title = f"<title>{escape(phrase)} ({escape(action)})</title>"
-        marks.append(f'<{tag} {shape} fill="{colour}" fill-opacity=".75">{title}</{tag}>')
+        shape = f'circle cx="{x:.1f}" cy="{y:.1f}" r="5"' if base else f'path d="M{x - 5:.1f} {y - 5:.1f}h10v10h-10z"'
+        colour, words = PALETTE[names.index(action) % len(PALETTE)], f"{escape(phrase)} ({escape(action)})"
+        end = shape.split()[0]
+        marks.append(f'<{shape} fill="{colour}" fill-opacity=".75"><title>{words}</title></{end}>')
     chosen = np.array(space.actions)
     labels = "".join(
         f'<text x="{points[chosen == name, 0].mean():.1f}" y="{points[chosen == name, 1].mean():.1f}" '

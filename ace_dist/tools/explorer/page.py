@@ -70,7 +70,6 @@ class Page:
             return drawing.message_html(str(error))
 
     def choose(self, key: str, words: Words | None) -> tuple[Any, ...]:
-        """A clip of the test set."""
         test = next(test for test in self.explorer.tests if test.id == key)
         caption = f"test clip {key}: {test.action} ({'base' if test.base else 'novel'} action)"
         return self.show(lambda: self.explorer.test_clip(key), words, caption)
@@ -95,7 +94,6 @@ class Page:
         return clip, drawing.contact_sheet(clip.frames), caption, self.look(clip, words), drawing.robustness_html(runs)
 
     def maps(self) -> str:
-        """Concept space before and after training."""
         try:
             space = read_run(self.explorer.run).space
         except UserError as error:
@@ -107,9 +105,9 @@ class Page:
 
 
 def build_page(explorer: Explorer) -> Any:
-    """The page of one run."""
     page = Page(explorer)
-    start = page.typed_words("\n".join(explorer.default_labels()))
+    classes = explorer.task.classes
+    start = page.typed_words("\n".join(map(str, classes.novel or classes.base)))
     with gr.Blocks(title=f"ace-dist: {explorer.run}", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
         gr.Markdown(f"## {explorer.config.method.name} on {explorer.config.dataset.name}\n{HELP}")
         clip, words, drawn = gr.State(None), gr.State(start), gr.State(label_phrases(start))
@@ -141,7 +139,6 @@ def build_page(explorer: Explorer) -> Any:
 
 
 def label_phrases(words: Words) -> dict[str, list[str]]:
-    """The phrases of each label, ticked or not."""
     return {label: [phrase for phrase, _ in group] for label, group in words.items()}
 
 

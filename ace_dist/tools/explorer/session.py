@@ -68,10 +68,6 @@ class Explorer:
                 self.tests.append(TestClip(record.key, str(classes[label]), base))
         self.encoded_test_clip = lru_cache(KEPT_CLIPS)(self.encode_test_clip)
 
-    def default_labels(self) -> list[str]:
-        """The novel actions; where the data set has none, the base ones."""
-        return [str(action) for action in (self.task.classes.novel or self.task.classes.base)]
-
     def synonyms(self, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The phrases that stand for each typed label: its tree's, or itself alone. Raises `LabelError`."""
         return {label.label: label.phrases for label in self.classifier.labels(labels)}
@@ -106,7 +102,15 @@ class Explorer:
 
         Raises `UserError` for fewer than two labels, a label without a phrase, or a phrase of two labels.
         """
-        check_words(words)
+        if len(words) < 2:
+            raise UserError("give at least two labels, one a line: a probability is a choice between labels")
+        first: dict[str, str] = {}  # phrase -> the label that it votes for
+        for label, group in words.items():
+            if not group:
+                raise UserError(f"{label!r} has no word left: tick or add at least one synonym")
+            for phrase in group:
+                if (other := first.setdefault(phrase, label)) != label:
+                    raise UserError(f"{phrase!r} votes for both {other!r} and {label!r}: remove it from one of them")
         phrases = tuple(tuple(group) for group in words.values())
         (row,) = self.classifier.probabilities(clip.embeddings, [LabelSet(tuple(words), phrases)])
         text = encode_phrases(self.classifier.model, [phrase for group in phrases for phrase in group])
@@ -125,19 +129,3 @@ class Explorer:
         sets = srt_label_sets(self.config, self.task.classes.novel, self.task.trees)
         rows = self.classifier.probabilities(clip.embeddings, sets)
         return [list(zip(labels.labels, row, strict=True)) for labels, row in zip(sets, rows, strict=True)]
-
-
-def check_words(words: Mapping[str, Sequence[str]]) -> None:
-    """Refuse what has no answer; each message says what to change."""
-    if len(words) < 2:
-        raise UserError("give at least two labels, one a line: a probability is a choice between labels")
-    for label, phrases in words.items():
-        if not phrases:
-            raise UserError(f"{label!r} has no word left: tick or add at least one synonym")
-    owner: dict[str, str] = {}
-    for label, phrases in words.items():
-        for phrase in phrases:
-            if owner.setdefault(phrase, label) != label:
-                raise UserError(
-                    f"{phrase!r} votes for both {owner[phrase]!r} and {label!r}: remove it from one of them"
-                )

@@ -6,7 +6,7 @@ A sweep of one of the paper's tables is laid out as the paper does, with the pap
 import csv
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +49,6 @@ class Line:
 
     @property
     def count(self) -> str:
-        """Finished runs, and out of how many when some are missing."""
         return f"{self.finished} of {self.finished + len(self.missing)}" if self.missing else str(self.finished)
 
 
@@ -88,8 +87,7 @@ def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) 
 
 def write_tables(lines: Sequence[Line], text: Sheet, folder: Path) -> list[Path]:
     """Write `table.csv` (every metric) and the sheet as `.md`, `.tex` and `.html`; returns their paths."""
-    writers: dict[str, Callable[[Sheet], str]] = {"md": as_markdown, "tex": as_latex, "html": as_html}
-    contents = {"csv": as_csv(lines), **{suffix: writer(text) for suffix, writer in writers.items()}}
+    contents = {"csv": as_csv(lines), "md": as_markdown(text), "tex": as_latex(text), "html": as_html(text)}
     for suffix, content in contents.items():
         write_text(folder / f"table.{suffix}", content)
     return [folder / f"table.{suffix}" for suffix in contents]
@@ -112,7 +110,8 @@ def paper_sheet(lines: Sequence[Line], table: Table, absent: Sequence[str] = ())
     body = []
     for line in lines:
         pairs = [[str(line.cells[f"{part} {metric}"] or "-") for metric in METRICS] for part in PARTS]
-        pairs.append([spread_text(line.cells, metric) for metric in METRICS])
+        srt = [(line.cells[f"srt {metric}"], line.cells[f"srt {metric} spread"]) for metric in METRICS]
+        pairs.append([f"{mean.mean:.1f} ± {spread.mean:.1f}" if mean and spread else "-" for mean, spread in srt])
         scores = ["-" if pair == ["-", "-"] else " / ".join(pair) for pair in pairs]
         paper = [line.printed.get(title, "-").replace("/", " / ").replace("±", " ± ") for title in printed]
         body.append([line.setting, line.count, *scores, *paper])
@@ -122,14 +121,7 @@ def paper_sheet(lines: Sequence[Line], table: Table, absent: Sequence[str] = ())
     return Sheet([header, *body], [PAPER_NOTE, source, *left_out, *footnotes(lines)])
 
 
-def spread_text(cells: dict[str, Mean | None], metric: str) -> str:
-    """Mean and deviation over label sets, both averaged over runs."""
-    mean, deviation = cells[f"srt {metric}"], cells[f"srt {metric} spread"]
-    return "-" if mean is None or deviation is None else f"{mean.mean:.1f} ± {deviation.mean:.1f}"
-
-
 def footnotes(lines: Sequence[Line]) -> list[str]:
-    """Every run that is not in a mean."""
     return [f"missing: {run}" for line in lines for run in line.missing]
 
 
@@ -151,33 +143,24 @@ def as_markdown(text: Sheet) -> str:
     """A Markdown table; reads as plain text too."""
     table = [[cell.replace("|", "\\|") for cell in row] for row in text.rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    body = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
-    ]
+    body = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
     body.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join([*body, "", *text.notes]) + "\n"
 
 
 def as_latex(text: Sheet) -> str:
     """A booktabs table."""
-
-    def escape(words: str) -> str:
-        for character in "&%$#_{}":
-            words = words.replace(character, "\\" + character)
-        return words.replace("±", "$\\pm$")
-
-    header, *body = [" & ".join(map(escape, row)) + r" \\" for row in text.rows]
+    escapes = str.maketrans({character: "\\" + character for character in "&%$#_{}"} | {"±": "$\\pm$"})
+    header, *body = [" & ".join(cell.translate(escapes) for cell in row) + r" \\" for row in text.rows]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(text.rows[0]) - 1)}}}"
-    comments = [f"% {note}" for note in text.notes]
-    end = [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*comments, begin, r"\toprule", header, r"\midrule", *body, *end]) + "\n"
+    lines = [begin, r"\toprule", header, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*(f"% {note}" for note in text.notes), *lines]) + "\n"
 
 
 def as_html(text: Sheet) -> str:
-    """A page that works offline."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in text.rows[0])
-    body = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in text.rows[1:])
-    content = "\n".join(f"<tr>{row}</tr>" for row in body)
+    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in text.rows[1:])
+    content = "\n".join(f"<tr>{row}</tr>" for row in cells)
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in text.notes)
     style = "body{font-family:sans-serif}table{border-collapse:collapse}td,th{padding:.3em .7em;border-bottom:1px solid #ccc;text-align:right}td:first-child,th:first-child{text-align:left}"  # noqa: E501
     return (

@@ -109,7 +109,10 @@ def study_page(
     lines += [f"## Difference to {reference}", "", PAIRED_NOTE, "", *difference_table(methods, reference), ""]
     if concepts:
         lines += ["## Concept space", "", CONCEPT_NOTE, "", *concepts, ""]
-    gaps = [*missing, *unpaired_seeds(methods, reference)]
+    theirs, gaps = {row.seed for row in methods[reference]}, list(missing)
+    for method, ours in methods.items():
+        if odd := sorted({row.seed for row in ours} ^ theirs):
+            gaps.append(f"{method} and {reference} are not paired at seed {', '.join(map(str, odd))}")
     for title, entries in (("Missing", gaps), ("Made by", history)):
         if entries:
             lines += [f"## {title}", "", *(f"- {entry}" for entry in entries), ""]
@@ -124,15 +127,14 @@ def markdown_table(header: Sequence[object], body: Iterable[Sequence[object]]) -
 
 def summary_table(methods: Mapping[str, Sequence[StudyRow]]) -> list[str]:
     """Mean ± deviation of every score, a line a method."""
-    means = {
-        m: [mean_over(row.scores[score] for row in rows) or "-" for score in SCORES] for m, rows in methods.items()
-    }
-    header = ["method", "n", *(score.replace("_", " ") for score in SCORES)]
-    return markdown_table(header, ([method, len(methods[method]), *cells] for method, cells in means.items()))
+    body = []
+    for method, rows in methods.items():
+        means = [mean_over(row.scores[score] for row in rows) for score in SCORES]
+        body.append([method, len(rows), *(mean or "-" for mean in means)])
+    return markdown_table(["method", "n", *(score.replace("_", " ") for score in SCORES)], body)
 
 
 def difference_table(methods: Mapping[str, Sequence[StudyRow]], reference: str) -> list[str]:
-    """Paired differences in accuracy to the reference, a line a method."""
     body = []
     for method, rows in methods.items():
         if method != reference:
@@ -151,9 +153,8 @@ def concept_table(folders: Mapping[str, Sequence[Path]]) -> list[str]:
     body = []
     for method, runs in folders.items():
         spaces = [read_space(folder) for folder in runs]
-        before, after = (
-            [concept_distances(getattr(space, when), space.actions) for space in spaces] for when in ("before", "after")
-        )
+        before = [concept_distances(space.before, space.actions) for space in spaces]
+        after = [concept_distances(space.after, space.actions) for space in spaces]
         cells = []
         for values in ([one[name] for one in rows] for name in ("within", "between") for rows in (before, after)):
             deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
@@ -161,17 +162,6 @@ def concept_table(folders: Mapping[str, Sequence[Path]]) -> list[str]:
         body.append([method, len(spaces), *cells])
     header = ["method", "n", "within, before", "within, after", "between, before", "between, after"]
     return markdown_table(header, body)
-
-
-def unpaired_seeds(methods: Mapping[str, Sequence[StudyRow]], reference: str) -> list[str]:
-    """Seeds that are in no pair, in words."""
-    theirs = {row.seed for row in methods[reference]}
-    odd = {method: sorted({row.seed for row in rows} ^ theirs) for method, rows in methods.items()}
-    return [
-        f"{method} and {reference} are not paired at seed {', '.join(map(str, seeds))}"
-        for method, seeds in odd.items()
-        if seeds
-    ]
 
 
 # ---------------------------------------------------------------------------------------------------------- figures
@@ -194,12 +184,11 @@ def draw_study(
             for method, ours in results.items()
         }
         if tested := {method: values for method, values in runs.items() if values.size}:
-            drawings[f"srt_{metric}"] = figures.srt_figure(
-                tested, f"{title} of each label set and seed (%); ◇ root labels"
-            )
+            label = f"{title} of each label set and seed (%); ◇ root labels"
+            drawings[f"srt_{metric}"] = figures.srt_figure(tested, label)
     for number, (axis, methods) in enumerate(curves.items(), start=1):
-        points = {x: [row for row in rows if row.method == method] for x, method in sorted(methods.items())}
-        points = {x: group for x, group in points.items() if group}
+        groups = {x: [row for row in rows if row.method == method] for x, method in sorted(methods.items())}
+        points = {x: group for x, group in groups.items() if group}
         if len(points) > 1:
             for metric, title in METRICS.items():
                 drawings[f"curve{number}_{metric}"] = curve_figure(points, axis, metric, title)

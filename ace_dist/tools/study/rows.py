@@ -132,14 +132,15 @@ def gather(planned: Iterable[PlannedRun], experiment: str) -> Study:
         raise RunError(f"no run is finished: {'; '.join(study.missing[:4]) or 'the sweep has no runs'}")
     everywhere = [folder for runs in study.finished.values() for folder, _ in runs]
     study.history.extend(dict.fromkeys(map(commit_and_hardware, everywhere)))
-    seconds = [value for folder in everywhere if (value := training_seconds(folder)) is not None]
+    logs = [path for folder in everywhere if (path := folder / "metrics.jsonl").is_file()]
+    last_lines = [lines[-1] for path in logs if (lines := path.read_text(encoding="utf-8").splitlines())]
+    seconds = [float(json.loads(line)["elapsed_s"]) for line in last_lines]  # from the start or the last continuation
     if seconds:
         study.history.append(f"training {min(seconds):.0f} to {max(seconds):.0f} s a run, evaluation not counted")
     return study
 
 
 def commit_and_hardware(folder: Path) -> str:
-    """What a run was made by and on, in one line."""
     path = folder / "environment.json"
     if not path.is_file():
         return f"{folder.name}: no environment.json, so commit and hardware are unknown"
@@ -148,13 +149,6 @@ def commit_and_hardware(folder: Path) -> str:
     commit = str(git["commit"])[:10] + (" with uncommitted changes" if git["modified"] else "")
     gpus = f", {', '.join(hardware['gpus'])}" if "gpus" in hardware else ""
     return f"commit {commit}, {facts['world_size']} rank(s), {hardware['cpu']} ({hardware['cores']} cores{gpus})"
-
-
-def training_seconds(folder: Path) -> float | None:
-    """Seconds from the start, or the last continuation, of a run to its last step; `None` when no step was logged."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return float(json.loads(lines[-1])["elapsed_s"]) if lines else None
 
 
 # --------------------------------------------------------------------------------------------------------- runs.csv

@@ -89,7 +89,6 @@ def differing_settings(runs: Sequence[ListedRun]) -> list[str]:
 
 
 def dotted(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
     for key, value in settings.items():
         if isinstance(value, dict):
             yield from dotted(value, f"{prefix}{key}.")

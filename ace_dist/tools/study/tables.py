@@ -16,10 +16,10 @@ HEADINGS = {"base": "base", "novel": "novel", "hm": "HM", "srt": "SRT"}  # part 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row: its name as printed, the same for folders and files, and its settings (`key=value`)."""
+    """A row: its name as printed, and its settings (`key=value`)."""
 
     name: str
-    key: str
+    key: str  # for folders and files: its method when it is a method and nothing else, or letters of its name
     settings: tuple[str, ...]
 
 
@@ -40,7 +40,6 @@ class Table:
 
 
 def table_names() -> list[str]:
-    """Every table and figure there is."""
     return sorted(path.stem for path in (assets_dir() / "tables").glob("*.yaml"))
 
 
@@ -52,7 +51,12 @@ def load_table(name: str) -> Table:
         )
     path = assets_dir() / "tables" / f"{name}.yaml"
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    rows = {row: TableRow(row, row_key(row, settings), tuple(settings)) for row, settings in content["rows"].items()}
+    rows = {}
+    for row, settings in content["rows"].items():
+        key = re.sub(r"\W+", "_", row).strip("_").lower()
+        if len(settings) == 1 and settings[0].startswith("method="):
+            key = settings[0].removeprefix("method=")
+        rows[row] = TableRow(row, key, tuple(settings))
     paper, left_out, curves = (content.get(part, {}) for part in ("paper", "left_out", "curves"))
     groups = [*paper.values(), *left_out.values(), *(points.values() for points in curves.values())]
     if strangers := {row for group in groups for row in group} - set(rows):
@@ -82,7 +86,11 @@ def name_a_table(settings: Sequence[str]) -> tuple[str, list[str]]:
     name = given.get("experiment", "")
     if name not in table_names():
         return "", list(settings)
-    experiments = {experiment_dataset(experiment): experiment for experiment in load_table(name).experiments}
+    experiments = {}  # by the data set that their files choose
+    for experiment in load_table(name).experiments:
+        content = yaml.safe_load((config_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+        (dataset,) = (entry["override /dataset"] for entry in content["defaults"] if "override /dataset" in entry)
+        experiments[dataset] = experiment
     datasets = given.get("dataset", "").split(",")
     if strangers := [dataset for dataset in datasets if dataset not in experiments]:
         raise ConfigError(
@@ -91,20 +99,6 @@ def name_a_table(settings: Sequence[str]) -> tuple[str, list[str]]:
         )
     rest = [setting for setting in settings if setting.partition("=")[0] not in ("experiment", "dataset")]
     return name, [f"experiment={','.join(experiments[dataset] for dataset in datasets)}", *rest]
-
-
-def experiment_dataset(experiment: str) -> str:
-    """The data set that an experiment's file chooses."""
-    path = config_dir() / "experiment" / f"{experiment}.yaml"
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return next(str(entry["override /dataset"]) for entry in content["defaults"] if "override /dataset" in entry)
-
-
-def row_key(name: str, settings: list[str]) -> str:
-    """The method of a row that is a method and nothing else, else the row's name in letters that a folder may have."""
-    if len(settings) == 1 and settings[0].startswith("method="):
-        return settings[0].removeprefix("method=")
-    return re.sub(r"\W+", "_", name).strip("_").lower()
 
 
 def printed_number(printed: dict[str, str], part: str, metric: str) -> str:
@@ -135,6 +129,5 @@ def expand_table(settings: Sequence[str], table: Table) -> list[Run]:
 
 
 def rows_without_run(runs: Sequence[Run], table: Table) -> list[str]:
-    """Rows of the table that no run is of."""
     there = {run.settings["row"] for run in runs}
     return [row.name for row in table.rows if row.name not in there]
