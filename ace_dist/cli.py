@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -514,29 +515,13 @@ def print_table(sweep: Sweep) -> None:
 
 # ------------------------------------------------------------------------------------------------ the command line
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "build_shards": build_shards,
-    "build_synonyms": build_synonyms,
-    "classify": classify,
-    "estimate": estimate,
-    "evaluate": evaluate,
-    "explore": explore,
-    "export": export,
-    "import_weights": import_weights,
-    "inspect_synonyms": inspect_synonyms,
-    "preflight": preflight,
-    "pretrain_tabletop": pretrain_tabletop,
-    "report run": report_run,
-    "report runs": report_runs,
-    "report sweep": report_sweep,
-    "report grid": report_grid,
-    "submit": submit,
-    "sweep run": sweep_run,
-    "sweep status": sweep_status,
-    "sweep collect": sweep_collect,
-    "sweep retry": sweep_retry,
-    "train": train,
-    "verify_shards": verify_shards,
-}
+    re.sub(r"^(report|sweep)_", r"\1 ", command.__name__): command
+    for command in (
+        build_shards, build_synonyms, classify, estimate, evaluate, explore, export, import_weights, inspect_synonyms,
+        preflight, pretrain_tabletop, report_run, report_runs, report_sweep, report_grid, submit, sweep_run,
+        sweep_status, sweep_collect, sweep_retry, train, verify_shards,
+    )
+}  # fmt: skip
 
 
 def main(*words: str) -> int:

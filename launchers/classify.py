@@ -1,8 +1,6 @@
 """Classify a video among any labels: `python launchers/classify.py run=DIR video=FILE actions='[spin block, ...]'`."""
 
-import sys
-
 from ace_dist.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("classify"))
+    raise SystemExit(main("classify"))

@@ -1,8 +1,6 @@
 """Evaluate a finished run again: `deepspeed launchers/evaluate.py run=DIR` (or `python` for one rank)."""
 
-import sys
-
 from ace_dist.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("evaluate"))
+    raise SystemExit(main("evaluate"))

@@ -1,8 +1,6 @@
 """Talk to a trained model on a local page: `python launchers/explore.py run=DIR [port=7860]`."""
 
-import sys
-
 from ace_dist.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("explore"))
+    raise SystemExit(main("explore"))

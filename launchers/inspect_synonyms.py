@@ -1,8 +1,6 @@
 """Look for faults in synonym trees: `python launchers/inspect_synonyms.py trees=FILE [actions=FILE] [embed=minilm]`."""
 
-import sys
-
 from ace_dist.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("inspect_synonyms"))
+    raise SystemExit(main("inspect_synonyms"))

@@ -1,8 +1,6 @@
 """Check nodes, network, disk, shards and decoder before a long job, with the settings of the run itself."""
 
-import sys
-
 from ace_dist.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("preflight"))
+    raise SystemExit(main("preflight"))

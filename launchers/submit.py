@@ -1,8 +1,6 @@
 """Submit any launcher as a job: `python launchers/submit.py cluster=slurm launcher=train experiment=NAME key=value`."""
 
-import sys
-
 from ace_dist.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("submit"))
+    raise SystemExit(main("submit"))

@@ -24,7 +24,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from ace_dist.cluster.jobs import Event, Job, Main, read_journal
+from ace_dist.cluster.jobs import Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.cluster.submit import LocalQueue, describe, log_path, queue, sbatch_text, submit
 from ace_dist.config import quoted
@@ -198,11 +198,7 @@ def state_of(run: Run, folder: Path, waiting: dict[str, str]) -> State:
         if waiting[job_id] != "PENDING":
             return State("running", progress(folder / run.id))
         return State("pre-empted", f"requeued after {progress(folder / run.id)}") if events else State("pending")
-    return state_after(events, log)
-
-
-def state_after(events: Sequence[Event], log: Path) -> State:
-    """The state of a run whose job has left the queue without results."""
+    # It has left the queue without results.
     if not events:
         return State("failed", f"the job ended before it started{tail(log)}")
     start = max(event.start for event in events)

@@ -1,6 +1,6 @@
 """What the types of settings cannot say: choices, ranges, and settings that contradict each other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from operator import attrgetter
 
 from ace_dist.config.schema import Config
@@ -40,25 +40,20 @@ NOT_NEGATIVE = (
 BELOW_ONE = {"training.ema_decay": "; 0 switches it off", "evaluation.validation_share": ""}
 
 
-def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise `ConfigError` with the nearest allowed value when `value` is none of them."""
-    if value not in allowed:
-        raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
-
-
 def check_config(config: Config) -> None:
     """Raise `ConfigError` for the first setting that cannot be, and for the first two that contradict each other."""
     for key, allowed in CHOICES.items():
-        check_choice(key, attrgetter(key)(config), allowed)
+        if (value := attrgetter(key)(config)) not in allowed:
+            raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
     for key in POSITIVE:
-        if not attrgetter(key)(config) > 0:
-            raise ConfigError(f"{key}={attrgetter(key)(config)} must be greater than zero")
+        if not (value := attrgetter(key)(config)) > 0:
+            raise ConfigError(f"{key}={value} must be greater than zero")
     for key in NOT_NEGATIVE:
-        if not attrgetter(key)(config) >= 0:
-            raise ConfigError(f"{key}={attrgetter(key)(config)} must be at least 0")
+        if not (value := attrgetter(key)(config)) >= 0:
+            raise ConfigError(f"{key}={value} must be at least 0")
     for key, hint in BELOW_ONE.items():
-        if not 0 <= attrgetter(key)(config) < 1:
-            raise ConfigError(f"{key}={attrgetter(key)(config)} must lie in [0, 1){hint}")
+        if not 0 <= (value := attrgetter(key)(config)) < 1:
+            raise ConfigError(f"{key}={value} must lie in [0, 1){hint}")
     for wrong, message in (*data_rules(config), *model_rules(config), *training_rules(config)):
         if wrong:
             raise ConfigError(message)

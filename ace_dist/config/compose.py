@@ -86,7 +86,12 @@ def load_config(argv: Sequence[str]) -> Config:
         if key == "method.name":
             raise ConfigError(f"{flag}: a method is more than its name; choose one with method=NAME")
         if key in GROUPS and "=" in flag:
-            check_group(key, flag)
+            name = OverridesParser.create().parse_override(quoted(flag)).value()
+            if not isinstance(name, str | QuotedString) or not str(name):  # Hydra answers with a traceback
+                raise ConfigError(
+                    f"{flag} names no file of configs/{key}/; there are {', '.join(choices(key))}; leave {key} out for "
+                    f"the default"
+                )
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -106,16 +111,6 @@ def spelled_out(override: str, keys: Mapping[str, Any]) -> str:
         return f"++{quoted(override)}"
     several = "," in text and not text.startswith(QUOTES)
     return as_list(key, text) if equals and keys.get(key) in TEXT_LISTS and not several else quoted(override)
-
-
-def check_group(group: str, flag: str) -> None:
-    """Raise `ConfigError` when a choice such as `dataset=null` is no name; Hydra answers with a traceback."""
-    value = OverridesParser.create().parse_override(quoted(flag)).value()
-    if not isinstance(value, str | QuotedString) or not str(value):
-        raise ConfigError(
-            f"{flag} names no file of configs/{group}/; there are {', '.join(choices(group))}; leave {group} out for "
-            f"the default"
-        )
 
 
 def validated(composed: DictConfig) -> Config:

@@ -70,7 +70,12 @@ def split_settings(
         if re.match(r"--?local[_-]rank", arg):
             continue
         if own.split(".")[0] in names and equals:
-            assign(merged, arg, own, parse_value(own, text, kinds.get(own)))
+            try:
+                OmegaConf.update(merged, own, parse_value(own, text, kinds.get(own)))
+            except OmegaConfBaseException as error:
+                kind = type_in_words(str(error))
+                said = f"{arg} is not {kind}" if kind else f"{arg}: {' '.join(str(error).split())}"
+                raise ConfigError(said) from error
         elif not equals and not key.startswith(("-", "~")):
             raise ConfigError(f"{arg!r} is not a setting; settings are written key=value: {', '.join(names)}")
         elif (alone or (prefix and own)) and key not in HELP:
@@ -85,15 +90,6 @@ def split_settings(
     settings = OmegaConf.to_object(merged)
     assert isinstance(settings, schema)
     return settings, rest
-
-
-def assign(merged: Any, arg: str, key: str, value: Any) -> None:
-    """Set a value; raises `ConfigError` that quotes the argument when the schema's type is another."""
-    try:
-        OmegaConf.update(merged, key, value)
-    except OmegaConfBaseException as error:
-        kind = type_in_words(str(error))
-        raise ConfigError(f"{arg} is not {kind}" if kind else f"{arg}: {' '.join(str(error).split())}") from error
 
 
 def parse_value(key: str, text: str, kind: Any) -> Any:
