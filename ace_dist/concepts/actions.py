@@ -1,10 +1,9 @@
 """Actions as verb and object: splits labels, phrasal verbs included, and joins them again (ACE section 3.2)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from ace_dist.utils.errors import LabelError
 
@@ -30,12 +29,12 @@ class Action:
     def __str__(self) -> str:
         return f"{self.verb} {self.object}"
 
-    def with_verb(self, verb: str) -> Action:
-        """The same object under another verb, `verb ⊕ O(a)`."""
-        return Action(verb, self.object)
+    def with_verb(self, verb: str) -> Self:
+        """`verb ⊕ O(a)`."""
+        return replace(self, verb=verb)
 
     @classmethod
-    def parse(cls, label: str, verbs: Iterable[str] = ()) -> Action:
+    def parse(cls, label: str, verbs: Iterable[str] = ()) -> Self:
         """Split `label` at its verb: the longest of `verbs` that it begins with, else its first word.
 
         `Action.parse("lay down side panel", verbs=["lay", "lay down"])` has the verb "lay down". A particle that

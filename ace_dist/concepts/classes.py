@@ -1,7 +1,5 @@
 """Which actions are base and which are novel: from the splits, from a list, or by the paper's rule."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections import Counter
@@ -148,17 +146,13 @@ def listed_actions(labels: Sequence[str], actions: set[Action], where: str) -> s
     by_label = {str(action): action for action in actions}
     labels = [" ".join(label.lower().split()) for label in labels]
     if unknown := [label for label in labels if label not in by_label]:
-        near = [word for label in unknown for word in difflib.get_close_matches(label, list(by_label), n=1)]
-        hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"there are {examples(list(by_label))}"
+        near = [word for label in unknown for word in difflib.get_close_matches(label, by_label, n=1)]
+        rest = f" and {len(by_label) - 8} more" if len(by_label) > 8 else ""
+        examples = ", ".join(map(repr, sorted(by_label)[:8])) + rest
+        hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"there are {examples}"
         raise LabelError(f"dataset.novel lists {', '.join(map(repr, unknown))}, which {where}; {hint}")
     return {by_label[label] for label in labels}
 
 
 def quote(actions: Iterable[Action]) -> str:
     return ", ".join(map(repr, sorted(map(str, actions))))
-
-
-def examples(labels: Sequence[str], most: int = 8) -> str:
-    """The first labels of the alphabet, and how many there are beside them."""
-    shown = ", ".join(map(repr, sorted(labels)[:most]))
-    return f"{shown} and {len(labels) - most} more" if len(labels) > most else shown

@@ -1,7 +1,5 @@
 """Label sets of a test: root labels, the ten sets of the Synonym Robustness Test, and free labels of a user."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Sequence
@@ -33,12 +31,11 @@ class FreeLabel:
 
 def root_labels(actions: Sequence[Action], trees: SynonymTrees, leaves: bool) -> LabelSet:
     """Root labels; with `leaves`, each averaged over the first-order children of its verb."""
+    labels = tuple(map(str, actions))
     if not leaves:
-        return LabelSet(tuple(map(str, actions)), tuple((str(action),) for action in actions))
+        return LabelSet(labels, tuple((label,) for label in labels))
     trees.require(action.verb for action in actions)
-    return LabelSet(
-        tuple(map(str, actions)), tuple(label_phrases(action, trees, action.verb, drawn=False) for action in actions)
-    )
+    return LabelSet(labels, tuple(label_phrases(action, trees, action.verb, drawn=False) for action in actions))
 
 
 def load_srt(path: str | Path) -> list[dict[str, str]]:
@@ -51,7 +48,7 @@ def load_srt(path: str | Path) -> list[dict[str, str]]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise LabelError(f"SRT file {path} (dataset.srt) is not an object with a list 'runs': {error!r}") from error
     well_formed = isinstance(runs, list) and runs and all(isinstance(run, dict) and run for run in runs)
-    if not well_formed or any(not isinstance(text, str) for run in runs for text in (*run, *run.values())):
+    if not well_formed or not all(isinstance(label, str) for run in runs for label in run.values()):
         raise LabelError(f"SRT file {path} (dataset.srt): every entry of 'runs' must map root labels to labels")
     return runs
 
@@ -67,18 +64,15 @@ def srt_labels(
     """
     sets = []
     for number, run in enumerate(runs, start=1):
-        missing = [str(action) for action in actions if str(action) not in run]
-        if missing:
+        if missing := [str(action) for action in actions if str(action) not in run]:
             raise LabelError(f"{source}: run {number} has no label for {', '.join(map(repr, missing))}")
         phrases, labels = [], []
         for action in actions:
             children = trees.children(action.verb) if action.verb in trees else ()
             label = Action.parse(run[str(action)], verbs=(action.verb, *children))  # a phrasal verb stays whole
             labels.append(str(label))
-            if leaves and label.verb in children:
-                phrases.append(label_phrases(label, trees, action.verb, drawn=label.verb != action.verb))
-            else:
-                phrases.append((str(label),))
+            is_averaged, drawn = leaves and label.verb in children, label.verb != action.verb
+            phrases.append(label_phrases(label, trees, action.verb, drawn=drawn) if is_averaged else (str(label),))
         if len(set(labels)) < len(labels):
             raise LabelError(f"{source}: run {number} gives two classes the same label: {sorted(labels)}")
         sets.append(LabelSet(tuple(labels), tuple(phrases)))

@@ -1,7 +1,5 @@
 """The stochastic labels of ACE: fixed, randomised and shadow-negative phrases of a training step (Eq. 3, 4, 6, 7)."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,8 +79,7 @@ class ConceptSampler:
         independent_draws: bool = False,
     ) -> None:
         trees.require(action.verb for action in actions)
-        repeated = sorted({str(action) for action in actions if list(actions).count(action) > 1})
-        if repeated:
+        if repeated := sorted({str(action) for action in actions if list(actions).count(action) > 1}):
             raise UserError(f"the actions {', '.join(map(repr, repeated))} occur more than once in the class list")
         self.actions, self.trees, self.seed = tuple(actions), trees, seed
         self.independent_draws = independent_draws
@@ -115,14 +112,10 @@ class ConceptSampler:
         self.class_root = [roots.index(action.verb) for action in actions]
 
     def draw(self, step: int) -> ConceptDraw:
-        """The labels of global step `step`."""
         rng = random.Random(f"ace-dist/{self.seed}/{step}")
         # Eq. 4: a uniform child of each root verb, or of each class's.
         drawn = [rng.choice(children) for children in self.choices]
-        if self.independent_draws:
-            verbs = [rng.choice(self.choices[root]) for root in self.class_root]
-        else:
-            verbs = [drawn[root] for root in self.class_root]
+        verbs = [rng.choice(self.choices[root]) if self.independent_draws else drawn[root] for root in self.class_root]
         positive = [nodes[verb] for nodes, verb in zip(self.positive, verbs, strict=True)]
         # Eq. 7: a uniform verb of each class's pool.
         shadow = [rng.choice(nodes) for nodes in self.shadow]
@@ -168,5 +161,5 @@ def label_phrases(label: Action, trees: SynonymTrees, root: str, *, drawn: bool)
     A root label (`drawn=False`) stands for the first-order children of its verb. A drawn verb (`drawn=True`) is a
     first-order node and stands for its second-order children, also when it is the copy of the root.
     """
-    verbs = trees.children(root, label.verb) if drawn else trees.children(root)
-    return tuple(str(label.with_verb(verb)) for verb in verbs)
+    path = (label.verb,) if drawn else ()
+    return tuple(str(label.with_verb(verb)) for verb in trees.children(root, *path))

@@ -1,13 +1,11 @@
 """Synonym trees of action verbs (ACE section 3.2, Fig. 2): reads, checks, cuts and writes them."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
@@ -45,7 +43,7 @@ class SynonymTrees:
     @classmethod
     def load(
         cls, path: str | Path, size: int | None = None, grand_size: int | None = None, include_parent: bool = True
-    ) -> SynonymTrees:
+    ) -> Self:
         """Read a tree file. Raises `LabelError` naming the file when it is missing, not JSON, or breaks a rule."""
         path = Path(path)
         if not path.is_file():
@@ -65,7 +63,6 @@ class SynonymTrees:
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """All root verbs, in the order of the file."""
         return tuple(self._nodes)
 
     def __contains__(self, root: str) -> bool:
@@ -90,8 +87,7 @@ class SynonymTrees:
 
     def nodes(self, root: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Every inner node of a tree with its children, parents first: `(root,)`, `(root, child)`, ..."""
-        for path, node in walk((root,), self._nodes[root]):
-            yield path, tuple(node)
+        return ((path, tuple(node)) for path, node in walk((root,), self._nodes[root]))
 
     def require(self, verbs: Iterable[str]) -> None:
         """Raise `LabelError`, naming every verb without a tree at once."""
@@ -144,47 +140,39 @@ def validate(nodes: Mapping[str, Node], source: str) -> int:
                 f"{source}: {root!r} holds a list, expected an object of its children with their own synonyms"
             )
         for path, node in walk((root,), tree):
-            where = f"{source}: {' > '.join(map(repr, path))}"
-            check_level(path[-1], tuple(node), where)
-            if isinstance(node, Mapping):
-                continue
-            orders = orders or len(path)
-            if len(path) != orders:
-                raise LabelError(f"{where} ends at order {len(path)}, other nodes at {orders}")
+            parent, children, where = path[-1], tuple(node), f"{source}: {' > '.join(map(repr, path))}"
+            for verb in (parent, *children):
+                if not isinstance(verb, str) or not verb or verb != " ".join(verb.lower().split()):
+                    raise LabelError(f"{where}: {verb!r} is not a lower-case verb with single spaces")
+            if parent not in children:
+                raise LabelError(f"{where}: the parent {parent!r} is not among its own children {list(children)}")
+            if twice := sorted({verb for verb in children if children.count(verb) > 1}):
+                raise LabelError(f"{where}: {', '.join(map(repr, twice))} occurs more than once")
+            if not isinstance(node, Mapping):
+                orders = orders or len(path)
+                if len(path) != orders:
+                    raise LabelError(f"{where} ends at order {len(path)}, other nodes at {orders}")
     return orders
 
 
-def check_level(parent: str, children: tuple[str, ...], where: str) -> None:
-    """One parent and its children: parent among them, no duplicate, no empty or unclean verb."""
-    for verb in (parent, *children):
-        if not isinstance(verb, str) or not verb or verb != " ".join(verb.lower().split()):
-            raise LabelError(f"{where}: {verb!r} is not a lower-case verb with single spaces")
-    if parent not in children:
-        raise LabelError(f"{where}: the parent {parent!r} is not among its own children {list(children)}")
-    if twice := sorted({verb for verb in children if children.count(verb) > 1}):
-        raise LabelError(f"{where}: {', '.join(map(repr, twice))} occurs more than once")
-
-
 def cut_node(parent: str, node: Node, sizes: tuple[int | None, ...], include_parent: bool) -> Node:
-    """A node whose children are cut by `first_m`, order by order; the last size holds for all deeper orders."""
-    children = first_m(parent, tuple(node), sizes[0], include_parent)
+    """A node cut to M children, the parent and its first synonyms; `sizes` are M by order, the last for all deeper ones.
+
+    Raises `LabelError` if there are fewer.
+    """
+    children = tuple(node)
+    if (size := sizes[0]) is not None:
+        synonyms = [verb for verb in children if verb != parent]
+        count = size - include_parent
+        if not 0 <= count <= len(synonyms):
+            raise LabelError(
+                f"{parent!r} has {len(synonyms)} synonyms besides itself, M asks for {count}; lower method.children or "
+                f"method.grandchildren, or extend the tree file"
+            )
+        children = (parent, *synonyms[:count])
     if not isinstance(node, Mapping):
         return children
     return {child: cut_node(child, node[child], sizes[1:] or sizes, include_parent) for child in children}
-
-
-def first_m(parent: str, children: tuple[str, ...], size: int | None, include_parent: bool) -> tuple[str, ...]:
-    """The parent and its first synonyms: M in all, or M besides the parent. Raises `LabelError` if there are fewer."""
-    if size is None:
-        return children
-    synonyms = tuple(verb for verb in children if verb != parent)
-    count = size - 1 if include_parent else size
-    if not 0 <= count <= len(synonyms):
-        raise LabelError(
-            f"{parent!r} has {len(synonyms)} synonyms besides itself, M asks for {count}; lower method.children or "
-            f"method.grandchildren, or extend the tree file"
-        )
-    return (parent, *synonyms[:count])
 
 
 def node_text(node: Any, depth: int = 1) -> str:

@@ -4,8 +4,6 @@ Sequences of up to 32 tokens, as the frames of one patch are, go to the project'
 go to xformers or to PyTorch's own attention. On a CPU the choice follows benchmarks/results/attention_cpu.csv.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 from contextlib import AbstractContextManager, nullcontext

@@ -1,20 +1,14 @@
 """Builds the encoders that a configuration names, with their weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from ace_dist.config import resolve_path
+from ace_dist.config import ModelConfig, resolve_path
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.similarity import Spotting
 from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights
 from ace_dist.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from ace_dist.config import ModelConfig
 
 
 def build_model(settings: ModelConfig, seed: int, trained: Path | None = None) -> DualEncoder:

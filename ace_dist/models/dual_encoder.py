@@ -1,14 +1,11 @@
 """The pair of encoders: video and text in one space, which parameters train, and what a checkpoint holds of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ace_dist.config import SimilarityConfig
+from ace_dist.config import LoaderConfig, SimilarityConfig, TextConfig, VideoConfig
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.similarity import build_similarity
 from ace_dist.models.spacetime import SpaceTimeTower
@@ -20,9 +17,6 @@ from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.video import VideoTower
 from ace_dist.models.vit import ImageTower
 from ace_dist.utils.errors import ModelError
-
-if TYPE_CHECKING:
-    from ace_dist.config import LoaderConfig, TextConfig, VideoConfig
 
 
 class DualEncoder(nn.Module):

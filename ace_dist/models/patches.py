@@ -3,8 +3,6 @@
 Shapes: B clips, T frames, S pixels a side, p a patch's, P patches of a frame, D width.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import cast
 

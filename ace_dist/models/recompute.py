@@ -1,7 +1,5 @@
 """Trades memory for a second computation: what a function would store for the backward pass is computed again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, TypeVar

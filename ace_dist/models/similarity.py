@@ -3,23 +3,17 @@
 Shapes: B clips, T frames, S phrases, C classes, A attributes, D width of the shared space.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from ace_kernels import concept_similarity_sets
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ace_dist.config import SimilarityConfig
+from ace_dist.models.text import TextTower
 from ace_dist.utils.errors import ModelError
-
-if TYPE_CHECKING:
-    from ace_dist.config import SimilarityConfig
-    from ace_dist.models.text import TextTower
-
 
 SPOTTING_TEMPERATURE = 0.01  # of the softmax over frames (BIKE)
 

@@ -8,21 +8,17 @@ temporal attention acts through the spatial one alone. Parameter names are LaViL
 Shapes: B clips, T frames, P patches of a frame, D width, E embedding width, h heads of width d.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from timm.layers import Mlp, PatchEmbed, QuickGELU
 from torch import Tensor, nn
 
+from ace_dist.config import VideoConfig
 from ace_dist.models.attention import AttentionBackend, attend, choose_attention
 from ace_dist.models.video import VideoTower, check_config, resize_times
 from ace_dist.models.vit import CLIP_EPS, PLAIN_EPS
 from ace_dist.utils.parts import part
-
-if TYPE_CHECKING:
-    from ace_dist.config import VideoConfig
 
 
 class GroupedAttention(nn.Module):

@@ -4,22 +4,17 @@ Shapes: S phrases, L tokens, D width of the tower, E embedding width. Token and 
 every layer training the frozen part is the embedding lookup.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from ace_dist.config import TextConfig
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.memory import trim_heap
-
-if TYPE_CHECKING:
-    from ace_dist.config import TextConfig
-
 
 CHUNK = 256  # phrases that the frozen part encodes at a time
 
@@ -33,12 +28,6 @@ class FrozenText(NamedTuple):
 
     features: Tensor
     lengths: Tensor
-
-    def rows(self, indices: Tensor) -> FrozenText:
-        return FrozenText(self.features[indices], self.lengths[indices])
-
-    def to(self, device: torch.device | str) -> FrozenText:
-        return FrozenText(self.features.to(device), self.lengths.to(device))
 
 
 class TextParts(NamedTuple):
@@ -93,8 +82,7 @@ class TextTower(nn.Module, ABC):
 
     def project(self, pooled: Tensor) -> Tensor:
         """[S,D] -> [S,E]."""
-        embedding: Tensor = self.parts.projection(pooled)
-        return embedding
+        return cast(Tensor, self.parts.projection(pooled))
 
     def frozen_modules(self) -> list[nn.Module]:
         """The modules that `frozen` alone uses: no step needs them once the phrases are known."""
@@ -134,9 +122,8 @@ class TextTower(nn.Module, ABC):
         trim_heap()
 
     def released_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that `release` frees, by name."""
-        chosen = {id(parameter) for module in self.frozen_modules() for parameter in module.parameters()}
-        return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in chosen}
+        frozen = {parameter for module in self.frozen_modules() for parameter in module.parameters()}
+        return {name: parameter for name, parameter in self.named_parameters() if parameter in frozen}
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -189,7 +176,7 @@ class TextTower(nn.Module, ABC):
         return self.project(self.pool(features, lengths))
 
     def forward(self, phrases: Sequence[str]) -> Tensor:
-        """Encode phrases live: list of S -> [S,E]."""
+        """Encode S phrases without a cache: -> [S,E]."""
         return self.over_prompts(self.trainable(self.frozen(self.sentences(phrases))))
 
     def sentences(self, phrases: Sequence[str]) -> list[str]:

@@ -3,20 +3,16 @@
 Shapes: S phrases, L tokens, D width of the tower, E embedding width, K prompt tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ace_dist.config import TextConfig
 from ace_dist.models.text import FrozenText, TextParts, TextTower
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, ClipTokenizer, token_lengths
 from ace_dist.utils.errors import ModelError
-
-if TYPE_CHECKING:
-    from ace_dist.config import TextConfig
 
 PROMPT_STD = 0.02  # of learned prompt tokens at the start (ViFi-CLIP)
 

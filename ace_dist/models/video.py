@@ -3,21 +3,17 @@
 Shapes: B clips, T frames, S pixels a side, P patches of a frame, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ace_dist.config import VideoConfig
 from ace_dist.models.recompute import recompute
 from ace_dist.utils.errors import ModelError
-
-if TYPE_CHECKING:
-    from ace_dist.config import VideoConfig
 
 EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed", "norm_pre")
 Result = TypeVar("Result")
@@ -75,7 +71,7 @@ class VideoTower(nn.Module):
         }
         return settings.get(top, all_blocks and top in EMBEDDINGS)
 
-    def train(self, mode: bool = True) -> VideoTower:
+    def train(self, mode: bool = True) -> Self:
         """Training mode for the modules that train; the others stay in eval mode."""
         super().train(mode)
         for child in self.children():

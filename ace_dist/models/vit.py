@@ -4,24 +4,19 @@ Shapes: B clips, T frames, N tokens of a frame, D width, E embedding width, K pr
 with `head` as the projection into the text's space.
 """
 
-from __future__ import annotations
-
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from timm.layers import QuickGELU
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from ace_dist.config import VideoConfig
 from ace_dist.models.attention import short_on_cpu
 from ace_dist.models.text_clip import PROMPT_STD
 from ace_dist.models.video import VideoTower, check_config, resize_times
 from ace_dist.utils.parts import part
-
-if TYPE_CHECKING:
-    from ace_dist.config import VideoConfig
-
 
 CLIP_EPS, PLAIN_EPS = 1e-5, 1e-6  # of layer norms: CLIP's, and those of timm's ViTs and of the TimeSformer
 TEMPORAL_EPS = 1e-12  # of Text4Vis' temporal transformer

@@ -1,11 +1,11 @@
 """Reads and writes weight files (safetensors), and loads towers by exact key, with every difference reported."""
 
-from __future__ import annotations
-
+import math
 from collections import ChainMap
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,22 +22,21 @@ POSITION_IDS = "text_model.embeddings.position_ids"  # a constant buffer in file
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, or those of the `names` in it, each mapped anew when it is asked for.
+    """The tensors of a safetensors file, each mapped anew when it is asked for.
 
     So a model can be filled without a second copy of it: what was copied out of a tensor leaves memory with the tensor.
     """
 
-    def __init__(self, path: Path, names: Collection[str] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         with safe_open(path, "pt") as file:
-            self.names = [name for name in file.keys() if names is None or name in names]  # noqa: SIM118
+            self.names = list(file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
             raise KeyError(name)
         with safe_open(self.path, "pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
+            return cast(Tensor, file.get_tensor(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -84,14 +83,19 @@ def load_video_weights(model: VideoTower, path: Path | str | None, strict: bool 
     state: ChainMap[str, Tensor] = ChainMap({}, stored)  # type: ignore[arg-type]  # writes go to the first
     report = LoadReport(stored.path)
     for name in ("pos_embed", "time_embed"):
-        own = getattr(model, name, None)
-        if own is None or name not in state or state[name].shape == own.shape:
+        own, embed = getattr(model, name, None), stored.get(name)
+        if own is None or embed is None or embed.shape == own.shape:
             continue
-        shape = state[name].shape
-        resized = resize_embedding(name, state[name].float(), model)
-        if resized is not None:
-            state[name] = resized
-            report.resized.append(f"{name} {list(shape)} to {list(own.shape)}")
+        if embed.dim() != 3 or embed.shape[2] != own.shape[2]:
+            continue  # a mismatch
+        patches = embed.shape[1] - 1
+        if name == "time_embed":
+            state[name] = resize_times(embed.float(), model.config.frames, model.config.time_embed_resize)
+        elif patches > 0 and math.isqrt(patches) ** 2 == patches:
+            state[name] = resize_positions(embed.float(), own.shape[1] - 1)
+        else:
+            continue
+        report.resized.append(f"{name} {list(embed.shape)} to {list(own.shape)}")
     return assign(model, state, report, VIDEO_SETTING, strict)
 
 
@@ -103,8 +107,7 @@ def load_text_weights(tower: nn.Module, path: Path | str | None, strict: bool = 
     """
     stored = read_safetensors(path, TEXT_SETTING)
     ignored = [key for key in stored if key.startswith(IMAGE_SIDE_OF_CLIP) or key == POSITION_IDS]
-    text_side = TensorFile(stored.path, set(stored) - set(ignored))
-    return assign(tower, text_side, LoadReport(stored.path, ignored=ignored), TEXT_SETTING, strict)
+    return assign(tower, stored, LoadReport(stored.path, ignored=ignored), TEXT_SETTING, strict)
 
 
 def save_safetensors(
@@ -156,7 +159,7 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, se
     fresh = {name for name in getattr(model, "fresh", ()) if not any(key.split(".")[0] == name for key in state)}
     report.missing = [key for key in own if key not in state and key.split(".")[0] not in fresh]
     report.started = [key for key in own if key.split(".")[0] in fresh]
-    report.unexpected = [key for key in state if key not in own]
+    report.unexpected = [key for key in state if key not in own and key not in report.ignored]
     shapes = {key: state[key].shape for key in own if key in state}
     report.mismatched = [
         f"{key} {list(shape)} for {list(own[key].shape)}" for key, shape in shapes.items() if shape != own[key].shape
@@ -172,14 +175,3 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, se
                 own[key].copy_(state[key])
                 report.loaded += 1
     return report
-
-
-def resize_embedding(name: str, embed: Tensor, model: VideoTower) -> Tensor | None:
-    """Position or time embedding of a file at the model's length; None when it is not one of the model's width."""
-    if embed.dim() != 3 or embed.shape[2] != model.config.width:
-        return None
-    if name == "time_embed":
-        return resize_times(embed, model.config.frames, model.config.time_embed_resize)
-    patches = embed.shape[1] - 1
-    is_square = patches > 0 and round(patches**0.5) ** 2 == patches
-    return resize_positions(embed, model.pos_embed.shape[1] - 1) if is_square else None

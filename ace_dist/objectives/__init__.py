@@ -1,19 +1,13 @@
 """The objectives: concept (ACE Eq. 3 to 9), label (a plain cross-entropy) and BIKE; each returns its losses by name."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from ace_dist.concepts import Action, ConceptSampler, SynonymTrees
+from ace_dist.config import Config
+from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.objectives.bike import SymmetricObjective
 from ace_dist.objectives.concept import ConceptObjective, total_loss
 from ace_dist.objectives.label import LabelObjective
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ace_dist.config import Config
-    from ace_dist.models.dual_encoder import DualEncoder
 
 __all__ = ["ConceptObjective", "build_objective", "total_loss"]
 

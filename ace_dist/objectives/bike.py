@@ -3,20 +3,14 @@
 Shapes: B clips of this rank, N of all ranks, T frames, D width, C classes.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from ace_dist.concepts import ConceptDraw
 from ace_dist.objectives.concept import ConceptObjective
 from ace_dist.utils.distributed import gather_rows
 from ace_dist.utils.parts import part
-
-if TYPE_CHECKING:
-    from ace_dist.concepts import ConceptDraw
 
 
 class SymmetricObjective(ConceptObjective):

@@ -3,11 +3,8 @@
 Shapes: B clips, T frames, D width, P distinct phrases, R label sets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -15,12 +12,10 @@ from ace_kernels import concept_cross_entropy_sets
 from torch import Tensor, nn
 
 from ace_dist.concepts import ClassRows, ConceptDraw, ConceptSampler
+from ace_dist.config import MethodConfig
+from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.distributed import gather_rows
 from ace_dist.utils.parts import part
-
-if TYPE_CHECKING:
-    from ace_dist.config import MethodConfig
-    from ace_dist.models.dual_encoder import DualEncoder
 
 
 class ConceptObjective(nn.Module):

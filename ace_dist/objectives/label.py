@@ -1,19 +1,12 @@
 """The cross-entropy over root labels that the image-model baselines and LaViLa are fine-tuned with."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ace_dist.concepts import ConceptDraw
 from ace_dist.objectives.concept import ConceptObjective
 from ace_dist.utils.parts import part
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ace_dist.concepts import ConceptDraw
 
 
 class LabelObjective(ConceptObjective):

@@ -1,23 +1,17 @@
 """Writes the encoders as Hugging Face folders, which transformers loads, and reads them back."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from ace_dist.models.convert.layouts import convert
+from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
 from ace_dist.models.timesformer import NORM_EPS, TimeSformer
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, open_clip_tokenizer
 from ace_dist.models.video import resize_times
 from ace_dist.models.weights import load_safetensors, save_safetensors
-
-if TYPE_CHECKING:
-    from ace_dist.models.dual_encoder import DualEncoder
-
 
 WEIGHTS = "model.safetensors"
 FORMAT = {"format": "pt"}  # transformers asks for it

@@ -1,7 +1,5 @@
 """Brings weight files of other projects under our names: safe reading, a strict check against the network, a report."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pickle
@@ -141,24 +139,27 @@ def check_activation(source: Path) -> str:
     Returns what is assumed when no settings file beside the weights says so. Raises `ModelError` when one says GELU.
     """
     folder = source if source.is_dir() else source.parent
-    quick_gelu: dict[str, bool] = {}
-    for name in ("config.json", "open_clip_config.json"):
-        path = folder / name
+    assumed = (
+        "QuickGELU, as in OpenAI's weights; open_clip's models without quickgelu in their name have GELU: do not use"
+    )
+    for path in (folder / "config.json", folder / "open_clip_config.json"):
         try:
             about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
             raise ModelError(f"{path}, which says how {source} was made, is not JSON: {error}") from error
         if "model_cfg" in about:  # of open_clip, where GELU is the default
-            quick_gelu[name] = bool(about["model_cfg"].get("quick_gelu", False))
+            quick = bool(about["model_cfg"].get("quick_gelu", False))
         elif str(about.get("model_type", "")).startswith("clip"):  # of transformers, where QuickGELU is
             towers = [about, about.get("text_config") or {}, about.get("vision_config") or {}]
-            quick_gelu[name] = all(part.get("hidden_act", "quick_gelu") == "quick_gelu" for part in towers)
-    for name, quick in quick_gelu.items():
+            quick = all(part.get("hidden_act", "quick_gelu") == "quick_gelu" for part in towers)
+        else:
+            continue
         if not quick:
-            raise ModelError(f"{source} was trained with GELU ({name}); our CLIP towers have QuickGELU, as OpenAI's")
-    if quick_gelu:
-        return ""
-    return "QuickGELU, as in OpenAI's weights; open_clip's models without quickgelu in their name have GELU: do not use"
+            raise ModelError(
+                f"{source} was trained with GELU ({path.name}); our CLIP towers have QuickGELU, as OpenAI's"
+            )
+        assumed = ""
+    return assumed
 
 
 def choose_kind(source: Path, raw: Mapping[str, Tensor], given: str | None) -> str:
@@ -210,8 +211,8 @@ def resize_embeddings(state: dict[str, Tensor], patch: int, config: ImportConfig
         state["time_embed"] = resize_times(state["time_embed"], config.frames)
     if config.image_size and "pos_embed" in state:
         state["pos_embed"] = resize_positions(state["pos_embed"], (config.image_size // patch) ** 2)
-    after = {key: list(state[key].shape) for key in before}
-    return [f"{key} {shape} to {after[key]}" for key, shape in before.items() if shape != after[key]]
+    sizes = ((key, shape, list(state[key].shape)) for key, shape in before.items())
+    return [f"{key} {shape} to {size}" for key, shape, size in sizes if shape != size]
 
 
 def measure(
@@ -230,8 +231,8 @@ def measure(
     width = state[needed[0]].shape[-1]
     ratio = state[needed[-1]].shape[0] / width
     head = state.get("text_projection.weight" if text else "head.weight")
-    settings: dict[str, int | float | bool] = {"width": width, "depth": depth}
-    settings["embed_dim"] = config.embed_dim or (len(head) if head is not None else 512)
+    embed_dim = config.embed_dim or (len(head) if head is not None else 512)
+    settings: dict[str, int | float | bool] = {"width": width, "depth": depth, "embed_dim": embed_dim}
     if ratio != 4.0:
         settings["mlp_ratio"] = ratio
     if text:
@@ -248,14 +249,13 @@ def measure(
 
 
 def build_network(tower: str, sizes: Mapping[str, int | float | bool]) -> dict[str, Tensor]:
-    """Every tensor of our network of these sizes, freshly initialised from seed 0."""
+    """Every tensor of our network of these sizes, initialised from seed 0."""
     settings: dict[str, Any] = {**sizes, "heads": 1}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if tower == "text":
             return ClipTextTower(TextConfig(**settings)).state_dict()
-        settings |= {"tower": tower, "trained_blocks": 0}
-        return build_video_tower(VideoConfig(**settings)).state_dict()
+        return build_video_tower(VideoConfig(**settings, tower=tower, trained_blocks=0)).state_dict()
 
 
 def patterns(keys: Iterable[str]) -> list[str]:
@@ -300,17 +300,16 @@ def weight_file(source: Path) -> Path:
     """The file itself, also of a Hugging Face folder. Raises `ModelError` when there is none."""
     if not source.exists():
         raise ModelError(f"source={source} does not exist")
-    if not source.is_dir():
-        return source
-    for name in FOLDER_FILES:
-        if (source / name).is_file():
-            return source / name
+    for path in (source, *(source / name for name in FOLDER_FILES)):
+        if not path.is_dir() and path.exists():
+            return path
     raise ModelError(f"source={source} is a folder without {' or '.join(FOLDER_FILES)}; name the weight file")
 
 
 def load_pickle(path: Path, allow_pickle: bool) -> Any:
     """A PyTorch checkpoint, or the state dict of a TorchScript archive."""
-    if is_torchscript(path):
+    # A TorchScript archive is a zip file that holds its constants as a file of their own.
+    if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         if not allow_pickle:
             raise ModelError(
                 f"{path} is a TorchScript archive, a program and not only weights; if you trust where it comes from, "
@@ -352,14 +351,6 @@ def not_a_checkpoint(path: Path) -> ModelError:
     else:
         what = f"is not a PyTorch checkpoint or is cut short ({path.stat().st_size} bytes); download it again"
     return ModelError(f"source={path} {what}")
-
-
-def is_torchscript(path: Path) -> bool:
-    """A TorchScript archive is a zip file that holds its code and constants as files of their own."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def save_imported(state: Mapping[str, Tensor], report: ImportReport, output: Path) -> None:

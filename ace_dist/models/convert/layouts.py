@@ -4,8 +4,6 @@ Our names: a TimeSformer's are those of the official code, an image tower's thos
 space-time tower's those of LaViLa without `visual.`, a text tower's those of transformers' CLIPTextModelWithProjection.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -196,26 +194,20 @@ KINDS: dict[str, Kind] = {
 
 def detect_kind(keys: Sequence[str]) -> str | None:
     """The kind of a file by a key that only it has; None when it is none of them."""
-    for name, kind in KINDS.items():
-        if any(re.fullmatch(kind.mark, key) for key in keys):
-            return name
-    return None
+    return next((name for name, kind in KINDS.items() if any(re.fullmatch(kind.mark, key) for key in keys)), None)
 
 
 def convert(source: Mapping[str, Tensor], kind: str, tower: str) -> Converted:
     """A file's tensors under our names for one tower."""
     result = Converted()
     thirds: dict[str, dict[str, Tensor]] = {}
-    rules = [(re.compile(rule.pattern), rule) for rule in KINDS[kind].rules[tower]]
+    rules = KINDS[kind].rules[tower]
     for key, tensor in source.items():
         match, rule = next(
-            ((match, rule) for pattern, rule in rules if (match := pattern.fullmatch(key))), (None, None)
+            ((match, rule) for rule in rules if (match := re.fullmatch(rule.pattern, key))), (None, None)
         )
-        if match is None or rule is None:
-            result.unexpected.append(key)
-            continue
-        if rule.target is None:
-            result.dropped.append(key)
+        if match is None or rule is None or rule.target is None:
+            (result.unexpected if match is None else result.dropped).append(key)
             continue
         target = match.expand(rule.target)
         if "{qkv}" in target:
@@ -228,12 +220,8 @@ def convert(source: Mapping[str, Tensor], kind: str, tower: str) -> Converted:
     for target, parts in thirds.items():
         if set(parts) == set("qkv"):
             result.state[target] = torch.cat([parts[name] for name in "qkv"])
-    derive_rest(result, kind, tower)
-    return result
 
-
-def derive_rest(result: Converted, kind: str, tower: str) -> None:
-    """Compute what a tower has and its source has under no name of its own."""
+    # What a tower has and its source has under no name of its own.
     state = result.state
     if tower in ("vit", "spacetime") and "head.weight" in state and "head.bias" not in state:
         state["head.bias"] = torch.zeros(len(state["head.weight"]), dtype=state["head.weight"].dtype)
@@ -243,6 +231,7 @@ def derive_rest(result: Converted, kind: str, tower: str) -> None:
     if tower == "spacetime":
         for name in [key.removesuffix(".temporal_fc.weight") for key in state if key.endswith(".temporal_fc.weight")]:
             merge_temporal(result, name)
+    return result
 
 
 def inflate(result: Converted) -> None:
