@@ -156,7 +156,7 @@ def validate(nodes: Mapping[str, Node], source: str) -> int:
 
 
 def cut_node(parent: str, node: Node, sizes: tuple[int | None, ...], include_parent: bool) -> Node:
-    """A node cut to M children, the parent and its first synonyms; `sizes` are M by order, the last for all deeper ones.
+    """A node cut to M children, the parent and its first synonyms; `sizes`: M by order, the last for all deeper.
 
     Raises `LabelError` if there are fewer.
     """

@@ -25,7 +25,6 @@ from ace_dist.models.recompute import recompute
 from ace_dist.utils.errors import ModelError
 
 AttentionBackend = Literal["triton", "xformers", "sdpa"]
-SETTINGS = ("auto", "triton", "xformers", "sdpa")
 CUDA_GRID_LIMIT = 65535  # largest y or z size of a CUDA grid, where kernels put the batch (CUDA C++ Guide, table 30)
 
 # Largest difference from PyTorch's attention in float64, in units of its largest number, that the Triton kernel may
@@ -66,8 +65,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") 
         pieces = [torch.split(tensor, CUDA_GRID_LIMIT) for tensor in (q, k, v)]
         return torch.cat([attend(q_i, k_i, v_i, backend) for q_i, k_i, v_i in zip(*pieces, strict=True)])
     if backend == "xformers":
-        operators = importlib.import_module("xformers.ops")
-        return cast(Tensor, operators.memory_efficient_attention(q, k, v))
+        return cast(Tensor, importlib.import_module("xformers.ops").memory_efficient_attention(q, k, v))
     if not q.is_cuda and k.shape[1] <= LONGEST_FORMULA_ON_CPU.get(k.dtype, 0):
         return recompute(formula, q, k, v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -85,7 +83,6 @@ def short_on_cpu(tokens: int, x: Tensor) -> AbstractContextManager[None]:
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`attend`, written out."""
     scores = torch.einsum("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k)
     return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v)
 
@@ -96,10 +93,8 @@ def choose_attention(setting: str, device: torch.device) -> AttentionBackend:
 
     The first call prints the choice with its reason (rank 0 alone); later ones are silent. `auto` takes the Triton
     kernel for short sequences on CUDA; for all others, xformers when it is installed and runs there, else PyTorch's
-    scaled_dot_product_attention. Raises `ModelError` for an unknown setting, and for one that cannot run.
+    scaled_dot_product_attention. Raises `ModelError` for a setting that cannot run.
     """
-    if setting not in SETTINGS:
-        raise ModelError(f"model.video.attention={setting} is not one of {', '.join(SETTINGS)}")
     if setting != "auto":
         check = {"triton": triton_unsupported_reason, "xformers": xformers_unsupported_reason}.get(setting)
         if check and (reason := check(device)):
@@ -154,9 +149,8 @@ def short_serves(device: torch.device, tokens: int, heads: int, width: int, dtyp
     """
     if temporal_attention_unsupported_reason(tokens, width, dtype):
         return False  # beyond the limits: the choice that was printed says so
-    fault = kernel_fault(device, tokens, heads, width, dtype)
-    what = f"sequences of {tokens} tokens, {heads} heads of {width} in {str(dtype).removeprefix('torch.')}"
-    if fault:
+    if fault := kernel_fault(device, tokens, heads, width, dtype):
+        what = f"sequences of {tokens} tokens, {heads} heads of {width} in {str(dtype).removeprefix('torch.')}"
         say(f"attention: {general_backend(device)} instead of triton for {what}: {fault}")
     return not fault
 
@@ -177,8 +171,7 @@ def kernel_fault(device: torch.device, tokens: int, heads: int, width: int, dtyp
         true = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         true_grad = torch.autograd.grad(true, exact, weight.double())[0]
     for name, result, expected in (("output", ours, true), ("gradient", ours_grad, true_grad)):
-        gap = ((result.double() - expected).abs().max() / expected.abs().max()).item()
-        allowed = TOLERANCE[dtype]
+        gap, allowed = ((result.double() - expected).abs().max() / expected.abs().max()).item(), TOLERANCE[dtype]
         if not gap <= allowed:
             return f"its {name} differs from PyTorch's by {gap:.2g} of the largest number, allowed {allowed:.2g}"
     return None

@@ -1,13 +1,14 @@
 """The pair of encoders: video and text in one space, which parameters train, and what a checkpoint holds of them."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ace_dist.config import LoaderConfig, SimilarityConfig, TextConfig, VideoConfig
 from ace_dist.models.patches import ClipPatches
-from ace_dist.models.similarity import build_similarity
+from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.spacetime import SpaceTimeTower
 from ace_dist.models.text import TextTower
 from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
@@ -24,14 +25,10 @@ class DualEncoder(nn.Module):
 
     def __init__(self, video: VideoConfig, text: TextConfig, similarity: SimilarityConfig | None = None) -> None:
         super().__init__()
-        if video.embed_dim != text.embed_dim:
-            raise ModelError(
-                f"model.video.embed_dim={video.embed_dim} differs from model.text.embed_dim={text.embed_dim}: both "
-                "towers must end in one space; set them equal"
-            )
         self.video = build_video_tower(video)
         self.text = build_text_tower(text)
-        self.similarity = build_similarity(similarity or SimilarityConfig(), video.embed_dim)
+        similarity = similarity or SimilarityConfig()
+        self.similarity = Spotting(similarity, video.embed_dim) if similarity.spotting else Similarity(similarity)
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Normalised RGB clips [B,T,3,H,W] -> [B,D]; frame by frame, [B,T,D], with `model.video.pooling=frames`.
@@ -40,16 +37,13 @@ class DualEncoder(nn.Module):
         """
         if video.dtype != torch.uint8:
             video = video.to(next(self.video.parameters()).dtype)
-        embedding: Tensor = self.video(video)
-        return embedding
+        return cast(Tensor, self.video(video))
 
     def expect_clips(self, loader: LoaderConfig) -> None:
         """Take clips as a loader of these settings gives them: `loader.dtype=uint8` leaves it to us to normalise."""
-        as_bytes = loader.dtype == "uint8"
+        as_bytes = loader.dtype == "uint8"  # the TimeSformer alone: else refused with the configuration
         if isinstance(self.video.patch_embed, ClipPatches):
             self.video.patch_embed.normalisation = (tuple(loader.mean), tuple(loader.std)) if as_bytes else None
-        else:
-            assert not as_bytes  # refused with the configuration
 
     def frozen_part(self, loader: LoaderConfig) -> TimeSformer | None:
         """What `loader.feature_cache` keeps the output of; None without one. Takes clips as `expect_clips` does.
@@ -84,7 +78,6 @@ class DualEncoder(nn.Module):
                     block.last = torch.compile(block.last, dynamic=False, mode=self.video.config.compile)
 
     def build_text_features(self, phrases: Iterable[str]) -> TextFeatureCache:
-        """Run the frozen part of the text encoder once for each phrase."""
         return TextFeatureCache(self.text, phrases)
 
     def release_text(self, stored: Mapping[str, Tensor]) -> None:
@@ -92,7 +85,7 @@ class DualEncoder(nn.Module):
         self.text.release(lambda name: stored[f"text.{name}"])
 
     def set_step(self, seed: int, step: int, rank: int, world: int) -> None:
-        """Fix the stochastic depth of a training step; see `TimeSformer.set_step`."""
+        """See `TimeSformer.set_step`."""
         self.video.set_step(seed, step, rank, world)
 
     def cross_layer_parameters(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
@@ -101,11 +94,9 @@ class DualEncoder(nn.Module):
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Parameters that train, in the groups "video" and "text", which have learning rates of their own."""
-        parts: dict[str, list[nn.Module]] = {"video": [self.video, self.similarity], "text": [self.text]}
-        return {
-            name: [p for module in modules for p in module.parameters() if p.requires_grad]
-            for name, modules in parts.items()
-        }
+        video = [*self.video.parameters(), *self.similarity.parameters()]
+        groups = {"video": video, "text": list(self.text.parameters())}
+        return {name: [parameter for parameter in group if parameter.requires_grad] for name, group in groups.items()}
 
     def frozen_state_dict(self) -> dict[str, Tensor]:
         """What of `state_dict` does not train. After `release_text` it is not there any more."""
@@ -120,12 +111,8 @@ def build_video_tower(config: VideoConfig) -> VideoTower:
 
 
 def build_text_tower(config: TextConfig) -> TextTower:
-    """The tower that `model.text.tower` names, clip or minilm."""
-    towers: dict[str, type[TextTower]] = {"clip": ClipTextTower, "minilm": MiniLMTextTower}
-    if config.tower not in towers:
-        raise ModelError(f"model.text.tower={config.tower} is not one of {', '.join(towers)}")
-    if not config.prompt_tokens:
-        return towers[config.tower](config)
-    if config.tower != "clip":
+    if config.tower == "clip":
+        return PromptedClipTextTower(config) if config.prompt_tokens else ClipTextTower(config)
+    if config.prompt_tokens:
         raise ModelError(f"model.text.prompt_tokens needs model.text.tower=clip, not {config.tower}")
-    return PromptedClipTextTower(config)
+    return MiniLMTextTower(config)

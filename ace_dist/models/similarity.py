@@ -37,7 +37,6 @@ class Similarity(nn.Module):
         return self.scale(concept_similarity_sets(video, table_PD, offsets, temperature, rows))
 
     def scale(self, scores: Sequence[Tensor]) -> list[Tensor]:
-        """Scores times the learned factor, when there is one."""
         if self.log_scale is None:
             return list(scores)
         factor = self.log_scale.float().exp()
@@ -72,24 +71,15 @@ class Spotting(Similarity):
         pooled = torch.einsum("bpt,btd->bpd", (likeness / SPOTTING_TEMPERATURE).softmax(2), frames)
         cosines_BP = torch.einsum("bpd,pd->bp", normalize(pooled, dim=2), table)
         if self.words:
-            share = self.settings.attribute_share
-            cosines_BP = (1 - share) * cosines_BP + share * self.attribute_embedding(frames) @ table.T
+            share, attributes = self.settings.attribute_share, self.attributes.to(frames)
+            nearest = (frames.mean(1) @ attributes.T).topk(min(self.settings.top, len(attributes)), dim=1).indices
+            said_BD = normalize(attributes[nearest].mean(1), dim=1)
+            cosines_BP = (1 - share) * cosines_BP + share * said_BD @ table.T
         scores = []
         for starts, chosen in zip(offsets, rows, strict=True):
             groups = cosines_BP[:, chosen.to(cosines_BP.device)].split(starts.diff().tolist(), dim=1)
             scores.append(torch.stack([group.mean(1) for group in groups], dim=1) / temperature)
         return self.scale(scores)
-
-    def attribute_embedding(self, frames: Tensor) -> Tensor:
-        """Unit embedding [B,D] of what the nearest attributes say about unit frames [B,T,D]."""
-        attributes = self.attributes.to(frames)
-        nearest = (frames.mean(1) @ attributes.T).topk(min(self.settings.top, len(attributes)), dim=1).indices
-        return normalize(attributes[nearest].mean(1), dim=1)
-
-
-def build_similarity(settings: SimilarityConfig, width: int) -> Similarity:
-    """The comparison that `model.similarity` asks for."""
-    return Spotting(settings, width) if settings.spotting else Similarity(settings)
 
 
 def read_attributes(path: str | None) -> list[str]:

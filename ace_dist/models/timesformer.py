@@ -185,7 +185,8 @@ class TimeSformer(VideoTower):
         """
         below = self.time_embed.requires_grad
         if video.dim() == 3:
-            first, (cls, patches) = self.frozen_depth, self.unpack(video)
+            first, cls = self.frozen_depth, video[:, :1]
+            patches = video[:, 1:].unflatten(1, (self.patch_embed.num_patches, -1))
         else:
             self.check_video(video)
             with self.grad_from(-1, below):
@@ -230,10 +231,6 @@ class TimeSformer(VideoTower):
         names = ("width", "depth", "heads", "patch", "image_size", "time_embed_resize")
         settings = [self.frozen_depth, *(getattr(self.config, name) for name in names)]
         return settings, describe(choose_attention(self.config.attention, device), device)
-
-    def unpack(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Output of `frozen_features` for frames of `image_size` -> cls [B,1,D], patches [B,P,T,D]."""
-        return features[:, :1], features[:, 1:].unflatten(1, (self.patch_embed.num_patches, -1))
 
     def cross_layer_parameters(self) -> Iterator[nn.Parameter]:
         """The matrices that `Block.temporal` multiplies before it uses them, those of the last block's first query

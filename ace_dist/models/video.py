@@ -38,7 +38,6 @@ class VideoTower(nn.Module):
 
     @property
     def first_trained(self) -> int:
-        """Index of the first block that trains."""
         return self.config.depth - self.config.trained_blocks
 
     def reset_parameters(self) -> None:
@@ -52,27 +51,17 @@ class VideoTower(nn.Module):
 
     def freeze(self) -> None:
         """Set `requires_grad` of every parameter from the configuration, and eval mode of frozen modules."""
+        config, all_blocks = self.config, self.first_trained == 0
+        trained = dict.fromkeys(EMBEDDINGS, all_blocks) | dict.fromkeys(self.fresh, True)
+        trained |= {"norm": config.train_norm, "head": config.train_head}
+        trained["time_embed"] = all_blocks or config.train_time_embed
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(self.is_trained(name))
+            top, *rest = name.split(".")
+            is_trained = trained.get(top, False) if top != "blocks" else int(rest[0]) >= self.first_trained
+            parameter.requires_grad_(is_trained)
         self.train(self.training)
 
-    def is_trained(self, name: str) -> bool:
-        """Whether the parameter of this name trains."""
-        top, _, rest = name.partition(".")
-        if top in self.fresh:
-            return True
-        if top == "blocks":
-            return int(rest.partition(".")[0]) >= self.first_trained
-        all_blocks = self.first_trained == 0
-        settings = {
-            "norm": self.config.train_norm,
-            "head": self.config.train_head,
-            "time_embed": all_blocks or self.config.train_time_embed,
-        }
-        return settings.get(top, all_blocks and top in EMBEDDINGS)
-
     def train(self, mode: bool = True) -> Self:
-        """Training mode for the modules that train; the others stay in eval mode."""
         super().train(mode)
         for child in self.children():
             for module in (child, *child.children()) if isinstance(child, nn.Sequential | nn.ModuleList) else (child,):
@@ -95,9 +84,7 @@ class VideoTower(nn.Module):
         """Fix what is random in a training step: nothing here, as stochastic depth is the TimeSformer's alone."""
 
     def cross_layer_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that are read outside of the layer that holds them. ZeRO 3, which gathers layer by layer, has to
-        gather these for the whole tower.
-        """
+        """Parameters read outside of the layer that holds them: ZeRO 3 has to gather these for the whole tower."""
         return iter(())
 
     def check_video(self, video: Tensor) -> None:
@@ -112,12 +99,10 @@ class VideoTower(nn.Module):
 
 def check_config(config: VideoConfig, stochastic_depth: bool = False) -> None:
     """Refuse settings of `model.video` that fit no network, or not this one."""
-    if config.width % config.heads:
-        raise ModelError(f"model.video.width={config.width} is no multiple of model.video.heads={config.heads}")
-    if config.image_size % config.patch:
-        raise ModelError(
-            f"model.video.image_size={config.image_size} is no multiple of model.video.patch={config.patch}"
-        )
+    for name, unit in (("width", "heads"), ("image_size", "patch")):
+        size, part = getattr(config, name), getattr(config, unit)
+        if size % part:
+            raise ModelError(f"model.video.{name}={size} is no multiple of model.video.{unit}={part}")
     if not 0 <= config.trained_blocks <= config.depth:
         raise ModelError(
             f"model.video.trained_blocks={config.trained_blocks} is not between 0 and model.video.depth={config.depth}"
@@ -137,10 +122,7 @@ def resize_times(embed: Tensor, frames: int, how: str = "nearest") -> Tensor:
     if frames == length:
         return embed
     if how == "nearest":
-        rows = torch.arange(frames, device=embed.device) * length // frames
-        return embed.index_select(1, rows)
-    if how != "linear":
-        raise ModelError(f"model.video.time_embed_resize={how} is not one of nearest, linear")
+        return embed.index_select(1, torch.arange(frames, device=embed.device) * length // frames)
     return functional.interpolate(embed.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
 
 

@@ -41,7 +41,6 @@ class TemporalTransformer(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Residual around all layers."""
         positions = resize_times(self.positions, frames.shape[1])
         with short_on_cpu(frames.shape[1], frames):
             return frames + cast(Tensor, self.layers(frames + positions))
@@ -78,7 +77,6 @@ class ImageTower(VideoTower, VisionTransformer):  # type: ignore[misc]  # timm i
         self.freeze()
 
     def forward(self, video: Tensor) -> Tensor:
-        """Embeddings of clips, not unit length."""
         self.check_video(video)
         frames_BTE: Tensor = self.embed_frames(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         if self.temporal is not None:
@@ -90,7 +88,7 @@ class ImageTower(VideoTower, VisionTransformer):  # type: ignore[misc]  # timm i
         """Single frames [N,3,H,W] -> [N,E]."""
         prompted = self.prompts is not None
         with part("patch embedding"), self.grad_from(-1, below=self.first_trained == 0):
-            tokens = self.add_positions(self.patch_embed(images))
+            tokens: Tensor = self._pos_embed(self.patch_embed(images))  # type: ignore[operator]  # class token first
         length = tokens.shape[1]
         with self.grad_from(-1, below=self.first_trained == 0 or prompted):
             tokens = self.norm_pre(self.with_prompts(tokens, 0, length))
@@ -100,11 +98,6 @@ class ImageTower(VideoTower, VisionTransformer):  # type: ignore[misc]  # timm i
                 tokens = self.run_block(partial(attend_block, block), prompted_tokens)
         with part("head"):
             return cast(Tensor, self.head(self.norm(tokens[:, 0])))
-
-    def add_positions(self, patches: Tensor) -> Tensor:
-        """Patches [N,P,D] -> [N,1+P,D], behind the class token, with positions (timm's own private step)."""
-        embedded: Tensor = self._pos_embed(patches)  # type: ignore[operator]
-        return embedded
 
     def with_prompts(self, tokens: Tensor, index: int, length: int) -> Tensor:
         """Tokens [N,L,D] with block `index`'s learned ones after the first `length`, in place of the block's before."""
