@@ -57,14 +57,8 @@ class ConceptSampler:
     rows of every verb that may be drawn. A draw therefore handles integers alone. The positive verbs are drawn before
     the shadow verbs, so an ablation without shadows sees the same positives.
 
-    Args:
-        actions: the C base actions, in class order.
-        trees: synonym trees of their verbs. `LabelError` is raised for a verb without one.
-        seed: of the draws.
-        leaf_augmentation: average over the children of a label's verb (Eq. 3); off: the label alone.
-        shadow_negatives: draw wrong verbs (Eq. 6, 7); off: `ConceptDraw.shadow` is empty.
-        exclude_real_classes: a shadow negative may not be the root label of a base class.
-        independent_draws: draw per class; the paper draws once per root verb.
+    `actions` are the C base actions, in class order; `LabelError` is raised for a verb without a tree. The switches are
+    those of `MethodConfig`; without shadow negatives `ConceptDraw.shadow` is empty.
     """
 
     def __init__(

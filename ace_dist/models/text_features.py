@@ -4,7 +4,6 @@ Shapes: n rows of the cache, E embedding width.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -60,11 +59,6 @@ class TextFeatureCache:
         sentences = send((rows[:, None] * count + torch.arange(count, device=rows.device)).flatten(), self.device)
         chosen = FrozenText(*(part[sentences] for part in self.frozen))
         return self.tower.over_prompts(self.tower.trainable(chosen))
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the features in place, as `nn.Module.to` does; the tower is not moved."""
-        self.frozen = FrozenText(*(part.to(device) for part in self.frozen))
-        return self
 
     @property
     def device(self) -> torch.device:

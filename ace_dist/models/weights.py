@@ -47,8 +47,6 @@ class TensorFile(Mapping[str, Tensor]):
 
 @dataclass
 class LoadReport:
-    """What a load did with each key."""
-
     path: Path
     loaded: int = 0
     missing: list[str] = field(default_factory=list)  # the model has it, the file has not
@@ -71,13 +69,12 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.mismatched)
 
 
-def load_video_weights(model: VideoTower, path: Path | str | None, strict: bool = True) -> LoadReport:
+def load_video_weights(model: VideoTower, path: Path | str | None) -> LoadReport:
     """Load a video tower from safetensors with the keys of its `state_dict`.
 
     `pos_embed` and `time_embed` of other lengths are resized (time by `model.video.time_embed_resize`) and reported.
     What the tower adds to its kind (learned prompts, layers over frames) is left as it is when the file has none of it.
-    With `strict`, any other difference raises `ModelError`, which names `model.video.weights`; without, the report
-    alone tells.
+    Any other difference raises `ModelError`, which names `model.video.weights`.
     """
     stored = read_safetensors(path, VIDEO_SETTING)
     state: ChainMap[str, Tensor] = ChainMap({}, stored)  # type: ignore[arg-type]  # writes go to the first
@@ -96,18 +93,18 @@ def load_video_weights(model: VideoTower, path: Path | str | None, strict: bool 
         else:
             continue
         report.resized.append(f"{name} {list(embed.shape)} to {list(own.shape)}")
-    return assign(model, state, report, VIDEO_SETTING, strict)
+    return assign(model, state, report, VIDEO_SETTING)
 
 
-def load_text_weights(tower: nn.Module, path: Path | str | None, strict: bool = True) -> LoadReport:
+def load_text_weights(tower: nn.Module, path: Path | str | None) -> LoadReport:
     """Load a text tower from safetensors with the keys of its `state_dict`; for CLIP these are Hugging Face's.
 
-    The image side of a whole CLIP file is left out and reported as ignored. With `strict`, any difference raises
-    `ModelError`, which names `model.text.weights`.
+    The image side of a whole CLIP file is left out and reported as ignored. Any other difference raises `ModelError`,
+    which names `model.text.weights`.
     """
     stored = read_safetensors(path, TEXT_SETTING)
     ignored = [key for key in stored if key.startswith(IMAGE_SIDE_OF_CLIP) or key == POSITION_IDS]
-    return assign(tower, stored, LoadReport(stored.path, ignored=ignored), TEXT_SETTING, strict)
+    return assign(tower, stored, LoadReport(stored.path, ignored=ignored), TEXT_SETTING)
 
 
 def save_safetensors(
@@ -153,25 +150,22 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} is missing or not a readable safetensors file: {error}") from error
 
 
-def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, setting: str, strict: bool) -> LoadReport:
-    """Copy the tensors that fit into the model, after the report is complete and, with `strict`, clean."""
+def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, setting: str) -> LoadReport:
+    """Copy the tensors into the model when the report has no fault. Raises `ModelError`, which names the setting."""
     own = model.state_dict()
     fresh = {name for name in getattr(model, "fresh", ()) if not any(key.split(".")[0] == name for key in state)}
     report.missing = [key for key in own if key not in state and key.split(".")[0] not in fresh]
     report.started = [key for key in own if key.split(".")[0] in fresh]
     report.unexpected = [key for key in state if key not in own and key not in report.ignored]
-    shapes = {key: state[key].shape for key in own if key in state}
-    report.mismatched = [
-        f"{key} {list(shape)} for {list(own[key].shape)}" for key, shape in shapes.items() if shape != own[key].shape
-    ]
-    if strict and not report.complete:
+    shapes = {key: (list(state[key].shape), list(own[key].shape)) for key in own if key in state}
+    report.mismatched = [f"{key} {theirs} for {ours}" for key, (theirs, ours) in shapes.items() if theirs != ours]
+    if not report.complete:
         raise ModelError(
             f"{setting} does not fit the model: {report}; launchers/import_weights.py brings others' files, or another "
             f"tower's, under its names"
         )
     with torch.no_grad():
-        for key, shape in shapes.items():
-            if shape == own[key].shape:
-                own[key].copy_(state[key])
-                report.loaded += 1
+        for key in shapes:
+            own[key].copy_(state[key])
+    report.loaded = len(shapes)
     return report

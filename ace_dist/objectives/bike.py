@@ -10,7 +10,6 @@ from torch.nn.functional import kl_div
 from ace_dist.concepts import ConceptDraw
 from ace_dist.objectives.concept import ConceptObjective
 from ace_dist.utils.distributed import gather_rows
-from ace_dist.utils.parts import part
 
 
 class SymmetricObjective(ConceptObjective):
@@ -20,11 +19,7 @@ class SymmetricObjective(ConceptObjective):
         """Loss over the micro-batches of all ranks together, so it does not depend on their number."""
         video_NTD = gather_rows(self.model.encode_video(video_BTCHW))
         labels_N = gather_rows(labels_B)
-        table_PD, rows = self.encode([draw.fixed_rows])
-        offsets = [torch.tensor(draw.fixed_rows.offsets)]
-        with part("loss"):
-            (scores_NC,) = self.model.similarity(video_NTD, table_PD, offsets, self.settings.temperature, rows)
-        return {"fixed": symmetric_kl(scores_NC[:, labels_N].float(), labels_N)}
+        return {"fixed": symmetric_kl(self.root_scores(video_NTD, draw)[:, labels_N], labels_N)}
 
 
 def symmetric_kl(scores_NN: Tensor, labels_N: Tensor) -> Tensor:

@@ -53,6 +53,14 @@ class ConceptObjective(nn.Module):
             )
         return dict(zip(sets, losses_R.unbind(), strict=True))
 
+    def root_scores(self, video: Tensor, draw: ConceptDraw) -> Tensor:
+        """The model's scores [B,C] of video embeddings against the draw's fixed labels."""
+        table_PD, rows = self.encode([draw.fixed_rows])
+        offsets = [torch.tensor(draw.fixed_rows.offsets)]
+        with part("loss"):
+            scores_BC: Tensor = self.model.similarity(video, table_PD, offsets, self.settings.temperature, rows)[0]
+        return scores_BC.float()
+
     @part("text")
     def encode(self, label_sets: Sequence[ClassRows]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Embeddings [P, D] of the distinct phrases of several label sets, and for each set the rows of its phrases.

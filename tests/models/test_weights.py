@@ -89,8 +89,6 @@ def test_every_difference_is_an_error_that_names_the_setting(tmp_path):
     for part in ("1 missing (norm.weight)", "1 unexpected (order_tfm.pad)", "head.weight [400, 64] for [16, 64]"):
         assert part in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    report = load_video_weights(model, path, strict=False)
-    assert not report.complete and report.loaded == len(before) - 2
 
 
 @pytest.mark.parametrize("name", ["pos_embed", "time_embed"])

@@ -24,20 +24,17 @@ def save_encoders(model: DualEncoder, folder: Path, frames: int) -> dict[str, st
     shared space; its time positions are stored at `frames`, since transformers takes the length from its configuration.
     A CLIP text tower becomes `CLIPTextModelWithProjection` with its tokenizer. Other towers are stored under our names.
     """
-    state = model.state_dict()
-    parts = {part: {key.removeprefix(f"{part}."): tensor for key, tensor in state.items() if key.startswith(f"{part}.")}
-             for part in ("video", "text", "similarity")}  # fmt: skip
     loads = {"video": "ace_dist.Classifier only", "text": "ace_dist.Classifier only"}
     if isinstance(model.video, TimeSformer):
         loads["video"] = save_timesformer(model.video, folder / "video", frames)
     else:
-        save_safetensors(parts["video"], folder / "video" / WEIGHTS)
+        save_safetensors(model.video.state_dict(), folder / "video" / WEIGHTS)
     if isinstance(model.text, ClipTextTower) and not isinstance(model.text, PromptedClipTextTower):
         loads["text"] = save_clip_text(model.text, folder / "text")
     else:
-        save_safetensors(parts["text"], folder / "text" / WEIGHTS)
-    if parts["similarity"]:
-        save_safetensors(parts["similarity"], folder / "rest.safetensors")
+        save_safetensors(model.text.state_dict(), folder / "text" / WEIGHTS)
+    if rest := model.similarity.state_dict():
+        save_safetensors(rest, folder / "rest.safetensors")
     return loads
 
 
