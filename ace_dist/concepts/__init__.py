@@ -5,7 +5,6 @@ from ace_dist.concepts.classes import ClassLists, ClassTable, load_class_table, 
 from ace_dist.concepts.labels import FreeLabel, LabelSet, draw_srt, free_labels, load_srt, root_labels, srt_labels
 from ace_dist.concepts.sampler import ClassRows, ConceptDraw, ConceptSampler, Phrases, label_phrases, shadow_pool
 from ace_dist.concepts.trees import SynonymTrees
-from ace_dist.utils.errors import LabelError
 
 __all__ = [
     "Action",
@@ -15,7 +14,6 @@ __all__ = [
     "ConceptDraw",
     "ConceptSampler",
     "FreeLabel",
-    "LabelError",
     "LabelSet",
     "Phrases",
     "SynonymTrees",

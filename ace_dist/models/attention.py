@@ -11,12 +11,7 @@ from functools import lru_cache
 from typing import Literal, cast
 
 import torch
-from ace_kernels import (
-    choose,
-    temporal_attention,
-    temporal_attention_packed,
-    temporal_attention_unsupported_reason,
-)
+from ace_kernels import choose, temporal_attention, temporal_attention_packed, temporal_attention_unsupported_reason
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,7 +26,6 @@ CUDA_GRID_LIMIT = 65535  # largest y or z size of a CUDA grid, where kernels put
 # show before it is trusted with a shape: four roundings of the type; float32 products are three TF32 ones.
 TOLERANCE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 1e-4}
 
-
 # Keys up to which the formula serves on a CPU instead of PyTorch's tiled kernel; forward and backward in
 # benchmarks/results/attention_cpu.csv (one thread of an EPYC). bfloat16: 1.9 to 6.6 times as fast from 8 to 197 keys.
 # float32: even with the kernel at 8 keys and, in the demo, 1.06 times as fast at 17; with 12 heads it loses by a fifth
@@ -44,10 +38,9 @@ def attend_packed(qkv: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
 
     Where the short kernel serves, the gradient of qkv is written in place; elsewhere autograd joins three.
     """
-    shape = (qkv.shape[1], qkv.shape[3], qkv.shape[4])
-    if backend == "triton" and qkv.is_cuda and short_serves_here(qkv.device, *shape, qkv.dtype):
-        return temporal_attention_packed(qkv)
     q, k, v = qkv.unbind(2)
+    if backend == "triton" and qkv.is_cuda and short_serves_here(qkv.device, *q.shape[1:], qkv.dtype):
+        return temporal_attention_packed(qkv)
     return attend(q, k, v, backend)
 
 
@@ -57,8 +50,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") 
     `k` and `v` may have another N than `q`. Only the last axis must be contiguous: slices of one qkv tensor will do.
     """
     if backend == "triton":
-        alike = q.is_cuda and q.shape == k.shape
-        if alike and short_serves_here(q.device, q.shape[1], q.shape[2], q.shape[3], q.dtype):
+        if q.is_cuda and q.shape == k.shape and short_serves_here(q.device, *q.shape[1:], q.dtype):
             return temporal_attention(q, k, v)
         backend = general_backend(q.device)
     if q.is_cuda and q.shape[0] > CUDA_GRID_LIMIT:

@@ -44,12 +44,20 @@ class ClipPatches(nn.Module):
         mean, std = self.normalisation
         centre = round(255 * sum(mean) / len(mean))
         weight, dtype = self.proj.weight, self.proj.weight.dtype
-        pixels = cut_patches(video, weight.shape[-1], centre, dtype)
+
+        # Bytes [B,T,3,S,S] become patches less the centre, [B,P,T,3*p*p], in one pass.
+        clips, frames, channels, side = video.shape[:4]
+        patch = weight.shape[-1]
+        grid = side // patch
+        cut = video.view(clips, frames, channels, grid, patch, grid, patch).permute(0, 3, 5, 1, 2, 4, 6)
+        pixels = torch.empty(cut.shape, dtype=dtype, device=video.device)
+        torch.sub(cut, torch.tensor(float(centre), dtype=dtype, device="cpu"), out=pixels)
+
         ratio, offset = ratio_and_offset(mean, std, centre, video.device)
         flat = (weight.float() * ratio.view(3, 1, 1)).to(dtype).flatten(1)
         bias = cast(Tensor, self.proj.bias).float() + weight.float().sum((2, 3)) @ offset
-        embedded = torch.addmm(bias.to(dtype), pixels.flatten(0, 2), flat.t(), alpha=1 / (255 * std[0]))
-        return embedded.view(*pixels.shape[:3], -1)
+        embedded = torch.addmm(bias.to(dtype), pixels.view(-1, flat.shape[1]), flat.t(), alpha=1 / (255 * std[0]))
+        return embedded.view(clips, grid * grid, frames, -1)
 
 
 @lru_cache
@@ -59,13 +67,3 @@ def ratio_and_offset(
     """std_0 / std and (centre / 255 - mean) / std, [3] each, on a device that gets them once."""
     offset = [(centre / 255 - m) / s for m, s in zip(mean, std, strict=True)]
     return torch.tensor([std[0] / s for s in std], device=device), torch.tensor(offset, device=device)
-
-
-def cut_patches(video: Tensor, patch: int, centre: int, dtype: torch.dtype) -> Tensor:
-    """Bytes [B,T,3,S,S] -> their patches less `centre`, [B,P,T,3*p*p], in one pass."""
-    clips, frames, channels, side = video.shape[:4]
-    grid = side // patch
-    cut = video.view(clips, frames, channels, grid, patch, grid, patch).permute(0, 3, 5, 1, 2, 4, 6)
-    pixels = torch.empty(cut.shape, dtype=dtype, device=video.device)
-    torch.sub(cut, torch.tensor(float(centre), dtype=dtype, device="cpu"), out=pixels)
-    return pixels.view(clips, grid * grid, frames, channels * patch * patch)

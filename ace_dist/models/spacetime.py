@@ -34,7 +34,13 @@ class GroupedAttention(nn.Module):
         """[B,1+TP,D] -> the same, patches in frame-major order; groups are patch columns over time, or frames."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         cls = attend(q[:, :1], k, v, backend)
-        q_groups, k_groups, v_groups = (self.group(tensor[:, 1:], frames, over_time) for tensor in (q, k, v))
+
+        def group(tensor: Tensor) -> Tensor:
+            """Patches [B,1+TP,h,d] -> [B,P,T,h,d] over time, [B,T,P,h,d] over space."""
+            tensor = tensor[:, 1:].unflatten(1, (frames, -1))
+            return tensor.transpose(1, 2) if over_time else tensor
+
+        q_groups, k_groups, v_groups = map(group, (q, k, v))
         groups = q_groups.shape[1]
         k_groups, v_groups = (
             torch.cat([tensor[:, None, :1].expand(-1, groups, -1, -1, -1), parts], dim=2)
@@ -44,12 +50,6 @@ class GroupedAttention(nn.Module):
         out = out.unflatten(0, (len(x), groups))
         patches = (out.transpose(1, 2) if over_time else out).flatten(1, 2)
         return cast(Tensor, self.proj(torch.cat([cls, patches], dim=1).flatten(2)))
-
-    @staticmethod
-    def group(tensor: Tensor, frames: int, over_time: bool) -> Tensor:
-        """[B,TP,h,d] -> [B,P,T,h,d] over time, [B,T,P,h,d] over space."""
-        tensor = tensor.unflatten(1, (frames, -1))
-        return tensor.transpose(1, 2) if over_time else tensor
 
 
 class SpaceTimeBlock(nn.Module):
@@ -64,7 +64,6 @@ class SpaceTimeBlock(nn.Module):
         self.mlp = Mlp(config.width, int(config.width * config.mlp_ratio), act_layer=activation)
 
     def forward(self, x: Tensor, frames: int, backend: AttentionBackend) -> Tensor:
-        """[B,1+TP,D] -> the same."""
         timed = x + self.timeattn(self.norm3(x), frames, True, backend)
         x = x + self.attn(self.norm1(timed), frames, False, backend)
         return x + cast(Tensor, self.mlp(self.norm2(x)))
@@ -90,7 +89,6 @@ class SpaceTimeTower(VideoTower):
         self.freeze()
 
     def forward(self, video: Tensor) -> Tensor:
-        """Embeddings of clips."""
         self.check_video(video)
         frames, backend = video.shape[1], choose_attention(self.config.attention, video.device)
         below = self.time_embed.requires_grad

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ace_dist.config import TextConfig
 from ace_dist.models.text import FrozenText, TextParts, TextTower
-from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, ClipTokenizer, token_lengths
+from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, encode_phrases, token_lengths
 from ace_dist.utils.errors import ModelError
 
 PROMPT_STD = 0.02  # of learned prompt tokens at the start (ViFi-CLIP)
@@ -35,11 +35,10 @@ class ClipTextTower(TextTower):
         model = CLIPTextModelWithProjection(shape)
         self.text_model: Any = model.text_model
         self.text_projection: nn.Linear = model.text_projection
-        self.tokenizer = ClipTokenizer()
         self.freeze()
 
     def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
-        ids = self.tokenizer.encode(phrases)
+        ids = encode_phrases(phrases)
         return ids, token_lengths(ids)
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,27 +16,22 @@ EOS = 49407  # also the largest id, and the padding of Hugging Face's CLIP
 VOCABULARY = 49408
 
 
-class ClipTokenizer:
-    """Phrases to CLIP's token ids; text is fixed, unescaped, lower-cased and its white space joined, as CLIP does."""
+def encode_phrases(phrases: Sequence[str]) -> Tensor:
+    """CLIP's token ids int64 [S,L]: BOS, tokens, EOS, then EOS up to the longest phrase.
 
-    def __init__(self) -> None:
-        self.bpe = open_clip_tokenizer().SimpleTokenizer()
-
-    def encode(self, phrases: Sequence[str]) -> Tensor:
-        """Ids int64 [S,L]: BOS, tokens, EOS, then EOS up to the longest phrase.
-
-        Cutting the padding is exact, as CLIP's mask is causal and it reads the first EOS. Raises `ModelError`
-        for a phrase of more than 77 tokens, and names it.
-        """
-        rows = [[self.bpe.sot_token_id, *self.bpe.encode(phrase), self.bpe.eot_token_id] for phrase in phrases]
-        for phrase, row in zip(phrases, rows, strict=True):
-            if len(row) > CONTEXT_LENGTH:
-                raise ModelError(
-                    f"the phrase {phrase!r} has {len(row)} CLIP tokens, more than {CONTEXT_LENGTH}; shorten the label "
-                    "or its synonym"
-                )
-        longest = max((len(row) for row in rows), default=0)
-        return torch.tensor([row + [EOS] * (longest - len(row)) for row in rows], dtype=torch.int64)
+    Text is fixed, unescaped, lower-cased and its white space joined, as CLIP does. Cutting the padding is exact, as
+    CLIP's mask is causal and it reads the first EOS. Raises `ModelError` for a phrase of more than 77 tokens.
+    """
+    bpe = load_bpe()
+    rows = [[bpe.sot_token_id, *bpe.encode(phrase), bpe.eot_token_id] for phrase in phrases]
+    for phrase, row in zip(phrases, rows, strict=True):
+        if len(row) > CONTEXT_LENGTH:
+            raise ModelError(
+                f"the phrase {phrase!r} has {len(row)} CLIP tokens, more than {CONTEXT_LENGTH}; shorten the label "
+                "or its synonym"
+            )
+    longest = max(map(len, rows), default=0)
+    return torch.tensor([row + [EOS] * (longest - len(row)) for row in rows], dtype=torch.int64)
 
 
 def token_lengths(ids: Tensor) -> Tensor:
@@ -45,8 +40,8 @@ def token_lengths(ids: Tensor) -> Tensor:
 
 
 @lru_cache
-def open_clip_tokenizer() -> ModuleType:
-    """`open_clip/tokenizer.py` alone: importing the package would import its models too, which takes seconds."""
+def load_bpe() -> Any:
+    """open_clip's tokenizer from its file alone: importing the package imports its models too, which takes seconds."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         raise UserError("CLIP's vocabulary comes with open_clip, which is missing: pip install open_clip_torch")
@@ -55,4 +50,4 @@ def open_clip_tokenizer() -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return module.SimpleTokenizer()

@@ -9,7 +9,7 @@ from ace_dist.models.convert.layouts import convert
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
 from ace_dist.models.timesformer import NORM_EPS, TimeSformer
-from ace_dist.models.tokenizer import CONTEXT_LENGTH, open_clip_tokenizer
+from ace_dist.models.tokenizer import CONTEXT_LENGTH, load_bpe
 from ace_dist.models.video import resize_times
 from ace_dist.models.weights import load_safetensors, save_safetensors
 
@@ -84,7 +84,7 @@ def save_clip_text(tower: ClipTextTower, folder: Path) -> str:
 
 def save_tokenizer(folder: Path) -> None:
     """CLIP's `vocab.json` and `merges.txt`, out of the vocabulary that open_clip carries."""
-    bpe = open_clip_tokenizer().SimpleTokenizer()
+    bpe = load_bpe()
     begin, end = "<|startoftext|>", "<|endoftext|>"  # Hugging Face's names of the last two
     names = {bpe.sot_token_id: begin, bpe.eot_token_id: end}
     vocabulary = {names.get(number, token): number for token, number in bpe.encoder.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ace_dist.config import TextConfig, VideoConfig
-from ace_dist.models.convert.layouts import KINDS, convert, detect_kind
+from ace_dist.models.convert.layouts import KINDS, convert
 from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.video import resize_positions, resize_times
@@ -71,8 +71,7 @@ class ImportReport(LoadReport):
     def command_line(self, weights: str) -> str:
         """The settings that load `weights`, for a command line."""
         section = "text" if self.tower == "text" else "video"
-        tower = {} if section == "text" else {"tower": self.tower}
-        settings = {**tower, **self.settings, "weights": weights}
+        settings = {**({} if section == "text" else {"tower": self.tower}), **self.settings, "weights": weights}
         texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
         return " ".join(f"model.{section}.{key}={value}" for key, value in texts.items())
 
@@ -166,7 +165,7 @@ def choose_kind(source: Path, raw: Mapping[str, Tensor], given: str | None) -> s
     """The kind that was given, or that the keys tell. Raises `ModelError` when there is none or they disagree."""
     if given is not None and given not in KINDS:
         raise ModelError(f"kind={given} is not one of {', '.join(KINDS)}")
-    kind = detect_kind(list(raw))
+    kind = next((name for name, kind in KINDS.items() if any(re.fullmatch(kind.mark, key) for key in raw)), None)
     if kind is None:
         raise ModelError(
             f"{source} is none of {', '.join(KINDS)}: its {len(raw)} keys begin with "

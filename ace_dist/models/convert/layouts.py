@@ -192,11 +192,6 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def detect_kind(keys: Sequence[str]) -> str | None:
-    """The kind of a file by a key that only it has; None when it is none of them."""
-    return next((name for name, kind in KINDS.items() if any(re.fullmatch(kind.mark, key) for key in keys)), None)
-
-
 def convert(source: Mapping[str, Tensor], kind: str, tower: str) -> Converted:
     """A file's tensors under our names for one tower."""
     result = Converted()
