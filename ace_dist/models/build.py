@@ -34,23 +34,22 @@ def build_model(settings: ModelConfig, seed: int, trained: Path | None = None) -
     return model
 
 
+@torch.no_grad()
 def load_run_weights(model: DualEncoder, folder: Path) -> None:
     """Load `frozen.safetensors` and `trained.safetensors` of a run. Raises `UserError` unless they are whole."""
-    paths = [folder / f"{name}.safetensors" for name in ("frozen", "trained")]
+    paths = [folder / "frozen.safetensors", folder / "trained.safetensors"]
     for path in paths:
         if not path.is_file():
             raise UserError(
                 f"{path} does not exist: the run has not finished training (launchers/train.py continues it)"
             )
-    parts = list(map(TensorFile, paths))
-    own, stored = model.state_dict(), {name for part in parts for name in part}
-    if set(own) != stored:
-        raise UserError(f"{folder} does not hold this model: {sorted(set(own) ^ stored)[:4]} differ")
-    with torch.no_grad():
-        for part in parts:
-            for name, tensor in part.items():
-                if tensor.shape != own[name].shape:
-                    raise UserError(
-                        f"{part.path}: {name} is {list(tensor.shape)}, not {list(own[name].shape)} as config.yaml says"
-                    )
-                own[name].copy_(tensor)
+    files = [TensorFile(path) for path in paths]
+    own, stored = model.state_dict(), {name for file in files for name in file}
+    if own.keys() != stored:
+        raise UserError(f"{folder} does not hold this model: {sorted(own.keys() ^ stored)[:4]} differ")
+    for file in files:
+        for name, tensor in file.items():
+            shape, expected = list(tensor.shape), list(own[name].shape)
+            if shape != expected:
+                raise UserError(f"{file.path}: {name} is {shape}, not {expected} as config.yaml says")
+            own[name].copy_(tensor)

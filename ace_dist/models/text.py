@@ -127,7 +127,6 @@ class TextTower(nn.Module, ABC):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Have released weights back for a while."""
         if self.stored is None:
             yield
             return
@@ -151,9 +150,7 @@ class TextTower(nn.Module, ABC):
                 if features.dim() == 3:
                     features = nn.functional.pad(features, (0, 0, 0, ids.shape[1] - longest))
                 chunks.append(features)
-        features = torch.cat(chunks)
-        restored = torch.empty_like(features).index_copy_(0, order.to(self.device), features)
-        return FrozenText(restored, lengths.to(self.device))
+        return FrozenText(torch.cat(chunks)[order.argsort().to(self.device)], lengths.to(self.device))
 
     def frozen_features(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """`FrozenText.features` of ids [S,L]."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ace_dist.config import TextConfig
 from ace_dist.models.text import FrozenText, TextParts, TextTower
-from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, encode_phrases, token_lengths
+from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, bpe_ids, token_lengths
 from ace_dist.utils.errors import ModelError
 
 PROMPT_STD = 0.02  # of learned prompt tokens at the start (ViFi-CLIP)
@@ -38,7 +38,7 @@ class ClipTextTower(TextTower):
         self.freeze()
 
     def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
-        ids = encode_phrases(phrases)
+        ids = bpe_ids(phrases)
         return ids, token_lengths(ids)
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -72,8 +72,7 @@ class MiniLMTextTower(TextTower):
 
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """Mean over the tokens that are not padding (sentence-transformers' pooling)."""
-        mask = valid_tokens(hidden, lengths)[..., None]
-        return (hidden * mask).sum(1) / lengths[:, None]
+        return (hidden * valid_tokens(hidden, lengths)[..., None]).sum(1) / lengths[:, None]
 
     @property
     def parts(self) -> TextParts:

@@ -16,7 +16,7 @@ EOS = 49407  # also the largest id, and the padding of Hugging Face's CLIP
 VOCABULARY = 49408
 
 
-def encode_phrases(phrases: Sequence[str]) -> Tensor:
+def bpe_ids(phrases: Sequence[str]) -> Tensor:
     """CLIP's token ids int64 [S,L]: BOS, tokens, EOS, then EOS up to the longest phrase.
 
     Text is fixed, unescaped, lower-cased and its white space joined, as CLIP does. Cutting the padding is exact, as

@@ -19,7 +19,7 @@ from ace_dist.config import TextConfig, VideoConfig
 from ace_dist.models.convert.importing import ImportConfig, import_weights, read_source, save_imported
 from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text_clip import ClipTextTower
-from ace_dist.models.tokenizer import EOS
+from ace_dist.models.tokenizer import EOS, bpe_ids
 from ace_dist.models.weights import load_text_weights, load_video_weights
 from ace_dist.utils.errors import ModelError
 
@@ -161,7 +161,7 @@ def openai_clip(square):
 
 
 def text_of(state_or_model, tower, encode):
-    ids = tower.tokenizer.encode(PHRASES)
+    ids = bpe_ids(PHRASES)
     padded = functional.pad(ids, (0, 77 - ids.shape[1]))
     return tower(PHRASES), encode(torch.where(torch.arange(77) < (padded == EOS).int().argmax(1, True) + 1, padded, 0))
 

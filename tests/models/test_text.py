@@ -15,7 +15,7 @@ from ace_dist.config import TextConfig
 from ace_dist.models.dual_encoder import build_text_tower
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.text_minilm import MiniLMTextTower
-from ace_dist.models.tokenizer import encode_phrases, token_lengths
+from ace_dist.models.tokenizer import bpe_ids, token_lengths
 from ace_dist.utils.errors import ModelError
 
 PHRASES = ["spin block", "lay down the side panel", "hammer pin", "  Pick UP  the\tleg ", "it's a screw &amp; a nut"]
@@ -46,7 +46,7 @@ def random_phrases(count):
 
 def test_tokens_equal_open_clip():
     phrases = PHRASES + random_phrases(200)
-    expected, found = SimpleTokenizer()(phrases), encode_phrases(phrases)
+    expected, found = SimpleTokenizer()(phrases), bpe_ids(phrases)
     lengths = (expected == 49407).int().argmax(1) + 1  # EOS is the first 49407
     assert torch.equal(token_lengths(found), lengths)
     assert found.shape == (len(phrases), int(lengths.max()))
@@ -57,9 +57,9 @@ def test_tokens_equal_open_clip():
 
 def test_too_long_phrase_is_named():
     fits, exceeds = " ".join(["spin"] * 75), "turn " * 76
-    assert encode_phrases([fits]).shape == (1, 77)
+    assert bpe_ids([fits]).shape == (1, 77)
     with pytest.raises(ModelError, match=r"turn turn .*78 CLIP tokens"):
-        encode_phrases(["spin", exceeds])
+        bpe_ids(["spin", exceeds])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_clip_equals_transformers_at_77_tokens(reference, trains):
             parameter.add_(torch.randn_like(parameter) * 0.02)
     tower.load_state_dict(reference.state_dict(), strict=True)
     phrases = PHRASES + random_phrases(3)
-    ids = torch.nn.functional.pad(tower.tokenizer.encode(phrases), (0, 77), value=49407)[:, :77]
+    ids = torch.nn.functional.pad(bpe_ids(phrases), (0, 77), value=49407)[:, :77]
     with torch.no_grad():
         expected = reference(input_ids=ids).text_embeds
     torch.testing.assert_close(tower(phrases), expected, rtol=1e-5, atol=1e-5)

@@ -446,9 +446,9 @@ def test_requests_are_spaced():
 
 def test_no_prompt_has_more_tokens_than_its_bound():
     """CLIP's byte-pair vocabulary as an independent count; the bound is what the budget reserves."""
-    from ace_dist.models.tokenizer import open_clip_tokenizer
+    from ace_dist.models.tokenizer import load_bpe
 
-    tokenizer = open_clip_tokenizer().SimpleTokenizer()
+    tokenizer = load_bpe()
     for prompt in (question("spin block", 11, "toy assembly"), question("dreh Würfel 方块", 3, "Häuser 🏠")):
         assert len(tokenizer.encode(prompt)) <= most_tokens(prompt)
 

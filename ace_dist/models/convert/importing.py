@@ -68,16 +68,9 @@ class ImportReport(LoadReport):
         lines += [f"  assumed      {self.assumed}"] if self.assumed else []
         return "\n".join(lines)
 
-    def command_line(self, weights: str) -> str:
-        """The settings that load `weights`, for a command line."""
-        section = "text" if self.tower == "text" else "video"
-        settings = {**({} if section == "text" else {"tower": self.tower}), **self.settings, "weights": weights}
-        texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
-        return " ".join(f"model.{section}.{key}={value}" for key, value in texts.items())
-
 
 def import_command(config: ImportConfig) -> None:
-    """Read, convert, report, and write when nothing is missing, left over or of another shape."""
+    """`launchers/import_weights.py`: writes when nothing is missing, left over or of another shape."""
     if not (config.source and config.output.endswith(".safetensors")):
         raise ConfigError("give source=FILE (a weight file or Hugging Face folder) and output=FILE.safetensors")
     state, report = import_weights(config)
@@ -88,10 +81,12 @@ def import_command(config: ImportConfig) -> None:
             f"is intended, list the keys, for example allow='[head.*]'"
         )
     save_imported(state, report, Path(config.output))
-    section = "text" if report.tower == "text" else "video"
+    section, tower = ("text", {}) if report.tower == "text" else ("video", {"tower": report.tower})
+    settings = {**tower, **report.settings, "weights": config.output}
+    texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
     print(f"licence of the released files of this kind: {KINDS[report.kind].licence}; keep to that of yours")
     print(f"heads are in no tensor: model.{section}.heads is width / 64 in CLIP, ViT-B and TimeSformer")
-    print(f"use it with: {report.command_line(config.output)}")
+    print("use it with:", *(f"model.{section}.{key}={value}" for key, value in texts.items()))
 
 
 def import_weights(config: ImportConfig) -> tuple[dict[str, Tensor], ImportReport]:
@@ -124,8 +119,9 @@ def import_weights(config: ImportConfig) -> tuple[dict[str, Tensor], ImportRepor
             f"names classes, as TimeSformer's own do, say embed_dim=512 allow='[head.*]' to start a new projection"
         )
     settings = measure(state, source, tower, config)
-    report = ImportReport(source, ignored=converted.dropped, kind=kind, tower=tower, settings=settings)
-    report.derived = converted.derived
+    report = ImportReport(
+        source, ignored=converted.dropped, kind=kind, tower=tower, settings=settings, derived=converted.derived
+    )
     if kind not in QUICK_GELU and (tower == "text" or settings.get("clip_style")):
         report.assumed = check_activation(source)
     report.resized = resize_embeddings(state, int(settings.get("patch", 0)), config)
@@ -185,7 +181,13 @@ def fit_network(
     def is_allowed(key: str) -> bool:
         return any(fnmatchcase(key, pattern) for pattern in allow)
 
-    network = build_network(report.tower, report.settings)
+    settings: dict[str, Any] = {**report.settings, "heads": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if report.tower == "text":
+            network = ClipTextTower(TextConfig(**settings)).state_dict()
+        else:
+            network = build_video_tower(VideoConfig(**settings, tower=report.tower, trained_blocks=0)).state_dict()
     result = {}
     for key, own in network.items():
         if key in state and state[key].shape == own.shape:
@@ -245,16 +247,6 @@ def measure(
     if tower != "timesformer":
         settings |= {"clip_style": "norm_pre.weight" in state, "drop_path": 0}
     return settings
-
-
-def build_network(tower: str, sizes: Mapping[str, int | float | bool]) -> dict[str, Tensor]:
-    """Every tensor of our network of these sizes, initialised from seed 0."""
-    settings: dict[str, Any] = {**sizes, "heads": 1}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if tower == "text":
-            return ClipTextTower(TextConfig(**settings)).state_dict()
-        return build_video_tower(VideoConfig(**settings, tower=tower, trained_blocks=0)).state_dict()
 
 
 def patterns(keys: Iterable[str]) -> list[str]:
