@@ -22,14 +22,11 @@ class ClassLists:
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
-    """The classes of a data set: its own label of each, the action that the label means, and labels that are none.
-
-    `source` is the file, for messages.
-    """
+    """The classes of a data set: its own label of each, the action that the label means, and labels that are none."""
 
     actions: Mapping[str, Action]
     not_actions: frozenset[str]
-    source: str
+    source: str  # the file, for messages
 
 
 def load_class_table(path: str | Path) -> ClassTable:
@@ -50,9 +47,8 @@ def load_class_table(path: str | Path) -> ClassTable:
             f"[label, ...]}}: {error}"
         ) from error
     twice = sorted(str(action) for action, count in Counter(actions.values()).items() if count > 1)
-    if twice or not actions.keys().isdisjoint(not_actions):
-        both = sorted(actions.keys() & not_actions)
-        raise LabelError(f"dataset.classes={path} lists {', '.join(map(repr, twice + both))} twice")
+    if twice := twice + sorted(actions.keys() & not_actions):
+        raise LabelError(f"dataset.classes={path} lists {', '.join(map(repr, twice))} twice")
     return ClassTable(actions, not_actions, str(path))
 
 
@@ -77,9 +73,8 @@ def novel_by_verb_frequency(counts: Mapping[Action, int], share: float = 1 / 3) 
         verbs[action.verb] += count
     novel: list[Action] = []
     for verb in sorted(verbs, key=lambda verb: (verbs[verb], verb)):
-        if len(novel) >= least:
-            break
-        novel += [action for action in counts if action.verb == verb]
+        if len(novel) < least:
+            novel += [action for action in counts if action.verb == verb]
     return tuple(sorted(novel))
 
 

@@ -67,10 +67,7 @@ class DualEncoder(nn.Module):
         return tower
 
     def compile_blocks(self) -> None:
-        """Compile the video tower's blocks as `model.video.compile` says, for training: each shape is compiled once.
-
-        The parameters keep their names. A copy of the model made before is not compiled.
-        """
+        """Compile the video tower's blocks as `model.video.compile` says. A copy made before is not compiled."""
         if self.video.config.compile != "none":
             for block in self.video.blocks:
                 block.compile(dynamic=False, mode=self.video.config.compile)

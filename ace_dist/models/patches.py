@@ -28,7 +28,6 @@ class ClipPatches(nn.Module):
         self.num_patches = (side // patch) ** 2
 
     def forward(self, video: Tensor) -> Tensor:
-        """See the class. Raises `ModelError` for bytes when `normalisation` is not set."""
         if video.dtype == torch.uint8:
             return self.from_bytes(video)
         grid: Tensor = self.proj(video.flatten(0, 1).to(self.proj.weight.dtype))

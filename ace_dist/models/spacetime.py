@@ -101,7 +101,7 @@ class SpaceTimeTower(VideoTower):
             return cast(Tensor, self.head(self.norm(x[:, 0])))
 
     def embed(self, video: Tensor) -> Tensor:
-        """Patches with position and time, behind the class token: [B,T,3,H,W] -> [B,1+TP,D]."""
+        """[B,T,3,H,W] -> [B,1+TP,D]: the class token, then the patches with position and time."""
         clips, frames = video.shape[:2]
         with part("patch embedding"):
             patches = self.patch_embed(video.flatten(0, 1)).unflatten(0, (clips, frames))

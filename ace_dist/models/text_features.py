@@ -16,9 +16,8 @@ from ace_dist.utils.memory import send
 class TextFeatureCache:
     """The frozen features of known phrases, and the tower whose trainable tail completes them.
 
-    Exact, not an approximation: `encode` equals the tower's live encoding. Build it after the tower's weights are
-    loaded and on the device where it trains; changing the frozen part later makes it stale. Repeated phrases are kept
-    once.
+    Exact: `encode` equals the tower's live encoding. Build it after the tower's weights are loaded and on the device
+    where it trains; changing the frozen part later makes it stale. Repeated phrases are kept once.
     """
 
     def __init__(self, tower: TextTower, phrases: Iterable[str]) -> None:
@@ -43,10 +42,9 @@ class TextFeatureCache:
             ) from None
 
     def encode(self, rows: Tensor) -> Tensor:
-        """Embed phrases by their rows int64 [n] -> [n,E], with gradients to what trains of the tower.
+        """Embed phrases by their rows int64 [n] -> [n,E], with gradients; repeated rows are computed once.
 
-        A row that is asked for several times is computed once. Rows on the CPU are best: finding repeats among
-        rows on a GPU would make the host wait for it.
+        Rows on the CPU are best: finding repeats among rows on a GPU would make the host wait for it.
         """
         distinct, inverse = torch.unique(rows, return_inverse=True)
         if len(distinct) == len(rows):

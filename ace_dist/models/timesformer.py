@@ -128,17 +128,13 @@ class Block(nn.Module):
         return torch.cat([cls, self.norm1(patches).transpose(1, 2)], dim=2)
 
     def feed_forward(self, x: Tensor, masks: DropMasks | None) -> Tensor:
-        """The residual MLP on [B,...,D]."""
         mask = masks and masks.mlp.view(-1, *[1] * (x.dim() - 1))
         hidden = recompute(lambda x: self.mlp.fc1(self.norm2(x)), x)
         return x + drop(recompute(lambda hidden: self.mlp.fc2(self.mlp.act(hidden)), hidden), mask)
 
 
 class TimeSformer(VideoTower):
-    """Video encoder, [B,T,3,H,W] -> [B,E]; T and the size of the (square) frames are those of the input.
-
-    `frozen_features` is the part of it that no training changes; `forward` goes on from its output as well.
-    """
+    """[B,T,3,S,S] -> [B,E]; T and S are those of the input."""
 
     blocks: Sequence[Block]
 
@@ -151,8 +147,8 @@ class TimeSformer(VideoTower):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, config.width))
         self.time_embed = nn.Parameter(torch.zeros(1, config.frames, config.width))
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
-        blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates)
-        self.blocks = cast("Sequence[Block]", blocks)
+        blocks = (Block(config.width, config.heads, config.mlp_ratio, rate) for rate in rates)
+        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.head = nn.Linear(config.width, config.embed_dim)
         self.drop_step: DropStep | None = None
@@ -177,11 +173,10 @@ class TimeSformer(VideoTower):
         self.drop_step = DropStep(seed, step, rank, world)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Embed normalised RGB clips, [B,T,3,H,W] -> [B,E], not unit length. [B,1+P*T,D] is the output of
-        `frozen_features`, from which it goes on.
+        """Clips [B,T,3,H,W], or the [B,1+P*T,D] of `frozen_features`, -> [B,E], not unit length.
 
-        Clips of bytes are normalised within `patch_embed`, which has to know how (`ClipPatches.normalisation`). Raises
-        `ModelError` for frames that are not square or not a multiple of the patch.
+        Clips are normalised RGB, or bytes with `ClipPatches.normalisation`. Raises `ModelError` for frames that are not
+        square or not a multiple of the patch.
         """
         below = self.time_embed.requires_grad
         if video.dim() == 3:
@@ -222,9 +217,9 @@ class TimeSformer(VideoTower):
 
     def frozen_features_state(self) -> dict[str, Tensor]:
         """The weights that `frozen_features` depends on, by name."""
-        parts = ("patch_embed.", "cls_token", "pos_embed", "time_embed")
-        blocks = tuple(f"blocks.{index}." for index in range(self.frozen_depth))
-        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith((*parts, *blocks))}
+        blocks = [f"blocks.{index}." for index in range(self.frozen_depth)]
+        prefixes = ("patch_embed.", "cls_token", "pos_embed", "time_embed", *blocks)
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
 
     def frozen_features_settings(self, device: torch.device) -> tuple[list[Any], str]:
         """Settings that the arithmetic of `frozen_features` depends on, and which attention computes it on `device`."""
@@ -260,9 +255,9 @@ class TimeSformer(VideoTower):
                 continue
             draws = self.uniform(index, clips, patches + frames + 1)
             kept = (draws >= block.drop_rate).to(torch.float32).div_(1 - block.drop_rate)
-            kept = kept.to(embedded.device, self.pos_embed.dtype, non_blocking=True)
-            parts = torch.split(kept, [patches, frames, 1], dim=1)
-            masks.append(DropMasks(parts[0][..., None, None], parts[1][..., None, None], parts[2][..., None]))
+            kept = kept.to(embedded.device, self.pos_embed.dtype, non_blocking=True)[..., None]
+            temporal, spatial, mlp = torch.split(kept, [patches, frames, 1], dim=1)
+            masks.append(DropMasks(temporal[..., None], spatial[..., None], mlp))
         return masks
 
     def uniform(self, layer: int, clips: int, columns: int) -> Tensor:

@@ -70,11 +70,10 @@ class LoadReport:
 
 
 def load_video_weights(model: VideoTower, path: Path | str | None) -> LoadReport:
-    """Load a video tower from safetensors with the keys of its `state_dict`.
+    """Load a video tower from safetensors with the keys of its `state_dict`. Raises `ModelError` for any difference.
 
-    `pos_embed` and `time_embed` of other lengths are resized (time by `model.video.time_embed_resize`) and reported.
-    What the tower adds to its kind (learned prompts, layers over frames) is left as it is when the file has none of it.
-    Any other difference raises `ModelError`, which names `model.video.weights`.
+    Except: `pos_embed` and `time_embed` of other lengths are resized (time by `model.video.time_embed_resize`), and
+    what the tower adds to its kind (learned prompts, layers over frames) stays as it is when the file has none of it.
     """
     stored = read_safetensors(path, VIDEO_SETTING)
     state: ChainMap[str, Tensor] = ChainMap({}, stored)  # type: ignore[arg-type]  # writes go to the first
@@ -99,8 +98,7 @@ def load_video_weights(model: VideoTower, path: Path | str | None) -> LoadReport
 def load_text_weights(tower: nn.Module, path: Path | str | None) -> LoadReport:
     """Load a text tower from safetensors with the keys of its `state_dict`; for CLIP these are Hugging Face's.
 
-    The image side of a whole CLIP file is left out and reported as ignored. Any other difference raises `ModelError`,
-    which names `model.text.weights`.
+    The image side of a whole CLIP file is ignored. Raises `ModelError` for any other difference.
     """
     stored = read_safetensors(path, TEXT_SETTING)
     ignored = [key for key in stored if key.startswith(IMAGE_SIDE_OF_CLIP) or key == POSITION_IDS]
@@ -113,10 +111,9 @@ def save_safetensors(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors to `path` through a temporary name in the same folder, so no half-written file ever has the name.
+    """Write tensors through a temporary name, so that no half-written file ever has the name.
 
-    With `dtype` (torch.float16 halves the file) floating tensors are stored so; loading brings them back to the model's
-    own type. Raises `ModelError` when a finite value would overflow in `dtype`.
+    Floating tensors are stored as `dtype` if given. Raises `ModelError` when a finite value would overflow in it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -78,12 +78,8 @@ def save_clip_text(tower: ClipTextTower, folder: Path) -> str:
     shape = tower.text_model.config
     shape.architectures = ["CLIPTextModelWithProjection"]
     shape.save_pretrained(folder)
-    save_tokenizer(folder)
-    return f'transformers.CLIPTextModelWithProjection.from_pretrained("{folder.name}").text_embeds'
 
-
-def save_tokenizer(folder: Path) -> None:
-    """CLIP's `vocab.json` and `merges.txt`, out of the vocabulary that open_clip carries."""
+    # CLIP's vocab.json and merges.txt, out of the vocabulary that open_clip carries.
     bpe = load_bpe()
     begin, end = "<|startoftext|>", "<|endoftext|>"  # Hugging Face's names of the last two
     names = {bpe.sot_token_id: begin, bpe.eot_token_id: end}
@@ -96,3 +92,4 @@ def save_tokenizer(folder: Path) -> None:
         "unk_token": end, "pad_token": end,
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    return f'transformers.CLIPTextModelWithProjection.from_pretrained("{folder.name}").text_embeds'
