@@ -124,7 +124,15 @@ def import_weights(config: ImportConfig) -> tuple[dict[str, Tensor], ImportRepor
     )
     if kind not in QUICK_GELU and (tower == "text" or settings.get("clip_style")):
         report.assumed = check_activation(source)
-    report.resized = resize_embeddings(state, int(settings.get("patch", 0)), config)
+    for key, size in (("time_embed", config.frames), ("pos_embed", config.image_size)):
+        if size and key in state:
+            old = state[key]
+            if key == "time_embed":
+                state[key] = resize_times(old, size)
+            else:
+                state[key] = resize_positions(old, (size // int(settings["patch"])) ** 2)
+            if state[key].shape != old.shape:
+                report.resized.append(f"{key} {list(old.shape)} to {list(state[key].shape)}")
     return fit_network(state, converted.unexpected, report, config.allow), report
 
 
@@ -203,17 +211,6 @@ def fit_network(
     for key in [*unknown, *(key for key in state if key not in network)]:
         (report.skipped if is_allowed(key) else report.unexpected).append(key)
     return result
-
-
-def resize_embeddings(state: dict[str, Tensor], patch: int, config: ImportConfig) -> list[str]:
-    """Bring position and time embedding to the lengths that were asked for, nearest as the official code."""
-    before = {key: list(state[key].shape) for key in ("time_embed", "pos_embed") if key in state}
-    if config.frames and "time_embed" in state:
-        state["time_embed"] = resize_times(state["time_embed"], config.frames)
-    if config.image_size and "pos_embed" in state:
-        state["pos_embed"] = resize_positions(state["pos_embed"], (config.image_size // patch) ** 2)
-    sizes = ((key, shape, list(state[key].shape)) for key, shape in before.items())
-    return [f"{key} {shape} to {size}" for key, shape, size in sizes if shape != size]
 
 
 def measure(

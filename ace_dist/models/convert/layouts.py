@@ -52,11 +52,9 @@ def transpose(tensor: Tensor) -> Tensor:
 WB = r"(weight|bias)"
 
 
-def layer_rules(layer: str, names: Mapping[str, str]) -> tuple[Rule, ...]:
+def layer_rules(layer: str, names: Mapping[str, str], ours: str = r"blocks.\1.") -> tuple[Rule, ...]:
     """Weight and bias of the parts of a block, by their names; the first group of `layer` is the block's number."""
-    return tuple(
-        Rule(rf"{layer}{re.escape(theirs)}[._]{WB}", rf"blocks.\1.{ours}.\2") for theirs, ours in names.items()
-    )
+    return tuple(Rule(rf"{layer}{re.escape(old)}[._]{WB}", rf"{ours}{new}.\2") for old, new in names.items())
 
 
 SPATIAL = r"blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\." + WB
@@ -91,20 +89,17 @@ HF_TIMESFORMER = (
     Rule(rf"(?:timesformer\.)?layernorm\.{WB}", r"norm.\1"),
     Rule(rf"classifier\.{WB}", r"head.\1"),
 )
-OUR_LAYER = r"text_model.encoder.layers.\1."
-OPENAI_LAYER = r"(?:text\.)?transformer\.resblocks\.(\d+)\."
+OPENAI_BLOCK = {
+    "attn.in_proj": "self_attn.{qkv}_proj", "attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+}  # fmt: skip
 OPENAI_TEXT = (
     Rule(r"(?:text\.)?token_embedding\.weight", "text_model.embeddings.token_embedding.weight"),
     Rule(r"(?:text\.)?positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    Rule(OPENAI_LAYER + rf"attn\.in_proj_{WB}", OUR_LAYER + r"self_attn.{qkv}_proj.\2"),
-    Rule(OPENAI_LAYER + rf"attn\.out_proj\.{WB}", OUR_LAYER + r"self_attn.out_proj.\2"),
-    Rule(OPENAI_LAYER + rf"ln_([12])\.{WB}", OUR_LAYER + r"layer_norm\2.\3"),
-    Rule(OPENAI_LAYER + rf"mlp\.c_fc\.{WB}", OUR_LAYER + r"mlp.fc1.\2"),
-    Rule(OPENAI_LAYER + rf"mlp\.c_proj\.{WB}", OUR_LAYER + r"mlp.fc2.\2"),
+    *layer_rules(r"(?:text\.)?transformer\.resblocks\.(\d+)\.", OPENAI_BLOCK, r"text_model.encoder.layers.\1."),
     Rule(rf"(?:text\.)?ln_final\.{WB}", r"text_model.final_layer_norm.\1"),
     Rule(r"(?:text\.)?text_projection", "text_projection.weight", transpose),  # square in ViT-B/16: nothing else tells
 )
-VISUAL_LAYER = r"visual\.transformer\.resblocks\.(\d+)\."
 VISUAL_BLOCK = {
     "attn.in_proj": "attn.qkv", "attn.out_proj": "attn.proj", "ln_1": "norm1", "ln_2": "norm2", "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
@@ -114,7 +109,7 @@ OPENAI_IMAGE = (
     Rule(r"visual\.positional_embedding", "pos_embed", lambda rows: rows[None]),
     Rule(r"visual\.conv1\.weight", "patch_embed.proj.weight"),
     Rule(rf"visual\.ln_pre\.{WB}", r"norm_pre.\1"),
-    *layer_rules(VISUAL_LAYER, VISUAL_BLOCK),
+    *layer_rules(r"visual\.transformer\.resblocks\.(\d+)\.", VISUAL_BLOCK),
     Rule(rf"visual\.ln_post\.{WB}", r"norm.\1"),
     Rule(r"visual\.proj", "head.weight", transpose),
 )
