@@ -24,7 +24,7 @@ from ace_dist.models.convert.layouts import convert
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.timesformer import TimeSformer
-from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY
+from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, bpe_ids
 from ace_dist.models.video import resize_times
 
 
@@ -66,7 +66,7 @@ class NaiveText(nn.Module):
     def __init__(self, ours: ClipTextTower, padded: bool = True) -> None:
         super().__init__()
         c = ours.config
-        self.tokenizer, self.padded = ours.tokenizer, padded
+        self.padded = padded
         self.clip = CLIPTextModelWithProjection(
             CLIPTextConfig(
                 vocab_size=VOCABULARY,
@@ -88,7 +88,7 @@ class NaiveText(nn.Module):
 
     def forward(self, phrases: list[str]) -> Tensor:
         """Phrases -> [S, E]."""
-        ids = self.tokenizer.encode(phrases)
+        ids = bpe_ids(phrases)
         ids = functional.pad(ids, (0, CONTEXT_LENGTH - ids.shape[1]), value=EOS) if self.padded else ids
         embeddings: Tensor = self.clip(input_ids=ids.to(self.clip.device)).text_embeds
         return embeddings
