@@ -42,6 +42,7 @@ ALIGN = Action("align", "leg screw with table thread")
         (PICK, "grab the item", "grab"),
         (PICK, "get hold of item", "get hold of"),
         (ALIGN, "line up leg screw with table thread", "line up"),
+        (Action("grab", "A"), "grasp the a", "grasp"),
         (ALIGN, "match the leg screw with the table thread", "match"),
     ],
 )
@@ -103,6 +104,7 @@ def test_lines_that_are_not_certain(line, reason):
         ("null", []),
         ("{}", []),
         ("[1, 2]", []),
+        pytest.param("1" * 5000, [], id="a number longer than Python reads"),
     ],
 )
 def test_whole_answers(text, verbs):

@@ -90,14 +90,14 @@ def test_embedding_spread_by_hand():
     """Two concepts on the axes of a plane; `stray` lies with the other one. cos 45° = sqrt(1/2)."""
     place = {"spin": (1, 0), "turn": (2, 0), "lift": (0, 3), "raise": (1, 1), "stray": (0, 1)}
     trees = SynonymTrees({"spin": flat("spin", "turn", "stray"), "lift": flat("lift", "raise")})
-    seen = []
+    asked = []
 
     def encode(phrases):
-        seen.extend(phrases)
+        asked.extend(phrases)
         return np.array([place[phrase.removesuffix(" cube")] for phrase in phrases])
 
     spin, lift = embedding_spread(trees, encode, "cube")
-    assert seen == ["spin cube", "turn cube", "stray cube", "lift cube", "raise cube"]
+    assert asked == ["spin cube", "turn cube", "stray cube", "lift cube", "raise cube"]
     half = 0.5**0.5
     means = {"spin": np.array([2, 1]) / 3, "lift": np.array([half, 1 + half]) / 2}
     assert spin.tightness == pytest.approx(np.hypot(*means["spin"])) and spin.nearest == "lift"

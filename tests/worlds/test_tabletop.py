@@ -1,7 +1,5 @@
 """Protects the tabletop world: clips depend on (seed, index) alone, splits keep their promises, settings act."""
 
-from __future__ import annotations
-
 import pickle
 from dataclasses import replace
 
@@ -120,9 +118,9 @@ def test_objects_look_different() -> None:
     rng = np.random.default_rng()
     world = TabletopConfig()
     style = replace(draw_style(rng, draw_person(0, 0, 0.0), world, 0.0), grain=0.0)
-    seen = [render("drop", name, style, np.array([0.1, 0.5]), 64, 0.0).astype(int) for name in OBJECTS]
-    for i, one in enumerate(seen):
-        for other in seen[i + 1 :]:
+    clips = [render("drop", name, style, np.array([0.1, 0.5]), 64, 0.0).astype(int) for name in OBJECTS]
+    for i, one in enumerate(clips):
+        for other in clips[i + 1 :]:
             assert (np.abs(one - other).max(axis=-1) > 25).sum() > 20
 
 

@@ -1,7 +1,5 @@
 """Protects the narrated corpus: its shares are those of the settings, and its words are those of the trees."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

@@ -22,8 +22,8 @@ class ActionList:
 
     def base_verbs(self) -> set[str]:
         """Verbs of the actions with a row of the train split; of all actions where no row says `train`."""
-        trained = [action for action in self.actions if "train" in self.splits[action]]
-        return {action.verb for action in trained or self.actions}
+        training = [action for action in self.actions if "train" in self.splits[action]]
+        return {action.verb for action in training or self.actions}
 
     def by_verb(self) -> dict[str, Action]:
         """Each verb with its first action, whose object its synonyms are asked for."""

@@ -11,6 +11,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ace_dist.concepts.actions import PARTICLES, Action, normalise
@@ -117,12 +118,10 @@ def phrase_lines(text: str, action: Action) -> Iterator[str]:
     """The non-empty lines of an answer; a JSON list and a comma-separated line of whole phrases count as lines."""
     text = re.sub(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL)  # reasoning before the answer, however long
     body = "\n".join(line for line in text[:MAX_CHARACTERS].splitlines() if not line.strip().startswith(("```", "~~~")))
-    try:
-        listed = json.loads(body)
-    except (json.JSONDecodeError, RecursionError):
-        listed = None
-    if isinstance(listed, list) and all(isinstance(item, str) for item in listed):
-        body = "\n".join(listed)
+    with suppress(ValueError, RecursionError):  # a number of 5,000 digits is a ValueError
+        items = json.loads(body)
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            body = "\n".join(items)
     for line in body.splitlines():
         parts = re.split(r"[,;]", line.strip().rstrip(".,;"))
         whole = [with_object(tidy(part).split(), action.object.split()) for part in parts]
@@ -149,9 +148,10 @@ def read_line(line: str, action: Action, objectless: bool) -> tuple[str, str]:
 def with_object(words: list[str], target: list[str]) -> list[str]:
     """The verb's words of `verb ⊕ object`, also of a phrasal verb around its object ("pick the item up"), or nothing.
 
-    Articles do not count.
+    Articles do not count, but for an object that is called "a".
     """
-    words, target = ([word for word in phrase if word not in ARTICLES] for phrase in (words, target))
+    articles = ARTICLES.difference(target[-1:])
+    words, target = ([word for word in phrase if word not in articles] for phrase in (words, target))
     for start in range(len(words) - len(target), 0, -1):
         before, part, after = words[:start], words[start : start + len(target)], words[start + len(target) :]
         if part[:-1] != target[:-1] or part[-1] not in (target[-1], target[-1] + "s", target[-1] + "es"):

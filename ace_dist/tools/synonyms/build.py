@@ -4,12 +4,12 @@ Trees grow from their roots: a node's synonyms are its children, which are asked
 noted with the reason and the others go on. Several trees grow at a time.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -243,17 +243,12 @@ def save(trees: Mapping[str, Tree], meta: dict[str, Any], output: Path) -> dict[
 
 
 def partial_path(output: Path) -> Path:
-    """Where an unfinished build of `output` keeps its trees."""
     return output.with_name(output.stem + ".partial.json")
 
 
 def question_count(actions: Mapping[str, Action], sizes: Sequence[int]) -> int:
     """Different questions: a copy of its parent, and what lies below it, was asked for one order higher."""
-    per_tree, asked = 0, 1
-    for size in sizes:
-        per_tree += asked
-        asked *= size - 1
-    return per_tree * len(actions)
+    return len(actions) * sum(accumulate((size - 1 for size in sizes[:-1]), mul, initial=1))
 
 
 def estimate(actions: Mapping[str, Action], config: BuildConfig) -> str:

@@ -362,7 +362,6 @@ class Budget:
         return None if price_in is None or price_out is None else (tokens_in * price_in + tokens_out * price_out) / 1e6
 
     def describe(self, tokens_in: int, tokens_out: int) -> str:
-        """Tokens, and their cost where the prices are stated."""
         cost = self.cost(tokens_in, tokens_out)
         text = f"{tokens_in:,} input and {tokens_out:,} output tokens"
         return text if cost is None else f"{text}, {cost:.4f} at the stated prices"

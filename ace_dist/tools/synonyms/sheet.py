@@ -56,9 +56,9 @@ def import_sheet(sheet: Path, trees: Path, out: Path, editor: str | None) -> lis
         "nodes_changed": len(changes),
         "differences": changes,
     }
-    kept = {key: value for key, value in meta.items() if key not in ("missing", "unfinished")}
-    edits = [*meta.get("hand_edits", []), edit] if changes else meta.get("hand_edits", [])
-    SynonymTrees(after, {**kept, "hand_edits": edits}, str(sheet)).save(out)
+    meta["hand_edits"] = meta.get("hand_edits", []) + ([edit] if changes else [])
+    meta = {key: value for key, value in meta.items() if key not in ("missing", "unfinished")}
+    SynonymTrees(after, meta, str(sheet)).save(out)
     return changes
 
 

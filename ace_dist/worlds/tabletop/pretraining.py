@@ -67,9 +67,9 @@ def pretrain_command(argv: Sequence[str]) -> None:
     steps = f"{settings.supervised_steps} + {settings.steps} steps"
     print(f"{steps}, 13 minutes when the shipped weights were made, into {folder}", flush=True)
     torch.set_num_threads(WORKERS)
-    begun = time.perf_counter()
+    start_s = time.perf_counter()
     model, losses, accuracies = pretrain(config, settings, workers=WORKERS)
-    wall_s = round(time.perf_counter() - begun)
+    wall_s = round(time.perf_counter() - start_s)
     for name, tower in (("video", model.video), ("text", model.text)):
         save_safetensors(tower.state_dict(), folder / f"{name}.safetensors", torch.float16)
     provenance = {
@@ -117,19 +117,12 @@ def normalise(clips: NDArray[np.uint8], short_side: int, loader: LoaderConfig) -
 def augment(clips: NDArray[np.uint8], loader: LoaderConfig, rng: np.random.Generator) -> Tensor:
     """A training batch: one short side for the batch, a crop and a flip for each clip -> [B,T,3,crop,crop]."""
     side = int(rng.integers(loader.short_side_min, loader.short_side_max + 1))
-    video = normalise(clips, side, loader)
     rows = []
-    for clip in video:
+    for clip in normalise(clips, side, loader):
         y, x = rng.integers(0, side - loader.crop + 1, 2)
         crop = clip[..., y : y + loader.crop, x : x + loader.crop]
         rows.append(crop.flip(-1) if rng.uniform() < loader.flip else crop)
     return torch.stack(rows)
-
-
-def centre(clips: NDArray[np.uint8], loader: LoaderConfig) -> Tensor:
-    """A test batch: the centre crop -> [B,T,3,crop,crop]."""
-    edge = (loader.test_short_side - loader.crop) // 2
-    return normalise(clips, loader.test_short_side, loader)[..., edge : edge + loader.crop, edge : edge + loader.crop]
 
 
 def encode_text(model: DualEncoder, sentences: list[str]) -> Tensor:
@@ -144,10 +137,14 @@ def encode_text(model: DualEncoder, sentences: list[str]) -> Tensor:
 
 @torch.no_grad()
 def encode_clips(model: DualEncoder, clips: NDArray[np.uint8], loader: LoaderConfig) -> Tensor:
-    """Unit embeddings [N,E] of clips uint8 [N,T,H,W,3]."""
+    """Unit embeddings [N,E] of the centre crops of clips uint8 [N,T,H,W,3]."""
     model.eval()
-    starts = range(0, len(clips), 64)
-    parts = [model.encode_video(centre(clips[first : first + 64], loader)).float() for first in starts]
+    edge = (loader.test_short_side - loader.crop) // 2
+    crop = slice(edge, edge + loader.crop)
+    parts = []
+    for first in range(0, len(clips), 64):
+        videos = normalise(clips[first : first + 64], loader.test_short_side, loader)
+        parts.append(model.encode_video(videos[..., crop, crop]).float())
     return functional.normalize(torch.cat(parts), dim=1)
 
 
@@ -217,13 +214,13 @@ def pretrain(
     Returns the towers, the contrastive losses and accuracies in percent: a function of the settings and of the number
     of threads. `workers` processes render.
     """
-    begun = time.perf_counter()
+    start_s = time.perf_counter()
     world, trees = build_world(config.dataset.world), SynonymTrees.load(config.dataset.synonyms or "")
     clip = (config.dataset.clip.frames, config.dataset.clip.seconds)
     words = {verb: trees.children(verb) for verb in VERBS}
     corpus = narrated_clips(words, world)
     videos = render_narrated(corpus, world, *clip, workers=workers)
-    print(f"rendered {len(corpus)} narrated clips in {time.perf_counter() - begun:.0f} s")
+    print(f"rendered {len(corpus)} narrated clips in {time.perf_counter() - start_s:.0f} s")
     torch.manual_seed(settings.seed)
     model = build_towers(config.model)
     weights_file = None if settings.supervised_weights is None else Path(settings.supervised_weights)
@@ -236,8 +233,8 @@ def pretrain(
             save_safetensors(model.video.state_dict(), weights_file)
     losses = pretrain_contrastive(model, videos, [narrated.text for narrated in corpus], config.loader, settings)
     held_out = narrated_clips(words, world, settings.test_clips, start=len(corpus))
-    embedded = encode_clips(model, render_narrated(held_out, world, *clip, workers=workers), config.loader)
-    return model, losses, narrated_accuracy(model, embedded, held_out)
+    videos = render_narrated(held_out, world, *clip, workers=workers)
+    return model, losses, narrated_accuracy(model, encode_clips(model, videos, config.loader), held_out)
 
 
 def pretrain_supervised(

@@ -83,44 +83,42 @@ def object_halves(name: str) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
 class Painter:
     """Draws polygons given in scene units (x right, y up, the object's home at the origin) on one frame."""
 
-    def __init__(self, image: Image.Image, style: ClipStyle, gain: Colour) -> None:
+    def __init__(self, image: Image.Image, style: ClipStyle) -> None:
         half = image.width / (1 + 2 * MARGIN) / 2
         cos, sin = np.cos(style.roll) * style.zoom * half, np.sin(style.roll) * style.zoom * half
         self.matrix = np.array([[cos, -sin], [-sin, -cos]])  # y points down in the image
         self.origin = self.matrix @ np.array(style.home) + image.width / 2
         self.draw = ImageDraw.Draw(image)
-        self.gain = gain
-        self.wash, self.turn = style.wash, style.shift
+        self.style, self.gain = style, [style.light * hue for hue in style.hue]
 
     def colour(self, colour: Colour, shade: float = 1.0) -> tuple[int, int, int]:
         """The colour under this clip's light. The second domain's camera shows false colours, washed to a pale grey.
 
         With true colours the pretrained towers still told many objects there, and were not near chance.
         """
-        colour = mix(colour, (255.0 - colour[2], 255.0 - colour[0], 255.0 - colour[1]), self.turn)
+        colour = mix(colour, (255.0 - colour[2], 255.0 - colour[0], 255.0 - colour[1]), self.style.shift)
         grey = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
         pale = 0.6 * grey + 70.0
-        r, g, b = (min(255, int((c * shade + (pale * shade - c * shade) * self.wash) * k))
+        r, g, b = (min(255, int((c * shade + (pale * shade - c * shade) * self.style.wash) * k))
                    for c, k in zip(colour, self.gain, strict=True))  # fmt: skip
         return r, g, b
 
     def polygon(self, points: Array, colour: Colour, shade: float = 1.0) -> None:
-        self.draw.polygon(self.pixels(points), fill=self.colour(colour, shade))
+        self.fill(points, self.colour(colour, shade))
 
-    def pixels(self, points: Array) -> list[float]:
-        """Scene units [K, 2] to image coordinates x0, y0, x1, y1, ..."""
-        flat: list[float] = (points @ self.matrix.T + self.origin).ravel().tolist()
-        return flat
+    def fill(self, points: Array, colour: tuple[int, ...]) -> None:
+        """A polygon [K, 2] in scene units in just this colour."""
+        self.draw.polygon((points @ self.matrix.T + self.origin).ravel().tolist(), fill=colour)
 
 
-def _background(style: ClipStyle, width: int, gain: Colour) -> Image.Image:
+def _background(style: ClipStyle, width: int) -> Image.Image:
     """Table and clutter: wood with round crumbs in the narrated domain, a steel bench with parts in the second."""
     rng = np.random.default_rng(style.paint_seed)
     wood: Colour = (rng.uniform(185, 215), rng.uniform(155, 185), rng.uniform(120, 150))
     steel: Colour = (rng.uniform(95, 150), rng.uniform(110, 160), rng.uniform(120, 170))
     table = mix(wood, steel, style.shift)
     image = Image.new("RGB", (width, width))
-    painter = Painter(image, style, gain)
+    painter = Painter(image, style)
     image.paste(painter.colour(table), (0, 0, width, width))
     for y in np.arange(-2.4, 2.4, rng.uniform(0.3, 0.6)):
         painter.polygon(_rect(-2.5, y, 2.5, y + rng.uniform(0.05, 0.25)), table, rng.uniform(0.95, 1.04))
@@ -147,10 +145,9 @@ class Scene:
         rng = np.random.default_rng([style.paint_seed, 1])
         self.wobble = _wobble(rng, times) * motion_noise
         self.camera = _wobble(rng, times) * style.jitter * OVERSAMPLE
-        self.gain = (style.light * style.hue[0], style.light * style.hue[1], style.light * style.hue[2])
         self.colour = OBJECT_COLOURS[name]
         self.width = round(size * OVERSAMPLE * (1 + 2 * MARGIN))
-        self.table = _background(style, self.width, self.gain)
+        self.table = _background(style, self.width)
         self.grain = rng.normal(0.0, style.grain, (4, size, size, 1))
         # By time, so that a window of a clip equals its part of the whole.
         self.grain_index = np.floor(times * 25.0).astype(int) % 4
@@ -158,9 +155,15 @@ class Scene:
     def frame(self, i: int) -> Frames:
         """Frame i, uint8 [size, size, 3]: crop by the camera's jitter, average down, add the sensor's grain."""
         image = self.table.copy()
-        painter = Painter(image, self.style, self.gain)
+        painter = Painter(image, self.style)
         painter.origin = painter.origin + painter.matrix @ self.wobble[i]
-        self._draw_shadow(painter, i)
+        # The object's shadow on the table, smaller the higher it is lifted.
+        p, size = self.pose, self.style.object_size
+        table = self.table.getpixel((2, 2))
+        assert isinstance(table, tuple)
+        radius = size * (0.5 - 0.12 * float(np.clip(p.height[i], 0, 1)))
+        shadow = _ellipse(radius, 0.4 * radius, p.x[i] + 0.05, p.y[i] - 0.45 * size)
+        painter.fill(shadow, tuple(int(0.62 * channel) for channel in table))
         self._draw_fixture(painter, i, front=False)
         self._draw_object(painter, i)
         self._draw_fixture(painter, i, front=True)
@@ -172,15 +175,6 @@ class Scene:
         small = image.crop((x, y, x + inner, y + inner)).reduce(OVERSAMPLE)
         noisy = np.asarray(small, dtype=np.float64) + self.grain[self.grain_index[i]]
         return np.asarray(np.clip(noisy, 0, 255), dtype=np.uint8)
-
-    def _draw_shadow(self, painter: Painter, i: int) -> None:
-        p = self.pose
-        size = self.style.object_size * (0.5 - 0.12 * float(np.clip(p.height[i], 0, 1)))
-        table = self.table.getpixel((2, 2))
-        assert isinstance(table, tuple)
-        dark = tuple(int(0.62 * channel) for channel in table)
-        points = _ellipse(size, 0.4 * size, p.x[i] + 0.05, p.y[i] - 0.45 * self.style.object_size)
-        painter.draw.polygon(painter.pixels(points), fill=dark)
 
     def _place(self, points: Array, i: int) -> Array:
         """Object units to scene units."""

@@ -118,8 +118,6 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Person:
-    """What all clips of one person share."""
-
     skin: Colour
     sleeve: Colour
     arm_angle: float
