@@ -5,7 +5,7 @@ import pytest
 from ace_dist.concepts import Action, SynonymTrees, load_srt, srt_labels
 from ace_dist.config import assets_dir, load_config
 
-PAPER_COUNTS = {"ata": 5, "ikea": 10, "gtea": 4}  # novel classes: spec, section 3
+PAPER_COUNTS = {"ata": 5, "ikea": 10, "gtea": 4}  # novel classes: ACE, data sets
 
 
 @pytest.mark.parametrize("name", PAPER_COUNTS)

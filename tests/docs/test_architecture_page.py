@@ -58,12 +58,12 @@ def test_a_new_data_set_encoder_objective_and_decoder_train(copy, tmp_path):
     assert "4 training and 0 test clips" in launch(copy, "build_shards", *data, "dataset.workers=1")
     printed = launch(
         copy, "train", *data, f"run={tmp_path / 'run'}", "model=tabletop", "loader=tabletop", "model.init=random",
-        "model.video.tower=last_frame", "model.video.drop_path=0", "method.objective=focal",
+        "model.video.tower=last_frame", "model.video.drop_path=0", "method.objective=squared",
         "method.random_labels=false", "method.shadow_negatives=false", "loader.backend=grey",
         "training.batch_size=4", "training.device=cpu", "training.max_steps=1",
     )  # fmt: skip
     assert "loader: grey (loader.backend=grey)" in printed
-    assert "loss_focal" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "loss_squared" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)`", PAGE.read_text()))))

@@ -1,11 +1,13 @@
 """Each top-level folder's page names what lives in it, so that a newcomer is not sent to a file that is gone."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HELPERS = {"common.py"}
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("[a-z]*/README.md")]
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,11 @@ def test_every_entry_is_named_on_its_page(folder, pattern):
     if pattern == "*.py":
         named = {word.strip("`(),") for word in page.split() if word.strip("`(),").endswith(".py")}
         assert not {name for name in named if not any((ROOT / part / name).exists() for part in (folder, "."))}
+
+
+@pytest.mark.parametrize("page", sorted(str(path.relative_to(ROOT)) for path in PAGES))
+def test_links_lead_somewhere(page):
+    """Links between the pages of the repository; addresses of the web are not asked."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if not target.startswith("http")]
+    assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []

@@ -8,7 +8,11 @@ from ace_dist.concepts import Action, ConceptSampler, SynonymTrees, load_srt
 from ace_dist.config import assets_dir, load_config
 from ace_dist.tools.synonyms.diagnostics import diagnose
 
-PAPER_M = {"ata": 11, "ikea": 2, "gtea": 9}  # spec section 3, first and second order, the verb itself counted
+PAPER_M = {
+    "ata": 11,
+    "ikea": 2,
+    "gtea": 9,
+}  # ACE, implementation details: first and second order, the verb itself counted
 
 
 @pytest.fixture(params=PAPER_M)
