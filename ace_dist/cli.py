@@ -1,7 +1,7 @@
 """Every command: `ace NAME key=value ...`, `python -m ace_dist NAME ...` or `python launchers/NAME.py ...`.
 
-A command parses its settings, calls the room that does the work, and says what came out. The rooms are imported inside
-the commands where they need torch: neither `--help` does, nor the processes that check shards, which import this too.
+A command parses its settings, calls the room that does the work, and says what came out. Rooms that need torch are
+imported inside the commands: `--help` needs none, nor do the processes that check shards, which import this file too.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def expand(settings: Sequence[str]) -> list[Run]:
     fixed, axes = [], []
     for setting in settings:
         key, _, text = setting.partition("=")
-        values = choices(setting, key, text)
+        values = swept_values(setting, key, text)
         if values is None:
             fixed.append(setting)
         else:
@@ -76,7 +76,7 @@ def expand(settings: Sequence[str]) -> list[Run]:
     return points
 
 
-def choices(setting: str, key: str, text: str) -> list[str] | None:
+def swept_values(setting: str, key: str, text: str) -> list[str] | None:
     """The values of a swept setting, `None` for one that has a single value."""
     if ".." in text and RANGE.fullmatch(text):
         values: list[str] = []
