@@ -160,9 +160,11 @@ class ChatClient:
             if passing and error.code != "insufficient_quota":
                 raise self._no_answer(message) from None
             key = f"the key in {config.api_key_env}"
-            settings = {400: "model, output_limit_name, temperature", 401: key, 403: key, 404: "model and base_url"}
-            quota = "the account's quota" if error.status_code == 429 else "the settings"
-            check = settings.get(error.status_code, quota)
+            settings = {
+                400: "model, output_limit_name, temperature", 401: key, 403: key, 404: "model and base_url",
+                429: "the account's quota",
+            }  # fmt: skip
+            check = settings.get(error.status_code, "the settings")
             raise self.stop(f"the server refuses model={config.model} with {message} (check {check})") from None
         except openai.APITimeoutError:
             raise self._no_answer(f"no response within timeout_s={config.timeout_s:g}") from None
@@ -270,9 +272,7 @@ def read_completion(prompt: str, body: bytes) -> Reply:
     if not isinstance(text, str):
         raise httpx2.RemoteProtocolError("the response is not a chat completion (its content is no text)")
     usage = payload.get("usage")
-    counts: list[Any] = [None, None]
-    if isinstance(usage, dict):
-        counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+    counts: Any = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (None,)
     counted = all(type(count) is int and 0 <= count <= MAX_TOKENS_REPORTED for count in counts)
     tokens_in, tokens_out = counts if counted else (estimated_tokens(prompt), estimated_tokens(text))
     return Reply(

@@ -1,6 +1,6 @@
 """The workbench of the tabletop world as a data set: its segments, and frames rendered on demand."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class TabletopReader(Reader):
     Raises `ConfigError` for settings that cannot be rendered.
     """
 
-    world: TabletopConfig = field(default_factory=TabletopConfig)
+    world: TabletopConfig
 
     def __post_init__(self) -> None:
         self.world.check()
