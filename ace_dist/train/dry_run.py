@@ -1,28 +1,22 @@
 """The rehearsal of a run (`dry_run=true`): one batch goes forward and back, and nothing is written."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
+from ace_dist.data.loader.base import Batch
+from ace_dist.data.sampling import ClipRequest
 from ace_dist.objectives import total_loss
 from ace_dist.train.engine import Engine, micro_batch_size
 from ace_dist.train.metrics import peak_gib
 from ace_dist.train.run_folder import check_owner
 from ace_dist.train.schedule import total_steps
 from ace_dist.train.trainer import Outcome, build_task, describe
+from ace_dist.utils.distributed import Ranks
 from ace_dist.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from ace_dist.config import Config
-    from ace_dist.data.loader.base import Batch
-    from ace_dist.data.sampling import ClipRequest
-    from ace_dist.data.task import Task
-    from ace_dist.utils.distributed import Ranks
 
 
 def dry_run(config: Config, ranks: Ranks) -> Outcome:
@@ -50,12 +44,16 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     engine.backward(loss)  # holds the most memory
     peaks_gib = ranks.gather(peak_gib(ranks.device))
     values = ", ".join(f"{name} {part.item():.3f}" for name, part in {"total": loss, **losses}.items())
+    classes = [
+        f"{kind}, {len(task.test_clips(kind == 'novel')[0])} test clips: {', '.join(map(str, actions)) or 'none'}"
+        for kind, actions in (("base", task.classes.base), ("novel", task.classes.novel))
+    ]
     device = "GPU" if ranks.device.type == "cuda" else "host"
     where = f"{run_dir} holds this run, which would continue" if continues else f"{run_dir} would be made"
     if ranks.is_first:
         print(
             describe(task, plan, engine),
-            *describe_classes(task),
+            *classes,
             f"first batch of a rank: video {list(batch.video.shape)} [B, T, 3, H, W], losses: {values}",
             f"memory of a rank at its peak: {max(peaks_gib):.2f} GiB of the {device}",
             f"run folder: {where}",
@@ -78,13 +76,3 @@ def check_batch(batch: Batch, requests: list[ClipRequest], config: Config) -> No
     clips = list(zip(batch.ids, batch.labels.tolist(), strict=True))
     if clips != (asked := [(request.record.key, request.label) for request in requests]):
         raise UserError(f"loader.backend={config.loader.backend} gave clips {clips} where {asked} were asked for")
-
-
-def describe_classes(task: Task) -> list[str]:
-    """The actions that train, those that only the test shows, and the clips of both."""
-    lines = []
-    for kind, actions, novel in (("base", task.classes.base, False), ("novel", task.classes.novel, True)):
-        tested = len(task.test_clips(novel)[0])
-        names = ", ".join(map(str, actions)) or "none"
-        lines.append(f"{kind}, {tested} test clips: {names}")
-    return lines

@@ -4,26 +4,20 @@ DeepSpeed keeps weights and momentum in a form that depends on the ZeRO stage, t
 `Engine.state` gives both whole, in fp32, by the weights' own names, so that whatever stores them need not know of that.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ace_dist.concepts import ConceptDraw
+from ace_dist.config import Config, TrainingConfig
+from ace_dist.data.loader.base import Batch
+from ace_dist.objectives import ConceptObjective
 from ace_dist.train.schedule import lr_factor
-from ace_dist.utils.distributed import uses_bf16
+from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ace_dist.concepts import ConceptDraw
-    from ace_dist.config import Config, TrainingConfig
-    from ace_dist.data.loader.base import Batch
-    from ace_dist.objectives import ConceptObjective
-    from ace_dist.utils.distributed import Ranks
-
 
 TrainedState = dict[str, dict[str, Tensor]]  # "weights", the optimizer's own parts, "average" -> name -> fp32 tensor
 
@@ -77,12 +71,11 @@ class Engine:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trainable parameters of both towers, each group with its base rate."""
         rates = {"video": self.settings.lr_video, "text": self.settings.lr_text}
-        named = self.module.model.trainable_parameters()
         groups = [
-            {"params": list(params), "name": name, "lr": rates[name], "base_lr": rates[name]}
-            for name, params in named.items()
+            {"params": params, "name": name, "lr": rates[name], "base_lr": rates[name]}
+            for name, params in self.module.model.trainable_parameters().items()
+            if params
         ]
-        groups = [group for group in groups if group["params"]]
         if not groups:
             raise ConfigError(
                 "nothing trains: raise model.video.trained_blocks or prompt_tokens, or set "
@@ -109,7 +102,7 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self) -> None:
-        """One micro-step; the optimizer moves at the last of an accumulation."""
+        """The optimizer moves at the last micro-batch of an accumulation."""
         self.deepspeed.step()
 
     @property
@@ -142,7 +135,6 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         def whole(parameter: nn.Parameter, key: str | None) -> Tensor:
-            """A parameter's fp32 value, or its optimizer state `key`, gathered from all ranks."""
             if self.masters is not None:
                 master = self.masters[parameter]
                 value = master if key is None else self.base_optimizer.state[master][key]
@@ -207,9 +199,7 @@ class Engine:
         return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
 
     def start_state(self) -> None:
-        """State of zeros, from which the first step gives what it gives from none; so there is always a state.
-
-        The average of the weights begins at the weights.
+        """State of zeros, from which the first step gives what it gives from none; an average begins at the weights.
 
         DeepSpeed makes the state at its first step, too late for a run that continues.
         """

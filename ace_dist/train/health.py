@@ -1,7 +1,5 @@
 """What ends a run in good order: a loss that is not finite, a stop signal, a stage that hangs, a rank that is lost."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import signal
@@ -12,20 +10,17 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ace_dist.config import TrainingConfig
+from ace_dist.data.loader.base import Batch
 from ace_dist.train.callbacks import Callback
+from ace_dist.utils.distributed import Ranks
 from ace_dist.utils.errors import RunError, UserError
-
-if TYPE_CHECKING:
-    from ace_dist.config import TrainingConfig
-    from ace_dist.data.loader.base import Batch
-    from ace_dist.utils.distributed import Ranks
-
 
 ROLL_CALL_S = 10.0  # a rank that lives answers at once
 
@@ -116,10 +111,6 @@ class StopSignal:
                 os.write(2, b"\ninterrupted: saving after this step (again: stop at once)\n")
         self.meaning = self.meaning or meaning
 
-    def flag(self) -> int:
-        """The meaning as its place in `ORDER`, for the all-reduce."""
-        return ORDER.index(self.meaning)
-
 
 class PendingLoss(NamedTuple):
     """A loss on its way to the host, with what names its clips if it is bad."""
@@ -167,7 +158,7 @@ class Health:
 
         Raises `NonFiniteLoss` on every rank when the loss of one is not finite.
         """
-        flags = self.flags.reduce(bad=self.has_bad(wait), stop=self.stop_signal.flag(), save=save)
+        flags = self.flags.reduce(bad=self.has_bad(wait), stop=ORDER.index(self.stop_signal.meaning), save=save)
         if flags["bad"]:
             raise self.error(step)
         return ORDER[flags["stop"]], bool(flags["save"])
@@ -241,7 +232,6 @@ class Watchdog(Callback):
         self.step, self.stage, self.since_s, self.told = step, stage, time.monotonic(), False
 
     def watch(self) -> None:
-        """The thread's work."""
         pause_s = min(1.0, self.stall_s / 4)
         while not self.done.wait(pause_s):
             stage, step, stalled_s = self.stage, self.step, time.monotonic() - self.since_s
@@ -270,7 +260,6 @@ class Watchdog(Callback):
         return f"stacks are in {path}"
 
     def say(self, line: str) -> None:
-        """One line on stderr, with this rank's name."""
         print(f"\nrank {self.ranks.rank} on {socket.gethostname()}: {line}", file=sys.stderr, flush=True)
 
     def close(self, error: BaseException | None) -> None:

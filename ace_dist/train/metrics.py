@@ -4,35 +4,29 @@ The ceiling is a measurement, not a data sheet: the fastest product of two large
 the precision of the run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json
 import resource
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
-from ace_dist.objectives import total_loss
+from ace_dist.config import Config
+from ace_dist.objectives import ConceptObjective, total_loss
 from ace_dist.train.callbacks import Callback
-from ace_dist.train.engine import micro_batch_size
+from ace_dist.train.engine import Engine, micro_batch_size
+from ace_dist.utils.distributed import Ranks
 from ace_dist.utils.files import write_text
 from ace_dist.utils.parts import Flops, PartFlops
-
-if TYPE_CHECKING:
-    from ace_dist.config import Config
-    from ace_dist.objectives import ConceptObjective
-    from ace_dist.train.engine import Engine
-    from ace_dist.utils.distributed import Ranks
-
 
 CEILING_S = 0.5
 SQUARE = {"cuda": 8192, "cpu": 1024}  # side of the matrices that measure the ceiling
@@ -62,12 +56,13 @@ class Meters(Callback):
     ) -> None:
         self.ranks, self.batch_size, self.flops, self.engine = ranks, batch_size, flops, engine
         self.ceiling_tflops_per_s = ceiling_tflops_per_s
+        self.tflops_per_step = sum(sum(part) for part in flops.values()) / 1e12  # of all ranks and micro-batches
         self.memory: dict[str, int] = {}
         self.intervals: list[Interval] = []
         self.aside_s = 0.0  # since the last line: seconds spent on something that is no part of training
 
     @classmethod
-    def build(cls, config: Config, engine: Engine, flops: Mapping[str, Flops]) -> Meters:
+    def build(cls, config: Config, engine: Engine, flops: Mapping[str, Flops]) -> Self:
         """The meters of a run. The ceiling is measured with `training.meters.mfu` (null: on CUDA alone). Collective."""
         ranks, mfu, ceiling = engine.ranks, config.training.meters.mfu, None
         cuda = ranks.device.type == "cuda"
@@ -94,7 +89,6 @@ class Meters(Callback):
         return self.pace(self.intervals[-1:]) | {"memory_peak_gib": peak_gib(self.ranks.device)}
 
     def pace(self, intervals: list[Interval]) -> dict[str, float | None]:
-        """Rates over some intervals."""
         taken_s = sum(part.taken_s for part in intervals)
         clips_per_s = sum(part.clips for part in intervals) / taken_s
         tflops_per_s = clips_per_s * self.tflops_per_step / self.batch_size
@@ -105,11 +99,6 @@ class Meters(Callback):
             "model_tflops_per_s": tflops_per_s,
             "mfu_percent": None if ceiling is None else 100 * tflops_per_s / ceiling,
         }
-
-    @property
-    def tflops_per_step(self) -> float:
-        """Of all ranks and micro-batches."""
-        return sum(sum(part) for part in self.flops.values()) / 1e12
 
     def summary(self) -> dict[str, Any] | None:
         """Pace, FLOPs and memory of this start of the run; None when it logged no step. Collective.
@@ -159,7 +148,8 @@ def micro_batch_flops(objective: ConceptObjective, clips: int, frames: int, size
     full, and no product that only an attention kernel's backward pass repeats.
     """
     tensors: list[Tensor] = [*objective.parameters(), *objective.buffers(), *objective.text_features.frozen]
-    shared: dict[int, Any] = {id(tensor): without_numbers(tensor) for tensor in tensors}
+    shared: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+    shared |= {id(p): nn.Parameter(shared[id(p)], p.requires_grad) for p in objective.parameters()}
     twin = copy.deepcopy(objective, shared | {id(objective.sampler): objective.sampler}).train()
     twin.model.video.config = replace(twin.model.video.config, attention="sdpa")
     twin.model.set_step(0, 0, 0, 1)
@@ -168,12 +158,6 @@ def micro_batch_flops(objective: ConceptObjective, clips: int, frames: int, size
     with contextlib.redirect_stdout(None), sdpa_kernel(SDPBackend.MATH), PartFlops() as counter:
         total_loss(twin(video, labels, objective.sampler.draw(0))).backward()
     return counter.flops
-
-
-def without_numbers(tensor: Tensor) -> Tensor:
-    """The tensor or parameter on the meta device."""
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float = CEILING_S) -> float:
@@ -207,54 +191,28 @@ def memory_parts(engine: Engine) -> dict[str, int]:
 
     A storage that two parts share counts for the first of them. Gradients exist between backward pass and step.
     """
-    module = engine.module
-    parameters = list(module.parameters())
+    module, wrapper, optimizer = engine.module, engine.deepspeed.optimizer, engine.base_optimizer
+    # Under ZeRO 3 this rank holds a share of each parameter, `ds_tensor`.
+    held = [(p.requires_grad, getattr(p, "ds_tensor", p)) for p in module.parameters()]
+    # DeepSpeed keeps gradients at the parameters without ZeRO, else in lists by parameter group.
+    gradients = [[p.grad for p in engine.trained.values()], getattr(wrapper, "averaged_gradients", None)]
+    # Under ZeRO 3 the optimizer's groups name the tensors that it moves only while it steps.
+    masters = wrapper.fp32_partitioned_groups_flat if engine.stage == 3 else optimizer.param_groups
     parts = {
-        "weights_trained": [held(p) for p in parameters if p.requires_grad],
-        "weights_frozen": [*(held(p) for p in parameters if not p.requires_grad), *module.buffers()],
-        "gradients": gradients(engine),
-        "optimizer": [*masters(engine), *tensors_in(engine.base_optimizer.state.values())],
-        "text_feature_cache": list(module.text_features.frozen),
+        "weights_trained": [tensor for trains, tensor in held if trains],
+        "weights_frozen": [*(tensor for trains, tensor in held if not trains), *module.buffers()],
+        "gradients": gradients,
+        "optimizer": [masters, list(optimizer.state.values())],
+        "text_feature_cache": module.text_features.frozen,
     }
     seen: set[int] = set()
-    return {name: new_bytes(tensors, seen) for name, tensors in parts.items()}
+    return {name: new_bytes(tree_leaves(values), seen) for name, values in parts.items()}
 
 
-def held(parameter: Tensor) -> Tensor:
-    """What this rank holds of a parameter: its share under ZeRO 3, else all of it."""
-    share: Tensor = getattr(parameter, "ds_tensor", parameter)
-    return share
-
-
-def gradients(engine: Engine) -> list[Tensor]:
-    """Where DeepSpeed keeps them: at the parameters without ZeRO, else in lists by parameter group."""
-    averaged = getattr(engine.deepspeed.optimizer, "averaged_gradients", {})
-    own = [parameter.grad for parameter in engine.trained.values() if parameter.grad is not None]
-    return [*own, *tensors_in([averaged])]
-
-
-def masters(engine: Engine) -> list[Tensor]:
-    """The tensors that the optimizer moves; under ZeRO 3 its groups name them only while it steps."""
-    if engine.stage == 3:
-        return list(engine.deepspeed.optimizer.fp32_partitioned_groups_flat)
-    return [parameter for group in engine.base_optimizer.param_groups for parameter in group["params"]]
-
-
-def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Tensors anywhere in nested lists and dictionaries."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict):
-            yield from tensors_in(value.values())
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
-
-
-def new_bytes(tensors: Iterable[Tensor], seen: set[int]) -> int:
-    """Bytes of the storages of `tensors` that are not in `seen`, to which they are added."""
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
-    fresh = {key: size for key, size in storages.items() if key not in seen}
+def new_bytes(values: Iterable[Any], seen: set[int]) -> int:
+    """Bytes of the storages of tensors among `values` that are not in `seen`, to which they are added."""
+    storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
+    fresh = {storage._cdata: storage.nbytes() for storage in storages if storage._cdata not in seen}
     seen.update(fresh)
     return sum(fresh.values())
 

@@ -1,25 +1,20 @@
 """What a run says about itself while it trains: progress bar, `metrics.jsonl`, trackers."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ace_dist.config import TrainingConfig
 from ace_dist.train.callbacks import Callback, StepEnd
+from ace_dist.train.metrics import Meters
 from ace_dist.train.trackers import build_trackers
-from ace_dist.utils.distributed import on_first
+from ace_dist.utils.distributed import Ranks, on_first
 from ace_dist.utils.files import write_text
-
-if TYPE_CHECKING:
-    from ace_dist.config import TrainingConfig
-    from ace_dist.train.metrics import Meters
-    from ace_dist.utils.distributed import Ranks
 
 
 class Monitor(Callback):

@@ -3,29 +3,24 @@
 Nothing is recorded or waited for on other steps.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._C._autograd import DeviceType
 
+from ace_dist.config import Config
 from ace_dist.train.callbacks import Callback
+from ace_dist.train.metrics import Meters
+from ace_dist.utils.distributed import Ranks
 from ace_dist.utils.files import write_text
 from ace_dist.utils.parts import OTHER, PREFIX, part
-
-if TYPE_CHECKING:
-    from ace_dist.config import Config
-    from ace_dist.train.metrics import Meters
-    from ace_dist.utils.distributed import Ranks
-
 
 STAGES = {"collective": "flags", "step": "optimizer"}  # parts that have another name than the loop's stage
 COLLECTIVES = (
@@ -91,15 +86,13 @@ def communication_named() -> Iterator[None]:
     """Within it the collectives that DeepSpeed calls are the part `communication`."""
     from deepspeed.comm import comm
 
-    plain: dict[str, Callable[..., Any]] = {
-        name: getattr(comm.cdb, name) for name in COLLECTIVES if hasattr(comm.cdb, name)
-    }
+    names = [name for name in COLLECTIVES if hasattr(comm.cdb, name)]
+    for name in names:
+        setattr(comm.cdb, name, part("communication")(getattr(comm.cdb, name)))
     try:
-        for name, function in plain.items():
-            setattr(comm.cdb, name, part("communication")(function))
         yield
     finally:
-        for name in plain:
+        for name in names:
             delattr(comm.cdb, name)  # what is left is the class's own
 
 

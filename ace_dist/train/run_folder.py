@@ -69,11 +69,9 @@ class RunLock:
                 self.file = file
             else:
                 file.close()  # removed by its owner between our two calls
-        left = read_owner(self.file)
+        left, folder = read_owner(self.file), self.path.parent
         if left["pid"]:
-            print(
-                f"took over {self.path.parent} from process {left['pid']} on {left['host']}, which is gone", flush=True
-            )
+            print(f"took over {folder} from process {left['pid']} on {left['host']}, which is gone", flush=True)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
         self.file.truncate(0)
         self.file.write(json.dumps(owner, indent=1))
@@ -94,9 +92,7 @@ class RunLock:
         with self.path.open(encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return read_owner(file)
-            except OSError:  # a file system without locks: what the file says
+            except OSError:  # somebody has it, or the file system has no locks: what the file says
                 return read_owner(file)
         return None
 
@@ -112,10 +108,8 @@ def read_owner(file: IO[str]) -> dict[str, Any]:
     """What a lock file says; no process id when it says nothing, as while its owner writes it."""
     file.seek(0)
     text = file.read()
-    owner: dict[str, Any] = (
-        json.loads(text) if text.endswith("}") else {"host": "an unknown host", "pid": 0, "job": None}
-    )
-    return owner
+    unknown: dict[str, Any] = {"host": "an unknown host", "pid": 0, "job": None}
+    return json.loads(text) if text.endswith("}") else unknown
 
 
 def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
@@ -144,8 +138,7 @@ def keep_earlier_start(run_dir: Path, facts: dict[str, str]) -> None:
     before = {name: (run_dir / name).read_text(encoding="utf-8") for name in facts if (run_dir / name).is_file()}
     if "environment.json" not in before or before == {name: text for name, text in facts.items() if text}:
         return
-    starts = run_dir / "starts"
-    folder = starts / f"{len(list(starts.glob('*'))) + 1:04d}"
+    folder = run_dir / "starts" / f"{len(list(run_dir.glob('starts/*'))) + 1:04d}"
     folder.mkdir(parents=True)
     for name, text in before.items():
         write_text(folder / name, text)  # config.yaml stays where it is until it is replaced: the run is its
@@ -154,17 +147,17 @@ def keep_earlier_start(run_dir: Path, facts: dict[str, str]) -> None:
 
 def check_owner(run_dir: Path, config: Config) -> bool:
     """Whether the folder is of a run, which then is one of this configuration; else raises as `claim` does."""
-    path = run_dir / "config.yaml"
-    if path.is_file():
-        # Read through the schema: a setting that is newer than the folder had its default there.
-        differences = changed_settings(to_container(read_config(run_dir)), to_container(config))
-        if differences:
-            shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differences[:4])
-            raise RunError(
-                f"run folder {run_dir} belongs to another configuration ({shown}); choose another one with "
-                f"run=DIR, or delete the folder"
-            )
-    return path.is_file()
+    if not (run_dir / "config.yaml").is_file():
+        return False
+    # Read through the schema: a setting that is newer than the folder had its default there.
+    differences = changed_settings(to_container(read_config(run_dir)), to_container(config))
+    if differences:
+        shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differences[:4])
+        raise RunError(
+            f"run folder {run_dir} belongs to another configuration ({shown}); choose another one with "
+            f"run=DIR, or delete the folder"
+        )
+    return True
 
 
 def to_container(config: Config) -> Any:
@@ -175,10 +168,9 @@ def to_container(config: Config) -> Any:
 def changed_settings(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Dotted key, old and new value of every setting that differs and matters."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
         return [
             change
-            for key in keys
+            for key in old | new
             for change in changed_settings(old.get(key), new.get(key), f"{prefix}{'.' if prefix else ''}{key}")
         ]
     return [] if old == new or prefix in FREE_SETTINGS else [(prefix, old, new)]

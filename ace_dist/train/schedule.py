@@ -1,12 +1,8 @@
 """Learning-rate factors as pure functions of the step, so that a resumed run needs no scheduler state."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ace_dist.config import TrainingConfig
+from ace_dist.config import TrainingConfig
 
 
 def total_steps(settings: TrainingConfig, clips: int) -> int:

@@ -6,8 +6,6 @@ chosen. All work offline: WANDB_MODE=offline writes into the run folder, and Tra
 name a server.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -1,7 +1,5 @@
 """Torch's deterministic mode: equal inputs give equal bits, or the operator that cannot is named."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

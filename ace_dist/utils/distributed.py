@@ -3,8 +3,6 @@
 A process learns its rank from a launcher's variables, from SLURM or submitit, or it is alone.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import re
@@ -42,7 +40,6 @@ class Ranks:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for every rank."""
         dist.barrier()
 
     def gather(self, value: T) -> list[T]:
@@ -90,10 +87,9 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda else "cpu")
     os.environ.update(rank_variables(os.environ))
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    gpu = (
-        torch.device("cuda", local % torch.cuda.device_count()) if use_cuda else None
-    )  # SLURM may show a task only its own
-    if gpu is not None:
+    gpu = None
+    if use_cuda:
+        gpu = torch.device("cuda", local % torch.cuda.device_count())  # SLURM may show a task only its own
         torch.cuda.set_device(gpu)
     elif "OMP_NUM_THREADS" not in os.environ:
         # DeepSpeed's launcher sets no thread count, torch then starts one thread a core in every rank, and two ranks on
@@ -170,8 +166,7 @@ def rank_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
     From the first of these that describes it: the same variables (torchrun, DeepSpeed's launcher), a task of submitit
     on this machine, a task of `srun`, or nothing, which is a group of one. MASTER_ADDR and MASTER_PORT that are set
-    stand.
-    A batch script outside `srun` is one process and no task, whatever the size of its job.
+    stand. A batch script outside `srun` is one process and no task, whatever the size of its job.
     """
     if "RANK" in environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -247,7 +242,6 @@ def node_address(host: str) -> str:
 
 
 def free_port() -> int:
-    """A free TCP port of this host."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,7 +1,5 @@
 """Writes files so that a crash leaves either the old one or the new one, whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Memory of the host and of a GPU: copies that do not wait for the step, and freed memory given back."""
 
-from __future__ import annotations
-
 import ctypes
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Keeps keys, tokens and passwords out of whatever is written: configurations, environments, logs, jobs."""
 
-from __future__ import annotations
-
 import os
 import re
 

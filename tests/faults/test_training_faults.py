@@ -170,7 +170,7 @@ def test_a_stall_is_named_with_stacks(run, at_step, capfd):
 
     def hang(batch):
         pause = threading.Event()
-        while not (stacks.is_file() and "take_steps" in stacks.read_text()):
+        while not (stacks.is_file() and "take_steps" in stacks.read_text().partition("data of step 2")[2]):
             pause.wait(0.05)
 
     at_step(2, hang)
