@@ -1,11 +1,10 @@
 """A trained model in use: any video and any action labels in, probabilities out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -61,13 +60,13 @@ class Classifier:
         self.trees = trees
 
     @classmethod
-    def from_run(cls, run: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    def from_run(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a finished run folder. Raises `UserError` naming the file that is missing."""
         config = read_config(Path(run))
         return cls(config, trained_model(Path(run), config, torch.device(device)), load_trees(config))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a folder that `launchers/export.py` wrote. Raises `UserError` naming the file that is missing."""
         config, model = read_exported(Path(folder))
         return cls(config, model.to(device), load_trees(config))

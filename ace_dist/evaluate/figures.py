@@ -232,57 +232,56 @@ def result_figure(
     base: npt.NDArray[np.bool_],
     scores: Mapping[str, Mapping[str, tuple[float, float]]],
     random: Mapping[str, float],
-    theme: Theme = LIGHT,
 ) -> Figure:
     """One picture of 12 x 5 inches: the concept space "before" and "after" (points [S, 2] and a caption), the scores.
 
     `scores`: method -> measure (base, novel, HM, SRT) -> (mean, std) in percent; `random`: measure -> guessing score.
     """
-    figure = Figure(figsize=(12, 5), dpi=DPI, facecolor=theme.paper)
+    figure = Figure(figsize=(12, 5), dpi=DPI, facecolor=LIGHT.paper)
     FigureCanvasAgg(figure)
     frame: Style = {"left": 0.012, "right": 0.985, "top": 0.81, "bottom": 0.125}
     grid = figure.add_gridspec(1, 3, width_ratios=[1, 1, 0.92], wspace=0.06, **frame)
-    figure.text(0.012, 0.955, title, fontsize=15.5, fontweight="bold", color=theme.ink, va="center")
-    words = {"● base action": theme.base, "▲ novel action": theme.novel, "an ellipse: one action's words": theme.muted}
+    figure.text(0.012, 0.955, title, fontsize=15.5, fontweight="bold", color=LIGHT.ink, va="center")
+    words = {"● base action": LIGHT.base, "▲ novel action": LIGHT.novel, "an ellipse: one action's words": LIGHT.muted}
     for x, (text, colour) in zip((0.525, 0.63, 0.745), words.items(), strict=True):
         figure.text(x, 0.955, text, fontsize=11, color=colour, va="center")
     for column, (when, (points, caption)) in enumerate(spaces.items()):
-        axes = styled_axes(figure, theme, grid[column])
-        draw_concepts(axes, points, actions, base, theme, fontsize=9.5)
-        axes.set_title(f"Concept space {when} fine-tuning", fontsize=12.5, color=theme.ink, loc="left", pad=7)
-        axes.set_xlabel(caption, fontsize=11, color=theme.muted, labelpad=7)
-    axes = styled_axes(figure, theme, grid[2])
-    draw_scores(axes, scores, random, theme)
+        axes = styled_axes(figure, LIGHT, grid[column])
+        draw_concepts(axes, points, actions, base, LIGHT, fontsize=9.5)
+        axes.set_title(f"Concept space {when} fine-tuning", fontsize=12.5, color=LIGHT.ink, loc="left", pad=7)
+        axes.set_xlabel(caption, fontsize=11, color=LIGHT.muted, labelpad=7)
+    axes = styled_axes(figure, LIGHT, grid[2])
+    draw_scores(axes, scores, random)
     box = axes.get_position()
     axes.set_position((box.x0 + 0.052, box.y0 + 0.02, box.width - 0.052, box.height - 0.02))
-    axes.set_title("Test accuracy (%)", fontsize=12.5, color=theme.ink, loc="left", pad=7, x=-0.2)
+    axes.set_title("Test accuracy (%)", fontsize=12.5, color=LIGHT.ink, loc="left", pad=7, x=-0.2)
     return figure
 
 
 def draw_scores(
-    axes: Axes, scores: Mapping[str, Mapping[str, tuple[float, float]]], random: Mapping[str, float], theme: Theme
+    axes: Axes, scores: Mapping[str, Mapping[str, tuple[float, float]]], random: Mapping[str, float]
 ) -> None:
     """Horizontal bars, a group a measure and a bar a method, with deviation, value and the mark of guessing."""
     measures = list(next(iter(scores.values())))
     height = 0.74 / len(scores)
     for index, (method, row) in enumerate(scores.items()):
-        colour = theme.series[index % len(theme.series)]
+        colour = LIGHT.series[index % len(LIGHT.series)]
         at = np.arange(len(measures)) - 0.37 + height * (index + 0.5)
         means, deviations = np.array([row[name] for name in measures]).T
         axes.barh(at, means, height * 0.9, color=colour, label=method, zorder=2)
         for y, mean, deviation in zip(at, means, deviations, strict=True):
             if deviation > 0:
-                axes.errorbar(mean, y, xerr=deviation, color=theme.ink, linewidth=1.2, capsize=2.5, zorder=4)
+                axes.errorbar(mean, y, xerr=deviation, color=LIGHT.ink, linewidth=1.2, capsize=2.5, zorder=4)
             text = f"{mean:.1f} ± {deviation:.1f}" if deviation > 0 else f"{mean:.1f}"
-            beside_bar(axes, text, mean + deviation, y, 5, fontsize=10, color=theme.ink)
+            beside_bar(axes, text, mean + deviation, y, 5, fontsize=10, color=LIGHT.ink)
     rows = np.arange(len(measures))
     dashes: Style = {"linewidth": 1.4, "linestyle": (0, (3, 2)), "zorder": 5, "label": "random"}
-    axes.vlines([random[name] for name in measures], rows - 0.42, rows + 0.42, color=theme.ink, **dashes)
-    axes.set_yticks(range(len(measures)), measures, fontsize=11, color=theme.ink)
+    axes.vlines([random[name] for name in measures], rows - 0.42, rows + 0.42, color=LIGHT.ink, **dashes)
+    axes.set_yticks(range(len(measures)), measures, fontsize=11, color=LIGHT.ink)
     axes.set(ylim=(len(measures) - 0.5, -0.5), xlim=(0, 128), xticks=range(0, 101, 25))
     axes.grid(axis="y", visible=False)
     below: Style = {"loc": "upper center", "bbox_to_anchor": (0.4, -0.07), "ncols": 3}
-    axes.legend(**below, frameon=False, fontsize=10, labelcolor=theme.ink, handlelength=1.3, columnspacing=1.2)
+    axes.legend(**below, frameon=False, fontsize=10, labelcolor=LIGHT.ink, handlelength=1.3, columnspacing=1.2)
 
 
 def beside_bar(axes: Axes, text: str, end: float, y: float, gap: float, **style: Any) -> None:

@@ -21,7 +21,6 @@ from ace_dist.utils.distributed import Ranks
 
 Clips = tuple[list[ClipRecord], list[int]]  # and the class of each
 Predict = Callable[[Clips, Sequence[LabelSet]], list[dict[str, Any]]]  # an entry of predictions.json a label set
-Rate = Callable[[dict[str, Any]], dict[str, float]]  # accuracy and F1 of an entry of predictions.json, in percent
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def srt_label_sets(config: Config, actions: Sequence[Action], trees: SynonymTree
     return srt_labels(actions, load_srt(path), trees, leaves, str(path))
 
 
-def evaluate(config: Config, task: Task, predict: Predict, rate: Rate) -> tuple[dict[str, Any], dict[str, Any]]:
+def evaluate(config: Config, task: Task, predict: Predict) -> tuple[dict[str, Any], dict[str, Any]]:
     """The whole protocol: contents of `results.json` (in percent) and of `predictions.json`.
 
     Base and novel are separate modes, each among its own classes, without shadow negatives. A data set without novel
@@ -142,6 +141,7 @@ def evaluate(config: Config, task: Task, predict: Predict, rate: Rate) -> tuple[
             if part == "novel":
                 sets += srt_label_sets(config, actions, task.trees)
             predictions[part], *predictions["srt"] = predict(clips, sets)
+    rate = expected_scores if config.evaluation.scorer == "chance" else accuracy_and_f1
     base, novel = (rate(predictions[part]) if predictions[part] else None for part in ("base", "novel"))
     results = {
         "method": config.method.name,
@@ -184,8 +184,5 @@ def build_guesser(seed: int) -> Predict:
 
 
 def expected_scores(predicted: dict[str, Any]) -> dict[str, float]:
-    """Accuracy and macro F1 to expect from guesses on these labels, in percent; the guesses made are no part of it.
-
-    A synonym changes nothing for a guess, so every run of the SRT expects the same and their deviation is 0.
-    """
+    """What guessing is expected to score on these labels, in percent, whatever it guessed: the same in all SRT runs."""
     return random_baseline(predicted["labels"], len(predicted["classes"]))

@@ -30,8 +30,6 @@ class ConceptSpace:
 
 @dataclass(frozen=True)
 class Run:
-    """All that the report shows of one run."""
-
     folder: Path
     results: dict[str, Any]
     environment: dict[str, Any]
@@ -91,7 +89,7 @@ def check_predictions(part: Any, where: str) -> None:
 def check_same_evaluation(run: Run) -> None:
     """The scores of results.json must be those of predictions.json, or the page would show two evaluations as one."""
     again = f"run {writer(run.folder, 'results.json')} again"
-    parts = {name: (run.results[name], part) for name, part in (("base", run.base), ("novel", run.novel))}
+    parts = {"base": (run.results["base"], run.base), "novel": (run.results["novel"], run.novel)}
     for name, (scores, part) in parts.items():
         if (part is None) != (scores is None):
             raise RunError(f"{run.folder}: only one of results.json and predictions.json has {name}; {again}")
@@ -147,7 +145,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_object(folder: Path, name: str, *keys: str) -> dict[str, Any]:
-    """A file that holds one JSON object with these keys."""
     path = run_file(folder, name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -167,7 +164,6 @@ def run_file(folder: Path, name: str) -> Path:
 
 
 def writer(folder: Path, name: str) -> str:
-    """The launcher that writes a file of a run."""
     return "launchers/train.py" if name in TRAINING_FILES else f"launchers/evaluate.py run={folder}"
 
 

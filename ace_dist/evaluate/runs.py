@@ -14,16 +14,7 @@ from ace_dist.concepts import LabelSet
 from ace_dist.config import Config, read_config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.task import NO_TEST, Task, load_task, load_trees
-from ace_dist.evaluate.protocols import (
-    Clips,
-    accuracy_and_f1,
-    build_guesser,
-    encode_phrases,
-    encode_test,
-    evaluate,
-    expected_scores,
-    score,
-)
+from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
 from ace_dist.models.build import build_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.determinism import deterministic
@@ -47,14 +38,14 @@ def evaluate_run(run: Path, ranks: Ranks) -> dict[str, Any]:
     model = trained_model(run, config, ranks.device)
     with deterministic(config.training.deterministic):
         if config.evaluation.scorer == "chance":
-            results, predictions = evaluate(config, task, build_guesser(config.seed), expected_scores)
+            results, predictions = evaluate(config, task, build_guesser(config.seed))
         else:
             loader = build_loader(config, ranks.device, model.frozen_part(config.loader))
 
             def predict(clips: Clips, label_sets: Sequence[LabelSet]) -> list[dict[str, Any]]:
                 return score(model, encode_test(model, loader, clips, config, ranks), label_sets, config)
 
-            results, predictions = evaluate(config, task, predict, accuracy_and_f1)
+            results, predictions = evaluate(config, task, predict)
             loader.close()
     with safe_open(run / "model" / "trained.safetensors", "pt") as file:  # which weights it holds, in words
         results |= {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
@@ -102,6 +93,5 @@ def score_pair(part: dict[str, float] | None, kind: str = "") -> str:
 
 
 def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A line a row, columns two blanks apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -1,5 +1,6 @@
 """The explorer: what it answers against the classifier, and the page driven in a real headless browser."""
 
+import json
 import re
 import socket
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 import torch
 from test_own_videos import render_video
 
-from ace_dist.tools.explorer import Explorer, LabelVotes, drawing
+from ace_dist.tools.explorer import drawing
+from ace_dist.tools.explorer.session import Explorer, LabelVotes
+from ace_dist.utils.distributed import free_port
 from ace_dist.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -78,8 +81,6 @@ def test_removing_a_word_changes_the_result_and_refusals_say_why(explorer):
 
 def test_the_robustness_table_is_that_of_the_evaluation(explorer):
     """Ten runs for a clip: the predictions that `predictions.json` holds for it."""
-    import json
-
     predictions = json.loads((explorer.run / "predictions.json").read_text())
     test = next(test for test in explorer.tests if not test.base)
     runs = explorer.robustness(explorer.test_clip(test.id))
@@ -98,12 +99,6 @@ def test_drawings_escape_what_a_user_types():
     assert "<script" not in html and html.count("&lt;script&gt;") == 4
     sheet = drawing.contact_sheet(np.zeros((8, 48, 48, 3), np.uint8))
     assert sheet.shape == (2 * 144, 5 * 144, 3)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -96,15 +96,15 @@ def test_random_baseline_by_hand():
 
 
 # ------------------------------------------------------------------------------------------------------ test views
-def _clip_views(rng, samples=7, views=3, width=5):
-    rows = [(f"clip-{sample}", int(rng.integers(width)), view) for sample in range(samples) for view in range(views)]
-    rows = [(name, int(name[-1]) % width, view) for name, _, view in rows]
-    return rng.normal(size=(len(rows), width)) * 10, *map(list, zip(*rows, strict=True))
+def clip_views(rng):
+    """Logits of seven clips in three views among five classes; ids, labels and views."""
+    rows = [(f"clip-{clip}", clip % 5, view) for clip in range(7) for view in range(3)]
+    return rng.normal(size=(21, 5)) * 10, *map(list, zip(*rows, strict=True))
 
 
 @pytest.mark.parametrize("how", ["softmax_sum", "logit_mean", "embedding_mean"])
 def test_fusion_does_not_depend_on_the_order_in_which_ranks_deliver(rng, how):
-    values, ids, labels, views = _clip_views(rng)
+    values, ids, labels, views = clip_views(rng)
     fused = fuse_views(values, ids, labels, views, views_per_sample=3, how=how)
     order = rng.permutation(len(ids))
     arrived = [ids[i] for i in order], np.array(labels)[order], np.array(views)[order]
@@ -136,14 +136,14 @@ def test_logits_as_large_as_a_small_temperature_makes_them_stay_finite():
 
 
 def test_a_padded_sampler_cannot_count_a_clip_twice(rng):
-    values, ids, labels, views = _clip_views(rng)
+    values, ids, labels, views = clip_views(rng)
     with pytest.raises(UserError, match=r"'clip-2'.*twice"):
         padded = [*ids, ids[6]], [*labels, labels[6]], [*views, views[6]]
         fuse_views(np.vstack([values, values[6]]), *padded, views_per_sample=3)
 
 
 def test_missing_views_labels_and_samples_are_named(rng):
-    values, ids, labels, views = _clip_views(rng)
+    values, ids, labels, views = clip_views(rng)
     with pytest.raises(UserError, match=r"'clip-6'.*not all there.*got \[0, 1\]"):
         fuse_views(values[:-1], ids[:-1], labels[:-1], views[:-1], views_per_sample=3)
     with pytest.raises(UserError, match=r"'clip-0'.*different labels"):

@@ -98,13 +98,10 @@ def test_the_papers_numbers_were_copied_right():
 
 def finish(folder, rng, dataset="ata"):
     """A results file with random scores; returns it."""
-
-    def score():
-        return {"accuracy": rng.uniform(0, 100), "f1": rng.uniform(0, 100)}
-
+    base, novel, hm, one = ({"accuracy": rng.uniform(0, 100), "f1": rng.uniform(0, 100)} for _ in range(4))
     srt = {name: rng.uniform(0, 100) for name in ("accuracy_mean", "accuracy_std", "f1_mean", "f1_std")}
-    parts = {part: score() for part in ("base", "novel", "hm")}
-    results = {"method": "m", "dataset": dataset, "fold": 0, "seed": 0, **parts, "srt": {"runs": [score()], **srt}}
+    results = {"method": "m", "dataset": dataset, "fold": 0, "seed": 0, "base": base, "novel": novel, "hm": hm}
+    results["srt"] = {"runs": [one], **srt}
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(results))
     return results
@@ -133,10 +130,8 @@ def test_a_sweep_of_a_table_ends_in_the_papers_layout(tmp_path):
     assert procvlr[1] == "1 of 2" and "missing: row-procvlr_seed-0: new" in as_markdown(text)
     rows = list(csv.DictReader(io.StringIO(as_csv(lines))))
     assert [r["paper"] for r in rows if (r["setting"], r["metric"]) == ("ACE", "srt f1 spread")] == ["4.2"]
-    assert (
-        len(sweep.add(expand_table(["experiment=ata_ace", "seed=1..2"], table), table.name)) == 14
-        and len(sweep.runs) == 21
-    )
+    more = sweep.add(expand_table(["experiment=ata_ace", "seed=1..2"], table), table.name)
+    assert len(more) == 14 and len(sweep.runs) == 21
     with pytest.raises(ConfigError, match="made with table=table1, not table2"):
         sweep.add(expand_table(["experiment=ata_ace"], load_table("table2")), "table2")
 
@@ -160,10 +155,8 @@ def test_another_data_set_has_no_numbers_of_the_paper(tmp_path):
     runs = sweep.add(expand_table(["experiment=demo"], table), table.name)
     text = paper_sheet(collect(sweep, sweep.states(), table), table, rows_without_run(runs, table))
     assert text.rows[0] == ["Method", "runs", "base", "novel", "HM", "SRT"]
-    assert (
-        any("no numbers" in note for note in text.notes)
-        and "not in this sweep: video 12, text 6, text 12" in text.notes
-    )
+    assert any("no numbers" in note for note in text.notes)
+    assert "not in this sweep: video 12, text 6, text 12" in text.notes
 
 
 def test_table_5_leaves_only_the_video_side_random():

@@ -1,5 +1,1 @@
 """A local page on which one asks a trained model about clips and words."""
-
-from ace_dist.tools.explorer.session import Explorer, LabelVotes
-
-__all__ = ["Explorer", "LabelVotes"]

@@ -12,18 +12,17 @@ from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
+from ace_dist.utils.errors import UserError
+
 try:
     import gradio as gr
 except ImportError as missing:
-    from ace_dist.utils.errors import UserError
-
     raise UserError("the explorer needs gradio, which is not installed: pip install 'ace-dist[explore]'") from missing
 
 from ace_dist.evaluate.report import concept_layout
 from ace_dist.evaluate.run_files import read_run
 from ace_dist.tools.explorer import drawing
 from ace_dist.tools.explorer.session import Clip, Explorer
-from ace_dist.utils.errors import UserError
 
 HOST = "127.0.0.1"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
@@ -98,10 +97,8 @@ class Page:
             space = read_run(self.explorer.run).space
         except UserError as error:
             return drawing.message_html(str(error))
-        return "".join(
-            drawing.map_svg(concept_layout(rows, space.actions), space, title)
-            for rows, title in ((space.before, "before training"), (space.after, "after training"))
-        )
+        before, after = (concept_layout(rows, space.actions) for rows in (space.before, space.after))
+        return drawing.map_svg(before, space, "before training") + drawing.map_svg(after, space, "after training")
 
 
 def build_page(explorer: Explorer) -> Any:

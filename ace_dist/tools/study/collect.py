@@ -7,7 +7,7 @@ import csv
 import html
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ace_dist.cluster.sweep import State, Sweep
@@ -45,7 +45,7 @@ class Line:
     finished: int
     missing: tuple[str, ...]
     cells: dict[str, Mean | None]  # by title of `COLUMNS`; None without a run
-    printed: dict[str, str] = field(default_factory=dict)  # column -> what the paper prints for this row and data set
+    printed: dict[str, str]  # column -> what the paper prints for this row and data set
 
     @property
     def count(self) -> str:
@@ -76,11 +76,10 @@ def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) 
         missing = tuple(f"{name}: {states[name].state}" for name in ids if name not in finished)
         results = [read_results(sweep.folder / name) for name in finished]
         cells = {title: mean_score(results, part, metric) for title, part, metric in COLUMNS}
-        printed: dict[str, str] = {}
+        printed, first = {}, sweep.runs[ids[0]]
         if table:
-            first = sweep.runs[ids[0]]
-            dataset = load_config(first.overrides).dataset.name
-            printed = table.paper.get(dataset, {}).get(first.settings["row"], {})
+            paper = table.paper.get(load_config(first.overrides).dataset.name, {})
+            printed = paper.get(first.settings["row"], {})
         lines.append(Line(setting, len(finished), missing, cells, printed))
     return lines
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ace_dist.evaluate import figures
-from ace_dist.evaluate.figures import DPI, LIGHT, Theme
+from ace_dist.evaluate.figures import DPI, LIGHT
 from ace_dist.tools.study.report import PAIRED_NOTE, markdown_table
 from ace_dist.tools.study.rows import Difference, StudyRow, paired_difference, read_rows
 from ace_dist.utils.errors import RunError
@@ -81,9 +80,7 @@ def gains(
     return keys, cells
 
 
-def gain_figure(
-    keys: Sequence[str], cells: Mapping[Cell, Difference | None], title: str, score: str, theme: Theme = LIGHT
-) -> Figure:
+def gain_figure(keys: Sequence[str], cells: Mapping[Cell, Difference | None], title: str, score: str) -> Figure:
     """Heat map of a gain: the first key down, the second across, a panel for each combination of the others.
 
     Green is better, red worse, bold where the interval leaves out 0. A cell without a pair is empty and says so;
@@ -95,25 +92,22 @@ def gain_figure(
     panels = [panel for panel in itertools.product(*values[2:]) if panel in paired or not paired]
     limit = max([abs(difference.mean) for difference in cells.values() if difference] or [1.0])
     size = (1.2 + CELL_WIDTH * len(across) * len(panels), 1.1 + CELL_HEIGHT * len(down))
-    figure = Figure(figsize=size, dpi=DPI, facecolor=theme.paper, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=size, dpi=DPI, facecolor=LIGHT.paper, layout="constrained")
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)
         grid = [[cells.get((y, *([x] if len(keys) > 1 else []), *panel)) for x in across] for y in down]
-        draw_gains(axes, grid, limit, score == SMALLER_IS_BETTER, theme)
+        draw_gains(axes, grid, limit, score == SMALLER_IS_BETTER)
         axes.set_xticks(range(len(across)), across)
         axes.set_yticks(range(len(down)), down if place == 0 else [""] * len(down))
-        axes.set_xlabel(keys[1] if len(keys) > 1 else "", color=theme.ink)
-        axes.set_ylabel(keys[0] if place == 0 else "", color=theme.ink)
-        axes.set_title(", ".join(f"{k} {v}" for k, v in zip(keys[2:], panel, strict=True)), fontsize=9, color=theme.ink)
-    figure.suptitle(f"gain in {title}, percentage points", fontsize=10.5, color=theme.ink)
+        axes.set_xlabel(keys[1] if len(keys) > 1 else "", color=LIGHT.ink)
+        axes.set_ylabel(keys[0] if place == 0 else "", color=LIGHT.ink)
+        axes.set_title(", ".join(f"{k} {v}" for k, v in zip(keys[2:], panel, strict=True)), fontsize=9, color=LIGHT.ink)
+    figure.suptitle(f"gain in {title}, percentage points", fontsize=10.5, color=LIGHT.ink)
     return figure
 
 
-def draw_gains(
-    axes: Axes, grid: Sequence[Sequence[Difference | None]], limit: float, smaller_is_better: bool, theme: Theme
-) -> None:
-    colours = [theme.novel, theme.paper, theme.base]
+def draw_gains(axes: Axes, grid: Sequence[Sequence[Difference | None]], limit: float, smaller_is_better: bool) -> None:
+    colours = [LIGHT.novel, LIGHT.paper, LIGHT.base]
     ramp = LinearSegmentedColormap.from_list("gain", colours[::-1] if smaller_is_better else colours)
     means = np.array([[cell.mean if cell else np.nan for cell in row] for row in grid])
     axes.imshow(means, cmap=ramp, vmin=-1.6 * limit, vmax=1.6 * limit, aspect="auto")  # pale enough for the words
@@ -122,10 +116,10 @@ def draw_gains(
         if cell := row[x]:
             leaves_out_0 = cell.low is not None and cell.high is not None and cell.low * cell.high > 0
             text, weight = str(cell).replace(" ", "\n", 1), "bold" if leaves_out_0 else "normal"
-        axes.text(x, y, text, ha="center", va="center", fontsize=8, color=theme.ink, fontweight=weight)
-    axes.tick_params(labelsize=9, length=0, colors=theme.muted)
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, color=LIGHT.ink, fontweight=weight)
+    axes.tick_params(labelsize=9, length=0, colors=LIGHT.muted)
     for spine in axes.spines.values():
-        spine.set_color(theme.grid)
+        spine.set_color(LIGHT.grid)
 
 
 def ordered(values: set[str]) -> list[str]:

@@ -4,18 +4,18 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ace_dist.evaluate import figures
-from ace_dist.evaluate.figures import LIGHT, Theme
+from ace_dist.evaluate.figures import LIGHT
 from ace_dist.evaluate.metrics import concept_distances
 from ace_dist.evaluate.run_files import read_space
 from ace_dist.tools.study.rows import (
     LEVEL,
     SCORES,
+    Finished,
     PlannedRun,
     StudyRow,
     gather,
@@ -74,12 +74,10 @@ def write_study(
         return [output / "runs.csv"]
     mine = [row for row in rows if row.experiment == experiment]
     history = [*(f"`{command}`" for command in dict.fromkeys(commands)), *study.history]
-    concepts = concept_table({method: [folder for folder, _ in runs] for method, runs in study.finished.items()})
-    page = study_page(mine, reference, study.missing, history, concepts)  # refuses a wrong reference
-    # All is known to be sound: only now are files written.
-    results = {method: [one for _, one in runs] for method, runs in study.finished.items()}
+    page = study_page(mine, reference, study.missing, history, concept_table(study.finished))
+    # All is known to be sound, the reference too: only now are files written.
     stem = output / re.sub(r"[^\w.]+", "_", experiment)
-    pictures = draw_study(mine, results, curves, stem)
+    pictures = draw_study(mine, study.finished, curves, stem)
     if pictures:
         page = "\n".join([page, FIGURE_NOTE, "", *(f"![{path.stem}]({path.name})\n" for path in pictures)])
     path = stem.with_name(f"{stem.name}.md")
@@ -144,15 +142,15 @@ def difference_table(methods: Mapping[str, Sequence[StudyRow]], reference: str) 
     return markdown_table(["method", "n", *TITLES.values()], body)
 
 
-def concept_table(folders: Mapping[str, Sequence[Path]]) -> list[str]:
+def concept_table(finished: Finished) -> list[str]:
     """Cosine distances within and between the concepts of the text tower, before and after training, a line a method.
 
     What the paper's Fig. 5 suggests, measured in the full space over all phrases: mean ± deviation over runs. Raises
     `RunError` when a run has no `concept_space.npz`.
     """
     body = []
-    for method, runs in folders.items():
-        spaces = [read_space(folder) for folder in runs]
+    for method, runs in finished.items():
+        spaces = [read_space(folder) for folder, _ in runs]
         before = [concept_distances(space.before, space.actions) for space in spaces]
         after = [concept_distances(space.after, space.actions) for space in spaces]
         cells = []
@@ -166,22 +164,18 @@ def concept_table(folders: Mapping[str, Sequence[Path]]) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------------- figures
 def draw_study(
-    rows: Sequence[StudyRow],
-    results: Mapping[str, Sequence[Mapping[str, Any]]],
-    curves: Mapping[str, Mapping[float, str]],
-    stem: Path,
+    rows: Sequence[StudyRow], finished: Finished, curves: Mapping[str, Mapping[float, str]], stem: Path
 ) -> list[Path]:
     """Write the figures of one experiment beside `stem`: a box plot a metric, and a plot a curve and metric.
 
-    `results`: method -> results of its runs. `curves`: axis label -> number -> method; one of fewer than two finished
-    points is not drawn.
+    `curves`: axis label -> number -> method; one of fewer than two finished points is not drawn.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     drawings: dict[str, Figure] = {}
     for metric, title in METRICS.items():
         runs = {
-            method: np.array([[run[metric] for run in one["srt"]["runs"]] for one in ours if one["srt"] is not None])
-            for method, ours in results.items()
+            method: np.array([[run[metric] for run in one["srt"]["runs"]] for _, one in ours if one["srt"] is not None])
+            for method, ours in finished.items()
         }
         if tested := {method: values for method, values in runs.items() if values.size}:
             label = f"{title} of each label set and seed (%); ◇ root labels"
@@ -195,12 +189,10 @@ def draw_study(
     return [figures.save(figure, stem.with_name(f"{stem.name}_{name}.png")) for name, figure in drawings.items()]
 
 
-def curve_figure(
-    points: Mapping[float, Sequence[StudyRow]], axis: str, metric: str, title: str, theme: Theme = LIGHT
-) -> Figure:
+def curve_figure(points: Mapping[float, Sequence[StudyRow]], axis: str, metric: str, title: str) -> Figure:
     """Base, novel and SRT scores over a number. Shaded: deviation over seeds; of SRT: mean spread over label sets."""
-    figure, axes = figures.panel(theme, 3.0)
-    for (name, score, spread), colour in zip(LINES, (theme.base, theme.novel, theme.series[0]), strict=True):
+    figure, axes = figures.panel(LIGHT, 3.0)
+    for (name, score, spread), colour in zip(LINES, (LIGHT.base, LIGHT.novel, LIGHT.series[0]), strict=True):
         x, means, widths = list[float](), list[float](), list[float]()
         for number, rows in points.items():
             if mean := mean_over(row.scores[score.format(metric)] for row in rows):
@@ -214,5 +206,5 @@ def curve_figure(
             axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.set_xticks(list(points), [f"{x:g}" for x in points])
     axes.set(xlabel=axis, ylabel=f"{title} (%)")
-    axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
+    axes.legend(frameon=False, fontsize=9, labelcolor=LIGHT.ink)
     return figure

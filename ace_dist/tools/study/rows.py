@@ -31,6 +31,7 @@ PARTS = (
 SCORES = {f"{part}_{metric}": (part, metric) for part, metric in PARTS}  # columns of runs.csv -> place in results.json
 FIELDS = ("experiment", "method", "seed", *SCORES)
 LEVEL = 0.95
+Finished = dict[str, list[tuple[Path, dict[str, Any]]]]  # method -> folders of its runs and their results
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class Study:
-    """What a sweep gave: rows, the finished runs of each method with their results, and, in words, the rest."""
+    """What a sweep gave: rows, the runs they are of, and, in words, the rest."""
 
     rows: list[StudyRow]
-    finished: dict[str, list[tuple[Path, dict[str, Any]]]]
+    finished: Finished
     missing: list[str]
     history: list[str]  # hardware, commits and duration of the runs
 
