@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_sample_image
 from torch.nn.functional import interpolate
 
-from ace_dist.config import ClipConfig, EncodingConfig
-from ace_dist.data.build.shards import build_shards
-from ace_dist.data.segments import RawClip, Segment
+from ace_dist.config import ClipConfig, DatasetConfig, EncodingConfig
+from ace_dist.data.build.shards import Build
+from ace_dist.data.segments import RawClip, Reader, Segment
 from ace_dist.data.shards import ShardSet
 
 MARGIN_S = 0.25
@@ -49,8 +49,8 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Photographs:
-    """A `Reader` of pans over photographs, 16:9, one segment a clip that lasts as long as the training window."""
+class Photographs(Reader):
+    """Pans over photographs, 16:9, one segment a clip that lasts as long as the training window."""
 
     count: int
     seconds: float
@@ -101,4 +101,7 @@ def build(case: Case, folder: Path, count: int) -> ShardSet:
         margin_s=MARGIN_S,
     )
     reader = Photographs(count, seconds, fps, case.short_side)
-    return build_shards(reader, folder / case.name, case.clip, encoding, workers=1, progress=False)
+    dataset = DatasetConfig(case.name, "rendered", shards=str(folder / case.name), clip=case.clip, encoding=encoding)
+    shards = Build.plan(reader, dataset).run(workers=1, progress=False)
+    assert shards is not None
+    return shards

@@ -51,18 +51,7 @@ def build_dataset(
         notes.append(f"tested: {tested} (one build serves every fold)")
     if progress and notes:
         print("\n".join(notes), flush=True)
-    build = Build.plan(
-        reader,
-        resolve_path(dataset.shards),
-        dataset.clip,
-        dataset.encoding,
-        clips_per_shard=dataset.clips_per_shard,
-        allow_quarantine=dataset.allow_quarantine,
-        source={"kind": dataset.kind, **reader.source()},
-        rejected=reader.rejected,
-        timeout_s=dataset.timeout_s,
-    )
-    shards = build.run(dataset.workers, progress, task, tasks)
+    shards = Build.plan(reader, dataset).run(dataset.workers, progress, task, tasks)
     return None if shards is None else split_by_group(shards, dataset)
 
 

@@ -4,6 +4,10 @@ A message names the file, the value found, and the setting to change. Launchers 
 exit with status 2. `ace_kernels` has a class of its own, since it depends on torch alone.
 """
 
+from collections.abc import Sequence
+
+LISTED = 20  # problems that one message names
+
 
 class UserError(ValueError):
     """Bad input of any kind."""
@@ -27,3 +31,9 @@ class ModelError(UserError):
 
 class RunError(UserError):
     """A run folder, a checkpoint, a job or a training state that cannot be used as asked."""
+
+
+def listing(problems: Sequence[str]) -> str:
+    """Problems for a message, one an indented line; beyond 20 their number."""
+    more = [f"... and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+    return "\n  ".join(["", *problems[:LISTED], *more])

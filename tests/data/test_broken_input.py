@@ -15,6 +15,7 @@ import av
 import numpy as np
 import pytest
 from data_worlds import (
+    build_shards,
     frame_number,
     numbered_frames,
     remux,
@@ -27,7 +28,6 @@ from data_worlds import (
 
 from ace_dist.config import ClipConfig
 from ace_dist.data.annotations.csv import COLUMNS, read_csv
-from ace_dist.data.build.shards import Build
 from ace_dist.data.shards import ShardFiles
 from ace_dist.utils.errors import DataError
 
@@ -173,15 +173,8 @@ class World:
                 writer.writerow([video, start, end, "spin", "block", "train", case])
         self.rows = len(cases)
         reader = read_csv(folder / "labels.csv", keep_faults=True)
-        build = Build.plan(
-            reader,
-            folder / "shards",
-            CLIP,
-            small_encoding(codec="h264", quality=10),
-            allow_quarantine=True,
-            rejected=reader.rejected,
-        )
-        self.shards = build.run(workers=1, progress=False)
+        encoding = small_encoding(codec="h264", quality=10)
+        self.shards = build_shards(reader, folder / "shards", CLIP, encoding, allow_quarantine=True)
         self.records = {record.group: record for record in self.shards.records}
         lines = (folder / "shards" / "quarantine.jsonl").read_text().splitlines()
         self.ledger = {int(entry["origin"].split(" line ")[1]): entry for entry in map(json.loads, lines)}
@@ -274,6 +267,6 @@ def test_without_leave_nothing_is_left_out(world):
         broken = [row for row in rows if row.split(",")[0] in BROKEN]
         (world.folder / "broken.csv").write_text("\n".join([good[0], *broken]) + "\n", encoding="utf-8")
         reader = read_csv(world.folder / "broken.csv")
-        Build.plan(reader, world.folder / "refused", CLIP, small_encoding()).run(workers=1, progress=False)
+        build_shards(reader, world.folder / "refused", CLIP, small_encoding())
     listed = (world.folder / "refused" / "quarantine.jsonl").read_text().splitlines()
     assert len(listed) == len(BROKEN) and not (world.folder / "refused" / "manifest.json").exists()

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_worlds import NumberedReader, small_encoding, small_loader
+from data_worlds import NumberedReader, build_shards, small_encoding, small_loader
 
 from ace_dist.config import ClipConfig
-from ace_dist.data.build.shards import build_shards
 from ace_dist.data.loader.pyav import PyavLoader
 from ace_dist.data.sampling import TrainPlan, claim_clips
 from ace_dist.data.shards import ShardSet
@@ -32,7 +31,7 @@ def shards(tmp_path_factory):
     """Eleven clips in four shards."""
     reader = NumberedReader(11, sizes=((64, 64), (48, 80)), test_every=100)
     folder = tmp_path_factory.mktemp("shards")
-    return build_shards(reader, folder, CLIP, small_encoding(), clips_per_shard=3, workers=1, progress=False)
+    return build_shards(reader, folder, CLIP, small_encoding(), clips_per_shard=3)
 
 
 def test_a_run_is_continued_on_the_same_clips_wherever_they_lie(shards, tmp_path):

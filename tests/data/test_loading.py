@@ -11,12 +11,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from data_worlds import NumberedReader, frame_number, numbered_frames, small_encoding, small_loader
+from data_worlds import NumberedReader, build_shards, frame_number, numbered_frames, small_encoding, small_loader
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
 from ace_dist.data import loader as loading
 from ace_dist.data.build.encode import encode, is_reference
-from ace_dist.data.build.shards import build_shards
 from ace_dist.data.loader import base, build_loader, choose_backend
 from ace_dist.data.loader.dali import DaliLoader
 from ace_dist.data.loader.pixels import crop_filters, picture_rgb, show
@@ -43,9 +42,7 @@ def folders(tmp_path_factory):
     for codec in ("vp9", "mjpeg", "h264"):
         folder = tmp_path_factory.mktemp(codec)
         reader = NumberedReader(len(UNEVEN), sizes=UNEVEN)
-        made[codec] = build_shards(
-            reader, folder, CLIP, small_encoding(codec=codec), clips_per_shard=3, workers=1, progress=False
-        )
+        made[codec] = build_shards(reader, folder, CLIP, small_encoding(codec=codec), clips_per_shard=3)
     return made
 
 
@@ -401,7 +398,7 @@ def test_shards_cut_for_shorter_clips_are_refused(folders):
 def test_a_clip_of_a_higher_rate_than_the_stored_one_is_refused(tmp_path):
     """The nearest stored frame would be shown again and again, and nobody would know."""
     encoding = small_encoding(codec="mjpeg", fps=4.0)
-    shards = build_shards(NumberedReader(3), tmp_path, CLIP, encoding, workers=1, progress=False)
+    shards = build_shards(NumberedReader(3), tmp_path, CLIP, encoding)
     config = config_for(shards)
     config.dataset.clip = ClipConfig(frames=7, seconds=1.0)
     with pytest.raises(DataError, match=r"dataset\.clip\.frames=7 of 1 s.*stored at dataset\.encoding\.fps=4.*again"):

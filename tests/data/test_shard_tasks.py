@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_worlds import NumberedReader, numbered_frames, small_encoding, write_video
+from data_worlds import NumberedReader, numbered_frames, plan_build, small_encoding, write_video
 
 from ace_dist.config import ClipConfig
-from ace_dist.data.build.shards import Build, array_task, sole_writer
+from ace_dist.data.build.shards import array_task, sole_writer
 from ace_dist.data.segments import Failure
 from ace_dist.utils.errors import DataError
 
@@ -28,7 +28,7 @@ CLIPS = 23  # 15 train and 8 test: five shards of 3 and three
 
 def plan(folder, reader=None, **settings):
     encoding = settings.pop("encoding", small_encoding(codec="mjpeg"))
-    return Build.plan(reader or NumberedReader(CLIPS), folder, CLIP, encoding, **({"clips_per_shard": 3} | settings))
+    return plan_build(reader or NumberedReader(CLIPS), folder, CLIP, encoding, **({"clips_per_shard": 3} | settings))
 
 
 def part(folder, task, tasks, **settings):
@@ -101,9 +101,8 @@ def test_locks_serve_on_nfs_too(tmp_path, monkeypatch):
 SCRIPT = """
 import os, sys
 sys.path[:0] = {path!r}
-from data_worlds import NumberedReader, small_encoding
+from data_worlds import NumberedReader, plan_build, small_encoding
 from ace_dist.config import ClipConfig
-from ace_dist.data.build.shards import Build
 
 
 class Slow(NumberedReader):
@@ -116,7 +115,7 @@ class Slow(NumberedReader):
 
 if __name__ == "__main__":
     encoding = small_encoding(codec="mjpeg")
-    Build.plan(Slow({clips}), {folder!r}, ClipConfig(4, 1.5, 3), encoding, clips_per_shard=3).{call}
+    plan_build(Slow({clips}), {folder!r}, ClipConfig(4, 1.5, 3), encoding, clips_per_shard=3).{call}
 """
 
 
@@ -179,9 +178,9 @@ def test_a_part_reports_its_own_failures_and_the_ledger_holds_all(tmp_path):
     reader = NumberedReader(CLIPS, broken=frozenset({"clip_001", "clip_022"}))
     with pytest.raises(DataError, match=r"1 of 23 segments(.|\n)*clip_001"):
         part(tmp_path, 0, 2, reader=reader)
-    rejected = [Failure("line-9", "", "labels.csv line 9", "start after end")]
+    reader.rejected = [Failure("line-9", "", "labels.csv line 9", "start after end")]
     for task in (1, 0):
-        shards = part(tmp_path / "all", task, 2, reader=reader, allow_quarantine=True, rejected=rejected)
+        shards = part(tmp_path / "all", task, 2, reader=reader, allow_quarantine=True)
     ledger = [json.loads(line)["id"] for line in (tmp_path / "all" / "quarantine.jsonl").read_text().splitlines()]
     assert sorted(ledger) == ["clip_001", "clip_022", "line-9"]
     assert len(shards.records) + len(ledger) == CLIPS + 1 == shards.manifest["configuration"]["segments"]

@@ -22,6 +22,7 @@ from data_worlds import (
     DyingReader,
     HangingReader,
     NumberedReader,
+    build_shards,
     frame_number,
     numbered_frames,
     small_encoding,
@@ -37,7 +38,7 @@ from ace_dist.data.build.cut import Cutter
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.build.encode import check_decodes, encode, resample
 from ace_dist.data.build.isolation import LostError, run_alone
-from ace_dist.data.build.shards import Build, build_shards, sole_writer
+from ace_dist.data.build.shards import sole_writer
 from ace_dist.data.build.single_video import OneVideo
 from ace_dist.data.loader.pyav import decode_frames
 from ace_dist.data.sampling import train_frames
@@ -50,7 +51,7 @@ CLIP = ClipConfig(4, 1.5, 3)
 
 def build(reader, folder, **settings):
     encoding = settings.pop("encoding", small_encoding())
-    defaults = {"clips_per_shard": 4, "workers": 1, "progress": False}
+    defaults = {"clips_per_shard": 4, "workers": 1}
     return build_shards(reader, folder, settings.pop("clip", CLIP), encoding, **(defaults | settings))
 
 
@@ -243,9 +244,8 @@ class CountingReader(NumberedReader):
 KILLED = """
 import sys
 sys.path[:0] = {path!r}
-from data_worlds import DyingReader, small_encoding
+from data_worlds import DyingReader, build_shards, small_encoding
 from ace_dist.config import ClipConfig
-from ace_dist.data.build.shards import build_shards
 
 build_shards(DyingReader(12), {folder!r}, ClipConfig(4, 1.5, 3), small_encoding(), clips_per_shard=4, workers=1)
 """
@@ -282,8 +282,7 @@ def test_a_video_on_which_ffmpeg_hangs_costs_itself_only(tmp_path):
     """Its worker is ended after `timeout_s`, its neighbours are cut, and the ledger says why it is not there."""
     os.mkfifo(tmp_path / "pipe.mp4")
     reader = HangingReader(12, pipe=str(tmp_path / "pipe.mp4"))
-    plan = Build.plan(reader, tmp_path / "s", CLIP, small_encoding(), allow_quarantine=True, timeout_s=3)
-    shards = plan.run(workers=2, progress=False)
+    shards = build(reader, tmp_path / "s", workers=2, allow_quarantine=True, timeout_s=3)
     assert {s.id for s in reader.segments()} - {r.key for r in shards.records} == {"clip_011"}
     (line,) = (tmp_path / "s" / "quarantine.jsonl").read_text().splitlines()
     assert "clip_011" in line and "not read within 3 s: FFmpeg hangs on it" in line and "dataset.timeout_s=3" in line

@@ -12,10 +12,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from data_worlds import NumberedReader, small_encoding, small_loader
+from data_worlds import NumberedReader, build_shards, small_encoding, small_loader
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
-from ace_dist.data.build.shards import build_shards
 from ace_dist.data.loader import build_loader
 from ace_dist.data.loader.torchcodec import TorchcodecLoader
 from ace_dist.data.sampling import TrainPlan
@@ -64,7 +63,7 @@ def package(request, monkeypatch):
 @pytest.fixture(params=["vp9", "mjpeg"])
 def shards(request, tmp_path):
     reader = NumberedReader(3, sizes=((65, 87), (90, 66), (64, 64)))
-    return build_shards(reader, tmp_path, CLIP, small_encoding(codec=request.param), workers=1, progress=False)
+    return build_shards(reader, tmp_path, CLIP, small_encoding(codec=request.param))
 
 
 def run(shards, backend):

@@ -10,12 +10,11 @@ import signal
 
 import pytest
 import torch
-from data_worlds import NumberedReader, numbered_frames, small_encoding, write_video
+from data_worlds import NumberedReader, build_shards, numbered_frames, small_encoding, write_video
 
 from ace_dist.config import ClipConfig, load_config
 from ace_dist.data.build.encode import encode
-from ace_dist.data.build.shards import Build
-from ace_dist.data.build.verify import ShardCheck, run_checks, verify_shards
+from ace_dist.data.build.verify import run_checks, verify_shards
 from ace_dist.data.segments import RawClip
 from ace_dist.data.shards import ClipRecord, ShardFiles, ShardSet, write_shard
 from ace_dist.utils.errors import DataError
@@ -26,8 +25,7 @@ TREES = {verb: {verb: [verb, f"{verb} up"], f"{verb} up": [f"{verb} up", verb]} 
 def make(folder, codec="mjpeg", reader=None, **settings):
     encoding = small_encoding(codec=codec)
     reader = reader or NumberedReader(24, frames=20, segment=(0.5, 2.0))
-    build = Build.plan(reader, folder, ClipConfig(4, 1.0, 1), encoding, clips_per_shard=6, **settings)
-    return build.run(workers=1, progress=False)
+    return build_shards(reader, folder, ClipConfig(4, 1.0, 1), encoding, clips_per_shard=6, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +132,10 @@ def test_a_shard_that_crashes_its_check_is_named_and_the_others_are_checked(shar
     found = ShardSet.load(shards)
     first, second = found.manifest["shards"][:2]
     records = [r for r in found.records if r.shard == second["name"]]
-    jobs = [
-        ShardCheck(shards, first, CrashingRecords(), found.codec, 5),
-        ShardCheck(shards, second, records, found.codec, 5),
-    ]
-    crashed, sound = run_checks(jobs, workers=2, timeout_s=60)
-    assert len(crashed.errors) == 1 and first["name"] in crashed.errors[0] and "signal 9" in crashed.errors[0]
-    assert sound.errors == [] and sound.decoded == len(records)
+    jobs = [(shards, first, CrashingRecords(), found.codec, 5), (shards, second, records, found.codec, 5)]
+    (_, errors), sound = run_checks(jobs, workers=2, timeout_s=60)
+    assert len(errors) == 1 and first["name"] in errors[0] and "signal 9" in errors[0]
+    assert sound == (records, [])
 
 
 def test_a_clip_with_fewer_frames_than_promised(shards, sound):

@@ -11,8 +11,9 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from ace_dist.config import EncodingConfig, LoaderConfig
-from ace_dist.data.segments import RawClip, Segment
+from ace_dist.config import DatasetConfig, EncodingConfig, LoaderConfig
+from ace_dist.data.build.shards import Build
+from ace_dist.data.segments import RawClip, Reader, Segment
 
 BITS = 8
 
@@ -114,7 +115,7 @@ def remux(source, path, skip=0, **options):
 
 
 @dataclass
-class NumberedReader:
+class NumberedReader(Reader):
     """A rendering reader: `count` sources of `frames` numbered frames; source i is `sizes[i % len(sizes)]` (H, W)."""
 
     count: int
@@ -174,6 +175,16 @@ class HangingReader(NumberedReader):
 
 def wait_for_ever(pipe):
     av.open(pipe)
+
+
+def plan_build(reader, folder, clip, encoding, **settings):
+    """A build of `reader` into `folder`; `settings` are those of `dataset`."""
+    dataset = DatasetConfig("test", "csv", shards=str(folder), clip=clip, encoding=encoding, **settings)
+    return Build.plan(reader, dataset)
+
+
+def build_shards(reader, folder, clip, encoding, *, workers=1, **settings):
+    return plan_build(reader, folder, clip, encoding, **settings).run(workers, progress=False)
 
 
 def small_encoding(**settings):

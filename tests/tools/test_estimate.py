@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_worlds import NumberedReader, small_encoding, small_loader
+from data_worlds import NumberedReader, build_shards, small_encoding, small_loader
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ace_dist.cli import execute
 from ace_dist.config import ClipConfig, load_config
-from ace_dist.data.build.shards import build_shards
 from ace_dist.data.loader import pyav
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.shards import ShardFiles
@@ -114,7 +113,7 @@ def test_frames_to_decode_by_hand():
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     encoding = small_encoding(gop=4)
-    return build_shards(NumberedReader(6), folder, ClipConfig(5, 1.5), encoding, workers=1, progress=False)
+    return build_shards(NumberedReader(6), folder, ClipConfig(5, 1.5), encoding)
 
 
 def config_of(shards):

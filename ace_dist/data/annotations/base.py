@@ -1,4 +1,4 @@
-"""What the readers of annotated video files share: decoding a segment's frames, and listing what is wrong."""
+"""What the readers of annotated video files share: decoding a segment's frames, its folder and its classes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.build.decode import Source, read_window
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment
 from ace_dist.utils.errors import DataError
-
-SHOWN = 20  # problems that one message lists
 
 
 class VideoReader(Reader):
@@ -40,12 +38,6 @@ class VideoReader(Reader):
 
     def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
         return read_window(self.video(segment), start_s, end_s, fps=self.fps, short_side=self.short_side)
-
-
-def listing(problems: Sequence[str]) -> str:
-    """Problems one a line, at most `SHOWN` of them."""
-    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return "\n  ".join(["", *problems[:SHOWN], *more])
 
 
 def data_root(dataset: DatasetConfig, source: str) -> Path:

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ace_dist.config import DatasetConfig, resolve_path
-from ace_dist.data.annotations.base import VideoReader, listing
+from ace_dist.data.annotations.base import VideoReader
 from ace_dist.data.segments import SPLITS, Failure, Segment
-from ace_dist.utils.errors import DataError
+from ace_dist.utils.errors import DataError, listing
 
 COLUMNS = ("video", "start_s", "end_s", "verb", "object", "split", "group")
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ace_dist.concepts import ClassTable
 from ace_dist.config import DatasetConfig
-from ace_dist.data.annotations.base import VideoReader, class_table, listing
+from ace_dist.data.annotations.base import VideoReader, class_table
 from ace_dist.data.build.decode import frame_rate, open_video
 from ace_dist.data.segments import Segment
-from ace_dist.utils.errors import DataError
+from ace_dist.utils.errors import DataError, listing
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from itertools import groupby
 from pathlib import Path
 
 from ace_dist.config import DatasetConfig
-from ace_dist.data.annotations.base import VideoReader, data_root, listing
+from ace_dist.data.annotations.base import VideoReader, data_root
 from ace_dist.data.annotations.frames import LabelledFrames, Recording, build_frame_reader
-from ace_dist.utils.errors import DataError
+from ace_dist.utils.errors import DataError, listing
 
 SOURCE = (
     "expected groundTruth/NAME.txt, splits/test.split{1..4}.bundle and videos/NAME.mp4; labels: the GTEA part of the "

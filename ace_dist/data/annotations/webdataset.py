@@ -24,11 +24,11 @@ from typing import Any
 from ace_dist.concepts import ClassTable
 from ace_dist.concepts.actions import Action
 from ace_dist.config import DatasetConfig
-from ace_dist.data.annotations.base import VideoReader, class_table, data_root, listing
+from ace_dist.data.annotations.base import VideoReader, class_table, data_root
 from ace_dist.data.build.decode import StoredVideo, open_video, promised_length
 from ace_dist.data.segments import SPLITS, Failure, Segment
 from ace_dist.data.shards import safe_members
-from ace_dist.utils.errors import DataError
+from ace_dist.utils.errors import DataError, listing
 
 SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
 

@@ -24,20 +24,12 @@ from typing import Any
 import av
 from tqdm import tqdm
 
-from ace_dist.config import ClipConfig, EncodingConfig
+from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.build.cut import Cutter, cut_all, failure
 from ace_dist.data.build.encode import CONTAINER, check_encoding, encoder_options
 from ace_dist.data.segments import SPLITS, Failure, Reader, Segment
-from ace_dist.data.shards import (
-    FORMAT,
-    MANIFEST,
-    ClipRecord,
-    ShardSet,
-    action_counts,
-    file_sha256,
-    write_shard,
-)
-from ace_dist.utils.errors import DataError
+from ace_dist.data.shards import FORMAT, MANIFEST, ClipRecord, ShardSet, action_counts, file_sha256, write_shard
+from ace_dist.utils.errors import DataError, listing
 from ace_dist.utils.files import write_bytes
 
 QUARANTINE = "quarantine.jsonl"
@@ -45,7 +37,6 @@ STATE = "state.json"  # suffix of the note beside each finished shard of an unfi
 PLAN = ".plan.json"  # the configuration that the tasks at work in a folder share
 BUILD_LOCK = ".build.lock"  # held while shards are made: by one whole build, or shared by tasks
 PLAN_LOCK = ".plan.lock"  # held by one process for moments: while it joins the others and while it finishes
-SHOWN = 20  # failures that one message lists
 
 
 @dataclass(frozen=True)
@@ -67,42 +58,12 @@ class ShardState:
     records: list[ClipRecord]
     failures: list[Failure]
 
-    def dump(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
-
     @classmethod
     def parse(cls, text: str) -> ShardState:
         fields = json.loads(text)
         fields["records"] = [ClipRecord(**entry) for entry in fields["records"]]
         fields["failures"] = [Failure(**entry) for entry in fields["failures"]]
         return cls(**fields)
-
-
-def build_shards(
-    reader: Reader,
-    out_dir: str | Path,
-    clip: ClipConfig,
-    encoding: EncodingConfig,
-    *,
-    clips_per_shard: int = 128,
-    workers: int = 0,
-    allow_quarantine: bool = False,
-    source: Mapping[str, Any] | None = None,
-    progress: bool = True,
-) -> ShardSet:
-    """Cut, encode and pack every segment of `reader` into `out_dir`: `Build.plan` and `Build.run` in one call."""
-    build = Build.plan(
-        reader,
-        out_dir,
-        clip,
-        encoding,
-        clips_per_shard=clips_per_shard,
-        allow_quarantine=allow_quarantine,
-        source=source,
-    )
-    shards = build.run(workers, progress)
-    assert shards is not None
-    return shards
 
 
 @dataclass(frozen=True)
@@ -117,39 +78,30 @@ class Build:
     allow_quarantine: bool
 
     @classmethod
-    def plan(
-        cls,
-        reader: Reader,
-        out_dir: str | Path,
-        clip: ClipConfig,
-        encoding: EncodingConfig,
-        *,
-        clips_per_shard: int = 128,
-        allow_quarantine: bool = False,
-        source: Mapping[str, Any] | None = None,
-        rejected: Sequence[Failure] = (),
-        timeout_s: float = 0.0,
-    ) -> Build:
-        """Divide the segments of `reader` into shards.
+    def plan(cls, reader: Reader, dataset: DatasetConfig) -> Build:
+        """Divide the segments of `reader` into shards; what it rejects, and segments that repeat an id, are refused.
 
-        `source` holds what else decides the pixels, such as the settings of a renderer; `rejected` what is annotated
-        and gave no segment, which segments that repeat an id join; one that takes a worker longer than `timeout_s`
-        (0: no limit) fails. Raises `DataError` for settings that make no sense, and `DataError` when something was
-        refused without `allow_quarantine`.
+        Raises `DataError` for settings that make no sense, and for what is refused without `dataset.allow_quarantine`.
         """
-        check_encoding(encoding)
-        if clips_per_shard < 1:
-            raise DataError(f"dataset.clips_per_shard={clips_per_shard} must be at least 1")
-        segments, repeated = without_repeats(reader.segments())
-        refused = [*rejected, *repeated]
-        if not segments and not refused:
+        check_encoding(dataset.encoding)
+        if dataset.clips_per_shard < 1:
+            raise DataError(f"dataset.clips_per_shard={dataset.clips_per_shard} must be at least 1")
+        first: dict[str, Segment] = {}
+        refused = list(reader.rejected)
+        for segment in reader.segments():
+            if (kept := first.setdefault(segment.id, segment)) is not segment:
+                where = f" ({kept.origin})" if kept.origin else ""
+                refused.append(failure(segment, f"segment id {segment.id} occurs twice; the first one{where} is kept"))
+        if not first and not refused:
             raise DataError("the data set has no segment: check dataset.annotations")
-        configuration = describe(segments, refused, clip, encoding, clips_per_shard, source or {})
-        if not segments or (refused and not allow_quarantine):
-            raise DataError(failure_report(Path(out_dir), refused, configuration["segments"]))
-        jobs = shard_jobs(segments, clips_per_shard, configuration)
-        cutter = Cutter(reader, clip.seconds, encoding, timeout_s)
-        return cls(Path(out_dir), cutter, jobs, refused, configuration, allow_quarantine)
+        folder, segments = resolve_path(dataset.shards), list(first.values())
+        source = {"kind": dataset.kind, **reader.source()}
+        configuration = describe(segments, refused, dataset, source)
+        if not segments or (refused and not dataset.allow_quarantine):
+            raise DataError(failure_report(folder, refused, configuration["segments"]))
+        jobs = shard_jobs(segments, dataset.clips_per_shard, configuration)
+        cutter = Cutter(reader, dataset.clip.seconds, dataset.encoding, dataset.timeout_s)
+        return cls(folder, cutter, jobs, refused, configuration, dataset.allow_quarantine)
 
     def run(self, workers: int = 0, progress: bool = True, task: int = 0, tasks: int = 1) -> ShardSet | None:
         """Make the `task`-th of `tasks` contiguous parts of the shards; whoever finds all there writes the manifest.
@@ -161,7 +113,14 @@ class Build:
         on (a task among others, those of its own part), and when another build lies or is at work in the folder.
         """
         mine = self.jobs[len(self.jobs) * task // tasks : len(self.jobs) * (task + 1) // tasks]
-        make_folder(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"dataset.shards={self.folder} cannot be a folder: {error.strerror}") from error
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise DataError(
+                f"dataset.shards={self.folder} cannot be written into; choose another folder, or change its owner"
+            )
         with self.among_tasks() if tasks > 1 else sole_writer(self.folder):
             # Which shards of this part are missing? Their notes go, or another task could finish with what they say.
             with lock(self.folder / PLAN_LOCK):
@@ -223,18 +182,20 @@ class Build:
                         clips.append(result)
                     bar.update()
                 made += len(job.segments)
-                yield self.store(job, clips, failures)
+                records, path = write_shard(self.folder, job.name, clips, CONTAINER), self.folder / job.name
+                yield self.note(job, file_sha256(path), path.stat().st_size, records, failures)
                 if progress and bar.disable:  # a batch job's log
                     print(
                         f"{job.name}: {len(clips)} clips, {len(failures)} failed; {made} of {len(segments)}", flush=True
                     )
 
-    def store(self, job: ShardJob, clips: Sequence[tuple[ClipRecord, bytes]], failures: list[Failure]) -> ShardState:
-        """Write a shard, then the note that it is whole."""
-        records = write_shard(self.folder, job.name, clips, CONTAINER)
-        path = self.folder / job.name
-        state = ShardState(job.fingerprint, file_sha256(path), path.stat().st_size, records, failures)
-        write_bytes(state_path(self.folder, job.name), state.dump())
+    def note(
+        self, job: ShardJob, sha256: str, size: int, records: list[ClipRecord], failures: list[Failure]
+    ) -> ShardState:
+        """Say beside a shard of an unfinished build that it is whole."""
+        state = ShardState(job.fingerprint, sha256, size, records, failures)
+        text = json.dumps(dataclasses.asdict(state), sort_keys=True)
+        write_bytes(state_path(self.folder, job.name), text.encode())
         return state
 
     def state(self, job: ShardJob) -> ShardState | None:
@@ -291,9 +252,7 @@ class Build:
         for job in self.jobs if shards.manifest["tools"] == tool_versions() else ():
             records = [record for record in shards.records if record.shard == job.name]
             failed = [failures[segment.id] for segment in job.segments if segment.id in failures]
-            entry = entries[job.name]
-            state = ShardState(job.fingerprint, entry["sha256"], entry["size"], records, failed)
-            write_bytes(state_path(self.folder, job.name), state.dump())
+            self.note(job, entries[job.name]["sha256"], entries[job.name]["size"], records, failed)
         (self.folder / MANIFEST).unlink()
 
     def finish(self, states: Sequence[ShardState]) -> ShardSet:
@@ -301,7 +260,10 @@ class Build:
         records = [record for state in states for record in state.records]
         failures = self.refused + [entry for state in states for entry in state.failures]
         assert len(records) + len(failures) == self.configuration["segments"]
-        write_ledger(self.folder, failures)
+        (self.folder / QUARANTINE).unlink(missing_ok=True)
+        if failures:  # a line for every segment that is in no shard, whether the build goes on without it or not
+            lines = [json.dumps(dataclasses.asdict(entry), sort_keys=True) + "\n" for entry in failures]
+            write_bytes(self.folder / QUARANTINE, "".join(lines).encode())
         if failures and (not self.allow_quarantine or not records):
             raise DataError(failure_report(self.folder, failures, self.configuration["segments"]))
         manifest = {
@@ -332,34 +294,8 @@ class Build:
         return [key for key, length_s in annotated if length_s - stored_s[key] > frame_s[key]]
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder where it is missing. Raises `DataError` when it cannot be one, or cannot be written into."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"dataset.shards={folder} cannot be a folder: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"dataset.shards={folder} cannot be written into; choose another folder, or change its owner")
-
-
-def without_repeats(segments: Sequence[Segment]) -> tuple[list[Segment], list[Failure]]:
-    """The first segment of every id, and a failure for each further one."""
-    first: dict[str, Segment] = {}
-    repeated = []
-    for segment in segments:
-        if (kept := first.setdefault(segment.id, segment)) is not segment:
-            where = f" ({kept.origin})" if kept.origin else ""
-            repeated.append(failure(segment, f"segment id {segment.id} occurs twice; the first one{where} is kept"))
-    return list(first.values()), repeated
-
-
 def describe(
-    segments: Sequence[Segment],
-    refused: Sequence[Failure],
-    clip: ClipConfig,
-    encoding: EncodingConfig,
-    clips_per_shard: int,
-    source: Mapping[str, Any],
+    segments: Sequence[Segment], refused: Sequence[Failure], dataset: DatasetConfig, source: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides the content of a build, independent of where its videos lie."""
     digest = hashlib.sha256()
@@ -368,10 +304,10 @@ def describe(
     for entry in refused:
         digest.update(json.dumps([entry.id, entry.reason]).encode())
     return {
-        "clip_seconds": clip.seconds,
-        "encoding": dataclasses.asdict(encoding),
-        "clips_per_shard": clips_per_shard,
-        "source": json.loads(json.dumps(dict(source), sort_keys=True, default=str)),
+        "clip_seconds": dataset.clip.seconds,
+        "encoding": dataclasses.asdict(dataset.encoding),
+        "clips_per_shard": dataset.clips_per_shard,
+        "source": json.loads(json.dumps(source, sort_keys=True, default=str)),
         "segments": len(segments) + len(refused),
         "segments_sha256": digest.hexdigest(),
     }
@@ -468,26 +404,14 @@ def state_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.{STATE}"
 
 
-def write_ledger(folder: Path, failures: Sequence[Failure]) -> None:
-    """quarantine.jsonl: a line for every segment that is in no shard, whether the build goes on without it or not."""
-    lines = "".join(json.dumps(dataclasses.asdict(entry), sort_keys=True) + "\n" for entry in failures)
-    if failures:
-        write_bytes(folder / QUARANTINE, lines.encode())
-    else:
-        (folder / QUARANTINE).unlink(missing_ok=True)
-
-
 def failure_report(folder: Path, failures: Sequence[Failure], total: int) -> str:
     """Failed segments, one a line, and what can be done about them."""
     lines = [
-        f"  {entry.id} ({', '.join(filter(None, (entry.video or 'rendered', entry.origin)))}): {entry.reason}"
-        for entry in failures[:SHOWN]
+        f"{entry.id} ({', '.join(filter(None, (entry.video or 'rendered', entry.origin)))}): {entry.reason}"
+        for entry in failures
     ]
-    if len(failures) > SHOWN:
-        lines.append(f"  ... and {len(failures) - SHOWN} more")
     return (
-        f"{len(failures)} of {total} segments could not be stored in dataset.shards={folder}:\n"
-        + "\n".join(lines)
-        + "\nrepair or remove them in dataset.annotations and run again (finished shards are kept), or set "
+        f"{len(failures)} of {total} segments could not be stored in dataset.shards={folder}:{listing(lines)}\n"
+        "repair or remove them in dataset.annotations and run again (finished shards are kept), or set "
         f"dataset.allow_quarantine=true to go on without them; {QUARANTINE} lists them all"
     )

@@ -6,6 +6,7 @@ Nothing is repaired. Errors would end a training or bend its result; warnings ar
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tarfile
 from collections import Counter, defaultdict
@@ -34,14 +35,13 @@ from ace_dist.data.shards import (
     index_text,
     safe_members,
 )
-from ace_dist.utils.errors import DataError, UserError
+from ace_dist.utils.errors import DataError, UserError, listing
 
 if TYPE_CHECKING:
     import torch
 
 FEW = 5  # clips of a class in a split; below, its accuracy moves by more than 20 points with one clip
 UNEQUAL = 10  # times that the most frequent class of a split outnumbers the rarest
-SHOWN = 20  # lines of each kind that a report prints
 
 
 @dataclass
@@ -76,8 +76,7 @@ class Report:
         ]
         for title, problems in (("warnings", self.warnings), ("errors", self.errors)):
             if problems:
-                more = [f"  ... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-                lines += ["", f"{title}:", *(f"  {line}" for line in problems[:SHOWN]), *more]
+                lines += ["", f"{title}:{listing(problems)}"]
         if self.damaged:
             lines += ["", f"delete {', '.join(self.damaged)} and build again: the other shards are kept"]
         verdict = f"FAILED, errors: {len(self.errors)}" if self.errors else "passed"
@@ -96,16 +95,14 @@ def verify_shards(config: Config, device: torch.device) -> Report:
     for record in shards.records:
         by_shard[record.shard].append(record)
     gop = int(shards.manifest["configuration"]["encoding"]["gop"])
-    jobs = [
-        ShardCheck(shards.folder, shard, by_shard.pop(shard["name"], []), shards.codec, gop)
-        for shard in shards.manifest["shards"]
-    ]
+    entries = shards.manifest["shards"]
+    jobs = [(shards.folder, entry, by_shard.pop(entry["name"], []), shards.codec, gop) for entry in entries]
     report.errors += [f"{MANIFEST} places clips in {name}, which it does not list" for name in sorted(by_shard)]
-    for job, checked in zip(jobs, run_checks(jobs, dataset.workers, dataset.timeout_s), strict=True):
-        report.damaged += [str(job.entry["name"])] if checked.errors else []
-        report.errors += checked.errors
-        report.decoded += checked.decoded
-        report.frames += checked.frames
+    for entry, (whole, errors) in zip(entries, run_checks(jobs, dataset.workers, dataset.timeout_s), strict=True):
+        report.damaged += [str(entry["name"])] if errors else []
+        report.errors += errors
+        report.decoded += len(whole)
+        report.frames += sum(record.frames for record in whole)
     report.errors += accounting_errors(shards)
     report.errors += label_errors(config, shards)
     report.backend = decoding_backend(config, shards, device, report.errors)
@@ -113,70 +110,58 @@ def verify_shards(config: Config, device: torch.device) -> Report:
     return report
 
 
-@dataclass(frozen=True)
-class ShardCheck:
-    """One shard to check: its entry in the manifest and the clips that should lie in it. Picklable."""
-
-    folder: Path
-    entry: Mapping[str, Any]
-    records: Sequence[ClipRecord]
-    codec: str
-    gop: int
-
-
-@dataclass
-class ShardResult:
-    decoded: int = 0
-    frames: int = 0
-    errors: list[str] = field(default_factory=list)
+ShardCheck = tuple[Path, Mapping[str, Any], Sequence[ClipRecord], str, int]  # the arguments of `check_shard`
+ShardResult = tuple[list[ClipRecord], list[str]]  # clips that came out whole, and errors
 
 
 def run_checks(jobs: Sequence[ShardCheck], workers: int, timeout_s: float) -> Iterator[ShardResult]:
     """Results in the order of the shards, each from a process of its own unless `workers` is 1."""
+
+    def check_apart(job: ShardCheck) -> ShardResult:
+        try:
+            return run_alone(timeout_s, check_shard, *job)
+        except LostError as error:
+            return [], [f"{job[1]['name']} cannot be checked (dataset.timeout_s={timeout_s:g}): {error}"]
+
     if workers == 1 or not jobs:
-        yield from map(check_shard, jobs)
+        yield from itertools.starmap(check_shard, jobs)
         return
     with ThreadPoolExecutor(min(workers or cpu_count(), len(jobs))) as pool:
-        yield from pool.map(lambda job: check_apart(job, timeout_s), jobs)
+        yield from pool.map(check_apart, jobs)
 
 
-def check_apart(job: ShardCheck, timeout_s: float) -> ShardResult:
-    """`check_shard` in a new process, whose end is the shard's fault."""
-    try:
-        return run_alone(timeout_s, check_shard, job)
-    except LostError as error:
-        return ShardResult(errors=[f"{job.entry['name']} cannot be checked (dataset.timeout_s={timeout_s:g}): {error}"])
+def check_shard(
+    folder: Path, entry: Mapping[str, Any], records: Sequence[ClipRecord], codec: str, gop: int
+) -> ShardResult:
+    """Checksum, members, index and every clip of a shard: `entry` of the manifest, and the clips that should lie in it.
 
-
-def check_shard(job: ShardCheck) -> ShardResult:
-    """Checksum, members, index and every clip of a shard. A damaged shard is read on, to name its damaged clips."""
-    result, name = ShardResult(), str(job.entry["name"])
-    path = job.folder / name
+    A damaged shard is read on, to name its damaged clips.
+    """
+    name, path = str(entry["name"]), folder / entry["name"]
     if not path.is_file():
-        result.errors.append(f"{name} is missing; it should hold {len(job.records)} clips")
-        return result
-    if file_sha256(path) != job.entry["sha256"]:
+        return [], [f"{name} is missing; it should hold {len(records)} clips"]
+    whole, errors = [], []
+    if file_sha256(path) != entry["sha256"]:
         size = path.stat().st_size
-        cut = f" ({size} bytes instead of {job.entry['size']})" if size != job.entry["size"] else ""
-        result.errors.append(f"{name} differs from its checksum{cut}")
-    if len(job.records) != job.entry["clips"]:
-        result.errors.append(f"{name} should hold {job.entry['clips']} clips, {MANIFEST} lists {len(job.records)}")
+        cut = f" ({size} bytes instead of {entry['size']})" if size != entry["size"] else ""
+        errors.append(f"{name} differs from its checksum{cut}")
+    if len(records) != entry["clips"]:
+        errors.append(f"{name} should hold {entry['clips']} clips, {MANIFEST} lists {len(records)}")
     index = path.with_suffix(".idx")
-    if not index.is_file() or index.read_text(encoding="utf-8") != index_text(job.records):
-        result.errors.append(f"{index.name} is missing or does not fit {name}")
-    result.errors += member_errors(path, job.records)
+    if not index.is_file() or index.read_text(encoding="utf-8") != index_text(records):
+        errors.append(f"{index.name} is missing or does not fit {name}")
+    errors += member_errors(path, records)
     with path.open("rb") as file:
-        for record in job.records:
+        for record in records:
             renew_deadline()
             file.seek(record.offset)
             try:
-                check_clip(file.read(record.size), record, job.codec, job.gop)
+                check_clip(file.read(record.size), record, codec, gop)
             except DataError as error:
-                result.errors.append(f"clip {record.key} in {name}: {error}")
+                errors.append(f"clip {record.key} in {name}: {error}")
             else:
-                result.decoded += 1
-                result.frames += record.frames
-    return result
+                whole.append(record)
+    return whole, errors
 
 
 def check_clip(data: bytes, record: ClipRecord, codec: str, gop: int) -> None:
@@ -194,11 +179,9 @@ def check_clip(data: bytes, record: ClipRecord, codec: str, gop: int) -> None:
 def member_errors(path: Path, records: Sequence[ClipRecord]) -> list[str]:
     """Where a tar file's members are not exactly the clips and descriptions that they should be."""
     described = {f"{record.key}.json": clip_description(record) for record in records}
-    clips = {f"{record.key}.mp4" for record in records}
     errors = []
     try:
         members = safe_members(path)
-        names = {member.name for member in members}
         with tarfile.open(path) as tar:
             for member in members:
                 file = tar.extractfile(member) if member.name in described else None
@@ -206,7 +189,8 @@ def member_errors(path: Path, records: Sequence[ClipRecord]) -> list[str]:
                     errors.append(f"{member.name} in {path.name} says something else than {MANIFEST}")
     except (DataError, tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError) as error:
         return [f"{path.name} cannot be read as a shard: {error}"]
-    for name in sorted({*described, *clips} ^ names):
+    names = {member.name for member in members}
+    for name in sorted({*described, *(f"{record.key}.mp4" for record in records)} ^ names):
         errors.append(f"{path.name} {'holds an unlisted' if name in names else 'does not hold'} {name}")
     return errors
 
@@ -229,8 +213,7 @@ def accounting_errors(shards: ShardSet) -> list[str]:
 
 def label_errors(config: Config, shards: ShardSet) -> list[str]:
     """What a training would say of the labels: classes without a rule, verbs without a synonym tree."""
-    dataset, errors = config.dataset, []
-    records = shards.records
+    dataset, errors, records = config.dataset, [], shards.records
     try:
         records = split_by_group(shards, dataset).records
         actions = {split: [Action(r.verb, r.object) for r in records if r.split == split] for split in SPLITS}
