@@ -164,15 +164,12 @@ class TrainPlan:
         self.frames = [train_frames(record, clip) for record in records]
         self.loader, self.batch_size, self.seed = loader, batch_size, seed
         self.rank, self.share = rank, batch_size // world
-        self.order = functools.lru_cache(maxsize=2)(self.epoch_order)
+        self.order = functools.lru_cache(maxsize=2)(functools.partial(permutation, len(records), seed))  # of an epoch
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps after which every clip has been shown at least once."""
         return math.ceil(len(self.records) / self.batch_size)
-
-    def epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        return permutation(len(self.records), self.seed, epoch)
 
     def requests(self, step: int) -> list[ClipRequest]:
         """This rank's clips of a step, in global order."""

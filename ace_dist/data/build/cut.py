@@ -21,7 +21,7 @@ from multiprocessing import get_context
 import av
 
 from ace_dist.config import EncodingConfig
-from ace_dist.data.build.encode import EncodedClip, encode
+from ace_dist.data.build.encode import encode
 from ace_dist.data.build.isolation import LostError, deadline, end_with_parent, run_alone
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment, clip_window
 from ace_dist.data.shards import ClipRecord
@@ -42,13 +42,30 @@ class Cutter:
     timeout_s: float = 0.0  # 0: no limit
 
     def cut(self, segment: Segment) -> Cut:
-        """Read, encode and check one segment."""
+        """Read, encode and check one segment. The record has no place in a shard yet."""
         try:
             segment, raw = self.read(segment)
             encoded = encode(raw, self.encoding)
         except (DataError, av.error.FFmpegError, OSError) as error:
             return failure(segment, " ".join(str(error).split()))
-        return clip_record(segment, raw, encoded), encoded.data
+        record = ClipRecord(
+            key=segment.id,
+            shard="",
+            offset=0,
+            size=len(encoded.data),
+            frames=encoded.frames,
+            fps=encoded.fps,
+            width=encoded.width,
+            height=encoded.height,
+            segment_start_s=round(max(segment.start_s - raw.start_s, 0.0), 6),
+            segment_end_s=round(min(segment.end_s - raw.start_s, encoded.frames / encoded.fps), 6),
+            verb=segment.verb,
+            object=segment.object,
+            split=segment.split,
+            group=segment.group,
+            sha256=hashlib.sha256(encoded.data).hexdigest(),
+        )
+        return record, encoded.data
 
     def read(self, segment: Segment) -> tuple[Segment, RawClip]:
         """The frames around a segment. One that is annotated past the end of its video ends where the video ends.
@@ -58,7 +75,11 @@ class Cutter:
         """
         start_s, end_s = clip_window(segment, self.clip_seconds, self.encoding.margin_s)
         if self.encoding.fps:
-            start_s = on_grid(start_s, segment, self.clip_seconds, self.encoding.fps)
+            # Back to a time from which frames fall on the sampling times of the training window (`window_frames`): it
+            # then shows the very frames that it would have chosen from the video's own.
+            fps = self.encoding.fps
+            first_s = (segment.start_s + segment.end_s - self.clip_seconds + 1 / fps) / 2
+            start_s = first_s - math.ceil((first_s - start_s) * fps - 1e-6) / fps
         raw = self.reader.read(segment, start_s, end_s)
         half_frame_s, length_s = 0.5 / raw.fps, raw.end_s - raw.start_s
         is_whole = start_s <= 0 and raw.end_s < end_s - half_frame_s
@@ -81,40 +102,9 @@ class Cutter:
         return segment, raw
 
 
-def on_grid(start_s: float, segment: Segment, seconds: float, fps: float) -> float:
-    """The last time up to `start_s` from which frames at `fps` fall on the sampling times of the training window.
-
-    So storing a clip at the rate that it shows costs training nothing: it sees the frames that it would have chosen.
-    """
-    first_s = (segment.start_s + segment.end_s - seconds + 1 / fps) / 2  # see `window_frames`
-    return first_s - math.ceil((first_s - start_s) * fps - 1e-6) / fps
-
-
 def failure(segment: Segment, reason: str) -> Failure:
     """The line of a segment in the ledger."""
     return Failure(segment.id, segment.video, segment.origin, reason)
-
-
-def clip_record(segment: Segment, raw: RawClip, encoded: EncodedClip) -> ClipRecord:
-    """The record of a clip that has no place in a shard yet; the segment is clamped to what is stored."""
-    duration_s = encoded.frames / encoded.fps
-    return ClipRecord(
-        key=segment.id,
-        shard="",
-        offset=0,
-        size=len(encoded.data),
-        frames=encoded.frames,
-        fps=encoded.fps,
-        width=encoded.width,
-        height=encoded.height,
-        segment_start_s=round(max(segment.start_s - raw.start_s, 0.0), 6),
-        segment_end_s=round(min(segment.end_s - raw.start_s, duration_s), 6),
-        verb=segment.verb,
-        object=segment.object,
-        split=segment.split,
-        group=segment.group,
-        sha256=hashlib.sha256(encoded.data).hexdigest(),
-    )
 
 
 def cpu_count() -> int:
@@ -145,7 +135,11 @@ def cut_all(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Genera
             suspects, rest = rest[done : done + AHEAD * workers], rest[done + AHEAD * workers :]
             print(f"a worker died; its segments are cut again one by one, from {suspects[0].id} on", file=sys.stderr)
         for segment in suspects:
-            yield cut_alone(cutter, segment)
+            try:
+                yield run_alone(cutter.timeout_s, cutter.cut, segment)
+            except LostError as error:
+                limit = f"dataset.timeout_s={cutter.timeout_s:g}"
+                yield failure(segment, f"the process that cuts it dies, also alone ({limit}): {error}")
 
 
 def cut_in_pool(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Generator[Cut, None, None]:
@@ -162,15 +156,6 @@ def cut_in_pool(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Ge
             yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def cut_alone(cutter: Cutter, segment: Segment) -> Cut:
-    """One segment in a process of its own, whose end is the segment's fault."""
-    try:
-        return run_alone(cutter.timeout_s, cutter.cut, segment)
-    except LostError as error:
-        limit = f"dataset.timeout_s={cutter.timeout_s:g}"
-        return failure(segment, f"the process that cuts it dies, also alone ({limit}): {error}")
 
 
 worker_cutter: Cutter  # of a worker process, set once by its initializer, not sent with every segment

@@ -250,14 +250,16 @@ class Upright:
     """Turns decoded frames into upright RGB of square pixels, uint8 [H, W, 3]; shorter side at most `short_side`."""
 
     def __init__(self, path: Source, stream: Any, short_side: int) -> None:
-        self.path = path
+        self.path, self.short_side = path, short_side
         self.reformatter = VideoReformatter()
         self.pixel_aspect = float(stream.sample_aspect_ratio or 1)
-        self.short_side = short_side
         self.stored: tuple[int, int] | None = None  # height and width of the first frame
 
-    def check(self, frame: Any, time_s: float) -> None:
-        """Raise `DataError` for a frame of another size than its predecessors, or one that needs tone mapping."""
+    def picture(self, frame: Any, time_s: float) -> NDArray[np.uint8]:
+        """One frame. Any bit depth and chroma format; the colour matrix is the one the file names, else BT.601.
+
+        Raises `DataError` for a frame of another size than its predecessors, or one that needs tone mapping.
+        """
         self.stored = self.stored or (frame.height, frame.width)
         if self.stored != (frame.height, frame.width):
             raise DataError(
@@ -270,19 +272,10 @@ class Upright:
                 "first, with FFmpeg 8: ffmpeg -i IN -vf "
                 "scale=out_transfer=bt709:out_primaries=bt709:out_color_matrix=bt709,format=yuv420p OUT.mp4"
             )
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width to scale a frame to."""
-        width = max(1, round(width * self.pixel_aspect))
+        height, width = frame.height, max(1, round(frame.width * self.pixel_aspect))
         if self.short_side and min(height, width) > self.short_side:
-            return scaled_size(height, width, self.short_side)
-        return height, width
-
-    def picture(self, frame: Any, time_s: float) -> NDArray[np.uint8]:
-        """One frame. Any bit depth and chroma format; the colour matrix is the one the file names, else BT.601."""
-        self.check(frame, time_s)
-        height, width = self.size(frame.height, frame.width)
-        same = (height, width) == (frame.height, frame.width)
+            height, width = scaled_size(height, width, self.short_side)
+        same = (height, width) == self.stored
         scaled = self.reformatter.reformat(
             frame,
             width,

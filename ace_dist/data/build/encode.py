@@ -85,14 +85,6 @@ def is_reference(index: int, gop: int, codec: str) -> bool:
     return codec != "vp9" or index % gop % REFERENCE_EVERY == 0
 
 
-def canonical_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Even height and width of the stored clip. Never larger than the source: enlarging adds bytes and no detail."""
-    if short_side and min(height, width) > short_side:
-        height, width = scaled_size(height, width, short_side // 2)
-        return 2 * height, 2 * width
-    return height - height % 2, width - width % 2
-
-
 def resample(raw: RawClip, fps: float | None) -> RawClip:
     """The clip at another constant rate, each frame the nearest one in time. None keeps the rate."""
     if fps is None or fps == raw.fps:
@@ -109,11 +101,13 @@ def encode(raw: RawClip, encoding: EncodingConfig) -> EncodedClip:
     """
     raw = resample(raw, encoding.fps)
     count, source_height, source_width = raw.frames.shape[:3]
-    height, width = canonical_size(source_height, source_width, encoding.short_side)
+    if encoding.short_side and min(source_height, source_width) > encoding.short_side:
+        height, width = (2 * side for side in scaled_size(source_height, source_width, encoding.short_side // 2))
+    else:  # never enlarged, which would add bytes and no detail; at most the odd row or column goes
+        height, width = source_height - source_height % 2, source_width - source_width % 2
+        raw = RawClip(raw.frames[:, :height, :width], raw.fps, raw.start_s)
     if min(height, width) < 2:
         raise DataError(f"frames of {source_width}x{source_height} pixels are too small to encode")
-    if min(source_height, source_width) <= max(encoding.short_side, 0) or not encoding.short_side:
-        raw = RawClip(raw.frames[:, :height, :width], raw.fps, raw.start_s)  # at most the odd row or column goes
     rate = Fraction(raw.fps).limit_denominator(1001)
     data = write_file(raw.frames, rate, height, width, encoding)
     check_decodes(data, count, height, width, encoding.gop, float(rate), encoding.codec)
@@ -200,11 +194,7 @@ def check_decodes(data: bytes, count: int, height: int, width: int, gop: int, fp
         )
     if not all(keys[::gop]):
         raise DataError(f"has no key frame at every {gop}th frame (dataset.encoding.gop)")
-    check_rate(times, fps)
-
-
-def check_rate(times: list[float], fps: float) -> None:
-    """Raise `DataError` unless frames follow each other from 0 at one rate: DALI counts frames, it reads no times."""
+    # Do frames follow each other from 0 at one rate? DALI counts frames, it reads no times.
     steps = [later - earlier for earlier, later in itertools.pairwise(times)]
     if times and abs(times[0]) > 1e-3:
         raise DataError(f"starts at {times[0]:.3f} s instead of 0")

@@ -57,9 +57,8 @@ def end_with_parent() -> None:
     assert parent is not None
 
     def wait() -> None:
-        """End at once when the parent has ended, in whatever call the main thread is."""
         parent.join()
-        os._exit(1)
+        os._exit(1)  # at once, in whatever call the main thread is
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -78,7 +77,13 @@ def run_alone(timeout_s: float, function: Callable[..., Result], *arguments: Any
         finished, value = receiver.recv()
     except EOFError:
         process.join()
-        raise LostError(cause_of_death(process.exitcode, timeout_s)) from None
+        code = process.exitcode or 0
+        if code == -signal.SIGALRM:
+            reason = f"it was not read within {timeout_s:g} s: FFmpeg hangs on it, or it is very long"
+        else:
+            how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"status {code}"
+            reason = f"it crashes FFmpeg, or memory runs out: its process ended with {how}"
+        raise LostError(reason) from None
     finally:
         receiver.close()
     process.join()
@@ -96,11 +101,3 @@ def answer(sender: Connection, timeout_s: float, function: Callable[..., Any], a
     except Exception as error:  # every error is the caller's, who raises it again
         result = False, error
     sender.send(result)
-
-
-def cause_of_death(code: int | None, timeout_s: float) -> str:
-    """In words, why a process ended with `code`: minus the signal that ended it, or its exit status."""
-    if code == -signal.SIGALRM:
-        return f"it was not read within {timeout_s:g} s: FFmpeg hangs on it, or it is very long"
-    how = f"signal {-code} ({signal.strsignal(-code)})" if code is not None and code < 0 else f"status {code}"
-    return f"it crashes FFmpeg, or memory runs out: its process ended with {how}"

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
-
 from ace_dist.config import ClipConfig, EncodingConfig
 from ace_dist.data.build.cut import Cutter
-from ace_dist.data.build.decode import read_window
+from ace_dist.data.build.decode import open_video, promised_length, read_window
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment
 from ace_dist.data.shards import ClipRecord
 from ace_dist.utils.errors import DataError
@@ -38,7 +36,11 @@ def cut_video(
 
     Raises `DataError` as `read_clip` does.
     """
-    end_s = duration_s(path) if end_s is None else end_s
+    if end_s is None:
+        with open_video(path) as (container, stream):
+            end_s = promised_length(container, stream)
+        # A file that does not say how long it is is read to its end.
+        end_s = end_s or read_window(path, end_s=LONGEST_S + 1, short_side=64).end_s
     segment = Segment("video", str(path), start_s or 0.0, end_s, "v", "o", "test")
     if segment.end_s - segment.start_s > LONGEST_S:
         raise DataError(
@@ -49,19 +51,3 @@ def cut_video(
     if isinstance(cut, Failure):
         raise DataError(cut.reason if str(path) in cut.reason else f"{path}: {cut.reason}")
     return segment, *cut
-
-
-def duration_s(path: Path) -> float:
-    """Length of a video file in seconds, as its container says; a file that says nothing is read to its end."""
-    if not path.is_file():
-        raise DataError(f"video {path} does not exist")
-    try:
-        with av.open(str(path)) as container:
-            stream = next(iter(container.streams.video), None)
-            if stream is not None and stream.duration and stream.time_base:
-                return float(stream.duration * stream.time_base)
-            if stream is not None and container.duration:
-                return float(container.duration / av.time_base)
-    except av.error.FFmpegError as error:
-        raise DataError(f"{path} cannot be read as a video: {error.strerror or error}") from error
-    return read_window(path, end_s=LONGEST_S + 1, short_side=64).end_s

@@ -88,6 +88,8 @@ def verify_shards(config: Config, device: torch.device) -> Report:
 
     Decodes on `dataset.workers` processes. Raises `DataError` when there is no readable manifest at all.
     """
+    from ace_dist.data.loader import choose_backend  # imports torch, which a process that checks a shard can do without
+
     dataset = config.dataset
     shards = ShardSet.read(resolve_path(dataset.shards))
     report = Report(shards)
@@ -105,8 +107,13 @@ def verify_shards(config: Config, device: torch.device) -> Report:
         report.frames += sum(record.frames for record in whole)
     report.errors += accounting_errors(shards)
     report.errors += label_errors(config, shards)
-    report.backend = decoding_backend(config, shards, device, report.errors)
-    report.warnings += balance_warnings(shards.records) + other_warnings(shards)
+    try:
+        backend, reason = choose_backend(config.loader.backend, shards.codec, shards.records, device)
+        report.backend = f"{backend} ({reason})"
+    except DataError as error:
+        report.errors.append(f"backend: {error}")
+        report.backend = f"none for {shards.codec} on {device.type}"
+    report.warnings += quality_warnings(shards)
     return report
 
 
@@ -229,35 +236,17 @@ def label_errors(config: Config, shards: ShardSet) -> list[str]:
     return errors
 
 
-def decoding_backend(config: Config, shards: ShardSet, device: torch.device, errors: list[str]) -> str:
-    """Who will decode, and why; or the error that nobody can, appended to `errors`."""
-    from ace_dist.data.loader import choose_backend  # imports torch, which a process that checks a shard can do without
-
-    try:
-        backend, reason = choose_backend(config.loader.backend, shards.codec, shards.records, device)
-    except DataError as error:
-        errors.append(f"backend: {error}")
-        return f"none for {shards.codec} on {device.type}"
-    return f"{backend} ({reason})"
-
-
-def balance_warnings(records: Sequence[ClipRecord]) -> list[str]:
-    """Classes with few clips, and splits whose classes are very unequal."""
+def quality_warnings(shards: ShardSet) -> list[str]:
+    """Classes with few clips, unequal splits, groups in both, shortened segments, tar files that belong to no build."""
     warnings = []
-    for split, counts in action_counts(records).items():
+    for split, counts in action_counts(shards.records).items():
         if rare := [f"{action} ({count})" for action, count in counts.items() if count < FEW]:
             more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
             warnings.append(f"balance: {split} has fewer than {FEW} clips of {', '.join(rare[:5])}{more}")
         if counts and max(counts.values()) > UNEQUAL * min(counts.values()):
             most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
             warnings.append(f"balance: {split} has {counts[most]} clips of {most} and {counts[least]} of {least}")
-    return warnings
-
-
-def other_warnings(shards: ShardSet) -> list[str]:
-    """People or places in both splits, shortened segments, and tar files that belong to no build."""
     groups = [{r.group for r in shards.records if r.split == split and r.group} for split in SPLITS]
-    warnings = []
     if both := sorted(groups[0] & groups[1]):
         more = ", ..." if len(both) > 5 else ""
         warnings.append(f"groups in both splits, so that the test is not of unknown ones: {', '.join(both[:5])}{more}")

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from ace_dist.config import Config, LoaderConfig, resolve_path
+from ace_dist.config import Config, resolve_path
+from ace_dist.data.loader.base import Loader, say_once
+from ace_dist.data.loader.feature_cache import FeatureCache, FrozenPart
 from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.utils.errors import DataError
-
-if TYPE_CHECKING:
-    from ace_dist.data.loader.base import Loader
-    from ace_dist.data.loader.feature_cache import FrozenPart
 
 DALI_CPU_CODECS = ("vp9", "mjpeg")  # measured with DALI 2.4.0: its CPU backend refuses h264
 NVDEC_VP9_LEAST = 128  # pixels a side; below it NVDEC has no VP9 (NVDEC programming guide)
@@ -28,34 +24,26 @@ def build_loader(config: Config, device: torch.device | str, frozen: FrozenPart 
     Raises `DataError` when `loader.backend` cannot decode these shards on this device, or when the shards were cut for
     shorter clips than `dataset.clip.seconds`, or stored at a lower rate than the clip shows.
     """
-    from ace_dist.data.loader.base import say_once
-
     device, folder = torch.device(device), resolve_path(config.dataset.shards)
     shards = ShardSet.load(folder)
     check_stored_clips(config, shards)
     backend, reason = choose_backend(config.loader.backend, shards.codec, shards.records, device)
     say_once(f"loader: {backend} ({reason})")
-    loader = build_decoder(backend, folder, config.loader, device)
-    if frozen is None:
-        return loader
-    from ace_dist.data.loader.feature_cache import FeatureCache
-
-    return FeatureCache(loader, config.loader, frozen, device)
-
-
-def build_decoder(backend: str, folder: Path, settings: LoaderConfig, device: torch.device) -> Loader:
-    """The loader of one backend, whose library is imported here: no other backend needs it."""
+    # A backend's library is imported here: no other backend needs it.
+    loader: Loader
     if backend == "dali":
         from ace_dist.data.loader.dali import DaliLoader
 
-        return DaliLoader(folder, settings, device)
-    if backend == "torchcodec":
+        loader = DaliLoader(folder, config.loader, device)
+    elif backend == "torchcodec":
         from ace_dist.data.loader.torchcodec import TorchcodecLoader
 
-        return TorchcodecLoader(folder, settings, device)
-    from ace_dist.data.loader.pyav import PyavLoader
+        loader = TorchcodecLoader(folder, config.loader, device)
+    else:
+        from ace_dist.data.loader.pyav import PyavLoader
 
-    return PyavLoader(folder, settings, device)
+        loader = PyavLoader(folder, config.loader, device)
+    return loader if frozen is None else FeatureCache(loader, config.loader, frozen, device)
 
 
 def check_stored_clips(config: Config, shards: ShardSet) -> None:

@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -87,13 +87,10 @@ class Loader(abc.ABC):
         """Release threads, files and device memory."""
 
 
-said: set[str] = set()
-
-
+@cache
 def say_once(line: str) -> None:
     """Print a line on rank 0, and only the first time."""
-    if os.environ.get("RANK", "0") == "0" and line not in said:
-        said.add(line)
+    if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)
 
 

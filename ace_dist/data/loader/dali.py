@@ -63,7 +63,12 @@ def build_pipeline(
 
 def inputs(requests: Sequence[ClipRequest], data: Sequence[bytes]) -> tuple[list[Any], ...]:
     """The columns that the pipeline takes: encoded, frames, roi_start, roi_end, size, flip; one entry a clip."""
-    regions = [region(request) for request in requests]
+    regions = []  # (top, left) and (bottom, right) of the crop, in pixels of the stored frame
+    for request in requests:
+        height, width, top, left = crop_box(request)
+        down, across = request.record.height / height, request.record.width / width
+        end = (top + request.crop) * down, (left + request.crop) * across
+        regions.append(((top * down, left * across), end))
     return (
         [np.frombuffer(encoded, np.uint8) for encoded in data],
         [np.array(request.frames, np.int32) for request in requests],
@@ -72,14 +77,6 @@ def inputs(requests: Sequence[ClipRequest], data: Sequence[bytes]) -> tuple[list
         [np.full(2, request.crop, np.float32) for request in requests],
         [np.array(request.flip, np.int32) for request in requests],
     )
-
-
-def region(request: ClipRequest) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The crop in pixels of the stored frame: (top, left) and (bottom, right)."""
-    height, width, top, left = crop_box(request)
-    down, across = request.record.height / height, request.record.width / width
-    start = (top * down, left * across)
-    return start, ((top + request.crop) * down, (left + request.crop) * across)
 
 
 class DaliLoader(Loader):
@@ -113,7 +110,12 @@ class DaliLoader(Loader):
             self.pipeline = None
             raise
         finally:
-            self.abandon()
+            for _, futures in self.reading:  # prefetched and not collected
+                for future in futures:
+                    future.cancel()
+            self.reading.clear()
+            self.running.clear()
+            self.batches = iter(())
 
     def read_ahead(self) -> Sequence[ClipRequest] | None:
         """The next batch to decode, or None at the end. Reads bytes in threads: file systems may be slow."""
@@ -168,15 +170,6 @@ class DaliLoader(Loader):
         clips = ", ".join(f"{request.record.key} in {request.record.shard}" for request in requests)
         first = next(iter(str(error).strip().splitlines()), "no reason given")
         return f"DALI cannot decode one of {clips}, although PyAV can: {first}; loader.backend=pyav avoids DALI"
-
-    def abandon(self) -> None:
-        """Forget what was prefetched and not collected."""
-        for _, futures in self.reading:
-            for future in futures:
-                future.cancel()
-        self.reading.clear()
-        self.running.clear()
-        self.batches = iter(())
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)

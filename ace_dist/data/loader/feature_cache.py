@@ -9,6 +9,7 @@ the rank or the run that it was made in.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -57,15 +58,12 @@ class FrozenPart(Protocol):
 
     def frozen_features(self, video: Tensor) -> Tensor:
         """Clips [B,T,3,H,W] -> features [B,1+P*T,D]."""
-        ...
 
     def frozen_features_state(self) -> dict[str, Tensor]:
         """The weights that `frozen_features` depends on, by name."""
-        ...
 
     def frozen_features_settings(self, device: torch.device) -> tuple[list[Any], str]:
         """Settings that its arithmetic depends on, and which attention computes it on `device`."""
-        ...
 
 
 class FeatureCache(Loader):
@@ -103,7 +101,12 @@ class FeatureCache(Loader):
         self.recount()
 
     def recount(self) -> None:
-        self.held, self.added = sum(sizes_below(self.root)), 0
+        """Add up the bytes of all files below the root; what vanishes meanwhile does not count."""
+        self.held = self.added = 0
+        for place, _, names in os.walk(self.root):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    self.held += os.stat(os.path.join(place, name)).st_size
 
     def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
         """See `Loader.decode`. Batches with a missing clip, one after the other, are one stream of the inner loader."""
@@ -205,14 +208,10 @@ def as_bytes(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
-def checksum(tensor: Tensor) -> int:
-    return zlib.crc32(as_bytes(tensor))
-
-
 def write_features(path: Path, features: Tensor) -> None:
     """Write features [1+P*T,D] with their checksum."""
     tensor = features.contiguous().cpu()
-    write_bytes(path, save({"features": tensor}, metadata={"crc32": str(checksum(tensor))}))
+    write_bytes(path, save({"features": tensor}, metadata={"crc32": str(zlib.crc32(as_bytes(tensor)))}))
 
 
 def read_features(path: Path) -> Tensor:
@@ -223,7 +222,7 @@ def read_features(path: Path) -> Tensor:
             expected = int(facts.get("crc32", -1))
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{path} of loader.feature_cache cannot be read: {error}; delete it") from error
-    if checksum(tensor) != expected:
+    if zlib.crc32(as_bytes(tensor)) != expected:
         raise DataError(f"{path} of loader.feature_cache is damaged (CRC-32 differs); delete it")
     return cast("Tensor", tensor)
 
@@ -231,18 +230,6 @@ def read_features(path: Path) -> Tensor:
 def remove_unfinished(root: Path) -> None:
     """Delete what writers that were killed left behind: temporary files that nobody has touched for an hour."""
     for path in root.rglob(".*.partial"):
-        try:
+        with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > UNFINISHED_S:
                 path.unlink()
-        except FileNotFoundError:
-            continue
-
-
-def sizes_below(folder: Path) -> Iterator[int]:
-    """Bytes of every file in a folder and in those within; what vanishes meanwhile does not count."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                yield os.stat(os.path.join(place, name)).st_size
-            except FileNotFoundError:
-                continue

@@ -35,10 +35,8 @@ def decode_clip(data: bytes, request: ClipRequest) -> NDArray[np.uint8]:
 
 def decode_into(data: bytes, request: ClipRequest, out: NDArray[np.uint8]) -> None:
     """As `decode_clip`, into memory of the caller."""
-    cut, first_place = (
-        crop_filters(request),
-        {index: place for place, index in reversed(list(enumerate(request.frames)))},
-    )
+    cut = crop_filters(request)
+    first_place = {index: place for place, index in reversed(list(enumerate(request.frames)))}
     for index, picture in pictures(data, set(request.frames)):
         show(picture, cut, out[first_place[index]])
     for place, index in enumerate(request.frames):
@@ -46,23 +44,23 @@ def decode_into(data: bytes, request: ClipRequest, out: NDArray[np.uint8]) -> No
             out[place] = out[first_place[index]]
 
 
-def decode_frames(data: bytes, wanted: Sequence[int]) -> NDArray[np.uint8]:
-    """Whole frames (any order, repeats allowed) of a stored clip: uint8 RGB [len(wanted), H, W, 3]."""
-    found = {index: picture_rgb(picture) for index, picture in pictures(data, set(wanted))}
-    return np.stack([found[index].transpose(1, 2, 0) for index in wanted])
+def decode_frames(data: bytes, frames: Sequence[int]) -> NDArray[np.uint8]:
+    """Whole frames (any order, repeats allowed) of a stored clip: uint8 RGB [len(frames), H, W, 3]."""
+    decoded = {index: picture_rgb(picture) for index, picture in pictures(data, set(frames))}
+    return np.stack([decoded[index].transpose(1, 2, 0) for index in frames])
 
 
-def pictures(data: bytes, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The frames `wanted` of a stored clip with their indices, as they come out of the decoder.
+def pictures(data: bytes, frames: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """`frames` of a stored clip with their indices, as they come out of the decoder.
 
-    Decodes only groups of pictures that hold a wanted frame. Raises `DataError` at the end when one is missing.
+    Decodes only groups of pictures that hold one of them. Raises `DataError` at the end when one is missing.
     """
     table, view = read_sample_table(data), memoryview(data)
     context = av.CodecContext.create(table.decoder, "r")
     context.extradata = table.extradata or None
     context.thread_count = 1  # clips are decoded side by side instead
-    missing = set(wanted)
-    packets = (stored_packet(view, table, index) for index in needed_packets(table.keys, table.needed, wanted))
+    missing = set(frames)
+    packets = (stored_packet(view, table, index) for index in needed_packets(table.keys, table.needed, frames))
     for picture in itertools.chain.from_iterable(map(context.decode, itertools.chain(packets, [None]))):
         if picture.pts in missing:
             missing.remove(picture.pts)
@@ -78,15 +76,17 @@ def stored_packet(data: memoryview, table: SampleTable, index: int) -> av.Packet
     return packet
 
 
-def needed_packets(is_key: Sequence[bool], is_needed: Sequence[bool], wanted: set[int]) -> list[int]:
-    """Frames to decode: from each key frame to the last wanted frame before the next one, less those that are neither
-    wanted nor needed by others. Each stretch begins with a key frame, so that no flush is necessary between them.
+def needed_packets(is_key: Sequence[bool], is_needed: Sequence[bool], frames: set[int]) -> list[int]:
+    """The indices to decode: from each key frame to the last of `frames` before the next one.
+
+    Those that are neither in `frames` nor needed by others are left out. Each stretch begins with a key frame, so that
+    no flush is necessary between them.
     """
     keys = [index for index, key in enumerate(is_key) if key]
     packets: list[int] = []
     for start, stop in zip(keys, [*keys[1:], len(is_key)], strict=True):
-        last = max((index for index in wanted if start <= index < stop), default=start - 1)
-        packets += [index for index in range(start, last + 1) if is_needed[index] or index in wanted]
+        last = max((index for index in frames if start <= index < stop), default=start - 1)
+        packets += [index for index in range(start, last + 1) if is_needed[index] or index in frames]
     return packets
 
 

@@ -34,34 +34,33 @@ class SampleTable:
     needed: list[bool]
 
 
-def read_sample_table(data: bytes) -> SampleTable:
+def read_sample_table(clip: bytes) -> SampleTable:
     """The sample table (ISO/IEC 14496-12, 8.5) of a clip. Raises `DataError` when the bytes are no canonical clip."""
+    data = table = memoryview(clip)
     try:
-        return parse(memoryview(data))
+        for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+            table = dict(boxes(table))[name]
+        parts = dict(boxes(table))
+        kind, entry = next(boxes(parts[b"stsd"][8:]))
+        inner = dict(boxes(entry[ENTRY_HEAD - 8 :]))
+        same_size, count = struct.unpack_from(">II", parts[b"stsz"], 4)
+        sizes = [same_size] * count if same_size else list(struct.unpack_from(f">{count}I", parts[b"stsz"], 12))
+        offsets = sample_offsets(parts, sizes)
+        if any(offset + size > len(data) for offset, size in zip(offsets, sizes, strict=True)):
+            raise IndexError("a frame lies outside")
+        keys = set(range(1, count + 1))  # without a table all are
+        if b"stss" in parts:
+            (length,) = struct.unpack_from(">I", parts[b"stss"], 4)
+            keys = set(struct.unpack_from(f">{length}I", parts[b"stss"], 8))
+        decoder = DECODERS[kind]
     except (KeyError, IndexError, struct.error) as error:
         raise DataError("its bytes are not those of a stored clip") from error
-
-
-def parse(data: memoryview) -> SampleTable:
-    """See `read_sample_table`."""
-    table = data
-    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
-        table = dict(boxes(table))[name]
-    parts = dict(boxes(table))
-    kind, entry = next(boxes(parts[b"stsd"][8:]))
-    inner = dict(boxes(entry[ENTRY_HEAD - 8 :]))
-    same_size, count = struct.unpack_from(">II", parts[b"stsz"], 4)
-    sizes = [same_size] * count if same_size else list(struct.unpack_from(f">{count}I", parts[b"stsz"], 12))
-    offsets = sample_offsets(parts, sizes)
-    if any(offset + size > len(data) for offset, size in zip(offsets, sizes, strict=True)):
-        raise IndexError("a frame lies outside")
-    decoder = DECODERS[kind]
     return SampleTable(
         decoder=decoder,
         extradata=bytes(inner.get(b"avcC", b"")),
         offsets=offsets,
         sizes=sizes,
-        keys=key_flags(parts.get(b"stss"), count),
+        keys=[number in keys for number in range(1, count + 1)],
         needed=[decoder != "vp9" or bytes(data[offset : offset + 2]) != UNUSED_VP9 for offset in offsets],
     )
 
@@ -96,12 +95,3 @@ def sample_offsets(parts: dict[bytes, memoryview], sizes: list[int]) -> list[int
     if len(offsets) != len(sizes):
         raise IndexError("chunks and samples disagree")
     return offsets
-
-
-def key_flags(table: memoryview | None, count: int) -> list[bool]:
-    """Which samples are key frames; without a table all are."""
-    if table is None:
-        return [True] * count
-    (keys,) = struct.unpack_from(">I", table, 4)
-    found = set(struct.unpack_from(f">{keys}I", table, 8))
-    return [number in found for number in range(1, count + 1)]
