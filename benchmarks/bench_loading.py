@@ -61,7 +61,7 @@ Requests = Sequence[ClipRequest]
 Column = Callable[[Requests], Tensor]
 
 
-def clips_of(case: Case) -> int:
+def clip_count(case: Case) -> int:
     return {256: 6, 540: 2}.get(case.short_side, 1)
 
 
@@ -146,15 +146,15 @@ def webdataset_column(shards: ShardSet) -> Column:
     import webdataset
 
     def decode(data: bytes, request: ClipRequest) -> Tensor:
-        wanted, found = set(request.frames), {}
+        pictures = {}
         with av.open(io.BytesIO(data)) as container:
             container.streams.video[0].codec_context.thread_count = 1
             for index, frame in enumerate(container.decode(video=0)):
-                if index in wanted:
-                    found[index] = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-                if index == max(wanted):
+                if index in request.frames:
+                    pictures[index] = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+                if index == max(request.frames):
                     break
-        return crop(torch.stack([found[index] for index in request.frames]).permute(0, 3, 1, 2), request)
+        return crop(torch.stack([pictures[index] for index in request.frames]).permute(0, 3, 1, 2), request)
 
     def batch(requests: Requests) -> Tensor:
         by_key = {request.record.key: request for request in requests}
@@ -166,36 +166,36 @@ def webdataset_column(shards: ShardSet) -> Column:
     return batch
 
 
-def columns_of(shards: ShardSet, codec: str, device: str) -> dict[str, Column]:
+def build_columns(shards: ShardSet, codec: str, device: str) -> dict[str, Column]:
     """Every loader that can read these clips here; what is missing is printed."""
     from ace_dist.data.loader.dali import DaliLoader
 
-    files, found = ShardFiles(shards.folder), dict[str, Column]()
+    files, columns = ShardFiles(shards.folder), dict[str, Column]()
     if device == "cpu":
-        found["pyav"] = lambda requests: torch.stack(
+        columns["pyav"] = lambda requests: torch.stack(
             [torch.from_numpy(decode_clip(files.read(r.record), r)) for r in requests]
         )
-        found["webdataset_pyav"] = webdataset_column(shards)
+        columns["webdataset_pyav"] = webdataset_column(shards)
     if device == "cuda" or codec in DALI_CPU_CODECS:
-        found["dali"] = through(DaliLoader(shards.folder, LOADER, torch.device(device)))
-        found[CEILING] = decoder_alone(files, len(shards.records), device)
+        columns["dali"] = through(DaliLoader(shards.folder, LOADER, torch.device(device)))
+        columns[CEILING] = decoder_alone(files, len(shards.records), device)
     makers = {"torchcodec": lambda: torchcodec_columns(files, device)}
     if device == "cpu":
         makers["decord"] = lambda: decord_columns(files)
     for name, make in makers.items():
         try:
-            found |= make()
+            columns |= make()
         except (ImportError, RuntimeError, OSError) as error:
             print(f"{name} left out: {str(error).strip().splitlines()[0]}", flush=True)
-    return found
+    return columns
 
 
 def measure(case: Case, folder: Path, device: str, turns: int) -> list[Row]:
     """Clips per second of CPU time (on a GPU: of wall time) of every column, in turns."""
-    shards = build(case, folder, clips_of(case))
+    shards = build(case, folder, clip_count(case))
     count = len(shards.records)
     plan = TrainPlan(shards.records, [0] * count, case.clip, LOADER, count, seed=0)
-    columns = columns_of(shards, case.codec, device)
+    columns = build_columns(shards, case.codec, device)
     clock = time.process_time if device == "cpu" else time.perf_counter
     rates: dict[str, list[float]] = {name: [] for name in columns}
     for turn in range(turns + 1):
@@ -274,7 +274,7 @@ def main() -> None:
         cases = [case for case in CASES if not options.cases or any(part in case.name for part in options.cases)]
         for case in cases:
             if options.build:
-                print(case.name, f"{mean_kib(build(case, options.work, clips_of(case)))} KiB a clip", flush=True)
+                print(case.name, f"{mean_kib(build(case, options.work, clip_count(case)))} KiB a clip", flush=True)
             else:
                 append(output, measure(case, options.work, options.device, options.turns), options.device)
 

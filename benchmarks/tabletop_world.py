@@ -7,18 +7,15 @@ from shards, at the middle window of their segment; one view.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import Row, append
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -34,10 +31,6 @@ from ace_dist.worlds.tabletop.pretraining import augment, encode_clips
 from ace_dist.worlds.tabletop.reader import TabletopReader
 from ace_dist.worlds.tabletop.world import BASE_ACTIONS, NOVEL_ACTIONS, build_world
 
-COLUMNS = [
-    "name", "variant", "mode", "metric", "unit", "x_name", "x_value", "p20", "p50", "p80", "n",
-    "config_json", "device", "driver", "torch", "triton", "commit", "utc",
-]  # fmt: skip
 Clips = NDArray[np.uint8]
 
 
@@ -130,9 +123,8 @@ def fine_tune(model: DualEncoder, train: tuple[Clips, list[str]], config: Config
     return float(np.mean(losses[-max(1, len(clips) // settings.batch_size) :]))
 
 
-def rows_of(variant: str, seed: int | None, measured: dict[str, float], config: Config) -> list[dict[str, object]]:
-    """One CSV row a metric; a single run, so the three quantiles are that one value."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+def record(output: Path, variant: str, seed: int | None, measured: dict[str, float], config: Config) -> None:
+    """Append one CSV row a metric; a single run, so the three quantiles are that one value."""
     described = {
         "world": asdict(build_world(config.dataset.world)),
         "training": asdict(config.training),
@@ -140,28 +132,12 @@ def rows_of(variant: str, seed: int | None, measured: dict[str, float], config: 
         "base_classes": len(BASE_ACTIONS),
         "novel_classes": len(NOVEL_ACTIONS),
     }
-    common = {
-        "name": "tabletop_world", "variant": variant, "mode": "accuracy", "x_name": "seed",
-        "x_value": "" if seed is None else seed, "n": 1, "config_json": json.dumps(described), "device": "cpu",
-        "driver": "", "torch": torch.__version__, "triton": "", "commit": commit.stdout.strip(),
-        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-    return [
-        {**common, "metric": metric, "unit": "nats" if metric == "train_loss" else "percent"}
-        | dict.fromkeys(("p20", "p50", "p80"), round(value, 3))
-        for metric, value in measured.items()
-    ]
-
-
-def append(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Add rows, after the header when the file is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
+    rows = []
+    for metric, value in measured.items():
+        unit = "nats" if metric == "train_loss" else "percent"
+        x_value = math.nan if seed is None else seed
+        rows.append(Row("tabletop_world", variant, "accuracy", metric, unit, "seed", x_value, [value], described))
+    append(output, rows, "cpu")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -176,13 +152,13 @@ def main(argv: Sequence[str]) -> None:
     train, test = split(config, "train"), split(config, "test")
     before = scores(pretrained(config), test, config)
     print("before fine-tuning", before, flush=True)
-    append(out, rows_of("pretrained", None, before, config))
+    record(out, "pretrained", None, before, config)
     for seed in seeds:
         model = pretrained(config)
         loss = fine_tune(model, train, config, seed)
         after = {**scores(model, test, config), "train_loss": loss}
         print(f"procvlr seed {seed}", after, flush=True)
-        append(out, rows_of("procvlr", seed, after, config))
+        record(out, "procvlr", seed, after, config)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ READERS: Readers = {
     "gtea": gtea.build_reader,
     "ikea": ikea.build_reader,
     "ata": ata.build_reader,
-    "webdataset": webdataset.build_reader,
+    "webdataset": webdataset.WebDatasetReader,
 }
 
 

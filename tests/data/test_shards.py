@@ -313,7 +313,7 @@ def test_an_unfinished_build_of_other_settings_is_not_continued(tmp_path):
     [
         ({"encoding": small_encoding(gop=4)}, "encoding"),
         ({"clip": ClipConfig(4, 2.0, 3)}, "clip_seconds"),
-        ({"source": {"domain_shift": 0.5}}, "source"),
+        ({"kind": "webdataset"}, "source"),
         ({"clips_per_shard": 5}, "clips_per_shard"),
     ],
 )

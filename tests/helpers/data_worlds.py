@@ -177,9 +177,9 @@ def wait_for_ever(pipe):
     av.open(pipe)
 
 
-def plan_build(reader, folder, clip, encoding, **settings):
+def plan_build(reader, folder, clip, encoding, kind="csv", **settings):
     """A build of `reader` into `folder`; `settings` are those of `dataset`."""
-    dataset = DatasetConfig("test", "csv", shards=str(folder), clip=clip, encoding=encoding, **settings)
+    dataset = DatasetConfig("test", kind, shards=str(folder), clip=clip, encoding=encoding, **settings)
     return Build.plan(reader, dataset)
 
 

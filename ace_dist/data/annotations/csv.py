@@ -77,8 +77,12 @@ def parse_row(path: Path, row: Mapping[str, str], line: int) -> Segment:
     video = path.parent / row["video"]
     if not video.is_file():
         raise DataError(f"video {video} does not exist")
+    # The id says where a segment comes from, and depends on its own row alone.
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(row["video"]).stem).strip("-")[:40] or "video"
+    content = "\n".join(row[column] for column in ("video", "start_s", "end_s", "verb", "object"))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     return Segment(
-        id=segment_id(row),
+        id=f"{stem}-{round(1000 * start_s):07d}-{digest}",
         video=str(video),
         start_s=start_s,
         end_s=end_s,
@@ -133,11 +137,3 @@ def seconds(row: Mapping[str, str], column: str) -> float:
     if value < 0:
         raise DataError(f"{column}={row[column]} is negative")
     return value
-
-
-def segment_id(row: Mapping[str, str]) -> str:
-    """A name that says where a segment comes from and depends on its own row alone: video, start, hash of the row."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(row["video"]).stem).strip("-")[:40] or "video"
-    content = "\n".join(row[column] for column in ("video", "start_s", "end_s", "verb", "object"))
-    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return f"{stem}-{round(1000 * float(row['start_s'])):07d}-{digest}"

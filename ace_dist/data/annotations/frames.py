@@ -46,7 +46,6 @@ class Recording:
 def build_frame_reader(
     dataset: DatasetConfig, recordings: Sequence[Recording], *, as_released: bool = False
 ) -> VideoReader:
-    """The reader of annotated recordings; see `to_segments`."""
     table = class_table(dataset)
     if table is None:
         raise DataError(
@@ -84,7 +83,8 @@ def to_segments(
     """
     if not as_released:
         check_labels(recordings, table)
-    check_videos(recordings)
+    if missing := [f"{recording.video}" for recording in recordings if not recording.video.is_file()]:
+        raise DataError(f"{len(missing)} of {len(recordings)} annotated videos do not exist:{listing(missing)}")
     segments: dict[str, Segment] = {}
     outside: Counter[str] = Counter()
     lengths: list[str] = []
@@ -125,12 +125,6 @@ def check_labels(recordings: Sequence[Recording], table: ClassTable) -> None:
             faults.setdefault(part.label, f"{part.origin}: label {part.label!r} is not in {table.source}{hint}")
     if faults:
         raise DataError(f"annotations that cannot be used:{listing(list(faults.values()))}\n(dataset.classes)")
-
-
-def check_videos(recordings: Sequence[Recording]) -> None:
-    """Raise `DataError` with every video that does not exist."""
-    if missing := [f"{recording.video}" for recording in recordings if not recording.video.is_file()]:
-        raise DataError(f"{len(missing)} of {len(recordings)} annotated videos do not exist:{listing(missing)}")
 
 
 def length_fault(recording: Recording, fps: float, held: int, tolerance_s: float) -> str | None:

@@ -33,7 +33,8 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ace_dist.config import DatasetConfig, resolve_path
@@ -154,23 +155,15 @@ def database_views(path: Path) -> list[View]:
     if not path.is_file():
         raise DataError(f"dataset.annotations={path} does not exist ({SOURCE})")
     try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        try:
-            check_columns(path, connection)
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            for table, columns in COLUMNS.items():
+                present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+                if missing := [column for column in columns if column not in present]:
+                    has = f"it has {', '.join(sorted(present))}" if present else "there is no such table"
+                    raise DataError(f"{path}: table {table} lacks {', '.join(missing)}; {has}")
             return list(read_views(path, connection))
-        finally:
-            connection.close()
     except sqlite3.Error as error:
         raise DataError(f"{path} cannot be read as the SQLite database of IKEA-ASM: {error} ({SOURCE})") from error
-
-
-def check_columns(path: Path, connection: sqlite3.Connection) -> None:
-    """Raise `DataError` when a table or a column that is read does not exist."""
-    for table, columns in COLUMNS.items():
-        present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-        if missing := [column for column in columns if column not in present]:
-            has = f"it has {', '.join(sorted(present))}" if present else "there is no such table"
-            raise DataError(f"{path}: table {table} lacks {', '.join(missing)}; {has}")
 
 
 def read_views(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
@@ -188,18 +181,12 @@ def read_views(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
             "WHERE video_id = ? ORDER BY starting_frame, ending_frame, action_description, object_name",
             (video,),
         )
-        origin = f"{path} video {video}"
-        labels = tuple(
-            LabelledFrames(first or 0, end or 0, join_label(action, target), f"{origin} frame {first}")
-            for first, end, action, target in rows
-        )
-        yield View(f"{parts[0]}/{parts[1]}", camera, frames, labels)
-
-
-def join_label(action: str, target: str | None) -> str:
-    """'pick up leg' of ('pick up ...', 'leg'); an action without dots stands alone."""
-    verb, dots, _ = action.partition("...")
-    return " ".join(f"{verb} {target or ''}".split()) if dots else " ".join(verb.split())
+        labels = []
+        for first, end, action, target in rows:
+            verb, dots, _ = action.partition("...")  # 'pick up ...' goes on with the object
+            label = " ".join(f"{verb} {(target or '') if dots else ''}".split())
+            labels.append(LabelledFrames(first or 0, end or 0, label, f"{path} video {video} frame {first}"))
+        yield View(f"{parts[0]}/{parts[1]}", camera, frames, tuple(labels))
 
 
 def segment_views(path: Path, folders: Sequence[Path], devices: Sequence[str]) -> list[View]:
@@ -221,9 +208,7 @@ def segment_views(path: Path, folders: Sequence[Path], devices: Sequence[str]) -
             f'[{{"label": ..., "segment": [first, last]}}]}}}}}} ({SOURCE})'
         ) from error
     views = [View(scan, device, None, parts) for scan, parts in labels.items() for device in devices]
-    return [with_length(view, find_video(folders, view)) for view in views]
-
-
-def with_length(view: View, video: Path) -> View:
-    """The view with the number of frames of its file; a missing file is reported later, with all others."""
-    return View(view.scan, view.device, video_clock(video)[1], view.labels) if video.is_file() else view
+    # A missing file is reported later, with all others.
+    videos = [find_video(folders, view) for view in views]
+    frames = [video_clock(video)[1] if video.is_file() else None for video in videos]
+    return [replace(view, frames=count) for view, count in zip(views, frames, strict=True)]

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ace_dist.concepts import ClassTable
 from ace_dist.concepts.actions import Action
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table, data_root
@@ -50,39 +49,28 @@ class Place:
         return StoredVideo(f"{self.tar}/{self.member}", self.read())
 
 
-def build_reader(dataset: DatasetConfig) -> WebDatasetReader:
-    return WebDatasetReader(
-        data_root(dataset, "tar files in WebDataset's layout"),
-        class_table(dataset),
-        fps=dataset.encoding.fps,
-        short_side=dataset.encoding.short_side,
-        keep_faults=dataset.allow_quarantine,
-    )
-
-
 class WebDatasetReader(VideoReader):
-    """Reads the members' names and labels of every `*.tar` in `root` at once, the videos when asked.
+    """Reads the members' names and labels of every `*.tar` in `dataset.root` at once, the videos when asked.
 
     Segments are in the order of the tar files and of their first members. Raises `DataError` for a tar file that is
-    not safe or not readable, and with all faulty samples, unless `keep_faults` collects those in `rejected`.
+    not safe or not readable, and with all faulty samples, unless `dataset.allow_quarantine` makes them `rejected`.
     """
 
-    def __init__(
-        self, root: Path, table: ClassTable | None, *, fps: float | None, short_side: int, keep_faults: bool
-    ) -> None:
-        self.table = table
+    def __init__(self, dataset: DatasetConfig) -> None:
+        root = data_root(dataset, "tar files in WebDataset's layout")
+        self.table = class_table(dataset)
         self.places: dict[str, Place] = {}
         rejected: list[Failure] = []
         tars = sorted(root.glob("*.tar"))
         if not tars:
             raise DataError(f"dataset.root={root} holds no *.tar file")
         segments = [segment for tar in tars for segment in self.parse(tar, rejected)]
-        if rejected and not keep_faults:
+        if rejected and not dataset.allow_quarantine:
             raise DataError(
                 f"{len(rejected)} samples of dataset.root={root} cannot be used (dataset.allow_quarantine=true "
                 f"goes on without them):{listing([f'{entry.origin}: {entry.reason}' for entry in rejected])}"
             )
-        super().__init__(segments, fps, short_side, rejected=rejected)
+        super().__init__(segments, dataset.encoding.fps, dataset.encoding.short_side, rejected=rejected)
 
     def video(self, segment: Segment) -> StoredVideo:
         return self.places[segment.id].video()
@@ -153,8 +141,7 @@ class WebDatasetReader(VideoReader):
             raise DataError(
                 f"class {about['cls']!r} is not one of the {len(actions)} of dataset.classes={self.table.source}"
             )
-        number_of_class: int = about["cls"]
-        return list(actions.values())[number_of_class]
+        return list(actions.values())[int(about["cls"])]
 
 
 def description(members: Mapping[str, Place]) -> dict[str, Any]:
