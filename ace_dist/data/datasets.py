@@ -1,7 +1,5 @@
 """From the settings `dataset.*` to a reader, to shards, and to the split of one fold."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 

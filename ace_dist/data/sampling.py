@@ -9,8 +9,6 @@
 Legend: T frames of a clip, B clips of a global batch.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
@@ -100,7 +98,6 @@ def view_starts(record: ClipRecord, clip: ClipConfig) -> list[float]:
 
 
 def view_frames(record: ClipRecord, clip: ClipConfig) -> list[tuple[int, ...]]:
-    """Stored frames of each of the `clip.views` test views."""
     return [window_frames(record, start, clip) for start in view_starts(record, clip)]
 
 
@@ -120,7 +117,6 @@ def permutation(count: int, *key: int) -> NDArray[np.int64]:
 
 
 def uniforms(count: int, *key: int) -> list[float]:
-    """`count` numbers in [0, 1) that depend on `key` alone."""
     bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
     return [float(value) for value in (bits >> np.uint64(11)) * 2.0**-53]
 
@@ -172,12 +168,10 @@ class TrainPlan:
         return math.ceil(len(self.records) / self.batch_size)
 
     def requests(self, step: int) -> list[ClipRequest]:
-        """This rank's clips of a step, in global order."""
         first = step * self.batch_size + self.rank * self.share
         return [self.request(position) for position in range(first, first + self.share)]
 
     def request(self, position: int) -> ClipRequest:
-        """The clip at a position of the global stream, with its augmentation."""
         epoch, place = divmod(position, len(self.records))
         index = int(self.order(epoch)[place])
         if not self.loader.augment:
@@ -287,13 +281,11 @@ def check_chosen_groups(
 
 def describe_clips(records: Sequence[ClipRecord], labels: Sequence[int]) -> dict[str, Any]:
     """Number of clips, digest of all in order, and of each shard's: what `clips.json` says."""
-    lines = [
-        json.dumps([*(getattr(record, name) for name in IDENTITY), label])
-        for record, label in zip(records, labels, strict=True)
-    ]
+    lines: list[str] = []
     shards: dict[str, list[str]] = {}
-    for record, line in zip(records, lines, strict=True):
-        shards.setdefault(record.shard, []).append(line)
+    for record, label in zip(records, labels, strict=True):
+        lines.append(json.dumps([*(getattr(record, name) for name in IDENTITY), label]))
+        shards.setdefault(record.shard, []).append(lines[-1])
     return {
         "clips": len(lines),
         "sha256": digest(lines),

@@ -1,7 +1,5 @@
 """A labelled stretch of video, its decoded frames, and `Reader`, the base of everything that supplies them."""
 
-from __future__ import annotations
-
 import abc
 import re
 from collections.abc import Sequence

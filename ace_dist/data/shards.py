@@ -4,8 +4,6 @@ A shard holds, for each clip, `KEY.mp4` and `KEY.json`. Everything that could di
 input (times, owners, order) is fixed, so that equal input gives equal bytes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io
@@ -17,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ace_dist.data.segments import SPLITS
 from ace_dist.utils.errors import DataError
@@ -59,7 +57,7 @@ class ShardSet:
     records: list[ClipRecord]
 
     @classmethod
-    def load(cls, folder: str | Path) -> ShardSet:
+    def load(cls, folder: str | Path) -> Self:
         """Read `manifest.json`.
 
         Raises `DataError` when there is none, when it lists a clip twice, or when a shard is missing or cut short.
@@ -71,13 +69,13 @@ class ShardSet:
                 f"{shards.folder / MANIFEST} lists clip {repeated[0]} twice, so that results could not be told apart; "
                 f"build dataset.shards={folder} again"
             )
-        for name, (found, promised) in shards.damaged().items():
-            state = "is missing" if found is None else f"has {found} bytes instead of {promised}"
+        for name, (size, promised) in shards.damaged().items():
+            state = "is missing" if size is None else f"has {size} bytes instead of {promised}"
             raise DataError(f"{shards.folder / name} {state}; build dataset.shards={folder} again")
         return shards
 
     @classmethod
-    def read(cls, folder: str | Path) -> ShardSet:
+    def read(cls, folder: str | Path) -> Self:
         """Read `manifest.json` and look at no shard. Raises `DataError` when there is none of this version."""
         folder = Path(folder)
         path = folder / MANIFEST
@@ -105,9 +103,9 @@ class ShardSet:
         return cls(folder, manifest, records)
 
     def damaged(self) -> dict[str, tuple[int | None, int]]:
-        """Shards that are missing or have another size than promised: name -> size found, size promised, in bytes."""
-        found = {shard["name"]: self.folder / shard["name"] for shard in self.manifest["shards"]}
-        sizes = {name: path.stat().st_size if path.is_file() else None for name, path in found.items()}
+        """Shards that are missing or have another size than promised: name -> size, promised size, in bytes."""
+        paths = {shard["name"]: self.folder / shard["name"] for shard in self.manifest["shards"]}
+        sizes = {name: path.stat().st_size if path.is_file() else None for name, path in paths.items()}
         promised = {shard["name"]: int(shard["size"]) for shard in self.manifest["shards"]}
         return {name: (size, promised[name]) for name, size in sizes.items() if size != promised[name]}
 
@@ -123,7 +121,6 @@ class ShardSet:
 
     @property
     def seconds(self) -> float:
-        """The clip length that the stored windows were cut for."""
         return float(self.manifest["configuration"]["clip_seconds"])
 
 
@@ -183,16 +180,7 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Append a file with fixed owner, time and mode; returns the offset of its bytes in the tar file."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o644
-    tar.addfile(info, io.BytesIO(data))
-    assert tar.fileobj is not None
-    return tar.offset - (len(data) + tarfile.BLOCKSIZE - 1) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
-
-
-def write_shard(folder: Path, name: str, clips: Iterable[tuple[ClipRecord, bytes]], suffix: str) -> list[ClipRecord]:
+def write_shard(folder: Path, name: str, clips: Iterable[tuple[ClipRecord, bytes]]) -> list[ClipRecord]:
     """Write `name` and its index; returns the records with `shard`, `offset` and `size` filled in.
 
     The index is written first: a tar file that exists is complete and has its index.
@@ -200,11 +188,13 @@ def write_shard(folder: Path, name: str, clips: Iterable[tuple[ClipRecord, bytes
     buffer, placed = io.BytesIO(), []
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for record, data in clips:
-            text = json.dumps(clip_description(record), sort_keys=True).encode()
-            video, meta = f"{record.key}.{suffix}", f"{record.key}.json"
-            offset = add_member(tar, video, data)
-            add_member(tar, meta, text)
+            offset = tar.offset + tarfile.BLOCKSIZE  # behind the header
             placed.append(dataclasses.replace(record, shard=name, offset=offset, size=len(data)))
+            description = json.dumps(clip_description(record), sort_keys=True).encode()
+            for suffix, content in (("mp4", data), ("json", description)):
+                info = tarfile.TarInfo(f"{record.key}.{suffix}")  # of no owner and no time
+                info.size, info.mode = len(content), 0o644
+                tar.addfile(info, io.BytesIO(content))
     write_bytes((folder / name).with_suffix(".idx"), index_text(placed).encode())
     write_bytes(folder / name, buffer.getvalue())
     return placed
@@ -245,15 +235,11 @@ def safe_members(path: Path) -> list[tarfile.TarInfo]:
 
 
 def clip_description(record: ClipRecord) -> dict[str, Any]:
-    """What `KEY.json` says: the record without the place of its bytes."""
     fields = dataclasses.asdict(record)
     return {name: value for name, value in fields.items() if name not in ("shard", "offset", "size")}
 
 
 def action_counts(records: Sequence[ClipRecord]) -> dict[str, dict[str, int]]:
     """Clips of each action, by split: {"train": {"spin block": 12, ...}, "test": {...}}."""
-    counts: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
-    for record in sorted(records, key=lambda entry: (entry.verb, entry.object)):
-        action = f"{record.verb} {record.object}"
-        counts[record.split][action] = counts[record.split].get(action, 0) + 1
-    return counts
+    records = sorted(records, key=lambda record: (record.verb, record.object))
+    return {split: dict(Counter(f"{r.verb} {r.object}" for r in records if r.split == split)) for split in SPLITS}

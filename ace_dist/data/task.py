@@ -1,7 +1,5 @@
 """What a run learns and is tested on: classes, synonym trees and labelled clips, from its configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,21 +31,17 @@ class Task:
         return labelled(records, self.classes.base)
 
     def validation_clips(self) -> tuple[list[ClipRecord], list[int]]:
-        """Clips of the training split held out for validation, base actions alone, with their class indices."""
         records = [record for record in self.shards.split("train") if record.group in self.validation]
         return labelled(records, self.classes.base)
 
     def test_clips(self, novel: bool) -> tuple[list[ClipRecord], list[int]]:
-        """Test clips of the novel, or of the base, actions with their class indices."""
         return labelled(self.shards.split("test"), self.classes.novel if novel else self.classes.base)
 
     def is_tested(self) -> bool:
-        """Whether the test split has a clip of any class."""
         return bool(self.test_clips(novel=False)[0] or self.test_clips(novel=True)[0])
 
 
 def labelled(records: Sequence[ClipRecord], actions: Sequence[Action]) -> tuple[list[ClipRecord], list[int]]:
-    """The records that show one of `actions`, and which."""
     position = {action: index for index, action in enumerate(actions)}
     kept = [(record, position[action]) for record in records if (action := shown_action(record)) in position]
     return [record for record, _ in kept], [index for _, index in kept]

@@ -65,7 +65,7 @@ def replace_clip(folder, make_data, **changes):
     record, data = clips[0]
     data = make_data(record, data)
     clips[0] = (dataclasses.replace(record, sha256=hashlib.sha256(data).hexdigest(), **changes), data)
-    placed = write_shard(folder, name, clips, "mp4")
+    placed = write_shard(folder, name, clips)
     manifest = shards.manifest
     tar = (folder / name).read_bytes()
     manifest["shards"][0] |= {"sha256": hashlib.sha256(tar).hexdigest(), "size": len(tar)}

@@ -15,10 +15,8 @@ Get it from usa.honda-ri.com/ata, on request; the licence comes with it and coul
 not printed in the paper: name them in `dataset.test_groups`, and the one who validates in `dataset.left_out_groups`.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from ace_dist.config import DatasetConfig, resolve_path
@@ -36,21 +34,18 @@ SOURCE = (
 
 
 def build_reader(dataset: DatasetConfig) -> VideoReader:
+    """The videos of `dataset.views` (None: all) with their rows, in the manifest's order.
+
+    Nothing is tested until `dataset.test_groups` says so: the stored split of every video is `train`.
+    Raises `DataError` when there is no manifest or no row of these views, and with all faulty lines.
+    """
     if not dataset.test_groups:
         raise DataError(
             "dataset=ata needs dataset.test_groups=[PERSON, ...]: four of its people test, and its paper does not "
             "print which"
         )
     manifest = resolve_path(dataset.annotations) if dataset.annotations else data_root(dataset, SOURCE) / MANIFEST
-    return build_frame_reader(dataset, ata_recordings(manifest, dataset.views))
-
-
-def ata_recordings(manifest: Path, views: Collection[str] | None) -> list[Recording]:
-    """The videos of the manifest's `views` (None: all) with their rows, in the manifest's order.
-
-    Nothing is tested until `dataset.test_groups` says so: the stored split of every video is `train`.
-    Raises `DataError` when there is no manifest or no row of these views, `DataError` with all faulty lines.
-    """
+    views = dataset.views
     if not manifest.is_file():
         raise DataError(f"the manifest {manifest} does not exist ({SOURCE})")
     rows: dict[str, list[tuple[Mapping[str, str], LabelledFrames]]] = {}
@@ -74,7 +69,8 @@ def ata_recordings(manifest: Path, views: Collection[str] | None) -> list[Record
         raise DataError(
             f"dataset.views: {manifest} has no view {', '.join(absent)}; it has {', '.join(sorted(present))}"
         )
-    return [recording(manifest, video, parts) for video, parts in rows.items()]
+    recordings = [recording(manifest, video, parts) for video, parts in rows.items()]
+    return build_frame_reader(dataset, recordings)
 
 
 def labelled_frames(row: Mapping[str, str], origin: str) -> LabelledFrames:

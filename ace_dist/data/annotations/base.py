@@ -1,7 +1,5 @@
 """What the readers of annotated video files share: decoding a segment's frames, its folder and its classes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +31,6 @@ class VideoReader(Reader):
         return list(self.listed)
 
     def video(self, segment: Segment) -> Source:
-        """Where the video of a segment is."""
         return segment.video
 
     def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
@@ -51,5 +48,4 @@ def data_root(dataset: DatasetConfig, source: str) -> Path:
 
 
 def class_table(dataset: DatasetConfig) -> ClassTable | None:
-    """What the data set's labels mean, where `dataset.classes` says it."""
     return load_class_table(resolve_path(dataset.classes)) if dataset.classes else None

@@ -4,8 +4,6 @@ Columns `video,start_s,end_s,verb,object,split,group`; relative paths count from
 ignored.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import math

@@ -3,8 +3,6 @@
 Frames count from 0 and become seconds by the rate that the video's own container states.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import re

@@ -13,8 +13,6 @@ without saying why; just two of the 527 are shorter than 10 frames. The split is
 the subject is the group.
 """
 
-from __future__ import annotations
-
 import re
 from itertools import groupby
 from pathlib import Path
@@ -35,14 +33,11 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
 
 def build_reader(dataset: DatasetConfig) -> VideoReader:
-    return build_frame_reader(dataset, gtea_recordings(data_root(dataset, SOURCE)))
-
-
-def gtea_recordings(root: Path) -> list[Recording]:
-    """Every annotated video of GTEA, by name. Fold 1 is the stored split.
+    """Every annotated video of GTEA, by name; the stored split is fold 1.
 
     Raises `DataError` naming what is missing and where it is to be had.
     """
+    root = data_root(dataset, SOURCE)
     labels = root / "groundTruth"
     if not labels.is_dir():
         inner = root / "gtea"
@@ -52,7 +47,7 @@ def gtea_recordings(root: Path) -> list[Recording]:
     if not names:
         raise DataError(f"dataset.root={root} is not GTEA: {labels} holds no .txt file ({SOURCE})")
     check_names(root, names)
-    return [recording(root, name) for name in names]
+    return build_frame_reader(dataset, [recording(root, name) for name in names])
 
 
 def subject(name: str) -> str:
@@ -96,12 +91,12 @@ def recording(root: Path, name: str) -> Recording:
 
 def find_video(root: Path, name: str) -> Path:
     """The video file of a name, or where it should be. Raises `DataError` when there are two."""
-    found = [
+    videos = [
         path
         for folder in dict.fromkeys((root / folder).resolve() for folder in VIDEO_FOLDERS)
         for suffix in VIDEO_SUFFIXES
         if (path := folder / f"{name}{suffix}").is_file()
     ]
-    if len({path.resolve() for path in found}) > 1:
-        raise DataError(f"two videos for {name}: {', '.join(map(str, found))}; keep one")
-    return found[0] if found else root / VIDEO_FOLDERS[0] / f"{name}{VIDEO_SUFFIXES[0]}"
+    if len({path.resolve() for path in videos}) > 1:
+        raise DataError(f"two videos for {name}: {', '.join(map(str, videos))}; keep one")
+    return videos[0] if videos else root / VIDEO_FOLDERS[0] / f"{name}{VIDEO_SUFFIXES[0]}"

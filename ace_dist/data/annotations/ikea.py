@@ -27,8 +27,6 @@ Fold k tests environment k: ACE says "5 splits based on the environment" and no 
 own, which tests environments 2 and 4 (`dataset.test_groups=[env2,env4]`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sqlite3
@@ -78,17 +76,11 @@ class View:
 
 
 def build_reader(dataset: DatasetConfig) -> VideoReader:
-    annotations = resolve_path(dataset.annotations) if dataset.annotations else None
-    recordings = ikea_recordings(data_root(dataset, SOURCE), annotations, dataset.views)
-    return build_frame_reader(dataset, recordings, as_released=True)
+    """The annotated videos of `dataset.views` (None: all three devices), by scan and device.
 
-
-def ikea_recordings(root: Path, annotations: Path | None, views: Sequence[str] | None) -> list[Recording]:
-    """The annotated videos of `views` (None: all three devices), by scan and device.
-
-    `annotations` is the database or gt_segments.json; None looks for either in the root, the database first.
     Raises `DataError` naming what is missing and where it is to be had.
     """
+    root, views = data_root(dataset, SOURCE), dataset.views
     devices = tuple(VIEWS if views is None else views)
     if strange := [view for view in devices if view not in VIEWS]:
         raise DataError(f"dataset.views lists {', '.join(map(repr, strange))}; IKEA-ASM has {', '.join(VIEWS)}")
@@ -99,17 +91,21 @@ def ikea_recordings(root: Path, annotations: Path | None, views: Sequence[str] |
     ]
     if not folders:
         raise DataError(f"dataset.root={root} is not IKEA-ASM: no furniture's folder in it ({SOURCE})")
-    path = annotations or annotation_file(root)
+    path = resolve_path(dataset.annotations) if dataset.annotations else annotation_file(root)
     annotated = segment_views(path, folders, devices) if path.suffix == ".json" else database_views(path)
     shortest: dict[str, int] = {}
     for view in annotated:
         if view.frames is not None:
             shortest[view.scan] = min(view.frames, shortest.get(view.scan, view.frames))
-    chosen = [view for view in annotated if view.device in devices]
-    return [
-        recording(view, find_video(folders, view), shortest.get(view.scan))
-        for view in sorted(chosen, key=lambda view: (view.scan, view.device))
-    ]
+    recordings = []
+    for view in sorted(annotated, key=lambda view: (view.scan, view.device)):
+        if view.device in devices:
+            group = environment(view.scan)
+            split = "test" if group in OFFICIAL_TEST else "train"
+            name = f"{view.scan.rsplit('/', 1)[-1]}-{view.device}"
+            video = find_video(folders, view)
+            recordings.append(Recording(name, video, group, split, view.labels, shortest.get(view.scan)))
+    return build_frame_reader(dataset, recordings, as_released=True)
 
 
 def annotation_file(root: Path) -> Path:
@@ -126,7 +122,6 @@ def annotation_file(root: Path) -> Path:
 
 
 def find_video(folders: Sequence[Path], view: View) -> Path:
-    """The video of a view, or where it should be."""
     tail = Path(view.scan) / view.device / "images" / "scan_video.avi"
     return next((folder / tail for folder in folders if (folder / tail).is_file()), folders[0] / tail)
 
@@ -141,13 +136,6 @@ def environment(scan: str) -> str:
         raise DataError(f"the scan {scan} is not named PERSON_COLOUR_SURFACE_CALIBRATION_ROOM_DATE")
     own = (name for name, calibrations in ENVIRONMENTS.items() if int(match[1]) in calibrations)
     return next(own, f"calibration{match[1]}")
-
-
-def recording(view: View, video: Path, shortest: int | None) -> Recording:
-    """One view as a recording, clamped to the shortest view of its scan."""
-    group = environment(view.scan)
-    name = f"{view.scan.rsplit('/', 1)[-1]}-{view.device}"
-    return Recording(name, video, group, "test" if group in OFFICIAL_TEST else "train", view.labels, shortest)
 
 
 def database_views(path: Path) -> list[View]:

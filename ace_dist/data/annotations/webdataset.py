@@ -9,8 +9,6 @@ A label is looked up in `dataset.classes`. Without `split`, a tar file's name sa
 times, the segment is the whole video. Members are read where they lie, none is ever extracted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -34,8 +32,6 @@ SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a member's bytes lie."""
-
     tar: Path
     member: str
     offset: int

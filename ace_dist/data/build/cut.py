@@ -3,8 +3,6 @@
 What is wrong with the input becomes a `Failure`; a bug is raised.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -103,12 +101,10 @@ class Cutter:
 
 
 def failure(segment: Segment, reason: str) -> Failure:
-    """The line of a segment in the ledger."""
     return Failure(segment.id, segment.video, segment.origin, reason)
 
 
 def cpu_count() -> int:
-    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,7 +1,5 @@
 """Decodes any user's video: a stretch of time in, upright RGB frames at a constant rate out."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools
@@ -39,6 +37,49 @@ class StoredVideo:
 
 
 Source = str | Path | StoredVideo
+
+
+class Upright:
+    """Turns decoded frames into upright RGB of square pixels, uint8 [H, W, 3]; shorter side at most `short_side`."""
+
+    def __init__(self, path: Source, stream: Any, short_side: int) -> None:
+        self.path, self.short_side = path, short_side
+        self.reformatter = VideoReformatter()
+        self.pixel_aspect = float(stream.sample_aspect_ratio or 1)
+        self.stored: tuple[int, int] | None = None  # height and width of the first frame
+
+    def picture(self, frame: Any, time_s: float) -> NDArray[np.uint8]:
+        """One frame. Any bit depth and chroma format; the colour matrix is the one the file names, else BT.601.
+
+        Raises `DataError` for a frame of another size than its predecessors, or one that needs tone mapping.
+        """
+        self.stored = self.stored or (frame.height, frame.width)
+        if self.stored != (frame.height, frame.width):
+            raise DataError(
+                f"{self.path} changes from {self.stored[1]}x{self.stored[0]} to {frame.width}x{frame.height} pixels at "
+                f"{time_s:.2f} s; convert it to one size first"
+            )
+        if frame.color_trc in HDR:
+            raise DataError(
+                f"{self.path} is HDR ({HDR[frame.color_trc]}), whose light would come out wrong; tone-map it to BT.709 "
+                "first, with FFmpeg 8: ffmpeg -i IN -vf "
+                "scale=out_transfer=bt709:out_primaries=bt709:out_color_matrix=bt709,format=yuv420p OUT.mp4"
+            )
+        height, width = frame.height, max(1, round(frame.width * self.pixel_aspect))
+        if self.short_side and min(height, width) > self.short_side:
+            height, width = scaled_size(height, width, self.short_side)
+        same = (height, width) == self.stored
+        scaled = self.reformatter.reformat(
+            frame,
+            width,
+            height,
+            "rgb24",
+            interpolation=EXACT | (Interpolation.BILINEAR if same else Interpolation.AREA),
+            dst_color_range=ColorRange.JPEG,
+            threads=1,
+        )
+        pixels: NDArray[np.uint8] = scaled.to_ndarray().astype(np.uint8, copy=False)
+        return np.rot90(pixels, round(frame.rotation / 90))  # both count counterclockwise
 
 
 def read_window(
@@ -244,46 +285,3 @@ def nearest_frames(
         if until_s >= end_s:
             break
     return pictures, first_s if pictures else last_s + 1 / rate
-
-
-class Upright:
-    """Turns decoded frames into upright RGB of square pixels, uint8 [H, W, 3]; shorter side at most `short_side`."""
-
-    def __init__(self, path: Source, stream: Any, short_side: int) -> None:
-        self.path, self.short_side = path, short_side
-        self.reformatter = VideoReformatter()
-        self.pixel_aspect = float(stream.sample_aspect_ratio or 1)
-        self.stored: tuple[int, int] | None = None  # height and width of the first frame
-
-    def picture(self, frame: Any, time_s: float) -> NDArray[np.uint8]:
-        """One frame. Any bit depth and chroma format; the colour matrix is the one the file names, else BT.601.
-
-        Raises `DataError` for a frame of another size than its predecessors, or one that needs tone mapping.
-        """
-        self.stored = self.stored or (frame.height, frame.width)
-        if self.stored != (frame.height, frame.width):
-            raise DataError(
-                f"{self.path} changes from {self.stored[1]}x{self.stored[0]} to {frame.width}x{frame.height} pixels at "
-                f"{time_s:.2f} s; convert it to one size first"
-            )
-        if frame.color_trc in HDR:
-            raise DataError(
-                f"{self.path} is HDR ({HDR[frame.color_trc]}), whose light would come out wrong; tone-map it to BT.709 "
-                "first, with FFmpeg 8: ffmpeg -i IN -vf "
-                "scale=out_transfer=bt709:out_primaries=bt709:out_color_matrix=bt709,format=yuv420p OUT.mp4"
-            )
-        height, width = frame.height, max(1, round(frame.width * self.pixel_aspect))
-        if self.short_side and min(height, width) > self.short_side:
-            height, width = scaled_size(height, width, self.short_side)
-        same = (height, width) == self.stored
-        scaled = self.reformatter.reformat(
-            frame,
-            width,
-            height,
-            "rgb24",
-            interpolation=EXACT | (Interpolation.BILINEAR if same else Interpolation.AREA),
-            dst_color_range=ColorRange.JPEG,
-            threads=1,
-        )
-        pixels: NDArray[np.uint8] = scaled.to_ndarray().astype(np.uint8, copy=False)
-        return np.rot90(pixels, round(frame.rotation / 90))  # both count counterclockwise

@@ -6,8 +6,6 @@ shows every third frame decodes in two thirds of the time.
 The container is mp4 for every codec: PyAV and both backends of DALI's `fn.decoders.video` read it from memory.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import math
@@ -39,8 +37,6 @@ SCALING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_C
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """One stored clip: an mp4 file in memory, and what it holds."""
-
     data: bytes
     frames: int
     width: int
@@ -49,7 +45,6 @@ class EncodedClip:
 
 
 def check_encoding(encoding: EncodingConfig) -> None:
-    """Raise `DataError` when a setting of `dataset.encoding` cannot be used."""
     if encoding.codec not in ENCODERS:
         raise DataError(f"dataset.encoding.codec={encoding.codec} is not one of {', '.join(ENCODERS)}")
     low, high = QUALITY[encoding.codec]
@@ -158,7 +153,6 @@ def flagger(width: int, height: int, gop: int) -> Callable[[av.VideoFrame, int],
         graph.configure()
 
     def flagged(frame: av.VideoFrame, index: int) -> av.VideoFrame:
-        """The frame with the flags of its place in the group of pictures."""
         if index % gop == 0:
             return frame
         graph = graphs[AS_LAST if is_reference(index, gop, "vp9") else NOWHERE]

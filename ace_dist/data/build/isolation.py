@@ -4,8 +4,6 @@ A deadline is the kernel's alarm with its default action, the end of the process
 process that stands still inside a library; one that waits for a dead network disk ends when the disk answers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

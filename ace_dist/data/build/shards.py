@@ -4,8 +4,6 @@ Segments in = clips out + failures; nothing is replaced and nothing disappears. 
 segments and settings: workers, array tasks and kills do not change a byte of it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno
@@ -19,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import av
 from tqdm import tqdm
@@ -50,8 +48,6 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class ShardState:
-    """A finished shard: its clips and the segments that failed on the way."""
-
     fingerprint: str
     sha256: str
     size: int
@@ -59,7 +55,7 @@ class ShardState:
     failures: list[Failure]
 
     @classmethod
-    def parse(cls, text: str) -> ShardState:
+    def parse(cls, text: str) -> Self:
         fields = json.loads(text)
         fields["records"] = [ClipRecord(**entry) for entry in fields["records"]]
         fields["failures"] = [Failure(**entry) for entry in fields["failures"]]
@@ -78,7 +74,7 @@ class Build:
     allow_quarantine: bool
 
     @classmethod
-    def plan(cls, reader: Reader, dataset: DatasetConfig) -> Build:
+    def plan(cls, reader: Reader, dataset: DatasetConfig) -> Self:
         """Divide the segments of `reader` into shards; what it rejects, and segments that repeat an id, are refused.
 
         Raises `DataError` for settings that make no sense, and for what is refused without `dataset.allow_quarantine`.
@@ -182,7 +178,7 @@ class Build:
                         clips.append(result)
                     bar.update()
                 made += len(job.segments)
-                records, path = write_shard(self.folder, job.name, clips, CONTAINER), self.folder / job.name
+                records, path = write_shard(self.folder, job.name, clips), self.folder / job.name
                 yield self.note(job, file_sha256(path), path.stat().st_size, records, failures)
                 if progress and bar.disable:  # a batch job's log
                     print(
@@ -326,7 +322,6 @@ def tool_versions() -> dict[str, Any]:
 
 
 def shard_jobs(segments: Sequence[Segment], clips_per_shard: int, configuration: Mapping[str, Any]) -> list[ShardJob]:
-    """Segments in the reader's order, split by split, `clips_per_shard` to a shard."""
     shared = {key: value for key, value in configuration.items() if not key.startswith("segments")}
     jobs = []
     for split in SPLITS:
@@ -377,7 +372,6 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Wait for a lock file and hold it."""
     with path.open("a") as file:
         try_lock(file.fileno(), fcntl.LOCK_EX, wait=True)
         yield
@@ -405,7 +399,6 @@ def state_path(folder: Path, name: str) -> Path:
 
 
 def failure_report(folder: Path, failures: Sequence[Failure], total: int) -> str:
-    """Failed segments, one a line, and what can be done about them."""
     lines = [
         f"{entry.id} ({', '.join(filter(None, (entry.video or 'rendered', entry.origin)))}): {entry.reason}"
         for entry in failures

@@ -1,7 +1,5 @@
 """Cuts one loose video as shards are cut; without torch, so that a process for it starts quickly."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -237,7 +237,6 @@ def label_errors(config: Config, shards: ShardSet) -> list[str]:
 
 
 def quality_warnings(shards: ShardSet) -> list[str]:
-    """Classes with few clips, unequal splits, groups in both, shortened segments, tar files that belong to no build."""
     warnings = []
     for split, counts in action_counts(shards.records).items():
         if rare := [f"{action} ({count})" for action, count in counts.items() if count < FEW]:
@@ -258,7 +257,6 @@ def quality_warnings(shards: ShardSet) -> list[str]:
 
 
 def class_table(records: Sequence[ClipRecord]) -> list[str]:
-    """A line a class: clips of each split."""
     counts = action_counts(records)
     actions = sorted({action for split in counts.values() for action in split})
     width = max([len(action) for action in actions], default=0)
@@ -267,7 +265,6 @@ def class_table(records: Sequence[ClipRecord]) -> list[str]:
 
 
 def span(values: Sequence[float]) -> str:
-    """One value, or the least and the greatest."""
     if not values:
         return "-"
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"

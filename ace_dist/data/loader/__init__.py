@@ -1,7 +1,5 @@
 """Builds the loader of a run: who decodes its clips on this device, and why, and the feature cache before it."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 

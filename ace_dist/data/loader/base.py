@@ -10,8 +10,6 @@ sequential `fn.readers.webdataset`, although the shards suit it: the order of th
 - DALI's `fn.decoders.video` refuses checkpointing, so a pipeline that holds both reader and decoder cannot be resumed.
 """
 
-from __future__ import annotations
-
 import abc
 import os
 import time
@@ -89,7 +87,6 @@ class Loader(abc.ABC):
 
 @cache
 def say_once(line: str) -> None:
-    """Print a line on rank 0, and only the first time."""
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)
 

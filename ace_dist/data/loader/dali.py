@@ -3,8 +3,6 @@
 DALI is fed the compressed bytes of requested clips and decides nothing by itself, so it holds no state worth saving.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,8 +78,6 @@ def inputs(requests: Sequence[ClipRequest], data: Sequence[bytes]) -> tuple[list
 
 
 class DaliLoader(Loader):
-    """Decodes in DALI's own threads or on NVDEC, `loader.prefetch` batches ahead."""
-
     backend = "dali"
     decoder = f"dali {dali_version}"
 
@@ -134,7 +130,6 @@ class DaliLoader(Loader):
         return columns
 
     def epoch(self) -> Generator[Batch, None, None]:
-        """Batches until `next_inputs` says that the pipeline's epoch is over."""
         self.pipeline.schedule_run()  # starts as many batches as are prefetched
         while self.running:
             batch = build_batch(self.collect(), self.running.popleft())

@@ -7,8 +7,6 @@ the device's kind, the decoder. A clip always passes the frozen part alone, so i
 the rank or the run that it was made in.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib
@@ -17,7 +15,7 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,7 +47,6 @@ class Plan:
 
     @property
     def missing(self) -> list[ClipRequest]:
-        """The requests that are not in the cache."""
         return [request for request, read in zip(self.requests, self.reads, strict=True) if read is None]
 
 
@@ -78,10 +75,15 @@ class FeatureCache(Loader):
         self.inner, self.frozen, self.device = loader, frozen, device
         self.backend, self.decoder = loader.backend, loader.decoder
         self.root, self.limit = Path(settings.feature_cache), settings.feature_cache_gib * 2**30
+        # Weights with their names and types, and the settings that their arithmetic depends on.
         arithmetic, attention = frozen.frozen_features_settings(device)
+        digest = hashlib.sha256(json.dumps(arithmetic).encode())
+        for name, tensor in frozen.frozen_features_state().items():
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(memoryview(as_bytes(tensor)))  # type: ignore[arg-type]
         about = {
             "format": FORMAT,
-            "trunk": weights_digest(arithmetic, frozen.frozen_features_state()),
+            "trunk": digest.hexdigest(),
             "attention": attention,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "decoder": loader.decoder,
@@ -92,7 +94,6 @@ class FeatureCache(Loader):
         }
         self.folder = self.root / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self.root)
         write_json(self.folder / "about.json", about)
         self.prefetch = max(1, settings.prefetch)
         self.pool = ThreadPoolExecutor(max(1, settings.threads), "feature_cache")
@@ -101,12 +102,18 @@ class FeatureCache(Loader):
         self.recount()
 
     def recount(self) -> None:
-        """Add up the bytes of all files below the root; what vanishes meanwhile does not count."""
+        """Add up the bytes of all files below the root, and delete those that killed writers left an hour ago.
+
+        What vanishes meanwhile does not count.
+        """
         self.held = self.added = 0
-        for place, _, names in os.walk(self.root):
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    self.held += os.stat(os.path.join(place, name)).st_size
+        for path in (Path(place, name) for place, _, names in os.walk(self.root) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                facts = path.stat()
+                if path.match(".*.partial") and time.time() - facts.st_mtime > UNFINISHED_S:
+                    path.unlink()
+                else:
+                    self.held += facts.st_size
 
     def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
         """See `Loader.decode`. Batches with a missing clip, one after the other, are one stream of the inner loader."""
@@ -151,7 +158,6 @@ class FeatureCache(Loader):
         return build_batch(torch.stack(rows), plan.requests)
 
     def keep(self, request: ClipRequest, features: Tensor) -> None:
-        """Write one clip's features, unless the cache is full or another has written them meanwhile."""
         path, size = self.path(request), features.numel() * features.element_size()
         if self.added > RECOUNT_SHARE * self.limit:
             self.recount()
@@ -172,7 +178,6 @@ class FeatureCache(Loader):
             self.added += path.stat().st_size
 
     def path(self, request: ClipRequest) -> Path:
-        """Where a clip's features are, as this request shows it."""
         shown = {**asdict(request), "record": request.record.sha256}
         for other in ("label", "view"):  # names for the same pixels
             del shown[other]
@@ -194,22 +199,12 @@ def missing_requests(first: Plan, plans: Iterator[Plan], waiting: deque[Plan]) -
         yield plan.missing
 
 
-def weights_digest(settings: Sequence[Any], state: Mapping[str, Tensor]) -> str:
-    """A hash of weights with their names and types, and of the settings that their arithmetic depends on."""
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for name, tensor in state.items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(memoryview(as_bytes(tensor)))  # type: ignore[arg-type]
-    return digest.hexdigest()
-
-
 def as_bytes(tensor: Tensor) -> Any:
     """A tensor's bytes as a NumPy array (which knows no bfloat16)."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def write_features(path: Path, features: Tensor) -> None:
-    """Write features [1+P*T,D] with their checksum."""
     tensor = features.contiguous().cpu()
     write_bytes(path, save({"features": tensor}, metadata={"crc32": str(zlib.crc32(as_bytes(tensor)))}))
 
@@ -225,11 +220,3 @@ def read_features(path: Path) -> Tensor:
     if zlib.crc32(as_bytes(tensor)) != expected:
         raise DataError(f"{path} of loader.feature_cache is damaged (CRC-32 differs); delete it")
     return cast("Tensor", tensor)
-
-
-def remove_unfinished(root: Path) -> None:
-    """Delete what writers that were killed left behind: temporary files that nobody has touched for an hour."""
-    for path in root.rglob(".*.partial"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > UNFINISHED_S:
-                path.unlink()

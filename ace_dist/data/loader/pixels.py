@@ -6,8 +6,6 @@ such colours in plain C and over whole pictures: 17 ms for 30 pictures of 256 pi
 Compiled by numba on first use, without the interpreter's lock; the machine code is cached beside this file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -61,7 +59,6 @@ class Cut:
 
 
 def crop_filters(request: ClipRequest) -> Cut:
-    """The filters of a request's crop."""
     height, width, top, left = crop_box(request)
     rows, row_weights = triangle_filter(request.record.height, height, top, request.crop)
     columns, column_weights = triangle_filter(request.record.width, width, left, request.crop)
@@ -111,7 +108,6 @@ def show(frame: av.VideoFrame, cut: Cut, out: Bytes) -> None:
 
 
 def picture_rgb(frame: av.VideoFrame) -> Bytes:
-    """The whole decoded picture: uint8 RGB [3, H, W]."""
     out = np.empty((3, frame.height, frame.width), np.uint8)
     convert(*yuv_planes(frame), 0, 0, colour_matrix(frame), out)
     return out
@@ -178,7 +174,6 @@ def convert(luma: Bytes, blue: Bytes, red: Bytes, top: int, left: int, matrix: M
 
 @compiled
 def mix(near: Bytes, far: Bytes, out: Floats) -> None:
-    """Interpolate between two rows of chroma."""
     for k in range(out.shape[0]):
         out[k] = float32(0.75) * near[k] + float32(0.25) * far[k]
 
@@ -244,6 +239,5 @@ def add_weighted(row: Floats, weight: np.float32, line: Floats) -> None:
 
 @compiled
 def mix_rows(one: Floats, weight: np.float32, other: Floats, other_weight: np.float32, out: Bytes) -> None:
-    """The weighted sum of two rows, rounded."""
     for x in range(out.shape[0]):
         out[x] = uint8(weight * one[x] + other_weight * other[x] + float32(0.5))

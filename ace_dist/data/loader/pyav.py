@@ -3,8 +3,6 @@
 It decodes only the frames that a clip shows and those they are predicted from, and converts only the crop.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -70,7 +68,6 @@ def pictures(data: bytes, frames: set[int]) -> Iterator[tuple[int, av.VideoFrame
 
 
 def stored_packet(data: memoryview, table: SampleTable, index: int) -> av.Packet:
-    """One frame's packet; its time is its index."""
     packet = av.Packet(data[table.offsets[index] : table.offsets[index] + table.sizes[index]])
     packet.pts = packet.dts = index
     return packet
@@ -127,7 +124,6 @@ class PyavLoader(Loader):
         return requests, video, [self.pool.submit(self.fill, *pair) for pair in zip(video, requests, strict=True)]
 
     def fill(self, video: torch.Tensor, request: ClipRequest) -> None:
-        """Decode one clip into its place in the batch."""
         record, data = request.record, self.files.read(request.record)
         try:
             self.decode_into(data, request, video)

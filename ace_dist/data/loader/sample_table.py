@@ -5,8 +5,6 @@ table says all that a decoder needs; opening them with FFmpeg instead costs as m
 its probing decodes the first ones (VP9 at 256 pixels: 4 of 70 ms a clip).
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Brings one loose video to the encoder by the very cutting, encoding and cropping that shards go through."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

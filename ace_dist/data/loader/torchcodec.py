@@ -4,8 +4,6 @@ It decodes with FFmpeg through torchcodec's `VideoDecoder`, resizes whole pictur
 crops are those of the PyAV loader; pixels differ by the rounding of FFmpeg's colours and of a second resize.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
