@@ -408,14 +408,14 @@ def test_a_clip_of_a_higher_rate_than_the_stored_one_is_refused(tmp_path):
 
 
 def test_the_choice_is_made_once_and_printed_once(folders, capsys, monkeypatch):
-    monkeypatch.setattr(base, "said", set())
+    base.say_once.cache_clear()
     for _ in range(3):
         loader = build_loader(config_for(folders["vp9"]), "cpu")
         assert loader.backend == "pyav"
         loader.close()
     assert capsys.readouterr().out.count("loader: pyav (no GPU") == 1
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(base, "said", set())
+    base.say_once.cache_clear()
     build_loader(config_for(folders["vp9"], backend="dali"), "cpu").close()
     assert capsys.readouterr().out == ""
 
