@@ -15,7 +15,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,21 +174,13 @@ class TrainPlan:
     def request(self, position: int) -> ClipRequest:
         epoch, place = divmod(position, len(self.records))
         index = int(self.order(epoch)[place])
+        request = centred(self.records[index], self.frames[index], self.loader, self.labels[index])
         if not self.loader.augment:
-            return centred(self.records[index], self.frames[index], self.loader, self.labels[index])
+            return request
         side, crop_x, crop_y, flip = uniforms(4, self.seed, epoch, place)
         low, high = self.loader.short_side_min, self.loader.short_side_max
-        return ClipRequest(
-            record=self.records[index],
-            frames=self.frames[index],
-            short_side=low + math.floor(side * (high - low + 1)),
-            crop=self.loader.crop,
-            crop_x=crop_x,
-            crop_y=crop_y,
-            flip=flip < self.loader.flip,
-            label=self.labels[index],
-            view=0,
-        )
+        short_side = low + math.floor(side * (high - low + 1))
+        return replace(request, short_side=short_side, crop_x=crop_x, crop_y=crop_y, flip=flip < self.loader.flip)
 
 
 class TestPlan:
@@ -238,17 +230,18 @@ def held_out_groups(
             f"are of one group ({groups[0] if groups else ''!r}): fill the group column of dataset.annotations (who, "
             f"which camera, which place) and build the shards again, or set evaluation.every_steps=0"
         )
-    shown = Counter(zip((record.group for record in records), labels, strict=True))
+    shown = {group: Counter[int]() for group in groups}
+    for record, label in zip(records, labels, strict=True):
+        shown[record.group][label] += 1
     left = Counter(labels)
     if settings.validation_groups:
-        return check_chosen_groups(groups, settings.validation_groups, shown, left)
+        return check_chosen_groups(settings.validation_groups, shown, left)
     count = max(1, round(settings.validation_share * len(groups)))
     held: list[str] = []
     for index in permutation(len(groups), seed, *HOLDOUT_KEY):
-        group = groups[index]
-        own = Counter({label: clips for (name, label), clips in shown.items() if name == group})
+        own = shown[groups[index]]
         if len(held) < count and all(left[label] > clips for label, clips in own.items()):
-            held.append(group)
+            held.append(groups[index])
             left -= own
     if not held:
         raise DataError(
@@ -259,22 +252,19 @@ def held_out_groups(
     return frozenset(held)
 
 
-def check_chosen_groups(
-    groups: Sequence[str], names: Sequence[str], shown: Counter[tuple[str, int]], left: Counter[int]
-) -> frozenset[str]:
+def check_chosen_groups(names: Sequence[str], shown: Mapping[str, Counter[int]], left: Counter[int]) -> frozenset[str]:
     """The named groups, if they are groups of training clips and leave clips of every class to train on."""
-    if unknown := sorted(set(names) - set(groups)):
+    if unknown := sorted(set(names) - set(shown)):
         raise DataError(
             f"evaluation.validation_groups lists {', '.join(map(repr, unknown))}; the groups of the training clips are "
-            f"{', '.join(groups)}"
+            f"{', '.join(shown)}"
         )
-    for (group, label), count in shown.items():
-        if group in names:
-            left[label] -= count
+    for name in set(names):
+        left.subtract(shown[name])
     if gone := sum(count <= 0 for count in left.values()):
         raise DataError(
             f"evaluation.validation_groups={list(names)} hold all training clips of {gone} actions; hold out fewer or "
-            f"other groups of {', '.join(groups)}"
+            f"other groups of {', '.join(shown)}"
         )
     return frozenset(names)
 
