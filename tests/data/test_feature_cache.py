@@ -93,7 +93,7 @@ def cache_in(folder, loader, video, *more, device="cpu") -> FeatureCache:
     return FeatureCache(loader, settings(folder, *more).loader, video, torch.device(device))
 
 
-def requests_of(count: int, batch: int, steps: int, seed: int = 0):
+def draw_requests(count: int, batch: int, steps: int, seed: int = 0):
     """Batches of a plan without augmentation, over `count` clips."""
     config = LoaderConfig(crop=SIDE, test_short_side=SIDE, augment=False)
     clip = load_config(["experiment=demo", f"dataset.clip.frames={FRAMES}"]).dataset.clip
@@ -107,22 +107,22 @@ def test_trunk_and_the_rest_are_the_whole(trained, training) -> None:
     """Bit for bit, gradients of what trains included, with stochastic depth."""
     video = tower(trained_blocks=trained, drop_path=0.4, train_head=True).train(training)
     clips = torch.randn(2, FRAMES, 3, SIDE, SIDE)
-    found = []
+    results = []
     for given in (clips, video.frozen_features(clips)):
         video.set_step(seed=1, step=2, rank=0, world=1)
         embedded = video(given)
         embedded.square().sum().backward()
-        found.append([embedded.detach(), *(p.grad.clone() for p in video.parameters() if p.grad is not None)])
+        results.append([embedded.detach(), *(p.grad.clone() for p in video.parameters() if p.grad is not None)])
         video.zero_grad()
-    assert len(found[0]) == len(found[1]) > 1
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert len(results[0]) == len(results[1]) > 1
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert video.frozen_depth == min(4 - trained, 3)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_batches_come_in_order_and_each_clip_is_decoded_in_the_first_epoch_alone(tmp_path, ahead) -> None:
     """Seven clips in batches of four over four epochs: hits and misses mix; a second process decodes nothing."""
-    batches, video = requests_of(count=7, batch=4, steps=7), tower()
+    batches, video = draw_requests(count=7, batch=4, steps=7), tower()
     inner = FakeLoader(ahead)
     cache = cache_in(tmp_path, inner, video)
     first = list(cache.stream(batches))
@@ -143,11 +143,11 @@ def test_batches_come_in_order_and_each_clip_is_decoded_in_the_first_epoch_alone
 def test_a_stream_that_is_left_can_be_followed_by_another(tmp_path) -> None:
     """As a run that stops early leaves one."""
     cache = cache_in(tmp_path, FakeLoader(), tower())
-    stream = cache.stream(requests_of(6, 2, 6))
+    stream = cache.stream(draw_requests(6, 2, 6))
     next(stream)
     stream.close()
-    assert [batch.ids for batch in cache.stream(requests_of(6, 2, 3))] == [
-        [request.record.key for request in requests] for requests in requests_of(6, 2, 3)
+    assert [batch.ids for batch in cache.stream(draw_requests(6, 2, 3))] == [
+        [request.record.key for request in requests] for requests in draw_requests(6, 2, 3)
     ]
     cache.close()
 
@@ -172,7 +172,7 @@ def test_another_trunk_decoder_or_view_has_files_of_its_own(tmp_path) -> None:
     cache = cache_in(tmp_path, FakeLoader(), video)
     assert cache.folder != folder
     assert json.loads((cache.folder / "about.json").read_text())["decoder"] == "fake"
-    request = requests_of(1, 1, 1)[0][0]
+    request = draw_requests(1, 1, 1)[0][0]
     paths = {cache.path(type(request)(**{**vars(request), key: value})) for key, value in
              (("frames", (0, 1, 2)), ("short_side", 30), ("crop_x", 0.0), ("flip", True), ("label", 5))}  # fmt: skip
     assert len(paths) == 5 and cache.path(request) in paths  # the label is no part of the picture
@@ -185,7 +185,7 @@ def test_the_folder_is_bounded_and_says_so(tmp_path, capsys, monkeypatch) -> Non
     empty = cache_in(tmp_path, FakeLoader(), video)
     limit = (empty.held + 3.6 * (FEATURES_BYTES + 150)) / 2**30
     cache = cache_in(tmp_path, FakeLoader(), video, f"loader.feature_cache_gib={limit}")
-    batches = requests_of(6, 3, 6)
+    batches = draw_requests(6, 3, 6)
     first, kept = list(cache.stream(batches[:2])), sorted(cache.folder.glob("*.safetensors"))
     assert len(kept) == 3 and sum(path.stat().st_size for path in tmp_path.rglob("*.*")) <= limit * 2**30
     assert f"{tmp_path} is full" in capsys.readouterr().out
@@ -198,7 +198,7 @@ def test_the_folder_is_bounded_and_says_so(tmp_path, capsys, monkeypatch) -> Non
 def test_clips_come_back_onto_the_gpu(tmp_path) -> None:
     """In bfloat16, as training on CUDA has it: what was read equals what was computed, and goes through the rest."""
     video, device = tower().cuda().bfloat16(), torch.device("cuda")
-    batches = requests_of(4, 2, 4)
+    batches = draw_requests(4, 2, 4)
     first, again = (
         [batch.video for batch in cache_in(tmp_path, FakeLoader(device=device), video, device=device).stream(batches)]
         for _ in range(2)
@@ -223,7 +223,7 @@ def test_what_killed_writers_left_goes_and_a_full_disk_ends_no_run(tmp_path, mon
     monkeypatch.setattr(feature_cache, "write_bytes", full)
     cache = cache_in(tmp_path, FakeLoader(), tower())
     assert new.exists() and not old.exists()
-    assert len(list(cache.stream(requests_of(2, 2, 3)))) == 3 and cache.computed == 6
+    assert len(list(cache.stream(draw_requests(2, 2, 3)))) == 3 and cache.computed == 6
     assert "no space left below" in capsys.readouterr().out
 
 
@@ -239,7 +239,7 @@ def test_compiling_does_not_reach_the_trunk(tmp_path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path) -> None:
     cache = cache_in(tmp_path, FakeLoader(), tower())
-    (batch,) = requests_of(1, 1, 1)
+    (batch,) = draw_requests(1, 1, 1)
     list(cache.stream([batch]))
     path = cache.path(batch[0])
     assert read_features(path).shape == (1 + 4 * FRAMES, 24)

@@ -77,12 +77,12 @@ def test_json_and_cls_samples_of_any_container_become_clips(world):
     )
     write_tar(world / "tars" / "test_0.tar", ("0001.MP4", mp4), ("0001.cls", b"0"))
     shards = build(world)
-    found = {(r.verb, r.object, r.split, r.group): r for r in shards.records}
-    assert set(found) == {
+    by_label = {(r.verb, r.object, r.split, r.group): r for r in shards.records}
+    assert set(by_label) == {
         ("spin", "block", "train", "p1"), ("pick up", "cup", "train", ""),
         ("pick up", "cup", "test", ""), ("spin", "block", "test", ""),
     }  # fmt: skip
-    part = found["spin", "block", "train", "p1"]
+    part = by_label["spin", "block", "train", "p1"]
     assert shown(world, part) == list(range(3, 21))  # 0.5 to 1.5 s with 0.25 s of margin
     assert part.segment_start_s == pytest.approx(0.25, abs=1e-3)
     for record in shards.records:

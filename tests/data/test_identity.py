@@ -37,8 +37,8 @@ def shards(tmp_path_factory):
 def test_a_run_is_continued_on_the_same_clips_wherever_they_lie(shards, tmp_path):
     labels = [0] * len(shards.records)
     claim_clips(tmp_path, "a", shards.records, labels)
-    moved = [dataclasses.replace(record, offset=record.offset + 512) for record in shards.records]
-    claim_clips(tmp_path, "elsewhere", moved, labels)
+    elsewhere = [dataclasses.replace(record, offset=record.offset + 512) for record in shards.records]
+    claim_clips(tmp_path, "elsewhere", elsewhere, labels)
 
 
 @pytest.mark.parametrize("change", ["content", "window", "label", "added", "removed", "order"])

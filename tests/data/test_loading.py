@@ -157,9 +157,9 @@ def test_colours_against_the_standard(codec):
     clip = encode(RawClip(frames, 10.0, 0.0), small_encoding(codec=codec))
     with av.open(io.BytesIO(clip.data)) as container:
         right = np.stack([reference_rgb(frame) for frame in container.decode(video=0)])
-    found = decode_frames(clip.data, range(6)).astype(float)
-    assert np.abs(found - right).max() <= 1.01 and np.abs(found - right).mean() < 0.5  # rounding to 8 bits
-    assert np.abs(found - frames[:, :, :90]).mean() < 8  # and it is the picture that was stored
+    decoded = decode_frames(clip.data, range(6)).astype(float)
+    assert np.abs(decoded - right).max() <= 1.01 and np.abs(decoded - right).mean() < 0.5  # rounding to 8 bits
+    assert np.abs(decoded - frames[:, :, :90]).mean() < 8  # and it is the picture that was stored
     # Colours of flat patches survive the way there and back: the encoder and the decoder agree on matrix and range.
     patches = np.zeros((5, 64, 64, 3), np.uint8)
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0]])
@@ -239,8 +239,8 @@ def test_only_needed_groups_of_pictures_are_decoded():
         everything = decode_frames(data, range(23))
         assert [frame_number(frame) for frame in everything] == list(range(23))
         for _ in range(10):
-            wanted = rng.integers(0, 23, rng.integers(1, 8)).tolist()
-            assert np.array_equal(decode_frames(data, wanted), everything[wanted])
+            frames = rng.integers(0, 23, rng.integers(1, 8)).tolist()
+            assert np.array_equal(decode_frames(data, frames), everything[frames])
         with pytest.raises(DataError, match=r"frames \[23\] did not come out"):
             decode_frames(data, [2, 23])
 
@@ -259,8 +259,8 @@ def test_three_of_four_vp9_frames_can_be_left_out():
     with av.open(io.BytesIO(clip.data)) as container:
         whole = [picture_rgb(frame).transpose(1, 2, 0) for frame in container.decode(video=0)]
     for _ in range(20):
-        wanted = rng.integers(0, 37, rng.integers(1, 6)).tolist()
-        assert np.array_equal(decode_frames(clip.data, wanted), np.stack([whole[index] for index in wanted]))
+        frames = rng.integers(0, 37, rng.integers(1, 6)).tolist()
+        assert np.array_equal(decode_frames(clip.data, frames), np.stack([whole[index] for index in frames]))
 
 
 @pytest.mark.parametrize("codec", ["vp9", "mjpeg", "h264"])
@@ -291,11 +291,11 @@ def test_batches_of_any_size_streams_that_are_left_and_streams_after_them(folder
     pool = [request for batch in all_requests(shards) for request in batch]
     sizes = [1, 3, 2, 7, 1, 12, 4, 12, 1]
     batches = [pool[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
-    wanted = {
+    expected = {
         request: video for asked in batches for request, video in zip(asked, one_by_one(loader, asked), strict=True)
     }
     for batch, asked in zip(loader.stream(iter(batches)), batches, strict=True):
-        assert all(torch.equal(video, wanted[request]) for video, request in zip(batch.video, asked, strict=True))
+        assert all(torch.equal(video, expected[request]) for video, request in zip(batch.video, asked, strict=True))
     stream = loader.stream(batches)
     next(stream), next(stream)
     stream.close()  # a validation pass may begin in the middle of an epoch

@@ -29,9 +29,9 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "videos"
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     """At least four h264 files of 2 to 10 seconds."""
-    found = sorted(REAL.glob("*.mp4")) if REAL.is_dir() else []
-    if found:
-        return found
+    recordings = sorted(REAL.glob("*.mp4")) if REAL.is_dir() else []
+    if recordings:
+        return recordings
     folder = tmp_path_factory.mktemp("videos")
     made = [
         ("wide", 256, 340, 28, 84),

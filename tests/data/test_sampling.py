@@ -59,8 +59,8 @@ def test_training_frames_are_the_nearest_stored_ones_clamped_to_the_clip():
         stored = record(start, start + length, int(rng.integers(1, 120)), float(rng.uniform(3, 60)))
         k = np.arange(clip.frames)
         times = start + length / 2 + (k - (clip.frames - 1) / 2) * clip.seconds / clip.frames  # the paper's centring
-        for found, right in zip(train_frames(stored, clip), nearest_by_search(stored, times), strict=True):
-            assert found in right
+        for index, right in zip(train_frames(stored, clip), nearest_by_search(stored, times), strict=True):
+            assert index in right
 
 
 def test_views_span_the_segment_from_its_start_to_its_end():
@@ -95,9 +95,9 @@ def test_the_stored_window_covers_training_and_every_view():
         segment = Segment("s", "", start, start + rng.uniform(0.1, 6), "v", "o", "train")
         clip = ClipConfig(8, rng.uniform(0.3, 4), 3)
         low, high = clip_window(segment, clip.seconds, 0.25)
-        wanted = [*view_starts(record(segment.start_s, segment.end_s), clip)]
-        assert low + 0.25 <= min(*wanted, segment.start_s) + 1e-9
-        assert high - 0.25 >= max(max(wanted) + clip.seconds, segment.end_s) - 1e-9
+        starts = [*view_starts(record(segment.start_s, segment.end_s), clip)]
+        assert low + 0.25 <= min(*starts, segment.start_s) + 1e-9
+        assert high - 0.25 >= max(max(starts) + clip.seconds, segment.end_s) - 1e-9
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
@@ -113,11 +113,11 @@ def test_the_global_order_does_not_depend_on_the_number_of_ranks(world):
 def test_a_step_is_a_pure_function_of_seed_and_step():
     data, clip, loader = records(11), ClipConfig(4, 2.0), small_loader()
     forward = TrainPlan(data, range(11), clip, loader, 4, seed=5)
-    wanted = {step: forward.requests(step) for step in range(20)}
+    expected = {step: forward.requests(step) for step in range(20)}
     again = TrainPlan(data, range(11), clip, loader, 4, seed=5)
-    assert all(again.requests(step) == wanted[step] for step in (19, 3, 11, 0, 7))  # as after a resume
+    assert all(again.requests(step) == expected[step] for step in (19, 3, 11, 0, 7))  # as after a resume
     other = TrainPlan(data, range(11), clip, loader, 4, seed=6)
-    assert any(other.requests(step) != wanted[step] for step in range(20))
+    assert any(other.requests(step) != expected[step] for step in range(20))
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 4), (7, 7), (3, 8), (64, 16)])

@@ -93,10 +93,10 @@ def test_the_manifest_counts_and_checksums(tmp_path):
     reader = NumberedReader(11)
     shards = build(reader, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    wanted = {split: Counter() for split in ("train", "test")}
+    expected = {split: Counter() for split in ("train", "test")}
     for segment in reader.segments():
-        wanted[segment.split][f"{segment.verb} {segment.object}"] += 1
-    assert manifest["counts"] == {split: dict(counts) for split, counts in wanted.items()}
+        expected[segment.split][f"{segment.verb} {segment.object}"] += 1
+    assert manifest["counts"] == {split: dict(counts) for split, counts in expected.items()}
     assert [shard["clips"] for shard in manifest["shards"]] == [4, 3, 4]
     for shard in manifest["shards"]:
         assert hashlib.sha256((tmp_path / shard["name"]).read_bytes()).hexdigest() == shard["sha256"]
@@ -338,13 +338,13 @@ def test_shards_are_read_by_webdataset_and_the_index_by_dali(tmp_path):
     shards = build(NumberedReader(9), tmp_path)
     by_key = {record.key: record for record in shards.records}
     tars = sorted(str(path) for path in tmp_path.glob("*.tar"))
-    seen = set()
+    read_keys = set()
     for sample in webdataset.WebDataset(tars, shardshuffle=False):
         record = by_key[sample["__key__"]]
         assert hashlib.sha256(sample["mp4"]).hexdigest() == record.sha256
         assert json.loads(sample["json"])["verb"] == record.verb
-        seen.add(record.key)
-    assert seen == set(by_key)
+        read_keys.add(record.key)
+    assert read_keys == set(by_key)
 
     pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None)
     with pipeline:
@@ -355,8 +355,8 @@ def test_shards_are_read_by_webdataset_and_the_index_by_dali(tmp_path):
         video, text = (np.array(output[0]).tobytes() for output in pipeline.run())
         record = by_key[json.loads(text)["key"]]
         assert hashlib.sha256(video).hexdigest() == record.sha256
-        seen.remove(record.key)
-    assert not seen
+        read_keys.remove(record.key)
+    assert not read_keys
     with tarfile.open(tars[0]) as tar:
         assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in tar.getmembers()} == {(0, 0, 0, "", 0o644)}
 

@@ -129,10 +129,10 @@ class CrashingRecords:
 
 
 def test_a_shard_that_crashes_its_check_is_named_and_the_others_are_checked(shards):
-    found = ShardSet.load(shards)
-    first, second = found.manifest["shards"][:2]
-    records = [r for r in found.records if r.shard == second["name"]]
-    jobs = [(shards, first, CrashingRecords(), found.codec, 5), (shards, second, records, found.codec, 5)]
+    stored = ShardSet.load(shards)
+    first, second = stored.manifest["shards"][:2]
+    records = [r for r in stored.records if r.shard == second["name"]]
+    jobs = [(shards, first, CrashingRecords(), stored.codec, 5), (shards, second, records, stored.codec, 5)]
     (_, errors), sound = run_checks(jobs, workers=2, timeout_s=60)
     assert len(errors) == 1 and first["name"] in errors[0] and "signal 9" in errors[0]
     assert sound == (records, [])

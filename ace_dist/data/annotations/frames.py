@@ -41,18 +41,6 @@ class Recording:
     frames: int | None = None
 
 
-def build_frame_reader(
-    dataset: DatasetConfig, recordings: Sequence[Recording], *, as_released: bool = False
-) -> VideoReader:
-    table = class_table(dataset)
-    if table is None:
-        raise DataError(
-            f"dataset.kind={dataset.kind} needs dataset.classes=FILE, such as ace_dist/assets/classes/gtea.json"
-        )
-    segments, notes = to_segments(recordings, table, dataset.frame_tolerance_s, as_released=as_released)
-    return VideoReader(segments, dataset.encoding.fps, dataset.encoding.short_side, notes)
-
-
 def video_clock(path: Path) -> tuple[float, int]:
     """Frames per second and number of frames, as the container states them.
 
@@ -68,17 +56,23 @@ def video_clock(path: Path) -> tuple[float, int]:
         return rate, sum(1 for packet in container.demux(stream) if packet.size)
 
 
-def to_segments(
-    recordings: Sequence[Recording], table: ClassTable, tolerance_s: float, *, as_released: bool = False
-) -> tuple[tuple[Segment, ...], tuple[str, ...]]:
-    """The labelled frames of all recordings as segments, and notes about labels that were left out.
+def build_frame_reader(
+    dataset: DatasetConfig, recordings: Sequence[Recording], *, as_released: bool = False
+) -> VideoReader:
+    """The reader of the labelled frames of all recordings as segments; its notes count labels that were left out.
 
-    A label counts when `table` has it, and is left out when it is listed as no action. Any other label, or one without
-    a frame, is an error; in annotations taken `as_released`, which a user cannot mend, it is left out with a note that
-    counts it. Labels that reach past the end of their recording end with it; those that begin there, and exact
-    repetitions, are left out with a note.
-    Raises `DataError` for such labels, missing videos, and lengths that differ by more than `tolerance_s` seconds.
+    A label counts when `dataset.classes` has it, and is left out when it is listed as no action. Any other label, or
+    one without a frame, is an error; in annotations taken `as_released`, which a user cannot mend, it is left out with
+    a note that counts it. Labels that reach past the end of their recording end with it; those that begin there, and
+    exact repetitions, are left out with a note.
+    Raises `DataError` for such labels, missing videos, and lengths that differ by more than
+    `dataset.frame_tolerance_s`.
     """
+    table, tolerance_s = class_table(dataset), dataset.frame_tolerance_s
+    if table is None:
+        raise DataError(
+            f"dataset.kind={dataset.kind} needs dataset.classes=FILE, such as ace_dist/assets/classes/gtea.json"
+        )
     if not as_released:
         check_labels(recordings, table)
     if missing := [f"{recording.video}" for recording in recordings if not recording.video.is_file()]:
@@ -107,8 +101,8 @@ def to_segments(
             f"the labels do not fit the videos:{listing(lengths)}\nuse the videos that were annotated, at their own "
             f"rate, or set dataset.frame_tolerance_s (now {tolerance_s:g})"
         )
-    notes = tuple(f"{count} segments left out: {label}" for label, count in sorted(outside.items()) if count)
-    return tuple(segments.values()), notes
+    notes = [f"{count} segments left out: {label}" for label, count in sorted(outside.items()) if count]
+    return VideoReader(list(segments.values()), dataset.encoding.fps, dataset.encoding.short_side, notes)
 
 
 def check_labels(recordings: Sequence[Recording], table: ClassTable) -> None:

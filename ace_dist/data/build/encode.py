@@ -174,11 +174,11 @@ def check_decodes(data: bytes, count: int, height: int, width: int, gop: int, fp
                 shapes.add((frame.height, frame.width))
                 formats.add(frame.format.name)
                 times.append(float(frame.pts * stream.time_base))
-            found = stream.codec.canonical_name
+            stored = stream.codec.canonical_name
     except (av.error.FFmpegError, IndexError) as error:
         raise DataError(f"cannot be decoded: {error}") from error
-    if found != codec:
-        raise DataError(f"is {found}, not {codec}")
+    if stored != codec:
+        raise DataError(f"is {stored}, not {codec}")
     if len(keys) != count:
         raise DataError(f"promises {count} frames, but {len(keys)} come out")
     if shapes != {(height, width)} or not formats <= {"yuv420p", "yuvj420p"}:

@@ -79,7 +79,7 @@ def crop_filters(request: ClipRequest) -> Cut:
 
 
 def triangle_filter(source: int, target: int, first: int, count: int) -> tuple[NDArray[np.int64], Floats]:
-    """Antialiased linear resizing of `source` pixels to `target`, of which `count` from `first` on are wanted.
+    """Antialiased linear resizing of `source` pixels to `target`, of which `count` from `first` on are returned.
 
     Returns the first source pixel [count] and the weights [count, taps] of each. The triangle about a target pixel's
     centre is as wide as two pixels of the coarser grid, and cut off at the borders.

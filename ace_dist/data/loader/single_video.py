@@ -40,9 +40,5 @@ def read_clip(
         raise DataError(f"{path} cannot be read: {error}") from error
     (requests,) = TestPlan([record], [0], config.dataset.clip, config.loader, config.dataset.clip.views).batches()
     views = torch.stack([torch.from_numpy(decode_clip(data, request)) for request in requests])
-    return LooseClip(
-        video=normalise(views, config.loader),
-        start_s=part.start_s,
-        end_s=part.end_s,
-        distinct_views=len({request.frames for request in requests}),
-    )
+    distinct_views = len({request.frames for request in requests})
+    return LooseClip(normalise(views, config.loader), part.start_s, part.end_s, distinct_views)

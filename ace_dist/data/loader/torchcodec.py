@@ -7,26 +7,12 @@ crops are those of the PyAV loader; pixels differ by the rounding of FFmpeg's co
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ace_dist.config import LoaderConfig
 from ace_dist.data.loader.pyav import PyavLoader
 from ace_dist.data.sampling import ClipRequest, crop_box
 from ace_dist.utils.errors import DataError
-
-
-def decode_clip(data: bytes, request: ClipRequest) -> Tensor:
-    """The crop that a request asks for: uint8 RGB [T, 3, crop, crop]."""
-    from torchcodec.decoders import VideoDecoder
-
-    # Stored clips have one rate and times from 0, so that a frame's place follows from its index ("approximate").
-    decoder = VideoDecoder(data, seek_mode="approximate", num_ffmpeg_threads=1)
-    frames = decoder.get_frames_at(list(request.frames)).data  # [T, 3, H, W]
-    height, width, top, left = crop_box(request)
-    resized = interpolate(frames, (height, width), mode="bilinear", antialias=True)
-    part = resized[..., top : top + request.crop, left : left + request.crop]
-    return part.flip(-1) if request.flip else part
 
 
 def unusable(error: Exception) -> DataError:
@@ -57,7 +43,15 @@ class TorchcodecLoader(PyavLoader):
         self.decoder = f"torchcodec {torchcodec.__version__}"
 
     def decode_into(self, data: bytes, request: ClipRequest, video: torch.Tensor) -> None:
+        from torchcodec.decoders import VideoDecoder
+
+        height, width, top, left = crop_box(request)
         try:
-            video.copy_(decode_clip(data, request))
+            # Stored clips have one rate and times from 0, so a frame's place follows from its index ("approximate").
+            decoder = VideoDecoder(data, seek_mode="approximate", num_ffmpeg_threads=1)
+            frames = decoder.get_frames_at(list(request.frames)).data  # [T, 3, H, W]
+            resized = interpolate(frames, (height, width), mode="bilinear", antialias=True)
+            part = resized[..., top : top + request.crop, left : left + request.crop]
+            video.copy_(part.flip(-1) if request.flip else part)
         except (RuntimeError, IndexError, ValueError) as error:  # what torchcodec raises for bytes it cannot decode
             raise DataError(" ".join(str(error).split())) from error
