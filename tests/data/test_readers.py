@@ -381,8 +381,8 @@ def ata(root, *settings):
 def test_ata_manifest(tmp_path):
     """Rows become segments of their people, views are chosen, people are split, equal file names stay apart."""
     reader = ata(write_ata(tmp_path / "ata", ATA_ROWS))
-    stretches = [(s.verb, s.object, s.group, round(s.start_s * 30), round(s.end_s * 30)) for s in reader.segments()]
-    assert stretches == [
+    rows = [(s.verb, s.object, s.group, round(s.start_s * 30), round(s.end_s * 30)) for s in reader.segments()]
+    assert rows == [
         ("take", "part", "P01", 0, 31), ("rest", "hands", "P01", 31, 45), ("take", "part", "P01", 0, 31),
         ("pick up", "item", "P02", 10, 80), ("drop", "item", "P03", 3, 60),
     ]  # fmt: skip

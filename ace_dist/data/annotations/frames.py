@@ -101,7 +101,7 @@ def build_frame_reader(
             f"the labels do not fit the videos:{listing(lengths)}\nuse the videos that were annotated, at their own "
             f"rate, or set dataset.frame_tolerance_s (now {tolerance_s:g})"
         )
-    notes = [f"{count} segments left out: {label}" for label, count in sorted(outside.items()) if count]
+    notes = tuple(f"{count} segments left out: {label}" for label, count in sorted(outside.items()) if count)
     return VideoReader(list(segments.values()), dataset.encoding.fps, dataset.encoding.short_side, notes)
 
 
