@@ -113,10 +113,10 @@ def free_labels(texts: Sequence[str], trees: SynonymTrees | None) -> list[FreeLa
         raise LabelError(f"actions={list(texts)}: every label must be non-empty and occur once")
     free = []
     for label in labels:
-        roots = [root for root in trees.roots if label.startswith(root + " ")] if trees is not None else []
-        if trees is None or not roots:
-            free.append(FreeLabel(label, (label,), None))
-            continue
-        verb = max(roots, key=len)
-        free.append(FreeLabel(label, label_phrases(Action(verb, label[len(verb) :]), trees, verb, drawn=False), verb))
+        roots = [root for root in trees.roots if label.startswith(root + " ")] if trees else []
+        phrases: tuple[str, ...] = (label,)
+        verb = max(roots, key=len, default=None)
+        if trees and verb:
+            phrases = label_phrases(Action(verb, label[len(verb) :]), trees, verb, drawn=False)
+        free.append(FreeLabel(label, phrases, verb))
     return free

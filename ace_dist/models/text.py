@@ -42,7 +42,7 @@ class TextParts(NamedTuple):
 class TextTower(nn.Module, ABC):
     """A text encoder: `trainable(frozen(phrases))` are the embeddings [S,E], not unit length.
 
-    A subclass says how it tokenises, embeds and pools, and names its `parts`. The last `trained_layers` layers train
+    A subclass says how it tokenises and pools, and names its `parts`. The last `trained_layers` layers train
     with the norm after them, and the projection with `train_projection`. No tower uses dropout, so an embedding does
     not depend on the mode, the batch or the rank.
     """
@@ -64,9 +64,9 @@ class TextTower(nn.Module, ABC):
     def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids int64 [S,L] and lengths int64 [S]."""
 
-    @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
         """Input of the first layer, [S,L,D]."""
+        return cast(Tensor, self.parts.embeddings(input_ids=ids))
 
     @abstractmethod
     def run_layer(self, index: int, hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class TextTower(nn.Module, ABC):
         parts.projection.requires_grad_(self.config.train_projection)
 
     def release(self, stored: Callable[[str], Tensor]) -> None:
-        """Free the memory of the weights that only `frozen` uses; it asks `stored` for them, by name, when it must.
+        """Free the weights that only `frozen` uses; it asks `stored` for them, by name, when it must.
 
         The parameters keep shape, type and device, and hold NaN, so that any other use shows.
         """

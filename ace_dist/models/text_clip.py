@@ -41,9 +41,6 @@ class ClipTextTower(TextTower):
         ids = bpe_ids(phrases)
         return ids, token_lengths(ids)
 
-    def embed(self, ids: Tensor) -> Tensor:
-        return cast(Tensor, self.text_model.embeddings(input_ids=ids))
-
     def run_layer(self, index: int, hidden: Tensor, lengths: Tensor) -> Tensor:
         """Causal, so what follows EOS changes nothing before it and `lengths` is not needed."""
         return cast(Tensor, self.text_model.encoder.layers[index](hidden, None, is_causal=True))

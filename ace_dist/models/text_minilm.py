@@ -62,9 +62,6 @@ class MiniLMTextTower(TextTower):
                 raise ModelError(f"the phrase {phrase!r} has {length} tokens, more than {limit}; shorten it")
         return encoded["input_ids"], lengths
 
-    def embed(self, ids: Tensor) -> Tensor:
-        return cast(Tensor, self.bert.embeddings(input_ids=ids))
-
     def run_layer(self, index: int, hidden: Tensor, lengths: Tensor) -> Tensor:
         """Attention among the tokens of each phrase, without the padding."""
         mask = valid_tokens(hidden, lengths)[:, None, None].expand(-1, -1, hidden.shape[1], -1)

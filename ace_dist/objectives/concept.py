@@ -66,9 +66,8 @@ class ConceptObjective(nn.Module):
         """Embeddings [P, D] of the distinct phrases of several label sets, and for each set the rows of its phrases.
 
         A phrase of several sets or classes passes the trainable tail once; the kernels read its row in place. Where
-        text layers run at every step, each rank encodes its share of the phrases: all ranks ask for the same ones,
-        since they draw the same labels, and the gradients of all ranks' losses reach the rank that encoded a phrase,
-        so their mean over ranks is what it is without sharing.
+        text layers run at every step, each rank encodes its share of the phrases: all ranks draw the same ones, and the
+        gradients of all ranks' losses reach the rank that encoded a phrase, so their mean is that without sharing.
         """
         distinct_P, rows = torch.tensor([row for each in label_sets for row in each.rows]).unique(return_inverse=True)
         rows_of_sets = rows.split([len(each.rows) for each in label_sets])

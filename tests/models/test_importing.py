@@ -90,7 +90,7 @@ def same(ours, theirs):
     assert (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max()
 
 
-def frames_of(clips=2, frames=4, size=16):
+def random_frames(clips=2, frames=4, size=16):
     return torch.randn(clips, frames, 3, size, size)
 
 
@@ -103,7 +103,7 @@ def test_official_timesformer(tmp_path, frames, size):
     state = {f"model.{key}": tensor for key, tensor in official_names(theirs.state_dict()).items()}
     tower, report = imported(tmp_path, {"epoch": 3, "model_state": state, "cfg": "NUM_GPUS: 8"}, embed_dim=E)
     assert (report.kind, report.tower) == ("timesformer", "timesformer") and report.loaded == 9 + 20 * DEPTH
-    video = frames_of(frames=frames, size=size)
+    video = random_frames(frames=frames, size=size)
     same(tower(video), theirs(video).logits)
 
 
@@ -121,7 +121,7 @@ def test_procedurevrl(tmp_path):
     state |= {f"model.{key}": torch.randn(shape) for key, shape in extra.items()}
     tower, report = imported(tmp_path, {"epoch": 25, "model_state": state}, name="checkpoint_epoch_00025.pyth")
     assert report.kind == "procedurevrl" and sorted(report.ignored) == sorted(extra)
-    video = frames_of()
+    video = random_frames()
     same(tower(video), theirs(video).logits)
 
 
@@ -132,7 +132,7 @@ def test_hugging_face_folder(tmp_path):
     theirs.save_pretrained(folder)
     tower, report = imported(tmp_path, None, lambda *_: None, "hf", embed_dim=E)
     assert report.kind == "hf_timesformer"
-    video = frames_of()
+    video = random_frames()
     same(tower(video), theirs(video).logits)
     longer, report = imported(tmp_path, None, lambda *_: None, "hf", embed_dim=E, frames=6)
     assert report.resized == [f"time_embed [1, 4, {D}] to [1, 6, {D}]"]
@@ -160,7 +160,7 @@ def openai_clip(square):
     return shaken(open_clip_model.CLIP(embed, vision, text, quick_gelu=True))
 
 
-def text_of(state_or_model, tower, encode):
+def text_embeddings(state_or_model, tower, encode):
     ids = bpe_ids(PHRASES)
     padded = functional.pad(ids, (0, 77 - ids.shape[1]))
     return tower(PHRASES), encode(torch.where(torch.arange(77) < (padded == EOS).int().argmax(1, True) + 1, padded, 0))
@@ -181,14 +181,14 @@ def test_openai_and_open_clip(tmp_path, square, kind):
         }
     tower, report = imported(tmp_path, state)
     assert (report.kind, report.tower) == (kind, "text")
-    ours, wanted = text_of(theirs, tower, theirs.encode_text)
+    ours, wanted = text_embeddings(theirs, tower, theirs.encode_text)
     same(ours, wanted)
     if square:
         tower.text_projection.weight.copy_(tower.text_projection.weight.T.clone())
         assert (tower(PHRASES) - wanted).abs().max() > 0.1 * wanted.abs().max()
     image, report = imported(tmp_path, state, tower="vit")
     assert report.settings["clip_style"] and list(report.derived) == ["head.bias"]
-    video = frames_of(frames=3)
+    video = random_frames(frames=3)
     same(image(video), torch.stack([theirs.encode_image(clip).mean(0) for clip in video]))
 
 
@@ -227,9 +227,9 @@ def test_hugging_face_clip(tmp_path):
     def encode(ids):
         return theirs.text_projection(theirs.text_model(input_ids=ids).pooler_output)
 
-    same(*text_of(theirs, tower, encode))
+    same(*text_embeddings(theirs, tower, encode))
     image, _ = imported(tmp_path, None, lambda *_: None, "clip", tower="vit")
-    video = frames_of(frames=3)
+    video = random_frames(frames=3)
     projected = [theirs.visual_projection(theirs.vision_model(pixel_values=clip).pooler_output) for clip in video]
     same(image(video), torch.stack([clip.mean(0) for clip in projected]))
 
@@ -308,7 +308,7 @@ def test_lavila(tmp_path):
         import_weights(ImportConfig(source=str(tmp_path / "lavila.pth")))
     tower, report = imported(tmp_path, saved, allow_pickle=True)
     assert (report.kind, report.tower) == ("lavila", "spacetime")
-    video = frames_of(frames=4)
+    video = random_frames(frames=4)
     same(tower(video), torch.stack([lavila_forward(state, clip) for clip in video]))
     text, report = imported(tmp_path, {"state_dict": state}, tower="text")
     assert report.tower == "text" and text(PHRASES).shape == (3, E)
@@ -321,7 +321,7 @@ def test_timm_vit(tmp_path):
     vit = shaken(
         VisionTransformer(img_size=16, patch_size=PATCH, embed_dim=D, depth=DEPTH, num_heads=HEADS, num_classes=E)
     )
-    still = frames_of(frames=1).expand(-1, 5, -1, -1, -1)
+    still = random_frames(frames=1).expand(-1, 5, -1, -1, -1)
     image, report = imported(tmp_path, vit.state_dict(), embed_dim=E, tower="vit")
     assert report.kind == "timm_vit" and not report.derived
     same(image(still), vit(still[:, 0]))

@@ -58,7 +58,7 @@ def layer_rules(layer: str, names: Mapping[str, str], ours: str = r"blocks.\1.")
 
 
 SPATIAL = r"blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\." + WB
-TRUNK = rf"(?:cls_token|pos_embed|patch_embed\.proj\.{WB}|(?:norm|head)\.{WB}|{SPATIAL})"
+SHARED = rf"(?:cls_token|pos_embed|patch_embed\.proj\.{WB}|(?:norm|head)\.{WB}|{SPATIAL})"
 TEMPORAL = rf"(?:time_embed|blocks\.\d+\.(?:temporal_norm1|temporal_attn\.qkv|temporal_attn\.proj|temporal_fc)\.{WB})"
 PROCEDUREVRL_REST = r"(?:order_tfm|text_model|head_cls)\..*"
 SAME = r"\g<0>"
@@ -68,9 +68,13 @@ SPACETIME_BLOCK = {
     "temporal_fc": "temporal_fc",  # merged into timeattn.proj below
 }  # fmt: skip
 TIMESFORMER = {
-    "timesformer": (Rule(TRUNK, SAME), Rule(TEMPORAL, SAME)),
-    "vit": (Rule(TRUNK, SAME), Rule(TEMPORAL, None)),
-    "spacetime": (Rule(TRUNK, SAME), Rule(r"time_embed", SAME), *layer_rules(r"blocks\.(\d+)\.", SPACETIME_BLOCK)),
+    "timesformer": (Rule(SHARED, SAME), Rule(TEMPORAL, SAME)),
+    "vit": (Rule(SHARED, SAME), Rule(TEMPORAL, None)),
+    "spacetime": (
+        Rule(SHARED, SAME),
+        Rule(r"time_embed", SAME),
+        *layer_rules(r"blocks\.(\d+)\.", SPACETIME_BLOCK),
+    ),
 }
 HF_LAYER = r"(?:timesformer\.)?encoder\.layer\.(\d+)\."
 HF_EMBEDDINGS = r"(?:timesformer\.)?embeddings\."
@@ -157,7 +161,7 @@ LAVILA = {
     ),
     "text": (*OPENAI_TEXT, Rule(r"visual\..*|image_projection", None), Rule(CLIP_SCALARS, None)),
 }
-TIMM_VIT = {tower: (Rule(TRUNK, SAME), Rule(rf"norm_pre\.{WB}", SAME)) for tower in ("timesformer", "vit")}
+TIMM_VIT = {tower: (Rule(SHARED, SAME), Rule(rf"norm_pre\.{WB}", SAME)) for tower in ("timesformer", "vit")}
 CARD = "as its model card says"
 
 # In the order of detection; the first tower is the default.
