@@ -58,9 +58,9 @@ def srt_labels(
 ) -> list[LabelSet]:
     """One label set per SRT run for the novel `actions`, in class order.
 
-    With `leaves`, a label whose verb is a child of its root's tree is averaged over the children of that node, a
-    label equal to the root over the first-order children, and any other verb stands alone (nothing is known of its
-    synonyms). Raises `LabelError` when a run misses a class or gives two classes the same label.
+    With `leaves`, a label whose verb is a child of its root's tree is averaged over the children of that node, a label
+    equal to the root over the first-order children, and any other verb stands alone. Raises `LabelError` when a run
+    misses a class or gives two classes the same label.
     """
     sets = []
     for number, run in enumerate(runs, start=1):

@@ -82,9 +82,8 @@ def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def choose_attention(setting: str, device: torch.device) -> AttentionBackend:
     """The backend that `model.video.attention` (auto, triton, xformers or sdpa) means on a device.
 
-    The first call prints the choice with its reason (rank 0 alone); later ones are silent. `auto` takes the Triton
-    kernel for short sequences on CUDA; for all others, xformers when it is installed and runs there, else PyTorch's
-    scaled_dot_product_attention. Raises `ModelError` for a setting that cannot run.
+    The first call prints the choice with its reason (rank 0 alone). `auto` takes the Triton kernel for short sequences
+    on CUDA; for all others, xformers when it runs there, else PyTorch's. Raises `ModelError` for what cannot run.
     """
     if setting != "auto":
         check = {"triton": triton_unsupported_reason, "xformers": xformers_unsupported_reason}.get(setting)
@@ -133,10 +132,9 @@ def short_serves_here(device: torch.device, tokens: int, heads: int, width: int,
 
 @lru_cache
 def short_serves(device: torch.device, tokens: int, heads: int, width: int, dtype: torch.dtype) -> bool:
-    """Whether the Triton kernel takes sequences of this shape: within its limits, and right in a trial.
+    """Whether the Triton kernel takes sequences of this shape: within its limits, and right in a first trial.
 
-    The first use at a shape compiles the kernel and compares it with PyTorch's attention. When it does not compile
-    or differs too much, general kernels serve the shape, and the reason is printed.
+    When it does not compile or differs too much from PyTorch's, general kernels serve, and the reason is printed.
     """
     if temporal_attention_unsupported_reason(tokens, width, dtype):
         return False  # beyond the limits: the choice that was printed says so

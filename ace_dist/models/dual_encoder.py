@@ -31,10 +31,7 @@ class DualEncoder(nn.Module):
         self.similarity = Spotting(similarity, video.embed_dim) if similarity.spotting else Similarity(similarity)
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """Normalised RGB clips [B,T,3,H,W] -> [B,D]; frame by frame, [B,T,D], with `model.video.pooling=frames`.
-
-        They are cast to the tower's precision; bytes, which `expect_clips` allows, stay bytes.
-        """
+        """Clips [B,T,3,H,W], normalised RGB or bytes as `expect_clips` says -> [B,D]; [B,T,D] with `pooling=frames`."""
         if video.dtype != torch.uint8:
             video = video.to(next(self.video.parameters()).dtype)
         return cast(Tensor, self.video(video))

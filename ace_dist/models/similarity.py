@@ -59,7 +59,6 @@ class Spotting(Similarity):
 
     @torch.no_grad()
     def embed_attributes(self, tower: TextTower) -> None:
-        """Encode the attributes once, by the loaded text tower."""
         if self.words:
             self.attributes.copy_(normalize(tower(self.words).float(), dim=1))
 

@@ -204,9 +204,8 @@ class TimeSformer(VideoTower):
 
     @torch.no_grad()
     def frozen_features(self, video: Tensor) -> Tensor:
-        """The part of `forward` that no training changes, [B,T,3,H,W] -> [B,1+P*T,D]: cls, then the patches.
-
-        Never compiled: what it gives must not depend on `model.video.compile`.
+        """What no training changes, [B,T,3,S,S] -> [B,1+P*T,D]: cls, then the patches. Never compiled, so that
+        the output does not depend on `model.video.compile`.
         """
         self.check_video(video)
         backend = choose_attention(self.config.attention, video.device)
