@@ -16,38 +16,30 @@ from torch import Tensor, nn
 
 from ace_dist.config import VideoConfig
 from ace_dist.models.attention import AttentionBackend, attend, choose_attention
+from ace_dist.models.timesformer import Attention
 from ace_dist.models.video import VideoTower, check_config, resize_times
 from ace_dist.models.vit import CLIP_EPS, PLAIN_EPS
 from ace_dist.utils.parts import part
 
 
-class GroupedAttention(nn.Module):
+class GroupedAttention(Attention):
     """Self-attention where the class token sees everything, and a patch sees the class token and its own group."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, frames: int, over_time: bool, backend: AttentionBackend) -> Tensor:
         """[B,1+TP,D] -> the same, patches in frame-major order; groups are patch columns over time, or frames."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         cls = attend(q[:, :1], k, v, backend)
 
-        def group(tensor: Tensor) -> Tensor:
-            """Patches [B,1+TP,h,d] -> [B,P,T,h,d] over time, [B,T,P,h,d] over space."""
-            tensor = tensor[:, 1:].unflatten(1, (frames, -1))
-            return tensor.transpose(1, 2) if over_time else tensor
+        def group(tensor: Tensor, with_cls: bool) -> Tensor:
+            """[B,1+TP,h,d] -> the patches [B,P,T,h,d] over time or [B,T,P,h,d] over space, behind cls or not."""
+            patches = tensor[:, 1:].unflatten(1, (frames, -1))
+            patches = patches.transpose(1, 2) if over_time else patches
+            cls = tensor[:, None, :1].expand(-1, patches.shape[1], -1, -1, -1)
+            return torch.cat([cls, patches], dim=2) if with_cls else patches
 
-        q_groups, k_groups, v_groups = map(group, (q, k, v))
-        groups = q_groups.shape[1]
-        k_groups, v_groups = (
-            torch.cat([tensor[:, None, :1].expand(-1, groups, -1, -1, -1), parts], dim=2)
-            for tensor, parts in ((k, k_groups), (v, v_groups))
-        )
-        out = attend(q_groups.flatten(0, 1), k_groups.flatten(0, 1), v_groups.flatten(0, 1), backend)
-        out = out.unflatten(0, (len(x), groups))
+        queries, keys, values = group(q, False), group(k, True), group(v, True)
+        out = attend(queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), backend)
+        out = out.unflatten(0, queries.shape[:2])
         patches = (out.transpose(1, 2) if over_time else out).flatten(1, 2)
         return cast(Tensor, self.proj(torch.cat([cls, patches], dim=1).flatten(2)))
 

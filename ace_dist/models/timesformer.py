@@ -140,7 +140,7 @@ class TimeSformer(VideoTower):
 
     def __init__(self, config: VideoConfig) -> None:
         super().__init__()
-        check_config(config, stochastic_depth=True)
+        check_config(config)
         self.config = config
         self.patch_embed = ClipPatches(config.image_size, config.patch, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))

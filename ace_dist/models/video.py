@@ -97,7 +97,7 @@ class VideoTower(nn.Module):
             )
 
 
-def check_config(config: VideoConfig, stochastic_depth: bool = False) -> None:
+def check_config(config: VideoConfig) -> None:
     """Refuse settings of `model.video` that fit no network, or not this one."""
     for name, unit in (("width", "heads"), ("image_size", "patch")):
         size, part = getattr(config, name), getattr(config, unit)
@@ -109,7 +109,7 @@ def check_config(config: VideoConfig, stochastic_depth: bool = False) -> None:
         )
     if not 0 <= config.drop_path < 1:
         raise ModelError(f"model.video.drop_path={config.drop_path} is not in [0, 1)")
-    if config.drop_path and not stochastic_depth:
+    if config.drop_path and config.tower != "timesformer":
         raise ModelError(
             f"model.video.tower={config.tower} has no stochastic depth: model.video.drop_path={config.drop_path} must "
             f"be 0"
