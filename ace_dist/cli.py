@@ -21,7 +21,7 @@ from omegaconf import MISSING
 from ace_dist import __version__
 from ace_dist.cluster import submit as jobs
 from ace_dist.cluster.profiles import ClusterConfig, split_profile
-from ace_dist.cluster.sweep import Run, Sweep, expand, launch, select, status_table
+from ace_dist.cluster.sweep import Sweep, SweepRun, expand, launch, select, status_table
 from ace_dist.config import Config, did_you_mean, help_asked, load_config, parse_settings, read_config, split_settings
 from ace_dist.utils.errors import ConfigError, UserError
 
@@ -391,7 +391,7 @@ def submit(argv: list[str]) -> int:
     """
     settings, others = split_settings(argv, SubmitSettings)
     profile, rest = split_profile(others)
-    name, words = command_of([settings.launcher, *rest])
+    name, words = find_command([settings.launcher, *rest])
     if settings.launcher in ("submit", "sweep"):
         raise ConfigError(f"launcher={settings.launcher} submits jobs itself: start it as it is")
     jobs.check_job(load_run, name, words, profile)
@@ -404,14 +404,14 @@ def submit(argv: list[str]) -> int:
         return 0
     if profile.kind == "local":
         jobs.run_here(job, profile, folder)
-        return jobs.status_of(job)
+        return jobs.exit_status(job)
     (job_id,) = jobs.submit(profile, [job], f"ace-{settings.launcher}", folder)
     log = jobs.log_path(folder, job_id)
     print(f"job      {job_id}; its first rank prints to {log}, cancel it with: scancel {job_id}", flush=True)
     if not settings.wait:
         return 0
     jobs.stay(log, lambda: not jobs.queue("slurm", [job_id]))
-    return jobs.status_of(job)
+    return jobs.exit_status(job)
 
 
 @dataclass
@@ -450,7 +450,7 @@ def sweep_run(argv: list[str]) -> int:
     return launch_runs(sweep, runs, "run", profile, settings.dry_run)
 
 
-def launch_runs(sweep: Sweep, runs: Sequence[Run], verb: str, profile: ClusterConfig, dry_run: bool) -> int:
+def launch_runs(sweep: Sweep, runs: Sequence[SweepRun], verb: str, profile: ClusterConfig, dry_run: bool) -> int:
     """Check every run's settings, then submit what `verb` asks for."""
     for run in runs:
         jobs.check_job(load_run, "train", run.overrides, profile)
@@ -554,13 +554,13 @@ def execute(argv: Sequence[str]) -> int:
     if not argv or (argv[0].startswith("-") and help_asked(argv)):
         print(overview())
         return 0
-    name, rest = command_of(argv)
+    name, rest = find_command(argv)
     if help_asked(rest):
         print(inspect.getdoc(COMMANDS[name]), "settings, written key=value:", sep="\n\n")
     return COMMANDS[name](rest) or 0
 
 
-def command_of(argv: Sequence[str]) -> tuple[str, list[str]]:
+def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The name of the command that the words ask for, and the words after it.
 
     Of a command with subcommands it is the first one, or the one that a setting is called as (`report.py sweep=DIR`).

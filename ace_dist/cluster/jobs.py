@@ -5,8 +5,6 @@ command that returns 75 was told to stop early and has saved; then global rank 0
 submitit's own means, outside of any signal handler.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

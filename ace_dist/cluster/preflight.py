@@ -3,8 +3,6 @@
 Every check looks at this rank alone and returns what it saw; one gather then makes a table out of all ranks' words.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

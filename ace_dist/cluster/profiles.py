@@ -1,7 +1,5 @@
 """Cluster profiles: the YAML files of `configs/cluster` that say where jobs run and what each of them gets."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -5,8 +5,6 @@ variables that look like secrets are taken out of the environment while submitti
 node: `cluster.setup=['source ~/.keys']`.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil
@@ -277,7 +275,7 @@ def stay(log: Path, ended: Callable[[], bool]) -> None:
         time.sleep(1)
 
 
-def status_of(job: Job) -> int:
+def exit_status(job: Job) -> int:
     """Exit status for a job that has ended: 0 when it finished, 75 when it stopped early and saved, else 1."""
     events = read_journal(Path(job.journal))
     start = max((event.start for event in events), default=0)

@@ -37,7 +37,7 @@ STATES = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "
 
 
 @dataclass
-class Run:
+class SweepRun:
     """One point of the grid: `settings` are the swept keys (`row`: of a table), `overrides` all; `jobs` the ids."""
 
     id: str
@@ -55,7 +55,7 @@ class State:
     detail: str = ""
 
 
-def expand(settings: Sequence[str]) -> list[Run]:
+def expand(settings: Sequence[str]) -> list[SweepRun]:
     """Every point of a grid as a run, the last swept key running fastest.
 
     Hydra's grammar (`method=ace,procvlr`, `seed=range(0,5)`, `seed=choice(1,7)`) and `seed=0..4`, which includes both
@@ -72,7 +72,7 @@ def expand(settings: Sequence[str]) -> list[Run]:
     points = []
     for point in itertools.product(*axes):
         swept = dict(point)
-        points.append(Run(run_id(swept), swept, [*fixed, *(f"{key}={value}" for key, value in swept.items())]))
+        points.append(SweepRun(run_id(swept), swept, [*fixed, *(f"{key}={value}" for key, value in swept.items())]))
     return points
 
 
@@ -111,7 +111,7 @@ class Sweep:
         self.folder, self.jobs_folder = folder, folder / "jobs"
         self.table = ""  # name of the paper's table whose rows it runs; empty: none
         self.submissions: list[dict[str, Any]] = []
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, SweepRun] = {}
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
@@ -124,7 +124,7 @@ class Sweep:
         content = json.loads(path.read_text(encoding="utf-8"))
         sweep.table = content.get("table", "")
         sweep.submissions = content["submissions"]
-        sweep.runs = {entry["id"]: Run(**entry) for entry in content["runs"]}
+        sweep.runs = {entry["id"]: SweepRun(**entry) for entry in content["runs"]}
         return sweep
 
     def write(self) -> None:
@@ -132,7 +132,7 @@ class Sweep:
         runs = [asdict(run) for run in self.runs.values()]
         write_json(self.folder / "sweep.json", {"table": self.table, "submissions": self.submissions, "runs": runs})
 
-    def add(self, points: Sequence[Run], table: str = "") -> list[Run]:
+    def add(self, points: Sequence[SweepRun], table: str = "") -> list[SweepRun]:
         """The runs of a grid (`expand`, `expand_table`) in this sweep, new ones added.
 
         Raises `ConfigError` when one exists with other fixed settings, or the sweep is of another table.
@@ -158,7 +158,7 @@ class Sweep:
             runs.append(run)
         return runs
 
-    def note_submission(self, profile: ClusterConfig, runs: Sequence[Run]) -> None:
+    def note_submission(self, profile: ClusterConfig, runs: Sequence[SweepRun]) -> None:
         """Say in `sweep.json` who is about to run, by which command, commit, versions and profile."""
         from ace_dist.train.run_folder import code_diff, environment
 
@@ -173,7 +173,7 @@ class Sweep:
     def last_profile(self) -> ClusterConfig:
         return ClusterConfig(**self.submissions[-1]["profile"])
 
-    def note_job(self, run: Run, job_id: str, kind: str) -> None:
+    def note_job(self, run: SweepRun, job_id: str, kind: str) -> None:
         run.jobs.append(job_id)
         run.kind = kind
         self.write()
@@ -182,10 +182,10 @@ class Sweep:
         """The state of every run, by id."""
         submitted = [r for r in self.runs.values() if r.jobs and not (self.folder / r.id / "results.json").is_file()]
         waiting = {k: queue(k, [r.jobs[-1] for r in submitted if r.kind == k]) for k in {r.kind for r in submitted}}
-        return {run.id: state_of(run, self.folder, waiting.get(run.kind, {})) for run in self.runs.values()}
+        return {run.id: run_state(run, self.folder, waiting.get(run.kind, {})) for run in self.runs.values()}
 
 
-def state_of(run: Run, folder: Path, waiting: dict[str, str]) -> State:
+def run_state(run: SweepRun, folder: Path, waiting: dict[str, str]) -> State:
     """A run's state from its results, the queue (`waiting`: job id to SLURM's word) and its journal."""
     if (folder / run.id / "results.json").is_file():
         return State("finished")
@@ -226,13 +226,13 @@ def tail(log: Path) -> str:
     return f"; the end of {log.name}: {redact(' | '.join(shown[-3:]))}"
 
 
-def select(runs: Sequence[Run], states: dict[str, State], verb: str) -> list[Run]:
+def select(runs: Sequence[SweepRun], states: dict[str, State], verb: str) -> list[SweepRun]:
     """The runs to submit: failed ones for `retry`, else all that are neither finished nor in the queue."""
     open_states = ("failed",) if verb == "retry" else ("new", "failed", "stopped")
     return [run for run in runs if states[run.id].state in open_states]
 
 
-def launch(sweep: Sweep, runs: Sequence[Run], profile: ClusterConfig, execute: Main, dry_run: bool) -> int:
+def launch(sweep: Sweep, runs: Sequence[SweepRun], profile: ClusterConfig, execute: Main, dry_run: bool) -> int:
     """Submit runs, on SLURM as one job array; locally stay until they end. Returns 1 when a local run failed."""
     folder = sweep.jobs_folder.absolute()
     jobs = [Job(execute, ("train", *run.overrides), str(folder / f"{run.id}.jsonl")) for run in runs]
@@ -256,7 +256,7 @@ def launch(sweep: Sweep, runs: Sequence[Run], profile: ClusterConfig, execute: M
     return 0
 
 
-def run_locally(sweep: Sweep, runs: Sequence[Run], jobs: Sequence[Job], profile: ClusterConfig) -> int:
+def run_locally(sweep: Sweep, runs: Sequence[SweepRun], jobs: Sequence[Job], profile: ClusterConfig) -> int:
     """Run on this machine, `profile.parallel` at a time, saying what starts and how it ends."""
 
     def started(index: int, job_id: str) -> None:

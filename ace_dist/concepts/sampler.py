@@ -54,8 +54,8 @@ class ConceptSampler:
     """Draws the labels of a step as a pure function of (seed, step), so all ranks and resumed runs draw the same.
 
     Everything that a draw can contain is known when the sampler is built: `phrases`, sorted, and for each class the
-    rows of every verb that may be drawn. A draw therefore handles integers alone. The positive verbs are drawn before
-    the shadow verbs, so an ablation without shadows sees the same positives.
+    rows of every verb that may be drawn. A draw therefore handles integers alone. Synonyms are drawn before shadow
+    negatives, so an ablation without these draws the same synonyms.
 
     `actions` are the C base actions, in class order; `LabelError` is raised for a verb without a tree. The switches are
     those of `MethodConfig`; without shadow negatives `ConceptDraw.shadow` is empty.
@@ -85,20 +85,20 @@ class ConceptSampler:
 
         # In words: the root label of each class, and every verb that may be drawn for it (Eq. 4 and 6).
         fixed = [label_phrases(a, trees, a.verb, drawn=False) if leaf_augmentation else (str(a),) for a in actions]
-        positive = [[leaves(a, a.verb, verb) for verb in trees.children(a.verb)] for a in actions]
+        randomised = [[leaves(a, a.verb, verb) for verb in trees.children(a.verb)] for a in actions]
         pools = [self.class_pool(a, exclude_real_classes) for a in actions] if shadow_negatives else []
         shadow = [[leaves(a, *node) for node in pool] for a, pool in zip(self.actions, pools, strict=False)]
 
         # The same in rows of all phrases.
-        self.phrases = tuple(sorted(set(chain(*fixed, *chain(*positive), *chain(*shadow)))))
+        self.phrases = tuple(sorted(set(chain(*fixed, *chain(*randomised), *chain(*shadow)))))
         row = {phrase: index for index, phrase in enumerate(self.phrases)}
 
         def rows(groups: Sequence[tuple[str, ...]]) -> list[tuple[int, ...]]:
             return [tuple(row[phrase] for phrase in group) for group in groups]
 
         self.fixed_rows = class_rows(rows(fixed))
-        self.positive = [rows(verbs) for verbs in positive]
-        self.shadow = [rows(verbs) for verbs in shadow]
+        self.random_verbs = [rows(verbs) for verbs in randomised]
+        self.shadow_verbs = [rows(verbs) for verbs in shadow]
 
         # One draw serves all classes of a root verb: the choices of each root, and each class's place among them.
         roots = sorted({action.verb for action in actions})
@@ -106,14 +106,15 @@ class ConceptSampler:
         self.class_root = [roots.index(action.verb) for action in actions]
 
     def draw(self, step: int) -> ConceptDraw:
+        """The labels of a global step: the root labels, one random synonym set (Eq. 4), one shadow negative each (Eq. 7)."""
         rng = random.Random(f"ace-dist/{self.seed}/{step}")
         # Eq. 4: a uniform child of each root verb, or of each class's.
         drawn = [rng.choice(children) for children in self.choices]
         verbs = [rng.choice(self.choices[root]) if self.independent_draws else drawn[root] for root in self.class_root]
-        positive = [nodes[verb] for nodes, verb in zip(self.positive, verbs, strict=True)]
+        randomised = [nodes[verb] for nodes, verb in zip(self.random_verbs, verbs, strict=True)]
         # Eq. 7: a uniform verb of each class's pool.
-        shadow = [rng.choice(nodes) for nodes in self.shadow]
-        return ConceptDraw(self.phrases, self.fixed_rows, class_rows(positive), class_rows(shadow))
+        shadow = [rng.choice(nodes) for nodes in self.shadow_verbs]
+        return ConceptDraw(self.phrases, self.fixed_rows, class_rows(randomised), class_rows(shadow))
 
     def class_pool(self, action: Action, exclude_real: bool) -> tuple[tuple[str, str], ...]:
         """Shadow verbs of a class with the tree each comes from. Raises `LabelError` when there is none."""

@@ -1,7 +1,5 @@
 """Composes a run's configuration from `configs/` and `key=value` overrides, and reads it back from a run folder."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -8,7 +8,7 @@ from omegaconf import MISSING
 
 @dataclass
 class ClipConfig:
-    """What one clip is: `frames` frames over `seconds` seconds; a test video is seen through `views` clips."""
+    """What one clip is: `frames` frames over `seconds` seconds; a test video is shown in `views` clips."""
 
     frames: int = 8
     seconds: float = 2.0
@@ -224,7 +224,7 @@ class TrainingConfig:
 
 @dataclass
 class EvaluationConfig:
-    """How a test video is scored (spec, section 2 and 4)."""
+    """How a test video is scored (ACE, implementation details; Synonym Robustness Test)."""
 
     scorer: str = "similarity"  # similarity: the model | chance: what guessing is expected to score, without a model
     batch_size: int = 16  # clips per forward pass of one rank

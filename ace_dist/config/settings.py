@@ -1,7 +1,5 @@
 """The parser of `key=value`: Hydra's grammar for the settings of every command, and help out of their comments."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import re

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml  # type: ignore[import-untyped]
 
-from ace_dist.evaluate.metrics import accuracy, macro_f1
+from ace_dist.evaluate.metrics import accuracy, harmonic_mean, macro_f1
 from ace_dist.utils.errors import RunError
 
 TRAINING_FILES = ("config.yaml", "environment.json", "metrics.jsonl")
@@ -107,6 +107,14 @@ def check_same_evaluation(run: Run) -> None:
                     f"{run.folder}: results.json says {name}.{metric} = {scores[metric]:.2f}, predictions.json gives "
                     f"{value:.2f}: the two files are of different evaluations; {again}"
                 )
+    base, novel, hm = (run.results[name] for name in ("base", "novel", "hm"))
+    for metric in ("accuracy", "f1"):
+        mean = None if hm is None else harmonic_mean(base[metric], novel[metric])
+        if mean is not None and abs(mean - hm[metric]) > TOLERANCE:
+            raise RunError(
+                f"{run.folder}: results.json says hm.{metric} = {hm[metric]:.2f}, but the harmonic mean of its base and "
+                f"novel scores is {mean:.2f}; {again}"
+            )
 
 
 def read_space(folder: Path) -> ConceptSpace:

@@ -84,5 +84,5 @@ class ConceptObjective(nn.Module):
 
 
 def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
-    """What a step descends: the sum of an objective's losses, in their order."""
+    """L = L_fixed + L_rand (ACE Eq. 9): the sum of an objective's losses, in their order."""
     return reduce(torch.add, losses.values())

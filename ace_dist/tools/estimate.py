@@ -4,8 +4,6 @@ Nothing is loaded or trained: arithmetic and memory come from the very encoder r
 shapes and no numbers; frames to decode come from the shards' manifest, or from `dataset.encoding` when there is none.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os
@@ -55,7 +53,7 @@ DEVICES: Mapping[str, Device] = {
 
 
 @dataclass(frozen=True)
-class Budget:
+class DecodeBudget:
     """What a mean training clip asks of a decoder, and how many clips there are (None: no shards yet)."""
 
     clips: int | None
@@ -87,7 +85,7 @@ class Cost:
     saved_bytes: int
 
 
-def decode_budget(config: Config) -> Budget:
+def decode_budget(config: Config) -> DecodeBudget:
     """What the training clips of the configuration's shards ask for, or would if they were built."""
     folder = resolve_path(config.dataset.shards)
     if not (folder / MANIFEST).is_file():
@@ -96,7 +94,7 @@ def decode_budget(config: Config) -> Budget:
     records = shards.split("train")
     gop = 1 if shards.codec == "mjpeg" else int(shards.manifest["configuration"]["encoding"]["gop"])
     shown = [train_frames(record, config.dataset.clip) for record in records]
-    return Budget(
+    return DecodeBudget(
         clips=len(records),
         frames_used=fmean([len(set(frames)) for frames in shown]),
         frames_decoded=fmean([frames_decoded(frames, gop, shards.codec) for frames in shown]),
@@ -107,13 +105,13 @@ def decode_budget(config: Config) -> Budget:
     )
 
 
-def expected_budget(config: Config, fps: float) -> Budget:
+def expected_budget(config: Config, fps: float) -> DecodeBudget:
     """The same by `dataset.encoding` alone, with clips stored at `fps`: windows start anywhere between key frames."""
     clip, encoding = config.dataset.clip, config.dataset.encoding
     gop, stride = 1 if encoding.codec == "mjpeg" else encoding.gop, clip.seconds / clip.frames * fps
     shown = [sorted({phase + round(k * stride) for k in range(clip.frames)}) for phase in range(gop)]
     short_side = encoding.short_side or 1080
-    return Budget(
+    return DecodeBudget(
         clips=None,
         frames_used=fmean([len(frames) for frames in shown]),
         frames_decoded=fmean([frames_decoded(frames, gop, encoding.codec) for frames in shown]),
@@ -183,7 +181,7 @@ def memory_gib(config: Config, cost: Cost, ranks: int, bf16: bool) -> dict[str, 
     return {name: value / 2**30 for name, value in parts.items()}
 
 
-def nvdec_clips_per_s(device: Device, budget: Budget) -> float:
+def nvdec_clips_per_s(device: Device, budget: DecodeBudget) -> float:
     """Clips a second of all decoders of a GPU; see `NVDEC_SOURCE`. Infinite for MJPEG, which the host must decode."""
     if budget.codec == "mjpeg":
         return math.inf
@@ -242,7 +240,7 @@ def estimate(
     return "\n".join([*lines, *assumptions(config, budget, gpu, mfu)])
 
 
-def data_lines(config: Config, budget: Budget, count: int | None) -> list[str]:
+def data_lines(config: Config, budget: DecodeBudget, count: int | None) -> list[str]:
     clip = config.dataset.clip
     source = "the manifest" if budget.clips is not None else "dataset.encoding"
     size = "" if budget.kib is None else f", {budget.kib:.0f} KiB each"
@@ -286,7 +284,7 @@ def pace_lines(config: Config, where: str, compute: float, decode: float, count:
     return lines
 
 
-def assumptions(config: Config, budget: Budget, gpu: Device, mfu: float) -> list[str]:
+def assumptions(config: Config, budget: DecodeBudget, gpu: Device, mfu: float) -> list[str]:
     """Everything that was not measured or read, a line each."""
     lines = [
         "assumptions:",

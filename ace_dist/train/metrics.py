@@ -205,15 +205,15 @@ def memory_parts(engine: Engine) -> dict[str, int]:
         "optimizer": [masters, list(optimizer.state.values())],
         "text_feature_cache": module.text_features.frozen,
     }
-    seen: set[int] = set()
-    return {name: new_bytes(tree_leaves(values), seen) for name, values in parts.items()}
+    counted: set[int] = set()
+    return {name: new_bytes(tree_leaves(values), counted) for name, values in parts.items()}
 
 
-def new_bytes(values: Iterable[Any], seen: set[int]) -> int:
-    """Bytes of the storages of tensors among `values` that are not in `seen`, to which they are added."""
+def new_bytes(values: Iterable[Any], counted: set[int]) -> int:
+    """Bytes of the storages of tensors among `values` that are not in `counted`, to which they are added."""
     storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
-    fresh = {storage._cdata: storage.nbytes() for storage in storages if storage._cdata not in seen}
-    seen.update(fresh)
+    fresh = {storage._cdata: storage.nbytes() for storage in storages if storage._cdata not in counted}
+    counted.update(fresh)
     return sum(fresh.values())
 
 

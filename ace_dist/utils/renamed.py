@@ -1,7 +1,5 @@
 """Modules of version 0.1 under their old names, for one release: an import works, and warns of the new name."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """What both operators share: the choice between Triton and plain torch (`ACE_KERNELS`), tracing, autocast, launches."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext

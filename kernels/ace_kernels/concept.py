@@ -17,8 +17,6 @@ The way of a call: a public function checks shapes and joins label sets, `Concep
 backend (`concept_torch` or `concept_triton`) does the arithmetic. A tracer sees the two registered operators instead.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any

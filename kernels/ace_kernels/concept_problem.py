@@ -5,8 +5,6 @@ their range) are checked here when they live on the CPU, and by device assertion
 a GPU: a GPU is never made to wait for a check.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ On a CPU a table is read once: a block of rows that fits the cache is normed and
 gathers and weighs rows without storing them. On other devices nothing waits for the device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,7 +34,7 @@ def forward(problem: Problem) -> tuple[Tensor, Saved]:
 
 
 def losses(logits_BN: Tensor, labels_B: Tensor, sets: int, shadowed: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Losses [R]; derivatives of B·loss in the logits of the sets, [B, R·C], and of the shadow negatives, [B, R]."""
+    """Losses [R] (ACE Eq. 8); derivatives of B·loss in the logits of the sets, [B, R·C], and of the shadow negatives, [B, R]."""
     classes = logits_BN.shape[1] // (sets + shadowed)
     logits_BRC = logits_BN[:, : sets * classes].reshape(-1, sets, classes)
     own_BR1 = labels_B[:, None, None].expand(-1, sets, 1)
@@ -153,7 +151,7 @@ def cached_bags(sizes: tuple[int, ...], limit: int, device: str) -> Bags:
 
 
 def class_means(problem: Problem) -> Tensor:
-    """Class means of unit rows [N, D]; each class weighs 1 whatever its number of rows.
+    """Class means of unit rows [N, D] (ACE Eq. 3); each class weighs 1 whatever its number of rows.
 
     On a CPU in two levels of short sums: adding 1,000 equal phrases one after the other in float32 was wrong by 1e-5,
     which is 0.001 in a logit at τ = 0.01.

@@ -8,8 +8,6 @@ logits, the softmax and the gradients of means and of unit videos are launches o
 by rule, not by timing: `triton.autotune` cannot run in the interpreter and would make the first steps of a job differ.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -33,7 +31,7 @@ DOT_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat1
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LaunchPlan:
     """How one call is computed, from its shapes and types alone: the forward and the backward agree on it."""
 
     wide: torch.dtype
@@ -52,7 +50,7 @@ class Plan:
         return {"bf16": "ieee", "fp16": "tf32"}.get(self.precision, self.precision)
 
 
-def build_plan(problem: Problem) -> Plan:
+def build_plan(problem: Problem) -> LaunchPlan:
     """The plan of a problem. Raises `KernelInputError` for rows that are too wide."""
     video, wide = problem.video_BD, problem.wide
     batch, width = video.shape
@@ -64,7 +62,7 @@ def build_plan(problem: Problem) -> Plan:
     large = batch * problem.means * width >= TENSOR_CORE_PRODUCTS and wide == torch.float32
     split = large and video.dtype in (torch.bfloat16, torch.float16)
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}[video.dtype] if split else "tf32x3" if large else "ieee"
-    return Plan(wide, inline, split, precision)
+    return LaunchPlan(wide, inline, split, precision)
 
 
 def forward(problem: Problem) -> tuple[Tensor, Saved]:
@@ -100,7 +98,7 @@ def forward(problem: Problem) -> tuple[Tensor, Saved]:
     return losses, Saved(means, inverse, out, shadow_out)
 
 
-def class_means(problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
+def class_means(problem: Problem, plan: LaunchPlan) -> tuple[Tensor, Tensor]:
     """Class means [N, D] (as two 16-bit planes when split) and inverse norms of the videos [B]: one launch."""
     video, text = problem.video_BD, problem.text_PD
     batch, width = video.shape
@@ -161,7 +159,7 @@ def gradients(problem: Problem, saved: Saved, grad: Tensor, needs: list[bool]) -
 
 
 def tiled_gradients(
-    problem: Problem, saved: Saved, plan: Plan, shared: dict[str, Any], needs: list[bool]
+    problem: Problem, saved: Saved, plan: LaunchPlan, shared: dict[str, Any], needs: list[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the class means [N, D] and of the unit videos [B, D], for the large regime."""
     video, (batch, width) = problem.video_BD, problem.video_BD.shape
@@ -197,7 +195,7 @@ def video_arguments(problem: Problem, inverse: Tensor) -> dict[str, Any]:
     return {"video": video, "inverse_norms": inverse} | strides
 
 
-def planes(means: Tensor, video: Tensor, plan: Plan) -> Tensor:
+def planes(means: Tensor, video: Tensor, plan: LaunchPlan) -> Tensor:
     """The memory of [N, D] means as the kernels read it: two 16-bit planes take the room of one in float32."""
     return means.view(video.dtype) if plan.split else means
 
@@ -208,7 +206,7 @@ def two_floats(value: float) -> dict[str, float]:
     return {"high": high, "low": value - high}
 
 
-def row_block(width: int, plan: Plan) -> tuple[dict[str, Any], int]:
+def row_block(width: int, plan: LaunchPlan) -> tuple[dict[str, Any], int]:
     """Rows and columns of the register tile that holds whole rows, its type, and the warps for it.
 
     Many rows: small tiles, so that enough programs live on a multiprocessor to keep its memory busy (2,048 numbers take
@@ -223,7 +221,7 @@ def row_block(width: int, plan: Plan) -> tuple[dict[str, Any], int]:
     return {"BLOCK_R": rows, "BLOCK_D": columns, "WIDE": DOT_TYPES[plan.wide]}, warps
 
 
-def logits_blocks(batch: int, classes: int, plan: Plan, softmax: bool) -> tuple[dict[str, Any], int]:
+def logits_blocks(batch: int, classes: int, plan: LaunchPlan, softmax: bool) -> tuple[dict[str, Any], int]:
     """Tile sizes and warps of `logits_kernel`."""
     if softmax:
         rows, columns = max(16, triton.next_power_of_2(batch)), max(16, triton.next_power_of_2(classes))

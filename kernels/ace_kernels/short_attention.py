@@ -9,8 +9,6 @@ copy. The result lies as `q` does, without gaps: where the tokens of all heads f
 would copy three gradients into one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any

@@ -4,8 +4,6 @@ Shapes as in `short_attention`; N counts sequences times heads. Every tensor is 
 products are plain batched ones; the scale rides in them, and each gradient is written once, into its place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -19,7 +19,7 @@ from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.preflight import Finding, table
 from ace_dist.cluster.profiles import ClusterConfig, split_profile
 from ace_dist.cluster.submit import LocalQueue, build_job, check_job, refuse_secrets, sbatch_text, without_secrets
-from ace_dist.cluster.sweep import Run, State, Sweep, expand, run_id, select, state_of
+from ace_dist.cluster.sweep import State, Sweep, SweepRun, expand, run_id, run_state, select
 from ace_dist.config import config_dir, load_config
 from ace_dist.tools.study.collect import as_csv, as_html, as_latex, as_markdown, collect, sheet, write_tables
 from ace_dist.utils.errors import ConfigError
@@ -223,7 +223,7 @@ def test_a_grid():
     assert points[-1].overrides == ["training.epochs=1", "dataset.novel=[a b,c d]", "method=procvlr", "seed=2"]
     assert [point.settings["seed"] for point in expand(["seed=7,1..2"])] == ["7", "1", "2"]
     assert [point.settings["seed"] for point in expand(["seed=range(0,3)"])] == ["0", "1", "2"]
-    assert expand(["seed=1"]) == [Run("run", {}, ["seed=1"])]
+    assert expand(["seed=1"]) == [SweepRun("run", {}, ["seed=1"])]
     assert expand(["dataset.shards=/Straße, 2/x"])[0].overrides == ["dataset.shards=/Straße, 2/x"]
     for wrong in ("seed=4..1", "dataset.novel=[a b"):
         with pytest.raises(ConfigError, match=r"4\.\.1|not closed"):
@@ -286,23 +286,23 @@ def journal(folder, name, *events):
 )
 def test_the_state_of_a_run(waiting, events, state, word, tmp_path):
     """Queue, journal and log together; the first failure of the last start is the cause, not a peer's echo of it."""
-    run = Run("r", {}, [], ["16_0", "17_0"], "slurm")
+    run = SweepRun("r", {}, [], ["16_0", "17_0"], "slurm")
     if events:
         journal(tmp_path, "r", *events)
     (tmp_path / "jobs").mkdir(exist_ok=True)
     (tmp_path / "jobs" / "17_0_0_log.out").write_text("train:  10%|\rtrain:  20%|\r\nKilled by the kernel\n")
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4}\n')
-    found = state_of(run, tmp_path, {"17_0": waiting} if waiting else {})
+    found = run_state(run, tmp_path, {"17_0": waiting} if waiting else {})
     assert found.state == state and word in found.detail and "20%" not in found.detail
     (tmp_path / "r" / "results.json").write_text("{}")
-    assert state_of(run, tmp_path, {}).state == "finished"
+    assert run_state(run, tmp_path, {}).state == "finished"
 
 
 def test_what_is_submitted_again():
     """`retry` takes failed runs alone; the sweep's own command takes whatever is not finished and not in the queue."""
     names = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "new")
-    runs, states = [Run(name, {}, []) for name in names], {name: State(name) for name in names}
+    runs, states = [SweepRun(name, {}, []) for name in names], {name: State(name) for name in names}
     assert [run.id for run in select(runs, states, "retry")] == ["failed"]
     assert [run.id for run in select(runs, states, "run")] == ["stopped", "failed", "new"]
 

@@ -59,7 +59,7 @@ def test_every_command_has_a_launcher():
 )  # fmt: skip
 def test_a_subcommand_or_the_setting_that_is_called_so(words, name):
     """The forms of the version before, without a subcommand, stay."""
-    assert cli.command_of(words)[0] == name
+    assert cli.find_command(words)[0] == name
 
 
 @pytest.mark.parametrize("words", [["train"], ["estimate"], ["verify_shards"], ["submit"], ["sweep", "sweep=x"]])

@@ -21,7 +21,7 @@ KILLS = 50
 ABOUT = {"world_size": 1, "zero_stage": 1, "precision": "fp32", "frozen_sha256": "0"}
 
 
-def state_of(step, size=60_000):
+def random_state(step, size=60_000):
     """Weights and momentum that tell their step: about half a megabyte."""
     generator = torch.Generator().manual_seed(step)
     parts = {name: {"a": torch.randn(size, generator=generator)} for name in ("weights", "momentum")}
@@ -39,7 +39,7 @@ def save_forever(folder, first, confirmed):
     keeper = CheckpointFolder(folder, keep=2)
     step = first
     while True:
-        keeper.write(step, state_of(step), ABOUT)
+        keeper.write(step, random_state(step), ABOUT)
         os.write(confirmed, step.to_bytes(8, "little"))
         step += 1
 
@@ -80,7 +80,7 @@ def test_kill_9_at_random_moments_of_saving_loses_nothing(tmp_path):
         assert found is not None, f"seed {seed}, kill {kill}: no checkpoint"
         last = found.about["step"]
         assert last in (done, done + 1), f"seed {seed}, kill {kill}: newest is {last}, {done} had been confirmed"
-        assert same(found.parts, state_of(last)), f"seed {seed}, kill {kill}: step {last} holds another state"
+        assert same(found.parts, random_state(last)), f"seed {seed}, kill {kill}: step {last} holds another state"
     assert cut_short, f"seed {seed}: no kill fell into a save, so nothing was tested"
 
 
@@ -89,7 +89,7 @@ def three(tmp_path):
     """A folder with checkpoints of steps 1, 2 and 3."""
     keeper = CheckpointFolder(tmp_path / "checkpoints", keep=3)
     for step in (1, 2, 3):
-        keeper.write(step, state_of(step, 2000), ABOUT)
+        keeper.write(step, random_state(step, 2000), ABOUT)
     return keeper
 
 
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(three, capsys
     victim = three.folder / "step-00000003" / name
     DAMAGE[damage](victim)
     found = three.newest()
-    assert found.about["step"] == 2 and same(found.parts, state_of(2, 2000))
+    assert found.about["step"] == 2 and same(found.parts, random_state(2, 2000))
     assert "checkpoint skipped" in (said := capsys.readouterr().out) and str(victim) in said
 
 
@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_does_not_count_as_kept(three):
     keeper = CheckpointFolder(three.folder, keep=2)
     flip(three.folder / "step-00000003" / "weights.safetensors")
     keeper.set_aside(keeper.newest().path)
-    keeper.write(4, state_of(4, 2000), ABOUT)
+    keeper.write(4, random_state(4, 2000), ABOUT)
     assert [path.name for path in keeper.complete()] == ["step-00000002", "step-00000004"]
     assert (three.folder / "step-00000003.damaged").is_dir()
 
@@ -148,7 +148,7 @@ def test_a_flipped_bit_of_the_description_makes_no_other_step_or_weights(three):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
             found = three.newest()
             number = int(found.path.name.removeprefix("step-"))
-            assert found.about["step"] == number and same(found.parts, state_of(number, 2000)), (place, bit)
+            assert found.about["step"] == number and same(found.parts, random_state(number, 2000)), (place, bit)
 
 
 def test_when_every_checkpoint_is_damaged_the_run_does_not_begin_again_by_itself(three):
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_pickles_is_refused_unread(three):
 
 def test_a_state_that_is_not_finite_is_not_saved(three):
     """A NaN in a weight must not push a good checkpoint out."""
-    bad = state_of(4, 2000)
+    bad = random_state(4, 2000)
     bad["momentum"]["a"][17] = float("inf")
     with pytest.raises(RunError, match="momentum of a are not finite after step 4"):
         three.write(4, bad, ABOUT)
@@ -181,16 +181,16 @@ def test_retention_keeps_the_newest(three):
     """Three are kept; what an interrupted save or removal left is cleared."""
     (three.folder / "step-00000009.partial").mkdir()
     (three.folder / "step-00000001" / "checkpoint.json").unlink()
-    three.write(4, state_of(4, 2000), ABOUT)
+    three.write(4, random_state(4, 2000), ABOUT)
     assert sorted(path.name for path in three.folder.iterdir()) == [f"step-{n:08d}" for n in (2, 3, 4)]
 
 
 def check_full(keeper):
     """A save that the file system refuses leaves the last checkpoint, nothing half-written, and a message."""
     with pytest.raises(RunError) as refused:
-        keeper.write(2, state_of(2, 2_000_000), ABOUT)
+        keeper.write(2, random_state(2, 2_000_000), ABOUT)
     found = keeper.newest()
-    assert found.about["step"] == 1 and same(found.parts, state_of(1, 2000))
+    assert found.about["step"] == 1 and same(found.parts, random_state(1, 2000))
     assert [path.name for path in keeper.folder.iterdir()] == ["step-00000001"]
     return str(refused.value)
 
@@ -207,7 +207,7 @@ def test_full_disk(tmp_path):
         pytest.skip(f"mount: {mounted.stderr.strip()}")
     try:
         keeper = CheckpointFolder(folder / "checkpoints", keep=2)
-        keeper.write(1, state_of(1, 2000), ABOUT)
+        keeper.write(1, random_state(1, 2000), ABOUT)
         message = check_full(keeper)
         assert "No space left on device" in message and "step-00000001, is intact" in message
     finally:
@@ -217,7 +217,7 @@ def test_full_disk(tmp_path):
 def test_full_quota(tmp_path):
     """The same by the limit on a file's size, which needs no root."""
     keeper = CheckpointFolder(tmp_path / "checkpoints", keep=2)
-    keeper.write(1, state_of(1, 2000), ABOUT)
+    keeper.write(1, random_state(1, 2000), ABOUT)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))

@@ -39,7 +39,7 @@ RECOUNT_SHARE = 0.01  # of the limit: after so many bytes of its own a process l
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedBatch:
     """A batch: its requests, and for each either the read of its file or None (to be decoded)."""
 
     requests: Sequence[ClipRequest]
@@ -126,13 +126,13 @@ class FeatureCache(Loader):
             while waiting:
                 yield self.complete(waiting.popleft(), None)
 
-    def planned(self, batches: Iterator[Sequence[ClipRequest]]) -> Iterator[Plan]:
+    def planned(self, batches: Iterator[Sequence[ClipRequest]]) -> Iterator[PlannedBatch]:
         """The batches, files of `prefetch` of them being read ahead."""
-        ahead: deque[Plan] = deque()
+        ahead: deque[PlannedBatch] = deque()
         for requests in batches:
             paths = [self.path(request) for request in requests]
             reads = [self.pool.submit(self.read, path) if path.is_file() else None for path in paths]
-            ahead.append(Plan(requests, reads))
+            ahead.append(PlannedBatch(requests, reads))
             if len(ahead) > self.prefetch:
                 yield ahead.popleft()
         yield from ahead
@@ -142,7 +142,7 @@ class FeatureCache(Loader):
         features = read_features(path)
         return features.pin_memory() if self.device.type == "cuda" else features
 
-    def complete(self, plan: Plan, decoded: Batch | None) -> Batch:
+    def complete(self, plan: PlannedBatch, decoded: Batch | None) -> Batch:
         """A plan's batch: what was read, and the features of what was decoded, which are written."""
         fresh = iter(decoded.video if decoded is not None else ())
         rows = []
@@ -189,8 +189,15 @@ class FeatureCache(Loader):
         self.inner.close()
 
 
-def missing_requests(first: Plan, plans: Iterator[Plan], waiting: deque[Plan]) -> Iterator[list[ClipRequest]]:
-    """What `first` and the plans after it miss, up to one that misses nothing; all but `first` are put in `waiting`."""
+def missing_requests(
+    first: PlannedBatch, plans: Iterator[PlannedBatch], waiting: deque[PlannedBatch]
+) -> Iterator[list[ClipRequest]]:
+    first: PlannedBatch, plans: Iterator[PlannedBatch], waiting: deque[PlannedBatch]
+) -> Iterator[list[ClipRequest]]:
+    """Requests of consecutive batches that are not in the cache; ends with a batch that is complete.
+
+    Batches after `first` are put in `waiting`, to be completed in turn.
+    """
     yield first.missing
     for plan in plans:
         waiting.append(plan)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from ace_dist.cluster.sweep import Run, Sweep
+from ace_dist.cluster.sweep import Sweep, SweepRun
 from ace_dist.config import load_config
 from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.tables import Table
@@ -91,7 +91,7 @@ class Difference:
 
 
 # ---------------------------------------------------------------------------------------------------- sweep to rows
-def swept_settings(run: Run) -> dict[str, str]:
+def swept_settings(run: SweepRun) -> dict[str, str]:
     """The settings in which a run differs from the others of its sweep, repetitions left out."""
     return {key: value for key, value in run.settings.items() if key not in REPLICATES}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from ace_dist.cluster.sweep import Run, expand, run_id
+from ace_dist.cluster.sweep import SweepRun, expand, run_id
 from ace_dist.config import assets_dir, config_dir, did_you_mean
 from ace_dist.utils.errors import ConfigError
 
@@ -113,7 +113,7 @@ def printed_number(printed: dict[str, str], part: str, metric: str) -> str:
     return numbers[index] if index < len(numbers) and numbers[index] != "-" else ""
 
 
-def expand_table(settings: Sequence[str], table: Table) -> list[Run]:
+def expand_table(settings: Sequence[str], table: Table) -> list[SweepRun]:
     """Every point of a grid whose first axis is a table's rows, as a run whose settings have the `row`.
 
     A row's settings come last and win. Rows that an experiment cannot have (`left_out`) are not among them.
@@ -124,10 +124,10 @@ def expand_table(settings: Sequence[str], table: Table) -> list[Run]:
             chosen = [text.partition("=")[2] for text in point.overrides if text.startswith("experiment=")]
             if row.name not in table.left_out.get(chosen[-1] if chosen else "demo", ()):
                 name, swept = run_id({"row": row.key, **point.settings}), {"row": row.name, **point.settings}
-                runs.append(Run(name, swept, [*point.overrides, *row.settings]))
+                runs.append(SweepRun(name, swept, [*point.overrides, *row.settings]))
     return runs
 
 
-def rows_without_run(runs: Sequence[Run], table: Table) -> list[str]:
+def rows_without_run(runs: Sequence[SweepRun], table: Table) -> list[str]:
     there = {run.settings["row"] for run in runs}
     return [row.name for row in table.rows if row.name not in there]
