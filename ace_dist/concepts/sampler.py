@@ -106,7 +106,7 @@ class ConceptSampler:
         self.class_root = [roots.index(action.verb) for action in actions]
 
     def draw(self, step: int) -> ConceptDraw:
-        """The labels of a global step: the root labels, one random synonym set (Eq. 4), one shadow negative each (Eq. 7)."""
+        """The labels of a step: root labels, randomised ones (Eq. 4), and a shadow negative for each (Eq. 7)."""
         rng = random.Random(f"ace-dist/{self.seed}/{step}")
         # Eq. 4: a uniform child of each root verb, or of each class's.
         drawn = [rng.choice(children) for children in self.choices]

@@ -112,8 +112,8 @@ def check_same_evaluation(run: Run) -> None:
         mean = None if hm is None else harmonic_mean(base[metric], novel[metric])
         if mean is not None and abs(mean - hm[metric]) > TOLERANCE:
             raise RunError(
-                f"{run.folder}: results.json says hm.{metric} = {hm[metric]:.2f}, but the harmonic mean of its base and "
-                f"novel scores is {mean:.2f}; {again}"
+                f"{run.folder}: results.json says hm.{metric} = {hm[metric]:.2f}, but the harmonic mean of its base "
+                f"and novel scores is {mean:.2f}; {again}"
             )
 
 

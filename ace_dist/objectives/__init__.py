@@ -1,4 +1,4 @@
-"""The objectives: concept (ACE Eq. 8 and 9), label (a plain cross-entropy) and BIKE; each returns its losses by name."""
+"""The objectives: concept (ACE Eq. 8 and 9), label (a plain cross-entropy) and BIKE; each returns named losses."""
 
 from collections.abc import Sequence
 

@@ -34,7 +34,7 @@ def forward(problem: Problem) -> tuple[Tensor, Saved]:
 
 
 def losses(logits_BN: Tensor, labels_B: Tensor, sets: int, shadowed: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Losses [R] (ACE Eq. 8); derivatives of B·loss in the logits of the sets, [B, R·C], and of the shadow negatives, [B, R]."""
+    """Losses [R] (ACE Eq. 8); derivatives of B·loss in the logits of sets, [B, R·C], and of shadows, [B, R]."""
     classes = logits_BN.shape[1] // (sets + shadowed)
     logits_BRC = logits_BN[:, : sets * classes].reshape(-1, sets, classes)
     own_BR1 = labels_B[:, None, None].expand(-1, sets, 1)

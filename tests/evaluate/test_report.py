@@ -260,7 +260,7 @@ def test_a_missing_file_is_named_with_its_launcher(tmp_path, rng, name, launcher
     ("file", "change", "message"),
     [
         ("results.json", lambda r: r["novel"].update(accuracy=r["novel"]["accuracy"] + 1), "of different evaluations"),
-        ("results.json", lambda r: r["hm"].update(f1=r["hm"]["f1"] + 1), "but the harmonic mean of its base and"),
+        ("results.json", lambda r: r["hm"].update(f1=r["hm"]["f1"] + 1), "but the harmonic mean of its base"),
         ("results.json", lambda r: r["srt"]["runs"].pop(), "9 SRT runs, predictions.json 10"),
         ("results.json", lambda r: r.pop("hm"), r"results.json: hm missing"),
         ("results.json", lambda r: r["base"].pop("f1"), r"results.json: base: f1 missing"),

@@ -192,8 +192,6 @@ class FeatureCache(Loader):
 def missing_requests(
     first: PlannedBatch, plans: Iterator[PlannedBatch], waiting: deque[PlannedBatch]
 ) -> Iterator[list[ClipRequest]]:
-    first: PlannedBatch, plans: Iterator[PlannedBatch], waiting: deque[PlannedBatch]
-) -> Iterator[list[ClipRequest]]:
     """Requests of consecutive batches that are not in the cache; ends with a batch that is complete.
 
     Batches after `first` are put in `waiting`, to be completed in turn.
