@@ -18,6 +18,7 @@ from ace_dist.concepts import Action, SynonymTrees
 from ace_dist.config import load_config
 from ace_dist.data.loader.base import Batch
 from ace_dist.models.build import build_model
+from ace_dist.models.text import FrozenText
 from ace_dist.objectives import build_objective, total_loss
 from ace_dist.train import trainer as loop
 from ace_dist.train.callbacks import StepEnd
@@ -56,7 +57,8 @@ def test_a_step_reads_nothing_from_the_device(settings, ranks, tmp_path):
     config = load_config(["model.init=random", *settings])
     actions = [Action("spin", "block"), Action("lift", "block")]
     objective = build_objective(config, build_model(config.model, 0), actions, SynonymTrees(VERBS)).to("meta")
-    objective.text_features.to("meta")
+    features = objective.text_features
+    features.frozen = FrozenText(*(part.to("meta") for part in features.frozen))
     objective.train()
     groups = [{"params": params, "lr": 0.1} for params in objective.model.trainable_parameters().values() if params]
     optimizer = build_optimizer(groups, config.training)

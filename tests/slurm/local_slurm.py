@@ -112,6 +112,7 @@ class LocalSlurm:
     folder: Path
     environment: dict[str, str]
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    released: dict[str, str | None] = field(default_factory=dict)  # job -> restarts when it was last let go
 
     def command(self, *words: str, check: bool = True) -> str:
         """What one of SLURM's commands prints."""
@@ -166,6 +167,7 @@ class LocalSlurm:
         """
         self.wait_for_state(job_id, "PENDING", timeout_s=60)
         self.command("scontrol", "update", f"jobid={job_id}", "StartTime=now+3")
+        self.released[job_id] = self.job(job_id).get("Restarts")
 
     def release_if_held(self, job_id: str) -> None:
         """The same for a job that was requeued once more than the test asked for.
@@ -174,8 +176,8 @@ class LocalSlurm:
         that the step of the next start, which has the same number, gets it, saves and requeues itself.
         """
         job = self.job(job_id)
-        soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 10))
-        if job.get("JobState") == "PENDING" and job.get("StartTime", "") > soon:
+        held = job.get("JobState") == "PENDING" and job.get("Reason") == "BeginTime"
+        if held and job["Restarts"] not in ("0", self.released.get(job_id)):  # once a start: each release moves it on
             self.release(job_id)
 
     def stop(self) -> None:
