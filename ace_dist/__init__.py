@@ -7,7 +7,7 @@ from ace_dist.utils import renamed
 if TYPE_CHECKING:
     from ace_dist.evaluate.classifier import Classifier
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Classifier", "__version__"]
 
 renamed.install()
