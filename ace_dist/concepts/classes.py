@@ -30,7 +30,7 @@ class ClassTable:
 
 
 def load_class_table(path: str | Path) -> ClassTable:
-    """Read a file such as those of configs/classes: `{"actions": {label: [verb, object]}, "not_actions": [label]}`.
+    """Read a file such as those of assets/classes: `{"actions": {label: [verb, object]}, "not_actions": [label]}`.
 
     Raises `LabelError` when it is not of that form, or when two labels mean the same action.
     """

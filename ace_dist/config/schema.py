@@ -59,7 +59,7 @@ class DatasetConfig:
 
 @dataclass
 class VideoConfig:
-    """The video encoder. `frames` is the length of the checkpoint's `time_embed`, resized to the clip's."""
+    """The video encoder. `frames`: length of the weights' `time_embed`, resized to `dataset.clip.frames`."""
 
     tower: str = "timesformer"  # timesformer | vit (an image model on every frame) | spacetime (LaViLa's)
     clip_style: bool = False  # of vit and spacetime: CLIP's norm before the blocks, QuickGELU, no patch bias

@@ -55,7 +55,7 @@ def load_trees(config: Config) -> SynonymTrees:
     """The synonym trees, cut to the M of the method."""
     if config.dataset.synonyms is None:
         raise UserError(
-            "dataset.synonyms is not set; give a JSON file of synonym trees, such as those of configs/synonyms"
+            "dataset.synonyms is not set; give a JSON file of synonym trees, such as those of ace_dist/assets/synonyms"
         )
     return SynonymTrees.load(
         resolve_path(config.dataset.synonyms),

@@ -112,7 +112,7 @@ class TextTower(nn.Module, ABC):
         parts.projection.requires_grad_(self.config.train_projection)
 
     def release(self, stored: Callable[[str], Tensor]) -> None:
-        """Free the weights that only `frozen` uses; it asks `stored` for them, by name, when it must.
+        """Free the weights that only `frozen` uses. When it needs them again, it reads them by name from `stored`.
 
         The parameters keep shape, type and device, and hold NaN, so that any other use shows.
         """

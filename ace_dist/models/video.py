@@ -25,7 +25,7 @@ class VideoTower(nn.Module):
     The last `trained_blocks` blocks train (all of them: the embeddings too), the final norm with `train_norm`, the head
     with `train_head`, the time embedding with `train_time_embed`, and whatever is in `fresh` always. Frozen parts stay
     in eval mode under `train()`, and what lies below everything that trains runs under `no_grad` and stores nothing.
-    `train_time_embed` alone forgoes that, since its gradient passes through every block.
+    With `train_time_embed` every block stores its activations, since the gradient passes through all of them.
     """
 
     fresh: tuple[str, ...] = ()  # submodules and parameters that no weight file has: they start anew and train

@@ -66,7 +66,7 @@ class Callback:
 
 
 class Callbacks(Callback):
-    """A list of callbacks as one; the last is closed first, and what one raises on closing the earlier ones see."""
+    """Several callbacks as one. They close in reverse order; an error of one is passed to those that close after it."""
 
     def __init__(self, members: Iterable[Callback]) -> None:
         self.members = list(members)

@@ -199,7 +199,7 @@ class Engine:
         return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
 
     def start_state(self) -> None:
-        """State of zeros, from which the first step gives what it gives from none; an average begins at the weights.
+        """Create the optimizer's state: zeros, which change no first step; an average starts at the weights.
 
         DeepSpeed makes the state at its first step, too late for a run that continues.
         """

@@ -113,7 +113,7 @@ class StopSignal:
 
 
 class PendingLoss(NamedTuple):
-    """A loss on its way to the host, with what names its clips if it is bad."""
+    """A loss on its way to the host, and the batch whose clips an error names."""
 
     step: int
     loss: Tensor

@@ -209,7 +209,7 @@ def slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def job_port(job_id: int, start: int) -> int:
-    """A port that all ranks of one start of one job derive alike, and that its neighbours in the queue do not."""
+    """A port for one start of one job: the same on all its ranks, another one for the jobs next to it in the queue."""
     return FIRST_PORT + (STARTS * job_id + start % STARTS) % PORTS
 
 

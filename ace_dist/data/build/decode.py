@@ -148,8 +148,8 @@ def open_video(path: Source, threads: int = 1) -> Iterator[tuple[Any, Any]]:
 def frame_rate(path: Source, container: Any, stream: Any) -> float:
     """Average frames per second, as the file says.
 
-    Counted where its word is not good: above what a camera does it may mean its clock, and for AVI with frames stored
-    out of order FFmpeg estimates it from the times that it made up.
+    The frames are counted where the stated rate cannot be trusted: a rate above any camera's may be that of the clock,
+    and for AVI files with reordered frames FFmpeg derives it from times of its own making.
     """
     if stream.start_time is None:
         raise DataError(

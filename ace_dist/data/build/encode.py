@@ -76,7 +76,7 @@ def encoder_options(encoding: EncodingConfig) -> dict[str, str]:
 
 
 def is_reference(index: int, gop: int, codec: str) -> bool:
-    """Whether others are predicted from this frame of a stored clip, so that it is decoded though nobody wants it."""
+    """Whether other frames of a stored clip are predicted from this one, so that a decoder needs it for them."""
     return codec != "vp9" or index % gop % REFERENCE_EVERY == 0
 
 

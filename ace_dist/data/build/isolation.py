@@ -45,7 +45,7 @@ def renew_deadline() -> None:
 
 
 def end_with_parent() -> None:
-    """Let this worker end with its parent, even one that was killed, and by its deadline; not by Ctrl-C.
+    """End this worker when its parent ends, also by a kill, and at its deadline, but not on Ctrl-C.
 
     Ctrl-C reaches the whole group of processes; the parent ends its workers.
     """

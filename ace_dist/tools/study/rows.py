@@ -190,7 +190,7 @@ def write_rows(rows: Sequence[StudyRow], path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- numbers
 def mean_over(values: Iterable[float | None]) -> Mean | None:
-    """`None` values do not count; `None` without any other."""
+    """Mean of the values that are not `None`; `None` when there are none."""
     numbers = [float(value) for value in values if value is not None]
     if not numbers:
         return None

@@ -128,8 +128,8 @@ class WordNet:
     def children(self, verb: str, sense: Sense, avoid: Collection[str] = ()) -> Iterator[tuple[str, Sense]]:
         """Candidates for synonyms of `verb` in `sense`, best first, each with the sense that it is meant in.
 
-        In this order: verbs of the sense itself, of its verb group, ways of doing it and ways of those, what it is a
-        way of, and the other ways of that, further and further up. Within one of these the verbs more frequent in that
+        In this order: verbs of the sense itself, of its verb group, its troponyms and theirs, its hypernyms, and the
+        troponyms of each hypernym, the nearest ones first. Within one of these the verbs more frequent in that
         sense come first, then those more frequent in any, then the alphabet. Verbs of `avoid` are left out.
         """
         excluded = {verb, *avoid}
