@@ -550,7 +550,11 @@ def main(*words: str) -> int:
 
 
 def execute(argv: Sequence[str]) -> int:
-    """Run `NAME [SUBCOMMAND] key=value ...`; returns its exit status. Raises `UserError` for what a user can mend."""
+    """Run `NAME [SUBCOMMAND] key=value ...`; returns its exit status. Raises `UserError` for what a user can mend.
+
+    `--local_rank`, which DeepSpeed's launcher puts before the name with `--module ace_dist`, is ignored.
+    """
+    argv = [word for word in argv if not word.replace("_", "-").lstrip("-").startswith("local-rank")]
     if not argv or (argv[0].startswith("-") and help_asked(argv)):
         print(overview())
         return 0

@@ -73,7 +73,8 @@ class Job:
         if status == os.EX_TEMPFAIL:
             self.requeue(environment)
         if environment.global_rank == 0:
-            self.note(environment, "stopped" if status else "finished", f"exit status {status}" if status else "")
+            event = {0: "finished", os.EX_TEMPFAIL: "stopped", 130: "stopped"}.get(status, "failed")
+            self.note(environment, event, f"exit status {status}" if status else "")
         if status:
             raise SystemExit(status)
 

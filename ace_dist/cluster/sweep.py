@@ -12,8 +12,6 @@ import hashlib
 import itertools
 import json
 import re
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -150,7 +148,8 @@ class Sweep:
                     raise ConfigError(f"{setting}: a sweep gives each of its runs a folder below {self.folder}")
             new = replace(point, overrides=[*point.overrides, f"run={self.folder / point.id}"])
             run = self.runs.setdefault(new.id, new)
-            if changed := sorted(set(run.overrides) ^ set(new.overrides)):
+            if run.overrides != new.overrides:
+                changed = sorted(set(run.overrides) ^ set(new.overrides)) or ["the same ones in another order"]
                 raise ConfigError(
                     f"{self.folder}: run {run.id} was made with other settings ({', '.join(changed[:4])}); choose "
                     f"another name with sweep=NAME"
@@ -163,7 +162,6 @@ class Sweep:
         from ace_dist.train.run_folder import code_diff, environment
 
         facts = {key: value for key, value in environment().items() if key != "world_size"}  # of this process
-        facts["command"] = shlex.join(["python", "launchers/sweep.py", *sys.argv[1:]])
         when = datetime.now(UTC).isoformat(timespec="seconds")
         self.submissions.append({"utc": when, "runs": [r.id for r in runs], "profile": asdict(profile), **facts})
         self.write()

@@ -17,6 +17,7 @@ from ace_dist.config.schema import (
     EncodingConfig,
     EvaluationConfig,
     LoaderConfig,
+    MetersConfig,
     MethodConfig,
     ModelConfig,
     ProfileConfig,
@@ -26,9 +27,11 @@ from ace_dist.config.schema import (
     VideoConfig,
 )
 from ace_dist.config.settings import did_you_mean, help_asked, parse_settings, quoted, split_settings
+from ace_dist.utils.errors import ConfigError
 
 __all__ = [
-    "ClipConfig", "Config", "DatasetConfig", "EncodingConfig", "EvaluationConfig", "LoaderConfig", "MetersConfig",
+    "ClipConfig", "Config", "ConfigError", "DatasetConfig", "EncodingConfig", "EvaluationConfig", "LoaderConfig",
+    "MetersConfig",
     "MethodConfig", "ModelConfig", "ProfileConfig", "SimilarityConfig", "TextConfig", "TrainingConfig",
     "VideoConfig", "assets_dir", "choices", "config_dir", "did_you_mean", "help_asked",
     "known_keys", "load_config", "parse_settings", "quoted", "read_config", "resolve_path", "split_settings",

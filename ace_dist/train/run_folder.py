@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -51,6 +52,7 @@ class RunLock:
     def acquire(self) -> None:
         """Take the folder. Raises `RunError` naming the host, process and job that has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        patience = 10  # tenths of a second: whoever asks for the owner holds the lock for a moment
         while self.file is None:
             file = self.path.open("a+", encoding="utf-8")
             try:
@@ -58,12 +60,23 @@ class RunLock:
             except BlockingIOError:
                 owner = read_owner(file)
                 file.close()
+                patience -= 1
+                if patience:
+                    time.sleep(0.1)
+                    continue
                 job = f", SLURM job {owner['job']}" if owner["job"] else ""
                 raise RunError(
                     f"{self.path.parent} is being written by process {owner['pid']} on {owner['host']}{job}; wait for "
                     f"it, stop it, or choose another one with run=DIR"
                 ) from None
             except OSError as error:
+                owner = read_owner(file)
+                if owner["pid"]:
+                    file.close()
+                    raise RunError(
+                        f"{self.path} cannot be locked ({error.strerror}) and names process {owner['pid']} on "
+                        f"{owner['host']}: delete it if that process is gone, or choose another folder with run=DIR"
+                    ) from None
                 print(f"{self.path} cannot be locked ({error.strerror}): do not start two jobs in it", flush=True)
             if self.is_current(file):
                 self.file = file

@@ -253,6 +253,8 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
     lock.acquire()
     assert "lock.json cannot be locked (No locks available)" in capsys.readouterr().out
     assert RunLock(tmp_path).owner()["pid"] == os.getpid()
+    with pytest.raises(RunError, match=f"names process {os.getpid()} on .*: delete it if that process is gone"):
+        RunLock(tmp_path).acquire()
     lock.close()
 
 
