@@ -35,7 +35,6 @@ MODULES = {  # below `ace_dist`; what stands below a renamed package moved with 
     "methods.task": "data.task", "methods.trunk_cache": "data.loader.feature_cache",
     "models.exporting": "models.convert.exporting",
     "models.flops": "utils.parts", "models.frozen_trunk": "models.video", "models.image_tower": "models.vit",
-
     "models.importing": "models.convert.importing", "models.phrase_bank": "models.text_features",
     "models.weight_layouts": "models.convert.layouts", "rendezvous": "utils.distributed", "secrets": "utils.secrets",
     "training": "train", "training.agreement": "train.health", "training.checkpoints": "train.checkpoint",
