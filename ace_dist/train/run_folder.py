@@ -17,6 +17,7 @@ from typing import IO, Any
 import torch
 from omegaconf import OmegaConf
 
+from ace_dist import __version__
 from ace_dist.config import Config, read_config, to_yaml
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
@@ -191,7 +192,7 @@ def changed_settings(old: Any, new: Any, prefix: str = "") -> list[tuple[str, An
 
 def environment() -> dict[str, Any]:
     """Versions, git commit, hardware and command line, for `environment.json`."""
-    versions = {}
+    versions = {"ace-dist": __version__}  # of the source that runs, which need not be installed
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -15,13 +15,13 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 import av
 from tqdm import tqdm
 
+from ace_dist import __version__
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.build.cut import Cutter, cut_all, failure
 from ace_dist.data.build.encode import CONTAINER, check_encoding, encoder_options
@@ -318,7 +318,7 @@ def segment_identity(segment: Segment) -> dict[str, Any]:
 def tool_versions() -> dict[str, Any]:
     """Versions that may change the bits of an encoded clip."""
     libraries = {name: ".".join(map(str, number)) for name, number in sorted(av.library_versions.items())}
-    return {"ace-dist": version("ace-dist"), "av": av.__version__, **libraries, "machine": platform.machine()}
+    return {"ace-dist": __version__, "av": av.__version__, **libraries, "machine": platform.machine()}
 
 
 def shard_jobs(segments: Sequence[Segment], clips_per_shard: int, configuration: Mapping[str, Any]) -> list[ShardJob]:
