@@ -2,33 +2,38 @@
 
     python benchmarks/bench_step.py --device cpu            # rows for results/train_step.csv
     python benchmarks/bench_step.py --device cuda           # the paper's shapes: 15, 25, 30 frames, batch 16
+    python benchmarks/bench_step.py --device cuda --shapes paper_30 --variants naive_bf16 ours_bf16_compiled_uint8
 
 Variants, all from the same weights, clips and drawn phrases:
 - `naive`: Algorithm 1 on Hugging Face's models (`naive_step.py`); `naive_bf16` under bf16 autocast (GPU).
 - `procedurevrl_style`: fixed embeddings of the root labels, whole video encoder in the graph (nothing marked frozen).
 - one change on `naive` at a time: `tokens_cut` (phrases padded to the longest instead of 77), `text_feature_cache` (the
   frozen text transformer runs once per phrase, before training), `own_timesformer`, `fused_loss`.
-- `ours`: all of it, fp32; `ours_compiled` with the blocks under torch.compile, `ours_graphs` in CUDA graphs too;
-  `ours_sgd_loop` without fused SGD.
-- `ours_bf16`: weights in bfloat16, fp32 masters and momentum for what trains, as in training; `ours_bf16_pure` without.
-- `..._checkpointed`: with `model.video.activation_checkpointing`.
-- `..._cached`: what the frozen blocks make of every clip is in the feature cache and read from there (page cache, after
-  the first step); decoding, which the cache spares too, is in no variant.
+- `ours`: the objective that trains, fp32, nothing compiled; then any of these words, joined by `_`: `bf16` (weights in
+  bfloat16, fp32 masters and momentum for what trains, as in training), `pure` (bf16 without masters), `compiled` and
+  `graphs` (`model.video.compile=default`, `reduce-overhead`), `checkpointed` (`model.video.activation_checkpointing`),
+  `uint8` (`loader.dtype=uint8`: clips as bytes), `cached` (what the frozen blocks make of every clip is read from the
+  feature cache, out of the page cache), `loop` (SGD not fused). Decoding is in no variant: `e2e_step.py` has it.
 
-Every variant lives in a process of its own, so that peak memory is its own; the processes step in turns.
-Metrics: `step_time` (ms), `clips_per_s`, `loss` (of the last step), and memory. On a GPU `peak_memory_gib` is the
-allocator's peak. On a CPU it is the peak of resident memory, start included, beyond that of a process with the imports
-alone, and `step_memory_gib` the peak of the steps: the encoders are built whole before the cache lets go of the text.
+Every variant lives in a process of its own, so that peak memory is its own; the processes step in turns. On a GPU a
+turn is five steps one after the other, as training takes them, and one wait for the device at their end.
+Metrics: `step_time` (ms), `host_time` (ms until the step is launched, GPU only), `clips_per_s`, `ceiling_share` (the
+FLOPs that `metrics.jsonl` counts of such a step, a second, of those of large matrix products), `first_step` (s,
+compiling included), `loss` (of the last step), and memory. On a GPU `peak_memory_gib` is the allocator's peak. On a CPU
+it is the peak of resident memory, start included, beyond that of a process with the imports alone, and
+`step_memory_gib` the peak of the steps: the encoders are built whole before the cache lets go of the text.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -41,35 +46,45 @@ from naive_step import NaiveStep, NaiveText, NaiveVideo, naive_loss
 from torch import Tensor, nn
 
 from ace_dist.concepts import Action, ConceptDraw, ConceptSampler, SynonymTrees
-from ace_dist.config import MethodConfig, TextConfig, VideoConfig, assets_dir
+from ace_dist.config import LoaderConfig, MethodConfig, TextConfig, VideoConfig, assets_dir
 from ace_dist.data.loader.feature_cache import read_features, write_features
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.text_features import TextFeatureCache
 from ace_dist.models.timesformer import TimeSformer
+from ace_dist.objectives import ConceptObjective, total_loss
+from ace_dist.train.metrics import matmul_flops_per_s, micro_batch_flops
 from ace_dist.utils.memory import trim_heap
 
 RESULTS = Path(__file__).parent / "results"
 SETTINGS = MethodConfig()
+WORDS: dict[str, dict[str, Any]] = {  # of a variant's name behind `ours`, and what they set of `model.video`
+    "compiled": {"compile": "default"},
+    "graphs": {"compile": "reduce-overhead"},
+    "checkpointed": {"activation_checkpointing": True},
+    **{word: {} for word in ("bf16", "pure", "uint8", "cached", "loop")},
+}
+BASELINES = (
+    "naive",
+    "naive_bf16",
+    "procedurevrl_style",
+    "tokens_cut",
+    "text_feature_cache",
+    "own_timesformer",
+    "fused_loss",
+)
 VARIANTS = {
     "cpu": (
-        *("naive", "procedurevrl_style", "tokens_cut", "text_feature_cache", "own_timesformer", "fused_loss"),
-        *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled", "ours_cached"),
+        *(name for name in BASELINES if name != "naive_bf16"),
+        *("ours", "ours_checkpointed", "ours_loop", "ours_compiled", "ours_cached"),
         *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
     ),
     "cuda": (
-        *(
-            "naive",
-            "naive_bf16",
-            "procedurevrl_style",
-            "tokens_cut",
-            "text_feature_cache",
-            "own_timesformer",
-            "fused_loss",
-        ),
-        *("ours", "ours_checkpointed", "ours_sgd_loop", "ours_compiled", "ours_graphs", "ours_cached"),
-        *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
+        *BASELINES,
+        *("ours", "ours_compiled", "ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
+        *("ours_bf16_compiled", "ours_bf16_graphs", "ours_bf16_compiled_uint8"),
     ),
 }
+STEPS = {"cpu": 1, "cuda": 5}  # of a turn
 
 
 @dataclass(frozen=True)
@@ -83,8 +98,11 @@ class Shape:
     synonyms: int  # M, the root verb among them
     full: bool
 
-    def model(self, checkpointed: bool = False) -> DualEncoder:
-        """Both encoders with random weights; `temporal_fc`, which the initialisation leaves zero, too."""
+    def model(self, **settings: Any) -> DualEncoder:
+        """Both encoders with random weights; `temporal_fc`, which the initialisation leaves zero, too.
+
+        Nothing is compiled unless `settings`, of `model.video`, say so.
+        """
         torch.manual_seed(0)
         if self.full:
             video, text = VideoConfig(), TextConfig()
@@ -92,8 +110,7 @@ class Shape:
             video = VideoConfig(width=96, depth=6, heads=3, patch=12, image_size=48, embed_dim=64)
             text = TextConfig(width=64, depth=2, heads=2, embed_dim=64)
         video.drop_path = 0.0  # Hugging Face's configuration takes no fraction
-        video.activation_checkpointing = checkpointed
-        model = DualEncoder(video, text)
+        model = DualEncoder(replace(video, **{"compile": "none"} | settings), text)
         for block in model.video.blocks:
             nn.init.trunc_normal_(block.temporal_fc.weight, std=0.02)
         return model
@@ -109,8 +126,8 @@ SHAPES = {
 }
 
 
-class Assembled(nn.Module):
-    """A step from chosen parts: naive or own video encoder, live text or text feature cache, plain or fused loss."""
+class OneChange(nn.Module):
+    """The naive step with one of: own video encoder, text feature cache, phrases once and the fused loss."""
 
     def __init__(self, video: nn.Module, text: NaiveText | TextFeatureCache, fused: bool) -> None:
         super().__init__()
@@ -146,6 +163,19 @@ class Assembled(nn.Module):
         return embeddings
 
 
+class Ours(nn.Module):
+    """The objective that trains, its losses added."""
+
+    def __init__(self, model: DualEncoder, sampler: ConceptSampler) -> None:
+        super().__init__()
+        self.objective = ConceptObjective(model, sampler, SETTINGS)
+        self.video = model.video
+
+    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> Tensor:
+        """The loss of Eq. 9."""
+        return total_loss(self.objective(video_BTCHW, labels_B, draw))
+
+
 class ProcedureVRLStyle(nn.Module):
     """Root labels embedded once, nothing of the video encoder marked as frozen: gradients reach every parameter."""
 
@@ -169,11 +199,22 @@ def cached_clips(tower: TimeSformer, video: Tensor, folder: Path) -> Callable[[]
     return lambda: torch.stack([read_features(path).to(video.device) for path in paths])
 
 
+def words(variant: str) -> set[str]:
+    """The words of a variant of ours, such as `bf16`; of a baseline none."""
+    return set(variant.split("_")[1:]) if variant.startswith("ours") else set()
+
+
+def is_known(variant: str) -> bool:
+    return variant in BASELINES or (variant.split("_")[0] == "ours" and words(variant) <= WORDS.keys())
+
+
 def build(variant: str, shape: Shape, device: str) -> tuple[nn.Module, ConceptSampler]:
     """A variant's step as a module, and the draws of its phrases."""
-    model = shape.model(variant.endswith("_checkpointed"))
     trees, actions = vocabulary(shape)
     sampler = ConceptSampler(actions, trees, seed=0)
+    if variant.startswith("ours"):
+        return build_ours(variant, shape, device, sampler), sampler
+    model = shape.model()
     if variant in ("naive", "naive_bf16"):
         return NaiveStep(model, shape.frames, SETTINGS).to(device), sampler
     if variant == "procedurevrl_style":
@@ -181,18 +222,22 @@ def build(variant: str, shape: Shape, device: str) -> tuple[nn.Module, ConceptSa
     if variant == "tokens_cut":
         return NaiveStep(model, shape.frames, SETTINGS, padded=False).to(device), sampler
     model.to(device)
-    ours = variant.startswith("ours")
-    cache = model.build_text_features(sampler.phrases) if ours or variant == "text_feature_cache" else None
-    if ours:
-        model.to(torch.bfloat16 if "bf16" in variant else torch.float32)
-        model.release_text({})  # no new phrase will come
-    video = model.video if ours or variant == "own_timesformer" else NaiveVideo(model.video, shape.frames).to(device)
-    text = NaiveText(model.text).to(device) if cache is None else cache
-    if variant in ("ours_compiled", "ours_graphs"):
-        mode = "default" if variant == "ours_compiled" else "reduce-overhead"
-        model.video.config = replace(model.video.config, compile=mode)
-        model.compile_blocks()
-    return Assembled(video, text, fused=ours or variant == "fused_loss"), sampler
+    video = model.video if variant == "own_timesformer" else NaiveVideo(model.video, shape.frames).to(device)
+    cache = model.build_text_features(sampler.phrases) if variant == "text_feature_cache" else None
+    return OneChange(video, cache or NaiveText(model.text).to(device), fused=variant == "fused_loss"), sampler
+
+
+def build_ours(variant: str, shape: Shape, device: str, sampler: ConceptSampler) -> Ours:
+    """Built in the order of training: text features in fp32, then the cast, then the blocks are compiled."""
+    named = words(variant)
+    model = shape.model(**{key: value for word in named for key, value in WORDS[word].items()}).to(device)
+    if "uint8" in named:
+        model.expect_clips(LoaderConfig(dtype="uint8"))
+    step = Ours(model, sampler)
+    step.to(torch.bfloat16 if "bf16" in named else torch.float32)
+    model.release_text({})  # no new phrase will come
+    model.compile_blocks()
+    return step
 
 
 def vocabulary(shape: Shape) -> tuple[SynonymTrees, list[Action]]:
@@ -212,43 +257,52 @@ def worker(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
 
 
 def answer(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
-    """Build a variant; for each message take one step and answer with its milliseconds; at the end, with the rest."""
+    """Build a variant; for each message take that many steps and answer with the times of one; at the end the rest."""
     base = peak_memory_gib(device)
     module, sampler = build(variant, shape, device)
     built = peak_memory_gib(device)
     forget_peak()
     module.train()
+    named = words(variant)
     depth = 12 if shape.full else 6
     layers = tuple(f"layer.{i}." for i in range(depth - 3, depth)) if variant == "procedurevrl_style" else ("",)
     trained = [p for name, p in module.named_parameters() if p.requires_grad and any(part in name for part in layers)]
-    update = build_update(
-        trained,
-        masters=variant.startswith("ours_bf16") and not variant.endswith("_pure"),
-        fused=variant.startswith("ours") and not variant.endswith("_sgd_loop"),
-    )
-    size = 224 if shape.full else 48
-    torch.manual_seed(1)
-    video = torch.randn(shape.batch, shape.frames, 3, size, size, device=device)
-    video = video.bfloat16() if variant.startswith("ours_bf16") else video
-    labels = torch.randint(shape.classes, (shape.batch,), device=device)
+    masters = "bf16" in named and "pure" not in named
+    update = build_update(trained, masters=masters, fused=variant.startswith("ours") and "loop" not in named)
+    video, labels = batch(variant, shape, device)
     folder = tempfile.TemporaryDirectory()  # removed with the process
-    fetch = cached_clips(module.video, video, Path(folder.name)) if variant.endswith("_cached") else lambda: video
+    fetch = cached_clips(module.video, video, Path(folder.name)) if "cached" in named else lambda: video
 
     def step(index: int) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=variant == "naive_bf16"):
             loss: Tensor = module(fetch(), labels, sampler.draw(index))
         loss.backward()
         update()
-        if device == "cuda":
-            torch.cuda.synchronize()
         return loss.detach()
 
-    for index in iter(pipe.recv, None):
+    index = itertools.count()
+    for count in iter(pipe.recv, None):
         start = time.perf_counter()
-        loss = step(index)
-        pipe.send((time.perf_counter() - start) * 1e3)
+        for _ in range(count):
+            loss = step(next(index))
+        launched = time.perf_counter() - start
+        if device == "cuda":
+            torch.cuda.synchronize()
+        pipe.send((1e3 * (time.perf_counter() - start) / count, 1e3 * launched / count))
     stepping = peak_memory_gib(device)
     pipe.send({"peak_memory_gib": max(built, stepping) - base, "step_memory_gib": stepping - base, "loss": loss.item()})
+
+
+def batch(variant: str, shape: Shape, device: str) -> tuple[Tensor, Tensor]:
+    """Clips of random numbers as the loader gives them, and labels."""
+    size = 224 if shape.full else 48
+    torch.manual_seed(1)
+    video = torch.randn(shape.batch, shape.frames, 3, size, size, device=device)
+    labels = torch.randint(shape.classes, (shape.batch,), device=device)
+    if "uint8" in words(variant):
+        mean, std = LoaderConfig().mean[0], LoaderConfig().std[0]
+        video = (255 * (video * std + mean)).round().clamp(0, 255).to(torch.uint8)
+    return video, labels
 
 
 def build_update(trained: list[nn.Parameter], masters: bool, fused: bool) -> Callable[[], None]:
@@ -291,36 +345,81 @@ def measure(shape: Shape, variants: list[str], device: str, turns: int) -> list[
     """Rows of one shape, variants in turns."""
     context = mp.get_context("spawn")
     pipes: dict[str, Connection] = {}
+    shares = {variant: peak_pace(shape, device, words(variant) | {variant}) for variant in variants}
     for variant in variants:
         pipes[variant], theirs = context.Pipe()
         context.Process(target=worker, args=(theirs, variant, shape, device), daemon=True).start()
-    times: dict[str, list[float]] = {variant: [] for variant in variants}
-    for turn in range(-1, turns):  # a step to warm up
-        for variant, pipe in list(pipes.items()):
-            pipe.send(turn + 1)
-            taken = pipe.recv()
-            if isinstance(taken, str):
-                print(f"{shape.name}: {variant} has no rows, {taken}", flush=True)
-                del pipes[variant], times[variant]
-            elif turn >= 0:
-                times[variant].append(taken)
-        print(shape.name, turn, {name: round(values[-1]) for name, values in times.items() if values}, flush=True)
+        theirs.close()  # so that the end of its process is seen
+    times: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants}
+    for turn in range(-2, turns):  # a step to warm up or compile, then a turn to record CUDA graphs
+        ask(pipes, times, 1 if turn == -2 else STEPS[device], together=turn == -2 and device == "cuda")
+        for variant in [name for name in pipes if len(times[name]) < turn + 3]:
+            del pipes[variant], times[variant]
+        print(shape.name, turn, {name: round(values[-1][0], 1) for name, values in times.items()}, flush=True)
     rows = []
     for variant, pipe in pipes.items():
         pipe.send(None)
-        rows += build_rows(shape, variant, times[variant], pipe.recv())
+        rows += build_rows(shape, variant, times[variant], shares[variant], pipe.recv(), device)
     print(shape.name, {row.variant: row.values[0] for row in rows if row.metric == "loss"}, flush=True)
     return rows
 
 
-def build_rows(shape: Shape, variant: str, times_ms: list[float], measures: dict[str, float]) -> list[Row]:
+def ask(pipes: dict[str, Connection], times: dict[str, list[tuple[float, float]]], steps: int, together: bool) -> None:
+    """Let every variant take `steps`, one after the other or all `together`, and note the milliseconds of one."""
+    for pipe in pipes.values() if together else ():
+        pipe.send(steps)
+    for variant, pipe in pipes.items():
+        if not together:
+            pipe.send(steps)
+        try:
+            taken = pipe.recv()
+        except EOFError:
+            taken = "its process died"
+        if isinstance(taken, str):
+            print(f"{variant} has no rows, {taken}", flush=True)
+        else:
+            times[variant].append(taken)
+
+
+@lru_cache
+def model_flops(shape: Shape) -> int:
+    """FLOPs of a step, as a run counts them."""
+    trees, actions = vocabulary(shape)
+    objective = ConceptObjective(shape.model(), ConceptSampler(actions, trees, seed=0), SETTINGS)
+    parts = micro_batch_flops(objective, shape.batch, shape.frames, objective.model.video.config.image_size)
+    return sum(sum(part) for part in parts.values())
+
+
+@lru_cache
+def ceiling(device: str, dtype: torch.dtype) -> float:
+    return matmul_flops_per_s(torch.device(device), dtype)
+
+
+def peak_pace(shape: Shape, device: str, named: set[str]) -> float:
+    """Milliseconds of a step whose FLOPs run as fast as large matrix products in its precision."""
+    dtype = torch.bfloat16 if named & {"bf16", "naive_bf16"} else torch.float32
+    return 1e3 * model_flops(shape) / ceiling(device, dtype)
+
+
+def build_rows(
+    shape: Shape,
+    variant: str,
+    times_ms: list[tuple[float, float]],
+    least_ms: float,
+    measures: dict[str, float],
+    device: str,
+) -> list[Row]:
     """The metrics of one variant."""
     row: Callable[..., Row] = lambda metric, unit, values: Row(  # noqa: E731
         "train_step", variant, shape.name, metric, unit, "frames", shape.frames, values, config(shape)
     )
+    whole, launched = zip(*times_ms[2:], strict=True)
     return [
-        row("step_time", "ms", times_ms),
-        row("clips_per_s", "clips/s", [shape.batch * 1e3 / value for value in times_ms]),
+        row("step_time", "ms", whole),
+        *([row("host_time", "ms", launched)] if device == "cuda" else []),
+        row("clips_per_s", "clips/s", [shape.batch * 1e3 / value for value in whole]),
+        row("ceiling_share", "share", [least_ms / value for value in whole]),
+        row("first_step", "s", [times_ms[0][0] / 1e3]),
         *(row(name, "GiB" if name.endswith("gib") else "nats", [value]) for name, value in measures.items()),
     ]
 
@@ -342,12 +441,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shapes", nargs="*", help="names of shapes; all by default")
-    parser.add_argument("--variants", nargs="*", help="all by default")
-    parser.add_argument("--turns", type=int, default=10, help="timed steps of each variant")
+    parser.add_argument("--variants", nargs="*", help="see above")
+    parser.add_argument("--turns", type=int, default=10, help="timed turns of each variant")
     parser.add_argument("--output", type=Path, default=RESULTS / "train_step.csv")
     options = parser.parse_args()
-    if unknown := set(options.variants or ()) - set(VARIANTS[options.device]):
-        parser.error(f"--variants: {', '.join(sorted(unknown))} is none of {', '.join(VARIANTS[options.device])}")
+    if unknown := [name for name in options.variants or () if not is_known(name)]:
+        parser.error(
+            f"--variants: {', '.join(unknown)}: neither of {', '.join(BASELINES)} nor ours[_{'][_'.join(WORDS)}]"
+        )
     for shape in SHAPES[options.device]:
         if not options.shapes or shape.name in options.shapes:
             variants = options.variants or list(VARIANTS[options.device])
