@@ -104,7 +104,7 @@ def concept_cross_entropy(
         video_BD: [B, D] video embeddings.
         text_SD: [S, D] phrase embeddings, rows grouped by class; [P, D] in any order with `rows`.
         class_offsets: [C+1] integers rising from 0 to S.
-        labels_B: [B] class indices in [0, C). Checked on the device, without a host sync.
+        labels_B: [B] class indices in [0, C), on the device of the videos. Checked there, without a host sync.
         temperature: τ, greater than 0.
         shadow_text_SD: [S2, D] phrases of the shadow negatives, grouped by class; joined to `text_SD` by a copy of
             both. `None` leaves C classes, unless `shadow_rows` picks the shadow negatives from `text_SD` too.

@@ -91,11 +91,13 @@ def check_temperature(temperature: float) -> None:
 
 
 def check_labels(labels_B: Tensor, video_BD: Tensor) -> None:
-    """One integer label a video, and one video at least."""
+    """One integer label a video, beside the videos, and one video at least."""
     if labels_B.shape != video_BD.shape[:1] or labels_B.dtype not in INTEGERS:
         raise KernelInputError(
             f"labels must be {video_BD.shape[0]} integers, got {labels_B.dtype} {list(labels_B.shape)}"
         )
+    if labels_B.device != video_BD.device:
+        raise KernelInputError(f"labels are on {labels_B.device}, video is on {video_BD.device}")
     if not video_BD.shape[0]:
         raise KernelInputError("the loss of no video is undefined: video has no row")
 

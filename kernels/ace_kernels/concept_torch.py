@@ -3,8 +3,10 @@
 Shapes: B videos, S positions, P table rows, N class means (R·C of the label sets, then C of the shadow negatives),
 D width. Everything is computed in `Problem.wide`: float32, or float64 when an input is float64.
 
-On a CPU a table is read once: a block of rows that fits the cache is normed and then averaged by `embedding_bag`, which
-gathers and weighs rows without storing them. On other devices nothing waits for the device.
+`embedding_bag` gathers and weighs rows without storing them, and adds those of a bag one after the other, in float32 on
+every device: 1,000 equal phrases came out wrong by 1e-5, which is 0.001 in a logit at τ = 0.01. So classes are cut into
+short bags, whose sums are added in a second step. On a CPU a table is read once, in blocks of rows that fit the cache;
+on other devices nothing waits for the device.
 """
 
 from collections.abc import Iterator
@@ -105,8 +107,8 @@ def table_gradient(problem: Problem, grads_ND: Tensor) -> Tensor:
 class Bags:
     """What the offsets determine, on the device of the table.
 
-    `sizes` [N] and `owner_S` [S], the class of every position. On a CPU also how classes are cut into short bags:
-    `edges` of the bags, `firsts` [N+1] of the classes in bags, and `ranges` of whole bags that fit the cache.
+    `sizes` [N] and `owner_S` [S], the class of every position. How classes are cut into short bags: `edges` of the bags
+    and `firsts` [N+1] of the classes in bags. For a CPU also `ranges` of whole bags that fit the cache.
     """
 
     sizes: Tensor
@@ -123,9 +125,17 @@ def class_bags(problem: Problem) -> Bags:
     if offsets.device.type == "cpu":
         limit = max(1, BLOCK_ELEMENTS // problem.text_PD.shape[1])
         return cached_bags(class_sizes(offsets), limit, str(device))
-    sizes = offsets.long().diff()
-    owner_S = torch.arange(len(sizes), device=device).repeat_interleave(sizes, output_size=problem.positions)
-    return Bags(sizes, owner_S, offsets, offsets, owner_S, ())
+    return bags_on_device(offsets.long(), problem.positions)
+
+
+def bags_on_device(offsets: Tensor, positions: int) -> Bags:
+    """The bags of offsets that the host must not wait for: also cut at every multiple of `BAG`; some bags are empty."""
+    sizes, places = offsets.diff(), torch.arange(positions, device=offsets.device)
+    rise = (sizes > 0).all() & (offsets[0] == 0) & (offsets[-1] == positions)
+    torch._assert_async(rise, "ace_kernels: offsets must rise from 0 to S")
+    owner_S = torch.searchsorted(offsets, places, right=True) - 1
+    edges = torch.cat([offsets, places[::BAG]]).sort().values
+    return Bags(sizes, owner_S, edges, torch.searchsorted(edges, offsets), places, ())
 
 
 @lru_cache(maxsize=64)
@@ -151,18 +161,11 @@ def cached_bags(sizes: tuple[int, ...], limit: int, device: str) -> Bags:
 
 
 def class_means(problem: Problem) -> Tensor:
-    """Class means of unit rows [N, D] (ACE Eq. 3); each class weighs 1 whatever its number of rows.
-
-    On a CPU in two levels of short sums: adding 1,000 equal phrases one after the other in float32 was wrong by 1e-5,
-    which is 0.001 in a logit at τ = 0.01.
-    """
+    """Class means of unit rows [N, D] (ACE Eq. 3); each class weighs 1 whatever its number of rows."""
     rows, bags, wide, device = problem.text_PD, class_bags(problem), problem.wide, problem.text_PD.device
     index = None if problem.rows_S is None else problem.rows_S.to(device).long()
     if device.type != "cpu":
-        weights = inverse_norms(rows, wide)
-        places = torch.arange(rows.shape[0], device=device) if index is None else index
-        sums = bag_sums(places, rows.to(wide), problem.offsets.to(device).long(), weights[places])
-        return sums / bags.sizes[:, None]
+        return means_on_device(rows, index, bags, wide)
     if index is None:
         parts = []
         for first_bag, last_bag, first, last in bags.ranges:  # each block of rows is read from memory once
@@ -183,6 +186,18 @@ def class_means(problem: Problem) -> Tensor:
     if len(partial) > problem.means:
         partial = bag_sums(torch.arange(len(partial)), partial, bags.firsts, None)
     return partial.div_(bags.sizes[:, None])
+
+
+def means_on_device(rows: Tensor, index: Tensor | None, bags: Bags, wide: torch.dtype) -> Tensor:
+    """`class_means` without a host sync: sums of short bags in the wide type, then sums of those in float64."""
+    if index is not None and len(index) < len(rows):  # of a large table only the rows in use
+        rows, index = rows.index_select(0, index), None
+    weights = inverse_norms(rows, wide)
+    if index is None:
+        index = torch.arange(len(rows), device=rows.device)
+    partial = bag_sums(index, rows.to(wide), bags.edges, weights[index]).double()
+    sums = bag_sums(torch.arange(len(partial), device=rows.device), partial, bags.firsts, None)
+    return (sums / bags.sizes[:, None]).to(wide)
 
 
 def bag_sums(places: Tensor, rows_ND: Tensor, edges: Tensor, weights: Tensor | None) -> Tensor:

@@ -4,16 +4,39 @@ Triton settles whether it interprets when it is imported, and other tests of the
 interpreted run is a session of its own, in a subprocess: `test_sessions.py` starts it.
 """
 
+from functools import partial
+
+import kernel_reference
 import pytest
 import torch
-from kernel_reference import INTERPRETING
-
-ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("torch-cuda", "triton-cuda")]
 
 
-@pytest.fixture(autouse=True, params=["triton-cpu"] if INTERPRETING else ["torch-cpu", *ON_GPU])
+@pytest.fixture(autouse=True, params=kernel_reference.CASES)
 def device(request, monkeypatch):
     """The device of the tensors, with `ACE_KERNELS` set to the implementation under test."""
-    implementation, device = request.param.split("-")
+    implementation, device, *_ = request.param.split("-")
     monkeypatch.setenv("ACE_KERNELS", implementation)
     return torch.device(device)
+
+
+@pytest.fixture
+def index_device(request, device):
+    """Where offsets and rows lie: the operators take them from the CPU (as training gives them) and from the device.
+
+    Modules that ask for it have `pytestmark = INDEX_CASES`. Labels lie beside the videos.
+    """
+    return torch.device(request.node.callspec.params["device"].partition("indices_")[2] or device)
+
+
+@pytest.fixture
+def class_offsets(index_device):
+    """`class_offsets((2, 1))`: the offsets of classes of these sizes, where the case wants them."""
+    return partial(kernel_reference.class_offsets, device=index_device)
+
+
+@pytest.fixture
+def large_memory():
+    """For tests of several GiB: they give them back to the tests that share the GPU."""
+    yield
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

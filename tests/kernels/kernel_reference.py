@@ -2,14 +2,34 @@
 
 import os
 
+import pytest
 import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"  # this session runs Triton's interpreter
 
+# Values of the fixture `device`: implementation, device of the tensors and, with `INDEX_CASES`, of offsets and rows.
+ON_CPU = ["triton-cpu"] if INTERPRETING else ["torch-cpu"]
+ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("torch-cuda", "triton-cuda")]
+CASES = ON_CPU if INTERPRETING else [*ON_CPU, *ON_GPU]
+INDEX_CASES = pytest.mark.parametrize(
+    "device",
+    ON_CPU
+    if INTERPRETING
+    else [
+        *ON_CPU,
+        *(
+            pytest.param(f"{name}-cuda-indices_{place}", marks=pytest.mark.gpu)
+            for name in ("torch", "triton")
+            for place in ("cpu", "cuda")
+        ),
+    ],
+    indirect=True,
+)
 
-def class_offsets(sizes):
-    """Class offsets [C+1] on the CPU."""
-    return torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
+
+def class_offsets(sizes, device="cpu"):
+    """Class offsets [C+1]."""
+    return torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()], device=device)
 
 
 def reference_logits(video, text, sizes, temperature, normalise):

@@ -24,7 +24,9 @@ def run_python(*arguments, **settings):
     )
 
 
-@pytest.mark.parametrize("name", ["test_concept.py", "test_fused.py", "test_short_attention.py", "test_triton.py"])
+@pytest.mark.parametrize(
+    "name", ["test_arguments.py", "test_concept.py", "test_fused.py", "test_short_attention.py", "test_triton.py"]
+)
 def test_suite_under_the_interpreter(name):
     """Every test of the operators again, through the Triton kernels on the CPU."""
     done = run_python(

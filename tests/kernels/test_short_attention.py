@@ -10,7 +10,7 @@ from ace_kernels import (
     temporal_attention_packed,
     temporal_attention_unsupported_reason,
 )
-from kernel_reference import INTERPRETING, value_and_gradients
+from kernel_reference import INTERPRETING, ON_GPU, value_and_gradients
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # [S,T,H,d]: one, two and five sequences a tile with and without a ragged end, tiles of 16 and 32 rows, full tiles, one
@@ -41,12 +41,12 @@ def packed_formula(qkv):
 def problem(shape, kind, dtype, device):
     """qkv [S,T,3,H,d]: random, peaked (queries far along one key each), or all equal."""
     sequences, tokens, heads, width = shape
-    qkv = torch.randn(sequences, tokens, 3, heads, width)
+    qkv = torch.randn(sequences, tokens, 3, heads, width, device=device)
     if kind == "peaked":
-        qkv[:, :, 0] = qkv[:, torch.randperm(tokens), 1] * 8
+        qkv[:, :, 0] = qkv[:, torch.randperm(tokens, device=device), 1] * 8
     if kind == "equal":
         qkv = torch.ones_like(qkv)
-    return qkv.to(dtype).to(device)
+    return qkv.to(dtype)
 
 
 def output_and_gradients(function, weight, *inputs):
@@ -143,8 +143,8 @@ def test_layout_of_memory_does_not_matter(device):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_more_than_2_to_31_elements(device):
-    """Sequences and tokens beyond the reach of 32-bit offsets are found. Only touched pages take memory."""
+def test_more_than_2_to_31_elements(device, large_memory):
+    """Sequences and tokens beyond the reach of 32-bit offsets are found. On a CPU only touched pages take memory."""
     far = 2**31 + 64
     for shape, strides in (((2, 4, 3, 2, 16), (far, 96, 32, 16, 1)), ((4, 2, 3, 2, 16), (96, far, 32, 16, 1))):
         qkv = torch.empty(far + 512, dtype=torch.bfloat16, device=device).as_strided(shape, strides)
@@ -277,11 +277,11 @@ def test_sixteen_bit_products_are_upcast_by_the_interpreter(device):
     assert (temporal_attention_packed(qkv).double() - packed_formula(qkv.double())).abs().max() < 0.05
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("device", ON_GPU, indirect=True)
 def test_step_runs_in_a_cuda_graph(device):
     """No host sync in forward and backward: a graph captures them and replays with new inputs."""
-    qkv = torch.randn(8, 30, 3, 12, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.randn(8, 30, 12, 64, device="cuda", dtype=torch.bfloat16)
+    qkv = torch.randn(8, 30, 3, 12, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(8, 30, 12, 64, device=device, dtype=torch.bfloat16)
 
     def step():
         return torch.autograd.grad(temporal_attention_packed(qkv), qkv, weight)[0]

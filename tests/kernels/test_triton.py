@@ -1,8 +1,5 @@
 """What is true of the Triton kernels alone: launches, assertions, the traps of the interpreter, resources, graphs."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from ace_kernels import concept_cross_entropy, concept_similarity
@@ -18,11 +15,10 @@ def device(request, monkeypatch):
     return torch.device(request.param)
 
 
-def training_step(device, labels=None):
+def training_step(device):
     """Forward and backward of the loss at the smallest training shape of the paper (GTEA: 6 classes of 9)."""
     video, text, shadow = (torch.randn(n, 512, device=device, requires_grad=True) for n in (16, 54, 54))
-    offsets = torch.arange(0, 55, 9)
-    labels = torch.randint(6, (16,), device=device) if labels is None else labels
+    offsets, labels = torch.arange(0, 55, 9), torch.randint(6, (16,), device=device)
     loss = concept_cross_entropy(video, text, offsets, labels, 0.02, shadow, offsets)
     loss.backward()
     return loss
@@ -51,7 +47,7 @@ def test_sixteen_bit_products_are_upcast_by_the_interpreter(device, monkeypatch)
     video, text = (torch.randn(n, 40, device=device).bfloat16() for n in (6, 9))
     plan = concept_triton.build_plan(concept_triton.Problem(video, text, None, class_offsets((4, 5)), 0.01))
     assert plan.split and plan.precision == "bf16"
-    assert plan.gradient_dot == (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    assert plan.gradient_dot == (torch.float32 if INTERPRETING else torch.bfloat16)
     ours = concept_similarity(video, text, class_offsets((4, 5)), 0.01)
     exact = reference_logits(video.double(), text.double(), (4, 5), 0.01, unit64)
     # The video is exact and a mean keeps 16 bits: 100 · 2^-17 · |m|, far below the 2^-9 of plain bfloat16.
@@ -71,8 +67,8 @@ def test_uses_of_a_table_row_come_in_the_order_of_their_positions(device):
 @pytest.mark.gpu
 def test_step_runs_in_a_cuda_graph(device):
     """No host sync anywhere in forward and backward: a graph captures them and replays with new inputs."""
-    video, text = (torch.randn(n, 512, device="cuda", requires_grad=True) for n in (16, 110))
-    labels, offsets = torch.randint(10, (16,), device="cuda"), torch.arange(0, 111, 11)
+    video, text = (torch.randn(n, 512, device=device, requires_grad=True) for n in (16, 110))
+    labels, offsets = torch.randint(10, (16,), device=device), torch.arange(0, 111, 11)
 
     def step():
         return torch.autograd.grad(concept_cross_entropy(video, text, offsets, labels, 0.02), (video, text))
@@ -90,15 +86,3 @@ def test_step_runs_in_a_cuda_graph(device):
     graph.replay()
     for mine, theirs in zip(captured, step(), strict=True):
         assert torch.equal(mine, theirs)
-
-
-@pytest.mark.gpu
-def test_a_label_out_of_range_stops_on_the_device(device):
-    """Labels on the GPU are asserted there; the message names the operator."""
-    code = (
-        "import torch; from ace_kernels import concept_cross_entropy as f\n"
-        "f(torch.ones(2, 8, device='cuda'), torch.ones(3, 8, device='cuda'), torch.tensor([0, 1, 3]),"
-        " torch.tensor([0, 2], device='cuda'), 1.0); torch.cuda.synchronize()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode and "labels must lie in" in done.stderr + done.stdout
