@@ -6,19 +6,22 @@ also the time of a CUDA graph of the call, peak memory, launches, and the share 
 
     python benchmarks/bench_similarity.py --device cpu
     python benchmarks/bench_similarity.py --device cuda
+    python benchmarks/bench_similarity.py --device cpu --host   # what Python spends on a call, launches left out
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from ace_kernels import concept_cross_entropy, concept_similarity
 from common import Row, append, copy_bandwidth, gpu_extras, time_in_turns
+from similarity_host import measure_host, no_launches
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -173,6 +176,17 @@ def show(shape: Shape, operation: str, dtype: torch.dtype, mode: str, times: dic
     print(f"{shape.name} {operation} {dtype} {mode}: " + ", ".join(parts), flush=True)
 
 
+def measure_hosts(device: str, names: list[str] | None, output: Path) -> None:
+    """Host time at the training shapes and at the open vocabulary."""
+    shapes = [shape for shape in SHAPES["cuda"] if not names or shape.name in names]
+    with no_launches() if device == "cpu" else nullcontext():
+        for shape in shapes:
+            if device == "cpu":  # where copies of tables would be counted: narrow ones cost little
+                shape = replace(shape, width=16)
+            rows = measure_host(shape.videos, shape.classes, shape.synonyms, shape.width, device, asdict(shape))
+            append(output, rows, device)
+
+
 def main() -> None:
     """Measure and append to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,7 +195,10 @@ def main() -> None:
     parser.add_argument("--operations", nargs="*", choices=OPERATIONS, default=list(OPERATIONS))
     parser.add_argument("--output", type=Path, help="default: results/similarity_{cpu,cuda}.csv beside this file")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its own default otherwise")
+    parser.add_argument("--host", action="store_true", help="host time alone, to results/similarity_host.csv")
     options = parser.parse_args()
+    if options.host:
+        return measure_hosts(options.device, options.shapes, options.output or RESULTS / "similarity_host.csv")
     if options.threads:
         torch.set_num_threads(options.threads)
     output = options.output or RESULTS / f"similarity_{options.device}.csv"
