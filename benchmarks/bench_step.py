@@ -345,11 +345,12 @@ def measure(shape: Shape, variants: list[str], device: str, turns: int) -> list[
     """Rows of one shape, variants in turns."""
     context = mp.get_context("spawn")
     pipes: dict[str, Connection] = {}
-    shares = {variant: peak_pace(shape, device, words(variant) | {variant}) for variant in variants}
+    ceilings = {variant: ceiling(device, product_type(variant)) for variant in variants}  # while nothing else runs
     for variant in variants:
         pipes[variant], theirs = context.Pipe()
         context.Process(target=worker, args=(theirs, variant, shape, device), daemon=True).start()
         theirs.close()  # so that the end of its process is seen
+    least_ms = {variant: 1e3 * model_flops(shape) / flops_per_s for variant, flops_per_s in ceilings.items()}
     times: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants}
     for turn in range(-2, turns):  # a step to warm up or compile, then a turn to record CUDA graphs
         ask(pipes, times, 1 if turn == -2 else STEPS[device], together=turn == -2 and device == "cuda")
@@ -359,7 +360,7 @@ def measure(shape: Shape, variants: list[str], device: str, turns: int) -> list[
     rows = []
     for variant, pipe in pipes.items():
         pipe.send(None)
-        rows += build_rows(shape, variant, times[variant], shares[variant], pipe.recv(), device)
+        rows += build_rows(shape, variant, times[variant], least_ms[variant], pipe.recv(), device)
     print(shape.name, {row.variant: row.values[0] for row in rows if row.metric == "loss"}, flush=True)
     return rows
 
@@ -395,17 +396,16 @@ def ceiling(device: str, dtype: torch.dtype) -> float:
     return matmul_flops_per_s(torch.device(device), dtype)
 
 
-def peak_pace(shape: Shape, device: str, named: set[str]) -> float:
-    """Milliseconds of a step whose FLOPs run as fast as large matrix products in its precision."""
-    dtype = torch.bfloat16 if named & {"bf16", "naive_bf16"} else torch.float32
-    return 1e3 * model_flops(shape) / ceiling(device, dtype)
+def product_type(variant: str) -> torch.dtype:
+    """The precision of a variant's matrix products."""
+    return torch.bfloat16 if "bf16" in variant.split("_") else torch.float32
 
 
 def build_rows(
     shape: Shape,
     variant: str,
     times_ms: list[tuple[float, float]],
-    least_ms: float,
+    least_ms: float,  # at the ceiling
     measures: dict[str, float],
     device: str,
 ) -> list[Row]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_sample_image
 from torch.nn.functional import interpolate
 
-from ace_dist.config import ClipConfig, DatasetConfig, EncodingConfig
+from ace_dist.concepts import Action, load_class_table
+from ace_dist.config import ClipConfig, DatasetConfig, EncodingConfig, load_config, resolve_path
 from ace_dist.data.build.shards import Build
 from ace_dist.data.segments import RawClip, Reader, Segment
 from ace_dist.data.shards import ShardSet
@@ -56,10 +57,15 @@ class Photographs(Reader):
     seconds: float
     fps: float
     short_side: int
+    actions: tuple[Action, ...]
 
     def segments(self) -> list[Segment]:
         end = MARGIN_S + self.seconds
-        return [Segment(f"clip{i:03d}", "", MARGIN_S, end, "spin", "block", "train") for i in range(self.count)]
+        actions = [self.actions[i % len(self.actions)] for i in range(self.count)]
+        return [
+            Segment(f"clip{i:03d}", "", MARGIN_S, end, action.verb, action.object, "train")
+            for i, action in enumerate(actions)
+        ]
 
     def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
         rng = np.random.default_rng(int(segment.id[4:]))
@@ -89,8 +95,16 @@ def photograph(which: int, height: int, width: int) -> NDArray[np.int16]:
     return resized.permute(1, 2, 0).numpy().astype(np.int16)
 
 
-def build(case: Case, folder: Path, count: int) -> ShardSet:
-    """The shards of a case, built when they are not there."""
+def base_actions(dataset: str) -> tuple[Action, ...]:
+    """The base actions of a data set of the paper, so that its experiment trains on these clips."""
+    config = load_config([f"experiment={dataset}_ace"]).dataset
+    assert config.classes is not None and config.novel is not None
+    labels = load_class_table(resolve_path(config.classes)).actions.values()
+    return tuple(action for action in labels if str(action) not in config.novel)
+
+
+def build(case: Case, folder: Path, count: int, workers: int = 1) -> ShardSet:
+    """The shards of a case, built when they are not there, by `workers` processes (0: one a core)."""
     _, seconds, fps = SHAPES[case.dataset]
     encoding = EncodingConfig(
         codec=case.codec,
@@ -100,8 +114,8 @@ def build(case: Case, folder: Path, count: int) -> ShardSet:
         quality=QUALITY[case.codec],
         margin_s=MARGIN_S,
     )
-    reader = Photographs(count, seconds, fps, case.short_side)
+    reader = Photographs(count, seconds, fps, case.short_side, base_actions(case.dataset))
     dataset = DatasetConfig(case.name, "rendered", shards=str(folder / case.name), clip=case.clip, encoding=encoding)
-    shards = Build.plan(reader, dataset).run(workers=1, progress=False)
+    shards = Build.plan(reader, dataset).run(workers=workers, progress=False)
     assert shards is not None
     return shards
