@@ -177,7 +177,7 @@ def build_columns(shards: ShardSet, codec: str, device: str) -> dict[str, Column
         )
         columns["webdataset_pyav"] = webdataset_column(shards)
     if device == "cuda" or codec in DALI_CPU_CODECS:
-        columns["dali"] = through(DaliLoader(shards.folder, LOADER, torch.device(device)))
+        columns["dali"] = through(DaliLoader(shards.folder, LOADER, torch.device(device), codec))
         columns[CEILING] = decoder_alone(files, len(shards.records), device)
     makers = {"torchcodec": lambda: torchcodec_columns(files, device)}
     if device == "cpu":

@@ -151,7 +151,7 @@ class LoaderConfig:
     """Decoding and augmentation. Training: short side uniform in [min, max], random crop, flip; test: centre crop."""
 
     backend: str = "auto"  # auto | dali | pyav | torchcodec (a package of its own)
-    threads: int = 2
+    threads: int = 0  # that decode for a rank; 0: all its cores beside a GPU, two on a CPU, which computes as well
     prefetch: int = 2  # batches decoded ahead
     crop: int = 224
     short_side_min: int = 256

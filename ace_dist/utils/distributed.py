@@ -253,4 +253,5 @@ def cores(environ: Mapping[str, str]) -> int:
     here = len(os.sched_getaffinity(0))
     if "SLURM_CPUS_PER_TASK" in environ:
         return max(1, min(here, int(environ["SLURM_CPUS_PER_TASK"])))
-    return max(1, here // int(environ.get("LOCAL_WORLD_SIZE", environ["WORLD_SIZE"])))
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")  # torch's, DeepSpeed's launcher's, or all on this host
+    return max(1, here // int(next((environ[name] for name in names if name in environ), "1")))

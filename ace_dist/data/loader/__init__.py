@@ -32,7 +32,7 @@ def build_loader(config: Config, device: torch.device | str, frozen: FrozenPart 
     if backend == "dali":
         from ace_dist.data.loader.dali import DaliLoader
 
-        loader = DaliLoader(folder, config.loader, device)
+        loader = DaliLoader(folder, config.loader, device, shards.codec)
     elif backend == "torchcodec":
         from ace_dist.data.loader.torchcodec import TorchcodecLoader
 

@@ -11,16 +11,22 @@ sequential `fn.readers.webdataset`, although the shards suit it: the order of th
 """
 
 import abc
+import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 
 import torch
 
 from ace_dist.config import LoaderConfig
 from ace_dist.data.sampling import ClipRequest
+from ace_dist.data.shards import ShardFiles
+from ace_dist.utils.distributed import cores
 from ace_dist.utils.memory import send
 
 
@@ -83,6 +89,66 @@ class Loader(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release threads, files and device memory."""
+
+
+class ThreadedLoader(Loader):
+    """Decodes `loader.prefetch` batches ahead in `threads` threads, of which each takes `clips_per_task` at a time."""
+
+    clips_per_task = 1
+
+    def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device, threads: int) -> None:
+        self.files, self.loader, self.device = ShardFiles(folder), loader, device
+        self.prefetch = max(1, loader.prefetch)
+        self.pool = ThreadPoolExecutor(threads, "decode")
+
+    def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
+        ahead = deque(map(self.submit, itertools.islice(batches, self.prefetch + 1)))
+        try:
+            while ahead:
+                requests, video, futures = ahead.popleft()
+                for future in futures:
+                    future.result()
+                ahead.extend(map(self.submit, itertools.islice(batches, 1)))
+                yield build_batch(self.finish(video), requests)
+        finally:
+            for _, _, futures in ahead:
+                for future in futures:
+                    future.cancel()
+
+    def submit(self, requests: Sequence[ClipRequest]) -> tuple[Sequence[ClipRequest], torch.Tensor, list[Future[None]]]:
+        """Start decoding a batch into new memory [B, T, 3, crop, crop]."""
+        for request in requests:
+            self.files.announce(request.record)  # file systems may be slow, and decoding threads few
+        first, n = requests[0], self.clips_per_task
+        video = self.allocate((len(requests), len(first.frames), 3, first.crop, first.crop))
+        starts = range(0, len(requests), n)
+        return requests, video, [self.pool.submit(self.fill, video[i : i + n], requests[i : i + n]) for i in starts]
+
+    @abc.abstractmethod
+    def allocate(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Memory for a batch, which threads will write to."""
+
+    @abc.abstractmethod
+    def fill(self, video: torch.Tensor, requests: Sequence[ClipRequest]) -> None:
+        """Read and decode some clips of a batch into their part of its memory. Runs in a thread."""
+
+    @abc.abstractmethod
+    def finish(self, video: torch.Tensor) -> torch.Tensor:
+        """A filled batch, as `Batch.video`."""
+
+    def failure(self, request: ClipRequest, reason: Exception) -> str:
+        record = request.record
+        path = self.files.folder / record.shard
+        return f"clip {record.key} in {path} cannot be decoded: {reason}; build the shards again"
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.files.close()
+
+
+def decoding_threads(loader: LoaderConfig, device: torch.device) -> int:
+    """`loader.threads`; for 0 every core of this rank beside a GPU, and two on a CPU, whose cores compute too."""
+    return loader.threads or (cores(os.environ) if device.type == "cuda" else 2)
 
 
 @cache

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ace_dist.config import LoaderConfig
-from ace_dist.data.loader.base import Batch, Loader, build_batch, say_once
+from ace_dist.data.loader.base import Batch, Loader, build_batch, decoding_threads, say_once
 from ace_dist.data.sampling import ClipRequest
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes, write_json
@@ -96,7 +96,7 @@ class FeatureCache(Loader):
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "about.json", about)
         self.prefetch = max(1, settings.prefetch)
-        self.pool = ThreadPoolExecutor(max(1, settings.threads), "feature_cache")
+        self.pool = ThreadPoolExecutor(decoding_threads(settings, device), "feature_cache")
         self.upload = Upload(device)
         self.recalled = self.computed = 0  # clips
         self.recount()

@@ -4,9 +4,7 @@ It decodes only the frames that a clip shows and those they are predicted from, 
 """
 
 import itertools
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -15,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from ace_dist.config import LoaderConfig
-from ace_dist.data.loader.base import Batch, Loader, build_batch, normalise
+from ace_dist.data.loader.base import ThreadedLoader, decoding_threads, normalise
 from ace_dist.data.loader.pixels import crop_filters, picture_rgb, show
 from ace_dist.data.loader.sample_table import SampleTable, read_sample_table
 from ace_dist.data.sampling import ClipRequest
-from ace_dist.data.shards import ShardFiles
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.memory import Upload
 
@@ -87,56 +84,31 @@ def needed_packets(is_key: Sequence[bool], is_needed: Sequence[bool], frames: se
     return packets
 
 
-class PyavLoader(Loader):
-    """Decodes on `loader.threads` CPU threads, `loader.prefetch` batches ahead, which wait as bytes."""
+class PyavLoader(ThreadedLoader):
+    """Decodes on CPU threads; what waits are bytes, which a GPU gets from pinned memory beside the step before."""
 
     backend = "pyav"
     decoder = f"pyav {av.__version__}"
 
     def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device) -> None:
-        self.files, self.loader, self.device = ShardFiles(folder), loader, device
-        self.prefetch = max(1, loader.prefetch)
-        self.pool = ThreadPoolExecutor(max(1, loader.threads), "decode")
+        super().__init__(folder, loader, device, decoding_threads(loader, device))
         self.upload = Upload(device)
 
-    def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
-        ahead = deque(map(self.submit, itertools.islice(batches, self.prefetch + 1)))
-        try:
-            while ahead:
-                requests, video, futures = ahead.popleft()
-                for future in futures:
-                    future.result()
-                ahead.extend(map(self.submit, itertools.islice(batches, 1)))
-                video = self.upload(video)
-                yield build_batch(video if self.loader.dtype == "uint8" else normalise(video, self.loader), requests)
-        finally:
-            for _, _, futures in ahead:
-                for future in futures:
-                    future.cancel()
+    def allocate(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
-    def submit(self, requests: Sequence[ClipRequest]) -> tuple[Sequence[ClipRequest], torch.Tensor, list[Future[None]]]:
-        """Start decoding a batch into a new uint8 tensor [B, T, 3, crop, crop], pinned for a GPU."""
-        for request in requests:
-            self.files.announce(request.record)  # file systems may be slow, and decoding threads few
-        first = requests[0]
-        shape = (len(requests), len(first.frames), 3, first.crop, first.crop)
-        video = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        return requests, video, [self.pool.submit(self.fill, *pair) for pair in zip(video, requests, strict=True)]
+    def fill(self, video: torch.Tensor, requests: Sequence[ClipRequest]) -> None:
+        for clip, request in zip(video, requests, strict=True):
+            data = self.files.read(request.record)
+            try:
+                self.decode_into(data, request, clip)
+            except (av.error.FFmpegError, DataError) as error:
+                raise DataError(self.failure(request, error)) from error
 
-    def fill(self, video: torch.Tensor, request: ClipRequest) -> None:
-        record, data = request.record, self.files.read(request.record)
-        try:
-            self.decode_into(data, request, video)
-        except (av.error.FFmpegError, DataError) as error:
-            path = self.files.folder / record.shard
-            raise DataError(
-                f"clip {record.key} in {path} cannot be decoded: {error}; build the shards again"
-            ) from error
-
-    def decode_into(self, data: bytes, request: ClipRequest, video: torch.Tensor) -> None:
+    def decode_into(self, data: bytes, request: ClipRequest, clip: torch.Tensor) -> None:
         """Decode a stored clip into uint8 [T, 3, crop, crop]. Another decoder replaces this method alone."""
-        decode_into(data, request, video.numpy())
+        decode_into(data, request, clip.numpy())
 
-    def close(self) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
-        self.files.close()
+    def finish(self, video: torch.Tensor) -> torch.Tensor:
+        video = self.upload(video)
+        return video if self.loader.dtype == "uint8" else normalise(video, self.loader)
