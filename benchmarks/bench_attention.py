@@ -6,11 +6,12 @@ block-diagonal form), ours. Each column is compared with the formula in float32 
 run here or disagrees is named with the reason and left out.
 
 Layouts: `packed` starts from the qkv matrix of the linear map and ends at its gradient, as the model does; `separate`
-gives every column three tensors in the layout it likes best. Modes: forward, backward, both. Metrics: time, on a GPU
-also the time in a CUDA graph, peak memory, launches, and the share of the measured copy bandwidth.
+gives every column three tensors in the layout it likes best. Modes: forward, backward, both. Metrics: `time`, on a GPU
+also `host_time` and `graph_time` (see common.py), peak memory, launches, and the share of the measured copy bandwidth.
 
     python benchmarks/bench_attention.py --device cpu --threads 1
     python benchmarks/bench_attention.py --device cuda
+    python benchmarks/bench_attention.py --device cuda --quick      # few columns, packed, bfloat16
     python benchmarks/bench_attention.py --device cuda --sweep      # our kernel alone, with other tiles
 """
 
@@ -22,22 +23,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch._functorch.config as functorch_config
 from ace_kernels import (
     temporal_attention,
     temporal_attention_packed,
     temporal_attention_unsupported_reason,
 )
-from common import Row, append, copy_bandwidth, gpu_extras, time_in_turns
+from common import (
+    RESULTS,
+    Row,
+    append,
+    bandwidth_share,
+    build_parser,
+    copy_bandwidth_rows,
+    measure_in_turns,
+    rows_of,
+    show,
+    side_stream,
+)
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-RESULTS = Path(__file__).parent / "results"
+functorch_config.donated_buffer = False  # a backward pass is timed again and again
 TARGET = 1.5  # times the best general kernel, temporal attention on a GPU
+QUICK_SHAPES = ("temporal_30", "temporal_15")
+QUICK_COLUMNS = ("formula_compiled", "sdpa_flash_attention", "sdpa_efficient_attention", "sdpa_cudnn_attention", "ours")
 MASK_BLOCK = 128  # FlexAttention's block of rows and columns
 AGREES = {torch.float32: 1e-3, torch.bfloat16: 0.03}  # times the largest number: TF32 and one bfloat16 rounding
 
@@ -166,8 +180,8 @@ def xformers_columns(shape: Shape, device: str) -> dict[str, Column]:
     return columns | {"xformers_block_diagonal": Column(partial(joined, block_diagonal), heads_first=False)}
 
 
-def build_columns(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, Column]:
-    """Every column that may run on a device; `ours` last, and not beyond its limits on a GPU."""
+def build_columns(shape: Shape, dtype: torch.dtype, device: str, quick: bool) -> dict[str, Column]:
+    """Every column that may run on a device; `ours` last, and not beyond its limits on a GPU. `quick`: the best few."""
     columns = {"formula": Column(formula), "einsum": Column(einsum, heads_first=False)}
     names = ("MATH", "FLASH_ATTENTION") if device == "cpu" else tuple(SDPBackend.__members__)
     for name in names:
@@ -175,14 +189,14 @@ def build_columns(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, Co
             columns[f"sdpa_{name.lower()}"] = Column(partial(sdpa, SDPBackend.__members__[name]))
     if device == "cuda":
         columns["formula_compiled"] = Column(torch.compile(formula))
-        for more in (varlen_column, flex_columns, xformers_columns):
+        for more in () if quick else (varlen_column, flex_columns, xformers_columns):
             try:
                 columns |= more(shape, device)
             except (ImportError, OSError, RuntimeError, ValueError) as error:
                 print(f"  {more.__name__} left out: {first_line(error)}", flush=True)
     if device == "cpu" or temporal_attention_unsupported_reason(shape.tokens, shape.width, dtype) is None:
         columns["ours"] = Column(temporal_attention, heads_first=False)
-    return columns
+    return {name: column for name, column in columns.items() if not quick or name in QUICK_COLUMNS}
 
 
 def first_line(error: BaseException) -> str:
@@ -261,7 +275,13 @@ def bytes_to_move(shape: Shape, mode: str, size: int) -> int:
 
 
 def measure(
-    shape: Shape, layout: str, dtype: torch.dtype, device: str, bandwidth: float, columns: dict[str, Column]
+    shape: Shape,
+    layout: str,
+    dtype: torch.dtype,
+    device: str,
+    bandwidth: float,
+    columns: dict[str, Column],
+    quick: bool,
 ) -> list[Row]:
     """All columns and modes at one shape and layout."""
     torch.manual_seed(0)
@@ -278,33 +298,14 @@ def measure(
             modes[mode][name] = call
     del exact
     rows = []
+    title = shape.name if shape.name.startswith("demo") else shape.name.split("_")[0]
     for mode, calls in modes.items():
-        times = time_in_turns(calls, device, budget_s=0.3 if device == "cuda" else 1.0)
-        place = ("tokens", float(shape.tokens))
-        for name, values in times.items():
-            key = (shape.name.split("_")[0] + "_attention", name, mode)
-            if shape.name.startswith("demo"):
-                key = (shape.name + "_attention", name, mode)
-            rows.append(Row(*key, "time", "us", *place, values, config))
-            if device == "cuda":
-                rows += [Row(*key, m, unit, *place, [x], config) for m, (unit, x) in gpu_extras(calls[name]).items()]
-                least_bytes = bytes_to_move(shape, mode, dtype.itemsize)
-                share = [100 * least_bytes / (value * 1e-6) / bandwidth for value in values]
-                rows.append(Row(*key, "copy_bandwidth_share", "%", *place, share, config))
-        show(f"{shape.name} {layout} {config['dtype']} {mode}", times)
+        measured = measure_in_turns(calls, device, budget_s=0.3 if device == "cuda" else 1.0, quick=quick)
+        for name, metrics in measured.items():
+            metrics |= bandwidth_share(metrics, bytes_to_move(shape, mode, dtype.itemsize), bandwidth)
+            rows += rows_of((f"{title}_attention", name, mode), ("tokens", float(shape.tokens)), metrics, config)
+        show(f"{shape.name} {layout} {config['dtype']} {mode}", measured)
     return rows
-
-
-def show(title: str, times: dict[str, list[float]]) -> None:
-    """Medians, fastest first, and how many times the best general kernel takes of ours."""
-    middle = {name: torch.tensor(values).median().item() for name, values in times.items()}
-    ordered = sorted(middle.items(), key=lambda item: item[1])
-    print(f"{title}: " + ", ".join(f"{name} {value:.0f} us" for name, value in ordered), flush=True)
-    ours = {name: value for name, value in middle.items() if name.startswith("ours")}
-    general = {name: value for name, value in middle.items() if name not in ours}
-    if ours and general:
-        best = min(general, key=lambda name: general[name])
-        print(f"  best general kernel {best}: {general[best] / min(ours.values()):.2f}x ours", flush=True)
 
 
 @contextmanager
@@ -357,35 +358,40 @@ def sweep_columns(shape: Shape) -> dict[str, Column]:
     return columns | {"ours": Column(temporal_attention, heads_first=False)}
 
 
+def cases(options: argparse.Namespace) -> list[tuple[Shape, torch.dtype, str]]:
+    """Shape, type and layout of every case that was asked for."""
+    layouts = ("separate",) if options.sweep else ("packed",)
+    if options.device == "cuda" and not options.sweep and not options.quick:
+        layouts = ("packed", "separate")
+    return [
+        (shape, dtype, layout)
+        for shape in SHAPES[options.device]
+        for dtype in ([torch.bfloat16] if options.quick else AGREES)
+        for layout in layouts
+        if (not options.shapes or shape.name in options.shapes)
+        and (not options.dtypes or str(dtype).removeprefix("torch.") in options.dtypes)
+        and (not options.sweep or shape.tokens <= 32)
+        and (not options.quick or shape.name in QUICK_SHAPES)
+    ]
+
+
 def main() -> None:
     """Measure and append to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = build_parser(__doc__, "attention_{cpu,cuda}.csv")
     parser.add_argument("--shapes", nargs="*", help="names of shapes; all by default")
     parser.add_argument("--dtypes", nargs="*", choices=("bfloat16", "float32"), help="both by default")
     parser.add_argument("--sweep", action="store_true", help="our kernel alone with other tiles (needs a GPU)")
-    parser.add_argument("--output", type=Path, help="default: results/attention_{cpu,cuda}.csv beside this file")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch; its own default otherwise")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = options.device
-    output = options.output or RESULTS / f"attention_{device}.csv"
-    bandwidth = copy_bandwidth() if device == "cuda" else 0.0
-    if bandwidth:
-        print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s; target for ours, temporal: {TARGET}x", flush=True)
-        row = Row("copy", "torch", "forward", "bandwidth", "GB/s", "bytes", 2.0**30, [bandwidth / 1e9])
-        append(output, [row], device)
-    for shape in SHAPES[device]:
-        if (options.shapes and shape.name not in options.shapes) or (options.sweep and shape.tokens > 32):
-            continue
-        for dtype in (x for x in AGREES if not options.dtypes or str(x).removeprefix("torch.") in options.dtypes):
-            for layout in (
-                ("packed",) if device == "cpu" else ("separate",) if options.sweep else ("packed", "separate")
-            ):
-                columns = sweep_columns(shape) if options.sweep else build_columns(shape, dtype, device)
-                append(output, measure(shape, layout, dtype, device, bandwidth, columns), device)
-                torch.compiler.reset()
+    device, output = options.device, options.output or RESULTS / f"attention_{options.device}.csv"
+    with side_stream(device):
+        bandwidth, rows = copy_bandwidth_rows(device)
+        append(output, rows, device)
+        for shape, dtype, layout in cases(options):
+            columns = sweep_columns(shape) if options.sweep else build_columns(shape, dtype, device, options.quick)
+            append(output, measure(shape, layout, dtype, device, bandwidth, columns, options.quick), device)
+            torch.compiler.reset()
 
 
 if __name__ == "__main__":

@@ -5,26 +5,23 @@
 
 From uint8 [B,T,3,S,S] on the device to [B,P,T,D]. Variants: `normalised`, as `loader.dtype=float32` does (normalise in
 float32, cast, convolution, layout of the temporal attention); `normalised_compiled`, the same under torch.compile;
-`bytes`, as `loader.dtype=uint8` does (`ace_dist.models.patches`). Metrics: time, root mean square error against
-float64 (`error`, of outputs around 1), and on a GPU peak memory, launches and the time in a CUDA graph.
+`bytes`, as `loader.dtype=uint8` does (`ace_dist.models.patches`). Metrics: `time`, root mean square error against
+float64 (`error`, of outputs around 1), and on a GPU `host_time` and `graph_time` (see common.py), memory and launches.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from common import Row, append, gpu_extras, time_in_turns
+from common import RESULTS, Row, append, build_parser, measure_in_turns, rows_of, show, side_stream
 from torch import Tensor
 
 from ace_dist.config import LoaderConfig
 from ace_dist.data.loader.base import normalise
 from ace_dist.models.patches import ClipPatches
 
-RESULTS = Path(__file__).parent / "results"
 LOADER = LoaderConfig(dtype="uint8")
 
 
@@ -44,6 +41,7 @@ SHAPES = {
     "cpu": (Shape("toy", 16, 8, 48, 12, 96), Shape("full", 2, 8)),
     "cuda": tuple(Shape(f"paper_{frames}", 16, frames) for frames in (15, 25, 30)),
 }
+QUICK = ("toy", "paper_30")
 
 
 def build_calls(shape: Shape, dtype: torch.dtype, device: str) -> tuple[dict[str, Callable[[], Tensor]], Tensor]:
@@ -70,36 +68,32 @@ def build_calls(shape: Shape, dtype: torch.dtype, device: str) -> tuple[dict[str
 
 
 @torch.no_grad()
-def measure(shape: Shape, dtype: torch.dtype, device: str) -> list[Row]:
+def measure(shape: Shape, dtype: torch.dtype, device: str, quick: bool) -> list[Row]:
     """Rows of one shape and precision, variants in turns."""
     calls, true = build_calls(shape, dtype, device)
     errors = {name: (call()[:1].cpu() - true).square().mean().sqrt().item() for name, call in calls.items()}
-    metrics_by_variant = {name: {"error": ("1", [error])} for name, error in errors.items()}
-    for name, times in time_in_turns(calls, device, budget_s=4).items():
-        metrics_by_variant[name]["time"] = ("us", times)
-        extras = gpu_extras(calls[name]) if device == "cuda" else {}
-        metrics_by_variant[name] |= {metric: (unit, [value]) for metric, (unit, value) in extras.items()}
-        print(shape.name, str(dtype), name, f"{sorted(times)[len(times) // 2]:.0f} us, error {errors[name]:.2g}")
-    config = asdict(shape) | {"dtype": str(dtype).removeprefix("torch.")}
-    return [
-        Row("patch_embedding", name, shape.name, metric, unit, "frames", shape.frames, values, config)
-        for name, metrics in metrics_by_variant.items()
-        for metric, (unit, values) in metrics.items()
-    ]
+    measured = measure_in_turns(calls, device, budget_s=4, quick=quick)
+    config, rows = asdict(shape) | {"dtype": str(dtype).removeprefix("torch.")}, []
+    for name, metrics in measured.items():
+        metrics["error"] = ("1", [errors[name]])
+        rows += rows_of(("patch_embedding", name, shape.name), ("frames", float(shape.frames)), metrics, config)
+    print(f"{shape.name} {config['dtype']} errors: " + ", ".join(f"{name} {x:.2g}" for name, x in errors.items()))
+    show(f"{shape.name} {config['dtype']}", measured)
+    return rows
 
 
 def main() -> None:
     """Measure and append to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="of torch on a CPU")
-    parser.add_argument("--output", type=Path, default=RESULTS / "patch_embedding.csv")
-    options = parser.parse_args()
+    options = build_parser(__doc__, "patch_embedding.csv").parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    for shape in SHAPES[options.device]:
-        for dtype in (torch.float32, torch.bfloat16):
-            append(options.output, measure(shape, dtype, options.device), options.device)
+    with side_stream(options.device):
+        for shape in SHAPES[options.device]:
+            if options.quick and shape.name not in QUICK:
+                continue
+            for dtype in (torch.bfloat16,) if options.quick else (torch.float32, torch.bfloat16):
+                rows = measure(shape, dtype, options.device, options.quick)
+                append(options.output or RESULTS / "patch_embedding.csv", rows, options.device)
 
 
 if __name__ == "__main__":

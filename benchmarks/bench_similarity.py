@@ -1,17 +1,17 @@
 """How fast are the concept similarity and its loss, against every other way to write them?
 
 Columns: naive (the B×S matrix) and prototype (class means of unit rows), each eager and compiled;
-`F.linear_cross_entropy` on prototypes where torch has it; ours. Modes: forward, backward, both. Metrics: time, on a GPU
-also the time of a CUDA graph of the call, peak memory, launches, and the share of the measured copy bandwidth.
+`F.linear_cross_entropy` on prototypes where torch has it; ours. Modes: forward, backward, both. Metrics: `time`, on a
+GPU also `host_time` and `graph_time` (see common.py), peak memory, launches, the share of the measured copy bandwidth.
 
     python benchmarks/bench_similarity.py --device cpu
     python benchmarks/bench_similarity.py --device cuda
+    python benchmarks/bench_similarity.py --device cuda --quick     # two shapes, float32
     python benchmarks/bench_similarity.py --device cpu --host   # what Python spends on a call, launches left out
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -19,13 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from ace_kernels import concept_cross_entropy, concept_similarity
-from common import Row, append, copy_bandwidth, gpu_extras, time_in_turns
+from common import (
+    RESULTS,
+    Row,
+    append,
+    bandwidth_share,
+    build_parser,
+    copy_bandwidth_rows,
+    measure_in_turns,
+    rows_of,
+    show,
+    side_stream,
+)
 from similarity_host import measure_host, no_launches
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-RESULTS = Path(__file__).parent / "results"
+functorch_config.donated_buffer = False  # a backward pass is timed again and again
 TEMPERATURE = 0.02  # the paper's
 
 
@@ -47,6 +59,7 @@ SHAPES = {
     "cpu": (*TRAINING, Shape("kinetics", 64, 400, 10), Shape("open_vocabulary_quarter", 1024, 250, 121)),
 }
 OPERATIONS = ("cross_entropy_shadow", "cross_entropy", "similarity")
+QUICK = (("train_ata", "cross_entropy_shadow"), ("open_vocabulary", "similarity"))
 Inputs = tuple[Tensor, Tensor, Tensor]  # video, text, shadow text
 
 
@@ -140,7 +153,7 @@ def bytes_to_move(operation: str, shape: Shape, mode: str, size: int) -> int:
     return {"forward": rows + logits, "backward": 2 * rows + logits, "both": 3 * rows + 2 * logits}[mode]
 
 
-def measure(shape: Shape, operation: str, dtype: torch.dtype, device: str, bandwidth: float) -> list[Row]:
+def measure(shape: Shape, operation: str, dtype: torch.dtype, device: str, bandwidth: float, quick: bool) -> list[Row]:
     """All columns and modes at one shape."""
     torch.manual_seed(0)
     phrases = shape.classes * shape.synonyms
@@ -155,25 +168,13 @@ def measure(shape: Shape, operation: str, dtype: torch.dtype, device: str, bandw
             modes[mode][variant] = call
     rows = []
     for mode, calls in modes.items():
-        times = time_in_turns(calls, device)
-        for variant, values in times.items():
-            key = (operation, variant, mode)
-            place = ("phrases", float(phrases))
-            rows.append(Row(*key, "time", "us", *place, values, config))
-            if device == "cuda":
-                rows += [Row(*key, m, unit, *place, [v], config) for m, (unit, v) in gpu_extras(calls[variant]).items()]
-                least_bytes = bytes_to_move(operation, shape, mode, inputs[0].element_size())
-                share = [100 * least_bytes / (value * 1e-6) / bandwidth for value in values]
-                rows.append(Row(*key, "copy_bandwidth_share", "%", *place, share, config))
-        show(shape, operation, dtype, mode, times)
+        measured = measure_in_turns(calls, device, quick=quick)
+        least_bytes = bytes_to_move(operation, shape, mode, inputs[0].element_size())
+        for variant, metrics in measured.items():
+            metrics |= bandwidth_share(metrics, least_bytes, bandwidth)
+            rows += rows_of((operation, variant, mode), ("phrases", float(phrases)), metrics, config)
+        show(f"{shape.name} {operation} {config['dtype']} {mode}", measured)
     return rows
-
-
-def show(shape: Shape, operation: str, dtype: torch.dtype, mode: str, times: dict[str, list[float]]) -> None:
-    """Medians, with how many times longer than ours each column takes; below 1 we lose, and it is printed too."""
-    middle = {name: torch.tensor(values).median().item() for name, values in times.items()}
-    parts = [f"{name} {value:.0f} us ({value / middle['ours']:.2f}x)" for name, value in middle.items()]
-    print(f"{shape.name} {operation} {dtype} {mode}: " + ", ".join(parts), flush=True)
 
 
 def measure_hosts(device: str, names: list[str] | None, output: Path) -> None:
@@ -187,33 +188,35 @@ def measure_hosts(device: str, names: list[str] | None, output: Path) -> None:
             append(output, rows, device)
 
 
+def cases(shapes: list[str] | None, operations: list[str] | None, device: str, quick: bool) -> list[tuple[Any, ...]]:
+    """Shape, operation and type of inputs of every case that was asked for."""
+    return [
+        (shape, operation, dtype)
+        for shape in SHAPES[device]
+        for operation in operations or OPERATIONS
+        for dtype in ((torch.float32, torch.bfloat16) if device == "cuda" and not quick else (torch.float32,))
+        if (not shapes or shape.name in shapes) and (not quick or (shape.name, operation) in QUICK)
+    ]
+
+
 def main() -> None:
     """Measure and append to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = build_parser(__doc__, "similarity_{cpu,cuda}.csv")
     parser.add_argument("--shapes", nargs="*", help="names of shapes; all by default")
-    parser.add_argument("--operations", nargs="*", choices=OPERATIONS, default=list(OPERATIONS))
-    parser.add_argument("--output", type=Path, help="default: results/similarity_{cpu,cuda}.csv beside this file")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch; its own default otherwise")
+    parser.add_argument("--operations", nargs="*", choices=OPERATIONS, help="all by default")
     parser.add_argument("--host", action="store_true", help="host time alone, to results/similarity_host.csv")
     options = parser.parse_args()
     if options.host:
         return measure_hosts(options.device, options.shapes, options.output or RESULTS / "similarity_host.csv")
     if options.threads:
         torch.set_num_threads(options.threads)
-    output = options.output or RESULTS / f"similarity_{options.device}.csv"
-    bandwidth = copy_bandwidth() if options.device == "cuda" else 0.0
-    if bandwidth:
-        print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s", flush=True)
-        row = Row("copy", "torch", "forward", "bandwidth", "GB/s", "bytes", 2.0**30, [bandwidth / 1e9])
-        append(output, [row], options.device)
-    for shape in SHAPES[options.device]:
-        for operation in options.operations:
-            if options.shapes and shape.name not in options.shapes:
-                continue
-            for dtype in (torch.float32, torch.bfloat16) if options.device == "cuda" else (torch.float32,):
-                append(output, measure(shape, operation, dtype, options.device, bandwidth), options.device)
-                torch.compiler.reset()
+    device, output = options.device, options.output or RESULTS / f"similarity_{options.device}.csv"
+    with side_stream(device):
+        bandwidth, rows = copy_bandwidth_rows(device)
+        append(output, rows, device)
+        for case in cases(options.shapes, options.operations, device, options.quick):
+            append(output, measure(*case, device, bandwidth, options.quick), device)
+            torch.compiler.reset()
 
 
 if __name__ == "__main__":

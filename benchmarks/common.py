@@ -1,4 +1,10 @@
-"""What every benchmark shares: the rows of its CSV, the description of the machine, timing, GPU extras.
+"""What every benchmark shares: the rows of its CSV, the description of the machine, timing, metrics of a GPU.
+
+Three metrics of time, of a call that Python makes:
+- `time`: until its result is there (a CPU), or on a GPU until the device is done; its L2 cache is flushed before.
+- `host_time` (GPU only): until the call returns, which is before the device is done. Calls of a training step hide
+  what is longer than their `graph_time`, others wait for it.
+- `graph_time` (GPU only): of the kernels alone, launched from a CUDA graph, caches warm.
 
 Schema: name, variant, mode, metric, unit, x_name, x_value, p20, p50, p80, n, config_json, device, driver, torch,
 triton, commit, utc. Competitors of a row are timed in turns in the same process, so that ratios hold on a busy machine.
@@ -6,12 +12,14 @@ triton, commit, utc. Competitors of a row are timed in turns in the same process
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -117,10 +127,17 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
 def time_in_turns(
     calls: dict[str, Callable[[], object]], device: str, budget_s: float = 1.0, least: int = 7, most: int = 200
 ) -> dict[str, list[float]]:
-    """Microseconds of every repetition of each call, competitors in turns, after a warm-up.
+    """The `time` of every repetition of each call, in microseconds, competitors in turns, after a warm-up."""
+    return {
+        name: [whole for whole, _ in times]
+        for name, times in both_times_in_turns(calls, device, budget_s, least, most).items()
+    }
 
-    On a GPU the L2 cache is flushed before each repetition and the time is between two events.
-    """
+
+def both_times_in_turns(
+    calls: dict[str, Callable[[], object]], device: str, budget_s: float, least: int, most: int
+) -> dict[str, list[tuple[float, float]]]:
+    """`time` and `host_time` of every repetition of each call, in microseconds."""
     flush = torch.empty(2**28, dtype=torch.int8, device=device) if device == "cuda" else None
     once = {}
     for name, call in calls.items():
@@ -128,66 +145,164 @@ def time_in_turns(
         call()
         once[name] = one_time(call, None)
     turns = max(least, min(most, int(budget_s * 1e6 / max(once.values()))))
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(turns):
         for name, call in calls.items():
-            times[name].append(one_time(call, flush))
+            times[name].append(both_times(call, flush))
     return times
 
 
 def one_time(call: Callable[[], object], flush: torch.Tensor | None) -> float:
-    """Microseconds of one call."""
-    if flush is None and not torch.cuda.is_initialized():
-        start = time.perf_counter()
-        call()
-        return (time.perf_counter() - start) * 1e6
+    """The `time` of one call in microseconds."""
+    return both_times(call, flush)[0]
+
+
+def both_times(call: Callable[[], object], flush: torch.Tensor | None) -> tuple[float, float]:
+    """`time` and `host_time` of one call, in microseconds."""
+    gpu = torch.cuda.is_initialized()
     if flush is not None:
         flush.zero_()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
+    if gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
     call()
-    end.record()
-    torch.cuda.synchronize()
-    return float(begin.elapsed_time(end)) * 1e3
+    returned = time.perf_counter()
+    if gpu:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e6, (returned - start) * 1e6
 
 
-def copy_bandwidth() -> float:
-    """Bytes a second that a copy of 1 GiB reads and writes on the GPU, at the median."""
-    source = torch.empty(2**30, dtype=torch.int8, device="cuda")
-    target = torch.empty_like(source)
-    times = time_in_turns({"copy": lambda: target.copy_(source)}, "cuda")["copy"]
-    return 2 * source.numel() / (torch.tensor(times).median().item() * 1e-6)
+Metrics = dict[str, tuple[str, list[float]]]  # unit and values by name
 
 
-def gpu_extras(call: Callable[[], object]) -> dict[str, tuple[str, float]]:
-    """Peak memory above the inputs, launches, and microseconds of the call as a CUDA graph."""
+def measure_in_turns(
+    calls: dict[str, Callable[[], object]], device: str, budget_s: float = 1.0, quick: bool = False
+) -> dict[str, Metrics]:
+    """Metrics of each call: its `time`, and on a GPU all of `gpu_metrics`, in `side_stream`.
+
+    `quick`: a fifth of the budget, and no launches, as the profiler takes longest.
+    """
+    times = both_times_in_turns(calls, device, budget_s / 5 if quick else budget_s, 7, 200)
+    metrics: dict[str, Metrics] = {name: {"time": ("us", [t for t, _ in values])} for name, values in times.items()}
+    if device == "cuda":
+        for name, call in calls.items():
+            metrics[name]["host_time"] = ("us", [host for _, host in times[name]])
+            metrics[name] |= gpu_metrics(name, call, launches=not quick)
+    return metrics
+
+
+def gpu_metrics(name: str, call: Callable[[], object], launches: bool) -> Metrics:
+    """`graph_time`, peak memory above the inputs and, if wanted, launches."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
-    peak = torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    launches = sum(event.count for event in profile.key_averages() if event.device_time_total > 0)
-    extras = {"peak_memory": ("MiB", peak / 2**20), "launches": ("launches", float(launches))}
+    metrics: Metrics = {"peak_memory": ("MiB", [(torch.cuda.max_memory_allocated() - before) / 2**20])}
+    if launches:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        count = sum(event.count for event in profile.key_averages() if event.device_time_total > 0)
+        metrics["launches"] = ("launches", [float(count)])
     try:
-        extras["time_graph"] = ("us", graph_time(call))
+        metrics["graph_time"] = ("us", graph_times(call))
     except RuntimeError as error:  # a competitor that cannot be captured: said, and left out of this metric
-        print(f"  no CUDA graph: {str(error).splitlines()[0]}", flush=True)
-        torch.cuda.synchronize()
-    return extras
+        print(f"  {name}: no CUDA graph: {str(error).splitlines()[0]}", flush=True)
+    return metrics
 
 
-def graph_time(call: Callable[[], object], times: int = 20) -> float:
-    """Microseconds of one call inside a CUDA graph of `times` calls: the GPU's own time, caches warm."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.synchronize()
+def graph_times(call: Callable[[], object], replays: int = 10) -> list[float]:
+    """Microseconds of one call inside a CUDA graph of up to 20 calls, at each replay."""
+    times = max(1, min(20, int(5000 / one_time(call, None))))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with spare_generator(), torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         for _ in range(times):
             call()
-    replays = time_in_turns({"graph": graph.replay}, "cuda")["graph"]
-    return torch.tensor(replays).median().item() / times
+    graph.replay()
+    values = []
+    for _ in range(replays):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        values.append(begin.elapsed_time(end) * 1e3 / times)
+    return values
+
+
+@contextmanager
+def spare_generator() -> Iterator[None]:
+    """A capture that fails leaves the random generator unusable: it gets a copy of the generator's state."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    kept = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(kept)
+
+
+@contextmanager
+def side_stream(device: str) -> Iterator[None]:
+    """The stream on which everything is built and measured.
+
+    A backward pass runs on the stream of its forward pass, and the default stream cannot be captured.
+    """
+    if device != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+
+
+def rows_of(key: tuple[str, str, str], place: tuple[str, float], metrics: Metrics, config: dict[str, Any]) -> list[Row]:
+    """A row for each metric of a variant: `key` is name, variant and mode, `place` the x axis."""
+    return [Row(*key, metric, unit, *place, values, config) for metric, (unit, values) in metrics.items()]
+
+
+def show(title: str, metrics: dict[str, Metrics]) -> None:
+    """Medians of all variants, and how many times ours each takes: below 1 we lose, and it is printed too."""
+    for kind in ("time", "host_time", "graph_time"):
+        middle = {name: median(m[kind][1]) for name, m in metrics.items() if kind in m}
+        ours = min((value for name, value in middle.items() if name.startswith("ours")), default=None)
+        parts = [
+            f"{name} {value:.4g}" + (f" ({value / ours:.2f}x)" if ours and not name.startswith("ours") else "")
+            for name, value in sorted(middle.items(), key=lambda item: item[1])
+        ]
+        if parts:
+            print(f"{title} {kind} us: " + ", ".join(parts), flush=True)
+
+
+def median(values: Sequence[float]) -> float:
+    return torch.tensor(values, dtype=torch.float64).median().item()
+
+
+def build_parser(doc: str | None, output: str) -> argparse.ArgumentParser:
+    """The options of every benchmark of operators; `output` names the file of rows, {device} in it the device."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="the most telling shapes, few repetitions: 20 s on a GPU")
+    parser.add_argument("--output", type=Path, help=f"default: results/{output} beside this file")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch; its own default otherwise")
+    return parser
+
+
+def copy_bandwidth_rows(device: str) -> tuple[float, list[Row]]:
+    """Bytes a second that a copy of 1 GiB reads and writes on a GPU, and its row; 0 and none on a CPU."""
+    if device != "cuda":
+        return 0.0, []
+    source = torch.empty(2**30, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.numel() / (median(graph_times(lambda: target.copy_(source))) * 1e-6)
+    print(f"copy bandwidth {bandwidth / 1e12:.2f} TB/s", flush=True)
+    return bandwidth, [Row("copy", "torch", "forward", "bandwidth", "GB/s", "bytes", 2.0**30, [bandwidth / 1e9])]
+
+
+def bandwidth_share(metrics: Metrics, least_bytes: int, bandwidth: float) -> Metrics:
+    """The share of the copy bandwidth that the least traffic of a call takes in its `graph_time`."""
+    if "graph_time" not in metrics:
+        return {}
+    values = metrics["graph_time"][1]
+    return {"copy_bandwidth_share": ("%", [100 * least_bytes / (value * 1e-6) / bandwidth for value in values])}
