@@ -231,14 +231,16 @@ def check_job(load: Load, command: str, settings: Sequence[str], profile: Cluste
     """Compose the settings of a job here, and not after a night in the queue.
 
     Raises `ConfigError` for a setting that does not exist, a secret in a setting, or a batch size that the job's ranks
-    cannot share.
+    cannot share, and `UserError` for trees and label sets that are not there.
     """
     refuse_secrets(profile, settings)
     if command in COMPOSED:
         config = load(settings)
         if command == "train":
+            from ace_dist.data.task import check_files
             from ace_dist.train.engine import micro_batch_size
 
+            check_files(config)
             micro_batch_size(config, profile.nodes * profile.tasks_per_node)
 
 

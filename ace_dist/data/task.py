@@ -2,14 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
 from ace_dist.config import Config, resolve_path
 from ace_dist.data.datasets import load_shards
 from ace_dist.data.sampling import held_out_groups
 from ace_dist.data.shards import ClipRecord, ShardSet
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import UserError, listing
 
+WORD_FILES = (
+    "dataset.synonyms",
+    "dataset.classes",
+    "dataset.srt",
+    "evaluation.synonyms",
+    "model.similarity.attributes",
+)
 NO_TEST = "the test split has no clip (dataset.test_groups, or the split column of dataset.annotations, chooses it)"
 
 
@@ -51,6 +59,17 @@ def shown_action(record: ClipRecord) -> Action:
     return Action(record.verb, record.object)
 
 
+def check_files(config: Config) -> None:
+    """Raise `UserError` naming every file of words that a setting names and that does not exist.
+
+    Some are read after the last step only, so a start that does not look for them fails hours later.
+    """
+    named = {setting: attrgetter(setting)(config) for setting in WORD_FILES}
+    missing = [f"{name}={path}" for name, path in named.items() if path and not resolve_path(path).is_file()]
+    if missing:
+        raise UserError(f"files that the run or its test will read do not exist:{listing(missing)}")
+
+
 def load_trees(config: Config) -> SynonymTrees:
     """The synonym trees, cut to the M of the method."""
     if config.dataset.synonyms is None:
@@ -71,6 +90,7 @@ def load_task(config: Config) -> Task:
     The classes are those of the whole training split: holding clips out for validation makes no action novel.
     """
     dataset = config.dataset
+    check_files(config)
     shards = load_shards(dataset)
     trees = load_trees(config)
     train, test = (map(shown_action, shards.split(name)) for name in ("train", "test"))
@@ -79,3 +99,12 @@ def load_task(config: Config) -> Task:
     trees.require(action.verb for action in (*classes.base, *classes.novel))
     whole = Task(classes, trees, shards)
     return replace(whole, validation=held_out_groups(*whole.training_clips(), config.evaluation, config.seed))
+
+
+def load_test(config: Config, task: Task) -> Task:
+    """What is tested: the same clips and classes, with the trees of `evaluation.synonyms` where these are set."""
+    if config.evaluation.synonyms is None:
+        return task
+    trees = load_trees(replace(config, dataset=replace(config.dataset, synonyms=config.evaluation.synonyms)))
+    trees.require(action.verb for action in (*task.classes.base, *task.classes.novel))
+    return replace(task, trees=trees)

@@ -161,6 +161,11 @@ def accuracy_and_f1(predicted: dict[str, Any]) -> dict[str, float]:
     return {"accuracy": accuracy(labels, guesses), "f1": macro_f1(labels, guesses, len(predicted["classes"]))}
 
 
+def rehearse(config: Config, task: Task) -> None:
+    """Go through the whole protocol with guesses, before training: trees, label sets and classes must all be there."""
+    evaluate(config, task, build_guesser(config.seed))
+
+
 # ------------------------------------------ evaluation.scorer=chance: guessing, the row "Random" of the paper's tables
 def build_guesser(seed: int) -> Predict:
     """A function that guesses every clip's class in each label set, all classes alike, in `predictions.json`'s form."""

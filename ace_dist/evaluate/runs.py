@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors import safe_open
 from ace_dist.concepts import LabelSet
 from ace_dist.config import Config, read_config
 from ace_dist.data.loader import build_loader
-from ace_dist.data.task import NO_TEST, Task, load_task, load_trees
+from ace_dist.data.task import NO_TEST, Task, load_task, load_test
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
 from ace_dist.models.build import build_model
 from ace_dist.models.dual_encoder import DualEncoder
@@ -31,10 +30,7 @@ def trained_model(run: Path, config: Config, device: torch.device) -> DualEncode
 def evaluate_run(run: Path, ranks: Ranks) -> dict[str, Any]:
     """Evaluate a finished run from its folder alone and write its results. Collective; returns `results.json`."""
     config = read_config(run)
-    task = load_task(config)
-    if config.evaluation.synonyms is not None:
-        dataset = replace(config.dataset, synonyms=config.evaluation.synonyms)
-        task = replace(task, trees=load_trees(replace(config, dataset=dataset)))
+    task = load_test(config, load_task(config))
     model = trained_model(run, config, ranks.device)
     with deterministic(config.training.deterministic):
         if config.evaluation.scorer == "chance":

@@ -8,7 +8,8 @@ from pathlib import Path
 from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.sampling import ClipRequest, TrainPlan, claim_clips
-from ace_dist.data.task import NO_TEST, Task, load_task
+from ace_dist.data.task import NO_TEST, Task, load_task, load_test
+from ace_dist.evaluate.protocols import rehearse
 from ace_dist.models.build import build_model
 from ace_dist.models.weights import TensorFile, save_safetensors
 from ace_dist.objectives import ConceptObjective, build_objective, total_loss
@@ -115,6 +116,7 @@ def build_task(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptOb
     require_trackers(config.training.trackers)
     seed_everything(config.seed)
     task = load_task(config)
+    rehearse(config, load_test(config, task))  # what the test lacks is said now, and not after the last step
     records, labels = task.training_clips()
     plan = TrainPlan(
         records, labels, config.dataset.clip, config.loader, config.training.batch_size, config.seed,

@@ -1,0 +1,52 @@
+"""What the end of a run needs is looked for at its start, in a dry run, and before a job is submitted."""
+
+import json
+
+import pytest
+
+from ace_dist.cluster.profiles import split_profile
+from ace_dist.cluster.submit import check_job
+from ace_dist.config import assets_dir, load_config
+from ace_dist.train.dry_run import dry_run
+from ace_dist.train.trainer import train
+from ace_dist.utils.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+def broken(folder, what):
+    """Settings that training itself could live with and its evaluation could not, and what is said of them."""
+    trees = json.loads((assets_dir() / "synonyms" / "tabletop.json").read_text())
+    labels = json.loads((assets_dir() / "srt" / "tabletop.json").read_text())
+    path = folder / f"{what}.json"
+    if what == "trees without a novel verb":
+        novel = next(iter(labels["runs"][0])).split()[0]
+        path.write_text(json.dumps({root: tree for root, tree in trees.items() if root != novel}))
+        return f"evaluation.synonyms={path}", f"no synonym tree for the verb '{novel}'"
+    if what == "a run without a class":
+        del labels["runs"][3][next(iter(labels["runs"][3]))]
+        path.write_text(json.dumps(labels))
+        return f"dataset.srt={path}", "run 4 has no label for"
+    setting = {"no trees": "evaluation.synonyms", "no labels": "dataset.srt"}[what]
+    return f"{setting}={path}", f"{setting}={path}"
+
+
+@pytest.mark.parametrize("what", ["no trees", "no labels", "trees without a novel verb", "a run without a class"])
+def test_what_the_test_lacks_is_said_before_the_first_step(small_world, ranks, tmp_path, what):
+    setting, message = broken(tmp_path, what)
+    settings = [*small_world(), f"run={tmp_path / 'run'}", "training.device=cpu", setting]
+    for start in (train, dry_run):
+        with pytest.raises(UserError) as caught:
+            start(load_config(settings), ranks)
+        assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    if what.startswith("no "):  # a file's content needs the classes, which only shards tell
+        with pytest.raises(UserError, match=setting.split("=")[0]):
+            check_job(load_config, "train", settings, split_profile([])[0])
+
+
+def test_all_missing_files_are_named_at_once():
+    settings = ["experiment=demo", "evaluation.synonyms=a.json", "dataset.srt=b.json", "dataset.classes=c.json"]
+    with pytest.raises(UserError) as caught:
+        check_job(load_config, "train", settings, split_profile([])[0])
+    assert all(name in str(caught.value) for name in settings[1:])
