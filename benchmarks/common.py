@@ -2,8 +2,8 @@
 
 Three metrics of time, of a call that Python makes:
 - `time`: until its result is there (a CPU), or on a GPU until the device is done; its L2 cache is flushed before.
-- `time_host` (GPU only): until the call returns, which is before the device is done. Calls of a training step hide
-  what is longer than their `time_graph`, others wait for it.
+- `time_host` (GPU only): until the call returns, which is before the device is done. Where it is the longer one, the
+  device waits for the host.
 - `time_graph` (GPU only): of the kernels alone, launched from a CUDA graph, caches warm.
 
 Schema: name, variant, mode, metric, unit, x_name, x_value, p20, p50, p80, n, config_json, device, driver, torch,
