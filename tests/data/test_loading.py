@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
+import sys
 import time
 
 import av
@@ -14,9 +16,8 @@ import torch
 from data_worlds import NumberedReader, build_shards, frame_number, numbered_frames, small_encoding, small_loader
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
-from ace_dist.data import loader as loading
 from ace_dist.data.build.encode import encode, is_reference
-from ace_dist.data.loader import base, build_loader, choose_backend
+from ace_dist.data.loader import base, build_loader, choose_backend, fastest
 from ace_dist.data.loader.dali import DaliLoader
 from ace_dist.data.loader.pixels import crop_filters, picture_rgb, show
 from ace_dist.data.loader.pyav import PyavLoader, decode_clip, decode_frames, needed_packets
@@ -424,20 +425,95 @@ def test_the_choice_is_made_once_and_printed_once(folders, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
-def test_what_auto_chooses(folders, monkeypatch):
+def test_what_is_chosen_without_measuring():
     gpu = torch.device("cuda", 0)
-    large = [dataclasses.replace(record, width=341, height=256) for record in folders["vp9"].records]
-    small = folders["vp9"].records
-    assert choose_backend("auto", "vp9", large, CPU)[0] == "pyav"
-    for codec in ("h264", "vp9", "mjpeg"):
-        assert choose_backend("auto", codec, large, gpu)[0] == "dali"
-    assert choose_backend("auto", "vp9", small, gpu)[0] == "pyav"  # NVDEC has no VP9 of 64 pixels
-    assert choose_backend("dali", "h264", large, gpu)[0] == "dali"
-    assert choose_backend("dali", "mjpeg", large, CPU)[0] == "dali"
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
-    assert choose_backend("auto", "h264", large, gpu)[0] == "pyav"
-    with pytest.raises(DataError, match=r"loader\.backend=dali.*not installed"):
-        choose_backend("dali", "vp9", large, CPU)
+    assert choose_backend("auto", "vp9", gpu)[0] == "auto"
+    assert choose_backend("auto", "vp9", CPU)[0] == "pyav"
+    assert choose_backend("dali", "h264", gpu)[0] == choose_backend("dali", "mjpeg", CPU)[0] == "dali"
+
+
+def test_dali_that_is_not_installed_is_named(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    monkeypatch.delitem(sys.modules, "ace_dist.data.loader.dali", raising=False)
+    with pytest.raises(DataError, match=r"loader\.backend=dali cannot be used .*nvidia\.dali.*loader\.backend=pyav"):
+        build_loader(config_for(folders["vp9"], backend="dali"), "cpu")
+
+
+class Paced(base.Loader):
+    """Takes `pause_s` seconds of `clock` for a batch of nothing; or fails for a reason."""
+
+    def __init__(self, clock, pause_s, reason):
+        self.clock, self.pause_s, self.reason, self.closed = clock, pause_s, reason, False
+
+    def decode(self, batches):
+        for requests in batches:
+            if self.reason:
+                raise DataError("a clip cannot be decoded") from RuntimeError(self.reason)
+            self.clock[0] += self.pause_s
+            yield base.build_batch(torch.zeros(len(requests)), requests)
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def deciding(folders, tmp_path, monkeypatch, capsys):
+    """`decide` for a run in `tmp_path` with batches of 3: (backend, reason, backends opened, printed). A decoder is the
+    seconds that it takes for a batch, or its reason to fail.
+    """
+    clock = [0.0]
+    monkeypatch.setattr(fastest.time, "perf_counter", lambda: clock[0])
+    config = config_for(folders["vp9"])
+    config.run, config.training.batch_size = str(tmp_path), 3
+
+    def decided(deterministic=False, **decoders):
+        base.say_once.cache_clear()
+        config.training.deterministic = deterministic
+        opened = {}
+
+        def open_loader(backend):
+            how = decoders[backend]
+            opened[backend] = Paced(clock, *(1.0, how) if isinstance(how, str) else (how, None))
+            return opened[backend]
+
+        backend, reason = fastest.decide(config, folders["vp9"], open_loader)
+        assert all(loader.closed for loader in opened.values())
+        return backend, reason, list(opened), capsys.readouterr().out
+
+    return decided
+
+
+def test_the_fastest_decoder_is_taken_and_remembered_by_the_run(deciding, tmp_path):
+    assert deciding(dali=0.1, pyav=0.2)[0] == "dali"
+    assert not (tmp_path / "loader.json").exists()  # not a run's folder: a rehearsal writes nothing
+    (tmp_path / "config.yaml").touch()
+    backend, reason, opened, _ = deciding(dali=0.25, pyav=0.125)
+    assert backend == "pyav" and opened == ["dali", "pyav"]
+    assert reason == "the fastest here: dali 12, pyav 24 clips/s"
+    assert json.loads((tmp_path / "loader.json").read_text()) == {
+        "backend": "pyav",
+        "clips_per_s": {"dali": 12.0, "pyav": 24.0},
+    }
+    backend, reason, opened, _ = deciding(dali=0.01, pyav=0.2)  # faster now, but the run goes on as it began
+    assert backend == "pyav" and opened == ["pyav"]
+    assert reason == "as this run began, with dali 12, pyav 24 clips/s"
+
+
+def test_a_decoder_that_cannot_be_used_is_named_and_the_next_one_taken(deciding, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    backend, _, _, said = deciding(dali="driver too old", pyav=0.1)
+    assert backend == "pyav" and said == "loader: dali cannot be used here (driver too old)\n"
+    (tmp_path / "loader.json").write_text('{"backend": "dali", "clips_per_s": {"dali": 9.0}}')
+    backend, _, _, said = deciding(dali="driver too old", pyav=0.1)
+    assert backend == "pyav" and "dali cannot be used here, with which this run began" in said
+    assert json.loads((tmp_path / "loader.json").read_text())["backend"] == "dali"  # it may be back tomorrow
+    with pytest.raises(DataError, match="cannot be decoded"):
+        deciding(dali="driver too old", pyav="no file")
+
+
+def test_deterministic_runs_do_not_depend_on_how_busy_a_host_is(deciding):
+    assert deciding(deterministic=True, dali=0.5, pyav=0.1)[0] == "dali"
+    assert deciding(deterministic=True, dali="no driver", pyav=0.1)[0] == "pyav"
 
 
 def test_decoding_takes_the_cores_of_this_rank_beside_a_gpu(monkeypatch):

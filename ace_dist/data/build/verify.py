@@ -108,7 +108,7 @@ def verify_shards(config: Config, device: torch.device) -> Report:
     report.errors += accounting_errors(shards)
     report.errors += label_errors(config, shards)
     try:
-        backend, reason = choose_backend(config.loader.backend, shards.codec, shards.records, device)
+        backend, reason = choose_backend(config.loader.backend, shards.codec, device)
         report.backend = f"{backend} ({reason})"
     except DataError as error:
         report.errors.append(f"backend: {error}")

@@ -64,7 +64,7 @@ class Loader(abc.ABC):
     decoder: str
     wait_s: float = 0.0
 
-    def stream(self, batches: Iterable[Sequence[ClipRequest]]) -> Iterator[Batch]:
+    def stream(self, batches: Iterable[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
         """One `Batch` for each list of requests, in order, of any sizes. One stream at a time.
 
         All requests of a list have the same number of frames and the same crop. Raises `DataError` naming the clip and
