@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_loading import GOP, SHOWN_FPS
 from common import Row, append
 from loading_world import Case, build
 
@@ -58,10 +59,10 @@ SHAPES = {
 def shards(shape: Shape, codec: str, clips: int, work: Path) -> Path:
     """The folder of a shape's shards, built when it is not there."""
     if shape.dataset is not None:
-        rate = {"ata": 10.0, "ikea": 12.5, "gtea": 15.0}[shape.dataset]  # the rate that a clip shows
-        return build(Case(shape.dataset, codec, fps=rate), work, clips, workers=0).folder
+        case = Case(shape.dataset, codec, gop=GOP[codec], fps=SHOWN_FPS[shape.dataset])
+        return build(case, work, clips, workers=0).folder
     folder = work / "demo"
-    world = [f"dataset.world.train_clips={clips}", "dataset.world.test_clips=36"]
+    world = [f"dataset.world.train_clips={clips}", "dataset.world.test_clips=18"]
     run([sys.executable, "launchers/build_shards.py", "experiment=demo", f"dataset.shards={folder}", *world])
     return folder
 
