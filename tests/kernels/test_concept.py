@@ -129,7 +129,7 @@ def test_permutations_and_class_weight(case, class_offsets):
     """Order inside a class and repeated phrases of one class change nothing; permuted classes permute the columns."""
     video, text, offsets, *_ = case((3, 5, 2), "random", torch.float64)
     base = concept_similarity(video, text, offsets, 0.02)
-    shuffled = torch.cat([part[torch.randperm(len(part))] for part in text.split([3, 5, 2])])
+    shuffled = torch.cat([part[torch.randperm(len(part), device=part.device)] for part in text.split([3, 5, 2])])
     assert (concept_similarity(video, shuffled, offsets, 0.02) - base).abs().max() < 1e-9
     doubled = torch.cat([text[:3], text[:3], text[3:]])
     assert (concept_similarity(video, doubled, class_offsets((6, 5, 2)), 0.02) - base).abs().max() < 1e-9

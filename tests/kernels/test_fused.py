@@ -144,8 +144,13 @@ def test_gather_reads_rows_in_place(regime, device, class_offsets, index_device)
     def two_tables(v, t):
         return concept_cross_entropy(v, t, offsets, labels, 0.05, t, shadow_offsets, rows=rows, shadow_rows=shadow_rows)
 
+    def rows_elsewhere(v, t):
+        there = device if index_device.type == "cpu" else "cpu"
+        moved = {"rows": rows.to(there), "shadow_rows": shadow_rows.to(there)}
+        return concept_cross_entropy(v, t, offsets, labels, 0.05, None, shadow_offsets, **moved)
+
     expected, grads = value_and_gradients(gathered, video, table)
-    for form in (one_table, two_tables):
+    for form in (one_table, two_tables, rows_elsewhere):
         ours, our_grads = value_and_gradients(form, video, table)
         assert abs(ours - expected) < 1e-10
         for mine, theirs in zip(our_grads, grads, strict=True):
