@@ -24,7 +24,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
 
 test-gpu: install
-	$(BIN)/python -m pytest -m gpu -n 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -n 8 --dist worksteal
 
 bench-similarity: install
 	$(BIN)/python benchmarks/bench_similarity.py --device cpu --threads 1
