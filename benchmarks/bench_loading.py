@@ -3,14 +3,18 @@
 Columns: our two decoders (`pyav`, `dali`), webdataset + PyAV, decord and torchcodec, all on the same stored clips and
 crops (short side 256 to 320, 224 pixels), each with one decoding thread, which is best for every one of them per core;
 torchcodec and decord once with their own resizing and once with torch's. Each column turns the clips of a shard folder
-into a batch of bytes, which are normalised on the device; DALI's graph normalises too. `dali_decoder_alone` is the
-ceiling of `dali`: on a GPU, what its NVDEC engines give. The metric is clips per second of the process's CPU time.
+into a batch of bytes, which are normalised afterwards; DALI's graph normalises too. `dali_decoder_alone` is the ceiling
+of `dali`. The metric is clips per second of the process's CPU time.
+
+With `--device cuda` the columns are the loaders of a run as `loader.backend` builds them, with `--threads` (0: all
+cores of this process), and the metrics are clips a second of a consumer that always waits, in batches of 16 as bytes,
+cores that were busy meanwhile, and memory of the GPU that the loader holds. How long training waits: `e2e_step.py`.
 
     uv pip install -e '.[bench]'                               # torchcodec, decord; a missing one is named and skipped
     python benchmarks/bench_loading.py --work /tmp/loading --build            # make the clips
     python benchmarks/bench_loading.py --work /tmp/loading
     python benchmarks/bench_loading.py --run runs/demo         # share of the steps that waited for data
-    python benchmarks/bench_loading.py --work /tmp/loading --device cuda      # NVDEC, wall time
+    python benchmarks/bench_loading.py --work /tmp/loading --device cuda --cases 10fps --threads 16 8
 
 torchcodec needs FFmpeg's shared libraries. Those inside PyAV's wheel will do, so that both decode with the same build:
 
@@ -23,6 +27,7 @@ import argparse
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -37,11 +42,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ace_dist.config import LoaderConfig
-from ace_dist.data.loader import DALI_CPU_CODECS
+from ace_dist.data.loader import DALI_CPU_CODECS, open_backend
 from ace_dist.data.loader.base import Loader
+from ace_dist.data.loader.fastest import clips_per_s
 from ace_dist.data.loader.pyav import decode_clip
 from ace_dist.data.sampling import ClipRequest, TrainPlan, crop_box
 from ace_dist.data.shards import ShardFiles, ShardSet
+from ace_dist.utils.errors import DataError
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN_FPS = {"ata": 10.0, "ikea": 12.5, "gtea": None}  # the rate that the clip shows; GTEA's camera has it already
@@ -57,6 +64,7 @@ SWEEP = [
 CASES = list(dict.fromkeys([*CANONICAL, *RATES, *SWEEP]))
 CEILING = "dali_decoder_alone"
 LOADER = LoaderConfig(threads=1, prefetch=1)  # the paper's crops are the defaults
+GPU_CLIPS, GPU_BATCH = 12, 16  # as stored, repeated; as trained
 Requests = Sequence[ClipRequest]
 Column = Callable[[Requests], Tensor]
 
@@ -84,19 +92,17 @@ def clip_by_clip(decode: Callable[[bytes, ClipRequest], Tensor], files: ShardFil
     return lambda requests: torch.stack([decode(files.read_raw(r.record), r) for r in requests])
 
 
-def decoder_alone(files: ShardFiles, count: int, device: str) -> Column:
-    """DALI's decoder and nothing else: what a GPU's engines give at this batch, the ceiling of `dali`."""
+def decoder_alone(files: ShardFiles, count: int) -> Column:
+    """DALI's video decoder and nothing else: the ceiling of `dali` at this batch."""
     from nvidia.dali import Pipeline, fn, types
 
     inputs: list[list[np.ndarray]] = []
-    gpu = {"device_id": torch.cuda.current_device()} if device == "cuda" else {"device_id": None}
-    pipeline = Pipeline(batch_size=count, num_threads=1, prefetch_queue_depth=1, **gpu)
+    pipeline = Pipeline(batch_size=count, num_threads=1, prefetch_queue_depth=1, device_id=None)
     with pipeline:
         encoded, frames = fn.external_source(
             source=lambda: inputs, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
         )
-        video = fn.decoders.video(encoded, frames=frames, device="mixed" if device == "cuda" else "cpu")
-        pipeline.set_outputs(video)
+        pipeline.set_outputs(fn.decoders.video(encoded, frames=frames))
     pipeline.build()
 
     def batch(requests: Requests) -> Tensor:
@@ -108,21 +114,20 @@ def decoder_alone(files: ShardFiles, count: int, device: str) -> Column:
     return batch
 
 
-def torchcodec_columns(files: ShardFiles, device: str) -> dict[str, Column]:
+def torchcodec_columns(files: ShardFiles) -> dict[str, Column]:
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 
     def plain(data: bytes, request: ClipRequest) -> Tensor:
-        decoder = VideoDecoder(data, dimension_order="NHWC", seek_mode="approximate", device=device)
+        decoder = VideoDecoder(data, dimension_order="NHWC", seek_mode="approximate")
         return crop(decoder.get_frames_at(list(request.frames)).data.permute(0, 3, 1, 2), request)
 
     def native(data: bytes, request: ClipRequest) -> Tensor:
         resize = Resize(crop_box(request)[:2])
-        decoder = VideoDecoder(data, seek_mode="approximate", transforms=[resize], device=device)
+        decoder = VideoDecoder(data, seek_mode="approximate", transforms=[resize])
         return crop(decoder.get_frames_at(list(request.frames)).data, request, resized=True)
 
-    columns = {"torchcodec": clip_by_clip(plain, files)}
-    return columns if device == "cuda" else columns | {"torchcodec_resize": clip_by_clip(native, files)}
+    return {"torchcodec": clip_by_clip(plain, files), "torchcodec_resize": clip_by_clip(native, files)}
 
 
 def decord_columns(files: ShardFiles) -> dict[str, Column]:
@@ -166,55 +171,77 @@ def webdataset_column(shards: ShardSet) -> Column:
     return batch
 
 
-def build_columns(shards: ShardSet, codec: str, device: str) -> dict[str, Column]:
+def build_columns(shards: ShardSet) -> dict[str, Column]:
     """Every loader that can read these clips here; what is missing is printed."""
-    from ace_dist.data.loader.dali import DaliLoader
-
     files, columns = ShardFiles(shards.folder), dict[str, Column]()
-    if device == "cpu":
-        columns["pyav"] = lambda requests: torch.stack(
-            [torch.from_numpy(decode_clip(files.read(r.record), r)) for r in requests]
-        )
-        columns["webdataset_pyav"] = webdataset_column(shards)
-    if device == "cuda" or codec in DALI_CPU_CODECS:
-        columns["dali"] = through(DaliLoader(shards.folder, LOADER, torch.device(device), codec))
-        columns[CEILING] = decoder_alone(files, len(shards.records), device)
-    makers = {"torchcodec": lambda: torchcodec_columns(files, device)}
-    if device == "cpu":
-        makers["decord"] = lambda: decord_columns(files)
-    for name, make in makers.items():
+    columns["pyav"] = lambda requests: torch.stack(
+        [torch.from_numpy(decode_clip(files.read(r.record), r)) for r in requests]
+    )
+    columns["webdataset_pyav"] = webdataset_column(shards)
+    if shards.codec in DALI_CPU_CODECS:
+        columns["dali"] = through(open_backend("dali", shards, LOADER, torch.device("cpu")))
+        columns[CEILING] = decoder_alone(files, len(shards.records))
+    for name, make in (("torchcodec", torchcodec_columns), ("decord", decord_columns)):
         try:
-            columns |= make()
+            columns |= make(files)
         except (ImportError, RuntimeError, OSError) as error:
             print(f"{name} left out: {str(error).strip().splitlines()[0]}", flush=True)
     return columns
 
 
-def measure(case: Case, folder: Path, device: str, turns: int) -> list[Row]:
-    """Clips per second of CPU time (on a GPU: of wall time) of every column, in turns."""
+def measure(case: Case, folder: Path, turns: int) -> list[Row]:
+    """Clips per second of CPU time of every column, in turns."""
     shards = build(case, folder, clip_count(case))
     count = len(shards.records)
     plan = TrainPlan(shards.records, [0] * count, case.clip, LOADER, count, seed=0)
-    columns = build_columns(shards, case.codec, device)
-    clock = time.process_time if device == "cpu" else time.perf_counter
+    columns = build_columns(shards)
     rates: dict[str, list[float]] = {name: [] for name in columns}
     for turn in range(turns + 1):
         for name, column in columns.items():
-            started = clock()
+            started = time.process_time()
             video = column(plan.requests(turn))
-            if device == "cuda":
-                torch.cuda.synchronize()
-            taken = clock() - started
+            taken = time.process_time() - started
             assert name == CEILING or video.shape == (count, case.clip.frames, 3, LOADER.crop, LOADER.crop)
             if turn:  # the first warms up
                 rates[name].append(count / taken)
-    metric = "clips_per_core_s" if device == "cpu" else "clips_per_s"
-    config = asdict(case) | {"frames": case.clip.frames, "seconds": case.clip.seconds, "kib": mean_kib(shards)}
     show(case, rates)
-    return [
-        Row("loading", name, case.name, metric, "clips/s", "short_side", float(case.short_side), values, config)
-        for name, values in rates.items()
-    ]
+    return [row(case, shards, name, "clips_per_core_s", "clips/s", values) for name, values in rates.items()]
+
+
+def measure_on_gpu(case: Case, folder: Path, threads: int, turns: int) -> list[Row]:
+    """Of each loader, one after the other: they would take each other's cores."""
+    shards = build(case, folder, GPU_CLIPS, workers=0)
+    settings = LoaderConfig(threads=threads, dtype="uint8")
+    plan = TrainPlan(shards.records, [0] * len(shards.records), case.clip, settings, GPU_BATCH, seed=0)
+    batches, rows = [plan.requests(step) for step in range(4)], []
+    for backend in ("dali", "pyav", "torchcodec"):
+        free = torch.cuda.mem_get_info()[0]
+        try:
+            loader = open_backend(backend, shards, settings, torch.device("cuda", torch.cuda.current_device()))
+            used, started = time.process_time(), time.perf_counter()
+            rates = [clips_per_s(loader, shards, batches) for _ in range(turns)]
+            busy = (time.process_time() - used) / (time.perf_counter() - started)
+            held_gib = (free - torch.cuda.mem_get_info()[0]) / 2**30
+            loader.close()
+        except DataError as error:
+            print(f"{case.name}: {backend} left out: {str(error).splitlines()[0]}", flush=True)
+            continue
+        print(f"{case.name} {threads} threads: {backend} {max(rates):.0f} clips/s, {busy:.1f} cores", flush=True)
+        measured = {
+            "clips_per_s": ("clips/s", rates),
+            "busy_cores": ("cores", [busy]),
+            "memory_gib": ("GiB", [held_gib]),
+        }
+        more = {"threads": threads or len(os.sched_getaffinity(0)), "batch": GPU_BATCH}
+        rows += [row(case, shards, backend, metric, *values, **more) for metric, values in measured.items()]
+    return rows
+
+
+def row(
+    case: Case, shards: ShardSet, variant: str, metric: str, unit: str, values: Sequence[float], **more: int
+) -> Row:
+    config = asdict(case) | {"frames": case.clip.frames, "seconds": case.clip.seconds, "kib": mean_kib(shards)} | more
+    return Row("loading", variant, case.name, metric, unit, "short_side", float(case.short_side), values, config)
 
 
 def mean_kib(shards: ShardSet) -> float:
@@ -227,8 +254,7 @@ def show(case: Case, rates: dict[str, list[float]]) -> None:
     ours = max(middle.get(name, 0.0) for name in ("pyav", "dali"))
     others = max((value for name, value in middle.items() if name not in ("pyav", "dali", CEILING)), default=math.nan)
     parts = ", ".join(f"{name} {value:.1f}" for name, value in middle.items())
-    share = f", dali / its decoder alone {middle['dali'] / middle[CEILING]:.2f}" if CEILING in middle else ""
-    print(f"{case.name}: {parts} clips/s; ours / best other {ours / others:.2f}{share}", flush=True)
+    print(f"{case.name}: {parts} clips/s; ours / best other {ours / others:.2f}", flush=True)
 
 
 def waiting(run: Path) -> list[Row]:
@@ -259,6 +285,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cases", nargs="*", help="parts of names of cases; all by default")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="*", default=[0], help="of the loaders on a GPU")
     parser.add_argument("--build", action="store_true", help="make the clips and measure nothing")
     parser.add_argument("--link-ffmpeg", action="store_true", help="see above")
     parser.add_argument("--run", type=Path, help="a run folder, whose waiting for data is added")
@@ -275,8 +302,11 @@ def main() -> None:
         for case in cases:
             if options.build:
                 print(case.name, f"{mean_kib(build(case, options.work, clip_count(case)))} KiB a clip", flush=True)
+            elif options.device == "cpu":
+                append(output, measure(case, options.work, options.turns), "cpu")
             else:
-                append(output, measure(case, options.work, options.device, options.turns), options.device)
+                for threads in options.threads:
+                    append(output, measure_on_gpu(case, options.work, threads, options.turns), "cuda")
 
 
 if __name__ == "__main__":

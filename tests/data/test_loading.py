@@ -383,6 +383,17 @@ def test_a_shard_that_ends_too_early_is_named(folders, opened, loader_class, tmp
     assert next(iter(loader.stream([requests[0]]))).ids == [request.record.key for request in requests[0]]
 
 
+def test_what_dali_says_of_a_clip_that_pyav_decodes(folders):
+    """The message that a decoder of the card gives, and not the page of a pipeline's definition around it."""
+    loader = DaliLoader(folders["h264"].folder, small_loader(), CPU, "h264")
+    requests = all_requests(folders["h264"])[0]
+    with pytest.raises(
+        DataError, match=r"DALI cannot decode \S+ in \S+, \S+ in \S+ and 3 more, although PyAV can: Assert"
+    ):
+        list(loader.stream([requests]))
+    loader.close()
+
+
 def test_h264_on_dali_without_a_gpu_is_refused_when_the_loader_is_made(folders):
     shards = folders["h264"]
     with pytest.raises(DataError, match=r"dataset\.encoding\.codec=h264.*loader\.backend=pyav"):
@@ -448,7 +459,7 @@ class Paced(base.Loader):
     def decode(self, batches):
         for requests in batches:
             if self.reason:
-                raise DataError("a clip cannot be decoded") from RuntimeError(self.reason)
+                raise DataError(self.reason)
             self.clock[0] += self.pause_s
             yield base.build_batch(torch.zeros(len(requests)), requests)
 
@@ -507,7 +518,7 @@ def test_a_decoder_that_cannot_be_used_is_named_and_the_next_one_taken(deciding,
     backend, _, _, said = deciding(dali="driver too old", pyav=0.1)
     assert backend == "pyav" and "dali cannot be used here, with which this run began" in said
     assert json.loads((tmp_path / "loader.json").read_text())["backend"] == "dali"  # it may be back tomorrow
-    with pytest.raises(DataError, match="cannot be decoded"):
+    with pytest.raises(DataError, match="no file"):
         deciding(dali="driver too old", pyav="no file")
 
 

@@ -172,8 +172,14 @@ class DaliLoader(ThreadedLoader):
         for request in requests:
             try:
                 decode_frames(self.files.read(request.record), range(request.record.frames))
-            except (av.error.FFmpegError, DataError) as reason:
-                return self.failure(request, reason)
-        clips = ", ".join(f"{request.record.key} in {request.record.shard}" for request in requests)
-        first = next(iter(str(error).strip().splitlines()), "no reason given")
-        return f"DALI cannot decode one of {clips}, although PyAV can: {first}; loader.backend=pyav avoids DALI"
+            except (av.error.FFmpegError, DataError) as failure:
+                return self.failure(request, failure)
+        clips = ", ".join(f"{request.record.key} in {request.record.shard}" for request in requests[:2])
+        more = f" and {len(requests) - 2} more" if len(requests) > 2 else ""
+        return f"DALI cannot decode {clips}{more}, although PyAV can: {reason(error)}; loader.backend=pyav avoids DALI"
+
+
+def reason(error: Exception) -> str:
+    """What DALI's message says behind the operator and the traceback of its definition."""
+    lines = str(error).rpartition("encountered:")[2].strip().splitlines()
+    return lines[0] if lines else type(error).__name__

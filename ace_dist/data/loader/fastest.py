@@ -60,9 +60,8 @@ def decide(config: Config, shards: ShardSet, open_loader: Callable[[str], Loader
                 rates[backend] = clips_per_s(loader, shards, batches)
         except DataError as error:
             failure = error
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
             note = ", with which this run began; pixels change by rounding" if backend == first else ""
-            say_once(f"loader: {backend} cannot be used here{note} ({reason})")
+            say_once(f"loader: {backend} cannot be used here{note} ({error})")
         if rates and config.training.deterministic:  # two equal runs must not differ by how busy a host was
             break
     if not rates:
