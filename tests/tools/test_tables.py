@@ -6,6 +6,7 @@ import io
 import json
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,16 +87,59 @@ def test_what_is_left_out_is_impossible_or_the_same(name, experiment):
             fits(config)
 
 
-def test_the_papers_numbers_were_copied_right():
-    """ATA has one split, so each printed HM is that of the printed scores, within rounding; 45.1 stands for 45.14."""
-    for row in load_table("table1").paper["ata"].values():
+PRINTED = [  # every printed row of the paper, with its table
+    (name, dataset, row, printed)
+    for name in table_names()
+    for dataset, rows in load_table(name).paper.items()
+    for row, printed in rows.items()
+]
+NOT_OF_ITS_COLUMNS = {("ikea", "BIKE")}  # 52.2/43.3 is printed where the columns give 49.6/42.0
+
+
+def test_every_printed_hm_is_of_the_averaged_columns():
+    """Tables 1, 2 and 6 over folds and splits: 36 of 38 HMs are those of the printed columns, within their rounding.
+
+    A mean of the folds' own HMs could not exceed that, and the two that differ are above it: not a rule but a slip.
+    """
+    checked = 0
+    for name, dataset, row, printed in PRINTED:
         for metric in ("accuracy", "f1"):
-            base, novel, hm = (printed_number(row, part, metric) for part in ("base", "novel", "hm"))
-            if hm:
-                assert harmonic_mean(float(base), float(novel)) == pytest.approx(float(hm), abs=0.11), row
-    row = load_table("table1").paper["ata"]["ACE"]
-    assert printed_number(row, "srt", "f1_std") == "4.2" and printed_number(row, "srt", "accuracy_mean") == "59.4"
-    assert printed_number(load_table("table6").paper["gtea"]["LaViLa"], "srt", "f1_std") == ""
+            base, novel, hm = (printed_number(printed, part, metric) for part in ("base", "novel", "hm"))
+            if base is None or novel is None or hm is None:
+                continue
+            low, high = (harmonic_mean(base + d, novel + d) for d in (-0.0501, 0.0501))
+            within = low - 0.0501 <= hm <= high + 0.0501
+            assert within != ((dataset, row) in NOT_OF_ITS_COLUMNS), (name, dataset, row, metric)
+            checked += 1
+    assert checked == 38 and len(PRINTED) == 14 + 7 + 10 + 4 + 6 + 2
+
+
+def test_printed_rows_that_occur_twice_agree():
+    """ACE stands in Tables 1, 3, 4 and 6, ProcVLR's neighbours too: a slip of the pen in one of the copies shows."""
+    rows = {(name, dataset, row): printed for name, dataset, row, printed in PRINTED}
+    for dataset in ("ata", "ikea"):
+        one, three = (rows[name, dataset, "ACE"]["srt"] for name in ("table1", "table3"))
+        assert one == {**three, "f1_std": 4.2}, "Table 3 prints 4.3 for IKEA-ASM, Table 1 prints 4.2"
+    gtea = rows["table2", "gtea", "ACE"]
+    assert gtea["srt"] == rows["table4", "gtea", "LLM training tree, LLM test tree"]["srt"]
+    for part, scores in rows["table6", "gtea", "ACE"].items():
+        assert scores == {name: value for name, value in gtea[part].items() if name.startswith("accuracy")}
+    random_row = rows["table1", "ata", "Random"]
+    assert random_row["srt"] == {"accuracy_mean": 20.0, "accuracy_std": 0, "f1_mean": 18.5, "f1_std": 0}
+    assert printed_number(rows["table6", "gtea", "LaViLa"], "srt", "f1_std") is None
+
+
+def test_the_readme_prints_the_papers_numbers():
+    """Its table of ATA is a copy, and copies drift."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    _, _, *lines = text.split("| ATA, **the paper's numbers, not ours**")[1].split("\n\n")[0].splitlines()
+    names = {"ViFi-CLIP, fine-tuned": "ViFi (ft)"}
+    for name, *cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in lines):
+        printed = load_table("table1").paper["ata"][names.get(name, name)]
+        base, novel = (printed_number(printed, part, "accuracy") for part in ("base", "novel"))
+        mean, std = (printed_number(printed, "srt", f"accuracy_{kind}") for kind in ("mean", "std"))
+        assert cells == [f"{base}", f"{novel}", f"{mean}±{std}"], name
+    assert len(lines) == 5
 
 
 def finish(folder, rng, dataset="ata"):
@@ -128,6 +172,9 @@ def test_a_sweep_of_a_table_ends_in_the_papers_layout(tmp_path):
     assert ace[3].startswith(f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} / ")
     mean, std = (statistics.fmean(r["srt"][f"accuracy_{kind}"] for r in found) for kind in ("mean", "std"))
     assert ace[5].startswith(f"{mean:.1f} ± {std:.1f} / ")
+    columns = [statistics.fmean(r[part]["f1"] for r in found) for part in ("base", "novel")]
+    own = statistics.stdev(r["hm"]["f1"] for r in found)
+    assert ace[4].endswith(f" / {harmonic_mean(*columns):.1f} ± {own:.1f}")
     assert ace[6:] == ["90.0 / 91.7", "60.8 / 47.3", "72.6 / 62.4", "59.4 ± 3.2 / 43.3 ± 4.2"]
     assert procvlr[1] == "1 of 2" and "missing: row-procvlr_seed-0: new" in as_markdown(text)
     rows = list(csv.DictReader(io.StringIO(as_csv(lines))))

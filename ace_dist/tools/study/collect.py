@@ -13,8 +13,8 @@ from pathlib import Path
 from ace_dist.cluster.sweep import State, Sweep
 from ace_dist.config import load_config
 from ace_dist.evaluate.run_files import read_results
-from ace_dist.tools.study.rows import Mean, mean_score, swept_settings
-from ace_dist.tools.study.tables import HEADINGS, Table, printed_number
+from ace_dist.tools.study.rows import Mean, mean_hm, mean_score, swept_settings
+from ace_dist.tools.study.tables import HEADINGS, Printed, Table, printed_number
 from ace_dist.utils.files import write_text
 
 PARTS = ("base", "novel", "hm")
@@ -28,10 +28,12 @@ COLUMNS = (  # title, part and metric of results.json
 )
 NOTE = (
     "Percent. Mean ± sample standard deviation (n-1) over seeds and folds; a single run has no deviation. "
+    "hm: the harmonic mean of the two averaged columns, as the paper's is; its deviation is of the runs' own. "
     "srt: mean over the label sets of one run; srt spread: standard deviation over the label sets of one run."
 )
 PAPER_NOTE = (
-    "Accuracy / macro F1 in percent. base, novel, HM: mean ± sample standard deviation (n-1) over seeds and folds. "
+    "Accuracy / macro F1 in percent. base, novel: mean ± sample standard deviation (n-1) over seeds and folds. HM: "
+    "harmonic mean of these two columns, as the paper's is, ± the deviation of the runs' own. "
     "SRT, as the paper prints it: mean ± standard deviation over the label sets of one run, each averaged over seeds "
     "and folds; how both vary over seeds is in table.csv. The paper calls base actions seen and novel ones unseen."
 )
@@ -45,7 +47,7 @@ class Line:
     finished: int
     missing: tuple[str, ...]
     cells: dict[str, Mean | None]  # by title of `COLUMNS`; None without a run
-    printed: dict[str, str]  # column -> what the paper prints for this row and data set
+    printed: Printed  # what the paper prints for this row and data set
 
     @property
     def count(self) -> str:
@@ -75,8 +77,12 @@ def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) 
         finished = [name for name in ids if states[name].state == "finished"]
         missing = tuple(f"{name}: {states[name].state}" for name in ids if name not in finished)
         results = [read_results(sweep.folder / name) for name in finished]
-        cells = {title: mean_score(results, part, metric) for title, part, metric in COLUMNS}
-        printed, first = {}, sweep.runs[ids[0]]
+        cells = {
+            title: mean_hm(results, metric) if part == "hm" else mean_score(results, part, metric)
+            for title, part, metric in COLUMNS
+        }
+        printed: Printed = {}
+        first = sweep.runs[ids[0]]
         if table:
             paper = table.paper.get(load_config(first.overrides).dataset.name, {})
             printed = paper.get(first.settings["row"], {})
@@ -105,19 +111,29 @@ def paper_sheet(lines: Sequence[Line], table: Table, absent: Sequence[str] = ())
     `absent`: rows of the table that the sweep has no run of, for the notes.
     """
     titles = list(HEADINGS.values())
-    printed = [title for title in titles if any(title in line.printed for line in lines)]
+    printed = [part for part in HEADINGS if any(line.printed.get(part) for line in lines)]
     body = []
     for line in lines:
         pairs = [[str(line.cells[f"{part} {metric}"] or "-") for metric in METRICS] for part in PARTS]
         srt = [(line.cells[f"srt {metric}"], line.cells[f"srt {metric} spread"]) for metric in METRICS]
         pairs.append([f"{mean.mean:.1f} ± {spread.mean:.1f}" if mean and spread else "-" for mean, spread in srt])
         scores = ["-" if pair == ["-", "-"] else " / ".join(pair) for pair in pairs]
-        paper = [line.printed.get(title, "-").replace("/", " / ").replace("±", " ± ") for title in printed]
-        body.append([line.setting, line.count, *scores, *paper])
+        body.append([line.setting, line.count, *scores, *(printed_cell(line.printed, part) for part in printed)])
     source = f"paper: {table.source}." if printed else f"{table.source} has no numbers for this data set."
     left_out = [f"not in this sweep: {', '.join(absent)}"] if absent else []
-    header = ["Method", "runs", *titles, *(f"paper: {title}" for title in printed)]
+    header = ["Method", "runs", *titles, *(f"paper: {HEADINGS[part]}" for part in printed)]
     return Sheet([header, *body], [PAPER_NOTE, source, *left_out, *footnotes(lines)])
+
+
+def printed_cell(printed: Printed, part: str) -> str:
+    """Accuracy / F1 of a part as the paper prints it, of the robustness test with its deviations."""
+    cells = []
+    for metric in METRICS:
+        mean, std = (printed_number(printed, part, f"{metric}{kind}") for kind in ("_mean", "_std"))
+        score = printed_number(printed, part, metric) if mean is None else mean
+        if score is not None:
+            cells.append(f"{score:.1f}" if std is None else f"{score:.1f} ± {std:.1f}")
+    return " / ".join(cells) or "-"
 
 
 def footnotes(lines: Sequence[Line]) -> list[str]:
@@ -133,8 +149,9 @@ def as_csv(lines: Sequence[Line]) -> str:
         for title, part, metric in COLUMNS:
             mean = line.cells[title]
             numbers = [mean.mean, "" if mean.deviation is None else mean.deviation, mean.n] if mean else ["", "", 0]
-            paper = printed_number(line.printed, part, metric)
-            writer.writerow([line.setting, title, *numbers, "; ".join(line.missing), paper])
+            writer.writerow(
+                [line.setting, title, *numbers, "; ".join(line.missing), printed_number(line.printed, part, metric)]
+            )
     return text.getvalue()
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.figures import LIGHT
-from ace_dist.evaluate.metrics import concept_distances
+from ace_dist.evaluate.metrics import concept_distances, harmonic_mean
 from ace_dist.evaluate.run_files import read_space
 from ace_dist.tools.study.rows import (
     LEVEL,
@@ -38,7 +38,7 @@ TITLES = {
 }
 NOTE = (
     "Percent. mean ± sample standard deviation (n-1) over n seeds. SRT mean and spread: mean and standard deviation "
-    "over the label sets of one run."
+    "over the label sets of one run. HM: of the averaged base and novel columns."
 )
 PAIRED_NOTE = (
     f"Accuracy, paired by seed, with Student's {LEVEL:.0%} interval over n seeds; not corrected for the number of "
@@ -124,12 +124,15 @@ def markdown_table(header: Sequence[object], body: Iterable[Sequence[object]]) -
 
 
 def summary_table(methods: Mapping[str, Sequence[StudyRow]]) -> list[str]:
-    """Mean ± deviation of every score, a line a method."""
+    """Mean ± deviation of every score, a line a method, and the HM of the averaged base and novel columns."""
     body = []
     for method, rows in methods.items():
-        means = [mean_over(row.scores[score] for row in rows) for score in SCORES]
-        body.append([method, len(rows), *(mean or "-" for mean in means)])
-    return markdown_table(["method", "n", *(score.replace("_", " ") for score in SCORES)], body)
+        means = {score: mean_over(row.scores[score] for row in rows) for score in SCORES}
+        pairs = [(means[f"base_{metric}"], means[f"novel_{metric}"]) for metric in METRICS]
+        hm = [f"{harmonic_mean(base.mean, novel.mean):.1f}" if base and novel else "-" for base, novel in pairs]
+        body.append([method, len(rows), *(mean or "-" for mean in means.values()), *hm])
+    header = ["method", "n", *(score.replace("_", " ") for score in SCORES), *(f"hm {metric}" for metric in METRICS)]
+    return markdown_table(header, body)
 
 
 def difference_table(methods: Mapping[str, Sequence[StudyRow]], reference: str) -> list[str]:

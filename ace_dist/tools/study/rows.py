@@ -18,6 +18,7 @@ from scipy.stats import t as student_t
 
 from ace_dist.cluster.sweep import Sweep, SweepRun
 from ace_dist.config import load_config
+from ace_dist.evaluate.metrics import harmonic_mean
 from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.tables import Table
 from ace_dist.utils.errors import RunError
@@ -200,6 +201,15 @@ def mean_over(values: Iterable[float | None]) -> Mean | None:
 def mean_score(results: Sequence[Mapping[str, Any]], part: str, metric: str) -> Mean | None:
     """A score over runs; a run whose test split has no such actions (`null`) does not count."""
     return mean_over(None if result[part] is None else result[part][metric] for result in results)
+
+
+def mean_hm(results: Sequence[Mapping[str, Any]], metric: str) -> Mean | None:
+    """HM of the averaged base and novel scores, as the paper's tables have it, with the deviation of the runs' own HMs.
+
+    The mean of the runs' HMs is another number, never the larger one.
+    """
+    base, novel, own = (mean_score(results, part, metric) for part in ("base", "novel", "hm"))
+    return Mean(harmonic_mean(base.mean, novel.mean), own.deviation, own.n) if base and novel and own else None
 
 
 def paired_difference(rows: Sequence[StudyRow], reference: Sequence[StudyRow], score: str) -> Difference | None:

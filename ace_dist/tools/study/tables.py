@@ -1,7 +1,8 @@
-"""The paper's tables and figures as `assets/tables` states them: rows with settings, the paper's own numbers."""
+"""The paper's tables and figures: rows with settings (`assets/tables`), the paper's own numbers (`configs/paper`)."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from ace_dist.cluster.sweep import SweepRun, expand, run_id
 from ace_dist.config import assets_dir, config_dir, did_you_mean
 from ace_dist.utils.errors import ConfigError
 
+Printed = Mapping[str, Mapping[str, float] | None]  # part -> metric -> number; a part the paper does not print is None
 HEADINGS = {"base": "base", "novel": "novel", "hm": "HM", "srt": "SRT"}  # part of results.json -> column of a table
 
 
@@ -25,7 +27,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """A table or figure. `paper`: data set -> row -> column -> what the paper prints, such as `43.8±10.6/33.0±6.9`.
+    """A table or figure. `paper`: data set -> row -> what the paper prints, in the shape of `results.json`.
 
     `left_out`: experiment -> rows that it cannot have. `curves`: axis label -> number on the axis -> key of a row.
     """
@@ -34,7 +36,7 @@ class Table:
     source: str
     experiments: tuple[str, ...]
     rows: tuple[TableRow, ...]
-    paper: dict[str, dict[str, dict[str, str]]]
+    paper: dict[str, dict[str, Printed]]
     left_out: dict[str, tuple[str, ...]]
     curves: dict[str, dict[float, str]]
 
@@ -57,20 +59,17 @@ def load_table(name: str) -> Table:
         if len(settings) == 1 and settings[0].startswith("method="):
             key = settings[0].removeprefix("method=")
         rows[row] = TableRow(row, key, tuple(settings))
-    paper, left_out, curves = (content.get(part, {}) for part in ("paper", "left_out", "curves"))
+    paper = printed_rows(name)
+    left_out, curves = (content.get(part, {}) for part in ("left_out", "curves"))
     groups = [*paper.values(), *left_out.values(), *(points.values() for points in curves.values())]
     if strangers := {row for group in groups for row in group} - set(rows):
         raise ConfigError(f"{path}: {', '.join(sorted(strangers))} is not one of its rows")
-    columns = content.get("columns", [])
     return Table(
         name=name,
         source=content["source"],
         experiments=tuple(content["experiments"]),
         rows=tuple(rows.values()),
-        paper={
-            dataset: {row: dict(zip(columns, map(str, numbers), strict=True)) for row, numbers in lines.items()}
-            for dataset, lines in paper.items()
-        },
+        paper=paper,
         left_out={experiment: tuple(names) for experiment, names in left_out.items()},
         curves={axis: {float(x): rows[row].key for x, row in points.items()} for axis, points in curves.items()},
     )
@@ -101,16 +100,20 @@ def name_a_table(settings: Sequence[str]) -> tuple[str, list[str]]:
     return name, [f"experiment={','.join(experiments[dataset] for dataset in datasets)}", *rest]
 
 
-def printed_number(printed: dict[str, str], part: str, metric: str) -> str:
-    """One number out of a printed row: of `part` (base, novel, hm, srt) the `metric` of results.json; empty if absent.
+def printed_rows(name: str) -> dict[str, dict[str, Printed]]:
+    """What the paper prints in a table, by data set and row; nothing for a figure, which has no numbers."""
+    path = config_dir() / "paper" / f"{name}.json"
+    rows: dict[str, dict[str, Printed]] = {}
+    for line in json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []:
+        parts = {part: line.get(part) for part in HEADINGS}
+        rows.setdefault(line["dataset"], {})[line["row"]] = parts
+    return rows
 
-    A cell is accuracy/F1, each as mean±deviation in the column of the robustness test.
-    """
-    scores = printed.get(HEADINGS[part], "-").split("/")
-    place = int(metric.startswith("f1"))
-    numbers = scores[place].split("±") if place < len(scores) else []
-    index = int(metric.endswith("_std"))
-    return numbers[index] if index < len(numbers) and numbers[index] != "-" else ""
+
+def printed_number(printed: Printed, part: str, metric: str) -> float | None:
+    """One number of a printed row: of `part` (base, novel, hm, srt) the `metric` of results.json; None if absent."""
+    scores = printed.get(part)
+    return scores.get(metric) if scores else None
 
 
 def expand_table(settings: Sequence[str], table: Table) -> list[SweepRun]:
