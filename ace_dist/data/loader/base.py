@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -97,9 +97,12 @@ class ThreadedLoader(Loader):
     clips_per_task = 1
 
     def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device, threads: int) -> None:
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         self.files, self.loader, self.device = ShardFiles(folder), loader, device
         self.prefetch = max(1, loader.prefetch)
-        self.pool = ThreadPoolExecutor(threads, "decode")
+        on_device = partial(torch.cuda.set_device, device) if device.type == "cuda" else None  # each thread has its own
+        self.pool = ThreadPoolExecutor(threads, "decode", on_device)
 
     def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
         ahead = deque(map(self.submit, itertools.islice(batches, self.prefetch + 1)))

@@ -123,15 +123,13 @@ class DaliLoader(ThreadedLoader):
 
     def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device, codec: str) -> None:
         on_gpu = device.type == "cuda"
-        if on_gpu and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
         self.columns = picture_columns if codec == "mjpeg" else clip_columns
         self.pictures = codec == "mjpeg"
         kind = ("nvjpeg" if self.pictures else "nvdec") if on_gpu else "cpu"
         pipelines, self.clips_per_task = SHARES[kind]
         super().__init__(folder, loader, device, pipelines)
         self.threads = max(1, decoding_threads(loader, device) // pipelines)  # of each
-        self.copies = torch.cuda.Stream(device) if on_gpu else None
+        self.copies = torch.cuda.Stream(self.device) if on_gpu else None
         self.own = threading.local()  # `pipeline` of this thread, built for at most `samples`
 
     def allocate(self, shape: tuple[int, ...]) -> torch.Tensor:
