@@ -7,7 +7,7 @@ run here or disagrees is named with the reason and left out.
 
 Layouts: `packed` starts from the qkv matrix of the linear map and ends at its gradient, as the model does; `separate`
 gives every column three tensors in the layout it likes best. Modes: forward, backward, both. Metrics: `time`, on a GPU
-also `time_host` and `time_graph` (see common.py), peak memory, launches, and the share of the measured copy bandwidth.
+also `host_time` and `graph_time` (see common.py), peak memory, launches, and the share of the measured copy bandwidth.
 
     python benchmarks/bench_attention.py --device cpu --threads 1
     python benchmarks/bench_attention.py --device cuda

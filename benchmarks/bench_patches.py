@@ -6,7 +6,7 @@
 From uint8 [B,T,3,S,S] on the device to [B,P,T,D]. Variants: `normalised`, as `loader.dtype=float32` does (normalise in
 float32, cast, convolution, layout of the temporal attention); `normalised_compiled`, the same under torch.compile;
 `bytes`, as `loader.dtype=uint8` does (`ace_dist.models.patches`). Metrics: `time`, root mean square error against
-float64 (`error`, of outputs around 1), and on a GPU `time_host` and `time_graph` (see common.py), memory and launches.
+float64 (`error`, of outputs around 1), and on a GPU `host_time` and `graph_time` (see common.py), memory and launches.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Columns: naive (the B×S matrix) and prototype (class means of unit rows), each eager and compiled;
 `F.linear_cross_entropy` on prototypes where torch has it; ours. Modes: forward, backward, both. Metrics: `time`, on a
-GPU also `time_host` and `time_graph` (see common.py), peak memory, launches, the share of the measured copy bandwidth.
+GPU also `host_time` and `graph_time` (see common.py), peak memory, launches, the share of the measured copy bandwidth.
 
     python benchmarks/bench_similarity.py --device cpu
     python benchmarks/bench_similarity.py --device cuda

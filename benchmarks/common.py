@@ -2,9 +2,9 @@
 
 Three metrics of time, of a call that Python makes:
 - `time`: until its result is there (a CPU), or on a GPU until the device is done; its L2 cache is flushed before.
-- `time_host` (GPU only): until the call returns, which is before the device is done. Where it is the longer one, the
+- `host_time` (GPU only): until the call returns, which is before the device is done. Where it is the longer one, the
   device waits for the host.
-- `time_graph` (GPU only): of the kernels alone, launched from a CUDA graph, caches warm.
+- `graph_time` (GPU only): of the kernels alone, launched from a CUDA graph, caches warm.
 
 Schema: name, variant, mode, metric, unit, x_name, x_value, p20, p50, p80, n, config_json, device, driver, torch,
 triton, commit, utc. Competitors of a row are timed in turns in the same process, so that ratios hold on a busy machine.
@@ -137,7 +137,7 @@ def time_in_turns(
 def both_times_in_turns(
     calls: dict[str, Callable[[], object]], device: str, budget_s: float, least: int, most: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """`time` and `time_host` of every repetition of each call, in microseconds."""
+    """`time` and `host_time` of every repetition of each call, in microseconds."""
     flush = torch.empty(2**28, dtype=torch.int8, device=device) if device == "cuda" else None
     once = {}
     for name, call in calls.items():
@@ -158,7 +158,7 @@ def one_time(call: Callable[[], object], flush: torch.Tensor | None) -> float:
 
 
 def both_times(call: Callable[[], object], flush: torch.Tensor | None) -> tuple[float, float]:
-    """`time` and `time_host` of one call, in microseconds."""
+    """`time` and `host_time` of one call, in microseconds."""
     gpu = torch.cuda.is_initialized()
     if flush is not None:
         flush.zero_()
@@ -186,13 +186,13 @@ def measure_in_turns(
     metrics: dict[str, Metrics] = {name: {"time": ("us", [t for t, _ in values])} for name, values in times.items()}
     if device == "cuda":
         for name, call in calls.items():
-            metrics[name]["time_host"] = ("us", [host for _, host in times[name]])
+            metrics[name]["host_time"] = ("us", [host for _, host in times[name]])
             metrics[name] |= gpu_metrics(name, call, launches=not quick)
     return metrics
 
 
 def gpu_metrics(name: str, call: Callable[[], object], launches: bool) -> Metrics:
-    """`time_graph`, peak memory above the inputs and, if wanted, launches."""
+    """`graph_time`, peak memory above the inputs and, if wanted, launches."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -205,7 +205,7 @@ def gpu_metrics(name: str, call: Callable[[], object], launches: bool) -> Metric
         count = sum(event.count for event in profile.key_averages() if event.device_time_total > 0)
         metrics["launches"] = ("launches", [float(count)])
     try:
-        metrics["time_graph"] = ("us", graph_times(call))
+        metrics["graph_time"] = ("us", graph_times(call))
     except RuntimeError as error:  # a competitor that cannot be captured: said, and left out of this metric
         print(f"  {name}: no CUDA graph: {str(error).splitlines()[0]}", flush=True)
     return metrics
@@ -264,7 +264,7 @@ def rows_of(key: tuple[str, str, str], place: tuple[str, float], metrics: Metric
 
 def show(title: str, metrics: dict[str, Metrics]) -> None:
     """Medians of all variants, and how many times ours each takes: below 1 we lose, and it is printed too."""
-    for kind in ("time", "time_host", "time_graph"):
+    for kind in ("time", "host_time", "graph_time"):
         middle = {name: median(m[kind][1]) for name, m in metrics.items() if kind in m}
         ours = min((value for name, value in middle.items() if name.startswith("ours")), default=None)
         parts = [
@@ -301,8 +301,8 @@ def copy_bandwidth_rows(device: str) -> tuple[float, list[Row]]:
 
 
 def bandwidth_share(metrics: Metrics, least_bytes: int, bandwidth: float) -> Metrics:
-    """The share of the copy bandwidth that the least traffic of a call takes in its `time_graph`."""
-    if "time_graph" not in metrics:
+    """The share of the copy bandwidth that the least traffic of a call takes in its `graph_time`."""
+    if "graph_time" not in metrics:
         return {}
-    values = metrics["time_graph"][1]
+    values = metrics["graph_time"][1]
     return {"copy_bandwidth_share": ("%", [100 * least_bytes / (value * 1e-6) / bandwidth for value in values])}
