@@ -56,7 +56,7 @@ def sections(device: str, quick: bool) -> dict[str, Section]:
     tests = (
         ("-m", "not gpu", "tests/concepts/test_novel_rule.py")
         if toy
-        else ("-m", "gpu", "-n", workers, "--dist", "loadfile")
+        else ("-m", "gpu", "-n", workers, "--dist", "worksteal")
     )
     shapes = ("toy",) if toy else ("paper_30",) if quick else ("paper_30", "paper_15")
     runs = (
