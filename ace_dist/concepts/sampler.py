@@ -45,6 +45,16 @@ class ConceptDraw:
     def shadow(self) -> Phrases:
         return self.words(self.shadow_rows)
 
+    @property
+    def unchanged_share(self) -> float:
+        """Share of classes whose drawn label averages the very phrases of the root label: L_rand repeats L_fixed there.
+
+        The copy of a root among its own children always does (Eq. 4), so on average this is at least 1/M.
+        """
+        pairs = zip(class_sets(self.fixed_rows), class_sets(self.random_rows), strict=True)
+        same = [fixed == drawn for fixed, drawn in pairs]
+        return sum(same) / len(same)
+
     def words(self, part: ClassRows) -> Phrases:
         words = [self.phrases[row] for row in part.rows]
         return tuple(tuple(words[first:end]) for first, end in pairwise(part.offsets))
@@ -133,6 +143,10 @@ class ConceptSampler:
 
 def class_rows(groups: Sequence[tuple[int, ...]]) -> ClassRows:
     return ClassRows(tuple(chain.from_iterable(groups)), (0, *accumulate(map(len, groups))))
+
+
+def class_sets(part: ClassRows) -> list[set[int]]:
+    return [set(part.rows[first:end]) for first, end in pairwise(part.offsets)]
 
 
 def shadow_pool(root: str, base_verbs: Sequence[str], trees: SynonymTrees) -> tuple[tuple[str, str], ...]:

@@ -4,11 +4,13 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ace_dist.concepts import ConceptSampler
 from ace_dist.config import TrainingConfig
 from ace_dist.train.callbacks import Callback, StepEnd
 from ace_dist.train.metrics import Meters
@@ -21,10 +23,11 @@ class Monitor(Callback):
     """Sums losses on the device and reads them every `training.log_every_steps` steps; other steps do not wait for it.
 
     A line of `metrics.jsonl` covers the steps since the line before: `loss`, `loss_fixed`, `loss_random` (means over
-    these steps and all ranks), `step` (steps done), `epoch`, `lr_video`, `lr_text`, what `Meters.line` measures
-    (`clips_per_s`, `data_wait_share`, ...), `elapsed_s` (since the start or continuation). A run stopped between two
-    lines keeps the open one in its checkpoint (`state`), so the next line covers its steps all the same. A validation
-    has a line of its own (`on_result`), and its time is no part of the pace of training.
+    these steps and all ranks), `unchanged_draws` (share of labels drawn for L_rand that average their root's phrases),
+    `step` (steps done), `epoch`, `lr_video`, `lr_text`, what `Meters.line` measures (`clips_per_s`, `data_wait_share`,
+    ...), `elapsed_s` (since the start or continuation). A run stopped between two lines keeps the open one in its
+    checkpoint (`state`), so the next line covers its steps all the same. A validation has a line of its own
+    (`on_result`), and its time is no part of the pace of training.
     """
 
     name = "log"
@@ -38,9 +41,11 @@ class Monitor(Callback):
         settings: TrainingConfig,
         meters: Meters,
         line: Mapping[str, Any] | None = None,
+        sampler: ConceptSampler | None = None,
     ) -> None:
         self.ranks, self.every, self.batch_size = ranks, settings.log_every_steps, settings.batch_size
         self.meters = meters
+        self.sampler = sampler  # of a method with random labels
         self.sums: dict[str, Tensor] = {}
         self.micro_steps = 0
         self.start_s = self.last_s = time.perf_counter()
@@ -85,10 +90,15 @@ class Monitor(Callback):
         means = self.ranks.mean({name: value / self.micro_steps for name, value in self.sums.items()})
         now = time.perf_counter()
         clips = (end.step - self.last_step) * self.batch_size
+        drawn = {}
+        if self.sampler is not None:  # a draw is a function of the step alone, so these are the very ones
+            shares = [self.sampler.draw(step).unchanged_share for step in range(self.last_step, end.step)]
+            drawn = {"unchanged_draws": fmean(shares)}
         line = {
             "step": end.step,
             "epoch": round(end.epoch, 4),
             **means,
+            **drawn,
             **end.rates,
             **self.meters.line(clips, now - self.last_s, end.wait_s - self.last_wait_s),
             "elapsed_s": now - self.start_s,

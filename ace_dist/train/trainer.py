@@ -185,10 +185,11 @@ def build_callbacks(training: Training, start: int, meters: Meters) -> Callbacks
     """Everything that listens to the loop. Garbage is collected last; on closing, the log outlives the watchdog."""
     config, engine, run_dir = training.config.training, training.engine, training.run_dir
     line = training.checkpoints.callbacks.get("log")
+    sampler = engine.module.sampler if training.config.method.random_labels else None
     return Callbacks(
         [
             meters,
-            Monitor(run_dir, engine.ranks, start, engine.steps, config, meters, line),
+            Monitor(run_dir, engine.ranks, start, engine.steps, config, meters, line, sampler),
             Watchdog(run_dir, engine.ranks, training.health.flags, config),
             Profiler(training.config, run_dir, engine.ranks, meters),
             training.validation,

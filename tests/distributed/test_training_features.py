@@ -65,7 +65,7 @@ def test_a_line_of_the_log_covers_its_steps_across_a_stop(run):
     run("stopped", "training.log_every_steps=5")
     alone, stopped = lines(run, "alone"), lines(run, "stopped")
     assert [line["step"] for line in alone] == [5, 6]
-    kept = ("step", "epoch", "loss", "loss_fixed", "loss_random", "lr_video", "lr_text")
+    kept = ("step", "epoch", "loss", "loss_fixed", "loss_random", "unchanged_draws", "lr_video", "lr_text")
     assert [{key: line[key] for key in kept} for line in stopped] == [
         {key: line[key] for key in kept} for line in alone
     ]

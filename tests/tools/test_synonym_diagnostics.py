@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ace_dist.concepts import Action, ConceptSampler, SynonymTrees
+from ace_dist.tools.synonyms.commands import InspectConfig, inspect_command
 from ace_dist.tools.synonyms.diagnostics import diagnose, embedding_spread
 from ace_dist.tools.synonyms.text_report import findings_table, forest_figure, text_encoder, write_synonym_report
 from ace_dist.utils.errors import UserError
@@ -84,6 +85,23 @@ def test_concepts_whose_draws_change_nothing_are_named(trees):
     draws = [ConceptSampler(labels, SynonymTrees(nodes), seed=0).draw(step) for step in range(20)]
     assert all(set(draw.random[0]) == set(draw.fixed[0]) for draw in draws)
     assert any(set(draw.random[1]) != set(draw.fixed[1]) for draw in draws)
+    for draw in draws:
+        assert draw.unchanged_share == (1 + (set(draw.random[1]) == set(draw.fixed[1]))) / 2
+    assert diagnose(SynonymTrees(nodes)).unchanged == {
+        "spin": 0.5,
+        "lift": 1.0,
+    }  # the copy of spin is drawn half the time
+
+
+def test_inspection_cuts_trees_as_a_run_does(tmp_path, capsys):
+    """With M of two, the paper's on IKEA-ASM, half of the draws repeat the root label; of three, a third."""
+    tree = {verb: [verb, *words] for verb, words in (("lift", ["raise", "hoist"]), ("raise", ["boost", "rear"]))}
+    path = tmp_path / "trees.json"
+    SynonymTrees({"lift": tree | {"hoist": ["hoist", "winch", "crane"]}}).save(path)
+    for size, share in ((2, "50%"), (3, "33%")):
+        inspect_command(InspectConfig(trees=str(path), children=size, grandchildren=size))
+        table = capsys.readouterr().out.splitlines()
+        assert table[0].split()[-1] == "unchanged" and table[1].split()[-1] == share
 
 
 def test_embedding_spread_by_hand():

@@ -14,6 +14,9 @@ from ace_dist.tools.synonyms.sheet import export_sheet, import_sheet
 from ace_dist.utils.errors import ConfigError
 
 INCOMPLETE = 3  # exit status of a build that lacks nodes
+UNCHANGED = (
+    "unchanged: share of a verb's draws (Eq. 4) that average the phrases of its root label, so L_rand repeats L_fixed"
+)
 SHOWN = 20  # missing nodes that are printed; the file names all of them
 
 
@@ -24,6 +27,9 @@ class InspectConfig:
     trees: str | None = None  # tree file
     actions: Any = None  # base actions: annotations (those of the train split count), a text file, a list; null: all
     embed: str | None = None  # minilm, a run folder, or CLIP's text weights (.safetensors): how a text tower sees them
+    children: int | None = None  # M of the first order, as method.children cuts the trees for a run; null: all
+    grandchildren: int | None = None  # M of the second order
+    children_include_parent: bool = True  # M counts the parent verb itself
     object: str = "item"  # that stands beside every verb for the text tower
     output: str | None = None  # folder of the report; null: beside the tree file
 
@@ -72,7 +78,7 @@ def inspect_command(config: InspectConfig) -> None:
         raise ConfigError("trees is not set: give a tree file as trees=...")
     from ace_dist.tools.synonyms.text_report import findings_table, text_encoder, write_synonym_report
 
-    trees = SynonymTrees.load(config.trees)
+    trees = SynonymTrees.load(config.trees, config.children, config.grandchildren, config.children_include_parent)
     base = set(trees.roots)
     if config.actions is not None:
         listed = read_actions(config.actions)
@@ -80,7 +86,7 @@ def inspect_command(config: InspectConfig) -> None:
         trees.require(action.verb for action in listed.actions)
     findings = diagnose(trees, base)
     spreads = embedding_spread(trees, text_encoder(config.embed), config.object) if config.embed else []
-    print(findings_table(trees, findings, spreads))
+    print(findings_table(trees, findings, spreads), UNCHANGED, sep="\n")
     for warning in findings.warnings:
         print(f"warning: {warning}")
     output = Path(config.output) if config.output else Path(config.trees).with_suffix(".inspection")

@@ -4,7 +4,7 @@ Every finding names its nodes. Text towers come in as a function, so this module
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -29,6 +29,9 @@ class Diagnostics:
     first: Pairs
     second: Pairs
     shadows: dict[str, int]  # root of a base action -> verbs in its shadow pool
+    unchanged: dict[
+        str, float
+    ]  # root of a base action -> share of its draws (Eq. 4) that average the root's own phrases
     warnings: tuple[str, ...]
 
     def shared_verbs(self) -> dict[str, tuple[str, ...]]:
@@ -61,6 +64,7 @@ def diagnose(trees: SynonymTrees, base: Collection[str] | None = None) -> Diagno
     second = {root: {verb for _, children in trees.nodes(root) for verb in children} for root in trees.roots}
     base = trees.roots if base is None else [root for root in trees.roots if root in set(base)]
     shadows = {root: len(shadow_pool(root, base, trees)) for root in base}
+    unchanged = {root: unchanged_share(root, trees) for root in base}
     shared, overlaps, warnings = common_verbs(first), common_verbs(second), []
     # One verb for two concepts in the first order: their labels contradict each other in one loss.
     for (a, b), verbs in shared.items():
@@ -82,8 +86,8 @@ def diagnose(trees: SynonymTrees, base: Collection[str] | None = None) -> Diagno
         if count < FEW_SHADOWS:
             refusal = "; training with shadow negatives will refuse it" if count == 0 else ""
             warnings.append(f"{root!r}: its shadow pool holds {count} verb{'s' * (count != 1)}{refusal}")
-    warnings += size_warnings(trees) + sameness_warnings(trees, base)
-    return Diagnostics(trees.roots, shared, overlaps, shadows, tuple(warnings))
+    warnings += size_warnings(trees) + sameness_warnings(trees, unchanged)
+    return Diagnostics(trees.roots, shared, overlaps, shadows, unchanged, tuple(warnings))
 
 
 def common_verbs(verbs: dict[str, set[str]]) -> Pairs:
@@ -109,16 +113,18 @@ def size_warnings(trees: SynonymTrees) -> list[str]:
     return warnings
 
 
-def sameness_warnings(trees: SynonymTrees, base: Collection[str]) -> list[str]:
-    """Base concepts whose children have the root's own synonyms, in whatever order, as WordNet's trees often do.
+def unchanged_share(root: str, trees: SynonymTrees) -> float:
+    """Share of the children that Eq. 4 draws from whose own children are those of the root: 1/M, for the root's copy.
 
-    Then a drawn label (Eq. 4) is the mean over the same phrases (Eq. 3) as its root: L_rand adds nothing to L_fixed.
+    Such a draw averages the phrases of the root label (Eq. 3), so that L_rand repeats L_fixed for its classes.
     """
-    same = []
-    for root in base:
-        children = trees.children(root)
-        if len(children) > 1 and all(set(trees.children(root, child)) == set(children) for child in children):
-            same.append(root)
+    children = trees.children(root)
+    return sum(set(trees.children(root, child)) == set(children) for child in children) / len(children)
+
+
+def sameness_warnings(trees: SynonymTrees, unchanged: Mapping[str, float]) -> list[str]:
+    """Base concepts whose children all have the root's own synonyms, in whatever order, as WordNet's trees often do."""
+    same = [root for root, share in unchanged.items() if share == 1 and len(trees.children(root)) > 1]
     if not same:
         return []
     return [

@@ -60,6 +60,7 @@ def write_synonym_report(
         "first_order_overlap": {" / ".join(pair): list(verbs) for pair, verbs in findings.first.items()},
         "second_order_overlap": {" / ".join(pair): list(verbs) for pair, verbs in findings.second.items()},
         "shadow_pools": findings.shadows,
+        "unchanged_draws": findings.unchanged,
         "embedding": [asdict(spread) for spread in spreads],
     }
     write_json(out / "diagnostics.json", facts)
@@ -73,7 +74,9 @@ def write_synonym_report(
 def findings_table(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[ConceptSpread]) -> str:
     """One line a concept: sizes, overlaps, shadow pool, and what a text tower says of it."""
     by_root = {spread.root: spread for spread in spreads}
-    lines = [f"{'concept':16} {'M':>3} {'verbs':>5} {'shared 1st':>10} {'shared 2nd':>10} {'shadows':>7}"]
+    lines = [
+        f"{'concept':16} {'M':>3} {'verbs':>5} {'shared 1st':>10} {'shared 2nd':>10} {'shadows':>7} {'unchanged':>9}"
+    ]
     if spreads:
         lines[0] += f" {'tightness':>9}  nearest concept (cosine), verbs nearer to another"
     for root in trees.roots:
@@ -83,7 +86,10 @@ def findings_table(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence
             for level in (findings.first, findings.second)
         )
         shadows = str(findings.shadows.get(root, "-"))
-        line = f"{root:16} {len(trees.children(root)):3} {len(verbs):5} {first:10} {second:10} {shadows:>7}"
+        unchanged = f"{findings.unchanged[root]:.0%}" if root in findings.unchanged else "-"
+        line = (
+            f"{root:16} {len(trees.children(root)):3} {len(verbs):5} {first:10} {second:10} {shadows:>7} {unchanged:>9}"
+        )
         if spread := by_root.get(root):
             strays = ", ".join(f"{verb} ({other})" for verb, other in spread.strays)
             line += f" {spread.tightness:9.2f}  {spread.nearest} ({spread.nearest_cosine:.2f}) {strays}"
