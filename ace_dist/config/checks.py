@@ -10,6 +10,8 @@ from ace_dist.utils.errors import ConfigError
 CHOICES = {
     "dataset.kind": ("csv", "gtea", "ikea", "ata", "webdataset", "tabletop"),
     "dataset.encoding.codec": ("vp9", "mjpeg", "h264"),
+    "dataset.clip.view_spacing": ("ends", "slowfast"),
+    "dataset.clip.sampling": ("window", "segments"),
     "model.init": ("weights", "random", "random_video"),
     "model.video.tower": ("timesformer", "vit", "spacetime"),
     "model.video.pooling": ("mean", "frames"),

@@ -31,7 +31,15 @@ from ace_dist.config.settings import (
 )
 from ace_dist.utils.errors import ConfigError
 
-GROUPS = ("experiment", "dataset", "model", "method", "loader", "deepspeed")  # folders of configs/ to choose from
+GROUPS = (
+    "experiment",
+    "dataset",
+    "model",
+    "method",
+    "loader",
+    "deepspeed",
+    "prompts",
+)  # folders of configs/ to choose from
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("assets", lambda: str(assets_dir()), replace=True)
@@ -142,7 +150,7 @@ def explain(message: str, cause: BaseException | None) -> str:
 
 def known_keys(schema: type = Config, prefix: str = "") -> dict[str, Any]:
     """Every dotted key of the schema, groups included, with its type."""
-    keys: dict[str, Any] = {} if prefix else {"experiment": str}
+    keys: dict[str, Any] = {} if prefix else {"experiment": str, "prompts": str}
     for name, kind in get_type_hints(schema).items():
         keys[prefix + name] = kind
         if is_dataclass(kind):

@@ -13,6 +13,12 @@ class ClipConfig:
     frames: int = 8
     seconds: float = 2.0
     views: int = 3
+    view_spacing: str = (
+        "ends"  # ends: the last view ends with the action | slowfast: view k starts at k/views of the way
+    )
+    sampling: str = (
+        "window"  # window: `seconds` of the action | segments: a frame of each of `frames` parts of all of it
+    )
 
 
 @dataclass
@@ -115,6 +121,7 @@ class SimilarityConfig:
     attributes: str | None = None  # of spotting: text file, an attribute a line
     attribute_share: float = 0.3  # of spotting: weight of the attributes' score
     top: int = 5  # of spotting: attributes taken for a video
+    normalise_pooled: bool = True  # of spotting: pooled frames get unit length again; BIKE's authors leave them shorter
 
 
 @dataclass

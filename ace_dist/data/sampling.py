@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,19 +66,38 @@ def crop_box(request: ClipRequest) -> tuple[int, int, int, int]:
     return height, width, top, left
 
 
+def stored_frames(record: ClipRecord, times_s: Iterable[float]) -> tuple[int, ...]:
+    """The stored frames nearest to times in seconds of the stored clip, clamped to it."""
+    nearest = (math.floor(time * record.fps + 0.5) for time in times_s)
+    return tuple(min(max(index, 0), record.frames - 1) for index in nearest)
+
+
 def window_frames(record: ClipRecord, start_s: float, clip: ClipConfig) -> tuple[int, ...]:
     """Stored frames nearest to the T sampling times of the window that starts at `start_s`, clamped to the clip.
 
     Sampling times are the centres of T equal parts of the window, so a window about `m` has frame k at
     m + (k - (T-1)/2) * seconds / T.
     """
-    times = (start_s + (k + 0.5) * clip.seconds / clip.frames for k in range(clip.frames))
-    nearest = (math.floor(time * record.fps + 0.5) for time in times)
-    return tuple(min(max(index, 0), record.frames - 1) for index in nearest)
+    return stored_frames(record, (start_s + (k + 0.5) * clip.seconds / clip.frames for k in range(clip.frames)))
+
+
+def segment_frames(record: ClipRecord, places: Sequence[float]) -> tuple[int, ...]:
+    """A stored frame of each of T equal parts of the action; place 0 is the beginning of a part, 1 its end.
+
+    As ViFi-CLIP, BIKE and Text4Vis sample (after TSN): at random places in training, in the middle in a test.
+    """
+    length = record.segment_end_s - record.segment_start_s
+    times = (record.segment_start_s + (k + place) * length / len(places) for k, place in enumerate(places))
+    return stored_frames(record, times)
 
 
 def train_frames(record: ClipRecord, clip: ClipConfig) -> tuple[int, ...]:
-    """Stored frames of the window of `clip.seconds` centred on the segment's middle (ACE, implementation details)."""
+    """Stored frames of the window of `clip.seconds` centred on the segment's middle (ACE, implementation details).
+
+    With `clip.sampling=segments` the middle of each part of the segment.
+    """
+    if clip.sampling == "segments":
+        return segment_frames(record, [0.5] * clip.frames)
     middle = (record.segment_start_s + record.segment_end_s) / 2
     return window_frames(record, middle - clip.seconds / 2, clip)
 
@@ -86,18 +105,24 @@ def train_frames(record: ClipRecord, clip: ClipConfig) -> tuple[int, ...]:
 def view_starts(record: ClipRecord, clip: ClipConfig) -> list[float]:
     """Start of each test view in seconds of the stored clip.
 
-    View k starts at a + (L - w) k / (views - 1): the first at the segment's start, the last ending at its end. A
-    segment shorter than the window is expanded about its middle, and a single view is centred.
+    View k starts at a + (L - w) k / (views - 1): the first at the segment's start, the last ending at its end. With
+    `clip.view_spacing=slowfast` it is k / views, as in SlowFast's code and in ProcedureVRL's, which has it from there:
+    the end of a long segment is not seen. A segment shorter than the window is expanded about its middle, and a
+    single view is centred.
     """
     length = record.segment_end_s - record.segment_start_s
     middle = (record.segment_start_s + record.segment_end_s) / 2
     if length < clip.seconds or clip.views == 1:
         return [middle - clip.seconds / 2] * clip.views
+    parts = clip.views if clip.view_spacing == "slowfast" else clip.views - 1
     span = length - clip.seconds
-    return [record.segment_start_s + span * k / (clip.views - 1) for k in range(clip.views)]
+    return [record.segment_start_s + span * k / parts for k in range(clip.views)]
 
 
 def view_frames(record: ClipRecord, clip: ClipConfig) -> list[tuple[int, ...]]:
+    """Stored frames of each test view; with `clip.sampling=segments` views lie between each other in all parts."""
+    if clip.sampling == "segments":
+        return [segment_frames(record, [(v + 0.5) / clip.views] * clip.frames) for v in range(clip.views)]
     return [window_frames(record, start, clip) for start in view_starts(record, clip)]
 
 
@@ -158,6 +183,7 @@ class TrainPlan:
             raise DataError(f"training.batch_size={batch_size} cannot be shared equally by {world} ranks")
         self.records, self.labels = list(records), list(labels)
         self.frames = [train_frames(record, clip) for record in records]
+        self.parts = clip.frames if clip.sampling == "segments" else 0
         self.loader, self.batch_size, self.seed = loader, batch_size, seed
         self.rank, self.share = rank, batch_size // world
         self.order = functools.lru_cache(maxsize=2)(functools.partial(permutation, len(records), seed))  # of an epoch
@@ -177,7 +203,9 @@ class TrainPlan:
         request = centred(self.records[index], self.frames[index], self.loader, self.labels[index])
         if not self.loader.augment:
             return request
-        side, crop_x, crop_y, flip = uniforms(4, self.seed, epoch, place)
+        side, crop_x, crop_y, flip, *places = uniforms(4 + self.parts, self.seed, epoch, place)
+        if places:
+            request = replace(request, frames=segment_frames(request.record, places))
         low, high = self.loader.short_side_min, self.loader.short_side_max
         short_side = low + math.floor(side * (high - low + 1))
         return replace(request, short_side=short_side, crop_x=crop_x, crop_y=crop_y, flip=flip < self.loader.flip)

@@ -68,7 +68,8 @@ class Spotting(Similarity):
         frames, table = normalize(video.float(), dim=2), normalize(table_PD.float(), dim=1)
         likeness = torch.einsum("btd,pd->bpt", frames, table)
         pooled = torch.einsum("bpt,btd->bpd", (likeness / SPOTTING_TEMPERATURE).softmax(2), frames)
-        cosines_BP = torch.einsum("bpd,pd->bp", normalize(pooled, dim=2), table)
+        pooled = normalize(pooled, dim=2) if self.settings.normalise_pooled else pooled
+        cosines_BP = torch.einsum("bpd,pd->bp", pooled, table)
         if self.words:
             share, attributes = self.settings.attribute_share, self.attributes.to(frames)
             nearest = (frames.mean(1) @ attributes.T).topk(min(self.settings.top, len(attributes)), dim=1).indices

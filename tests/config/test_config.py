@@ -92,6 +92,16 @@ def test_deepspeed_passes_anything_and_local_rank_is_ignored():
     assert config.deepspeed["zero_optimization"]["stage"] == 1
 
 
+def test_sentences_around_a_phrase_are_a_choice_that_wins_over_the_method():
+    """ProcedureVRL's 28, counted by its own lists: 4 kinds of picture by 7 ways to name what is done."""
+    many = load_config(["experiment=gtea_ace", "method=procvlr", "prompts=procedurevrl"]).model.text.prompts
+    assert len(set(many)) == 28 and all(prompt.count("{}") == 1 and prompt.endswith("{}.") for prompt in many)
+    assert load_config(["experiment=gtea_ace"]).model.text.prompts == ["{}"]
+    assert load_config(["experiment=gtea_ace", "method=text4vis", "prompts=bare"]).model.text.prompts == ["{}"]
+    with pytest.raises(ConfigError, match=r"there are bare, procedurevrl; did you mean 'bare'"):
+        load_config(["prompts=bar"])
+
+
 def test_known_keys_cover_nested_settings():
     """The list behind "did you mean" reaches every level."""
     assert {"seed", "dataset.clip.frames", "model.text.tower"} <= set(known_keys())

@@ -75,6 +75,30 @@ def test_views_span_the_segment_from_its_start_to_its_end():
         assert np.diff(starts) == pytest.approx(np.full(views - 1, (end - start - seconds) / (views - 1)))
 
 
+def test_views_spaced_as_slowfast_does_begin_k_of_v_parts_along_the_way():
+    """SlowFast's and ProcedureVRL's code: start = (L - w) * k / V, so the end of a long action is not seen."""
+    clip = ClipConfig(8, 2.0, views=3, view_spacing="slowfast")
+    assert view_starts(record(1.0, 7.0), clip) == pytest.approx([1.0, 1.0 + 4 / 3, 1.0 + 8 / 3])
+    assert view_starts(record(3.0, 4.0), clip) == [2.5, 2.5, 2.5]  # short: as with the other spacing
+
+
+def test_segments_give_each_part_of_the_action_one_frame():
+    """Four parts of a 4 s action at 10 fps, by hand; in training at random places, other ones each epoch."""
+    clip = ClipConfig(4, 1.0, views=2, sampling="segments")
+    assert train_frames(record(2.0, 6.0), clip) == (25, 35, 45, 55)
+    # View v of 2 lies at (v + 1/2) / 2 of each part: 0.25 and 0.75 s after 2, 3, 4, 5 s; halves round up.
+    assert view_frames(record(2.0, 6.0), clip) == [(23, 33, 43, 53), (28, 38, 48, 58)]
+    plan = TrainPlan([record(2.0, 6.0)], [0], clip, small_loader(), 1, seed=int(np.random.default_rng().integers(99)))
+    shown = [plan.requests(step)[0].frames for step in range(200)]
+    for part in range(4):
+        drawn = {frames[part] for frames in shown}
+        assert {20 + 10 * part, 30 + 10 * part} >= {min(drawn), max(drawn)} and len(drawn) > 8
+    window = TrainPlan([record(2.0, 6.0)], [0], ClipConfig(4, 1.0), small_loader(), 1, seed=3)
+    parts = TrainPlan([record(2.0, 6.0)], [0], clip, small_loader(), 1, seed=3)
+    for one, other in zip(window.requests(7), parts.requests(7), strict=True):  # crops stay those of the seed
+        assert (one.short_side, one.crop_x, one.flip) == (other.short_side, other.crop_x, other.flip)
+
+
 def test_a_short_segment_is_expanded_about_its_middle_and_its_views_coincide():
     clip = ClipConfig(4, 2.0, views=3)
     assert view_starts(record(3.0, 4.0), clip) == [2.5, 2.5, 2.5]

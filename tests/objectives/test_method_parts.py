@@ -48,10 +48,15 @@ def test_symmetric_kl_by_hand():
     assert symmetric_kl(scores, labels) == pytest.approx(float(total) / 2)
 
 
-def test_spotting_by_hand(tmp_path):
-    """Frames weighed for each phrase, the five nearest attributes beside them, averaged over a class's phrases."""
+@pytest.mark.parametrize("normalise", [True, False])
+def test_spotting_by_hand(tmp_path, normalise):
+    """Frames weighed for each phrase, the five nearest attributes beside them, averaged over a class's phrases.
+
+    BIKE's authors take the product of the pooled frames, which are shorter than 1, with the unit text embedding.
+    """
     (tmp_path / "words.txt").write_text("# a comment\n" + "\n".join(f"attribute {i}" for i in range(8)))
     settings = SimilarityConfig(spotting=True, attributes=str(tmp_path / "words.txt"), attribute_share=0.3, top=5)
+    settings.normalise_pooled = normalise
     spotting = Spotting(settings, 16)
     spotting.attributes.copy_(normalize(torch.randn(8, 16), dim=1))
     video, table = torch.randn(3, 4, 16), torch.randn(4, 16)
@@ -65,9 +70,8 @@ def test_spotting_by_hand(tmp_path):
         for row in rows:
             weights = torch.stack([cosine_similarity(f, table[row], 0) for f in frames]).div(0.01).softmax(0)
             pooled = sum(w * f for w, f in zip(weights, frames, strict=True))
-            cosines.append(
-                0.7 * cosine_similarity(pooled, table[row], 0) + 0.3 * cosine_similarity(said, table[row], 0)
-            )
+            spotted = cosine_similarity(pooled, table[row], 0) if normalise else pooled @ normalize(table[row], dim=0)
+            cosines.append(0.7 * spotted + 0.3 * cosine_similarity(said, table[row], 0))
         expected = torch.stack([(cosines[0] + cosines[1]) / 2, cosines[2]]) / 0.05
         assert torch.allclose(scores[b], expected, atol=1e-4)
 
