@@ -359,20 +359,21 @@ def sweep_columns(shape: Shape) -> dict[str, Column]:
 
 
 def cases(options: argparse.Namespace) -> list[tuple[Shape, torch.dtype, str]]:
-    """Shape, type and layout of every case that was asked for."""
+    """Shape, type and layout of every case that was asked for, the quick shapes first."""
     layouts = ("separate",) if options.sweep else ("packed",)
     if options.device == "cuda" and not options.sweep and not options.quick:
         layouts = ("packed", "separate")
-    return [
+    chosen = [
         (shape, dtype, layout)
-        for shape in SHAPES[options.device]
-        for dtype in ([torch.bfloat16] if options.quick else AGREES)
+        for dtype in ([torch.bfloat16] if options.quick else reversed(AGREES))
         for layout in layouts
+        for shape in SHAPES[options.device]
         if (not options.shapes or shape.name in options.shapes)
         and (not options.dtypes or str(dtype).removeprefix("torch.") in options.dtypes)
         and (not options.sweep or shape.tokens <= 32)
         and (not options.quick or shape.name in QUICK_SHAPES)
     ]
+    return sorted(chosen, key=lambda case: case[0].name not in QUICK_SHAPES)
 
 
 def main() -> None:

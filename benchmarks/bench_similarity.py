@@ -189,14 +189,15 @@ def measure_hosts(device: str, names: list[str] | None, output: Path) -> None:
 
 
 def cases(shapes: list[str] | None, operations: list[str] | None, device: str, quick: bool) -> list[tuple[Any, ...]]:
-    """Shape, operation and type of inputs of every case that was asked for."""
-    return [
+    """Shape, operation and type of inputs of every case that was asked for, the quick ones first."""
+    chosen = [
         (shape, operation, dtype)
+        for dtype in ((torch.float32, torch.bfloat16) if device == "cuda" and not quick else (torch.float32,))
         for shape in SHAPES[device]
         for operation in operations or OPERATIONS
-        for dtype in ((torch.float32, torch.bfloat16) if device == "cuda" and not quick else (torch.float32,))
         if (not shapes or shape.name in shapes) and (not quick or (shape.name, operation) in QUICK)
     ]
+    return sorted(chosen, key=lambda case: (case[0].name, case[1]) not in QUICK)
 
 
 def main() -> None:
