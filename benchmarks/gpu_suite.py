@@ -41,17 +41,20 @@ STEP = {
 
 @dataclass(frozen=True)
 class Section:
-    """Commands that share a time limit; `share` is their part of the budget, `metrics` the columns of the table."""
+    """Commands that share a time limit; `share` is their part of the budget, `metrics` the figures of the table."""
 
     share: int
     commands: tuple[tuple[str, ...], ...]
     metrics: tuple[str, ...] = ()
+    competitors: bool = False  # whether variants stand side by side in a line of the table
 
 
 def sections(device: str, quick: bool) -> dict[str, Section]:
     """The sections by name, in order. `OUTPUT` in a command is the section's rows, `WORK` a folder for its files."""
     toy = device == "cpu"
+    single = ("--threads", "1") if toy else ()
     few = ("--quick",) if quick else ()
+    attended = (*single, "--shapes", "demo_temporal", "--dtypes", "float32") if toy else few
     workers = str(min(12, os.cpu_count() or 1))
     tests = (
         ("-m", "not gpu", "tests/concepts/test_novel_rule.py")
@@ -106,8 +109,10 @@ def sections(device: str, quick: bool) -> dict[str, Section]:
             ),
             ("clips_per_s", "clips_per_core_s"),
         ),
-        "operators": Section(60, (script("bench_similarity", *few),), ("graph_time", "time", "host_time")),
-        "attention": Section(45, (script("bench_attention", *few),), ("graph_time", "time", "host_time")),
+        "operators": Section(
+            60, (script("bench_similarity", *few, *single),), ("graph_time", "host_time", "time"), True
+        ),
+        "attention": Section(45, (script("bench_attention", *attended),), ("graph_time", "host_time", "time"), True),
     }
 
 
@@ -155,40 +160,51 @@ def table(states: Mapping[str, dict[str, Any]], known: Mapping[str, Section], fo
     lines = [f"{name}, torch {torch.__version__}, rows and logs in {folder}"]
     for section, state in states.items():
         lines.append(f"{section}: {state['status']}, {state['seconds']:.0f} of {state['limit_s']:.0f} s")
-        metrics = known[section].metrics
-        found = rows_table(folder / f"{section}.csv", metrics) if metrics else test_lines(folder / f"{section}.log")
+        rows, log = folder / f"{section}.csv", folder / f"{section}.log"
+        found = rows_table(rows, known[section]) if known[section].metrics else test_lines(log)
         if state["status"] != "finished":
-            found = [*found, *log_end(folder / f"{section}.log")]
-        lines += [f"  {line}"[:160] for line in found]
+            found = [*found, *log_end(log)]
+        lines += [f"  {line}"[:200] for line in found]
     if len(lines) > TABLE_LINES:
         lines[TABLE_LINES - 1 :] = [f"... {len(lines) - TABLE_LINES + 1} lines more: {folder}"]
     return lines
 
 
-def rows_table(path: Path, metrics: tuple[str, ...]) -> list[str]:
-    """A line for each variant of each mode, with the medians of some metrics."""
-    if not path.is_file():
-        return []
+def rows_table(path: Path, section: Section) -> list[str]:
+    """The medians of a section's metrics: a line for each variant of each mode, or a line for all competitors."""
+    values, units = read_medians(path, section.metrics)
+    if section.competitors:
+        modes = {(place, metric): dict[str, str]() for metric in units for place, _ in values}
+        for (place, variant), cells in values.items():
+            for metric, value in cells.items():
+                modes[place, metric][variant] = value
+        lines = [
+            f"{place} {metric} [{units[metric]}]: {', '.join(f'{name} {value}' for name, value in each.items())}"
+            for (place, metric), each in modes.items()
+        ]
+    else:
+        header = ["", "", *(f"{metric} [{unit}]" for metric, unit in units.items())]
+        body = [[*key, *(cells.get(metric, "-") for metric in units)] for key, cells in values.items()]
+        widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+        padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [header, *body]]
+        lines = ["  ".join(line).rstrip() for line in padded]
+    hidden = len(lines) - ROW_LINES
+    return [*lines[:ROW_LINES], *([f"... {hidden} lines more in {path.name}"] if hidden > 0 else [])]
+
+
+def read_medians(path: Path, metrics: tuple[str, ...]) -> tuple[dict[tuple[str, str], dict[str, str]], dict[str, str]]:
+    """Medians of a file of rows by what was measured and by variant, and the units of the metrics that it has."""
     values: dict[tuple[str, str], dict[str, str]] = {}
     units: dict[str, str] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="") if path.is_file() else contextlib.nullcontext([]) as file:
         for row in csv.DictReader(file):
+            about = json.loads(row["config_json"])
+            place = [about[key] for key in ("name", "layout", "dtype") if about.get(key, row["mode"]) != row["mode"]]
+            name = " ".join([*([row["name"]] if place else []), *place, row["mode"]])
             if row["metric"] in metrics:
-                about = json.loads(row["config_json"])
-                place = [about[key] for key in ("shape", "layout", "dtype") if isinstance(about.get(key), str)]
-                name = " ".join([row["name"] if place else "", *place, row["mode"]]).strip()
                 values.setdefault((name, row["variant"]), {})[row["metric"]] = f"{float(row['p50']):.4g}"
                 units[row["metric"]] = row["unit"]
-    shown = [metric for metric in metrics if metric in units]
-    header = ["", "", *(f"{metric} [{units[metric]}]" for metric in shown)]
-    body = [[*key, *(cells.get(metric, "-") for metric in shown)] for key, cells in values.items()]
-    hidden = len(body) - ROW_LINES
-    widths = [max(map(len, column)) for column in zip(header, *body[:ROW_LINES], strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in [header, *body[:ROW_LINES]]
-    ]
-    return [*lines, *([f"... {hidden} lines more in {path.name}"] if hidden > 0 else [])]
+    return values, {metric: units[metric] for metric in metrics if metric in units}
 
 
 def test_lines(log: Path) -> list[str]:
