@@ -14,15 +14,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
-from ace_kernels import backend, concept_triton, short_attention_triton
+from ace_kernels import ConceptLayout, concept_triton, short_attention_triton
+from ace_kernels.backend import Launch
 from ace_kernels.concept_problem import Problem
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -59,8 +61,10 @@ class ConceptShape:
         video, text = (
             torch.empty(n, self.width, dtype=self.dtype) for n in (self.videos, height if self.gathered else positions)
         )
-        table = (video, text, rows, torch.arange(0, positions + 1, self.phrases), 0.02)
+        offsets = [torch.arange(0, positions + 1, self.phrases)]
+        layout = ConceptLayout.build(offsets, None if rows is None else [rows], height=len(text))
         labels = torch.zeros(self.videos, dtype=torch.int64)
+        table = (video, text, layout, 0.02)
         for problem in (Problem(*table, labels, self.sets, True), Problem(*table)):
             outcome, saved = concept_triton.forward(problem)
             concept_triton.gradients(problem, saved, outcome, [True, True])
@@ -131,37 +135,32 @@ class Usage:
 
 
 @dataclass(slots=True)
-class Launch:
+class Recorded:
     """One recorded launch."""
 
     kernel: Any
-    warps: int
-    checked: bool
+    settings: dict[str, Any]
     arguments: dict[str, Any]
 
 
 @contextmanager
-def recording() -> Iterator[list[Launch]]:
+def recording() -> Iterator[list[Recorded]]:
     """Launches are noted and not started; their outputs stay uninitialised."""
-    launches: list[Launch] = []
+    launches: list[Recorded] = []
 
-    def note(kernel: Any, grid: tuple[int, ...], warps: int, checked: bool, **arguments: Any) -> None:
-        launches.append(Launch(kernel, warps, checked, arguments))
+    def note(launch: Launch, grid: object, tensors: Sequence[Tensor], sizes: tuple[int, ...] = ()) -> None:
+        launches.append(Recorded(launch.kernel, launch.settings, launch.arguments(tensors, sizes)))
 
-    original = backend.launch
-    backend.launch = note
-    try:
+    with patch.object(Launch, "__call__", note):
         yield launches
-    finally:
-        backend.launch = original
 
 
-def compile_launch(launch: Launch, target: GPUTarget) -> Any:
+def compile_launch(launch: Recorded, target: GPUTarget) -> Any:
     """Compile a launch as the runtime would: ones and flags are constants, multiples of 16 are known as such."""
     signature, constants, attributes = {}, {}, {}
     for place, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, launch.arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
             signature[name] = "constexpr"
             constants[(place,)] = value
             continue
@@ -171,16 +170,14 @@ def compile_launch(launch: Launch, target: GPUTarget) -> Any:
             signature[name], divisible = "fp32", False
         else:
             signature[name], divisible = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+            divisible = divisible and not parameter.do_not_specialize
         if divisible:
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    options: dict[str, Any] = {"num_warps": launch.warps, "enable_fp_fusion": True}
-    if launch.checked:
-        options |= {"debug": True, "sanitize_overflow": False}
-    return triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target, options=launch.settings)
 
 
-def usage(launch: Launch, shape: Shape, capability: int) -> Usage:
+def usage(launch: Recorded, shape: Shape, capability: int) -> Usage:
     """Compile one launch and read what the assembler says."""
     binary = compile_launch(launch, GPUTarget("cuda", capability, 32))
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -196,7 +193,7 @@ def usage(launch: Launch, shape: Shape, capability: int) -> Usage:
         dtype=str(shape.dtype).removeprefix("torch."),
         target=f"sm_{capability}",
         kernel=launch.kernel.__name__,
-        warps=launch.warps,
+        warps=launch.settings["num_warps"],
         registers=sizes["REG"],
         shared_bytes=binary.metadata.shared,
         spill_bytes=sizes["STACK"] + sizes["LOCAL"],

@@ -18,7 +18,14 @@ from unittest.mock import patch
 
 import torch
 import triton
-from ace_kernels import backend, concept_cross_entropy, concept_cross_entropy_sets, concept_problem, concept_similarity
+from ace_kernels import (
+    ConceptLayout,
+    backend,
+    concept,
+    concept_cross_entropy,
+    concept_cross_entropy_sets,
+    concept_similarity,
+)
 from common import Row
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -30,11 +37,11 @@ DRAWS = 260  # different draws of label sets, more than any cache holds, as ever
 
 @dataclass(frozen=True)
 class Case:
-    """An operator at a size: its forward, and the inputs that take gradients."""
+    """An operator at a size: its forward, and the inputs that take gradients; none where there is no backward."""
 
     operator: str
     variant: str
-    forward: Callable[[], Tensor]
+    forward: Callable[[], Any]
     inputs: tuple[Tensor, ...]
 
 
@@ -54,7 +61,7 @@ def no_launches() -> Iterator[None]:
     triton.runtime.driver.set_active(driver)
     with (
         patch.object(backend, "cached_choice", lambda setting, kind: "triton"),
-        patch.object(concept_problem, "bounds", lambda values: (0, -1)),
+        patch.object(concept, "check_label_values", lambda labels, classes: None),
     ):
         yield
 
@@ -80,8 +87,13 @@ def cases(videos: int, classes: int, synonyms: int, width: int, device: str) -> 
     offsets = torch.arange(0, phrases + 1, synonyms)
     inputs = tuple(x.requires_grad_() for x in (video, text, shadow))
     trained = phrases < 10_000
+    trained = phrases < 10_000
     draws = [[torch.randint(phrases, (phrases,)) for _ in range(3)] for _ in range(DRAWS * trained)]
     steps = iter(range(10**9))
+
+    def build_layout() -> ConceptLayout:
+        *rows, shadow_rows = draws[next(steps) % DRAWS]
+        return ConceptLayout.build([offsets, offsets], rows, offsets, shadow_rows, phrases).to(video.device)
 
     def similarity() -> Tensor:
         return concept_similarity(video, text, offsets, TEMPERATURE)
@@ -89,30 +101,37 @@ def cases(videos: int, classes: int, synonyms: int, width: int, device: str) -> 
     def cross_entropy() -> Tensor:
         return concept_cross_entropy(video, text, offsets, labels, TEMPERATURE, shadow, offsets)
 
-    def sets() -> Tensor:
+    def sets_of_tensors() -> Tensor:
         *rows, shadow_rows = draws[next(steps) % DRAWS]
         return concept_cross_entropy_sets(
             video, text, [offsets, offsets], labels, TEMPERATURE,
             shadow_offsets=offsets, set_rows=rows, shadow_rows=shadow_rows,
         )  # fmt: skip
 
+    layouts = [build_layout() for _ in draws]
+
+    def sets() -> Tensor:
+        return concept_cross_entropy_sets(video, text, layouts[next(steps) % DRAWS], labels, TEMPERATURE)
+
     yield Case("similarity", "ours", similarity, inputs[:2])
     yield Case("cross_entropy_shadow", "ours", cross_entropy, inputs)
     if trained:
         yield Case("cross_entropy_sets", "ours", sets, inputs[:2])
+        yield Case("cross_entropy_sets", "ours_without_layout", sets_of_tensors, inputs[:2])
+        yield Case("layout", "ours", build_layout, ())
     yield Case("cross_entropy_sets", "empty_function", lambda: Empty.apply(video, text), inputs[:2])
 
 
 def host_rows(case: Case, device: str, place: tuple[str, float], config: dict[str, Any]) -> list[Row]:
     """Microseconds of host time of the forward and of the backward of a case."""
     clock = time.perf_counter_ns if device == "cuda" else time.thread_time_ns
-    weight = torch.randn_like(case.forward())
+    weight = torch.randn_like(case.forward()) if case.inputs else None
     times: dict[str, list[float]] = {"forward": [], "backward": []}
     for block in range(WARMUP + BLOCKS):
         started = clock()
         outcomes = [case.forward() for _ in range(BLOCK)]
         middle = clock()
-        for outcome in outcomes:
+        for outcome in outcomes if case.inputs else ():
             torch.autograd.grad(outcome, case.inputs, weight)
         ended = clock()
         if device == "cuda":
@@ -120,7 +139,8 @@ def host_rows(case: Case, device: str, place: tuple[str, float], config: dict[st
         if block >= WARMUP:
             times["forward"].append((middle - started) / BLOCK / 1e3)
             times["backward"].append((ended - middle) / BLOCK / 1e3)
-    return [Row(case.operator, case.variant, mode, "time_host", "us", *place, t, config) for mode, t in times.items()]
+    modes = ("forward", "backward") if case.inputs else ("forward",)
+    return [Row(case.operator, case.variant, mode, "time_host", "us", *place, times[mode], config) for mode in modes]
 
 
 def measure_host(

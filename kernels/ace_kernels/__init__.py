@@ -10,6 +10,7 @@ from ace_kernels.concept import (
     concept_similarity,
     concept_similarity_sets,
 )
+from ace_kernels.concept_layout import ConceptLayout
 from ace_kernels.short_attention import (
     temporal_attention,
     temporal_attention_packed,
@@ -17,6 +18,7 @@ from ace_kernels.short_attention import (
 )
 
 __all__ = [
+    "ConceptLayout",
     "KernelInputError",
     "choose",
     "concept_cross_entropy",

@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -50,12 +52,38 @@ def unsupported_reason(kind: str) -> str | None:
     return f"triton needs a CUDA device and the tensors are on {kind} (TRITON_INTERPRET=1 interprets, for tests)"
 
 
-def launch(kernel: Any, grid: tuple[int, ...], warps: int, checked: bool, **arguments: Any) -> None:
-    """Start a Triton kernel. `checked` compiles its assertions in."""
-    settings: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": True}
-    if checked:
-        settings |= {"debug": True, "sanitize_overflow": False}
-    kernel[grid](**arguments, **settings)
+class Launch:
+    """A Triton kernel and what is the same at every call of it: the arguments after its tensors and sizes, the warps.
+
+    Triton looks at each argument of each launch to find the compiled kernel, which takes longer than a small kernel
+    runs. All that this depends on is settled when a `Launch` is made, but for the alignment of the tensors and the
+    range of the sizes. So the compiled kernel is kept, and started directly where these are as usual: tensors at
+    multiples of 16 bytes, sizes of 31 bits. A kernel must not be specialised on its sizes (`do_not_specialize`).
+    """
+
+    def __init__(self, kernel: Any, warps: int, fixed: dict[str, Any], checked: bool = False) -> None:
+        """`checked` compiles the assertions of the kernel in."""
+        names = kernel.arg_names
+        self.kernel = kernel
+        self.fixed = tuple(fixed[name] for name in names[len(names) - len(fixed) :])
+        self.settings: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": True}
+        if checked:
+            self.settings |= {"debug": True, "sanitize_overflow": False}
+        self.compiled: Any = None
+
+    def arguments(self, tensors: Sequence[Tensor], sizes: tuple[int, ...] = ()) -> dict[str, Any]:
+        """All arguments of a call by their names."""
+        return dict(zip(self.kernel.arg_names, (*tensors, *sizes, *self.fixed), strict=True))
+
+    def __call__(self, grid: tuple[int, int, int], tensors: Sequence[Tensor], sizes: tuple[int, ...] = ()) -> None:
+        addresses = [x.data_ptr() for x in tensors]
+        usual = not reduce(or_, addresses) & 15 and not (sizes and max(sizes) >> 31)
+        if usual and self.compiled is not None:
+            self.compiled[grid](*addresses, *sizes, *self.fixed)
+            return
+        compiled = self.kernel[grid](*tensors, *sizes, *self.fixed, **self.settings)
+        if usual:
+            self.compiled = compiled  # None from the interpreter
 
 
 def is_plain(x: Tensor) -> bool:

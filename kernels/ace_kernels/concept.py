@@ -13,8 +13,9 @@ All arithmetic is float32 (float64 when an input is) whatever the input or autoc
 in that type. A zero vector has no direction: its unit vector is defined as zero, so its cosine with anything is zero,
 and its gradient as zero.
 
-The way of a call: a public function checks shapes and joins label sets, `Concept` computes and differentiates, and the
-backend (`concept_torch` or `concept_triton`) does the arithmetic. A tracer sees the two registered operators instead.
+The way of a call: a public function checks shapes and finds the `ConceptLayout` of the label sets, `Concept` computes
+and differentiates, and the backend (`concept_torch` or `concept_triton`) does the arithmetic. A tracer sees the two
+registered operators instead.
 """
 
 from collections.abc import Sequence
@@ -26,19 +27,25 @@ from torch import Tensor
 
 from ace_kernels import concept_torch
 from ace_kernels.backend import KernelInputError, choose, is_plain, no_autocast, no_second_derivative
+from ace_kernels.concept_layout import ConceptLayout, layout_of
 from ace_kernels.concept_problem import (
     Problem,
     Saved,
+    check_integers,
+    check_label_values,
     check_labels,
-    check_positions,
     check_table,
     check_temperature,
-    check_values,
+    wide_type,
 )
 
 
 def concept_similarity(
-    video_BD: Tensor, text_SD: Tensor, class_offsets: Tensor, temperature: float, rows: Tensor | None = None
+    video_BD: Tensor,
+    text_SD: Tensor,
+    class_offsets: Tensor | ConceptLayout,
+    temperature: float,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Similarity of every video with every class, averaged over the phrases of the class (ACE Eq. 3).
 
@@ -46,7 +53,7 @@ def concept_similarity(
         video_BD: un-normalised video embeddings, [B, D], floating point.
         text_SD: un-normalised phrase embeddings, [S, D], rows grouped by class; [P, D] in any order with `rows`.
         class_offsets: [C+1] integers rising from 0 to S. On the CPU they are checked at once; on a GPU by assertions
-            of the kernel.
+            of the kernel. Or a `ConceptLayout`, which holds the rows too and is checked when it is built.
         temperature: τ, greater than 0.
         rows: [S] integers, the row of `text_SD` of every position.
 
@@ -58,14 +65,18 @@ def concept_similarity(
             range, τ is not positive.
     """
     check_temperature(temperature)
-    check_table(video_BD, text_SD, rows, class_offsets)
-    return apply(Problem(video_BD, text_SD, rows, class_offsets, temperature))
+    check_table(video_BD, text_SD)
+    given = class_offsets if isinstance(class_offsets, ConceptLayout) else [class_offsets]
+    layout = arrange(text_SD, given, None if rows is None else [rows])
+    if layout.shadowed:
+        raise KernelInputError("a layout with shadow negatives is for a loss: a similarity has none")
+    return apply(Problem(video_BD, text_SD, layout, temperature))
 
 
 def concept_similarity_sets(
     video_BD: Tensor,
     text_PD: Tensor,
-    set_offsets: Sequence[Tensor],
+    set_offsets: Sequence[Tensor] | ConceptLayout,
     temperature: float,
     set_rows: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
@@ -74,7 +85,7 @@ def concept_similarity_sets(
     Args:
         video_BD: [B, D] video embeddings.
         text_PD: [P, D] phrase embeddings.
-        set_offsets: for every set its [C_r+1] offsets, each rising from 0.
+        set_offsets: for every set its [C_r+1] offsets, each rising from 0. Or a `ConceptLayout` of the sets.
         temperature: τ, greater than 0.
         set_rows: for every set the rows of `text_PD` of its positions. Without it the sets lie one after the other in
             the table.
@@ -82,15 +93,15 @@ def concept_similarity_sets(
     Returns:
         R views [B, C_r] of one matrix of logits.
     """
-    offsets, rows = join_sets(set_offsets, set_rows)
-    logits = concept_similarity(video_BD, text_PD, offsets, temperature, rows)
-    return list(logits.split([part.numel() - 1 for part in set_offsets], 1))
+    check_table(video_BD, text_PD)
+    layout = arrange(text_PD, set_offsets, set_rows)
+    return list(concept_similarity(video_BD, text_PD, layout, temperature).split(layout.set_classes, 1))
 
 
 def concept_cross_entropy(
     video_BD: Tensor,
     text_SD: Tensor,
-    class_offsets: Tensor,
+    class_offsets: Tensor | ConceptLayout,
     labels_B: Tensor,
     temperature: float,
     shadow_text_SD: Tensor | None = None,
@@ -103,7 +114,7 @@ def concept_cross_entropy(
     Args:
         video_BD: [B, D] video embeddings.
         text_SD: [S, D] phrase embeddings, rows grouped by class; [P, D] in any order with `rows`.
-        class_offsets: [C+1] integers rising from 0 to S.
+        class_offsets: [C+1] integers rising from 0 to S. Or a `ConceptLayout` of one set, shadow negatives included.
         labels_B: [B] class indices in [0, C), on the device of the videos. Checked there, without a host sync.
         temperature: τ, greater than 0.
         shadow_text_SD: [S2, D] phrases of the shadow negatives, grouped by class; joined to `text_SD` by a copy of
@@ -118,9 +129,10 @@ def concept_cross_entropy(
     Raises:
         KernelInputError: as in `concept_similarity`, and when only one shadow argument is given.
     """
+    given = class_offsets if isinstance(class_offsets, ConceptLayout) else [class_offsets]
     set_rows = None if rows is None else [rows]
     losses = concept_cross_entropy_sets(
-        video_BD, text_SD, [class_offsets], labels_B, temperature, shadow_text_SD, shadow_offsets, set_rows, shadow_rows
+        video_BD, text_SD, given, labels_B, temperature, shadow_text_SD, shadow_offsets, set_rows, shadow_rows
     )
     return losses.view(())  # not losses[0]: the backward of an index fills and copies
 
@@ -128,7 +140,7 @@ def concept_cross_entropy(
 def concept_cross_entropy_sets(
     video_BD: Tensor,
     text_PD: Tensor,
-    set_offsets: Sequence[Tensor],
+    set_offsets: Sequence[Tensor] | ConceptLayout,
     labels_B: Tensor,
     temperature: float,
     shadow_text_SD: Tensor | None = None,
@@ -145,68 +157,57 @@ def concept_cross_entropy_sets(
         [R] losses.
     """
     check_temperature(temperature)
-    if not set_offsets or len({part.numel() for part in set_offsets}) != 1:
-        raise KernelInputError(f"every set needs the same C+1 offsets, got {[part.numel() for part in set_offsets]}")
-    offsets, rows = join_sets(set_offsets, set_rows)
-    check_table(video_BD, text_PD, rows, offsets)
+    check_table(video_BD, text_PD)
     check_labels(labels_B, video_BD)
-    if (shadow_text_SD is None and shadow_rows is None) != (shadow_offsets is None):
+    if isinstance(set_offsets, ConceptLayout):
+        classes = set_offsets.set_classes
+    else:
+        classes = tuple([part.numel() - 1 for part in set_offsets])
+    if len(set(classes)) != 1:
+        raise KernelInputError(f"every set needs the same C+1 offsets, got {[count + 1 for count in classes]}")
+    if shadow_text_SD is not None:
+        check_table(video_BD, shadow_text_SD, "shadow_text")
+    layout = arrange(text_PD, set_offsets, set_rows, shadow_text_SD, shadow_offsets, shadow_rows)
+    if shadow_text_SD is not None:
+        text_PD = torch.cat([text_PD, shadow_text_SD])
+    return apply(Problem(video_BD, text_PD, layout, temperature, labels_B, len(layout.set_classes), layout.shadowed))
+
+
+def arrange(
+    text: Tensor,
+    given: Sequence[Tensor] | ConceptLayout,
+    rows: Sequence[Tensor] | None,
+    shadow_text: Tensor | None = None,
+    shadow_offsets: Tensor | None = None,
+    shadow_rows: Tensor | None = None,
+) -> ConceptLayout:
+    """The layout of a call: the one that is given, or that of the tensors in its place."""
+    if isinstance(given, ConceptLayout):
+        if any(x is not None for x in (rows, shadow_text, shadow_offsets, shadow_rows)):
+            raise KernelInputError("a ConceptLayout holds the rows and the shadow negatives: give no other with it")
+        if given.height != text.shape[0]:
+            raise KernelInputError(f"the layout is of a table of {given.height} rows, text has {text.shape[0]}")
+        return given
+    check_integers(given, rows)
+    if (shadow_text is None and shadow_rows is None) != (shadow_offsets is None):
         raise KernelInputError("shadow_text (or shadow_rows) and shadow_offsets must be given together")
     if shadow_offsets is not None:
-        classes = set_offsets[0].numel() - 1
-        if shadow_offsets.numel() - 1 != classes:
-            raise KernelInputError(
-                f"shadow_offsets describes {shadow_offsets.numel() - 1} classes, class_offsets {classes}"
-            )
-        if shadow_text_SD is not None:
-            check_table(video_BD, shadow_text_SD, shadow_rows, shadow_offsets, "shadow_text")
-            if is_plain(video_BD):  # each table by itself: two errors could cancel in the joined one
-                check_positions(text_PD, rows, offsets)
-                check_positions(shadow_text_SD, shadow_rows, shadow_offsets, "shadow_text")
-            rows, shadow_rows = joined_rows(text_PD, rows, shadow_text_SD, shadow_rows)
-            text_PD = torch.cat([text_PD, shadow_text_SD])
-            shadow_offsets = shadow_offsets.to(offsets.device)
-        elif rows is None:
+        if shadow_text is None and rows is None:
             raise KernelInputError("shadow_rows without shadow_text needs rows too: both index into text")
-        both = None if rows is None or shadow_rows is None else [rows, shadow_rows]
-        offsets, rows = join_sets([offsets, shadow_offsets], both)
-    shadowed = shadow_offsets is not None
-    return apply(Problem(video_BD, text_PD, rows, offsets, temperature, labels_B, len(set_offsets), shadowed))
-
-
-def join_sets(set_offsets: Sequence[Tensor], set_rows: Sequence[Tensor] | None) -> tuple[Tensor, Tensor | None]:
-    """Offsets and rows of several label sets as those of one set with all their classes. Reads no value."""
-    if not set_offsets or (set_rows is not None and len(set_rows) != len(set_offsets)):
-        raise KernelInputError(f"{len(set_offsets)} sets of offsets need as many sets of rows, and one at least")
-    if len(set_offsets) == 1:
-        return set_offsets[0], None if set_rows is None else set_rows[0]
-    parts, base = [set_offsets[0]], set_offsets[0][-1]
-    for part in set_offsets[1:]:
-        parts.append(part[1:] + base)
-        base = base + part[-1]
-    return torch.cat(parts), None if set_rows is None else torch.cat(list(set_rows))
-
-
-def joined_rows(
-    text: Tensor, rows: Tensor | None, shadow: Tensor, shadow_rows: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Rows of two tables as rows of one that holds the first and then the second; None when both are in order."""
-    if rows is None and shadow_rows is None:
-        return None, None
-    given = rows if rows is not None else shadow_rows
-    assert given is not None
-    if rows is None:
-        rows = torch.arange(text.shape[0], device=given.device)
-    if shadow_rows is None:
-        shadow_rows = torch.arange(shadow.shape[0], device=given.device)
-    return rows, shadow_rows.to(rows.device) + text.shape[0]
+        check_integers([shadow_offsets], None if shadow_rows is None else [shadow_rows], "shadow_text")
+    return layout_of(text, given, rows, shadow_text, shadow_offsets, shadow_rows)
 
 
 def apply(problem: Problem) -> Tensor:
     """Logits [B, N] or losses [R], differentiable in the videos and the table."""
-    if is_plain(problem.video_BD):
-        check_values(problem)
-    outcome: Tensor = Concept.apply(*problem)
+    video, text, layout, temperature, labels, sets, shadowed = problem
+    outcome: Tensor
+    if is_plain(video):
+        if labels is not None:
+            check_label_values(labels, problem.classes)
+        outcome = Concept.apply(video, text, layout.to(text.device), temperature, labels, sets, shadowed)
+    else:
+        outcome = TracedConcept.apply(video, text, layout.rows, layout.offsets, temperature, labels, sets, shadowed)
     return outcome
 
 
@@ -215,18 +216,46 @@ class Concept(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        video, text, rows, offsets, ctx.temperature, labels, ctx.sets, ctx.shadowed = arguments
-        outcome, *saved = (compute if is_plain(video) else concept_op)(*arguments)
-        ctx.save_for_backward(video, text, rows, offsets, labels, *saved)
+        problem = Problem(*arguments)
+        outcome, saved = compute(problem)
+        ctx.rest = problem[2:4], problem[5:]
+        ctx.save_for_backward(problem.video_BD, problem.text_PD, problem.labels_B, *saved)
         return outcome
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of videos and table. The registered operator, which refuses second derivatives, serves those."""
+        video, text, labels, *saved = ctx.saved_tensors
+        (layout, temperature), (sets, shadowed) = ctx.rest
+        (grad,), needs = grads, ctx.needs_input_grad[:2]
+        video_grad: Tensor | None
+        text_grad: Tensor | None
+        if torch.is_grad_enabled():
+            video_grad, text_grad = gradients_op(
+                grad, *saved, list(needs), video, text, layout.rows, layout.offsets, temperature, labels, sets, shadowed
+            )
+        else:
+            problem = Problem(video, text, layout, temperature, labels, sets, shadowed)
+            video_grad, text_grad = compute_gradients(problem, Saved(*saved), grad, needs)
+        return video_grad if needs[0] else None, text_grad if needs[1] else None, None, None, None, None, None
+
+
+class TracedConcept(torch.autograd.Function):
+    """The operator as a tracer sees it: tensors in place of the layout, the registered operators inside."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        video, text, rows, offsets, ctx.temperature, labels, ctx.sets, ctx.shadowed = arguments
+        outcome: Tensor
+        outcome, *saved = concept_op(*arguments)
+        ctx.save_for_backward(video, text, rows, offsets, labels, *saved)
+        return outcome
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         video, text, rows, offsets, labels, *saved = ctx.saved_tensors
         (grad,), needs = grads, list(ctx.needs_input_grad[:2])
-        call = compute_gradients if is_plain(video) and not torch.is_grad_enabled() else gradients_op
-        video_grad, text_grad = call(
+        video_grad, text_grad = gradients_op(
             grad, *saved, needs, video, text, rows, offsets, ctx.temperature, labels, ctx.sets, ctx.shadowed
         )
         return video_grad if needs[0] else None, text_grad if needs[1] else None, None, None, None, None, None, None
@@ -241,17 +270,16 @@ def backend_module(video_BD: Tensor) -> ModuleType:
     return concept_triton
 
 
-def compute(*arguments: Any) -> tuple[Tensor, ...]:
-    """The outcome of a `Problem`, and the fields of `Saved`."""
-    problem = Problem(*arguments)
+def compute(problem: Problem) -> tuple[Tensor, Saved]:
     with no_autocast(problem.video_BD.device.type):
-        outcome, saved = backend_module(problem.video_BD).forward(problem)
-    return outcome, *saved
+        outcome: tuple[Tensor, Saved] = backend_module(problem.video_BD).forward(problem)
+    return outcome
 
 
-def compute_gradients(grad: Tensor, *arguments: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of videos and table, None where `needs` says no: of a grad, `Saved`, needs and a `Problem`."""
-    saved, needs, problem = Saved(*arguments[:4]), arguments[4], Problem(*arguments[5:])
+def compute_gradients(
+    problem: Problem, saved: Saved, grad: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of videos and table, None where `needs` says no."""
     with no_autocast(problem.video_BD.device.type):
         grads: tuple[Tensor | None, Tensor | None] = backend_module(problem.video_BD).gradients(
             problem, saved, grad, needs
@@ -259,7 +287,7 @@ def compute_gradients(grad: Tensor, *arguments: Any) -> tuple[Tensor | None, Ten
     return grads
 
 
-# What a tracer sees. Only the two operators are registered, not their derivative: `Concept` is traced through.
+# What a tracer sees. Only the two operators are registered, not their derivative: `TracedConcept` is traced through.
 PROBLEM = (
     "Tensor video, Tensor text, Tensor? rows, Tensor offsets, float temperature, Tensor? labels, int sets, "
     "bool shadowed"
@@ -267,27 +295,40 @@ PROBLEM = (
 SAVED = "Tensor means, Tensor inverse_norms, Tensor weights, Tensor shadow_weights"
 
 
+def traced_problem(
+    video: Tensor, text: Tensor, rows: Tensor | None, offsets: Tensor, temperature: float, labels: Tensor | None,
+    sets: int, shadowed: bool,
+) -> Problem:  # fmt: skip
+    """The problem of a registered operator's arguments."""
+    layout = layout_of(text, [offsets], None if rows is None else [rows])
+    return Problem(video, text, layout.to(text.device), temperature, labels, sets, shadowed)
+
+
 @torch.library.custom_op(
     "ace_kernels::concept", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 def concept_op(*arguments: Any) -> tuple[Tensor, ...]:
     """`compute`, with the values checked when the traced program runs."""
-    check_values(Problem(*arguments))
-    return compute(*arguments)
+    problem = traced_problem(*arguments)
+    if problem.labels_B is not None:
+        check_label_values(problem.labels_B, problem.classes)
+    outcome, saved = compute(problem)
+    return outcome, *saved
 
 
 @concept_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    problem = Problem(*arguments)
-    (batch, width), sets, labelled = problem.video_BD.shape, problem.sets, problem.labels_B is not None
+    video, text, _, offsets, _, labels, sets, shadowed = arguments
+    (batch, width), means = video.shape, offsets.numel() - 1
     shapes = (
-        (sets,) if labelled else (batch, problem.means),
-        (problem.means, width),
+        (batch, means) if labels is None else (sets,),
+        (means, width),
         (batch,),
-        (batch, sets * problem.classes) if labelled else (0,),
-        (batch, sets) if problem.shadowed else (0,),
+        (0,) if labels is None else (batch, means // (sets + shadowed) * sets),
+        (batch, sets) if shadowed else (0,),
     )
-    return tuple(problem.video_BD.new_empty(shape, dtype=problem.wide) for shape in shapes)
+    wide = wide_type(video, text)
+    return tuple(video.new_empty(shape, dtype=wide) for shape in shapes)
 
 
 @torch.library.custom_op(
@@ -297,7 +338,9 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 )
 def gradients_op(*arguments: Any) -> tuple[Tensor, ...]:
     """`compute_gradients`, with an empty tensor where no gradient is needed."""
-    return tuple(arguments[0].new_empty(0) if x is None else x for x in compute_gradients(*arguments))
+    grad, saved, needs = arguments[0], Saved(*arguments[1:5]), arguments[5]
+    grads = compute_gradients(traced_problem(*arguments[6:]), saved, grad, needs)
+    return tuple(grad.new_empty(0) if x is None else x for x in grads)
 
 
 @gradients_op.register_fake

@@ -5,14 +5,14 @@ their range) are checked here when they live on the CPU, and by device assertion
 a GPU: a GPU is never made to wait for a check.
 """
 
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy
 import torch
 from torch import Tensor
 
 from ace_kernels.backend import KernelInputError
+from ace_kernels.concept_layout import ConceptLayout
 
 INTEGERS = (torch.int64, torch.int32)
 
@@ -27,41 +27,29 @@ class Saved(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Videos, one table of phrases and the classes made of it, in the order of the registered operator.
+    """Videos, one table of phrases and the classes made of it.
 
-    Class n has the positions `offsets[n]:offsets[n + 1]`; position s is row s of the table, or row `rows_S[s]`. The N
-    classes are those of the R sets, C each, one set after the other, and then the C shadow negatives if `shadowed`.
-    Without labels the outcome is logits [B, N], with labels [B] it is losses [R].
+    The N classes of the layout are those of the R sets, C each, one set after the other, and then the C shadow
+    negatives if `shadowed`. Without labels the outcome is logits [B, N], with labels [B] it is losses [R].
     """
 
     video_BD: Tensor
     text_PD: Tensor
-    rows_S: Tensor | None
-    offsets: Tensor
+    layout: ConceptLayout
     temperature: float
     labels_B: Tensor | None = None
     sets: int = 1
     shadowed: bool = False
 
     @property
-    def means(self) -> int:
-        """Number of class means, N."""
-        return self.offsets.numel() - 1
-
-    @property
     def classes(self) -> int:
         """Classes of one set, C."""
-        return self.means // (self.sets + self.shadowed)
-
-    @property
-    def positions(self) -> int:
-        """Number of phrases counted with repetition, S."""
-        return self.text_PD.shape[0] if self.rows_S is None else self.rows_S.numel()
+        return self.layout.means // (self.sets + self.shadowed)
 
     @property
     def wide(self) -> torch.dtype:
-        """The type of the arithmetic: float64 when an input is, else float32."""
-        return torch.float64 if torch.float64 in (self.video_BD.dtype, self.text_PD.dtype) else torch.float32
+        """The type of the arithmetic."""
+        return wide_type(self.video_BD, self.text_PD)
 
     def logit_gradient(self, saved: Saved, grad: Tensor) -> tuple[Tensor, Tensor | None, float]:
         """Gradient of the logits from that of the outcome, as weights [B, R·C] · scales [R] (or 1) · factor."""
@@ -70,7 +58,12 @@ class Problem(NamedTuple):
         return saved.weights_BN, grad, 1 / (self.temperature * self.video_BD.shape[0])
 
 
-def check_table(video_BD: Tensor, text: Tensor, rows: Tensor | None, offsets: Tensor, name: str = "text") -> None:
+def wide_type(video_BD: Tensor, text_PD: Tensor) -> torch.dtype:
+    """float64 when an input is, else float32."""
+    return torch.float64 if torch.float64 in (video_BD.dtype, text_PD.dtype) else torch.float32
+
+
+def check_table(video_BD: Tensor, text: Tensor, name: str = "text") -> None:
     """Shapes and types of the videos and a table; no value is read."""
     for label, matrix in (("video", video_BD), (name, text)):
         if matrix.ndim != 2 or not matrix.is_floating_point():
@@ -79,10 +72,18 @@ def check_table(video_BD: Tensor, text: Tensor, rows: Tensor | None, offsets: Te
         raise KernelInputError(f"video has width {video_BD.shape[1]}, {name} has width {text.shape[1]}")
     if video_BD.device != text.device:
         raise KernelInputError(f"video is on {video_BD.device}, {name} on {text.device}")
-    if offsets.ndim != 1 or offsets.numel() < 2 or offsets.dtype not in INTEGERS:
-        raise KernelInputError(f"offsets of {name} must be C+1 integers, got {offsets.dtype} {list(offsets.shape)}")
-    if rows is not None and (rows.ndim != 1 or rows.dtype not in INTEGERS):
-        raise KernelInputError(f"rows of {name} must be S integers, got {rows.dtype} {list(rows.shape)}")
+
+
+def check_integers(offsets: Sequence[Tensor], rows: Sequence[Tensor] | None, name: str = "text") -> None:
+    """Shapes and types of what describes classes; no value is read."""
+    if not offsets or (rows is not None and len(rows) != len(offsets)):
+        raise KernelInputError(f"{len(offsets)} sets of offsets need as many sets of rows, and one at least")
+    for part in offsets:
+        if part.ndim != 1 or part.numel() < 2 or part.dtype not in INTEGERS:
+            raise KernelInputError(f"offsets of {name} must be C+1 integers, got {part.dtype} {list(part.shape)}")
+    for part in rows or ():
+        if part.ndim != 1 or part.dtype not in INTEGERS:
+            raise KernelInputError(f"rows of {name} must be S integers, got {part.dtype} {list(part.shape)}")
 
 
 def check_temperature(temperature: float) -> None:
@@ -102,45 +103,9 @@ def check_labels(labels_B: Tensor, video_BD: Tensor) -> None:
         raise KernelInputError("the loss of no video is undefined: video has no row")
 
 
-def check_values(problem: Problem) -> None:
-    """What only the values tell, for the tensors that are on the CPU."""
-    check_positions(problem.text_PD, problem.rows_S, problem.offsets)
-    if problem.labels_B is not None:
-        low, high = bounds(problem.labels_B)
-        if low < 0 or high >= problem.classes:
-            raise KernelInputError(f"labels must lie in [0, {problem.classes}), got {problem.labels_B.tolist()[:8]}...")
-
-
-def check_positions(text: Tensor, rows: Tensor | None, offsets: Tensor, name: str = "text") -> None:
-    """On the CPU: offsets rise from 0 to the number of positions, no class is empty, and rows lie in the table."""
-    if offsets.device.type == "cpu":
-        positions = text.shape[0] if rows is None else rows.numel()
-        sizes = class_sizes(offsets)
-        if int(offsets[0]) != 0 or min(sizes) < 0 or sum(sizes) != positions:
-            raise KernelInputError(f"offsets of {name} must rise from 0 to {positions}, got {offsets.tolist()[:8]}...")
-        if 0 in sizes:
-            raise KernelInputError(f"class {sizes.index(0)} has no row in {name}")
-    if rows is not None:
-        low, high = bounds(rows)
-        if low < 0 or high >= text.shape[0]:
-            raise KernelInputError(f"rows of {name} must lie in [0, {text.shape[0]}), got {low} to {high}")
-
-
-def bounds(values: Tensor) -> tuple[int, int]:
-    """Least and greatest of integers on the CPU; (0, -1), which is inside every range, for none and on a GPU."""
-    if values.device.type != "cpu" or not values.numel():
-        return 0, -1
-    low, high = (int(edge) for edge in values.aminmax())
-    return low, high
-
-
-def class_sizes(offsets: Tensor) -> tuple[int, ...]:
-    """Number of phrases of every class, from offsets on the CPU. Cached: training repeats its offsets."""
-    return cached_sizes(offsets.contiguous().numpy().tobytes(), offsets.element_size())
-
-
-@lru_cache(maxsize=256)
-def cached_sizes(raw: bytes, width: int) -> tuple[int, ...]:
-    """Differences of packed integers of `width` bytes."""
-    values = numpy.frombuffer(raw, dtype=numpy.int64 if width == 8 else numpy.int32)
-    return tuple(numpy.diff(values).tolist())
+def check_label_values(labels_B: Tensor, classes: int) -> None:
+    """Labels on the CPU lie inside their range; on a GPU the kernels assert it."""
+    if labels_B.device.type == "cpu" and labels_B.numel():
+        low, high = (int(edge) for edge in labels_B.aminmax())
+        if low < 0 or high >= classes:
+            raise KernelInputError(f"labels must lie in [0, {classes}), got {labels_B.tolist()[:8]}...")

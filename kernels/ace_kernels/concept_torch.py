@@ -9,7 +9,7 @@ short bags, whose sums are added in a second step. On a CPU a table is read once
 on other devices nothing waits for the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from ace_kernels.concept_problem import Problem, Saved, class_sizes
+from ace_kernels.concept_problem import Problem, Saved
 
 BAG = 32  # rows added one after the other in float32; longer classes are summed in two levels, each this short or so
 BLOCK_ELEMENTS = 2**18  # 1 MiB of float32: half of an EPYC core's L2 cache, so that a block is read from memory once
@@ -52,7 +52,9 @@ def losses(logits_BN: Tensor, labels_B: Tensor, sets: int, shadowed: bool) -> tu
     return (lse_BR - true_BR).mean(0), weights_BRC.flatten(1), shadow_BR
 
 
-def gradients(problem: Problem, saved: Saved, grad: Tensor, needs: list[bool]) -> tuple[Tensor | None, Tensor | None]:
+def gradients(
+    problem: Problem, saved: Saved, grad: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the videos and of the table, each where `needs` says so, from that of the outcome."""
     video_BD, means_ND, inverse_B = problem.video_BD, saved.means_ND, saved.inverse_B
     weights_BN, scales_R, factor = problem.logit_gradient(saved, grad)
@@ -83,11 +85,7 @@ def table_gradient(problem: Problem, grads_ND: Tensor) -> Tensor:
     """Gradient of the table's rows: every phrase of a class receives the same vector before its own norm."""
     rows, bags = problem.text_PD, class_bags(problem)
     share_ND = grads_ND / bags.sizes[:, None]
-    starts, owner_S = None, bags.owner_S
-    if problem.rows_S is not None:
-        order, by_row = problem.rows_S.to(rows.device).long().sort(stable=True)
-        owner_S = owner_S[by_row]
-        starts = torch.searchsorted(order, torch.arange(rows.shape[0] + 1, device=rows.device))
+    owner_S, starts = (bags.owner_S, None) if problem.layout.rows is None else problem.layout.row_uses()
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     for first, last in blocks(rows):
         part = rows[first:last].to(grads_ND.dtype)
@@ -120,12 +118,11 @@ class Bags:
 
 
 def class_bags(problem: Problem) -> Bags:
-    """The bags of a problem; cached by content for offsets on the CPU, which training repeats."""
-    offsets, device = problem.offsets, problem.text_PD.device
-    if offsets.device.type == "cpu":
-        limit = max(1, BLOCK_ELEMENTS // problem.text_PD.shape[1])
-        return cached_bags(class_sizes(offsets), limit, str(device))
-    return bags_on_device(offsets.long(), problem.positions)
+    """The bags of a problem; cached by content where the host knows the sizes of the classes, as training repeats."""
+    layout, table = problem.layout, problem.text_PD
+    if layout.sizes is not None:
+        return cached_bags(layout.sizes, max(1, BLOCK_ELEMENTS // table.shape[1]), str(table.device))
+    return bags_on_device(layout.offsets, layout.positions)
 
 
 def bags_on_device(offsets: Tensor, positions: int) -> Bags:
@@ -163,7 +160,7 @@ def cached_bags(sizes: tuple[int, ...], limit: int, device: str) -> Bags:
 def class_means(problem: Problem) -> Tensor:
     """Class means of unit rows [N, D] (ACE Eq. 3); each class weighs 1 whatever its number of rows."""
     rows, bags, wide, device = problem.text_PD, class_bags(problem), problem.wide, problem.text_PD.device
-    index = None if problem.rows_S is None else problem.rows_S.to(device).long()
+    index = problem.layout.rows
     if device.type != "cpu":
         return means_on_device(rows, index, bags, wide)
     if index is None:
@@ -183,7 +180,7 @@ def class_means(problem: Problem) -> Tensor:
             rows = rows[used].to(wide)
         weights = torch.cat([inverse_norms(rows[a:b], wide) for a, b in blocks(rows)])
         partial = bag_sums(index, rows, bags.edges, weights[index])
-    if len(partial) > problem.means:
+    if len(partial) > problem.layout.means:
         partial = bag_sums(torch.arange(len(partial)), partial, bags.firsts, None)
     return partial.div_(bags.sizes[:, None])
 

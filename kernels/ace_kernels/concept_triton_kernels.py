@@ -2,7 +2,9 @@
 
 Letters: b videos, n class means (R·C of the label sets, then C of the shadow negatives), c classes, d width, r sets.
 Arithmetic is in `WIDE` (float32 or float64). Nothing is added by atomics: equal inputs give equal bits.
-A scalar that must keep float64 comes as two float32 arguments (`high`, `low`), because Triton passes floats as float32.
+The arguments of a launched kernel begin with what changes from call to call: tensors, then sizes that it is not
+specialised on. A scalar that must keep float64 comes as two float32 arguments (`high`, `low`), because Triton passes
+floats as float32.
 """
 # Arguments of a kernel are pointers, sizes and compile-time numbers; their types are those of the launch.
 # ruff: noqa: ANN001, ANN201, SIM108, SIM300
@@ -80,10 +82,10 @@ def store_mean(means, mean, n, total_n, width, SPLIT: tl.constexpr, BLOCK_D: tl.
         tl.store(where, mean, mask=d < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "positions"])
 def means_kernel(
-    text, index, offsets, text_stride, text_stride_d, height, positions,
-    video, video_stride, video_stride_d, batch, means, inverse_norms, total_n, width,
+    text, index, offsets, video, means, inverse_norms, height, positions,
+    text_stride, text_stride_d, video_stride, video_stride_d, batch, total_n, width,
     INDEXED: tl.constexpr, CHECK: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -411,11 +413,11 @@ def table_gradients(
             store_row_gradients(x, gradient[None, :], text_out, rows, rows < last, width, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["text_programs"])
 def row_gradients_kernel(
-    text, text_out, offsets, owners, starts, text_stride, text_stride_d, text_programs,
-    weights, shadow_weights, labels, scales, mean_grads, video_grads, means,
-    video, video_out, inverse_norms, video_stride, video_stride_d, batch, classes, columns, total_n, width, high, low,
+    text, text_out, offsets, owners, starts, weights, shadow_weights, labels, scales, mean_grads, video_grads, means,
+    video, video_out, inverse_norms, text_programs,
+    text_stride, text_stride_d, video_stride, video_stride_d, batch, classes, columns, total_n, width, high, low,
     GATHERED: tl.constexpr, HAS_TEXT: tl.constexpr, INLINE: tl.constexpr, SETS: tl.constexpr, SCALED: tl.constexpr,
     SHADOWED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip

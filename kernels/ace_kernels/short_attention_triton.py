@@ -13,6 +13,7 @@ rule, not by timing: `triton.autotune` cannot run in the interpreter and would m
 # mypy: disable-error-code="no-untyped-def, misc, no-untyped-call, untyped-decorator"
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ace_kernels import backend
-from ace_kernels.backend import INTERPRETED
+from ace_kernels.backend import INTERPRETED, Launch
 
 NUMBERS_OF_A_WARP = {"forward": 2048, "backward": 1024}  # 16-bit numbers of one tile (float32: half) a warp holds
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -88,8 +88,9 @@ def probabilities(q, k, scale, FRAMES: tl.constexpr, ROWS: tl.constexpr, PRECISI
 
 @triton.jit
 def forward_kernel(
-    q, q_outer, q_inner, q_frame, q_head, k, k_outer, k_inner, k_frame, k_head, v, v_outer, v_inner, v_frame, v_head,
-    out, out_outer, out_inner, out_frame, out_head, sequences, inner, scale,
+    q, k, v, out,
+    q_outer, q_inner, q_frame, q_head, k_outer, k_inner, k_frame, k_head, v_outer, v_inner, v_frame, v_head,
+    out_outer, out_inner, out_frame, out_head, sequences, inner, scale,
     HEADS: tl.constexpr, FRAMES: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr, NESTED: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -111,10 +112,10 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    q, q_outer, q_inner, q_frame, q_head, k, k_outer, k_inner, k_frame, k_head, v, v_outer, v_inner, v_frame, v_head,
-    grad, grad_outer, grad_inner, grad_frame, grad_head,
-    dq, dq_outer, dq_inner, dq_frame, dq_head, dk, dk_outer, dk_inner, dk_frame, dk_head,
-    dv, dv_outer, dv_inner, dv_frame, dv_head, sequences, inner, scale,
+    q, k, v, grad, dq, dk, dv,
+    q_outer, q_inner, q_frame, q_head, k_outer, k_inner, k_frame, k_head, v_outer, v_inner, v_frame, v_head,
+    grad_outer, grad_inner, grad_frame, grad_head, dq_outer, dq_inner, dq_frame, dq_head,
+    dk_outer, dk_inner, dk_frame, dk_head, dv_outer, dv_inner, dv_frame, dv_head, sequences, inner, scale,
     NEEDS_Q: tl.constexpr, NEEDS_K: tl.constexpr, NEEDS_V: tl.constexpr,
     HEADS: tl.constexpr, FRAMES: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr, NESTED: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
@@ -160,6 +161,7 @@ class Tile(NamedTuple):
     warps: int
 
 
+@lru_cache(maxsize=256)
 def choose_tile(tokens: int, width: int, size: int, direction: str) -> Tile:
     """The tile for sequences of `tokens` tokens, heads of `width` numbers of `size` bytes.
 
@@ -172,29 +174,43 @@ def choose_tile(tokens: int, width: int, size: int, direction: str) -> Tile:
     return Tile(rows, max(1, numbers // NUMBERS_OF_A_WARP[direction]))
 
 
-def start(kernel: Any, direction: str, tensors: dict[str, Tensor], scale: float, **flags: bool) -> None:
-    """Launch a kernel over all tiles and heads; `tensors` by the name of their argument."""
-    q = tensors["q"]
-    tokens, heads, width = q.shape[-3:]
-    sequences = q.numel() // (tokens * heads * width)
-    tile = choose_tile(tokens, width, q.element_size(), direction)
+FORWARD, BACKWARD = ("q", "k", "v", "out"), ("q", "k", "v", "grad", "dq", "dk", "dv")  # tensors of the kernels
+
+
+@lru_cache(maxsize=256)
+def build_launch(
+    shape: torch.Size, dtype: torch.dtype, strides: tuple[tuple[int, ...], ...], scale: float,
+    needs: tuple[bool, ...], tile: Tile, device: int,
+) -> tuple[Launch, tuple[int, int, int]]:  # fmt: skip
+    """The launch over all tiles and heads, and its grid: of the backward where `needs` says which gradients are wanted.
+
+    The device belongs to what is kept, as compiled kernels do not leave theirs.
+    """
+    kernel, names = (backward_kernel, BACKWARD) if needs else (forward_kernel, FORWARD)
+    tokens, heads, width = shape[-3:]
+    sequences = shape.numel() // (tokens * heads * width)
     pack = tile.rows // tokens
-    nested = any(x.ndim == 5 and x.shape[0] > 1 and x.stride(0) != x.shape[1] * x.stride(1) for x in tensors.values())
-    arguments: dict[str, Any] = {}
-    for name, x in tensors.items():
-        outer, inner = (x.stride(0), x.stride(1)) if nested else (x.stride(-4), 0)
-        arguments |= {
-            name: x, f"{name}_outer": outer, f"{name}_inner": inner,
-            f"{name}_frame": x.stride(-3), f"{name}_head": x.stride(-2),
-        }  # fmt: skip
-    backend.launch(
-        kernel, (triton.cdiv(sequences, pack) * heads,), tile.warps, False, **arguments, **flags,
-        sequences=sequences, inner=q.shape[1] if nested else 1, scale=scale,
-        HEADS=heads, FRAMES=tokens, PACK=pack, ROWS=tile.rows, NESTED=nested, WIDTH=width,
-        BLOCK_D=triton.next_power_of_2(max(16, width)), UPCAST=INTERPRETED,
+    nested = len(shape) == 5 and shape[0] > 1 and any(each[0] != shape[1] * each[1] for each in strides)
+    fixed: dict[str, Any] = {f"NEEDS_{name}": needed for name, needed in zip("QKV", needs, strict=False)}
+    for name, each in zip(names, strides, strict=True):
+        outer, inner = (each[0], each[1]) if nested else (each[-4], 0)
+        fixed |= {f"{name}_outer": outer, f"{name}_inner": inner, f"{name}_frame": each[-3], f"{name}_head": each[-2]}
+    fixed |= {
+        "sequences": sequences, "inner": shape[1] if nested else 1, "scale": scale,
+        "HEADS": heads, "FRAMES": tokens, "PACK": pack, "ROWS": tile.rows, "NESTED": nested, "WIDTH": width,
+        "BLOCK_D": triton.next_power_of_2(max(16, width)), "UPCAST": INTERPRETED,
         # Three TF32 products keep float32's digits; in IEEE float32 the tiles would be multiplied outside tensor cores.
-        PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee",
-    )  # fmt: skip
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
+    }  # fmt: skip
+    return Launch(kernel, tile.warps, fixed), (triton.cdiv(sequences, pack) * heads, 1, 1)
+
+
+def start(tensors: Sequence[Tensor], scale: float, needs: tuple[bool, ...] = ()) -> None:
+    q = tensors[0]
+    strides = tuple([x.stride() for x in tensors])
+    tile = choose_tile(q.shape[-3], q.shape[-1], q.dtype.itemsize, "backward" if needs else "forward")
+    launch, grid = build_launch(q.shape, q.dtype, strides, scale, needs, tile, q.get_device())
+    launch(grid, tensors)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -204,14 +220,12 @@ def dense(x: Tensor) -> Tensor:
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
     """Write softmax(scale · q k') v of every sequence and head into `out`."""
-    start(forward_kernel, "forward", {"q": dense(q), "k": dense(k), "v": dense(v), "out": out}, scale)
+    start((dense(q), dense(k), dense(v), out), scale)
 
 
 def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, outs: Sequence[Tensor | None]) -> None:
     """Write the gradients of q, k and v into `outs`, where it is not None."""
-    tensors = {"q": dense(q), "k": dense(k), "v": dense(v), "grad": dense(grad)}
-    needs = {}
-    for name, out in zip(("q", "k", "v"), outs, strict=True):
-        needs[f"NEEDS_{name.upper()}"] = out is not None
-        tensors[f"d{name}"] = tensors[name] if out is None else out  # an argument that the kernel does not touch
-    start(backward_kernel, "backward", tensors, scale, **needs)
+    inputs = dense(q), dense(k), dense(v)
+    needs = tuple([out is not None for out in outs])
+    rooms = [x if out is None else out for x, out in zip(inputs, outs, strict=True)]  # where None, it is not touched
+    start((*inputs, dense(grad), *rooms), scale, needs)

@@ -27,6 +27,28 @@ INDEX_CASES = pytest.mark.parametrize(
 )
 
 
+def forget_plans():
+    """Plans are kept by shapes and types; a test that moves the edges between the routes needs new ones."""
+    from ace_kernels import concept_triton
+
+    concept_triton.build_forward.cache_clear()
+    concept_triton.build_gradients.cache_clear()
+
+
+def record_launches(monkeypatch):
+    """The kernels that start from now on, by name, each with its arguments by name."""
+    from ace_kernels.backend import Launch
+
+    launches, start = [], Launch.__call__
+
+    def record(self, grid, tensors, sizes=()):
+        launches.append((self.kernel.fn.__name__, self.arguments(tensors, sizes)))
+        start(self, grid, tensors, sizes)
+
+    monkeypatch.setattr(Launch, "__call__", record)
+    return launches
+
+
 def class_offsets(sizes, device="cpu"):
     """Class offsets [C+1]."""
     return torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()], device=device)

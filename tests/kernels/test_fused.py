@@ -13,6 +13,7 @@ from ace_kernels import (
 from kernel_reference import (
     INDEX_CASES,
     INTERPRETING,
+    forget_plans,
     reference_logits,
     reference_loss,
     unit64,
@@ -50,7 +51,8 @@ def problem(batch, sizes, width, kind, dtype, device):
 def regime(request, device, monkeypatch):
     """Send small inputs down every route of the Triton implementation."""
     if request.param == "small":
-        return request.param
+        yield request.param
+        return
     if os.environ["ACE_KERNELS"] == "torch":
         pytest.skip("plain torch has one route")
     from ace_kernels import concept_triton
@@ -58,7 +60,9 @@ def regime(request, device, monkeypatch):
     monkeypatch.setattr(concept_triton, "INLINE_VIDEOS", 0)
     if request.param == "tensor_cores":
         monkeypatch.setattr(concept_triton, "TENSOR_CORE_PRODUCTS", 0)
-    return request.param
+    forget_plans()
+    yield request.param
+    forget_plans()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ace_kernels import (
     temporal_attention_packed,
     temporal_attention_unsupported_reason,
 )
-from kernel_reference import INTERPRETING, ON_GPU, value_and_gradients
+from kernel_reference import INTERPRETING, ON_GPU, record_launches, value_and_gradients
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # [S,T,H,d]: one, two and five sequences a tile with and without a ragged end, tiles of 16 and 32 rows, full tiles, one
@@ -249,15 +249,7 @@ def test_one_launch_each_way(device, monkeypatch):
     """Forward is one kernel, backward is one, and neither is joined by a copy of q, k, v or their gradients."""
     if not on_triton():
         pytest.skip("counts launches of the Triton kernels")
-    from ace_kernels import backend
-
-    launches, launch = [], backend.launch
-
-    def counting(kernel, *rest, **arguments):
-        launches.append((getattr(kernel, "fn", kernel).__name__, arguments))
-        launch(kernel, *rest, **arguments)
-
-    monkeypatch.setattr(backend, "launch", counting)
+    launches = record_launches(monkeypatch)
     qkv = torch.randn(3, 8, 3, 2, 64, device=device, requires_grad=True)
     out = temporal_attention_packed(qkv)
     (grad,) = torch.autograd.grad(out, qkv, torch.randn_like(out))

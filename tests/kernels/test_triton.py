@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from ace_kernels import concept_cross_entropy, concept_similarity
-from kernel_reference import INTERPRETING, class_offsets, reference_logits, unit64
+from ace_kernels import ConceptLayout, concept_cross_entropy, concept_similarity
+from ace_kernels.concept_layout import layout_of
+from kernel_reference import INTERPRETING, class_offsets, forget_plans, record_launches, reference_logits, unit64
 
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
@@ -26,17 +27,9 @@ def training_step(device):
 
 def test_training_takes_three_launches(device, monkeypatch):
     """Means, logits with losses, gradients: forward and backward in three (the issue allows four)."""
-    from ace_kernels import backend
-
-    names, launch = [], backend.launch
-
-    def counting(kernel, *rest, **arguments):
-        names.append(getattr(kernel, "fn", kernel).__name__)
-        launch(kernel, *rest, **arguments)
-
-    monkeypatch.setattr(backend, "launch", counting)
+    launches = record_launches(monkeypatch)
     training_step(device)
-    assert names == ["means_kernel", "logits_kernel", "row_gradients_kernel"]
+    assert [name for name, _ in launches] == ["means_kernel", "logits_kernel", "row_gradients_kernel"]
 
 
 def test_sixteen_bit_products_are_upcast_by_the_interpreter(device, monkeypatch):
@@ -44,23 +37,26 @@ def test_sixteen_bit_products_are_upcast_by_the_interpreter(device, monkeypatch)
     from ace_kernels import concept_triton
 
     monkeypatch.setattr(concept_triton, "TENSOR_CORE_PRODUCTS", 0)
+    forget_plans()
     video, text = (torch.randn(n, 40, device=device).bfloat16() for n in (6, 9))
-    plan = concept_triton.build_plan(concept_triton.Problem(video, text, None, class_offsets((4, 5)), 0.01))
+    problem = concept_triton.Problem(video, text, layout_of(text, [class_offsets((4, 5))], None), 0.01)
+    plan = concept_triton.build_plan(concept_triton.form_of(problem))
     assert plan.split and plan.precision == "bf16"
     assert plan.gradient_dot == (torch.float32 if INTERPRETING else torch.bfloat16)
     ours = concept_similarity(video, text, class_offsets((4, 5)), 0.01)
     exact = reference_logits(video.double(), text.double(), (4, 5), 0.01, unit64)
     # The video is exact and a mean keeps 16 bits: 100 · 2^-17 · |m|, far below the 2^-9 of plain bfloat16.
     assert (ours.double() - exact).abs().max() < 100 * 2**-16
+    forget_plans()
 
 
 def test_uses_of_a_table_row_come_in_the_order_of_their_positions(device):
     """Classes that use each row, for the gradient that reads the table row by row."""
-    from ace_kernels.concept_triton import row_uses
-
-    index = torch.tensor([3, 0, 3, 1, 3])
-    for place in ("cpu", device):
-        owners, starts = row_uses(class_offsets((2, 3)).to(place), index.to(place), 5, device)
+    index = torch.tensor([3, 0, 3, 1, 3], device=device)
+    read = ConceptLayout.build([class_offsets((2, 3))], [index.cpu()], height=5).to(device)
+    unread = ConceptLayout(class_offsets((2, 3)).to(device), index, None, (2,), False, 5)
+    for layout in (read, unread):
+        owners, starts = layout.row_uses()
         assert owners.tolist() == [0, 1, 0, 1, 1] and starts.tolist() == [0, 1, 2, 2, 5, 5]
 
 
