@@ -88,15 +88,17 @@ def evaluate_and_report(run_dir: Path, ranks: Ranks) -> None:
 
 @dataclass
 class EstimateSettings:
-    device: str = "h100"  # a100, h100 or h200
+    device: str = "h100"  # cpu, l4, a10, rtx4090, a100, h100, h200; or any name, with tflops
     ranks: int = 1  # the number of GPUs
-    mfu: float = 0.35  # the share of a GPU's peak that training reaches
+    cores: int | None = None  # of the host, for each GPU; null: 16, or with device=cpu those of this machine
+    tflops: float | None = None  # the peak of another device, dense bf16
+    mfu: float | None = None  # the share of the peak that training reaches; null: as measured on an H100, or a CPU
     clips: int | None = None  # the number of training clips, where there are no shards yet
     measure: bool = False  # measure this machine's CPU too
 
 
 def estimate(argv: list[str]) -> None:
-    """Forecast a run: `python launchers/estimate.py experiment=NAME device=h100 ranks=1 mfu=0.35 clips=N measure=true`.
+    """Forecast a run: `python launchers/estimate.py experiment=NAME device=h100 ranks=1 clips=N measure=true`.
 
     Only `experiment` is needed; any setting of the run may be given as well.
     """
@@ -104,7 +106,7 @@ def estimate(argv: list[str]) -> None:
     config = load_run(rest)
     from ace_dist.tools.estimate import estimate
 
-    print(estimate(config, own.device, own.ranks, own.mfu, own.clips, here=own.measure))
+    print(estimate(config, own.device, own.ranks, own.mfu, own.clips, own.measure, own.cores, own.tflops))
 
 
 def preflight(argv: list[str]) -> int:

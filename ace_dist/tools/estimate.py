@@ -27,28 +27,37 @@ from ace_dist.utils.errors import UserError
 from ace_dist.utils.parts import PartFlops
 
 SOURCE_FPS = 30.0  # assumed of a camera when nothing says
-NVDEC_1080_FPS = 350.0  # 1080p H.264 frames a second of one engine
-NVDEC_SOURCE = (
-    "assumed: 350 1080p H.264 frames/s an engine, others in proportion to macroblocks; DALI issue 6387 saw 45 "
-    "delivered by one serial reader, a public H100 write-up 2,500 by seven engines; not measured here"
-)
-MACROBLOCKS_1080 = math.ceil(1920 / 16) * math.ceil(1080 / 16)
+
+# What was measured, each with its place: benchmarks/README.md has the conditions.
+H100_MFU = 0.37  # of the data sheet's peak: paper_30 in bf16, 95.8 ms for 35.1 TFLOP
+H100_HOST_S = 0.05  # of Python and launches a step, beside the GPU's work
+CPU_FLOPS_PER_S = 0.1e12  # of a core: large fp32 products (results/profile_step.csv)
+CPU_MFU = {True: 0.91, False: 0.38}  # of that, at full width and at toy width (results/profile_step.csv)
+CORE_FRAMES_PER_S = {"h264": 1000.0, "vp9": 1000.0, "mjpeg": 1500.0}  # of a core, 455x256, crops included (loading_cpu)
+NVDEC_FRAMES_PER_S = 1300.0 / 7  # of an engine, 344x256 H.264 through one DALI pipeline
+MEASURED_MACROBLOCKS = math.ceil(455 / 16) * math.ceil(256 / 16)
+FULL_WIDTH = 768
+GPU_CORES = 16  # of the host, beside each GPU, where nothing says
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU by its data sheet: dense bf16 FLOP/s, memory, video decoders."""
+    """A GPU by its data sheet: dense bf16 FLOP/s, memory, video decoders; or a CPU's cores."""
 
     flops_per_s: float
-    memory_gib: float
+    memory_gib: float | None
     decoders: int
     source: str
 
 
+GB = 1e9 / 2**30
 DEVICES: Mapping[str, Device] = {
-    "a100": Device(312e12, 80e9 / 2**30, 5, "NVIDIA A100 80GB data sheet"),
-    "h100": Device(989e12, 80e9 / 2**30, 7, "NVIDIA H100 SXM data sheet"),
-    "h200": Device(989e12, 141e9 / 2**30, 7, "NVIDIA H200 SXM data sheet"),
+    "l4": Device(121e12, 24 * GB, 4, "NVIDIA L4 data sheet"),
+    "a10": Device(125e12, 24 * GB, 2, "NVIDIA A10 data sheet"),
+    "rtx4090": Device(165.2e12, 24 * GB, 1, "NVIDIA Ada architecture white paper, fp32 accumulation"),
+    "a100": Device(312e12, 80 * GB, 5, "NVIDIA A100 80GB data sheet"),
+    "h100": Device(989e12, 80 * GB, 7, "NVIDIA H100 SXM data sheet"),
+    "h200": Device(989e12, 141 * GB, 7, "NVIDIA H200 SXM data sheet"),
 }
 
 
@@ -181,12 +190,21 @@ def memory_gib(config: Config, cost: Cost, ranks: int, bf16: bool) -> dict[str, 
     return {name: value / 2**30 for name, value in parts.items()}
 
 
+def size_factor(budget: DecodeBudget) -> float:
+    """How many pictures of the measured size cost as much as one of these."""
+    return math.ceil(budget.height / 16) * math.ceil(budget.width / 16) / MEASURED_MACROBLOCKS
+
+
 def nvdec_clips_per_s(device: Device, budget: DecodeBudget) -> float:
-    """Clips a second of all decoders of a GPU; see `NVDEC_SOURCE`. Infinite for MJPEG, which the host must decode."""
+    """Clips a second of all decoders of a GPU; none for MJPEG, which is not NVDEC's."""
     if budget.codec == "mjpeg":
-        return math.inf
-    macroblocks = math.ceil(budget.height / 16) * math.ceil(budget.width / 16)
-    return device.decoders * NVDEC_1080_FPS * MACROBLOCKS_1080 / macroblocks / budget.frames_decoded
+        return 0.0
+    return device.decoders * NVDEC_FRAMES_PER_S / size_factor(budget) / budget.frames_decoded
+
+
+def core_clips_per_s(budget: DecodeBudget) -> float:
+    """Clips a second that a core decodes and crops."""
+    return CORE_FRAMES_PER_S[budget.codec] / size_factor(budget) / budget.frames_decoded
 
 
 def measure_cpu_clips_per_s(config: Config, seconds: float = 4.0) -> float:
@@ -204,40 +222,118 @@ def measure_cpu_clips_per_s(config: Config, seconds: float = 4.0) -> float:
     return done / taken
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run is to be: its devices, the host's cores beside each, the share of the peak that is reached."""
+
+    name: str
+    device: Device
+    ranks: int
+    cores: int
+    mfu: float
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == "cpu"
+
+    @property
+    def label(self) -> str:
+        return f"{self.cores} cores" if self.is_cpu else f"{self.ranks} x {self.name}"
+
+    def pace(self, config: Config, cost: Cost, budget: DecodeBudget) -> "Pace":
+        """Clips a second of all ranks together. On a CPU computing and decoding share the cores, beside a GPU not."""
+        compute = self.ranks * self.device.flops_per_s * self.mfu / cost.step_flops
+        cores = self.ranks * self.cores * core_clips_per_s(budget)
+        if self.is_cpu:
+            return Pace(compute, cores, 1 / (1 / compute + 1 / cores), "computing" if compute < cores else "decoding")
+        host = config.training.batch_size / (config.training.accumulation * H100_HOST_S)
+        decode = max(cores, self.ranks * nvdec_clips_per_s(self.device, budget))
+        whole, slower = min((compute, "computing"), (decode, "decoding"), (host, "Python and launches on the host"))
+        return Pace(compute, decode, whole, slower)
+
+    def assumptions(self, codec: str) -> list[str]:
+        reached = f"  computing reaches {self.mfu:.0%} of the peak (mfu={self.mfu:g};"
+        if self.is_cpu:
+            return [
+                f"{reached} a core was measured at full and at toy width); the peak is {self.device.source}",
+                "  computing and decoding share the cores",
+            ]
+        nvdec = (
+            f", NVDEC {NVDEC_FRAMES_PER_S:.0f} such pictures a second an engine (an H100)" if codec != "mjpeg" else ""
+        )
+        return [
+            f"{reached} an H100 reached {H100_MFU:g}); peak and memory: {self.device.source}, dense bf16",
+            f"  {self.cores} cores of the host beside each GPU (cores=N){nvdec}",
+            f"  a step takes at least {1e3 * H100_HOST_S:.0f} ms of the host (measured beside an H100)",
+        ]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Clips a second: computed, decoded, trained, and what bounds that."""
+
+    compute: float
+    decode: float
+    whole: float
+    slower: str
+
+
+def find_place(
+    config: Config, name: str, ranks: int, mfu: float | None, cores: int | None, tflops: float | None
+) -> Place:
+    """Raises `UserError` for an unknown device without `tflops`, and for numbers that cannot be."""
+    if name not in DEVICES and name != "cpu" and tflops is None:
+        known = ", ".join(["cpu", *DEVICES])
+        raise UserError(f"device={name} is not one of {known}; for another one add tflops=N, its dense bf16 peak")
+    for key, value in {"ranks": ranks, "cores": cores, "tflops": tflops, "mfu": mfu}.items():
+        if value is not None and (value <= 0 or (key == "mfu" and value > 1)):
+            raise UserError(f"{key}={value} must be above 0" + " and at most 1" * (key == "mfu"))
+    if name == "cpu":
+        cores = cores or cores_here()
+        peak = tflops * 1e12 if tflops else cores * CPU_FLOPS_PER_S
+        source = "tflops" if tflops else "large fp32 products on a core of a shared AMD EPYC, measured"
+        reached = mfu or CPU_MFU[config.model.video.width >= FULL_WIDTH]
+        return Place(name, Device(peak, None, 0, source), ranks, cores, reached)
+    device = DEVICES.get(name, Device(0.0, None, 0, "tflops"))
+    if tflops:
+        device = replace(device, flops_per_s=tflops * 1e12, source=f"tflops={tflops:g}")
+    return Place(name, device, ranks, cores or GPU_CORES, mfu or H100_MFU)
+
+
+def cores_here() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def estimate(
     config: Config,
     device: str = "h100",
     ranks: int = 1,
-    mfu: float = 0.35,
+    mfu: float | None = None,
     clips: int | None = None,
     here: bool = False,
+    cores: int | None = None,
+    tflops: float | None = None,
 ) -> str:
     """The forecast in words and numbers. `here` also measures this machine's CPU, for about six seconds.
 
-    Raises `UserError` for an unknown device, and when measuring without shards.
+    Raises `UserError` as `find_place` does, and when measuring without shards.
     """
-    if device not in DEVICES:
-        raise UserError(f"device={device} is not one of {', '.join(DEVICES)}")
-    if not 0 < mfu <= 1 or ranks < 1:
-        raise UserError(f"mfu={mfu} must be in (0, 1] and ranks={ranks} at least 1")
-    budget, gpu, bf16 = decode_budget(config), DEVICES[device], config.training.precision != "fp32"
+    place = find_place(config, device, ranks, mfu, cores, tflops)
+    budget, bf16 = decode_budget(config), config.training.precision != "fp32" and not place.is_cpu
     cost = model_cost(config, bf16)
     count = clips or budget.clips
-    lines = [*data_lines(config, budget, count), *cost_lines(config, cost, ranks, gpu, device, bf16)]
-    compute = ranks * gpu.flops_per_s * mfu / cost.step_flops
-    decode = ranks * nvdec_clips_per_s(gpu, budget)
-    lines += pace_lines(config, f"{ranks} x {device}", compute, decode, count)
+    lines = [*data_lines(config, budget, count), *cost_lines(config, cost, place, bf16)]
+    lines += pace_lines(config, place.label, place.pace(config, cost, budget), count)
     if here:
         if budget.clips is None:
             raise UserError(f"measure=true decodes clips: dataset.shards={config.dataset.shards} holds none yet")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         per_core, rate = measure_cpu_clips_per_s(config), matmul_flops_per_s(torch.device("cpu"), torch.float32, 2.0)
         lines.append(f"measured here: {per_core:.1f} clips/s a core (PyAV), {rate / 1e9:.0f} GFLOP/s of fp32 products")
-        fp32 = model_cost(config, bf16=False)
-        lines += pace_lines(
-            config, f"this machine, {cores} cores", rate * mfu / fp32.step_flops, per_core * cores, count
-        )
-    return "\n".join([*lines, *assumptions(config, budget, gpu, mfu)])
+        compute = rate * find_place(config, "cpu", 1, None, None, None).mfu / model_cost(config, bf16=False).step_flops
+        decode = per_core * cores_here()
+        pace = Pace(compute, decode, 1 / (1 / compute + 1 / decode), "computing" if compute < decode else "decoding")
+        lines += pace_lines(config, f"this machine, {cores_here()} cores", pace, count)
+    return "\n".join([*lines, *assumptions(config, budget, place)])
 
 
 def data_lines(config: Config, budget: DecodeBudget, count: int | None) -> list[str]:
@@ -257,41 +353,45 @@ def data_lines(config: Config, budget: DecodeBudget, count: int | None) -> list[
     return lines
 
 
-def cost_lines(config: Config, cost: Cost, ranks: int, gpu: Device, device: str, bf16: bool) -> list[str]:
-    memory = memory_gib(config, cost, ranks, bf16)
+def cost_lines(config: Config, cost: Cost, place: Place, bf16: bool) -> list[str]:
+    memory = memory_gib(config, cost, place.ranks, bf16)
     parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.items())
-    total = sum(memory.values())
-    fits = "fits" if total < 0.9 * gpu.memory_gib else "DOES NOT FIT: raise training.accumulation or ranks"
+    total, room = sum(memory.values()), place.device.memory_gib
+    fits = "fits" if room and total < 0.9 * room else "DOES NOT FIT: raise training.accumulation or ranks"
     return [
         f"parameters: {cost.parameters:,}, of which train {cost.trained:,}",
         f"FLOPs a clip: {cost.forward_flops / 1e9:.1f} G forward, {cost.step_flops / 1e9:.1f} G with the backward pass",
-        f"memory a rank: {total:.2f} GiB ({parts}); {device} has {gpu.memory_gib:.1f}: {fits}",
+        f"memory a rank: {total:.2f} GiB ({parts})" + (f"; {place.name} has {room:.1f}: {fits}" if room else ""),
     ]
 
 
-def pace_lines(config: Config, where: str, compute: float, decode: float, count: int | None) -> list[str]:
-    """Clips/s of both sides, step time, days; `compute` and `decode` are clips a second of all ranks together."""
-    pace, slower = min((compute, "computing"), (decode, "decoding"))
-    step_s = config.training.batch_size / pace
-    decoding = "on the host" if math.isinf(decode) else f"{decode:.1f} clips/s"
+def pace_lines(config: Config, where: str, pace: Pace, count: int | None) -> list[str]:
+    """Clips/s of both sides, step time, and how long an epoch and the run take."""
+    step_s = config.training.batch_size / pace.whole
     lines = [
-        f"{where}: computes {compute:.1f} clips/s, decodes {decoding}; a step takes {step_s:.3g} s, bound by {slower}"
+        f"{where}: computes {pace.compute:.1f} clips/s, decodes {pace.decode:.1f} clips/s; "
+        f"a step takes {step_s:.3g} s, bound by {pace.slower}"
     ]
     if count is not None:
-        steps, days = total_steps(config.training, count), step_s / 86400
-        epoch = count / config.training.batch_size
-        lines.append(f"  {epoch * days:.3g} days an epoch, {steps * days:.3g} days a run of {steps} steps")
+        steps, epoch = total_steps(config.training, count), count / config.training.batch_size
+        lines.append(f"  {in_words(epoch * step_s)} an epoch, {in_words(steps * step_s)} a run of {steps} steps")
     return lines
 
 
-def assumptions(config: Config, budget: DecodeBudget, gpu: Device, mfu: float) -> list[str]:
+def in_words(seconds: float) -> str:
+    """A duration in the unit that one would say it in."""
+    units = {"seconds": (1, 90), "minutes": (60, 90 * 60), "hours": (3600, 48 * 3600), "days": (86400, math.inf)}
+    unit = next(name for name, (_, most) in units.items() if seconds < most)
+    count = seconds / units[unit][0]
+    return f"{count:.1f} {unit}" if count < 10 else f"{count:.0f} {unit}"
+
+
+def assumptions(config: Config, budget: DecodeBudget, place: Place) -> list[str]:
     """Everything that was not measured or read, a line each."""
-    lines = [
-        "assumptions:",
-        f"  computing reaches {mfu:.0%} of the peak (mfu={mfu:g}); peak and memory: {gpu.source}, dense bf16",
-        "  NVDEC has no MJPEG (NVIDIA's list of its formats): the host decodes, at a rate not counted for the GPU"
-        if budget.codec == "mjpeg"
-        else f"  NVDEC: {NVDEC_SOURCE}",
+    lines = ["assumptions:", *place.assumptions(budget.codec)]
+    lines += [
+        f"  a core decodes {CORE_FRAMES_PER_S[budget.codec]:.0f} {budget.codec} pictures of 455x256 a second "
+        "(benchmarks/results/loading_cpu.csv), others in proportion to macroblocks",
         "  FLOPs: the video tower's matrix products; activations: those of the meta device, less what is computed "
         "again; the text side is a gather and one projection, not counted",
         "  reading, all-reduce and evaluation hide behind computing",

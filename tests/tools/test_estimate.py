@@ -22,9 +22,13 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.tools import estimate as forecast
 from ace_dist.tools.estimate import (
     DEVICES,
+    Cost,
+    core_clips_per_s,
     decode_budget,
     estimate,
+    find_place,
     frames_decoded,
+    in_words,
     memory_gib,
     model_cost,
     nvdec_clips_per_s,
@@ -150,8 +154,34 @@ def test_the_budget_without_shards():
 
 def test_decoders_by_hand():
     config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={gop: 1, fps: null}"])
-    # 455 x 256 pixels are 29 x 16 macroblocks, 1080p has 120 x 68; seven engines, 30 frames a clip.
-    assert nvdec_clips_per_s(DEVICES["h100"], decode_budget(config)) == pytest.approx(7 * 350 * 8160 / 464 / 30)
+    budget = decode_budget(config)  # 455 x 256 pixels are 29 x 16 macroblocks, the size that was measured; 30 frames
+    assert nvdec_clips_per_s(DEVICES["h100"], budget) == pytest.approx(7 * forecast.NVDEC_FRAMES_PER_S / 30)
+    assert core_clips_per_s(budget) == pytest.approx(1000 / 30)
+    large = dataclasses.replace(budget, height=1080, width=1920)  # 120 x 68 macroblocks
+    assert core_clips_per_s(large) == pytest.approx(1000 / 30 * (29 * 16) / (120 * 68))
+    assert nvdec_clips_per_s(DEVICES["h100"], dataclasses.replace(budget, codec="mjpeg")) == 0
+
+
+def test_the_slower_side_sets_the_pace():
+    """A GPU decodes beside computing and no step is shorter than the host's part; a CPU's cores do both in turn."""
+    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={gop: 1, fps: null}"])
+    budget, cost = decode_budget(config), Cost(1, 1, forward_flops=1, step_flops=10**12, saved_bytes=1)
+    gpu = find_place(config, "mine", 2, 0.5, 16, tflops=100)
+    pace = gpu.pace(config, cost, budget)
+    assert (pace.compute, pace.whole, pace.slower) == (100, 100, "computing")  # two of 50 TFLOP/s
+    pace = dataclasses.replace(gpu, cores=1, mfu=1.0).pace(config, cost, budget)
+    assert (pace.whole, pace.slower) == (pytest.approx(2 * 1000 / 30), "decoding")
+    pace = gpu.pace(config, dataclasses.replace(cost, step_flops=1), budget)
+    assert pace.whole == pytest.approx(16 / forecast.H100_HOST_S) and "host" in pace.slower
+    pace = find_place(config, "cpu", 1, 0.5, 3, None).pace(config, cost, budget)
+    assert pace.compute == pytest.approx(3 * forecast.CPU_FLOPS_PER_S * 0.5 / 1e12)
+    assert 1 / pace.whole == pytest.approx(1 / pace.compute + 1 / 100)
+
+
+def test_durations_in_words():
+    said = {3: "3.0 seconds", 89.6: "90 seconds", 600: "10 minutes", 5400: "1.5 hours", 86400: "24 hours"}
+    assert {seconds: in_words(seconds) for seconds in said} == said
+    assert in_words(10 * 86400) == "10 days"
 
 
 def test_memory_by_hand():
@@ -170,12 +200,15 @@ def test_memory_by_hand():
 def test_the_text_names_what_is_missing_and_what_was_assumed(shards):
     config = load_config(["experiment=ata_ace", "dataset.shards=nowhere"])
     text = estimate(config, "h100", ranks=2, mfu=0.5)
-    assert "set clips=N" in text and "days" not in text and "assumptions:" in text and "mfu=0.5" in text
+    assert "set clips=N" in text and "an epoch" not in text and "assumptions:" in text and "mfu=0.5" in text
     assert "7500 steps" in estimate(config, clips=8000)  # 15 epochs of 8000 clips, 16 a step
     config.training.batch_size = 4096
     assert "DOES NOT FIT" in estimate(config)
-    with pytest.raises(UserError, match="device=t4 is not one of a100, h100, h200"):
+    with pytest.raises(UserError, match="device=t4 is not one of cpu, l4, a10, .* add tflops=N"):
         estimate(config, "t4")
+    for wrong in ({"mfu": 1.5}, {"ranks": 0}, {"cores": 0}, {"tflops": -1.0}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))}=.* must be above 0"):
+            estimate(config, **wrong)
     with pytest.raises(UserError, match=r"dataset\.shards=nowhere holds none"):
         estimate(config, here=True)
 
