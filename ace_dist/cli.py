@@ -71,7 +71,12 @@ def train(argv: list[str]) -> int:
     ranks = connect(config.training.device, config.training.collective_timeout_s)
     outcome = dry_run(config, ranks) if own.dry_run else train(config, ranks)
     if outcome.stopped is None and not own.dry_run:
-        evaluate_and_report(outcome.run_dir, ranks)
+        if config.evaluation.test:
+            evaluate_and_report(outcome.run_dir, ranks)
+        else:
+            from ace_dist.evaluate.runs import keep_validation
+
+            keep_validation(outcome.run_dir, ranks)
     disconnect()
     return outcome.exit_code
 
@@ -421,6 +426,7 @@ class SweepSettings:
     sweep: str = ""  # its name; empty: made of table and data set
     folder: str = "runs/sweeps"  # of all sweeps
     table: str = ""  # a table or figure of the paper: its rows are the grid's first axis
+    search: str = ""  # rates: choose the learning rates of method=NAME on base classes of held-out groups
     dry_run: bool = False  # print what would be submitted, and stop
 
 
@@ -430,9 +436,11 @@ def sweep_run(argv: list[str]) -> int:
     Given again, the same command submits whatever is neither finished nor in the queue. With table=table1 (a file of
     ace_dist/assets/tables) the rows of that table of the paper come first in the grid, and the sweep's table has the
     paper's layout with the paper's numbers beside; so says `experiment=table1 dataset=tabletop` in fewer words. On this
-    machine the sweep ends with its table.
+    machine the sweep ends with its table. `search=rates method=NAME dataset=NAME` looks for learning rates instead.
     """
     settings, others = split_settings(argv, SweepSettings)
+    if settings.search:
+        return search_rates(settings, others)
     from ace_dist.tools.study.tables import expand_table, load_table, name_a_table, rows_without_run
 
     profile, grid = split_profile(others)
@@ -450,6 +458,37 @@ def sweep_run(argv: list[str]) -> int:
     if table and (absent := rows_without_run(runs, table)):
         print(f"left out {', '.join(absent)}: see ace_dist/assets/tables/{table.name}.yaml", flush=True)
     return launch_runs(sweep, runs, "run", profile, settings.dry_run)
+
+
+def search_rates(settings: SweepSettings, others: list[str]) -> int:
+    """Choose the learning rates of methods on base classes alone, by the rule of `ace_dist/tools/study/rates.py`.
+
+    On a cluster each call submits the runs that the rule asks for next; the same command goes on when they are done.
+    """
+    from ace_dist.tools.study.rates import build_searches, write_rates
+
+    if settings.search != "rates" or settings.table:
+        raise ConfigError(f"search={settings.search} table={settings.table}: there is search=rates, without a table")
+    profile, grid = split_profile(others)
+    given = dict(word.split("=", 1) for word in grid if "=" in word)
+    name = ["rates", given.get("method", ""), given.get("dataset", given.get("experiment", ""))]
+    folder = Path(settings.folder) / (settings.sweep or "_".join(name).replace(",", "_"))
+    searches = build_searches(grid, folder, load_run)
+    sweep = Sweep.read(folder) if (folder / "sweep.json").is_file() else Sweep(folder)
+    while runs := sweep.add([run for search in searches for run in search.wanted()]):
+        for run in runs:
+            jobs.check_job(load_run, "train", run.overrides, profile)
+        code = launch(sweep, select(runs, sweep.states(), "run"), profile, execute, settings.dry_run)
+        if code or settings.dry_run or profile.kind != "local":
+            return code
+    write_rates(searches, folder / "rates.csv")
+    print(
+        (folder / "rates.csv").read_text(encoding="utf-8"),
+        "chosen, of the smallest within one standard error:",
+        sep="\n",
+    )
+    print(*(f"  method={search.method} {search.settings_to_use()}" for search in searches), sep="\n")
+    return 0
 
 
 def launch_runs(sweep: Sweep, runs: Sequence[SweepRun], verb: str, profile: ClusterConfig, dry_run: bool) -> int:

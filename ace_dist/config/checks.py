@@ -130,6 +130,11 @@ def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"with evaluation.validation_groups='[NAME, ...]' or evaluation.validation_share=0.2",
     )
     yield (
+        not (evaluation.test or evaluation.every_steps),
+        "evaluation.test=false leaves a run without any result; set evaluation.every_steps and "
+        "evaluation.validation_share=0.25, or test",
+    )
+    yield (
         held_out and not evaluation.every_steps,
         "evaluation.validation_groups or validation_share hold clips out that nothing looks at; set "
         "evaluation.every_steps too (dataset.left_out_groups leaves groups out of training and test)",

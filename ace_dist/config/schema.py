@@ -201,6 +201,9 @@ class TrainingConfig:
     accumulation: int = 1  # micro-batches that make one optimizer step
     lr_video: float = 0.005
     lr_text: float = 0.005
+    lr_new: float | None = (
+        None  # of layers over frames and prompts of the video side, which may start anew; null: lr_video
+    )
     optimizer: str = "sgd"  # sgd | adamw
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of adamw
     momentum: float = 0.9  # of sgd, as is nesterov
@@ -238,6 +241,7 @@ class EvaluationConfig:
     view_fusion: str = "softmax_sum"  # softmax_sum | logit_mean | logit_max | embedding_mean
     synonyms: str | None = None  # synonym trees of the test (Table 4); null: those of the training
     srt_leaves: bool = True  # with leaf augmentation: SRT labels too are averaged over their children
+    test: bool = True  # false: no test at the end, results.json holds the last validation alone (a search for rates)
     every_steps: int = 0  # validate this often on clips of the training split that are held out for it; 0: never
     validation_groups: list[str] = field(default_factory=list)  # the groups (people, cameras) held out; or instead
     validation_share: float = 0.0  # this share of the groups, drawn by `seed`

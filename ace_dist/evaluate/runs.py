@@ -54,6 +54,22 @@ def evaluate_run(run: Path, ranks: Ranks) -> dict[str, Any]:
     return results
 
 
+def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:
+    """Instead of a test: `results.json` with the last validation alone, its scores in percent and its clips."""
+    config = read_config(run)
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    last = [line for line in lines if "validation_accuracy" in line][-1]
+    clips = len(load_task(config).validation_clips()[0])
+    scores = {"accuracy": last["validation_accuracy"], "f1": last["validation_f1"], "clips": clips}
+    named = {"method": config.method.name, "dataset": config.dataset.name, "fold": config.dataset.fold}
+    untested = dict.fromkeys(("base", "novel", "hm", "srt"))
+    results = {**named, "seed": config.seed, **untested, "validation": scores}
+    if ranks.is_first:
+        write_json(run / "results.json", results)
+    ranks.barrier()
+    return results
+
+
 def write_concept_space(path: Path, task: Task, before: DualEncoder, after: DualEncoder) -> None:
     """Unit text embeddings of every phrase of both orders of every action's tree, before and after fine-tuning.
 

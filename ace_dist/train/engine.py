@@ -69,11 +69,18 @@ class Engine:
             self.start_state()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The trainable parameters of both towers, each group with its base rate."""
-        rates = {"video": self.settings.lr_video, "text": self.settings.lr_text}
+        """The trainable parameters of both towers, each group with its base rate; "new" with `training.lr_new`."""
+        settings, model = self.settings, self.module.model
+        rates = {"video": settings.lr_video, "text": settings.lr_text, "new": settings.lr_new}
+        trainable = model.trainable_parameters()
+        if settings.lr_new is not None:
+            named = model.video.named_parameters()
+            new = {id(parameter) for name, parameter in named if name.split(".")[0] in model.video.fresh}
+            trainable["new"] = [parameter for parameter in trainable["video"] if id(parameter) in new]
+            trainable["video"] = [parameter for parameter in trainable["video"] if id(parameter) not in new]
         groups = [
             {"params": params, "name": name, "lr": rates[name], "base_lr": rates[name]}
-            for name, params in self.module.model.trainable_parameters().items()
+            for name, params in trainable.items()
             if params
         ]
         if not groups:

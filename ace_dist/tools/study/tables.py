@@ -75,6 +75,16 @@ def load_table(name: str) -> Table:
     )
 
 
+def experiments_by_dataset(table: str) -> dict[str, str]:
+    """The experiments of a table by the data set that their files choose."""
+    experiments = {}
+    for experiment in load_table(table).experiments:
+        content = yaml.safe_load((config_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+        (dataset,) = (entry["override /dataset"] for entry in content["defaults"] if "override /dataset" in entry)
+        experiments[dataset] = experiment
+    return experiments
+
+
 def name_a_table(settings: Sequence[str]) -> tuple[str, list[str]]:
     """Read `experiment=table1 dataset=tabletop` as table1 of `experiment=demo`; other settings stay as they are.
 
@@ -85,11 +95,7 @@ def name_a_table(settings: Sequence[str]) -> tuple[str, list[str]]:
     name = given.get("experiment", "")
     if name not in table_names():
         return "", list(settings)
-    experiments = {}  # by the data set that their files choose
-    for experiment in load_table(name).experiments:
-        content = yaml.safe_load((config_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
-        (dataset,) = (entry["override /dataset"] for entry in content["defaults"] if "override /dataset" in entry)
-        experiments[dataset] = experiment
+    experiments = experiments_by_dataset(name)
     datasets = given.get("dataset", "").split(",")
     if strangers := [dataset for dataset in datasets if dataset not in experiments]:
         raise ConfigError(
