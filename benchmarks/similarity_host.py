@@ -140,7 +140,7 @@ def host_rows(case: Case, device: str, place: tuple[str, float], config: dict[st
             times["forward"].append((middle - started) / BLOCK / 1e3)
             times["backward"].append((ended - middle) / BLOCK / 1e3)
     modes = ("forward", "backward") if case.inputs else ("forward",)
-    return [Row(case.operator, case.variant, mode, "time_host", "us", *place, times[mode], config) for mode in modes]
+    return [Row(case.operator, case.variant, mode, "host_time", "us", *place, times[mode], config) for mode in modes]
 
 
 def measure_host(
