@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 import torch
+from ace_kernels import ConceptLayout
 from torch import Tensor
 
 from ace_dist.concepts import Action, LabelSet, Phrases, SynonymTrees, draw_srt, load_srt, root_labels, srt_labels
@@ -77,13 +78,9 @@ def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrase
     flat = [list(chain.from_iterable(phrases)) for phrases in label_sets]
     distinct = list(dict.fromkeys(chain.from_iterable(flat)))
     row = {phrase: index for index, phrase in enumerate(distinct)}
-    scores: list[Tensor] = model.similarity(
-        video_ND,
-        encode_phrases(model, distinct),
-        [torch.tensor([0, *map(len, phrases)]).cumsum(0) for phrases in label_sets],  # class offsets [C+1]
-        temperature,
-        [torch.tensor([row[phrase] for phrase in phrases]) for phrases in flat],
-    )
+    offsets = [[0, *accumulate(map(len, phrases))] for phrases in label_sets]
+    layout = ConceptLayout.build(offsets, [[row[phrase] for phrase in phrases] for phrases in flat], height=len(row))
+    scores: list[Tensor] = model.similarity(video_ND, encode_phrases(model, distinct), layout, temperature)
     return scores
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from ace_kernels import concept_similarity_sets
+from ace_kernels import ConceptLayout, concept_similarity_sets
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -30,11 +30,9 @@ class Similarity(nn.Module):
         self.settings = settings
         self.log_scale = nn.Parameter(torch.zeros(1)) if settings.learn_temperature else None
 
-    def forward(
-        self, video: Tensor, table_PD: Tensor, offsets: Sequence[Tensor], temperature: float, rows: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Scores [B,C] of each label set, whose phrases are the `rows` of the table, grouped by class at `offsets`."""
-        return self.scale(concept_similarity_sets(video, table_PD, offsets, temperature, rows))
+    def forward(self, video: Tensor, table_PD: Tensor, layout: ConceptLayout, temperature: float) -> list[Tensor]:
+        """Scores [B,C] of each label set of the layout, whose phrases are rows of the table."""
+        return self.scale(concept_similarity_sets(video, table_PD, layout, temperature))
 
     def scale(self, scores: Sequence[Tensor]) -> list[Tensor]:
         if self.log_scale is None:
@@ -62,9 +60,7 @@ class Spotting(Similarity):
         if self.words:
             self.attributes.copy_(normalize(tower(self.words).float(), dim=1))
 
-    def forward(
-        self, video: Tensor, table_PD: Tensor, offsets: Sequence[Tensor], temperature: float, rows: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def forward(self, video: Tensor, table_PD: Tensor, layout: ConceptLayout, temperature: float) -> list[Tensor]:
         frames, table = normalize(video.float(), dim=2), normalize(table_PD.float(), dim=1)
         likeness = torch.einsum("btd,pd->bpt", frames, table)
         pooled = torch.einsum("bpt,btd->bpd", (likeness / SPOTTING_TEMPERATURE).softmax(2), frames)
@@ -75,11 +71,11 @@ class Spotting(Similarity):
             nearest = (frames.mean(1) @ attributes.T).topk(min(self.settings.top, len(attributes)), dim=1).indices
             said_BD = normalize(attributes[nearest].mean(1), dim=1)
             cosines_BP = (1 - share) * cosines_BP + share * said_BD @ table.T
-        scores = []
-        for starts, chosen in zip(offsets, rows, strict=True):
-            groups = cosines_BP[:, chosen.to(cosines_BP.device)].split(starts.diff().tolist(), dim=1)
-            scores.append(torch.stack([group.mean(1) for group in groups], dim=1) / temperature)
-        return self.scale(scores)
+        layout = layout.to(cosines_BP.device)
+        assert layout.rows is not None and layout.sizes is not None
+        groups = cosines_BP[:, layout.rows].split(layout.sizes, dim=1)
+        scores_BN = torch.stack([group.mean(1) for group in groups], dim=1) / temperature
+        return self.scale(scores_BN.split(layout.set_classes, dim=1))
 
 
 def read_attributes(path: str | None) -> list[str]:

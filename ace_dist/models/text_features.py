@@ -52,9 +52,16 @@ class TextFeatureCache:
         return self.encode_distinct(distinct)[send(inverse, self.device)]
 
     def encode_distinct(self, rows: Tensor) -> Tensor:
-        """`encode` for rows without repeats: the trainable tail on what is kept of each phrase's sentences."""
+        """`encode` for rows without repeats."""
+        return self.complete(self.sentences(rows))
+
+    def sentences(self, rows: Tensor) -> Tensor:
+        """The kept sentences of phrases by their rows, on the device: those of all prompts, phrase by phrase."""
         count = len(self.tower.config.prompts)
-        sentences = send((rows[:, None] * count + torch.arange(count, device=rows.device)).flatten(), self.device)
+        return send((rows[:, None] * count + torch.arange(count, device=rows.device)).flatten(), self.device)
+
+    def complete(self, sentences: Tensor) -> Tensor:
+        """The trainable tail on what is kept of sentences, averaged over the prompts."""
         chosen = FrozenText(*(part[sentences] for part in self.frozen))
         return self.tower.over_prompts(self.tower.trainable(chosen))
 

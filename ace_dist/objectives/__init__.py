@@ -6,10 +6,10 @@ from ace_dist.concepts import Action, ConceptSampler, SynonymTrees
 from ace_dist.config import Config
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.objectives.bike import SymmetricObjective
-from ace_dist.objectives.concept import ConceptObjective, total_loss
+from ace_dist.objectives.concept import ConceptObjective, PlacedDraw, total_loss
 from ace_dist.objectives.label import LabelObjective
 
-__all__ = ["ConceptObjective", "build_objective", "total_loss"]
+__all__ = ["ConceptObjective", "PlacedDraw", "build_objective", "total_loss"]
 
 
 OBJECTIVES = {"concept": ConceptObjective, "label": LabelObjective, "bike": SymmetricObjective}  # method.objective

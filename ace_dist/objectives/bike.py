@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from ace_dist.concepts import ConceptDraw
-from ace_dist.objectives.concept import ConceptObjective
+from ace_dist.objectives.concept import ConceptObjective, PlacedDraw
 from ace_dist.utils.distributed import gather_rows
 
 
 class SymmetricObjective(ConceptObjective):
     """Mean of both directions' KL divergence from soft targets: clips of one class share their texts equally."""
 
-    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> dict[str, Tensor]:
+    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw | PlacedDraw) -> dict[str, Tensor]:
         """Loss over the micro-batches of all ranks together, so it does not depend on their number."""
         video_NTD = gather_rows(self.model.encode_video(video_BTCHW))
         labels_N = gather_rows(labels_B)

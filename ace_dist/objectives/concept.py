@@ -3,19 +3,35 @@
 Shapes: B clips, T frames, D width, P distinct phrases, R label sets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from ace_kernels import concept_cross_entropy_sets
+from ace_kernels import ConceptLayout, concept_cross_entropy_sets
 from torch import Tensor, nn
 
-from ace_dist.concepts import ClassRows, ConceptDraw, ConceptSampler
+from ace_dist.concepts import ConceptDraw, ConceptSampler
 from ace_dist.config import MethodConfig
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.distributed import gather_rows
 from ace_dist.utils.parts import part
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedDraw:
+    """The labels of a step as integers on the device, the same for all its micro-batches.
+
+    `sentences` are those of the distinct phrases in the text feature cache (on several ranks those of this rank's
+    share), `phrases` is the number of distinct phrases, and `layout` says which of them make the classes of `sets`.
+    """
+
+    sentences: Tensor
+    phrases: int
+    layout: ConceptLayout
+    sets: tuple[str, ...]
 
 
 class ConceptObjective(nn.Module):
@@ -32,55 +48,67 @@ class ConceptObjective(nn.Module):
         self.settings = settings
         self.text_features = model.build_text_features(sampler.phrases)
 
-    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> dict[str, Tensor]:
-        """Scalar losses of one micro-batch, on the device: "fixed" and "random", less what is switched off."""
-        video_BD = self.model.encode_video(video_BTCHW)
+    def place(self, draw: ConceptDraw) -> PlacedDraw:
+        """Find what a draw repeats, and send its integers to the device without waiting for it.
+
+        Where text layers run at every step, each rank encodes its share of the phrases: all ranks draw the same ones.
+        """
         sets = {"fixed": draw.fixed_rows} if self.settings.fixed_labels else {}
         if self.settings.random_labels:
             sets["random"] = draw.random_rows
-        shadow = [draw.shadow_rows] if self.settings.shadow_negatives else []
-        table_PD, rows = self.encode([*sets.values(), *shadow])
+        parts = [*sets.values(), *([draw.shadow_rows] if self.settings.shadow_negatives else [])]
+        distinct_P, index = np.unique(np.concatenate([each.rows for each in parts]), return_inverse=True)
+        rows = np.split(index, np.cumsum([len(each.rows) for each in parts])[:-1])
+        shadowed = len(parts) > len(sets)
+        layout = ConceptLayout.build(
+            [each.offsets for each in sets.values()], rows[: len(sets)],
+            draw.shadow_rows.offsets if shadowed else None, rows[-1] if shadowed else None, height=len(distinct_P),
+        )  # fmt: skip
+        first, last = self.share(len(distinct_P))
+        sentences = self.text_features.sentences(torch.from_numpy(distinct_P[min(first, len(distinct_P) - 1) : last]))
+        return PlacedDraw(sentences, len(distinct_P), layout.to(self.text_features.device), tuple(sets))
+
+    def share(self, phrases: int) -> tuple[int, int]:
+        """First and last of the phrases that this rank encodes."""
+        if not dist.is_initialized() or not self.model.text.runs_layers:
+            return 0, phrases
+        size = -(-phrases // dist.get_world_size())
+        return dist.get_rank() * size, (dist.get_rank() + 1) * size
+
+    def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw | PlacedDraw) -> dict[str, Tensor]:
+        """Scalar losses of one micro-batch, on the device: "fixed" and "random", less what is switched off."""
+        placed = draw if isinstance(draw, PlacedDraw) else self.place(draw)
+        video_BD = self.model.encode_video(video_BTCHW)
+        table_PD = self.encode(placed)
         with part("loss"):
             losses_R = concept_cross_entropy_sets(
-                video_BD,
-                table_PD,
-                [torch.tensor(label_set.offsets) for label_set in sets.values()],
-                labels_B,
-                self.settings.temperature,
-                shadow_offsets=torch.tensor(draw.shadow_rows.offsets) if shadow else None,
-                set_rows=rows[: len(sets)],
-                shadow_rows=rows[-1] if shadow else None,
+                video_BD, table_PD, placed.layout, labels_B, self.settings.temperature
             )
-        return dict(zip(sets, losses_R.unbind(), strict=True))
+        return dict(zip(placed.sets, losses_R.unbind(), strict=True))
 
-    def root_scores(self, video: Tensor, draw: ConceptDraw) -> Tensor:
+    def root_scores(self, video: Tensor, draw: ConceptDraw | PlacedDraw) -> Tensor:
         """The model's scores [B,C] of video embeddings against the draw's fixed labels."""
-        table_PD, rows = self.encode([draw.fixed_rows])
-        offsets = [torch.tensor(draw.fixed_rows.offsets)]
+        placed = draw if isinstance(draw, PlacedDraw) else self.place(draw)
+        table_PD = self.encode(placed)
         with part("loss"):
-            scores_BC: Tensor = self.model.similarity(video, table_PD, offsets, self.settings.temperature, rows)[0]
+            scores_BC: Tensor = self.model.similarity(video, table_PD, placed.layout, self.settings.temperature)[0]
         return scores_BC.float()
 
     @part("text")
-    def encode(self, label_sets: Sequence[ClassRows]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Embeddings [P, D] of the distinct phrases of several label sets, and for each set the rows of its phrases.
+    def encode(self, placed: PlacedDraw) -> Tensor:
+        """Embeddings [P, D] of the distinct phrases of a draw.
 
         A phrase of several sets or classes passes the trainable tail once; the kernels read its row in place. Where
-        text layers run at every step, each rank encodes its share of the phrases: all ranks draw the same ones, and the
-        gradients of all ranks' losses reach the rank that encoded a phrase, so their mean is that without sharing.
+        ranks share the phrases, the gradients of all ranks' losses reach the rank that encoded a phrase, so their mean
+        is that without sharing.
         """
-        distinct_P, rows = torch.tensor([row for each in label_sets for row in each.rows]).unique(return_inverse=True)
-        rows_of_sets = rows.split([len(each.rows) for each in label_sets])
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
-        if ranks == 1 or not self.model.text.runs_layers:
-            return self.text_features.encode_distinct(distinct_P), rows_of_sets
-        count = len(distinct_P)
-        share = -(-count // ranks)
-        first = dist.get_rank() * share
-        text = self.text_features.encode_distinct(distinct_P[min(first, count - 1) : first + share])
-        if len(text) < share:  # all ranks gather as many rows: the last one is repeated
-            text = text[torch.arange(share, device=text.device).clamp(max=len(text) - 1)]
-        return gather_rows(text)[:count], rows_of_sets
+        text = self.text_features.complete(placed.sentences)
+        first, last = self.share(placed.phrases)
+        if last - first == placed.phrases:
+            return text
+        if len(text) < last - first:  # all ranks gather as many rows: the last one is repeated
+            text = text[torch.arange(last - first, device=text.device).clamp(max=len(text) - 1)]
+        return gather_rows(text)[: placed.phrases]
 
 
 def total_loss(losses: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ace_dist.concepts import ConceptDraw
 from ace_dist.config import Config, TrainingConfig
 from ace_dist.data.loader.base import Batch
-from ace_dist.objectives import ConceptObjective
+from ace_dist.objectives import ConceptObjective, PlacedDraw
 from ace_dist.train.schedule import lr_factor
 from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.errors import ConfigError
@@ -100,7 +100,7 @@ class Engine:
             group["lr"] = group["base_lr"] * factor
         return {f"lr_{group['name']}": group["lr"] for group in self.deepspeed.optimizer.param_groups}
 
-    def forward(self, batch: Batch, draw: ConceptDraw) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draw: ConceptDraw | PlacedDraw) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = self.deepspeed(batch.video, batch.labels, draw)
         return losses
 

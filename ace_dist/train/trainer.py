@@ -133,7 +133,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
     """
     config, plan, engine, health = training.config, training.plan, training.engine, training.health
     checkpoints, ranks, parts = training.checkpoints, engine.ranks, config.training.accumulation
-    model, sampler = engine.module.model, engine.module.sampler
+    model, objective = engine.module.model, engine.module
     meters = Meters.build(config, engine, training.flops)
     done, stopped = start, None
     model.train()
@@ -145,7 +145,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
         stream = loader.stream(micro_batches(plan, start, last, parts))
         for step in range(start, last):
             callbacks.on_step_begin(step)
-            draw = sampler.draw(step)  # the same on every rank
+            draw = objective.place(objective.sampler.draw(step))  # the same on every rank
             rates = engine.set_learning_rates(step)
             for micro in range(parts):
                 callbacks.on_stage("data", step)

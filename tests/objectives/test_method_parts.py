@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from ace_kernels import ConceptLayout
 from torch.nn.functional import cosine_similarity, normalize
 
 from ace_dist.concepts import Action, SynonymTrees
@@ -60,8 +61,8 @@ def test_spotting_by_hand(tmp_path, normalise):
     spotting = Spotting(settings, 16)
     spotting.attributes.copy_(normalize(torch.randn(8, 16), dim=1))
     video, table = torch.randn(3, 4, 16), torch.randn(4, 16)
-    rows, offsets = torch.tensor([2, 0, 3]), torch.tensor([0, 2, 3])
-    (scores,) = spotting(video, table, [offsets], 0.05, [rows])
+    rows = torch.tensor([2, 0, 3])
+    (scores,) = spotting(video, table, ConceptLayout.build([[0, 2, 3]], [rows], height=len(table)), 0.05)
     for b in range(3):
         frames = normalize(video[b], dim=1)
         chosen = sorted(range(8), key=lambda a: -float(frames.mean(0) @ spotting.attributes[a]))[:5]
@@ -88,7 +89,8 @@ def test_attribute_files(tmp_path):
 def test_a_learned_temperature_starts_as_the_given_one():
     """And its gradient is that of the logits' scale."""
     plain, learned = Similarity(SimilarityConfig()), Similarity(SimilarityConfig(learn_temperature=True))
-    arguments = (torch.randn(3, 16), torch.randn(4, 16), [torch.tensor([0, 2, 4])], 0.05, [torch.arange(4)])
+    layout = ConceptLayout.build([[0, 2, 4]], [range(4)])
+    arguments = (torch.randn(3, 16), torch.randn(4, 16), layout, 0.05)
     (ours,), (theirs,) = learned(*arguments), plain(*arguments)
     assert torch.equal(ours, theirs)
     (gradient,) = torch.autograd.grad(ours.sum(), [learned.log_scale])
