@@ -16,6 +16,7 @@ from torch import Tensor
 from ace_kernels.backend import KernelInputError, is_plain
 
 Integers = NDArray[numpy.int64]
+ZERO = numpy.zeros(1, numpy.int64)
 
 
 class ConceptLayout:
@@ -73,7 +74,10 @@ class ConceptLayout:
         Raises:
             KernelInputError: offsets do not rise from 0, a class has no phrase, a row is not in the table.
         """
-        check_sets(set_offsets, set_rows)
+        if not len(set_offsets) or (set_rows is not None and len(set_rows) != len(set_offsets)):
+            raise KernelInputError(f"{len(set_offsets)} sets of offsets need as many sets of rows, and one at least")
+        if shadow_height is None and shadow_offsets is not None and (set_rows is None) != (shadow_rows is None):
+            raise KernelInputError("shadow_offsets and shadow_rows of the one table need each other, and set_rows")
         offsets, rows = arrays(set_offsets), None if set_rows is None else arrays(set_rows)
         shadow = arrays([] if shadow_offsets is None else [shadow_offsets])
         shadow_index = None if shadow_rows is None else arrays([shadow_rows])
@@ -100,13 +104,13 @@ class ConceptLayout:
         height: int,
     ) -> Self:
         """All parts in one buffer, each at a multiple of 16 bytes, as Triton's kernels want their arguments."""
-        sizes = numpy.concatenate([numpy.diff(part) for part in offsets])
-        parts = [numpy.concatenate([[0], sizes.cumsum()])]
+        sizes = numpy.concatenate([part[1:] - part[:-1] for part in offsets])
+        parts = [numpy.concatenate([ZERO, sizes.cumsum()])]
         if rows is not None:
             index = numpy.concatenate(rows)
             owners = numpy.repeat(numpy.arange(len(sizes)), sizes)[index.argsort(kind="stable")]
-            parts += [index, owners, numpy.concatenate([[0], numpy.bincount(index, minlength=height).cumsum()])]
-        buffer = numpy.concatenate([numpy.pad(part, (0, len(part) % 2)) for part in parts])
+            parts += [index, owners, numpy.concatenate([ZERO, numpy.bincount(index, minlength=height).cumsum()])]
+        buffer = numpy.concatenate([piece for part in parts for piece in (part, ZERO[: len(part) % 2])])
         return cls.unpack(
             torch.from_numpy(buffer), set_classes, shadowed, height, tuple(sizes.tolist()), len(parts) > 1
         )
@@ -133,10 +137,11 @@ class ConceptLayout:
         layout.buffer = buffer
         return layout
 
-    def to(self, device: torch.device) -> "ConceptLayout":
+    def to(self, device: torch.device | str) -> "ConceptLayout":
         """The same on a device, copied once and kept: to a GPU from pinned memory, so that the host does not wait."""
         if self.offsets.device == device:
             return self
+        device = torch.device(device)
         if device not in self.copies:
             buffer = self.buffer.pin_memory() if device.type == "cuda" and self.buffer.is_cpu else self.buffer
             there = buffer.to(device, non_blocking=True)
@@ -162,21 +167,19 @@ class ConceptLayout:
 
 
 def arrays(parts: Sequence[Any]) -> list[Integers]:
-    """Integers on the CPU, whatever holds them."""
-    return [numpy.asarray(part, dtype=numpy.int64) for part in parts]
-
-
-def check_sets(set_offsets: Sequence[Any], set_rows: Sequence[Any] | None) -> None:
-    """As many sets of rows as of offsets. Reads no value."""
-    if not len(set_offsets) or (set_rows is not None and len(set_rows) != len(set_offsets)):
-        raise KernelInputError(f"{len(set_offsets)} sets of offsets need as many sets of rows, and one at least")
+    """Integers on the CPU, whatever holds them. Raises `KernelInputError` for other numbers."""
+    made = [numpy.asarray(part) for part in parts]
+    for part in made:
+        if part.ndim != 1 or part.dtype.kind not in "iu":
+            raise KernelInputError(f"offsets and rows must be lists of integers, got {part.dtype} {list(part.shape)}")
+    return [part.astype(numpy.int64, copy=False) for part in made]
 
 
 def check_positions(offsets: list[Integers], rows: list[Integers] | None, height: int, name: str) -> None:
     """Offsets rise from 0 to the number of positions, no class is empty, and rows lie in the table."""
     total = 0
     for place, part in enumerate(offsets):
-        sizes = numpy.diff(part)
+        sizes = part[1:] - part[:-1]
         positions = len(rows[place]) if rows is not None else height - total
         last = rows is not None or place == len(offsets) - 1
         if part[0] != 0 or sizes.min() < 0 or (part[-1] != positions if last else part[-1] > positions):

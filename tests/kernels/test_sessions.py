@@ -25,7 +25,8 @@ def run_python(*arguments, **settings):
 
 
 @pytest.mark.parametrize(
-    "name", ["test_arguments.py", "test_concept.py", "test_fused.py", "test_short_attention.py", "test_triton.py"]
+    "name",
+    [f"test_{name}.py" for name in ("arguments", "concept", "fused", "layout", "short_attention", "triton")],
 )
 def test_suite_under_the_interpreter(name):
     """Every test of the operators again, through the Triton kernels on the CPU."""
