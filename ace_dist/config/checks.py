@@ -37,7 +37,8 @@ POSITIVE = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "dataset.workers", "dataset.timeout_s", "training.gc_every_steps", "training.early_stopping_patience",
-    "training.profile.steps", "training.profile.after", "evaluation.every_steps",
+    "training.profile.steps", "training.profile.after", "evaluation.every_steps", "loader.mixup", "loader.cutmix",
+    "loader.color_jitter", "loader.gray_scale",
 )  # fmt: skip
 BELOW_ONE = {"training.ema_decay": "; 0 switches it off", "evaluation.validation_share": ""}
 
@@ -56,7 +57,12 @@ def check_config(config: Config) -> None:
     for key, hint in BELOW_ONE.items():
         if not 0 <= (value := attrgetter(key)(config)) < 1:
             raise ConfigError(f"{key}={value} must lie in [0, 1){hint}")
-    for wrong, message in (*data_rules(config), *model_rules(config), *training_rules(config)):
+    for wrong, message in (
+        *data_rules(config),
+        *augmentation_rules(config),
+        *model_rules(config),
+        *training_rules(config),
+    ):
         if wrong:
             raise ConfigError(message)
 
@@ -76,6 +82,24 @@ def data_rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"loader.feature_cache={loader.feature_cache} needs loader.augment=false: with random crops no clip is shown "
         f"twice alike",
     )
+
+
+def augmentation_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """The same for what blends and recolours training clips."""
+    loader = config.loader
+    for key in ("mixup", "cutmix", "color_jitter", "gray_scale"):
+        value = getattr(loader, key)
+        yield (
+            value > 0 and (not loader.augment or loader.dtype != "float32"),
+            f"loader.{key}={value} needs loader.augment=true and loader.dtype=float32",
+        )
+        blends = key in ("mixup", "cutmix")
+        yield (
+            blends and value > 0 and config.method.objective != "label",
+            f"loader.{key}={value} makes labels of several classes, which method.objective={config.method.objective} "
+            f"cannot take; set it to 0",
+        )
+        yield not blends and value > 1, f"loader.{key}={value} is a probability and must lie in [0, 1]"
 
 
 def model_rules(config: Config) -> Iterator[tuple[bool, str]]:

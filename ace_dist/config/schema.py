@@ -165,6 +165,12 @@ class LoaderConfig:
     short_side_max: int = 320
     test_short_side: int = 256
     flip: float = 0.5  # probability
+    mixup: float = (
+        0.0  # of method.objective=label: clips and labels of a batch blended, the share Beta(mixup, mixup); 0: none
+    )
+    cutmix: float = 0.0  # the same with a rectangle of another clip; with both, half of the batches each
+    color_jitter: float = 0.0  # probability that brightness, contrast and saturation of a training clip change
+    gray_scale: float = 0.0  # probability that a training clip loses its colours
     augment: bool = True  # false: training clips are cropped as test views are, and not flipped
     feature_cache: str | None = None  # folder for the frozen video blocks' features; needs augment=false
     feature_cache_gib: float = 50.0  # the most that this folder may hold

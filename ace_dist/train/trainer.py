@@ -13,6 +13,7 @@ from ace_dist.evaluate.protocols import rehearse
 from ace_dist.models.build import build_model
 from ace_dist.models.weights import TensorFile, save_safetensors
 from ace_dist.objectives import ConceptObjective, build_objective, total_loss
+from ace_dist.train.augment import augment
 from ace_dist.train.callbacks import Callbacks, GarbageCollection, StepEnd
 from ace_dist.train.checkpoint import Checkpoints, read, store_frozen
 from ace_dist.train.engine import Engine, micro_batch_size, whole_size
@@ -150,6 +151,8 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
             for micro in range(parts):
                 callbacks.on_stage("data", step)
                 batch = next(stream)  # decoded on the device, already normalised
+                key = (config.seed, step, ranks.rank * parts + micro)
+                batch = augment(batch, config.loader, len(sampler.actions), key)
                 model.set_step(config.seed, step, ranks.rank * parts + micro, ranks.world * parts)
                 callbacks.on_stage("forward", step)
                 losses = engine.forward(batch, draw)

@@ -192,6 +192,83 @@ def test_openai_and_open_clip(tmp_path, square, kind):
     same(image(video), torch.stack([theirs.encode_image(clip).mean(0) for clip in video]))
 
 
+class OverFrames(torch.nn.Module):
+    """What Text4Vis and BIKE learn over T frames, of torch's own parts under their names: 77 positions, blocks."""
+
+    def __init__(self, width, layers, heads):
+        super().__init__()
+
+        class Block(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.attn = torch.nn.MultiheadAttention(width, heads)
+                self.ln_1, self.ln_2 = (torch.nn.LayerNorm(width, eps=1e-12) for _ in range(2))
+                self.mlp = torch.nn.Sequential()
+                self.mlp.add_module("c_fc", torch.nn.Linear(width, 4 * width))
+                self.mlp.add_module("c_proj", torch.nn.Linear(4 * width, width))
+
+            def forward(self, x):
+                normed = self.ln_1(x)
+                x = x + self.attn(normed, normed, normed, need_weights=False)[0]
+                hidden = self.mlp.c_fc(self.ln_2(x))
+                return x + self.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+
+        self.frame_position_embeddings = torch.nn.Embedding(77, width)
+        self.transformer = torch.nn.Module()
+        self.transformer.resblocks = torch.nn.Sequential(*(Block() for _ in range(layers)))
+
+    def forward(self, frames_BTE):
+        x = frames_BTE + self.frame_position_embeddings.weight[: frames_BTE.shape[1]]
+        return frames_BTE + self.transformer.resblocks(x.transpose(0, 1)).transpose(0, 1)
+
+
+def kinetics_checkpoint(method, clip, head):
+    """A checkpoint of Text4Vis (image side and head in one dict) or BIKE (all of CLIP; the head in a dict beside)."""
+    image = {key: tensor for key, tensor in clip.state_dict().items() if key.startswith("visual.")}
+    rest = {"epoch": 29, "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 5e-5}]}}
+    if method == "text4vis":
+        over = {f"fusion_model.{key}": tensor for key, tensor in head.state_dict().items()}
+        return {"model_state_dict": {**image, **over, "logit_scale": torch.tensor(4.6)}, **rest}
+    prefixed = {f"module.{key}": tensor for key, tensor in clip.state_dict().items()}  # as a wrapped model saves them
+    over = {f"module.{key}": tensor for key, tensor in head.state_dict().items()}
+    return {"model_state_dict": prefixed, "fusion_model_state_dict": over, **rest}
+
+
+@pytest.mark.parametrize("method", ["text4vis", "bike"])
+@torch.no_grad()
+def test_kinetics_weights_of_text4vis_and_bike(tmp_path, method):
+    """Every frame through CLIP's image side, then their transformer over the frames, whose first T positions count."""
+    clip = openai_clip(square=True)  # 64 wide: one head of 64 over the frames, as ours
+    head = shaken(OverFrames(64, layers=3, heads=1))
+    state = kinetics_checkpoint(method, clip, head)
+    tower, report = imported(tmp_path, state, tower="vit", frames=5, name="k400.pt")
+    assert (report.kind, report.settings["temporal_layers"], report.settings["frames"]) == ("text4vis", 3, 5)
+    video = random_frames(frames=5)
+    frames = torch.stack([clip.encode_image(one) for one in video])
+    same(tower(video), head(frames).mean(1))
+    if method == "bike":
+        text, report = imported(tmp_path, state, tower="text", name="k400.pt")
+        ours, wanted = text_embeddings(clip, text, clip.encode_text)
+        same(ours, wanted)
+
+
+def test_kinetics_weights_are_taken_strictly(tmp_path):
+    """Without `frames` the import asks for it; a tensor that a block over the frames lacks is named."""
+    state = kinetics_checkpoint("text4vis", openai_clip(square=True), OverFrames(64, 2, 1))
+    torch.save(state, tmp_path / "k400.pt")
+    for frames in (None, 78):
+        with pytest.raises(ModelError, match=f"positions for 77 frames and frames={frames}"):
+            import_weights(ImportConfig(source=str(tmp_path / "k400.pt"), tower="vit", frames=frames))
+    with pytest.raises(ModelError, match="does not hold a text tower"):
+        import_weights(ImportConfig(source=str(tmp_path / "k400.pt"), tower="text"))
+    del state["model_state_dict"]["fusion_model.transformer.resblocks.1.mlp.c_fc.bias"]
+    state["model_state_dict"]["fusion_model.surprise"] = torch.zeros(1)
+    torch.save(state, tmp_path / "k400.pt")
+    _, report = import_weights(ImportConfig(source=str(tmp_path / "k400.pt"), tower="vit", frames=4))
+    assert not report.complete
+    assert (report.missing, report.unexpected) == (["temporal.layers.1.mlp.fc1.bias"], ["fusion_model.surprise"])
+
+
 def test_an_activation_that_no_tensor_tells_is_asked_for_or_said(tmp_path):
     """Weights of a CLIP with GELU fit key by key and give other features: refused when a file says so, else said."""
     state = openai_clip(square=True).state_dict()

@@ -24,7 +24,14 @@ from ace_dist.utils.errors import ConfigError, ModelError
 
 CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")  # under which a checkpoint keeps its weights
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
-QUICK_GELU = ("openai_clip", "lavila")  # kinds whose CLIP towers have it; others' tensors do not tell it from GELU
+HEAD_BESIDE = (
+    "fusion_model_state_dict"  # BIKE's and Text4Vis' checkpoints keep what is over the frames beside the encoder
+)
+QUICK_GELU = (
+    "openai_clip",
+    "lavila",
+    "text4vis",
+)  # kinds whose CLIP towers have it; others' tensors do not tell it from GELU
 CLASSIFIER_HEADS = ("timesformer", "hf_timesformer", "timm_vit")  # kinds whose `head` names classes of their data set
 
 
@@ -36,7 +43,7 @@ class ImportConfig:
     output: str = ""  # a safetensors file
     kind: str | None = None  # one of KINDS; found from the keys when left out
     tower: str | None = None  # timesformer, vit, spacetime or text
-    frames: int | None = None  # length of the time embedding
+    frames: int | None = None  # length of the time embedding; of text4vis: the first so many of its 77 frame positions
     image_size: int | None = None  # pixels
     embed_dim: int | None = None  # rows of the head, the width of the shared space
     allow: list[str] = field(default_factory=list)  # keys, or patterns as head.*, that may be missing, left over, other
@@ -112,6 +119,7 @@ def import_weights(config: ImportConfig) -> tuple[dict[str, Tensor], ImportRepor
     # Its tensors under our names, and the network that their shapes describe.
     converted = convert(raw, kind, tower)
     state = converted.state
+    cut = cut_positions(state, source, config.frames)
     if kind in CLASSIFIER_HEADS and config.embed_dim is None and "head.weight" in state:
         rows = len(state["head.weight"])
         raise ModelError(
@@ -122,6 +130,7 @@ def import_weights(config: ImportConfig) -> tuple[dict[str, Tensor], ImportRepor
     report = ImportReport(
         source, ignored=converted.dropped, kind=kind, tower=tower, settings=settings, derived=converted.derived
     )
+    report.resized += cut
     if kind not in QUICK_GELU and (tower == "text" or settings.get("clip_style")):
         report.assumed = check_activation(source)
     for key, size in (("time_embed", config.frames), ("pos_embed", config.image_size)):
@@ -134,6 +143,24 @@ def import_weights(config: ImportConfig) -> tuple[dict[str, Tensor], ImportRepor
             if state[key].shape != old.shape:
                 report.resized.append(f"{key} {list(old.shape)} to {list(state[key].shape)}")
     return fit_network(state, converted.unexpected, report, config.allow), report
+
+
+def cut_positions(state: dict[str, Tensor], source: Path, frames: int | None) -> list[str]:
+    """Keep the frame positions of `frames` frames: a clip of T takes the first T (Text4Vis, BIKE). Says what was cut.
+
+    Raises `ModelError` when `frames` does not say how many, or more than there are.
+    """
+    key = "temporal.positions"
+    if key not in state:
+        return []
+    rows = state[key].shape[1]
+    if frames is None or frames > rows:
+        raise ModelError(
+            f"{source} has positions for {rows} frames and frames={frames}: say frames=T, the dataset.clip.frames of "
+            f"the run, whose clips take the first T of them"
+        )
+    state[key] = state[key][:, :frames].clone()
+    return [f"{key} {rows} to {frames}, the first ones"] if frames < rows else []
 
 
 def check_activation(source: Path) -> str:
@@ -239,6 +266,9 @@ def measure(
     if config.image_size and config.image_size % patch:
         raise ModelError(f"image_size={config.image_size} is no multiple of the patch of {source}, {patch}")
     settings |= {"patch": patch, "image_size": config.image_size or patch * grid}
+    if "temporal.positions" in state:
+        layers = {key.split(".")[2] for key in state if key.startswith("temporal.layers.")}
+        settings |= {"frames": state["temporal.positions"].shape[1], "temporal_layers": len(layers)}
     if tower != "vit":
         settings["frames"] = config.frames or (state["time_embed"].shape[1] if "time_embed" in state else 8)
     if tower != "timesformer":
@@ -273,13 +303,16 @@ def read_source(source: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
         inner = next((loaded[name] for name in CONTAINERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
             break
+        beside = loaded.get(HEAD_BESIDE)
+        if isinstance(beside, Mapping):
+            inner = dict(inner) | {f"fusion_model.{key.removeprefix('module.')}": beside[key] for key in beside}
         loaded = inner
     named = loaded.items() if isinstance(loaded, Mapping) else ()
     tensors = {key: value for key, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise ModelError(f"{path} holds no tensors by name (a state dict); found {type(loaded).__name__}")
     for prefix in ("module.", "model.", "module."):
-        if all(key.startswith(prefix) for key in tensors):
+        if all(key.startswith((prefix, "fusion_model.")) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 

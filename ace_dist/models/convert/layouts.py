@@ -149,6 +149,15 @@ HF_CLIP = {
         Rule(CLIP_SCALARS, None),
     ),
 }
+# BIKE's and Text4Vis' releases: OpenAI's names, and a transformer over frames with a learned position for each of 77.
+OVER_FRAMES = (
+    Rule(r"fusion_model\.frame_position_embeddings\.weight", "temporal.positions", lambda rows: rows[None]),
+    *layer_rules(r"fusion_model\.transformer\.resblocks\.(\d+)\.", VISUAL_BLOCK, r"temporal.layers.\1."),
+)
+TEXT4VIS = {
+    "vit": (*OPENAI_IMAGE, *OVER_FRAMES, Rule(OPENAI_TEXT_KEYS, None), Rule(CLIP_SCALARS, None)),
+    "text": (*OPENAI_TEXT, Rule(r"(?:visual|fusion_model)\..*", None), Rule(CLIP_SCALARS, None)),
+}
 LAVILA_BLOCK = r"blocks\.\d+\.(?:norm[123]|attn\.qkv|attn\.proj|timeattn\.qkv|timeattn\.proj|mlp\.fc1|mlp\.fc2)\."
 LAVILA = {
     "spacetime": (
@@ -179,6 +188,7 @@ KINDS: dict[str, Kind] = {
         {"timesformer": HF_TIMESFORMER},
         "as its model card says; the released TimeSformers are CC-BY-NC 4.0: non-commercial",
     ),
+    "text4vis": Kind(r"fusion_model\.frame_position_embeddings\.weight", TEXT4VIS, "MIT (Text4Vis, BIKE)"),
     "lavila": Kind(r"visual\.blocks\.0\.timeattn\.qkv\.weight", LAVILA, "MIT (LaViLa)"),
     "openai_clip": Kind(r"input_resolution", OPENAI_CLIP, "MIT (OpenAI CLIP)"),
     "open_clip": Kind(r"(?:text\.)?transformer\.resblocks\.0\.attn\.in_proj_weight", OPENAI_CLIP, CARD),
