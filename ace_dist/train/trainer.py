@@ -152,7 +152,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
                 callbacks.on_stage("data", step)
                 batch = next(stream)  # decoded on the device, already normalised
                 key = (config.seed, step, ranks.rank * parts + micro)
-                batch = augment(batch, config.loader, len(sampler.actions), key)
+                batch = augment(batch, config.loader, len(objective.sampler.actions), key)
                 model.set_step(config.seed, step, ranks.rank * parts + micro, ranks.world * parts)
                 callbacks.on_stage("forward", step)
                 losses = engine.forward(batch, draw)
