@@ -94,6 +94,16 @@ def test_both_parts_add_up(actions, trees):
     assert torch.allclose(total_loss(losses), losses["fixed"] + losses["random"])
 
 
+def test_a_draw_is_placed_once_for_all_micro_batches(actions, trees, monkeypatch):
+    """The losses of a placed draw are those of the draw, to the bit."""
+    objective = build(actions, trees)
+    video, labels = torch.randn(B, T, 3, 16, 16, dtype=torch.float64), torch.randint(len(actions), (B,))
+    draw = objective.sampler.draw(1)
+    whole, placed = objective(video, labels, draw), objective.place(draw)
+    monkeypatch.setattr(objective, "place", lambda draw: pytest.fail("placed again"))
+    assert all(torch.equal(whole[name], loss) for name, loss in objective(video, labels, placed).items())
+
+
 def test_a_step_handles_its_phrases_as_integers(actions, trees, monkeypatch):
     """No label is put together, no phrase looked up, and repeats are found once."""
     objective, uniques = build(actions, trees), []
