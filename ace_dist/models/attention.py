@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Literal, cast
 
 import torch
-from ace_kernels import choose, temporal_attention, temporal_attention_packed, temporal_attention_unsupported_reason
+from ace_kernels import choose, temporal_attention_packed, temporal_attention_unsupported_reason
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,21 +38,16 @@ def attend_packed(qkv: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
 
     Where the short kernel serves, the gradient of qkv is written in place; elsewhere autograd joins three.
     """
-    q, k, v = qkv.unbind(2)
-    if backend == "triton" and qkv.is_cuda and short_serves_here(qkv.device, *q.shape[1:], qkv.dtype):
+    if backend == "triton":
         return temporal_attention_packed(qkv)
-    return attend(q, k, v, backend)
+    return attend(*qkv.unbind(2), backend)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
-    """Softmax attention, scaled by 1/sqrt(d): [B,N,heads,d] each -> [B,N,heads,d].
+    """Softmax attention, scaled by 1/sqrt(d): [B,N,heads,d] each -> [B,N,heads,d]; `backend` is not `triton`.
 
     `k` and `v` may have another N than `q`. Only the last axis must be contiguous: slices of one qkv tensor will do.
     """
-    if backend == "triton":
-        if q.is_cuda and q.shape == k.shape and short_serves_here(q.device, *q.shape[1:], q.dtype):
-            return temporal_attention(q, k, v)
-        backend = general_backend(q.device)
     if q.is_cuda and q.shape[0] > CUDA_GRID_LIMIT:
         pieces = [torch.split(tensor, CUDA_GRID_LIMIT) for tensor in (q, k, v)]
         return torch.cat([attend(q_i, k_i, v_i, backend) for q_i, k_i, v_i in zip(*pieces, strict=True)])
@@ -99,6 +94,22 @@ def choose_attention(setting: str, device: torch.device) -> AttentionBackend:
     return backend
 
 
+def resolve_attention(
+    setting: str, device: torch.device, tokens: int, heads: int, width: int, dtype: torch.dtype
+) -> AttentionBackend:
+    """The kernel behind `attend_packed` for sequences of `tokens`, found before torch.compile looks at the call."""
+    backend = choose_attention(setting, device)
+    if backend == "triton" and not short_serves(device, tokens, heads, width, dtype):
+        return general_backend(device)
+    return backend
+
+
+def general_attention(setting: str, device: torch.device) -> AttentionBackend:
+    """The kernel behind `attend`, whose queries and keys may be of unequal number."""
+    backend = choose_attention(setting, device)
+    return general_backend(device) if backend == "triton" else backend
+
+
 def describe(backend: str, device: torch.device) -> str:
     """The backend in words: Triton names what serves the sequences that it does not."""
     return f"triton up to 32 tokens and {general_backend(device)} beyond" if backend == "triton" else backend
@@ -122,12 +133,6 @@ def triton_unsupported_reason(device: torch.device) -> str | None:
     if choose(device) == "torch":
         return "ace_kernels runs in plain torch here (ACE_KERNELS, or triton is not installed)"
     return None
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def short_serves_here(device: torch.device, tokens: int, heads: int, width: int, dtype: torch.dtype) -> bool:
-    """`short_serves`, which torch.compile evaluates once and does not trace."""
-    return short_serves(device, tokens, heads, width, dtype)
 
 
 @lru_cache

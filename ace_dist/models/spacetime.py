@@ -15,7 +15,7 @@ from timm.layers import Mlp, PatchEmbed, QuickGELU
 from torch import Tensor, nn
 
 from ace_dist.config import VideoConfig
-from ace_dist.models.attention import AttentionBackend, attend, choose_attention
+from ace_dist.models.attention import AttentionBackend, attend, general_attention
 from ace_dist.models.timesformer import Attention
 from ace_dist.models.video import VideoTower, check_config, resize_times
 from ace_dist.models.vit import CLIP_EPS, PLAIN_EPS
@@ -82,7 +82,7 @@ class SpaceTimeTower(VideoTower):
 
     def forward(self, video: Tensor) -> Tensor:
         self.check_video(video)
-        frames, backend = video.shape[1], choose_attention(self.config.attention, video.device)
+        frames, backend = video.shape[1], general_attention(self.config.attention, video.device)
         below = self.time_embed.requires_grad
         with self.grad_from(-1, below):
             x = self.norm_pre(self.embed(video))

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ace_dist.config import VideoConfig
-from ace_dist.models.attention import AttentionBackend, attend, attend_packed, choose_attention, describe
+from ace_dist.models.attention import (
+    AttentionBackend,
+    attend,
+    attend_packed,
+    choose_attention,
+    describe,
+    general_attention,
+    resolve_attention,
+)
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recompute
 from ace_dist.models.video import VideoTower, check_config, resize_positions, resize_times
@@ -46,6 +54,14 @@ class DropMasks(NamedTuple):
     temporal: Tensor  # [B,P,1,1]
     spatial: Tensor  # [B,T,1,1]
     mlp: Tensor  # [B,1,1]
+
+
+class Backends(NamedTuple):
+    """The kernel of each attention of a block."""
+
+    temporal: AttentionBackend
+    spatial: AttentionBackend
+    cls: AttentionBackend  # of the last block's one query
 
 
 class Attention(nn.Module):
@@ -84,30 +100,35 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
+    @property
+    def drops(self) -> bool:
+        """Whether stochastic depth acts in this pass."""
+        return self.training and self.drop_rate > 0
+
     def forward(
-        self, cls: Tensor, patches: Tensor, masks: DropMasks | None, backend: AttentionBackend
+        self, cls: Tensor, patches: Tensor, masks: DropMasks | None, backends: Backends
     ) -> tuple[Tensor, Tensor]:
         """cls [B,1,D], patches [B,P,T,D] -> the same, one block on."""
-        patches = self.temporal(patches, masks, backend)
+        patches = self.temporal(patches, masks, backends)
         clips, places, times, width = patches.shape
         qkv = recompute(lambda cls, patches: self.attn.project_in(self.frames(cls, patches)), cls, patches)
-        mixed = attend_packed(qkv, backend).reshape(clips, times, 1 + places, width)
+        mixed = attend_packed(qkv, backends.spatial).reshape(clips, times, 1 + places, width)
         out = drop(self.attn.proj(mixed), masks and masks.spatial)
         cls_out, patches_out = torch.split(out, [1, places], dim=2)
         cls = cls + cls_out.mean(1)
         patches = patches + patches_out.transpose(1, 2)
         return self.feed_forward(cls, masks), self.feed_forward(patches, masks)
 
-    def last(self, cls: Tensor, patches: Tensor, masks: DropMasks | None, backend: AttentionBackend) -> Tensor:
+    def last(self, cls: Tensor, patches: Tensor, masks: DropMasks | None, backends: Backends) -> Tensor:
         """The cls of `forward`, [B,1,D], without what only the patches would need."""
-        patches = self.temporal(patches, masks, backend)
+        patches = self.temporal(patches, masks, backends)
         q, kv = recompute(lambda cls, patches: self.attn.project_in_first(self.frames(cls, patches)), cls, patches)
         k, v = kv.unbind(2)
-        mixed = attend(q, k, v, backend).reshape(len(cls), patches.shape[2], 1, cls.shape[-1])
+        mixed = attend(q, k, v, backends.cls).reshape(len(cls), patches.shape[2], 1, cls.shape[-1])
         out = drop(self.attn.proj(mixed), masks and masks.spatial)
         return self.feed_forward(cls + out.mean(1), masks)
 
-    def temporal(self, patches: Tensor, masks: DropMasks | None, backend: AttentionBackend) -> Tensor:
+    def temporal(self, patches: Tensor, masks: DropMasks | None, backends: Backends) -> Tensor:
         """Every patch attends over its T frames; the residual is added after `temporal_fc`.
 
         Nothing but stochastic depth stands between the attention's projection and `temporal_fc`, so the two matrices
@@ -115,7 +136,7 @@ class Block(nn.Module):
         """
         inner, outer = self.temporal_attn.proj, self.temporal_fc
         qkv = recompute(lambda patches: self.temporal_attn.project_in(self.temporal_norm1(patches)), patches)
-        mixed = attend_packed(qkv, backend).reshape(patches.shape)
+        mixed = attend_packed(qkv, backends.temporal).reshape(patches.shape)
         weight = outer.weight @ inner.weight
         if masks is None:
             return patches + functional.linear(mixed, weight, functional.linear(inner.bias, outer.weight, outer.bias))
@@ -178,24 +199,42 @@ class TimeSformer(VideoTower):
         Clips are normalised RGB, or bytes with `ClipPatches.normalisation`. Raises `ModelError` for frames that are not
         square or not a multiple of the patch.
         """
-        below = self.time_embed.requires_grad
+        cls, patches = self.frozen(video)
+        return self.trained(cls, patches, self.drop_masks(patches))
+
+    def frozen(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedding and frozen blocks: clips, or their `frozen_features`, -> cls [B,1,D], patches [B,P,T,D]."""
         if video.dim() == 3:
-            first, cls = self.frozen_depth, video[:, :1]
-            patches = video[:, 1:].unflatten(1, (self.patch_embed.num_patches, -1))
-        else:
-            self.check_video(video)
-            with self.grad_from(-1, below):
-                first, (cls, patches) = 0, self.embed(video)
-        backend = choose_attention(self.config.attention, video.device)
-        masks = self.drop_masks(patches)
-        for index, block in list(enumerate(self.blocks))[first:]:
+            return video[:, :1], video[:, 1:].unflatten(1, (self.patch_embed.num_patches, -1))
+        self.check_video(video)
+        with self.grad_from(-1, self.time_embed.requires_grad):
+            cls, patches = self.embed(video)
+        backends = self.backends(patches)
+        for block in self.blocks[: self.frozen_depth]:
+            with part("frozen blocks"), torch.no_grad():
+                cls, patches = block(cls, patches, None, backends)
+        return cls, patches
+
+    def trained(self, cls: Tensor, patches: Tensor, masks: Tensor | None) -> Tensor:
+        """The other blocks, the norm and the head: what `frozen` returns and `drop_masks` -> [B,E]."""
+        backends, below = self.backends(patches), self.time_embed.requires_grad
+        dropped = iter([] if masks is None else masks)
+        for index, block in list(enumerate(self.blocks))[self.frozen_depth :]:
+            keep = split_masks(next(dropped), patches) if block.drops else None
             with part(self.part_name(index)), self.grad_from(index, below):
                 if index == len(self.blocks) - 1:
-                    cls = self.run_block(block.last, cls, patches, masks[index], backend)
+                    cls = self.run_block(block.last, cls, patches, keep, backends)
                 else:
-                    cls, patches = self.run_block(block, cls, patches, masks[index], backend)
+                    cls, patches = self.run_block(block, cls, patches, keep, backends)
         with part("head"):
             return cast(Tensor, self.head(self.norm(cls[:, 0])))
+
+    def backends(self, patches: Tensor) -> Backends:
+        """Which kernels serve patches [B,P,T,D]."""
+        setting, device, (_, places, times, width) = self.config.attention, patches.device, patches.shape
+        head = (self.config.heads, width // self.config.heads, self.pos_embed.dtype)
+        temporal, spatial = (resolve_attention(setting, device, tokens, *head) for tokens in (times, 1 + places))
+        return Backends(temporal, spatial, general_attention(setting, device))
 
     @property
     def frozen_depth(self) -> int:
@@ -208,10 +247,10 @@ class TimeSformer(VideoTower):
         the output does not depend on `model.video.compile`.
         """
         self.check_video(video)
-        backend = choose_attention(self.config.attention, video.device)
         cls, patches = self.embed(video)
+        backends = self.backends(patches)
         for block in self.blocks[: self.frozen_depth]:
-            cls, patches = block.forward(cls, patches, None, backend)
+            cls, patches = block.forward(cls, patches, None, backends)
         return torch.cat([cls, patches.flatten(1, 2)], dim=1)
 
     def frozen_features_state(self) -> dict[str, Tensor]:
@@ -244,20 +283,15 @@ class TimeSformer(VideoTower):
         cls = (self.cls_token + positions[:, :1]).expand(clips, -1, -1)
         return cls, patches + (positions[0, 1:, None] + times)
 
-    def drop_masks(self, embedded: Tensor) -> list[DropMasks | None]:
-        """Keep masks of every block for patches [B,P,T,D]; None where nothing is dropped."""
-        clips, patches, frames = embedded.shape[:3]
-        masks: list[DropMasks | None] = []
-        for index, block in enumerate(self.blocks):
-            if not block.training or block.drop_rate == 0:
-                masks.append(None)
-                continue
-            draws = self.uniform(index, clips, patches + frames + 1)
-            kept = (draws >= block.drop_rate).to(torch.float32).div_(1 - block.drop_rate)
-            kept = kept.to(embedded.device, self.pos_embed.dtype, non_blocking=True)[..., None]
-            temporal, spatial, mlp = torch.split(kept, [patches, frames, 1], dim=1)
-            masks.append(DropMasks(temporal[..., None], spatial[..., None], mlp))
-        return masks
+    def drop_masks(self, patches: Tensor) -> Tensor | None:
+        """Keep masks for patches [B,P,T,D] of every block that drops, 0 or 1/keep: [blocks,B,P+T+1]; None without."""
+        dropping = [(index, block.drop_rate) for index, block in enumerate(self.blocks) if block.drops]
+        if not dropping:
+            return None
+        clips, places, times = patches.shape[:3]
+        draws = ((self.uniform(index, clips, places + times + 1), rate) for index, rate in dropping)
+        kept = torch.stack([(draw >= rate).to(torch.float32).div_(1 - rate) for draw, rate in draws])
+        return kept.to(self.pos_embed.dtype).to(patches.device, non_blocking=True)
 
     def uniform(self, layer: int, clips: int, columns: int) -> Tensor:
         """Uniform numbers [clips,columns]: this rank's rows of the global batch's draw for (seed, step, layer)."""
@@ -277,6 +311,13 @@ class TimeSformer(VideoTower):
                 f"frames of {video.shape[4]} pixels are no multiple of model.video.patch={self.config.patch}; "
                 "set loader.crop and model.video.image_size"
             )
+
+
+def split_masks(kept: Tensor, patches: Tensor) -> DropMasks:
+    """One block's row [B,P+T+1] of `TimeSformer.drop_masks` in the shapes that its branches take."""
+    places, times = patches.shape[1:3]
+    temporal, spatial, mlp = torch.split(kept[..., None], [places, times, 1], dim=1)
+    return DropMasks(temporal[..., None], spatial[..., None], mlp)
 
 
 def drop(x: Tensor, mask: Tensor | None) -> Tensor:

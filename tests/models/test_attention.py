@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ace_dist.models import attention
-from ace_dist.models.attention import attend, attend_packed, choose_attention, short_serves
+from ace_dist.models.attention import attend, attend_packed, choose_attention, resolve_attention, short_serves
 from ace_dist.utils.errors import ModelError
 
 
@@ -111,25 +111,6 @@ def test_a_wrong_gradient_is_caught_with_its_size(monkeypatch, capsys):
     assert len(told) == 1 and "its gradient differs" in told[0] and "allowed 0.0001" in told[0]
 
 
-def test_compiling_does_not_look_into_the_trial_of_a_kernel(monkeypatch):
-    """The trial draws numbers and reads results, which would cut a compiled block in pieces; it is asked once."""
-    asked = []
-
-    def trial(*shape):
-        torch.randn(3, generator=torch.Generator().manual_seed(0)).sum().item()
-        asked.append(shape)
-        return len(asked) > 0
-
-    monkeypatch.setattr(attention, "short_serves", trial)
-
-    def block(x):
-        return x + 1 if attention.short_serves_here(x.device, x.shape[1], 2, 8, x.dtype) else x
-
-    x = torch.randn(2, 5)
-    found = torch._dynamo.explain(block)(x)
-    assert found.graph_break_count == 0 and asked == [(x.device, 5, 2, 8, torch.float32)]
-
-
 def test_a_kernel_that_does_not_compile_is_left_with_its_reason(monkeypatch, capsys):
     def broken(x):
         raise RuntimeError("PTXAS failed\nlong log")
@@ -153,7 +134,7 @@ def test_triton_equals_sdpa(tokens):
     assert choose_attention("triton", qkv.device) == "triton"
     assert short_serves(qkv.device, tokens, 12, 64, qkv.dtype) == (tokens <= 32)
     found = []
-    for backend in ("triton", "sdpa"):
+    for backend in (resolve_attention("triton", qkv.device, tokens, 12, 64, qkv.dtype), "sdpa"):
         leaf = qkv.clone().requires_grad_()
         out = attend_packed(leaf, backend)
         found.append((out, *torch.autograd.grad(out, leaf, weight)))

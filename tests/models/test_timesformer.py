@@ -274,9 +274,11 @@ def test_drop_path_scale_and_rate():
     """Kept entries are 1 / keep, and a share of about `keep` is kept; rates grow linearly with depth."""
     model = TimeSformer(tiny(depth=3, trained_blocks=3, drop_path=0.5)).train()
     assert [block.drop_rate for block in model.blocks] == pytest.approx([0.0, 0.25, 0.5])
-    first, second, third = model.drop_masks(torch.empty(400, 16, 8, model.config.width))
-    assert first is None
-    for masks, keep in ((second, 0.75), (third, 0.5)):
+    patches = torch.empty(400, 16, 8, model.config.width)
+    kept = model.drop_masks(patches)
+    assert len(kept) == 2  # the first block drops nothing
+    for block, keep in zip(kept, (0.75, 0.5), strict=True):
+        masks = timesformer.split_masks(block, patches)
         assert masks.temporal.shape == (400, 16, 1, 1) and masks.spatial.shape == (400, 8, 1, 1)
         for mask in masks:
             assert bool(((mask == 0) | ((mask - 1 / keep).abs() < 1e-6)).all())
