@@ -40,7 +40,8 @@ def attend_packed(qkv: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
     """
     if backend == "triton":
         return temporal_attention_packed(qkv)
-    return attend(*qkv.unbind(2), backend)
+    q, k, v = qkv.unbind(2)
+    return attend(q, k, v, backend)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:

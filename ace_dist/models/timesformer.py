@@ -218,7 +218,7 @@ class TimeSformer(VideoTower):
     def trained(self, cls: Tensor, patches: Tensor, masks: Tensor | None) -> Tensor:
         """The other blocks, the norm and the head: what `frozen` returns and `drop_masks` -> [B,E]."""
         backends, below = self.backends(patches), self.time_embed.requires_grad
-        dropped = iter([] if masks is None else masks)
+        dropped = iter(masks.unbind() if masks is not None else ())
         for index, block in list(enumerate(self.blocks))[self.frozen_depth :]:
             keep = split_masks(next(dropped), patches) if block.drops else None
             with part(self.part_name(index)), self.grad_from(index, below):
