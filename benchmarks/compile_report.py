@@ -3,8 +3,9 @@
     python benchmarks/compile_report.py > benchmarks/results/compile_report.csv
     python benchmarks/compile_report.py train_ata temporal_30      # these shapes alone
 
-Forward and backward of both operators run with their launches recorded instead of started, so that the report follows
-the code; each launch is compiled for sm_80 and sm_90, and the numbers are read from the machine code.
+The operators run, forward and backward, with their launches recorded instead of started, so that the report follows
+the code; each launch is compiled for sm_80 and sm_90 (8-bit floats for sm_90 alone, as sm_80 has none), and the numbers
+are read from the machine code.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from unittest.mock import patch
 
 import torch
 import triton
-from ace_kernels import ConceptLayout, concept_triton, short_attention_triton
+from ace_kernels import ConceptLayout, concept_triton, fp8_rows_triton, residual_norm_triton, short_attention_triton
 from ace_kernels.backend import Launch
 from ace_kernels.concept_problem import Problem
+from ace_kernels.fp8_rows import empty_fp8_rows
+from ace_kernels.residual_norm import Norm, Tokens
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -33,7 +36,7 @@ from triton.compiler import ASTSource
 CAPABILITIES = (80, 90)
 TYPES = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.float16: "*fp16", torch.bfloat16: "*bf16",
-    torch.int64: "*i64", torch.int32: "*i32",
+    torch.int64: "*i64", torch.int32: "*i32", torch.float8_e4m3fn: "*fp8e4nv",
 }  # fmt: skip
 
 
@@ -93,7 +96,39 @@ class AttentionShape:
         short_attention_triton.backward(out, q, k, v, 0.125, torch.empty_like(qkv).unbind(-3))
 
 
-Shape = ConceptShape | AttentionShape
+@dataclass(frozen=True, slots=True)
+class NormShape:
+    """Residual and norm of the tokens of a batch; `fp8` rounds the norm, and what a product reads elsewhere."""
+
+    name: str
+    frames: int
+    width: int = 768
+    dtype: torch.dtype = torch.bfloat16
+    fp8: bool = False
+    patches: int = 196
+
+    def launch_all(self) -> None:
+        """The norm alone, with residual, into and out of the frames; with `fp8` rows as they are and through GELU."""
+        tokens = Tokens(2, self.patches, self.frames)
+        x, patches, frames, (weight, bias) = (
+            torch.empty(rows, self.width, dtype=self.dtype)
+            for rows in (tokens.rows, tokens.patch_rows, tokens.frame_rows, 2)
+        )
+        norm = Norm(weight, bias, 1e-6)
+        like, like_frames = (
+            empty_fp8_rows(len(y), self.width, y.device) if self.fp8 else torch.empty_like(y) for y in (x, frames)
+        )
+        residual_norm_triton.add_norm(x, None, norm, like)
+        residual_norm_triton.add_norm(x, x, norm, like)
+        residual_norm_triton.add_norm_to_frames(x, patches, norm, tokens, like_frames)
+        residual_norm_triton.add_norm_from_frames(x, frames, norm, tokens, like)
+        if self.fp8:
+            hidden = torch.empty(tokens.rows, 4 * self.width, dtype=self.dtype)
+            fp8_rows_triton.fp8_rows(x, False, empty_fp8_rows(*x.shape, x.device))
+            fp8_rows_triton.fp8_rows(hidden, True, empty_fp8_rows(*hidden.shape, x.device))
+
+
+Shape = ConceptShape | AttentionShape | NormShape
 HALVES = (torch.bfloat16, torch.float16)
 SHAPES: tuple[Shape, ...] = (
     ConceptShape("train_ata", 16, 10, 11),
@@ -115,6 +150,9 @@ SHAPES: tuple[Shape, ...] = (
     AttentionShape("demo", 8, torch.float32, heads=2),
     AttentionShape("wide_heads", 30, heads=6, width=128),
     AttentionShape("odd_heads", 15, heads=4, width=48),
+    *(NormShape(f"frozen_{frames}", frames, fp8=fp8) for frames in (15, 30) for fp8 in (False, True)),
+    NormShape("frozen_large", 8, width=1024),
+    NormShape("frozen_demo", 8, width=96, dtype=torch.float32, patches=16),
 )
 
 
@@ -211,6 +249,8 @@ def main(names: list[str]) -> None:
             shape.launch_all()
         for launch in launches:
             for capability in CAPABILITIES:
+                if capability < 89 and getattr(shape, "fp8", False):
+                    continue
                 writer.writerow(asdict(usage(launch, shape, capability)))
                 sys.stdout.flush()
 

@@ -17,6 +17,7 @@ CHOICES = {
     "model.video.pooling": ("mean", "frames"),
     "model.video.time_embed_resize": ("nearest", "linear"),
     "model.video.compile": ("none", "default", "reduce-overhead", "max-autotune"),
+    "model.video.trunk_precision": ("same", "fp8"),
     "model.video.attention": ("auto", "triton", "xformers", "sdpa"),
     "model.text.tower": ("clip", "minilm"),
     "method.objective": ("concept", "label", "bike"),

@@ -30,6 +30,7 @@ from ace_dist.models.attention import (
     general_attention,
     resolve_attention,
 )
+from ace_dist.models.fused_blocks import FrozenTrunk, trunk_serves
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recompute
 from ace_dist.models.video import VideoTower, check_config, resize_positions, resize_times
@@ -173,6 +174,7 @@ class TimeSformer(VideoTower):
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.head = nn.Linear(config.width, config.embed_dim)
         self.drop_step: DropStep | None = None
+        self.trunk: FrozenTrunk | None = None  # built at the first use, and again for other weights
         self.reset_parameters()
         self.freeze()
 
@@ -209,11 +211,24 @@ class TimeSformer(VideoTower):
         self.check_video(video)
         with self.grad_from(-1, self.time_embed.requires_grad):
             cls, patches = self.embed(video)
-        backends = self.backends(patches)
-        for block in self.blocks[: self.frozen_depth]:
-            with part("frozen blocks"), torch.no_grad():
-                cls, patches = block(cls, patches, None, backends)
+        with part("frozen blocks"), torch.no_grad():
+            return self.frozen_blocks(cls, patches, compiled=True)
+
+    def frozen_blocks(self, cls: Tensor, patches: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
+        """What the frozen blocks make of cls [B,1,D] and patches [B,P,T,D], by fused kernels where these serve."""
+        blocks, backends = self.blocks[: self.frozen_depth], self.backends(patches)
+        if self.uses_trunk(patches.device):
+            if self.trunk is None or not self.trunk.is_current():
+                self.trunk = FrozenTrunk(blocks, self.config.heads, self.config.trunk_precision == "fp8")
+            return self.trunk(cls, patches, backends.temporal, backends.spatial)
+        for block in blocks:
+            cls, patches = (block if compiled else block.forward)(cls, patches, None, backends)
         return cls, patches
+
+    def uses_trunk(self, device: torch.device) -> bool:
+        """Whether `FrozenTrunk` takes the frozen blocks' place on `device`."""
+        blocks, precision = self.blocks[: self.frozen_depth], self.config.trunk_precision
+        return bool(blocks) and trunk_serves(blocks, precision, device, self.pos_embed.dtype)
 
     def trained(self, cls: Tensor, patches: Tensor, masks: Tensor | None) -> Tensor:
         """The other blocks, the norm and the head: what `frozen` returns and `drop_masks` -> [B,E]."""
@@ -248,9 +263,7 @@ class TimeSformer(VideoTower):
         """
         self.check_video(video)
         cls, patches = self.embed(video)
-        backends = self.backends(patches)
-        for block in self.blocks[: self.frozen_depth]:
-            cls, patches = block.forward(cls, patches, None, backends)
+        cls, patches = self.frozen_blocks(cls, patches, compiled=False)
         return torch.cat([cls, patches.flatten(1, 2)], dim=1)
 
     def frozen_features_state(self) -> dict[str, Tensor]:
@@ -260,10 +273,13 @@ class TimeSformer(VideoTower):
         return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
 
     def frozen_features_settings(self, device: torch.device) -> tuple[list[Any], str]:
-        """Settings that the arithmetic of `frozen_features` depends on, and which attention computes it on `device`."""
+        """Settings that the arithmetic of `frozen_features` depends on, and which kernels compute it on `device`."""
         names = ("width", "depth", "heads", "patch", "image_size", "time_embed_resize")
         settings = [self.frozen_depth, *(getattr(self.config, name) for name in names)]
-        return settings, describe(choose_attention(self.config.attention, device), device)
+        kernels = describe(choose_attention(self.config.attention, device), device)
+        if self.uses_trunk(device):
+            kernels += f", fused blocks in {self.config.trunk_precision} precision"
+        return settings, kernels
 
     def cross_layer_parameters(self) -> Iterator[nn.Parameter]:
         """The matrices that `Block.temporal` multiplies before it uses them, those of the last block's first query

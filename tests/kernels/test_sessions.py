@@ -26,7 +26,10 @@ def run_python(*arguments, **settings):
 
 @pytest.mark.parametrize(
     "name",
-    [f"test_{name}.py" for name in ("arguments", "concept", "fused", "layout", "short_attention", "triton")],
+    [
+        f"test_{name}.py"
+        for name in ("arguments", "concept", "fused", "layout", "residual_norm", "short_attention", "triton")
+    ],
 )
 def test_suite_under_the_interpreter(name):
     """Every test of the operators again, through the Triton kernels on the CPU."""
