@@ -15,27 +15,28 @@ Variants, all from the same weights, clips and drawn phrases:
   `uint8` (`loader.dtype=uint8`: clips as bytes), `cached` (what the frozen blocks make of every clip is read from the
   feature cache, out of the page cache), `loop` (SGD not fused). Decoding is in no variant: `e2e_step.py` has it.
 
-Every variant lives in a process of its own, so that peak memory is its own; the processes step in turns. On a GPU a
-turn is five steps one after the other, as training takes them, and one wait for the device at their end.
-Metrics: `step_time` (ms), `host_time` (ms until the step is launched, GPU only), `clips_per_s`, `ceiling_share` (the
-FLOPs that `metrics.jsonl` counts of such a step, a second, of those of large matrix products), `first_step` (s,
-compiling included), `loss` (of the last step), and memory. On a GPU `peak_memory_gib` is the allocator's peak. On a CPU
-it is the peak of resident memory, start included, beyond that of a process with the imports alone, and
-`step_memory_gib` the peak of the steps: the encoders are built whole before the cache lets go of the text.
+On a CPU every variant lives in a process of its own, so that peak memory is its own, and the processes step in turns.
+On a GPU one process measures them one after the other; a turn is five steps, as training takes them, and one wait for
+the device at their end. Metrics: `step_time` (ms), `host_time` (ms until the step is launched), `clips_per_s`,
+`ceiling_share` (the FLOPs that `metrics.jsonl` counts of such a step, a second, of those of large matrix products),
+`first_step` (s, compiling included), `loss` (of the last step), and memory. On a GPU `peak_memory_gib` is the
+allocator's peak. On a CPU it is the peak of resident memory, start included, beyond that of a process with the imports
+alone, and `step_memory_gib` the peak of the steps: the encoders are built whole before the cache lets go of the text.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import gc
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ VARIANTS = {
         *("ours_bf16_compiled", "ours_bf16_graphs", "ours_bf16_compiled_uint8"),
     ),
 }
-STEPS = {"cpu": 1, "cuda": 5}  # of a turn
+STEPS_OF_A_TURN = 5  # on a GPU
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Shape:
     synonyms: int  # M, the root verb among them
     full: bool
 
-    def model(self, **settings: Any) -> DualEncoder:
+    def model(self, device: str = "cpu", **settings: Any) -> DualEncoder:
         """Both encoders with random weights; `temporal_fc`, which the initialisation leaves zero, too.
 
         Nothing is compiled unless `settings`, of `model.video`, say so.
@@ -110,7 +111,8 @@ class Shape:
             video = VideoConfig(width=96, depth=6, heads=3, patch=12, image_size=48, embed_dim=64)
             text = TextConfig(width=64, depth=2, heads=2, embed_dim=64)
         video.drop_path = 0.0  # Hugging Face's configuration takes no fraction
-        model = DualEncoder(replace(video, **{"compile": "none"} | settings), text)
+        with torch.device(device):  # random weights of this size take a CPU seconds
+            model = DualEncoder(replace(video, **{"compile": "none"} | settings), text)
         for block in model.video.blocks:
             nn.init.trunc_normal_(block.temporal_fc.weight, std=0.02)
         return model
@@ -214,23 +216,21 @@ def build(variant: str, shape: Shape, device: str) -> tuple[nn.Module, ConceptSa
     sampler = ConceptSampler(actions, trees, seed=0)
     if variant.startswith("ours"):
         return build_ours(variant, shape, device, sampler), sampler
-    model = shape.model()
-    if variant in ("naive", "naive_bf16"):
-        return NaiveStep(model, shape.frames, SETTINGS).to(device), sampler
-    if variant == "procedurevrl_style":
-        return ProcedureVRLStyle(model, shape.frames, actions).to(device), sampler
-    if variant == "tokens_cut":
-        return NaiveStep(model, shape.frames, SETTINGS, padded=False).to(device), sampler
-    model.to(device)
-    video = model.video if variant == "own_timesformer" else NaiveVideo(model.video, shape.frames).to(device)
+    model = shape.model(device)
     cache = model.build_text_features(sampler.phrases) if variant == "text_feature_cache" else None
-    return OneChange(video, cache or NaiveText(model.text).to(device), fused=variant == "fused_loss"), sampler
+    with torch.device(device):
+        if variant in ("naive", "naive_bf16", "tokens_cut"):
+            return NaiveStep(model, shape.frames, SETTINGS, padded=variant != "tokens_cut").to(device), sampler
+        if variant == "procedurevrl_style":
+            return ProcedureVRLStyle(model, shape.frames, actions).to(device), sampler
+        video = model.video if variant == "own_timesformer" else NaiveVideo(model.video, shape.frames)
+        return OneChange(video, cache or NaiveText(model.text), fused=variant == "fused_loss").to(device), sampler
 
 
 def build_ours(variant: str, shape: Shape, device: str, sampler: ConceptSampler) -> Ours:
     """Built in the order of training: text features in fp32, then the cast, then the blocks are compiled."""
     named = words(variant)
-    model = shape.model(**{key: value for word in named for key, value in WORDS[word].items()}).to(device)
+    model = shape.model(device, **{key: value for word in named for key, value in WORDS[word].items()})
     if "uint8" in named:
         model.expect_clips(LoaderConfig(dtype="uint8"))
     step = Ours(model, sampler)
@@ -248,49 +248,56 @@ def vocabulary(shape: Shape) -> tuple[SynonymTrees, list[Action]]:
     return SynonymTrees(trees), [Action(group[0], "block") for group in groups]
 
 
-def worker(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
-    """`answer`, and what ended it, such as a GPU's memory, as the last answer."""
-    try:
-        answer(pipe, variant, shape, device)
-    except Exception as error:  # the other variants' rows are worth keeping
-        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+class Stepper:
+    """A variant built on a device, ready to take steps."""
 
+    def __init__(self, variant: str, shape: Shape, device: str) -> None:
+        self.variant, self.device, self.done = variant, device, 0
+        self.module, self.sampler = build(variant, shape, device)
+        self.module.train()
+        named = words(variant)
+        depth = 12 if shape.full else 6
+        layers = tuple(f"layer.{i}." for i in range(depth - 3, depth)) if variant == "procedurevrl_style" else ("",)
+        parameters = self.module.named_parameters()
+        trained = [p for name, p in parameters if p.requires_grad and any(part in name for part in layers)]
+        masters = "bf16" in named and "pure" not in named
+        self.update = build_update(trained, masters, fused=variant.startswith("ours") and "loop" not in named)
+        video, self.labels = batch(variant, shape, device)
+        self.folder = tempfile.TemporaryDirectory()
+        self.fetch = lambda: video
+        if "cached" in named:
+            self.fetch = cached_clips(self.module.video, video, Path(self.folder.name))
 
-def answer(pipe: Connection, variant: str, shape: Shape, device: str) -> None:
-    """Build a variant; for each message take that many steps and answer with the times of one; at the end the rest."""
-    base = peak_memory_gib(device)
-    module, sampler = build(variant, shape, device)
-    built = peak_memory_gib(device)
-    forget_peak()
-    module.train()
-    named = words(variant)
-    depth = 12 if shape.full else 6
-    layers = tuple(f"layer.{i}." for i in range(depth - 3, depth)) if variant == "procedurevrl_style" else ("",)
-    trained = [p for name, p in module.named_parameters() if p.requires_grad and any(part in name for part in layers)]
-    masters = "bf16" in named and "pure" not in named
-    update = build_update(trained, masters=masters, fused=variant.startswith("ours") and "loop" not in named)
-    video, labels = batch(variant, shape, device)
-    folder = tempfile.TemporaryDirectory()  # removed with the process
-    fetch = cached_clips(module.video, video, Path(folder.name)) if "cached" in named else lambda: video
-
-    def step(index: int) -> Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=variant == "naive_bf16"):
-            loss: Tensor = module(fetch(), labels, sampler.draw(index))
-        loss.backward()
-        update()
-        return loss.detach()
-
-    index = itertools.count()
-    for count in iter(pipe.recv, None):
+    def take(self, count: int) -> tuple[float, float]:
+        """Milliseconds of one of `count` steps, until it is done and until it is launched."""
         start = time.perf_counter()
         for _ in range(count):
-            loss = step(next(index))
+            self.step()
         launched = time.perf_counter() - start
-        if device == "cuda":
+        if self.device == "cuda":
             torch.cuda.synchronize()
-        pipe.send((1e3 * (time.perf_counter() - start) / count, 1e3 * launched / count))
-    stepping = peak_memory_gib(device)
-    pipe.send({"peak_memory_gib": max(built, stepping) - base, "step_memory_gib": stepping - base, "loss": loss.item()})
+        return 1e3 * (time.perf_counter() - start) / count, 1e3 * launched / count
+
+    def step(self) -> None:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.variant == "naive_bf16"):
+            loss: Tensor = self.module(self.fetch(), self.labels, self.sampler.draw(self.done))
+        loss.backward()
+        self.update()
+        self.loss, self.done = loss.detach(), self.done + 1
+
+
+def worker(pipe: Connection, variant: str, shape: Shape) -> None:
+    """Build a variant; for each message take that many steps and answer with the times of one; at the end the rest."""
+    base = peak_memory_gib()
+    stepper = Stepper(variant, shape, "cpu")
+    built = peak_memory_gib()
+    forget_peak()
+    for count in iter(pipe.recv, None):
+        pipe.send(stepper.take(count))
+    stepping = peak_memory_gib()
+    memory = {"peak_memory_gib": max(built, stepping) - base, "step_memory_gib": stepping - base}
+    pipe.send(memory | {"loss": stepper.loss.item()})
+    stepper.folder.cleanup()
 
 
 def batch(variant: str, shape: Shape, device: str) -> tuple[Tensor, Tensor]:
@@ -327,66 +334,77 @@ def build_update(trained: list[nn.Parameter], masters: bool, fused: bool) -> Cal
 
 
 def forget_peak() -> None:
-    """Give freed memory back and let the process's peak count from here (Linux; a GPU's has nothing to forget)."""
+    """Give freed memory back and let the process's peak count from here (Linux)."""
     trim_heap()
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory_gib(device: str) -> float:
+def peak_memory_gib() -> float:
     """Peak of this process so far, in GiB."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
     match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert match is not None
     return int(match[1]) / 2**20
 
 
-def measure(shape: Shape, variants: list[str], device: str, turns: int) -> list[Row]:
-    """Rows of one shape, variants in turns."""
+def measure_in_turns(shape: Shape, variants: list[str], turns: int) -> list[Row]:
+    """Rows of one shape on a CPU: a process each, which step in turns."""
     context = mp.get_context("spawn")
     pipes: dict[str, Connection] = {}
-    ceilings = {variant: ceiling(device, product_type(variant)) for variant in variants}  # while nothing else runs
+    ceilings = {variant: ceiling("cpu", product_type(variant)) for variant in variants}  # while nothing else runs
     for variant in variants:
         pipes[variant], theirs = context.Pipe()
-        context.Process(target=worker, args=(theirs, variant, shape, device), daemon=True).start()
+        context.Process(target=worker, args=(theirs, variant, shape), daemon=True).start()
         theirs.close()  # so that the end of its process is seen
-    least_ms = {variant: 1e3 * model_flops(shape) / flops_per_s for variant, flops_per_s in ceilings.items()}
     times: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants}
-    for turn in range(-2, turns):  # a step to warm up or compile, then a turn to record CUDA graphs
-        ask(pipes, times, 1 if turn == -2 else STEPS[device], together=turn == -2 and device == "cuda")
-        for variant in [name for name in pipes if len(times[name]) < turn + 3]:
-            del pipes[variant], times[variant]
+    for turn in range(-1, turns):  # a step to warm up
+        for variant, pipe in pipes.items():
+            pipe.send(1)
+            times[variant].append(pipe.recv())
         print(shape.name, turn, {name: round(values[-1][0], 1) for name, values in times.items()}, flush=True)
     rows = []
     for variant, pipe in pipes.items():
         pipe.send(None)
-        rows += build_rows(shape, variant, times[variant], least_ms[variant], pipe.recv(), device)
-    print(shape.name, {row.variant: row.values[0] for row in rows if row.metric == "loss"}, flush=True)
+        least_ms = 1e3 * model_flops(shape, "cpu") / ceilings[variant]
+        rows += build_rows(shape, variant, times[variant], least_ms, pipe.recv())
     return rows
 
 
-def ask(pipes: dict[str, Connection], times: dict[str, list[tuple[float, float]]], steps: int, together: bool) -> None:
-    """Let every variant take `steps`, one after the other or all `together`, and note the milliseconds of one."""
-    for pipe in pipes.values() if together else ():
-        pipe.send(steps)
-    for variant, pipe in pipes.items():
-        if not together:
-            pipe.send(steps)
+def measure_on_gpu(shape: Shape, variant: str, turns: int) -> list[Row]:
+    """Rows of one variant: a step that compiles, a turn that warms up and records graphs, timed turns."""
+    least_ms = 1e3 * model_flops(shape, "cuda") / ceiling("cuda", product_type(variant))
+    base = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    stepper = Stepper(variant, shape, "cuda")
+    times = [stepper.take(1)]
+    stepper.take(STEPS_OF_A_TURN)
+    times += [stepper.take(STEPS_OF_A_TURN) for _ in range(turns)]
+    peak = (torch.cuda.max_memory_allocated() - base) / 2**30
+    stepper.folder.cleanup()
+    return build_rows(shape, variant, times, least_ms, {"peak_memory_gib": peak, "loss": stepper.loss.item()})
+
+
+def measure(shape: Shape, variants: list[str], device: str, turns: int) -> Iterator[list[Row]]:
+    """Rows of one shape, as they come. On a GPU a variant that fails, as for memory, has none and says why."""
+    if device == "cpu":
+        yield measure_in_turns(shape, variants, turns)
+        return
+    for variant in variants:
         try:
-            taken = pipe.recv()
-        except EOFError:
-            taken = "its process died"
-        if isinstance(taken, str):
-            print(f"{variant} has no rows, {taken}", flush=True)
-        else:
-            times[variant].append(taken)
+            yield measure_on_gpu(shape, variant, turns)
+        except (RuntimeError, ImportError, ValueError) as error:
+            print(
+                f"{shape.name}: {variant} has no rows, {type(error).__name__}: {str(error).splitlines()[0]}", flush=True
+            )
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @lru_cache
-def model_flops(shape: Shape) -> int:
+def model_flops(shape: Shape, device: str) -> int:
     """FLOPs of a step, as a run counts them."""
     trees, actions = vocabulary(shape)
-    objective = ConceptObjective(shape.model(), ConceptSampler(actions, trees, seed=0), SETTINGS)
+    objective = ConceptObjective(shape.model(device), ConceptSampler(actions, trees, seed=0), SETTINGS)
     parts = micro_batch_flops(objective, shape.batch, shape.frames, objective.model.video.config.image_size)
     return sum(sum(part) for part in parts.values())
 
@@ -407,16 +425,21 @@ def build_rows(
     times_ms: list[tuple[float, float]],
     least_ms: float,  # at the ceiling
     measures: dict[str, float],
-    device: str,
 ) -> list[Row]:
-    """The metrics of one variant."""
+    """The metrics of one variant; prints the main ones."""
     row: Callable[..., Row] = lambda metric, unit, values: Row(  # noqa: E731
         "train_step", variant, shape.name, metric, unit, "frames", shape.frames, values, config(shape)
     )
-    whole, launched = zip(*times_ms[2:], strict=True)
+    whole, launched = zip(*times_ms[1:], strict=True)
+    print(
+        f"{shape.name} {variant}: {median(whole):.1f} ms, host {median(launched):.1f} ms, "
+        f"{least_ms / median(whole):.2f} of the ceiling, first {times_ms[0][0] / 1e3:.1f} s, "
+        + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()),
+        flush=True,
+    )
     return [
         row("step_time", "ms", whole),
-        *([row("host_time", "ms", launched)] if device == "cuda" else []),
+        row("host_time", "ms", launched),
         row("clips_per_s", "clips/s", [shape.batch * 1e3 / value for value in whole]),
         row("ceiling_share", "share", [least_ms / value for value in whole]),
         row("first_step", "s", [times_ms[0][0] / 1e3]),
@@ -427,13 +450,6 @@ def build_rows(
 def config(shape: Shape) -> dict[str, Any]:
     """What a row depends on."""
     return asdict(shape) | {"trained_blocks": 3, "phrases_of": "ace_dist/assets/synonyms/tabletop.json"}
-
-
-def groups(variants: list[str], device: str) -> list[list[str]]:
-    """What runs side by side: all on a CPU; on a GPU, whose memory cannot hold them all, each beside `naive`."""
-    if device == "cpu" or "naive" not in variants:
-        return [variants]
-    return [["naive", variant] for variant in variants if variant != "naive"]
 
 
 def main() -> None:
@@ -452,8 +468,8 @@ def main() -> None:
     for shape in SHAPES[options.device]:
         if not options.shapes or shape.name in options.shapes:
             variants = options.variants or list(VARIANTS[options.device])
-            for group in groups(variants, options.device):
-                append(options.output, measure(shape, group, options.device, options.turns), options.device)
+            for rows in measure(shape, variants, options.device, options.turns):
+                append(options.output, rows, options.device)
 
 
 if __name__ == "__main__":

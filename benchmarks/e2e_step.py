@@ -7,8 +7,9 @@
 Starts `deepspeed --num_gpus 1 launchers/train.py` as a user does, with random weights, on shards that are built once in
 `--work` (the demo's world; panned photographs of the paper's sizes, in the codec of `--codec`) or given with
 `--shards`. The numbers are those of the run's `metrics.jsonl`, without its first line, which has compiling and warming
-up. `--settings` are any of the run's; `--variant` is how the rows call them. Metrics: `clips_per_s`, `data_wait_share`
-(of the time), `mfu_percent`, `memory_peak_gib`, and `start` (s from the command to the first line of metrics).
+up; what the launcher printed, and when, is in the run's `launcher.log`. `--settings` are any of the run's; `--variant`
+is how the rows call them. Metrics: `clips_per_s`, `data_wait_share` (of the time), `mfu_percent`, `memory_peak_gib`,
+and `start` (s from the command to the first line of metrics).
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ import torch
 from bench_loading import GOP, SHOWN_FPS
 from common import Row, append
 from loading_world import Case, build
+
+from ace_dist.cli import execute
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -63,19 +68,30 @@ def shards(shape: Shape, codec: str, clips: int, work: Path) -> Path:
         return build(case, work, clips, workers=0).folder
     folder = work / "demo"
     world = [f"dataset.world.train_clips={clips}", "dataset.world.test_clips=18"]
-    run([sys.executable, "launchers/build_shards.py", "experiment=demo", f"dataset.shards={folder}", *world])
+    execute(["build_shards", "experiment=demo", f"dataset.shards={folder}", *world])
     return folder
 
 
-def run(command: list[str]) -> str:
-    """What a command of this checkout prints. Raises `SystemExit` with the end of it when it fails."""
+def run(command: list[str], log: Path, limit_s: float | None) -> int:
+    """Exit status of a command of this checkout, with the seconds before each line that it prints in `log`.
+
+    After `limit_s` it is killed, with all that it started.
+    """
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip() and "] [INFO] [" not in line]
-        raise SystemExit("\n".join([f"{' '.join(command[1:])} ended with {done.returncode}:", *said[-12:]]))
-    return done.stdout
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        text=True, errors="replace",
+    )  # fmt: skip
+    end = threading.Timer(limit_s or threading.TIMEOUT_MAX, os.killpg, (process.pid, signal.SIGKILL))
+    end.start()
+    with log.open("w") as out:
+        for line in process.stdout or ():
+            out.write(f"{time.monotonic() - started:.1f} {line}")
+            out.flush()
+    end.cancel()
+    return process.wait()
 
 
 def free_port() -> int:
@@ -83,38 +99,43 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def train(shape: Shape, folder: Path, run_dir: Path, device: str, steps: int, settings: list[str]) -> dict[str, Any]:
-    """Train in a new run folder; returns its lines of metrics, its loader, and the seconds until the first line."""
+def train(shape: Shape, folder: Path, run_dir: Path, options: argparse.Namespace) -> tuple[list[Any], str, float]:
+    """Train in a new run folder; returns its lines of metrics, its loader, and the seconds until the first line.
+
+    Raises `SystemExit` with the end of the log when there are none.
+    """
     shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir(parents=True)
+    log, metrics = run_dir / "launcher.log", run_dir / "metrics.jsonl"
     untrained = [] if shape.dataset is None else ["model.init=random", "dataset.test_groups=null", "dataset.novel=null"]
-    short = [f"training.max_steps={steps}", f"training.log_every_steps={shape.every}", "training.trackers=[]"]
-    words = [
-        f"experiment={shape.experiment}",
-        f"dataset.shards={folder}",
-        f"run={run_dir}",
-        f"training.device={device}",
-    ]
+    short = [f"training.max_steps={options.steps}", f"training.log_every_steps={shape.every}", "training.trackers=[]"]
+    place = [f"dataset.shards={folder}", f"run={run_dir}", f"training.device={options.device}"]
     started = time.time()
-    printed = run(
+    status = run(
         [
             *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", str(free_port())),
-            *("launchers/train.py", *words, *short, *untrained, *settings),
-        ]
+            *("launchers/train.py", f"experiment={shape.experiment}", *place, *short, *untrained, *options.settings),
+        ],
+        log,
+        options.limit,
     )
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    said = [line for line in log.read_text().splitlines() if "] [INFO] [" not in line]
+    if not metrics.is_file():
+        raise SystemExit("\n".join([f"{shape.name}: no line of metrics, launcher ended with {status}:", *said[-12:]]))
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     begun = (run_dir / "environment.json").stat().st_mtime
-    loader = next((line for line in printed.splitlines() if line.startswith("loader:")), "")
-    return {"lines": lines, "loader": loader, "start": begun - started + lines[0]["elapsed_s"]}
+    loader = next((line.split(" ", 1)[1] for line in said if " loader: " in line), "")
+    return lines, loader, begun - started + lines[0]["elapsed_s"]
 
 
 def measure(shape: Shape, options: argparse.Namespace) -> list[Row]:
     """Rows of one shape; prints them too."""
     folder = options.shards or shards(shape, options.codec, options.clips, options.work)
     run_dir = options.work / f"run_{shape.name}_{options.variant}"
-    result = train(shape, folder.resolve(), run_dir.resolve(), options.device, options.steps, options.settings)
-    lines = result["lines"][1:] or result["lines"]
+    lines, loader, start_s = train(shape, folder.resolve(), run_dir.resolve(), options)
+    lines = lines[1:] or lines
     config = {"experiment": shape.experiment, "settings": options.settings, "steps": options.steps}
-    config |= {"loader": result["loader"], "codec": options.codec if shape.dataset else None}
+    config |= {"loader": loader, "codec": options.codec if shape.dataset else None}
 
     def row(metric: str, unit: str, values: list[float]) -> Row:
         frames = float(shape.name.removeprefix("paper_")) if shape.dataset else 8.0
@@ -122,9 +143,9 @@ def measure(shape: Shape, options: argparse.Namespace) -> list[Row]:
 
     measured = {name: [line[name] for line in lines if line.get(name) is not None] for name in UNITS}
     rows = [row(name, UNITS[name], values) for name, values in measured.items() if values]
-    rows.append(row("start", "s", [result["start"]]))
+    rows.append(row("start", "s", [start_s]))
     figures = ", ".join(f"{each.metric} {sorted(each.values)[len(each.values) // 2]:.4g}" for each in rows)
-    print(f"{shape.name} {options.variant}: {figures}; {result['loader']}", flush=True)
+    print(f"{shape.name} {options.variant}: {figures}; {loader}", flush=True)
     return rows
 
 
@@ -139,6 +160,7 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, help="a folder of shards to train on, of the one shape asked for")
     parser.add_argument("--settings", nargs="*", default=[], metavar="KEY=VALUE", help="more settings of the run")
     parser.add_argument("--variant", default="default", help="name of these settings in the rows")
+    parser.add_argument("--limit", type=float, help="seconds for a shape; what was logged until then counts")
     parser.add_argument("--work", type=Path, default=Path("runs/e2e_step"), help="folder of shards and runs")
     parser.add_argument("--output", type=Path, default=RESULTS / "e2e_step.csv")
     options = parser.parse_args()
