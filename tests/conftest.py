@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: small trees, small encoders, and a way to run launchers as a user does."""
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -24,6 +25,13 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device (make test-gpu)"))
+
+
+def pytest_ignore_collect(collection_path, config):
+    """`-m gpu` imports the files that have such tests alone: the others take each of its workers most of a minute."""
+    if config.getoption("-m") == "gpu" and collection_path.match("test_*.py"):
+        return not re.search(r"mark\.gpu|kernel_reference", collection_path.read_text()) or None
+    return None
 
 
 @pytest.fixture(autouse=True)
