@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -75,16 +74,21 @@ def shards(shape: Shape, codec: str, clips: int, work: Path) -> Path:
 def run(command: list[str], log: Path, limit_s: float | None) -> int:
     """Exit status of a command of this checkout, with the seconds before each line that it prints in `log`.
 
-    After `limit_s` it is killed, with all that it started.
+    After `limit_s` it is told to end; DeepSpeed's launcher ends the ranks then.
     """
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
     started = time.monotonic()
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        text=True, errors="replace",
-    )  # fmt: skip
-    end = threading.Timer(limit_s or threading.TIMEOUT_MAX, os.killpg, (process.pid, signal.SIGKILL))
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    end = threading.Timer(limit_s or threading.TIMEOUT_MAX, process.terminate)
     end.start()
     with log.open("w") as out:
         for line in process.stdout or ():
