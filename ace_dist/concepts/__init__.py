@@ -2,7 +2,17 @@
 
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.classes import ClassLists, ClassTable, load_class_table, novel_by_verb_frequency, split_classes
-from ace_dist.concepts.labels import FreeLabel, LabelSet, draw_srt, free_labels, load_srt, root_labels, srt_labels
+from ace_dist.concepts.labels import (
+    FreeLabel,
+    LabelSet,
+    Policy,
+    draw_srt,
+    free_labels,
+    load_srt,
+    root_labels,
+    srt_labels,
+    words_without_node,
+)
 from ace_dist.concepts.sampler import ClassRows, ConceptDraw, ConceptSampler, Phrases, label_phrases, shadow_pool
 from ace_dist.concepts.trees import SynonymTrees
 
@@ -16,6 +26,7 @@ __all__ = [
     "FreeLabel",
     "LabelSet",
     "Phrases",
+    "Policy",
     "SynonymTrees",
     "draw_srt",
     "free_labels",
@@ -27,4 +38,5 @@ __all__ = [
     "shadow_pool",
     "split_classes",
     "srt_labels",
+    "words_without_node",
 ]

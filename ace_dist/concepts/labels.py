@@ -4,12 +4,22 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
-from ace_dist.concepts.actions import Action
+from ace_dist.concepts.actions import Action, normalise
 from ace_dist.concepts.sampler import Phrases, label_phrases
 from ace_dist.concepts.trees import SynonymTrees
+from ace_dist.concepts.wordnet import WordNet, find_wordnet
 from ace_dist.utils.errors import LabelError
+
+# A label whose verb has no node in the trees: alone beside averaged ones | averaged over WordNet's synonyms | a reason
+# for all labels of its set to stand alone. A mean of unit vectors is shorter than one of them, so a label that stands
+# alone among averaged ones has the larger similarity to start with: the default scores all classes of a set alike.
+WORDNET_SIZE = 9  # words of a label set none of whose labels has a node
+Policy = Literal["alone", "wordnet", "all_alone_when_any_is"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,69 +64,140 @@ def load_srt(path: str | Path) -> list[dict[str, str]]:
 
 
 def srt_labels(
-    actions: Sequence[Action], runs: Sequence[dict[str, str]], trees: SynonymTrees, leaves: bool, source: str
+    actions: Sequence[Action],
+    runs: Sequence[dict[str, str]],
+    trees: SynonymTrees,
+    leaves: bool,
+    source: str,
+    policy: Policy = "all_alone_when_any_is",
 ) -> list[LabelSet]:
-    """One label set per SRT run for the novel `actions`, in class order.
+    """One label set per SRT run for `actions`, in class order.
 
-    With `leaves`, a label whose verb is a child of its root's tree is averaged over the children of that node, a label
-    equal to the root over the first-order children, and any other verb stands alone. Raises `LabelError` when a run
-    misses a class or gives two classes the same label.
+    With `leaves`, a label is averaged over the node of its verb in the tree of its root (`SynonymTrees.node`); `policy`
+    says what becomes of a set with a verb that has none. Raises `LabelError` when a run misses a class or gives two
+    classes the same label.
     """
     sets = []
+    for labels in run_labels(actions, runs, source):
+        nodes = [trees.node(a.verb, b.verb) if leaves else None for a, b in zip(actions, labels, strict=True)]
+        sets.append(averaged(labels, nodes, policy if leaves else "alone"))
+    return sets
+
+
+def run_labels(actions: Sequence[Action], runs: Sequence[dict[str, str]], source: str) -> list[list[Action]]:
+    """The labels of every SRT run as verb and object, in class order; errors as in `srt_labels`."""
+    found = []
     for number, run in enumerate(runs, start=1):
         if missing := [str(action) for action in actions if str(action) not in run]:
             raise LabelError(f"{source}: run {number} has no label for {', '.join(map(repr, missing))}")
-        phrases, labels = [], []
-        for action in actions:
-            children = trees.children(action.verb) if action.verb in trees else ()
-            label = Action.parse(run[str(action)], verbs=(action.verb, *children))  # a phrasal verb stays whole
-            labels.append(str(label))
-            is_averaged, drawn = leaves and label.verb in children, label.verb != action.verb
-            phrases.append(label_phrases(label, trees, action.verb, drawn=drawn) if is_averaged else (str(label),))
+        labels = [relabelled(action, run[str(action)]) for action in actions]
         if len(set(labels)) < len(labels):
-            raise LabelError(f"{source}: run {number} gives two classes the same label: {sorted(labels)}")
-        sets.append(LabelSet(tuple(labels), tuple(phrases)))
-    return sets
+            raise LabelError(f"{source}: run {number} gives two classes the same label: {sorted(map(str, labels))}")
+        found.append(labels)
+    return found
+
+
+def relabelled(action: Action, label: str) -> Action:
+    """A label of `action` as verb and object: all before its object is the verb, else as `Action.parse` splits it."""
+    verb = normalise(label).removesuffix(f" {action.object}")
+    return Action.parse(label, verbs=(verb, action.verb) if verb != normalise(label) else (action.verb,))
+
+
+def words_without_node(
+    actions: Sequence[Action], runs: Sequence[dict[str, str]], trees: SynonymTrees, source: str
+) -> dict[str, list[int]]:
+    """`verb (root)` of which the trees know no synonym -> the SRT runs, from 1, that have it in a label."""
+    found: dict[str, list[int]] = {}
+    for number, labels in enumerate(run_labels(actions, runs, source), start=1):
+        for action, label in zip(actions, labels, strict=True):
+            if trees.node(action.verb, label.verb) is None:
+                numbers = found.setdefault(f"{label.verb} ({action.verb})", [])
+                numbers += [number] * (number not in numbers)
+    return found
+
+
+def averaged(labels: Sequence[Action], nodes: Sequence[tuple[str, ...] | None], policy: Policy) -> LabelSet:
+    """A label set whose classes are averaged over the nodes of their verbs; of a verb without one `policy` decides."""
+    if policy == "all_alone_when_any_is" and None in nodes:
+        nodes = [None] * len(nodes)
+    if policy == "wordnet":
+        size = max((len(node) for node in nodes if node), default=WORDNET_SIZE)
+        nodes = [node or wordnet_node(label.verb, size) for label, node in zip(labels, nodes, strict=True)]
+    phrases = [
+        tuple(str(label.with_verb(verb)) for verb in node or (label.verb,))
+        for label, node in zip(labels, nodes, strict=True)
+    ]
+    return LabelSet(tuple(map(str, labels)), tuple(phrases))
+
+
+@lru_cache
+def wordnet_node(verb: str, size: int) -> tuple[str, ...]:
+    """A verb and its nearest synonyms in WordNet, `size` together. Raises `LabelError` for a verb it does not have."""
+    wordnet = shared_wordnet()
+    try:
+        sense = wordnet.sense(verb)
+    except LabelError as error:
+        raise LabelError(f"evaluation.labels_without_node=wordnet: {error}; or set it to alone") from error
+    return (verb, *(other for other, _ in islice(wordnet.children(verb, sense), size - 1)))
+
+
+@lru_cache
+def shared_wordnet() -> WordNet:
+    return WordNet(find_wordnet())
 
 
 def draw_srt(actions: Sequence[Action], trees: SynonymTrees, runs: int = 10, seed: int = 0) -> list[dict[str, str]]:
     """SRT runs for a data set that brings none: run 1 the root labels, then first-order synonyms, drawn per class.
 
-    A class keeps its synonyms in a shuffled cycle, so that ten runs show as many words as its tree has. When two
-    classes would get the same label in a run, the later one moves on in its cycle; where its whole tree is taken it
-    keeps its root label.
+    A class takes its synonyms in a shuffled order, and shuffles again when it has taken all: ten runs show as many
+    words as its tree has. When two classes would get the same label in a run, the later one takes its next synonym;
+    where its whole tree is taken it keeps its root label.
     """
     trees.require(action.verb for action in actions)
-    cycles = [list(trees.children(action.verb)) for action in actions]
-    for action, cycle in zip(actions, cycles, strict=True):
-        random.Random(f"srt/{seed}/{action}").shuffle(cycle)
+    generators = [random.Random(f"srt/{seed}/{action}") for action in actions]
+    words = [list(trees.children(action.verb)) for action in actions]
     drawn = [{str(action): str(action) for action in actions}]
     for number in range(runs - 1):
         run: dict[str, str] = {}
-        for action, cycle in zip(actions, cycles, strict=True):
-            turn = number % len(cycle)
-            labels = [str(action.with_verb(verb)) for verb in cycle[turn:] + cycle[:turn]]
+        for action, rng, order in zip(actions, generators, words, strict=True):
+            turn = number % len(order)
+            if turn == 0:
+                rng.shuffle(order)
+            labels = [str(action.with_verb(verb)) for verb in order[turn:] + order[:turn]]
             run[str(action)] = next((label for label in labels if label not in run.values()), str(action))
         drawn.append(run)
     return drawn
 
 
-def free_labels(texts: Sequence[str], trees: SynonymTrees | None) -> list[FreeLabel]:
-    """Labels typed by a user. A verb that is a root is averaged over its children; any other label stands alone.
+def free_labels(
+    texts: Sequence[str], trees: SynonymTrees | None, policy: Policy = "all_alone_when_any_is"
+) -> list[FreeLabel]:
+    """Labels typed by a user. A verb of the trees, root or first-order child, is averaged over its synonyms.
 
-    Raises `LabelError` for an empty list, an empty label or a repeated one.
+    `policy` says what becomes of labels with another verb; without trees all stand alone. Raises `LabelError` for an
+    empty list, an empty label or a repeated one.
     """
     labels = [" ".join(text.lower().split()) for text in texts]
     if len(labels) < 2:
         raise LabelError(f"actions={list(texts)}: give at least two labels to choose between")
     if "" in labels or len(set(labels)) < len(labels):
         raise LabelError(f"actions={list(texts)}: every label must be non-empty and occur once")
-    free = []
-    for label in labels:
-        roots = [root for root in trees.roots if label.startswith(root + " ")] if trees else []
+    if trees is None:
+        return [FreeLabel(label, (label,), None) for label in labels]
+    known = {verb: root for root in reversed(trees.roots) for verb in trees.named(root)} | {r: r for r in trees.roots}
+    verbs = [max((verb for verb in known if label.startswith(f"{verb} ")), key=len, default=None) for label in labels]
+    if policy == "all_alone_when_any_is" and None in verbs:
+        return free_labels(labels, None)
+    found: list[FreeLabel] = []
+    for label, verb in zip(labels, verbs, strict=True):
         phrases: tuple[str, ...] = (label,)
-        verb = max(roots, key=len, default=None)
-        if trees and verb:
-            phrases = label_phrases(Action(verb, label[len(verb) :]), trees, verb, drawn=False)
-        free.append(FreeLabel(label, phrases, verb))
-    return free
+        tree = known.get(verb or "")
+        if verb and tree:
+            words = trees.node(tree, verb) or (verb,)
+            phrases = tuple(str(Action(word, label[len(verb) :])) for word in words)
+        elif policy == "wordnet":
+            action, tree = Action.parse(label), "WordNet"
+            words = wordnet_node(action.verb, max((len(each.phrases) for each in found), default=WORDNET_SIZE))
+            phrases = tuple(str(action.with_verb(word)) for word in words)
+        found.append(FreeLabel(label, phrases, tree))
+    return found

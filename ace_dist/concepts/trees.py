@@ -4,6 +4,7 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -20,6 +21,9 @@ class SynonymTrees:
     always kept and counted unless `include_parent=False`, which reads M as "M synonyms besides the parent".
     Files may hold levels of any size, which may differ between trees, and more orders than two (`orders`): the sampler
     uses two, `grand_size` cuts the second and all deeper ones.
+
+    `words` are nodes of verbs that a test asks for and no training draws: root -> verb -> its synonyms, in a file under
+    the key `_words`. `node` finds them, and every first-order child of the whole file, whatever `size` is.
     """
 
     def __init__(
@@ -30,11 +34,19 @@ class SynonymTrees:
         size: int | None = None,
         grand_size: int | None = None,
         include_parent: bool = True,
+        words: Mapping[str, Mapping[str, Iterable[str]]] | None = None,
     ) -> None:
         self.source = source
         self.meta = dict(meta or {})
         full = {root: copy_node(tree) for root, tree in nodes.items()}
         self.orders = validate(full, source)
+        extra = copy_node(words or {})
+        validate_words(extra, full, source)
+        self.words = cast("Mapping[str, Mapping[str, Node]]", extra)
+        self._named = {
+            root: {**cast("Mapping[str, Node]", tree), **self.words.get(root, {})} for root, tree in full.items()
+        }
+        self._cut_named = partial(cut_node, sizes=(grand_size,), include_parent=include_parent)
         self._nodes: dict[str, Mapping[str, Any]] = {
             root: cast("Mapping[str, Any]", cut_node(root, tree, (size, grand_size), include_parent))
             for root, tree in full.items()
@@ -54,12 +66,13 @@ class SynonymTrees:
             raise LabelError(f"synonym tree file {path} (dataset.synonyms) is not valid JSON: {error}") from error
         if not isinstance(raw, dict):
             raise LabelError(f"synonym tree file {path} holds a {type(raw).__name__}, expected an object of root verbs")
-        meta = raw.pop("_meta", {})
-        return cls(raw, meta, str(path), size, grand_size, include_parent)
+        meta, words = raw.pop("_meta", {}), raw.pop("_words", {})
+        return cls(raw, meta, str(path), size, grand_size, include_parent, words)
 
     def save(self, path: str | Path) -> None:
         """Write the trees as JSON with one line a node, so that a person can read it and a diff shows what changed."""
-        write_text(Path(path), node_text({"_meta": self.meta, **self._nodes}) + "\n")
+        words = {"_words": self.words} if self.words else {}
+        write_text(Path(path), node_text({"_meta": self.meta, **self._nodes, **words}) + "\n")
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -84,6 +97,20 @@ class SynonymTrees:
                 raise LabelError(f"{self.source} has {self.orders} orders, none below {' > '.join((root, *path))!r}")
             node = node[child]
         return tuple(node)
+
+    def node(self, root: str, verb: str) -> tuple[str, ...] | None:
+        """The synonyms of a verb that names the concept `root` in a test; None where the file has no node for it.
+
+        The root stands for its first-order children, a first-order child or one of `words` for its own children, and
+        any other verb for those of the tree whose root it is.
+        """
+        if verb != root and verb in self._named.get(root, {}):
+            return tuple(self._cut_named(verb, self._named[root][verb]))
+        return self.children(verb) if verb in self else None
+
+    def named(self, root: str) -> tuple[str, ...]:
+        """The verbs that have a node below `root`: its first-order children in the whole file, and its `words`."""
+        return tuple(self._named[root])
 
     def nodes(self, root: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Every inner node of a tree with its children, parents first: `(root,)`, `(root, child)`, ..."""
@@ -155,6 +182,19 @@ def validate(nodes: Mapping[str, Node], source: str) -> int:
     return orders
 
 
+def validate_words(words: Node, nodes: Mapping[str, Node], source: str) -> None:
+    """The rules of `_words`: known roots, no first-order child again, and those of a node. Raises `LabelError`."""
+    if not isinstance(words, Mapping) or not all(isinstance(below, Mapping) for below in words.values()):
+        raise LabelError(f"{source}: _words must be an object, root -> verb -> list of synonyms")
+    for root, below in words.items():
+        where = f"{source}: _words > {root!r}"
+        if root not in nodes:
+            raise LabelError(f"{where}: there is no tree of that verb{near(root, nodes)}")
+        if again := sorted(set(below) & set(nodes[root])):
+            raise LabelError(f"{where}: {', '.join(again)} has a node in the tree already")
+        validate({root: {root: (root,), **below}}, where)
+
+
 def cut_node(parent: str, node: Node, sizes: tuple[int | None, ...], include_parent: bool) -> Node:
     """A node cut to M children, the parent and its first synonyms; `sizes`: M by order, the last for all deeper.
 
@@ -167,7 +207,7 @@ def cut_node(parent: str, node: Node, sizes: tuple[int | None, ...], include_par
         if not 0 <= count <= len(synonyms):
             raise LabelError(
                 f"{parent!r} has {len(synonyms)} synonyms besides itself, M asks for {count}; lower method.children or "
-                f"method.grandchildren, or extend the tree file"
+                f"method.grandchildren (in a test: evaluation.children or grandchildren), or extend the tree file"
             )
         children = (parent, *synonyms[:count])
     if not isinstance(node, Mapping):

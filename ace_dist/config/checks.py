@@ -28,6 +28,7 @@ CHOICES = {
     "training.optimizer": ("sgd", "adamw"),
     "training.schedule": ("steps", "cosine", "constant"),
     "evaluation.scorer": ("similarity", "chance"),
+    "evaluation.labels_without_node": ("alone", "wordnet", "all_alone_when_any_is"),
     "evaluation.view_fusion": ("softmax_sum", "logit_mean", "logit_max", "embedding_mean"),
 }
 POSITIVE = (

@@ -46,7 +46,8 @@ class DatasetConfig:
     frame_tolerance_s: float = 1.0  # seconds by which labels and video may differ in length (gtea, ikea, ata)
     shards: str = MISSING  # folder of the WebDataset shards
     synonyms: str | None = None  # synonym tree file (JSON)
-    srt: str | None = None  # label sets of the Synonym Robustness Test (JSON)
+    srt: str | None = None  # label sets of the Synonym Robustness Test (JSON); null: drawn from the trees of the test
+    srt_base: str | None = None  # the same for base actions, which the paper's Fig. 3 needs
     novel: list[str] | None = None  # novel actions; null: those without a training clip
     novel_share: float | None = None  # instead of a list: this share of the classes, those of the least frequent verbs
     fold: int = 0  # of a cross-validation, from 1; 0: there is none
@@ -247,6 +248,12 @@ class EvaluationConfig:
     batch_size: int = 16  # clips per forward pass of one rank
     view_fusion: str = "softmax_sum"  # softmax_sum | logit_mean | logit_max | embedding_mean
     synonyms: str | None = None  # synonym trees of the test (Table 4); null: those of the training
+    children: int | None = (
+        None  # M of the first order in the test; null: all children, whatever the training draws from
+    )
+    grandchildren: int | None = None  # M of the second order in the test; null: all
+    labels_without_node: str = "all_alone_when_any_is"  # a label whose verb the trees do not know; or alone | wordnet
+    srt_seed: int = 0  # of label sets that are drawn from the trees
     srt_leaves: bool = True  # with leaf augmentation: SRT labels too are averaged over their children
     test: bool = True  # false: no test at the end, results.json holds the last validation alone (a search for rates)
     every_steps: int = 0  # validate this often on clips of the training split that are held out for it; 0: never

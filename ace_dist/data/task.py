@@ -15,6 +15,7 @@ WORD_FILES = (
     "dataset.synonyms",
     "dataset.classes",
     "dataset.srt",
+    "dataset.srt_base",
     "evaluation.synonyms",
     "model.similarity.attributes",
 )
@@ -71,17 +72,22 @@ def check_files(config: Config) -> None:
 
 
 def load_trees(config: Config) -> SynonymTrees:
-    """The synonym trees, cut to the M of the method."""
-    if config.dataset.synonyms is None:
+    """The synonym trees of the training, cut to the M of the method."""
+    return read_trees(config, config.dataset.synonyms, config.method.children, config.method.grandchildren)
+
+
+def load_test_trees(config: Config) -> SynonymTrees:
+    """The synonym trees of the test, whole unless `evaluation.children` cuts them, whatever the training draws from."""
+    path = config.evaluation.synonyms or config.dataset.synonyms
+    return read_trees(config, path, config.evaluation.children, config.evaluation.grandchildren)
+
+
+def read_trees(config: Config, path: str | None, children: int | None, grandchildren: int | None) -> SynonymTrees:
+    if path is None:
         raise UserError(
             "dataset.synonyms is not set; give a JSON file of synonym trees, such as those of ace_dist/assets/synonyms"
         )
-    return SynonymTrees.load(
-        resolve_path(config.dataset.synonyms),
-        config.method.children,
-        config.method.grandchildren,
-        config.method.children_include_parent,
-    )
+    return SynonymTrees.load(resolve_path(path), children, grandchildren, config.method.children_include_parent)
 
 
 def load_task(config: Config) -> Task:
@@ -102,9 +108,7 @@ def load_task(config: Config) -> Task:
 
 
 def load_test(config: Config, task: Task) -> Task:
-    """What is tested: the same clips and classes, with the trees of `evaluation.synonyms` where these are set."""
-    if config.evaluation.synonyms is None:
-        return task
-    trees = load_trees(replace(config, dataset=replace(config.dataset, synonyms=config.evaluation.synonyms)))
+    """What is tested: the same clips and classes, with the trees of the test. Every verb must have one there too."""
+    trees = load_test_trees(config)
     trees.require(action.verb for action in (*task.classes.base, *task.classes.novel))
     return replace(task, trees=trees)

@@ -4,19 +4,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
-from ace_dist.concepts import FreeLabel, LabelSet, SynonymTrees, free_labels
+from ace_dist.concepts import FreeLabel, LabelSet, Policy, SynonymTrees, free_labels
 from ace_dist.config import Config, read_config
 from ace_dist.data.loader.single_video import read_clip
-from ace_dist.data.task import load_trees
+from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.export import read_exported
-from ace_dist.evaluate.protocols import EncodedTest, score
+from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, score
 from ace_dist.evaluate.runs import trained_model
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.utils.distributed import say_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,9 @@ class Classification(Mapping[str, float]):
 class Classifier:
     """A finished run, ready to name the action of any video among any labels.
 
-    Labels whose verb is the root of a synonym tree are averaged over it when the run was trained with leaf
-    augmentation; all other labels stand alone (ACE Eq. 3 and "Inference"). The result says which is which.
+    Labels whose verb is in a synonym tree are averaged over its node when the run was trained with leaf augmentation
+    (ACE Eq. 3 and "Inference"). When a verb is in no tree, `evaluation.labels_without_node` decides: all labels stand
+    alone by default, so that all are scored alike. The result says what was averaged.
     """
 
     def __init__(self, config: Config, model: DualEncoder, trees: SynonymTrees) -> None:
@@ -63,13 +65,13 @@ class Classifier:
     def from_run(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a finished run folder. Raises `UserError` naming the file that is missing."""
         config = read_config(Path(run))
-        return cls(config, trained_model(Path(run), config, torch.device(device)), load_trees(config))
+        return cls(config, trained_model(Path(run), config, torch.device(device)), load_test_trees(config))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a folder that `launchers/export.py` wrote. Raises `UserError` naming the file that is missing."""
         config, model = read_exported(Path(folder))
-        return cls(config, model.to(device), load_trees(config))
+        return cls(config, model.to(device), load_test_trees(config))
 
     @torch.no_grad()
     def classify(
@@ -87,9 +89,19 @@ class Classifier:
         ranked = sorted(zip(names.labels, row, strict=True), key=lambda pair: -pair[1])
         return Classification(MappingProxyType(dict(ranked)), tuple(labels), clip.distinct_views)
 
-    def labels(self, actions: Sequence[str]) -> list[FreeLabel]:
-        """What stands for each action: the words of its tree where the run was trained with them, or itself alone."""
-        return free_labels(actions, self.trees if self.config.method.leaf_augmentation else None)
+    def labels(self, actions: Sequence[str], policy: Policy | None = None) -> list[FreeLabel]:
+        """What stands for each action: the words of its tree where the run was trained with them, or itself alone.
+
+        `policy`: what becomes of a verb without a tree, instead of `evaluation.labels_without_node`.
+        """
+        if not self.config.method.leaf_augmentation:
+            return free_labels(actions, None)
+        policy = policy or cast(Policy, self.config.evaluation.labels_without_node)
+        unknown = [label.label for label in free_labels(actions, self.trees, "alone") if label.tree is None]
+        if unknown and policy != "alone":
+            words = ", ".join(map(repr, unknown))
+            say_once(f"{self.trees.source} has no node for {words}; {MEANING[policy]} ({WITHOUT_NODE}={policy})")
+        return free_labels(actions, self.trees, policy)
 
     @torch.no_grad()
     def encode(self, video_VTCHW: Tensor) -> Tensor:
@@ -101,4 +113,4 @@ class Classifier:
         """Probabilities of one clip among the labels of each set, its views fused as in the run's evaluation."""
         views = len(embeddings_VD)
         test = EncodedTest(["clip"] * views, list(range(views)), [0] * views, embeddings_VD, frozenset({"clip"}))
-        return [part["probabilities"][0] for part in score(self.model, test, label_sets, self.config)]
+        return [part["probabilities"][0].tolist() for part in score(self.model, test, label_sets, self.config)]

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ace_dist.config import Config, read_config, resolve_path, to_yaml
-from ace_dist.data.task import load_trees
+from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.run_files import read_object, read_results
 from ace_dist.evaluate.runs import results_table, trained_model
 from ace_dist.models.convert.exporting import load_encoders, save_encoders
@@ -37,14 +37,15 @@ def export_run(run: Path, output: Path) -> None:
     config, results = read_config(run), read_results(run)
     if config.evaluation.scorer == "chance":
         raise RunError(f"{run} was scored by chance (evaluation.scorer=chance): it has no model to export")
-    load_trees(config)  # refuses what `from_pretrained` could not read
+    load_test_trees(config)  # refuses what `from_pretrained` could not read
     model = trained_model(run, config, torch.device("cpu")).float()
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
         folder = Path(temporary) / output.name  # under its name only when whole
         folder.mkdir()
         loads = save_encoders(model, folder, config.dataset.clip.frames)
-        shutil.copyfile(resolve_path(str(config.dataset.synonyms)), folder / "synonyms.json")
+        trees = config.evaluation.synonyms or str(config.dataset.synonyms)
+        shutil.copyfile(resolve_path(trees), folder / "synonyms.json")
         if config.model.similarity.attributes is not None:
             shutil.copyfile(resolve_path(config.model.similarity.attributes), folder / "attributes.txt")
         predictions, provenance = read_object(run, "predictions.json"), run_provenance(run, config)
@@ -78,7 +79,7 @@ def portable(config: Config) -> Config:
     frames = config.dataset.clip.frames if model.video.tower == "timesformer" else model.video.frames
     video, text = replace(model.video, weights=None, frames=frames), replace(model.text, weights=None)
     model = replace(model, video=video, text=text, similarity=replace(model.similarity, attributes=None))
-    dataset = replace(config.dataset, annotations=None, shards="", synonyms="synonyms.json", srt=None)
+    dataset = replace(config.dataset, annotations=None, shards="", synonyms="synonyms.json", srt=None, srt_base=None)
     return replace(config, run="", dataset=dataset, model=model, evaluation=replace(config.evaluation, synonyms=None))
 
 

@@ -150,6 +150,22 @@ def curve_figure(curves: Mapping[str, FloatArray], label: str, zero: bool, theme
     return figure
 
 
+def bias_figure(curves: Mapping[str, Mapping[str, Any]], theme: Theme = LIGHT) -> Figure:
+    """Novel over base accuracy among all classes, a line a method over all biases; a dot where no bias is taken.
+
+    `curves`: method -> `gzsl` of results.json.
+    """
+    figure, axes = panel(theme, 3.4)
+    for index, (name, gzsl) in enumerate(curves.items()):
+        colour, curve = theme.series[index % len(theme.series)], gzsl["curve"]
+        axes.plot(curve["base"], curve["novel"], color=colour, linewidth=1.9, label=f"{name}, area {curve['area']:.1f}")
+        plain = [gzsl[part]["accuracy"] for part in ("base", "novel")]
+        axes.scatter(plain[0], plain[1], color=colour, edgecolor=theme.paper, s=42, zorder=4)
+    axes.set(xlabel="base accuracy (%)", ylabel="novel accuracy (%)", xlim=(-2, 102), ylim=(-2, 102))
+    axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
+    return figure
+
+
 def concept_figure(
     points: FloatArray, actions: Sequence[str], base: npt.NDArray[np.bool_], theme: Theme = LIGHT
 ) -> Figure:

@@ -1,27 +1,52 @@
-"""The test: base, novel and the Synonym Robustness Test, from videos that are encoded once (ACE, section 4)."""
+"""The test: base, novel, both together, and the Synonym Robustness Test, from videos encoded once (ACE, section 4)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from ace_kernels import ConceptLayout
 from torch import Tensor
 
-from ace_dist.concepts import Action, LabelSet, Phrases, SynonymTrees, draw_srt, load_srt, root_labels, srt_labels
+from ace_dist.concepts import (
+    Action,
+    LabelSet,
+    Phrases,
+    Policy,
+    SynonymTrees,
+    draw_srt,
+    load_srt,
+    root_labels,
+    srt_labels,
+    words_without_node,
+)
 from ace_dist.config import Config, resolve_path
 from ace_dist.data.loader.base import Loader
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.shards import ClipRecord
 from ace_dist.data.task import Task
-from ace_dist.evaluate.metrics import accuracy, fuse_views, harmonic_mean, macro_f1, random_baseline, srt_summary
+from ace_dist.evaluate.metrics import (
+    accuracy,
+    bias_curve,
+    fuse_views,
+    harmonic_mean,
+    macro_f1,
+    random_baseline,
+    srt_summary,
+)
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.utils.distributed import Ranks
+from ace_dist.utils.distributed import Ranks, say_once
 
 Clips = tuple[list[ClipRecord], list[int]]  # and the class of each
 Predict = Callable[[Clips, Sequence[LabelSet]], list[dict[str, Any]]]  # an entry of predictions.json a label set
+WITHOUT_NODE = "evaluation.labels_without_node"
+MEANING: Mapping[Policy, str] = {
+    "alone": "these labels stand alone beside averaged ones",
+    "wordnet": "these labels are averaged over WordNet's synonyms",
+    "all_alone_when_any_is": "every label beside them stands alone too",
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,10 @@ def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrase
 def score(
     model: DualEncoder, test: EncodedTest, label_sets: Sequence[LabelSet], config: Config
 ) -> list[dict[str, Any]]:
-    """Classify the test clips among the labels of each set, views fused: an entry of `predictions.json` a set."""
+    """Classify the test clips among the labels of each set, views fused: an entry of `predictions.json` a set.
+
+    Its probabilities are an array [N, K] that is not rounded.
+    """
     how = config.evaluation.view_fusion
     sets = [labels.phrases for labels in label_sets]
     rows: dict[str, Any] = {"ids": test.ids, "labels": test.labels, "views": test.views, "expected_ids": test.clips}
@@ -96,7 +124,7 @@ def score(
         fused = [fuse_views(torch.nn.functional.normalize(test.embeddings, dim=1).numpy(), **rows)] * len(sets)
         means = torch.from_numpy(fused[0].values).float()
         logits = similarity(model, means, sets, config.method.temperature)
-        probabilities = [values.softmax(1).numpy() for values in logits]
+        probabilities = [values.double().softmax(1).numpy() for values in logits]
     else:
         logits = similarity(model, test.embeddings, sets, config.method.temperature)
         fused = [fuse_views(values.numpy(), **rows) for values in logits]
@@ -109,48 +137,98 @@ def score(
             "ids": list(clips.ids),
             "labels": clips.labels.tolist(),
             "predictions": values.argmax(1).tolist(),
-            "probabilities": values.round(6).tolist(),
+            "probabilities": values,
         }
         for labels, clips, values in zip(label_sets, fused, probabilities, strict=True)
     ]
 
 
-def srt_label_sets(config: Config, actions: Sequence[Action], trees: SynonymTrees) -> list[LabelSet]:
-    """The SRT's label sets of the novel actions: those of `dataset.srt`, or drawn from the trees when it is null."""
+def srt_label_sets(config: Config, part: str, actions: Sequence[Action], trees: SynonymTrees) -> list[LabelSet]:
+    """The SRT's label sets of the base or the novel actions: those of their file, or drawn from the trees without one.
+
+    A verb without a node is said once, with what `evaluation.labels_without_node` makes of it.
+    """
     leaves = config.method.leaf_augmentation and config.evaluation.srt_leaves
-    if config.dataset.srt is None:
-        return srt_labels(actions, draw_srt(actions, trees), trees, leaves, "SRT drawn from the synonym trees")
-    path = resolve_path(config.dataset.srt)
-    return srt_labels(actions, load_srt(path), trees, leaves, str(path))
+    policy = cast(Policy, config.evaluation.labels_without_node)
+    setting = "dataset.srt_base" if part == "base" else "dataset.srt"
+    file = config.dataset.srt_base if part == "base" else config.dataset.srt
+    runs = draw_srt(actions, trees, seed=config.evaluation.srt_seed) if file is None else load_srt(resolve_path(file))
+    source = f"{setting}={file or 'null, drawn from the trees'}"
+    if leaves and (unknown := words_without_node(actions, runs, trees, source)):
+        words = ", ".join(f"{word} in run {' '.join(map(str, numbers))}" for word, numbers in unknown.items())
+        say_once(f"{source}: {trees.source} has no node for {words}; {MEANING[policy]} ({WITHOUT_NODE}={policy})")
+    return srt_labels(actions, runs, trees, leaves, source, policy)
 
 
 def evaluate(config: Config, task: Task, predict: Predict) -> tuple[dict[str, Any], dict[str, Any]]:
     """The whole protocol: contents of `results.json` (in percent) and of `predictions.json`.
 
-    Base and novel are separate modes, each among its own classes, without shadow negatives. A data set without novel
-    actions has `novel`, `hm` and `srt` null; one whose test split shows no base action has `base` null.
+    Base and novel are separate modes, each among its own classes, without shadow negatives, and each under the label
+    sets of its SRT; `gzsl` is both among all classes. A data set without novel actions has `novel`, `hm`, `srt` and
+    `gzsl` null; one whose test split shows no base action has `base`, `srt_base`, `hm` and `gzsl` null.
     """
-    predictions: dict[str, Any] = {"base": None, "novel": None, "srt": []}
-    for part, actions in (("base", task.classes.base), ("novel", task.classes.novel)):
+    classes, leaves = task.classes, config.method.leaf_augmentation
+    everything = [root_labels((*classes.base, *classes.novel), task.trees, leaves)]
+    predictions: dict[str, Any] = {"base": None, "novel": None, "srt": [], "srt_base": [], "gzsl": {}}
+    for part, actions, srt in (("base", classes.base, "srt_base"), ("novel", classes.novel, "srt")):
         clips = task.test_clips(novel=part == "novel")
         if clips[0]:
-            sets = [root_labels(actions, task.trees, config.method.leaf_augmentation)]
-            if part == "novel":
-                sets += srt_label_sets(config, actions, task.trees)
-            predictions[part], *predictions["srt"] = predict(clips, sets)
-    rate = expected_scores if config.evaluation.scorer == "chance" else accuracy_and_f1
+            sets = [root_labels(actions, task.trees, leaves), *srt_label_sets(config, part, actions, task.trees)]
+            predictions[part], *predictions[srt], predictions["gzsl"][part] = predict(clips, sets + everything)
+    if len(predictions["gzsl"]) < 2:
+        predictions["gzsl"] = None
+    else:  # the labels of novel clips count from the first novel class
+        novel = predictions["gzsl"]["novel"]
+        novel["labels"] = [label + len(classes.base) for label in novel["labels"]]
+    results = summary(config, predictions, len(classes.base))
+    for entry in entries(predictions):
+        entry["probabilities"] = np.asarray(entry["probabilities"]).round(6).tolist()
+    return results, predictions
+
+
+def summary(config: Config, predictions: dict[str, Any], base_classes: int) -> dict[str, Any]:
+    """`results.json` of the predictions."""
+    chance = config.evaluation.scorer == "chance"
+    rate = expected_scores if chance else accuracy_and_f1
     base, novel = (rate(predictions[part]) if predictions[part] else None for part in ("base", "novel"))
-    results = {
+    srt, srt_base = (
+        srt_summary([rate(run) for run in predictions[name]]) if predictions[name] else None
+        for name in ("srt", "srt_base")
+    )
+    gzsl = None
+    if together := predictions["gzsl"]:
+        parts = {part: rate(entry) for part, entry in together.items()}
+        scores = {part: log_scores(entry) for part, entry in together.items()}
+        curve = None if chance else bias_curve(scores["base"], scores["novel"], base_classes)
+        gzsl = {**parts, "hm": mean_of_both(*parts.values()), "curve": curve}
+    return {
         "method": config.method.name,
         "dataset": config.dataset.name,
         "fold": config.dataset.fold,
         "seed": config.seed,
         "base": base,
         "novel": novel,
-        "hm": {name: harmonic_mean(base[name], novel[name]) for name in base} if base and novel else None,
-        "srt": srt_summary([rate(run) for run in predictions["srt"]]) if predictions["srt"] else None,
+        "hm": mean_of_both(base, novel) if base and novel else None,
+        "srt": srt,
+        "srt_base": srt_base,
+        "gzsl": gzsl,
     }
-    return results, predictions
+
+
+def mean_of_both(base: dict[str, float], novel: dict[str, float]) -> dict[str, float]:
+    return {name: harmonic_mean(base[name], novel[name]) for name in base}
+
+
+def log_scores(entry: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """Logarithms of the fused probabilities [N, K], of one view S up to a constant of the clip, and the labels [N]."""
+    return np.log(np.maximum(np.asarray(entry["probabilities"], np.float64), 1e-300)), entry["labels"]
+
+
+def entries(predictions: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every entry of `predictions.json` that there is."""
+    together = list((predictions["gzsl"] or {}).values())
+    parts = [predictions[part] for part in ("base", "novel") if predictions[part]]
+    return [*parts, *predictions["srt"], *predictions["srt_base"], *together]
 
 
 def accuracy_and_f1(predicted: dict[str, Any]) -> dict[str, float]:
@@ -170,14 +248,13 @@ def build_guesser(seed: int) -> Predict:
 
     def guess(clips: Clips, label_sets: Sequence[LabelSet]) -> list[dict[str, Any]]:
         rows = sorted((record.key, label) for record, label in zip(*clips, strict=True))
-        classes = len(label_sets[0].labels)
         return [
             {
                 "classes": list(labels.labels),
                 "ids": [key for key, _ in rows],
                 "labels": [label for _, label in rows],
-                "predictions": rng.integers(0, classes, len(rows)).tolist(),
-                "probabilities": [[round(1 / classes, 6)] * classes] * len(rows),
+                "predictions": rng.integers(0, len(labels.labels), len(rows)).tolist(),
+                "probabilities": np.full((len(rows), len(labels.labels)), 1 / len(labels.labels)),
             }
             for labels in label_sets
         ]

@@ -59,11 +59,13 @@ def write_report(folder: Path, compare: Sequence[Path] = ()) -> Path:
         random=chance_row(run),
         sections={
             "Synonym robustness": srt_section(run, rows),
+            "All classes together": gzsl_section(run, rows),
             "Concept space": space_section(run),
             "Classes": class_section(run),
             "Training": curve_section(run),
         },
         distances=group_distances(run.space),
+        together={name: results for name, results in {**rows, "Random": chance_row(run)}.items() if results["gzsl"]},
         srt=list(zip(run.results["srt"]["runs"], run.srt, strict=True)) if run.srt else [],
         environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
     )
@@ -126,8 +128,16 @@ def chance_row(run: Run) -> dict[str, Any]:
     base, novel = (random_baseline(p["labels"], len(p["classes"])) if p else None for p in (run.base, run.novel))
     hm = {metric: harmonic_mean(base[metric], novel[metric]) for metric in base} if base and novel else None
     spread = {"accuracy_std": 0.0, "f1_std": 0.0}
-    srt = {f"{metric}_mean": value for metric, value in novel.items()} | spread if novel else None
-    return {"base": base, "novel": novel, "hm": hm, "srt": srt}
+    srt, srt_base = (
+        {f"{metric}_mean": value for metric, value in scores.items()} | spread if scores else None
+        for scores in (novel, base)
+    )
+    gzsl: dict[str, Any] | None = None
+    if run.gzsl:
+        gzsl = {name: random_baseline(part["labels"], len(part["classes"])) for name, part in run.gzsl.items()}
+        gzsl["hm"] = {metric: harmonic_mean(*(gzsl[name][metric] for name in run.gzsl)) for metric in gzsl["base"]}
+        gzsl["curve"] = None
+    return {"base": base, "novel": novel, "hm": hm, "srt": srt, "srt_base": srt_base, "gzsl": gzsl}
 
 
 def accuracies(results: Results) -> dict[str, tuple[float, float]]:
@@ -175,6 +185,20 @@ def srt_section(run: Run, rows: Mapping[str, Results]) -> Section:
         "A method that knows the action and not the word has a high mean and a small spread."
     )
     return text, pictures
+
+
+def gzsl_section(run: Run, rows: Mapping[str, Results]) -> Section:
+    curves = {name: results["gzsl"] for name, results in rows.items() if (results["gzsl"] or {}).get("curve")}
+    if not curves:
+        return "There is no such test: it needs test clips of base and of novel actions, and scores of a model.", []
+    text = (
+        "Base and novel clips choose among all classes (generalised zero-shot). A model that trained on base classes "
+        "prefers them; the curve shows what a bias taken from their scores trades (calibrated stacking), the dot is "
+        "without one. The area under it does not depend on any bias; the best harmonic mean is found on the test "
+        "clips and bounds what a bias chosen elsewhere can reach."
+    )
+    draw = partial(figures.bias_figure, curves)
+    return text, [picture(run, "bias_curve", "Novel over base accuracy at every bias.", draw)]
 
 
 def space_section(run: Run) -> Section:

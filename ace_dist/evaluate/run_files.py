@@ -37,6 +37,8 @@ class Run:
     base: dict[str, Any] | None  # entries of predictions.json; None when the test split shows no such action
     novel: dict[str, Any] | None
     srt: list[dict[str, Any]]
+    srt_base: list[dict[str, Any]]
+    gzsl: dict[str, Any] | None  # entries of both kinds of clips among all classes
     space: ConceptSpace
     metrics: list[dict[str, Any]]  # by step
 
@@ -48,11 +50,15 @@ def read_run(folder: Path) -> Run:
     metrics, results = read_metrics(folder), read_results(folder)
     predictions = read_object(folder, "predictions.json", "base", "novel", "srt")
     base, novel, srt = predictions["base"], predictions["novel"], predictions["srt"]
-    parts = {"base": base, "novel": novel, **{f"srt[{i}]": part for i, part in enumerate(srt)}}
+    srt_base, gzsl = predictions.get("srt_base", []), predictions.get("gzsl")  # runs of before have neither
+    parts = {"base": base, "novel": novel, **{f"gzsl.{name}": part for name, part in (gzsl or {}).items()}}
+    parts |= {
+        f"{name}[{i}]": part for name, runs in (("srt", srt), ("srt_base", srt_base)) for i, part in enumerate(runs)
+    }
     for name, part in parts.items():
         if part is not None:
             check_predictions(part, f"{folder / 'predictions.json'}: {name}")
-    run = Run(folder, results, environment, config, base, novel, srt, read_space(folder), metrics)
+    run = Run(folder, results, environment, config, base, novel, srt, srt_base, gzsl, read_space(folder), metrics)
     settings = yaml.safe_load(config)
     if settings.get("evaluation", {}).get("scorer") != "chance":  # whose results are expectations, not of the guesses
         check_same_evaluation(run)
@@ -60,18 +66,28 @@ def read_run(folder: Path) -> Run:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read `results.json`, with every score that the table shows; `base`, `novel`, `hm`, `srt` may be null."""
+    """Read `results.json`, with every score that the table shows; each part but the first four names may be null.
+
+    Runs of before have no `srt_base` and `gzsl`: these are null then.
+    """
     path, names = folder / "results.json", ("method", "dataset", "fold", "seed", "base", "novel", "hm", "srt")
-    results = read_object(folder, "results.json", *names)
+    results = {"srt_base": None, "gzsl": None, **read_object(folder, "results.json", *names)}
     for part in ("base", "novel", "hm"):
         if results[part] is not None:
             require(results[part], ("accuracy", "f1"), path, part)
-    if (srt := results["srt"]) is not None:
-        require(srt, ("runs", "accuracy_mean", "accuracy_std", "f1_mean", "f1_std"), path, "srt")
-        for index, row in enumerate(srt["runs"]):
-            require(row, ("accuracy", "f1"), path, f"srt.runs[{index}]")
-        if not srt["runs"]:
-            raise RunError(f"{path}: srt.runs is empty; the Synonym Robustness Test needs at least one run")
+    for name in ("srt", "srt_base"):
+        if (srt := results[name]) is not None:
+            require(srt, ("runs", "accuracy_mean", "accuracy_std", "f1_mean", "f1_std"), path, name)
+            for index, row in enumerate(srt["runs"]):
+                require(row, ("accuracy", "f1"), path, f"{name}.runs[{index}]")
+            if not srt["runs"]:
+                raise RunError(f"{path}: {name}.runs is empty; the Synonym Robustness Test needs at least one run")
+    if (gzsl := results["gzsl"]) is not None:
+        require(gzsl, ("base", "novel", "hm", "curve"), path, "gzsl")
+        for part in ("base", "novel", "hm"):
+            require(gzsl[part], ("accuracy", "f1"), path, f"gzsl.{part}")
+        if gzsl["curve"] is not None:
+            require(gzsl["curve"], ("area", "best_hm", "best_bias", "bias", "base", "novel"), path, "gzsl.curve")
     return results
 
 
@@ -93,10 +109,15 @@ def check_same_evaluation(run: Run) -> None:
     for name, (scores, part) in parts.items():
         if (part is None) != (scores is None):
             raise RunError(f"{run.folder}: only one of results.json and predictions.json has {name}; {again}")
-    rows = run.results["srt"]["runs"] if run.results["srt"] is not None else []
-    if len(rows) != len(run.srt):
-        raise RunError(f"{run.folder}: results.json has {len(rows)} SRT runs, predictions.json {len(run.srt)}; {again}")
-    parts |= {f"srt.runs[{i}]": pair for i, pair in enumerate(zip(rows, run.srt, strict=True))}
+    for name, predicted in (("srt", run.srt), ("srt_base", run.srt_base)):
+        rows = run.results[name]["runs"] if run.results[name] is not None else []
+        if len(rows) != len(predicted):
+            words = f"results.json has {len(rows)} runs of {name}, predictions.json {len(predicted)}"
+            raise RunError(f"{run.folder}: {words}; {again}")
+        parts |= {f"{name}.runs[{i}]": pair for i, pair in enumerate(zip(rows, predicted, strict=True))}
+    if (run.gzsl is None) != (run.results["gzsl"] is None):
+        raise RunError(f"{run.folder}: only one of results.json and predictions.json has gzsl; {again}")
+    parts |= {f"gzsl.{name}": (run.results["gzsl"][name], part) for name, part in (run.gzsl or {}).items()}
     for name, (scores, part) in parts.items():
         if part is None:
             continue
@@ -107,14 +128,14 @@ def check_same_evaluation(run: Run) -> None:
                     f"{run.folder}: results.json says {name}.{metric} = {scores[metric]:.2f}, predictions.json gives "
                     f"{value:.2f}: the two files are of different evaluations; {again}"
                 )
-    base, novel, hm = (run.results[name] for name in ("base", "novel", "hm"))
-    for metric in ("accuracy", "f1"):
-        mean = None if hm is None else harmonic_mean(base[metric], novel[metric])
-        if mean is not None and abs(mean - hm[metric]) > TOLERANCE:
-            raise RunError(
-                f"{run.folder}: results.json says hm.{metric} = {hm[metric]:.2f}, but the harmonic mean of its base "
-                f"and novel scores is {mean:.2f}; {again}"
-            )
+    for prefix, scores in (("", run.results), ("gzsl.", run.results["gzsl"] or {"hm": None})):
+        for metric, said in (scores["hm"] or {}).items():
+            mean = harmonic_mean(scores["base"][metric], scores["novel"][metric])
+            if abs(mean - said) > TOLERANCE:
+                raise RunError(
+                    f"{run.folder}: results.json says {prefix}hm.{metric} = {said:.2f}, but the harmonic mean of its "
+                    f"base and novel scores is {mean:.2f}; {again}"
+                )
 
 
 def read_space(folder: Path) -> ConceptSpace:

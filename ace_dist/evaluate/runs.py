@@ -20,6 +20,8 @@ from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.files import write_json, write_text
 
+GZSL_NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
+
 
 def trained_model(run: Path, config: Config, device: torch.device) -> DualEncoder:
     """The model of a finished run, in the precision it was trained in."""
@@ -90,13 +92,27 @@ def results_table(results: dict[str, Any]) -> str:
     """The paper's row for one run: accuracy / macro F1 in percent, of the SRT as mean ± std."""
     header = ["method", "dataset", "base", "novel", "HM", "SRT (mean ± std)"]
     cells = [score_pair(results[part]) for part in ("base", "novel", "hm")]
-    srt, spread = results["srt"], "-"
-    if srt is not None:
-        spread = f"{srt['accuracy_mean']:.1f}±{srt['accuracy_std']:.1f} / {srt['f1_mean']:.1f}±{srt['f1_std']:.1f}"
-    title, row = aligned_lines([header, [results["method"], results["dataset"], *cells, spread]])
+    title, row = aligned_lines([header, [results["method"], results["dataset"], *cells, srt_pair(results["srt"])]])
     untested = results["base"] is None and results["novel"] is None
     unit = f"nothing was scored: {NO_TEST}" if untested else "accuracy / macro F1, in percent"
-    return "\n".join([title, "-" * len(title), row, unit])
+    return "\n".join([title, "-" * len(title), row, *beside_the_paper(results), unit])
+
+
+def beside_the_paper(results: dict[str, Any]) -> list[str]:
+    """Lines on what the paper's tables do not have: the robustness test on base actions, and all classes together."""
+    lines = [f"SRT of base actions: {srt_pair(results['srt_base'])}"] if results["srt_base"] else []
+    if gzsl := results["gzsl"]:
+        scores = ", ".join(f"{name} {score_pair(gzsl[part])}" for part, name in GZSL_NAMES.items())
+        area = f", area under the bias curve {gzsl['curve']['area']:.1f}" if gzsl["curve"] else ""
+        lines.append(f"among all classes: {scores}{area}")
+    return lines
+
+
+def srt_pair(srt: dict[str, float] | None) -> str:
+    """Accuracy and macro F1 of a robustness test, mean ± deviation over its label sets."""
+    if srt is None:
+        return "-"
+    return f"{srt['accuracy_mean']:.1f}±{srt['accuracy_std']:.1f} / {srt['f1_mean']:.1f}±{srt['f1_std']:.1f}"
 
 
 def score_pair(part: dict[str, float] | None, kind: str = "") -> str:

@@ -15,7 +15,7 @@ import torch
 from ace_dist.concepts import root_labels
 from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
-from ace_dist.data.task import Task
+from ace_dist.data.task import Task, load_test_trees
 from ace_dist.evaluate.protocols import accuracy_and_f1, encode_test, score
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.train.callbacks import Callback, StepEnd
@@ -83,7 +83,7 @@ class Validation(Callback):
         config, task, on_batch = self.config, self.task, partial(self.callbacks.on_stage, "validation", step)
         with closing(build_loader(config, self.ranks.device, self.model.frozen_part(config.loader))) as loader:
             encoded = encode_test(self.model, loader, task.validation_clips(), config, self.ranks, on_batch)
-        roots = root_labels(task.classes.base, task.trees, config.method.leaf_augmentation)
+        roots = root_labels(task.classes.base, load_test_trees(config), config.method.leaf_augmentation)
         return accuracy_and_f1(score(self.model, encoded, [roots], config)[0])
 
     @property

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -255,3 +256,10 @@ def cores(environ: Mapping[str, str]) -> int:
         return max(1, min(here, int(environ["SLURM_CPUS_PER_TASK"])))
     names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")  # torch's, DeepSpeed's launcher's, or all on this host
     return max(1, here // int(next((environ[name] for name in names if name in environ), "1")))
+
+
+@lru_cache
+def say_once(line: str) -> None:
+    """Print a line on rank 0, once in a process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)

@@ -341,7 +341,7 @@ def test_the_table_is_mean_and_sample_deviation_over_seeds_and_folds(swept):
     rows = list(csv.DictReader(io.StringIO(as_csv(lines))))
     for method in ("ace", "pro_c"):
         for metric, part, key in (
-            ("hm f1", "hm", "f1"), ("srt accuracy", "srt", "accuracy_mean"), ("srt f1 spread", "srt", "f1_std"),
+            ("novel f1", "novel", "f1"), ("srt accuracy", "srt", "accuracy_mean"), ("srt f1 spread", "srt", "f1_std"),
         ):  # fmt: skip
             values = [score[part][key] for name, score in scores.items() if f"method-{method}" in name]
             row = next(r for r in rows if (r["setting"], r["metric"]) == (f"method={method}", metric))

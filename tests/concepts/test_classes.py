@@ -2,7 +2,7 @@
 
 import pytest
 
-from ace_dist.concepts import Action, draw_srt, split_classes
+from ace_dist.concepts import Action, SynonymTrees, draw_srt, split_classes
 from ace_dist.utils.errors import LabelError
 
 A, B, C, D = (Action(verb, "block") for verb in ("spin", "lift", "push", "shake"))
@@ -47,3 +47,6 @@ def test_drawn_srt_sets(trees):
             assert run[str(action)] in verbs
     assert runs == draw_srt(actions, trees) != draw_srt(actions, trees, seed=1)
     assert {run["spin pin"] for run in runs} == {"spin pin", "rotate pin", "turn pin"}
+    pair = SynonymTrees({v: {v: [v, f"{v} x"], f"{v} x": [f"{v} x", v]} for v in ("lift", "pull", "push", "wipe")})
+    sets = {tuple(run.values()) for run in draw_srt([Action(verb, "pin") for verb in pair.roots], pair)}
+    assert len(sets) > 4, "trees of two words are shuffled again: four classes have 16 sets, not two that alternate"

@@ -15,6 +15,7 @@ from ace_dist.concepts import (
     root_labels,
     shadow_pool,
     srt_labels,
+    words_without_node,
 )
 from ace_dist.utils.errors import LabelError, UserError
 
@@ -220,9 +221,18 @@ def test_srt_sets(tmp_path):
     ]
     path = tmp_path / "srt.json"
     path.write_text(json.dumps({"runs": runs}))
-    sets = srt_labels(actions, load_srt(path), trees, True, "srt.json")
+    sets = srt_labels(actions, load_srt(path), trees, True, "srt.json", policy="alone")
     assert sets[0] == root_labels(actions, trees, leaves=True)
-    assert sets[1].phrases == (("twirl block", "twirl x0 block", "twirl x1 block"), ("lower side panel",))
+    twirl = ("twirl block", "twirl x0 block", "twirl x1 block")
+    assert sets[1].phrases == (twirl, ("lower side panel",))
+    assert words_without_node(actions, runs, trees, "srt.json") == {"lower (put down)": [2]}
+    alike = srt_labels(actions, runs, trees, True, "srt.json")  # by default a set is scored in one way
+    assert alike[0] == sets[0] and alike[1].phrases == (("twirl block",), ("lower side panel",))
+    known = SynonymTrees(NODES, words={"put down": {"lower": ["lower", "let down", "sink"]}})
+    lower = tuple(f"{verb} side panel" for verb in known.words["put down"]["lower"])
+    assert srt_labels(actions, runs, known, True, "srt.json")[1].phrases == (twirl, lower)
+    whole = srt_labels(actions, runs, trees, True, "srt.json", policy="wordnet")[1].phrases
+    assert whole[0] == twirl and whole[1][0] == "lower side panel" and len(set(whole[1])) == 3
     plain = srt_labels(actions, runs, trees, False, "srt.json")
     assert plain[1].phrases == (("twirl block",), ("lower side panel",))
     with pytest.raises(LabelError, match="run 1 has no label for 'lift block'"):
@@ -232,11 +242,45 @@ def test_srt_sets(tmp_path):
 
 
 def test_free_labels_say_what_they_average():
-    """A root verb brings its tree; anything else stands alone; duplicates and single labels are refused."""
-    labels = free_labels(["Spin  Block", "frobnicate pin", "put down cup"], SynonymTrees(NODES))
-    assert [label.tree for label in labels] == ["spin", None, "put down"]
+    """A verb of the trees brings its node; another makes all stand alone, or itself, or asks WordNet."""
+    typed, trees = ["Spin  Block", "frobnicate pin", "put down cup", "twirl cup"], SynonymTrees(NODES)
+    assert [(label.tree, label.phrases) for label in free_labels(typed, trees)] == [
+        (None, (text,)) for text in ("spin block", "frobnicate pin", "put down cup", "twirl cup")
+    ]
+    labels = free_labels(typed, trees, policy="alone")
+    assert [label.tree for label in labels] == ["spin", None, "put down", "spin"]
     assert labels[0].phrases == ("spin block", "rotate block", "twirl block")
     assert labels[1].phrases == ("frobnicate pin",)
+    assert labels[3].phrases == ("twirl cup", "twirl x0 cup", "twirl x1 cup")
+    with pytest.raises(LabelError, match="labels_without_node=wordnet.*'frobnicate'"):
+        free_labels(typed, trees, policy="wordnet")
+    hammered = free_labels(["spin block", "hammer pin"], trees, policy="wordnet")[1]
+    assert hammered.tree == "WordNet" and hammered.phrases[0] == "hammer pin" and len(set(hammered.phrases)) == 3
     for wrong in (["spin block"], [], ["a b", "a  b"], ["a b", ""]):
         with pytest.raises(LabelError):
             free_labels(wrong, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"weld": {"join": ["join"]}}, "_words > 'weld'.*no tree of that verb"),
+        ({"spin": {"twirl": ["twirl", "reel"]}}, "twirl has a node in the tree already"),
+        ({"spin": {"reel": ["whirl"]}}, "the parent 'reel' is not among its own children"),
+        ({"spin": ["reel"]}, "_words must be an object"),
+    ],
+)
+def test_words_beside_the_trees_are_checked(words, message):
+    """A node that nothing finds, or that stands twice, is a slip of the person who wrote it."""
+    with pytest.raises(LabelError, match=message):
+        SynonymTrees(NODES, words=words)
+
+
+def test_a_test_finds_nodes_that_the_training_cut(tmp_path):
+    """M = 1 trains on the root alone; a label of the test still has its node, cut to the M of the test."""
+    SynonymTrees(NODES, words={"spin": {"reel": ["reel", "whirl", "gyrate"]}}).save(tmp_path / "trees.json")
+    trees = SynonymTrees.load(tmp_path / "trees.json", size=1, grand_size=2)
+    assert trees.children("spin") == ("spin",) and "reel" not in trees.verbs()
+    assert trees.node("spin", "twirl") == ("twirl", "twirl x0") and trees.node("spin", "reel") == ("reel", "whirl")
+    assert trees.node("spin", "lift") == ("lift",), "the root of another tree stands for that"
+    assert trees.node("spin", "frobnicate") is trees.node("weld", "frobnicate") is None

@@ -2,8 +2,9 @@
 
 import pytest
 
-from ace_dist.concepts import Action, SynonymTrees, load_srt, srt_labels
+from ace_dist.concepts import Action, SynonymTrees, draw_srt, load_srt, srt_labels, words_without_node
 from ace_dist.config import assets_dir, load_config
+from ace_dist.data.task import load_test_trees
 
 PAPER_COUNTS = {"ata": 5, "ikea": 10, "gtea": 4}  # novel classes: ACE, data sets
 
@@ -19,6 +20,18 @@ def test_the_papers_srt_sets(name):
     sets = srt_labels(actions, runs, SynonymTrees({"x": {"x": ["x"]}}), False, name)
     for position, action in enumerate(actions):
         assert all(labels.labels[position].endswith(f" {action.object}") for labels in sets), "only verbs may change"
+
+
+@pytest.mark.parametrize("name", [*PAPER_COUNTS, "tabletop"])
+def test_the_drawn_sets_of_base_classes(name):
+    """They are those that the file says: drawn from the shipped trees with seed 0; no word without a node."""
+    config = load_config([f"experiment={name}_ace" if name in PAPER_COUNTS else "experiment=demo"])
+    runs, trees = load_srt(config.dataset.srt_base), load_test_trees(config)
+    verbs = sorted(trees.roots, key=len)
+    actions = [Action.parse(label, verbs=verbs) for label in runs[0]]
+    assert runs == draw_srt(actions, trees, seed=0) and not set(runs[0]) & set(load_srt(config.dataset.srt)[0])
+    assert words_without_node(actions, runs, trees, name) == {}
+    assert len(actions) == {"ata": 10, "ikea": 21, "gtea": 6, "tabletop": 12}[name]
 
 
 def test_single_cells_of_the_printed_tables():

@@ -70,6 +70,26 @@ def test_a_row_of_the_table(runs, method):
     assert len(losses) == (0 if method == "random" else STEPS) and all(map(math.isfinite, losses))
 
 
+def test_both_kinds_of_clips_among_all_classes(runs):
+    """`gzsl` and `srt_base` are those of the predictions: 18 classes, base ones first; the curve ends in both modes."""
+    results, predictions = read(runs / "ace", "results.json"), read(runs / "ace", "predictions.json")
+    together = predictions["gzsl"]
+    for part, classes in (("base", predictions["base"]["classes"]), ("novel", predictions["novel"]["classes"])):
+        entry, alone = together[part], predictions[part]
+        assert entry["classes"] == predictions["base"]["classes"] + predictions["novel"]["classes"]
+        shown = {id_: entry["classes"][label] for id_, label in zip(entry["ids"], entry["labels"], strict=True)}
+        assert shown == dict(zip(alone["ids"], (classes[label] for label in alone["labels"]), strict=True))
+        right = [a == b for a, b in zip(entry["labels"], entry["predictions"], strict=True)]
+        assert results["gzsl"][part]["accuracy"] == pytest.approx(100 * sum(right) / len(right))
+    curve = results["gzsl"]["curve"]
+    assert curve["novel"][0] == 0 and curve["base"][-1] == 0 and 0 <= curve["area"] <= 100
+    # With all the bias on one side each kind chooses among its own: the scores of the separate modes.
+    assert curve["base"][0] == pytest.approx(results["base"]["accuracy"])
+    assert curve["novel"][-1] == pytest.approx(results["novel"]["accuracy"])
+    assert len(results["srt_base"]["runs"]) == 10 and results["srt_base"]["runs"][0] == results["base"]
+    assert read(runs / "random", "results.json")["gzsl"]["base"]["accuracy"] == pytest.approx(100 / 18)
+
+
 def test_golden_losses(runs):
     """Every loss and score of every method is the number of `golden.txt`: to the bit on a machine of the same kind.
 

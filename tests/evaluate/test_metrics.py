@@ -1,5 +1,7 @@
 """Protects the numbers of the tables: each metric against scikit-learn, a hand calculation, or a simulation."""
 
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
@@ -7,6 +9,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from ace_dist.evaluate.metrics import (
     accuracy,
+    bias_curve,
     class_f1,
     concept_distances,
     confusion_matrix,
@@ -180,3 +183,47 @@ def test_concept_distances_equal_the_loop_over_pairs(rng):
     assert np.isnan(alone["within"]) and np.isnan(alone["between"])
     with pytest.raises(UserError, match="non-zero row"):
         concept_distances(rows, actions[:3])
+
+
+def test_the_bias_curve_against_a_sweep(rng):
+    """Calibrated stacking by its definition: argmax of all scores less the bias, at each bias; area by counting pairs.
+
+    A base and a novel clip are both right at some bias when the novel one's margin is below the base one's; scores are
+    integers, so that ties are many and exact.
+    """
+    base_classes, novel_classes = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+    classes = base_classes + novel_classes
+    scores = {part: rng.integers(0, 9, (n, classes)).astype(float) for part, n in (("base", 23), ("novel", 17))}
+    labels = {
+        "base": rng.integers(0, base_classes, 23),
+        "novel": rng.integers(base_classes, classes, 17),
+    }
+    found = bias_curve(*((scores[part], labels[part]) for part in ("base", "novel")), base_classes)
+    swept = []
+    for bias, *pair in zip(found["bias"], found["base"], found["novel"], strict=True):
+        taken = np.where(np.arange(classes) < base_classes, bias, 0.0)
+        by_hand = [100 * np.mean((scores[part] - taken).argmax(1) == labels[part]) for part in ("base", "novel")]
+        assert pair == pytest.approx(by_hand)
+        swept.append(pair)
+    assert found["novel"][0] == 0 and found["base"][-1] == 0
+    assert all(a[0] >= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(swept))
+    base_margins, novel_margins = margins(scores, base_classes)
+    base_right = scores["base"][:, :base_classes].argmax(1) == labels["base"]
+    novel_right = scores["novel"][:, base_classes:].argmax(1) + base_classes == labels["novel"]
+    wins = np.sign(base_margins[base_right][:, None] - novel_margins[novel_right][None])
+    assert found["area"] == pytest.approx(100 * ((wins > 0).sum() + 0.5 * (wins == 0).sum()) / (23 * 17))
+    assert found["best_hm"] >= max(harmonic_mean(*pair) for pair in swept) - 1e-9
+
+
+def margins(scores, base_classes):
+    return [scores[p][:, :base_classes].max(1) - scores[p][:, base_classes:].max(1) for p in ("base", "novel")]
+
+
+def test_the_bias_curve_of_clear_cases():
+    """By hand: all right without a bias: area 100, HM 100; nothing right at all: 0."""
+    right = bias_curve(([[3.0, 1.0, 0.0]], [0]), ([[0.0, 1.0, 3.0]], [2]), 2)
+    assert (right["area"], right["best_hm"]) == (100.0, 100.0) and right["base"][0] == right["novel"][-1] == 100.0
+    wrong = bias_curve(([[1.0, 3.0, 0.0]], [0]), ([[0.0, 3.0, 1.0, 2.0]], [2]), 2)
+    assert (wrong["area"], wrong["best_hm"], wrong["base"], wrong["novel"]) == (0.0, 0.0, [0.0], [0.0])
+    many = bias_curve((np.c_[np.arange(500.0), np.zeros(500)], np.zeros(500)), ([[0.0, 1.0]], [1]), 1)
+    assert len(many["bias"]) == 101 and many["area"] == pytest.approx(100 * 500 / 500)

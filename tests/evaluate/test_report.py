@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ace_dist.evaluate import figures
-from ace_dist.evaluate.metrics import accuracy, harmonic_mean, macro_f1, srt_summary
+from ace_dist.evaluate.metrics import accuracy, bias_curve, harmonic_mean, macro_f1, srt_summary
 from ace_dist.evaluate.report import result_picture, write_report
 from ace_dist.utils.errors import RunError, UserError
 
@@ -30,10 +30,17 @@ def build_run(folder, rng, *, method="ACE", base=6, novel=4, skill=(0.85, 0.6), 
     for run in range(1, 10):
         labels = [f"synonym{run} of {name}" for name in names[base:]]
         parts["srt"].append(build_predictions(rng, labels, skill[1] * rng.uniform(0.7, 1.0), "n"))
+    parts["srt_base"] = [parts["base"], build_predictions(rng, [f"synonym of {n}" for n in names[:base]], 0.6, "b")]
+    parts["gzsl"] = {"base": build_predictions(rng, names, 0.5, "b", range(base))}
+    parts["gzsl"]["novel"] = build_predictions(rng, names, 0.5, "n", range(base, base + novel))
     scores = {name: score(parts[name]) for name in ("base", "novel")}
     hm = {key: harmonic_mean(scores["base"][key], scores["novel"][key]) for key in ("accuracy", "f1")}
     results = {"method": method, "dataset": "tabletop", "fold": 0, "seed": 3, **scores, "hm": hm}
-    results["srt"] = srt_summary([score(part) for part in parts["srt"]])
+    results |= {name: srt_summary([score(part) for part in parts[name]]) for name in ("srt", "srt_base")}
+    gzsl = {name: score(part) for name, part in parts["gzsl"].items()}
+    gzsl["hm"] = {key: harmonic_mean(gzsl["base"][key], gzsl["novel"][key]) for key in ("accuracy", "f1")}
+    clips = [(part["probabilities"], part["labels"]) for part in parts["gzsl"].values()]
+    results["gzsl"] = {**gzsl, "curve": bias_curve(*clips, base)}
     write_json(folder / "results.json", results)
     write_json(folder / "predictions.json", parts)
     command = "deepspeed --num_gpus=2 launchers/train.py experiment=demo method=ace 'note=two words'"
@@ -46,8 +53,10 @@ def build_run(folder, rng, *, method="ACE", base=6, novel=4, skill=(0.85, 0.6), 
     return results
 
 
-def build_predictions(rng, classes, skill, prefix):
-    labels = np.concatenate([np.arange(len(classes)), rng.integers(0, len(classes), size=12 * len(classes))])
+def build_predictions(rng, classes, skill, prefix, shown=None):
+    """Guesses among `classes` for clips of those that are `shown`, by default all."""
+    shown = range(len(classes)) if shown is None else shown
+    labels = np.concatenate([shown, rng.choice(shown, size=12 * len(shown))])
     guesses = np.where(rng.random(len(labels)) < skill, labels, rng.integers(0, len(classes), size=len(labels)))
     probabilities = rng.dirichlet(np.ones(len(classes)), size=len(labels))
     return {
@@ -172,6 +181,10 @@ def test_report_is_complete_and_works_offline(tmp_path, rng):
         srt = row["srt"]
         assert f"{srt['accuracy_mean']:.1f} ± {srt['accuracy_std']:.1f}" in page.text
         assert f"F1 {srt['f1_mean']:.1f} ± {srt['f1_std']:.1f}" in page.text
+        gzsl, curve = row["gzsl"], row["gzsl"]["curve"]
+        words = " ".join(f"{gzsl[part]['accuracy']:.1f} F1 {gzsl[part]['f1']:.1f}" for part in ("base", "novel", "hm"))
+        best = f"{curve['best_hm']:.1f} bias {curve['best_bias']:.2f} {curve['area']:.1f}"
+        assert f"{words} {best} {row['srt_base']['accuracy_mean']:.1f} ± " in page.text
     assert "Random 16.7 F1" in page.text and "25.0 ± 0.0" in page.text  # 6 base and 4 novel actions
     assert "synonym9 of" in page.text and "cpu 2 cores, gpu none, ranks 2" in page.text
     assert "launchers/train.py experiment=demo method=ace 'note=two words'" in page.text
@@ -179,6 +192,7 @@ def test_report_is_complete_and_works_offline(tmp_path, rng):
     assert drawn == {
         *("srt_accuracy", "srt_f1", "concepts_before", "concepts_after"),
         *("confusion_base", "confusion_novel", "class_f1_base", "class_f1_novel"),
+        "bias_curve",
         *("curve_loss", "curve_learning_rate", "curve_throughput", "curve_data_wait"),
     }
     assert page.tags.count("img") == len(drawn) == page.tags.count("source")
@@ -219,12 +233,14 @@ def test_a_step_logged_again_after_a_resume_counts_once(tmp_path, rng, quick):
 def test_a_data_set_without_base_or_novel_test_clips_is_reported_as_such(tmp_path, rng, gone):
     build_run(tmp_path / "run", rng, base=3, novel=3)
     lost = [gone, "hm"] + (["srt"] if gone == "novel" else [])
-    edit_json(tmp_path / "run/results.json", lambda results: results.update(dict.fromkeys(lost), fold=None))
-    nothing = {gone: None, "srt": []} if gone == "novel" else {gone: None}
+    srt = "srt" if gone == "novel" else "srt_base"
+    nothing = {gone: None, srt: [], "gzsl": None}
+    changed = dict.fromkeys([*lost, srt, "gzsl"]) | {"fold": None}
+    edit_json(tmp_path / "run/results.json", lambda results: results.update(changed))
     edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update(nothing))
     page = read_report(tmp_path / "run")
     assert "Fold" not in page.text and page.text.count("–") == 2 * len(lost)  # in the row of the run and of Random
-    assert ("nothing to test" in page.text) == (gone == "novel")
+    assert ("nothing to test" in page.text) == (gone == "novel") and "There is no such test" in page.text
     assert result_picture(tmp_path / "run", tmp_path / "result.png").is_file()
     edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update(base=None, novel=None))
     with pytest.raises(RunError, match="only one of results.json and predictions.json has"):
@@ -261,10 +277,15 @@ def test_a_missing_file_is_named_with_its_launcher(tmp_path, rng, name, launcher
     [
         ("results.json", lambda r: r["novel"].update(accuracy=r["novel"]["accuracy"] + 1), "of different evaluations"),
         ("results.json", lambda r: r["hm"].update(f1=r["hm"]["f1"] + 1), "but the harmonic mean of its base"),
-        ("results.json", lambda r: r["srt"]["runs"].pop(), "9 SRT runs, predictions.json 10"),
+        ("results.json", lambda r: r["srt"]["runs"].pop(), "9 runs of srt, predictions.json 10"),
         ("results.json", lambda r: r.pop("hm"), r"results.json: hm missing"),
         ("results.json", lambda r: r["base"].pop("f1"), r"results.json: base: f1 missing"),
         ("environment.json", lambda e: e.pop("command"), r"environment.json: command missing"),
+        ("results.json", lambda r: r["gzsl"]["hm"].update(f1=-1.0), "gzsl.hm.f1 = -1.00, but the harmonic mean"),
+        ("results.json", lambda r: r["gzsl"]["base"].update(accuracy=-1.0), "gzsl.base.accuracy = -1.00"),
+        ("results.json", lambda r: r["gzsl"].pop("curve"), "gzsl: curve missing"),
+        ("results.json", lambda r: r.pop("gzsl"), "only one of results.json and predictions.json has gzsl"),
+        ("predictions.json", lambda p: p["srt_base"].pop(), "2 runs of srt_base, predictions.json 1"),
         ("predictions.json", lambda p: p["base"]["ids"].__setitem__(0, p["base"]["ids"][1]), "occurs twice"),
         ("predictions.json", lambda p: p["srt"][3]["labels"].pop(), r"srt\[3\]: .* ids, .* labels"),
         ("predictions.json", lambda p: p["novel"]["predictions"].__setitem__(0, 99), "must lie in"),
@@ -275,6 +296,14 @@ def test_files_that_do_not_fit_are_refused(tmp_path, rng, file, change, message)
     edit_json(tmp_path / "run" / file, change)
     with pytest.raises(UserError, match=message):
         write_report(tmp_path / "run")
+
+
+def test_a_run_of_before_has_a_report_too(tmp_path, rng, quick):
+    """Its results have neither the robustness test on base actions nor all classes together."""
+    build_run(tmp_path / "run", rng, steps=3)
+    for file in ("results.json", "predictions.json"):
+        edit_json(tmp_path / "run" / file, lambda content: [content.pop(name) for name in ("srt_base", "gzsl")])
+    assert "There is no such test" in read_report(tmp_path / "run").text
 
 
 def test_broken_text_is_named_with_its_line(tmp_path, rng):

@@ -36,7 +36,11 @@ def finish(folder, rng):
     scores = [{"accuracy": rng.uniform(0, 100), "f1": rng.uniform(0, 100)} for _ in range(13)]
     parts = dict(zip(("base", "novel", "hm"), scores, strict=False))
     srt = srt_summary(scores[3:])
-    results = {"method": "m", "dataset": "tabletop", "fold": 0, "seed": 0, **parts, "srt": srt}
+    gzsl = dict(zip(("base", "novel", "hm"), scores[3:], strict=False))
+    gzsl["curve"] = dict.fromkeys(("best_hm", "best_bias"), 1.0) | {"area": rng.uniform(0, 100)}
+    gzsl["curve"] |= {"bias": [0.0], "base": [1.0], "novel": [0.0]}
+    results = {"method": "m", "dataset": "tabletop", "fold": 0, "seed": 0, **parts, "srt": srt, "gzsl": gzsl}
+    results["srt_base"] = srt_summary(scores[:9])
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(results))
     actions = [f"verb{i} block" for i in range(3) for _ in range(4)]
@@ -81,13 +85,20 @@ def test_rows_are_replaced_by_their_key_and_survive_the_disk(tmp_path):
     write_rows(old, path)
     assert path.read_text().splitlines()[0] == (
         "experiment,method,seed,base_accuracy,base_f1,novel_accuracy,novel_f1,srt_accuracy_mean,srt_accuracy_std,"
-        "srt_f1_mean,srt_f1_std"
+        "srt_f1_mean,srt_f1_std,srt_base_accuracy_mean,srt_base_accuracy_std,srt_base_f1_mean,srt_base_f1_std,"
+        "gzsl_base_accuracy,gzsl_base_f1,gzsl_novel_accuracy,gzsl_novel_f1,gzsl_area"
     )
     merged = merge_rows(read_rows(path), [row("a", 0, 9.0), row("c", 0, 5.0)])
     assert merged == [row("a", 0, 9.0), *old[1:], row("c", 0, 5.0)]
     path.write_text(path.read_text().replace("4.0000", "four"))
     with pytest.raises(RunError, match=r"runs\.csv, line 5: .*four"):
         read_rows(path)
+    before = [",".join(line.split(",")[:11]) for line in path.read_text().replace("four", "4").splitlines()]
+    path.write_text("\n".join(before) + "\n")  # a file of version 0.1
+    earlier = read_rows(path)
+    assert earlier[0].scores["srt_f1_std"] == 1.0
+    assert {r.scores["gzsl_area"] for r in earlier} == {None}
+    assert "gzsl" not in study_page(earlier[:1], "a").split("## Difference")[0].splitlines()[4]
     path.write_text("method,seed\n")
     with pytest.raises(RunError, match="expected the columns experiment,method"):
         read_rows(path)
@@ -130,8 +141,12 @@ def test_the_launcher_writes_rows_page_and_figures(swept, tmp_path, launch):
     with (output / "runs.csv").open() as file:
         rows = {(r["method"], r["seed"]): r for r in csv.DictReader(file)}
     assert len(rows) == 15 and {r["experiment"] for r in rows.values()} == {"figure3"}
-    score = results["row-second_order_6_seed-0"]["srt"]["accuracy_std"]
-    assert float(rows["second_order_6", "0"]["srt_accuracy_std"]) == pytest.approx(score, abs=1e-4)
+    run, row_ = results["row-second_order_6_seed-0"], rows["second_order_6", "0"]
+    for column, score in (
+        ("srt_accuracy_std", run["srt"]["accuracy_std"]), ("srt_base_f1_mean", run["srt_base"]["f1_mean"]),
+        ("gzsl_novel_f1", run["gzsl"]["novel"]["f1"]), ("gzsl_area", run["gzsl"]["curve"]["area"]),
+    ):  # fmt: skip
+        assert float(row_[column]) == pytest.approx(score, abs=1e-4)
     page = (output / "figure3.md").read_text()
     assert "second_order_6, seed 1: row-second_order_6_seed-1 not finished" in page
     assert "commit f00dfeedf0 with uncommitted changes, 2 rank(s), a CPU (2 cores)" in page and "42 to 42 s" in page

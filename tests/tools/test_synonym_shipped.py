@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from ace_dist.concepts import Action, ConceptSampler, SynonymTrees, load_srt
+from ace_dist.concepts import Action, ConceptSampler, SynonymTrees, load_srt, srt_labels, words_without_node
 from ace_dist.config import assets_dir, load_config
+from ace_dist.data.task import load_test_trees
 from ace_dist.tools.synonyms.diagnostics import diagnose
 
 PAPER_M = {
@@ -48,7 +49,7 @@ def test_provenance_and_the_measured_overlap_with_the_papers_words(shipped):
     assert "by hand" in trees.meta["written_by"] and "not the trees of the ACE paper" in trees.meta["written_by"]
     first = {root: set(trees.children(root)) for root in trees.roots}
     base_words = set().union(*(first[action.verb] for action in base if action.verb not in {a.verb for a in novel}))
-    words = own = anywhere = in_base = 0
+    words = own = anywhere = in_base = through_words = 0
     for run in load_srt(assets_dir() / "srt" / f"{name}.json")[1:]:
         for action in novel:
             verb = run[str(action)].removesuffix(f" {action.object}")
@@ -57,7 +58,27 @@ def test_provenance_and_the_measured_overlap_with_the_papers_words(shipped):
                 own += verb in first[action.verb]
                 anywhere += any(verb in children for _, children in trees.nodes(action.verb))
                 in_base += verb in base_words
+                through_words += verb in trees.words.get(action.verb, {})
     counts = trees.meta["paper_srt"]
     assert counts["words"] == words and counts["in_the_first_order_of_their_own_class"] == own
     assert counts["at_any_order_of_their_own_class"] == anywhere
     assert counts["in_the_first_order_of_a_base_class"] == in_base
+    assert counts["through_words"] == through_words == words - own
+
+
+def test_every_word_of_the_papers_robustness_test_has_a_node(shipped):
+    """Tables 7 to 9: all classes of all ten label sets are means over M phrases, none is a phrase among means.
+
+    Synonyms of an asked word are no root of another novel class, which would make two classes one.
+    """
+    name, _, _, novel = shipped
+    config = load_config([f"experiment={name}_ace"])
+    trees, runs = load_test_trees(config), load_srt(config.dataset.srt)
+    assert words_without_node(novel, runs, trees, name) == {}
+    for labels in srt_labels(novel, runs, trees, True, name):
+        assert {len(phrases) for phrases in labels.phrases} == {PAPER_M[name]}
+    whole = SynonymTrees.load(config.dataset.synonyms)
+    for root, below in whole.words.items():
+        others = {action.verb for action in novel} - {root}
+        for verb, node in below.items():
+            assert len(node) > PAPER_M[name] and not others & (set(node) - {verb}), (root, verb)

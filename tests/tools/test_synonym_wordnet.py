@@ -5,12 +5,12 @@ import csv
 import pytest
 
 from ace_dist.concepts import ConceptSampler, SynonymTrees
+from ace_dist.concepts import wordnet as module
+from ace_dist.concepts.wordnet import WordNet, find_wordnet
 from ace_dist.config import assets_dir
 from ace_dist.tools.synonyms import BuildConfig, build
-from ace_dist.tools.synonyms import wordnet as module
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.diagnostics import diagnose
-from ace_dist.tools.synonyms.wordnet import WordNet, find_wordnet
 from ace_dist.utils.errors import LabelError, UserError
 
 # A hand-made database in wndb format. "go round" (motion) has two verbs, a way ("pirouette"), and is a way of "move".

@@ -17,7 +17,7 @@ from ace_dist.concepts import LabelSet
 from ace_dist.data.loader import build_loader
 from ace_dist.data.loader.single_video import read_clip
 from ace_dist.data.sampling import TestPlan
-from ace_dist.data.task import load_task
+from ace_dist.data.task import load_task, load_test
 from ace_dist.evaluate.classifier import Classifier
 from ace_dist.evaluate.protocols import encode_phrases, srt_label_sets
 from ace_dist.utils.errors import UserError
@@ -59,7 +59,7 @@ class Explorer:
         self.run, self.device = run, torch.device(device)
         self.classifier = Classifier.from_run(run, device)
         self.config = self.classifier.config
-        self.task = load_task(self.config)
+        self.task = load_test(self.config, load_task(self.config))
         self.records = {}
         self.tests: list[TestClip] = []
         for base, classes in ((True, self.task.classes.base), (False, self.task.classes.novel)):
@@ -69,8 +69,11 @@ class Explorer:
         self.encoded_test_clip = lru_cache(KEPT_CLIPS)(self.encode_test_clip)
 
     def synonyms(self, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """The phrases that stand for each typed label: its tree's, or itself alone. Raises `LabelError`."""
-        return {label.label: label.phrases for label in self.classifier.labels(labels)}
+        """The phrases that stand for each typed label: its tree's, or itself alone, for the user to change.
+
+        Raises `LabelError`.
+        """
+        return {label.label: label.phrases for label in self.classifier.labels(labels, policy="alone")}
 
     def test_clip(self, key: str) -> Clip:
         """A clip of the test split, decoded and encoded as in the run's evaluation."""
@@ -126,6 +129,6 @@ class Explorer:
         """The runs of the Synonym Robustness Test on one clip: per run, (label, probability) in class order."""
         if not self.task.classes.novel:
             return []
-        sets = srt_label_sets(self.config, self.task.classes.novel, self.task.trees)
+        sets = srt_label_sets(self.config, "novel", self.task.classes.novel, self.task.trees)
         rows = self.classifier.probabilities(clip.embeddings, sets)
         return [list(zip(labels.labels, row, strict=True)) for labels, row in zip(sets, rows, strict=True)]

@@ -6,9 +6,10 @@ A sweep of one of the paper's tables is laid out as the paper does, with the pap
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ace_dist.cluster.sweep import State, Sweep
 from ace_dist.config import load_config
@@ -25,11 +26,19 @@ COLUMNS = (  # title, part and metric of results.json
     ("srt f1", "srt", "f1_mean"),
     ("srt accuracy spread", "srt", "accuracy_std"),
     ("srt f1 spread", "srt", "f1_std"),
+    ("srt base accuracy", "srt_base", "accuracy_mean"),
+    ("srt base f1", "srt_base", "f1_mean"),
+    ("srt base accuracy spread", "srt_base", "accuracy_std"),
+    ("srt base f1 spread", "srt_base", "f1_std"),
+    *((f"gzsl {part} {metric}", f"gzsl.{part}", metric) for part in PARTS for metric in METRICS),
+    ("gzsl area", "gzsl.curve", "area"),
 )
 NOTE = (
     "Percent. Mean ± sample standard deviation (n-1) over seeds and folds; a single run has no deviation. "
     "hm: the harmonic mean of the two averaged columns, as the paper's is; its deviation is of the runs' own. "
-    "srt: mean over the label sets of one run; srt spread: standard deviation over the label sets of one run."
+    "srt: mean over the label sets of one run; srt spread: standard deviation over them; srt base: the same for base "
+    "actions. gzsl: base and novel clips among all classes; area: under the curve of novel over base accuracy at every "
+    "bias."
 )
 PAPER_NOTE = (
     "Accuracy / macro F1 in percent. base, novel: mean ± sample standard deviation (n-1) over seeds and folds. HM: "
@@ -37,6 +46,19 @@ PAPER_NOTE = (
     "SRT, as the paper prints it: mean ± standard deviation over the label sets of one run, each averaged over seeds "
     "and folds; how both vary over seeds is in table.csv. The paper calls base actions seen and novel ones unseen."
 )
+BESIDE_NOTE = (
+    "Not in the paper: SRT base is the robustness test on base actions; GZSL has base and novel clips among all "
+    "classes, its area lies under the curve of novel over base accuracy at every bias taken from base classes' scores."
+)
+
+
+BESIDE = {  # title of `COLUMNS` without its metric -> column of a table
+    "srt base": "SRT base",
+    "gzsl base": "GZSL base",
+    "gzsl novel": "GZSL novel",
+    "gzsl hm": "GZSL HM",
+    "gzsl area": "GZSL area",
+}
 
 
 @dataclass(frozen=True)
@@ -77,10 +99,7 @@ def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) 
         finished = [name for name in ids if states[name].state == "finished"]
         missing = tuple(f"{name}: {states[name].state}" for name in ids if name not in finished)
         results = [read_results(sweep.folder / name) for name in finished]
-        cells = {
-            title: mean_hm(results, metric) if part == "hm" else mean_score(results, part, metric)
-            for title, part, metric in COLUMNS
-        }
+        cells = {title: cell(results, part, metric) for title, part, metric in COLUMNS}
         printed: Printed = {}
         first = sweep.runs[ids[0]]
         if table:
@@ -88,6 +107,13 @@ def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) 
             printed = paper.get(first.settings["row"], {})
         lines.append(Line(setting, len(finished), missing, cells, printed))
     return lines
+
+
+def cell(results: Sequence[Mapping[str, Any]], part: str, metric: str) -> Mean | None:
+    """A score over the runs of a line; a harmonic mean is that of the averaged columns."""
+    if part.endswith("hm"):
+        return mean_hm(results, metric, within=part.removesuffix("hm"))
+    return mean_score(results, part, metric)
 
 
 def write_tables(lines: Sequence[Line], text: Sheet, folder: Path) -> list[Path]:
@@ -110,19 +136,28 @@ def paper_sheet(lines: Sequence[Line], table: Table, absent: Sequence[str] = ())
 
     `absent`: rows of the table that the sweep has no run of, for the notes.
     """
-    titles = list(HEADINGS.values())
     printed = [part for part in HEADINGS if any(line.printed.get(part) for line in lines)]
+    beside = BESIDE if any(line.cells["gzsl base accuracy"] for line in lines) else {}
     body = []
     for line in lines:
-        pairs = [[str(line.cells[f"{part} {metric}"] or "-") for metric in METRICS] for part in PARTS]
-        srt = [(line.cells[f"srt {metric}"], line.cells[f"srt {metric} spread"]) for metric in METRICS]
-        pairs.append([f"{mean.mean:.1f} ± {spread.mean:.1f}" if mean and spread else "-" for mean, spread in srt])
-        scores = ["-" if pair == ["-", "-"] else " / ".join(pair) for pair in pairs]
+        scores = [score_cell(line, title) for title in (*PARTS, "srt", *beside)]
         body.append([line.setting, line.count, *scores, *(printed_cell(line.printed, part) for part in printed)])
     source = f"paper: {table.source}." if printed else f"{table.source} has no numbers for this data set."
     left_out = [f"not in this sweep: {', '.join(absent)}"] if absent else []
-    header = ["Method", "runs", *titles, *(f"paper: {HEADINGS[part]}" for part in printed)]
-    return Sheet([header, *body], [PAPER_NOTE, source, *left_out, *footnotes(lines)])
+    header = ["Method", "runs", *HEADINGS.values(), *beside.values(), *(f"paper: {HEADINGS[part]}" for part in printed)]
+    notes = [PAPER_NOTE, *([BESIDE_NOTE] if beside else []), source, *left_out, *footnotes(lines)]
+    return Sheet([header, *body], notes)
+
+
+def score_cell(line: Line, part: str) -> str:
+    """Accuracy / F1 of a part of a line, of a robustness test its mean ± spread; the area alone."""
+    if part == "gzsl area":
+        return str(line.cells[part] or "-")
+    pairs = []
+    for metric in METRICS:
+        mean, spread = line.cells[f"{part} {metric}"], line.cells.get(f"{part} {metric} spread")
+        pairs.append(f"{mean.mean:.1f} ± {spread.mean:.1f}" if mean and spread else str(mean or "-"))
+    return "-" if pairs == ["-", "-"] else " / ".join(pairs)
 
 
 def printed_cell(printed: Printed, part: str) -> str:
@@ -149,9 +184,8 @@ def as_csv(lines: Sequence[Line]) -> str:
         for title, part, metric in COLUMNS:
             mean = line.cells[title]
             numbers = [mean.mean, "" if mean.deviation is None else mean.deviation, mean.n] if mean else ["", "", 0]
-            writer.writerow(
-                [line.setting, title, *numbers, "; ".join(line.missing), printed_number(line.printed, part, metric)]
-            )
+            paper = printed_number(line.printed, part, metric)
+            writer.writerow([line.setting, title, *numbers, "; ".join(line.missing), paper])
     return text.getvalue()
 
 

@@ -1,5 +1,6 @@
 """The report of a study: `runs.csv`, a page an experiment, box plots of the SRT by method, curves over a number."""
 
+import itertools
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,17 +29,26 @@ from ace_dist.tools.study.rows import (
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 
-LINES = (("base", "base_{}", None), ("novel", "novel_{}", None), ("SRT", "srt_{}_mean", "srt_{}_std"))
+LINES = (  # name, score, its spread over label sets, colour
+    ("base", "base_{}", None, LIGHT.base),
+    ("novel", "novel_{}", None, LIGHT.novel),
+    ("SRT", "srt_{}_mean", "srt_{}_std", LIGHT.series[0]),
+    ("SRT of base actions", "srt_base_{}_mean", "srt_base_{}_std", LIGHT.series[3]),
+)
 METRICS = {"accuracy": "accuracy", "f1": "macro F1"}
 TITLES = {
     "base_accuracy": "base",
     "novel_accuracy": "novel",
     "srt_accuracy_mean": "SRT mean",
     "srt_accuracy_std": "SRT spread",
+    "srt_base_accuracy_mean": "SRT base mean",
+    "srt_base_accuracy_std": "SRT base spread",
+    "gzsl_area": "GZSL area",
 }
 NOTE = (
     "Percent. mean ± sample standard deviation (n-1) over n seeds. SRT mean and spread: mean and standard deviation "
-    "over the label sets of one run. HM: of the averaged base and novel columns."
+    "over the label sets of one run. HM: of the averaged base and novel columns. GZSL: base and novel clips among all "
+    "classes; area: under the curve of novel over base accuracy at every bias taken from the scores of base classes."
 )
 PAIRED_NOTE = (
     f"Accuracy, paired by seed, with Student's {LEVEL:.0%} interval over n seeds; not corrected for the number of "
@@ -124,25 +134,32 @@ def markdown_table(header: Sequence[object], body: Iterable[Sequence[object]]) -
 
 
 def summary_table(methods: Mapping[str, Sequence[StudyRow]]) -> list[str]:
-    """Mean ± deviation of every score, a line a method, and the HM of the averaged base and novel columns."""
-    body = []
+    """Mean ± deviation of every score that a row has, a line a method, and the HM of the averaged columns."""
+    scores, body = scored(SCORES, methods), []
     for method, rows in methods.items():
         means = {score: mean_over(row.scores[score] for row in rows) for score in SCORES}
-        pairs = [(means[f"base_{metric}"], means[f"novel_{metric}"]) for metric in METRICS]
-        hm = [f"{harmonic_mean(base.mean, novel.mean):.1f}" if base and novel else "-" for base, novel in pairs]
-        body.append([method, len(rows), *(mean or "-" for mean in means.values()), *hm])
-    header = ["method", "n", *(score.replace("_", " ") for score in SCORES), *(f"hm {metric}" for metric in METRICS)]
-    return markdown_table(header, body)
+        hm = []
+        for kind, metric in itertools.product(("", "gzsl_") if "gzsl_area" in scores else ("",), METRICS):
+            base, novel = means[f"{kind}base_{metric}"], means[f"{kind}novel_{metric}"]
+            hm.append(f"{harmonic_mean(base.mean, novel.mean):.1f}" if base and novel else "-")
+        body.append([method, len(rows), *(means[score] or "-" for score in scores), *hm])
+    names = [*(f"hm {metric}" for metric in METRICS), *(f"gzsl hm {metric}" for metric in METRICS)]
+    return markdown_table(["method", "n", *(s.replace("_", " ") for s in scores), *names[: len(hm)]], body)
+
+
+def scored(scores: Iterable[str], methods: Mapping[str, Sequence[StudyRow]]) -> list[str]:
+    """Those of `scores` that some row has: runs of before lack the later ones."""
+    return [s for s in scores if any(row.scores[s] is not None for rows in methods.values() for row in rows)]
 
 
 def difference_table(methods: Mapping[str, Sequence[StudyRow]], reference: str) -> list[str]:
-    body = []
+    scores, body = scored(TITLES, methods), []
     for method, rows in methods.items():
         if method != reference:
-            differences = [paired_difference(rows, methods[reference], score) for score in TITLES]
+            differences = [paired_difference(rows, methods[reference], score) for score in scores]
             n = max((difference.n for difference in differences if difference), default=0)
             body.append([method, n, *(difference or "-" for difference in differences)])
-    return markdown_table(["method", "n", *TITLES.values()], body)
+    return markdown_table(["method", "n", *(TITLES[score] for score in scores)], body)
 
 
 def concept_table(finished: Finished) -> list[str]:
@@ -195,7 +212,7 @@ def draw_study(
 def curve_figure(points: Mapping[float, Sequence[StudyRow]], axis: str, metric: str, title: str) -> Figure:
     """Base, novel and SRT scores over a number. Shaded: deviation over seeds; of SRT: mean spread over label sets."""
     figure, axes = figures.panel(LIGHT, 3.0)
-    for (name, score, spread), colour in zip(LINES, (LIGHT.base, LIGHT.novel, LIGHT.series[0]), strict=True):
+    for name, score, spread, colour in LINES:
         x, means, widths = list[float](), list[float](), list[float]()
         for number, rows in points.items():
             if mean := mean_over(row.scores[score.format(metric)] for row in rows):

@@ -25,12 +25,22 @@ from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 
 REPLICATES = ("seed", "dataset.fold")  # settings whose values are repetitions of one experiment
+SPREAD = ("accuracy_mean", "accuracy_std", "f1_mean", "f1_std")
 PARTS = (
     *((part, metric) for part in ("base", "novel") for metric in ("accuracy", "f1")),
-    *(("srt", metric) for metric in ("accuracy_mean", "accuracy_std", "f1_mean", "f1_std")),
+    *(("srt", metric) for metric in SPREAD),
 )
-SCORES = {f"{part}_{metric}": (part, metric) for part, metric in PARTS}  # columns of runs.csv -> place in results.json
+LATER_PARTS = (  # empty in rows of before
+    *(("srt_base", metric) for metric in SPREAD),
+    *((f"gzsl.{part}", metric) for part in ("base", "novel") for metric in ("accuracy", "f1")),
+    ("gzsl.curve", "area"),
+)
+SCORES = {  # columns of runs.csv -> place in results.json
+    f"{part}_{metric}".replace("gzsl.", "gzsl_").replace("curve_", ""): (part, metric)
+    for part, metric in (*PARTS, *LATER_PARTS)
+}
 FIELDS = ("experiment", "method", "seed", *SCORES)
+EARLIER_FIELDS = FIELDS[: -len(LATER_PARTS)]
 LEVEL = 0.95
 Finished = dict[str, list[tuple[Path, dict[str, Any]]]]  # method -> folders of its runs and their results
 
@@ -160,12 +170,12 @@ def read_rows(path: Path) -> list[StudyRow]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FIELDS:
+        if tuple(reader.fieldnames or ()) not in (FIELDS, EARLIER_FIELDS):
             raise RunError(f"{path}: expected the columns {','.join(FIELDS)}, found {reader.fieldnames}")
         rows = []
         for number, line in enumerate(reader, start=2):
             try:
-                scores = {name: float(line[name]) if line[name] else None for name in SCORES}
+                scores = {name: float(line[name]) if line.get(name) else None for name in SCORES}
                 rows.append(StudyRow(line["experiment"], line["method"], int(line["seed"]), scores))
             except (TypeError, ValueError) as error:
                 raise RunError(f"{path}, line {number}: {error}") from error
@@ -199,16 +209,24 @@ def mean_over(values: Iterable[float | None]) -> Mean | None:
 
 
 def mean_score(results: Sequence[Mapping[str, Any]], part: str, metric: str) -> Mean | None:
-    """A score over runs; a run whose test split has no such actions (`null`) does not count."""
-    return mean_over(None if result[part] is None else result[part][metric] for result in results)
+    """A score over runs, of a part such as `base` or `gzsl.novel`; a run where it is null does not count."""
+    return mean_over(None if (scores := found_part(result, part)) is None else scores[metric] for result in results)
 
 
-def mean_hm(results: Sequence[Mapping[str, Any]], metric: str) -> Mean | None:
+def found_part(result: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
+    """A part of `results.json`, `None` where it or what it stands in is null or, in a run of before, missing."""
+    found: Mapping[str, Any] | None = result
+    for name in part.split("."):
+        found = found.get(name) if found is not None else None
+    return found
+
+
+def mean_hm(results: Sequence[Mapping[str, Any]], metric: str, within: str = "") -> Mean | None:
     """HM of the averaged base and novel scores, as the paper's tables have it, with the deviation of the runs' own HMs.
 
-    The mean of the runs' HMs is another number, never the larger one.
+    The mean of the runs' HMs is another number, never the larger one. `within`: `gzsl.` for those among all classes.
     """
-    base, novel, own = (mean_score(results, part, metric) for part in ("base", "novel", "hm"))
+    base, novel, own = (mean_score(results, within + part, metric) for part in ("base", "novel", "hm"))
     return Mean(harmonic_mean(base.mean, novel.mean), own.deviation, own.n) if base and novel and own else None
 
 

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from ace_dist import __version__
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.trees import SynonymTrees
+from ace_dist.concepts.wordnet import WordNet, find_wordnet
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.answers import TEMPLATE_SHA256, Answer, parse_answer, question
 from ace_dist.tools.synonyms.client import Budget, BuildStopped, ChatClient, ClientConfig, NoAnswer, estimated_tokens
-from ace_dist.tools.synonyms.wordnet import WordNet, WordNetSource, find_wordnet
+from ace_dist.tools.synonyms.wordnet import WordNetSource
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json, write_text
 

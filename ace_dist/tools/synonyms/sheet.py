@@ -58,7 +58,8 @@ def import_sheet(sheet: Path, trees: Path, out: Path, editor: str | None) -> lis
     }
     meta["hand_edits"] = meta.get("hand_edits", []) + ([edit] if changes else [])
     meta = {key: value for key, value in meta.items() if key not in ("missing", "unfinished")}
-    SynonymTrees(after, meta, str(sheet)).save(out)
+    words = raw_object(trees).get("_words", {})  # a sheet has no rows for these
+    SynonymTrees(after, meta, str(sheet), words={root: words[root] for root in words if root in after}).save(out)
     return changes
 
 
@@ -70,12 +71,17 @@ def read_nodes(path: Path) -> tuple[Nodes, dict[str, Any]]:
         meta = trees.meta
         nodes = {node: children for root in trees.roots for node, children in trees.nodes(root)}
     except LabelError:
-        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        meta = raw.get("_meta", {}) if isinstance(raw, dict) else {}
+        meta = raw_object(path).get("_meta", {})
         if not meta.get("unfinished"):
             raise
         # An unfinished build without a single whole tree is no valid tree file.
     return nodes | inner_nodes(meta.get("unfinished", {})), meta
+
+
+def raw_object(path: Path) -> dict[str, Any]:
+    """A tree file as it stands, whether its trees are whole or not; empty when it is missing or no object."""
+    raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return raw if isinstance(raw, dict) else {}
 
 
 def inner_nodes(nested: Mapping[str, Any]) -> Nodes:
