@@ -16,8 +16,9 @@ CHOICES = {
     "model.video.tower": ("timesformer", "vit", "spacetime"),
     "model.video.pooling": ("mean", "frames"),
     "model.video.time_embed_resize": ("nearest", "linear"),
-    "model.video.compile": ("none", "default", "reduce-overhead", "max-autotune"),
     "model.video.trunk_precision": ("same", "fp8"),
+    "model.video.recompute": ("auto", "none", "norms", "blocks"),
+    "model.video.compile": ("auto", "none", "default", "reduce-overhead", "max-autotune"),
     "model.video.attention": ("auto", "triton", "xformers", "sdpa"),
     "model.text.tower": ("clip", "minilm"),
     "method.objective": ("concept", "label", "bike"),
@@ -171,12 +172,12 @@ def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
         "evaluation.every_steps, and evaluation.validation_share or evaluation.validation_groups",
     )
     yield (
-        compiled != "none" and config.deepspeed.get("zero_optimization", {}).get("stage") == 3,
+        compiled not in ("auto", "none") and config.deepspeed.get("zero_optimization", {}).get("stage") == 3,
         f"model.video.compile={compiled} does not go with deepspeed=zero3, whose weights come and go within a block; "
         f"set model.video.compile=none or another stage",
     )
     yield (
-        compiled != "none" and config.profile,
+        compiled not in ("auto", "none") and config.profile,
         f"profile=true does not go with model.video.compile={compiled}: the parts of a compiled step cannot be told "
         f"apart; set one of them back",
     )

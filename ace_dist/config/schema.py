@@ -89,9 +89,9 @@ class VideoConfig:
     train_head: bool = False
     train_norm: bool = False
     train_time_embed: bool = False
-    activation_checkpointing: bool = False  # compute trained blocks again in the backward pass: less memory, slower
     trunk_precision: str = "same"  # products of the frozen blocks: same as the others | fp8 (Ada, Hopper), fewer digits
-    compile: str = "none"  # none | default | reduce-overhead (CUDA graphs) | max-autotune: torch.compile of the blocks
+    recompute: str = "auto"  # auto | none | norms (and GELU) | blocks: what the backward pass computes again
+    compile: str = "auto"  # auto | none | default | reduce-overhead (CUDA graphs) | max-autotune, by torch.compile
     weights: str | None = None  # safetensors file
 
 

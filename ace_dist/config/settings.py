@@ -28,6 +28,7 @@ RENAMED = {  # settings of the version before, for one release
     "out": "output",
     "loader.trunk_cache": "loader.feature_cache",
     "loader.trunk_cache_gib": "loader.feature_cache_gib",
+    "model.video.activation_checkpointing": "model.video.recompute",
     "pretrain.seeing_steps": "pretrain.supervised_steps",
     "pretrain.seeing_batch": "pretrain.supervised_batch",
     "pretrain.seeing_lr": "pretrain.supervised_lr",

@@ -5,8 +5,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._triton import has_triton
 
 from ace_dist.config import LoaderConfig, SimilarityConfig, TextConfig, VideoConfig
+from ace_dist.models.attention import say
+from ace_dist.models.graphs import GraphedFunction
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.spacetime import SpaceTimeTower
@@ -63,13 +66,22 @@ class DualEncoder(nn.Module):
             )
         return tower
 
-    def compile_blocks(self) -> None:
-        """Compile the video tower's blocks as `model.video.compile` says. A copy made before is not compiled."""
-        if self.video.config.compile != "none":
-            for block in self.video.blocks:
-                block.compile(dynamic=False, mode=self.video.config.compile)
-                if hasattr(block, "last"):  # what the last block does instead of its forward pass
-                    block.last = torch.compile(block.last, dynamic=False, mode=self.video.config.compile)
+    def compile_blocks(self, obstacle: str | None = None) -> None:
+        """Compile the video tower's blocks as `model.video.compile` says, and launch its training by CUDA graphs.
+
+        `obstacle`: why `auto` compiles nothing in this run. A copy made before is not compiled.
+        """
+        video = self.video
+        mode = choose_compile(video.config, video.pos_embed.device, obstacle)
+        if mode == "none":
+            return
+        kind = "max-autotune-no-cudagraphs" if mode == "max-autotune" else "default"
+        for block in video.blocks:
+            block.compile(dynamic=False, mode=kind)
+            if hasattr(block, "last"):  # what the last block does instead of its forward pass
+                block.last = torch.compile(block.last, dynamic=False, mode=kind)
+        if mode != "default" and isinstance(video, TimeSformer):
+            video.graphs = GraphedFunction(video.encode, video)
 
     def build_text_features(self, phrases: Iterable[str]) -> TextFeatureCache:
         return TextFeatureCache(self.text, phrases)
@@ -97,6 +109,22 @@ class DualEncoder(nn.Module):
         assert self.text.stored is None
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in self.state_dict().items() if name not in trained}
+
+
+def choose_compile(config: VideoConfig, device: torch.device, obstacle: str | None) -> str:
+    """none, default, reduce-overhead or max-autotune. `auto` compiles a TimeSformer on CUDA, and says what it chose."""
+    if config.compile != "auto":
+        return config.compile
+    if device.type != "cuda":
+        obstacle = f"the model is on {device.type}"
+    elif config.tower != "timesformer":
+        obstacle = f"nobody has measured whether it pays for model.video.tower={config.tower}"
+    elif not has_triton():
+        obstacle = "triton is not installed"
+    choice = "none" if obstacle else "reduce-overhead"
+    reason = obstacle or "torch.compile of the blocks, launched by CUDA graphs"
+    say(f"compile: {choice}, {reason} (model.video.compile=auto)")
+    return choice
 
 
 def build_video_tower(config: VideoConfig) -> VideoTower:

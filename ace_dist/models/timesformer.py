@@ -12,7 +12,7 @@ checkpoints without their `model.` prefix. The module is written from the publis
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -31,6 +31,7 @@ from ace_dist.models.attention import (
     resolve_attention,
 )
 from ace_dist.models.fused_blocks import FrozenTrunk, trunk_serves
+from ace_dist.models.graphs import GraphedFunction
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recompute
 from ace_dist.models.video import VideoTower, check_config, resize_positions, resize_times
@@ -93,6 +94,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: float, drop_rate: float) -> None:
         super().__init__()
         self.drop_rate = drop_rate
+        self.recomputes = True
         self.temporal_norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.temporal_attn = Attention(width, heads)
         self.temporal_fc = nn.Linear(width, width)
@@ -100,6 +102,10 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def again(self, function: Callable[..., Tensor], *inputs: Tensor) -> Any:
+        """`function(*inputs)`; where norms are computed again, it stores the inputs alone."""
+        return recompute(function, *inputs) if self.recomputes else function(*inputs)
 
     @property
     def drops(self) -> bool:
@@ -112,7 +118,7 @@ class Block(nn.Module):
         """cls [B,1,D], patches [B,P,T,D] -> the same, one block on."""
         patches = self.temporal(patches, masks, backends)
         clips, places, times, width = patches.shape
-        qkv = recompute(lambda cls, patches: self.attn.project_in(self.frames(cls, patches)), cls, patches)
+        qkv = self.again(lambda cls, patches: self.attn.project_in(self.frames(cls, patches)), cls, patches)
         mixed = attend_packed(qkv, backends.spatial).reshape(clips, times, 1 + places, width)
         out = drop(self.attn.proj(mixed), masks and masks.spatial)
         cls_out, patches_out = torch.split(out, [1, places], dim=2)
@@ -123,7 +129,7 @@ class Block(nn.Module):
     def last(self, cls: Tensor, patches: Tensor, masks: DropMasks | None, backends: Backends) -> Tensor:
         """The cls of `forward`, [B,1,D], without what only the patches would need."""
         patches = self.temporal(patches, masks, backends)
-        q, kv = recompute(lambda cls, patches: self.attn.project_in_first(self.frames(cls, patches)), cls, patches)
+        q, kv = self.again(lambda cls, patches: self.attn.project_in_first(self.frames(cls, patches)), cls, patches)
         k, v = kv.unbind(2)
         mixed = attend(q, k, v, backends.cls).reshape(len(cls), patches.shape[2], 1, cls.shape[-1])
         out = drop(self.attn.proj(mixed), masks and masks.spatial)
@@ -136,7 +142,7 @@ class Block(nn.Module):
         are multiplied first: one product of D x D for 1/17 of the block's work on all tokens.
         """
         inner, outer = self.temporal_attn.proj, self.temporal_fc
-        qkv = recompute(lambda patches: self.temporal_attn.project_in(self.temporal_norm1(patches)), patches)
+        qkv = self.again(lambda patches: self.temporal_attn.project_in(self.temporal_norm1(patches)), patches)
         mixed = attend_packed(qkv, backends.temporal).reshape(patches.shape)
         weight = outer.weight @ inner.weight
         if masks is None:
@@ -151,8 +157,8 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Tensor, masks: DropMasks | None) -> Tensor:
         mask = masks and masks.mlp.view(-1, *[1] * (x.dim() - 1))
-        hidden = recompute(lambda x: self.mlp.fc1(self.norm2(x)), x)
-        return x + drop(recompute(lambda hidden: self.mlp.fc2(self.mlp.act(hidden)), hidden), mask)
+        hidden = self.again(lambda x: self.mlp.fc1(self.norm2(x)), x)
+        return x + drop(self.again(lambda hidden: self.mlp.fc2(self.mlp.act(hidden)), hidden), mask)
 
 
 class TimeSformer(VideoTower):
@@ -175,6 +181,7 @@ class TimeSformer(VideoTower):
         self.head = nn.Linear(config.width, config.embed_dim)
         self.drop_step: DropStep | None = None
         self.trunk: FrozenTrunk | None = None  # built at the first use, and again for other weights
+        self.graphs: GraphedFunction | None = None
         self.reset_parameters()
         self.freeze()
 
@@ -201,14 +208,29 @@ class TimeSformer(VideoTower):
         Clips are normalised RGB, or bytes with `ClipPatches.normalisation`. Raises `ModelError` for frames that are not
         square or not a multiple of the patch.
         """
-        cls, patches = self.frozen(video)
-        return self.trained(cls, patches, self.drop_masks(patches))
+        if video.dim() == 3:
+            places, times = self.patch_embed.num_patches, (video.shape[1] - 1) // self.patch_embed.num_patches
+        else:
+            self.check_video(video)
+            places, times = (video.shape[4] // self.config.patch) ** 2, video.shape[1]
+        masks = self.drop_masks(len(video), places, times)
+        if self.graphs is not None and self.training and torch.is_grad_enabled():
+            return self.graphs(video, masks)
+        return self.encode(video, masks)
+
+    def encode(self, video: Tensor, masks: Tensor | None) -> Tensor:
+        """`forward` with the keep masks of `drop_masks`: what CUDA graphs can launch."""
+        return self.trained(*self.frozen(video), masks)
+
+    def set_recompute(self, what: str) -> None:
+        super().set_recompute(what)
+        for block in self.blocks:
+            block.recomputes = what != "none"
 
     def frozen(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Embedding and frozen blocks: clips, or their `frozen_features`, -> cls [B,1,D], patches [B,P,T,D]."""
         if video.dim() == 3:
             return video[:, :1], video[:, 1:].unflatten(1, (self.patch_embed.num_patches, -1))
-        self.check_video(video)
         with self.grad_from(-1, self.time_embed.requires_grad):
             cls, patches = self.embed(video)
         with part("frozen blocks"), torch.no_grad():
@@ -299,15 +321,14 @@ class TimeSformer(VideoTower):
         cls = (self.cls_token + positions[:, :1]).expand(clips, -1, -1)
         return cls, patches + (positions[0, 1:, None] + times)
 
-    def drop_masks(self, patches: Tensor) -> Tensor | None:
-        """Keep masks for patches [B,P,T,D] of every block that drops, 0 or 1/keep: [blocks,B,P+T+1]; None without."""
+    def drop_masks(self, clips: int, places: int, times: int) -> Tensor | None:
+        """Keep masks of every block that drops, 0 or 1/keep: [blocks,B,P+T+1]; None where none does."""
         dropping = [(index, block.drop_rate) for index, block in enumerate(self.blocks) if block.drops]
         if not dropping:
             return None
-        clips, places, times = patches.shape[:3]
         draws = ((self.uniform(index, clips, places + times + 1), rate) for index, rate in dropping)
         kept = torch.stack([(draw >= rate).to(torch.float32).div_(1 - rate) for draw, rate in draws])
-        return kept.to(self.pos_embed.dtype).to(patches.device, non_blocking=True)
+        return kept.to(self.pos_embed.dtype).to(self.pos_embed.device, non_blocking=True)
 
     def uniform(self, layer: int, clips: int, columns: int) -> Tensor:
         """Uniform numbers [clips,columns]: this rank's rows of the global batch's draw for (seed, step, layer)."""

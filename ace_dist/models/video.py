@@ -3,7 +3,9 @@
 Shapes: B clips, T frames, S pixels a side, P patches of a frame, D width.
 """
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 import torch
@@ -12,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ace_dist.config import VideoConfig
-from ace_dist.models.recompute import recompute
+from ace_dist.models.attention import say
+from ace_dist.models.recompute import recompute, stored_bytes
 from ace_dist.utils.errors import ModelError
 
 EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed", "norm_pre")
+SHARE_OF_FREE_MEMORY = 0.5  # that activations may take before norms are computed again
 Result = TypeVar("Result")
 
 
@@ -35,6 +39,7 @@ class VideoTower(nn.Module):
     pos_embed: nn.Parameter
     blocks: Any
     head: Any
+    recompute = "norms"  # none | norms | blocks: set by `set_recompute`
 
     @property
     def first_trained(self) -> int:
@@ -59,6 +64,7 @@ class VideoTower(nn.Module):
             top, *rest = name.split(".")
             is_trained = trained.get(top, False) if top != "blocks" else int(rest[0]) >= self.first_trained
             parameter.requires_grad_(is_trained)
+        self.set_recompute("norms" if config.recompute == "auto" else config.recompute)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -77,8 +83,34 @@ class VideoTower(nn.Module):
         return torch.set_grad_enabled(torch.is_grad_enabled() and (below or layer >= self.first_trained))
 
     def run_block(self, block: Callable[..., Result], *inputs: Any) -> Result:
-        """A block's output; with `activation_checkpointing` its inputs alone are stored for the backward pass."""
-        return recompute(block, *inputs) if self.config.activation_checkpointing else block(*inputs)
+        """A block's output; with `recompute=blocks` its inputs alone are stored for the backward pass."""
+        return recompute(block, *inputs) if self.recompute == "blocks" else block(*inputs)
+
+    def set_recompute(self, what: str) -> None:
+        """What the backward pass computes again: `none`, the TimeSformer's `norms` and GELU, or whole `blocks`."""
+        self.recompute = what
+
+    def choose_recompute(self, shape: Sequence[int]) -> None:
+        """Settle `model.video.recompute=auto` for training on clips of `shape`, by the memory free now; say so.
+
+        Results do not depend on it to the last bit. Half of the free memory is left to frozen blocks and the loader.
+        """
+        device, dtype = self.pos_embed.device, self.pos_embed.dtype
+        if self.config.recompute != "auto":
+            return
+        if device.type != "cuda":
+            self.set_recompute("norms")
+            return
+        with torch.device("meta"), contextlib.redirect_stdout(None):
+            twin = type(self)(replace(self.config, attention="sdpa", recompute="none")).to(dtype).train()
+            needed = stored_bytes(lambda: twin(torch.empty(*shape, dtype=dtype)), twin.parameters()) / 2**30
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = (torch.cuda.mem_get_info(device)[0] + cached) / 2**30
+        self.set_recompute("none" if needed <= SHARE_OF_FREE_MEMORY * free else "norms")
+        say(
+            f"recompute: {self.recompute}, since all that the backward pass needs is {needed:.1f} GiB of {free:.1f} "
+            f"free, allowed {SHARE_OF_FREE_MEMORY:.0%} (model.video.recompute=auto)"
+        )
 
     def set_step(self, seed: int, step: int, rank: int, world: int) -> None:
         """Fix what is random in a training step: nothing here, as stochastic depth is the TimeSformer's alone."""

@@ -21,6 +21,7 @@ from ace_dist.data.loader.pyav import decode_clip, needed_packets
 from ace_dist.data.sampling import TrainPlan, train_frames
 from ace_dist.data.shards import MANIFEST, ShardFiles, ShardSet
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.recompute import stored_bytes
 from ace_dist.train.metrics import matmul_flops_per_s
 from ace_dist.train.schedule import total_steps
 from ace_dist.utils.errors import UserError
@@ -148,18 +149,10 @@ def model_cost(config: Config, bf16: bool) -> Cost:
         model = DualEncoder(replace(config.model.video, attention="sdpa"), config.model.text)
     model.eval()  # stochastic depth leaves branches out at random; this is the step that leaves out none
     model.to(torch.bfloat16 if bf16 else torch.float32)
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
-    saved: dict[int, torch.Tensor] = {}  # by storage, kept alive so that no address is used twice
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
     frames, size = config.dataset.clip.frames, config.loader.crop
     video = torch.empty((1, frames, 3, size, size), device="meta", dtype=next(model.parameters()).dtype)
     with contextlib.redirect_stdout(None):  # which attention runs on the meta device is of no interest
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.encode_video(video)
+        saved_bytes = stored_bytes(lambda: model.encode_video(video), model.parameters())
         with sdpa_kernel(SDPBackend.MATH), PartFlops() as counter:
             embedding = model.encode_video(video)
             if embedding.requires_grad:
@@ -170,7 +163,7 @@ def model_cost(config: Config, bf16: bool) -> Cost:
         trained=sum(p.numel() for group in model.trainable_parameters().values() for p in group),
         forward_flops=forward,
         step_flops=forward + sum(part.backward for part in counter.flops.values()),
-        saved_bytes=sum(t.untyped_storage().nbytes() for key, t in saved.items() if key not in own),
+        saved_bytes=saved_bytes,
     )
 
 

@@ -93,7 +93,7 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
     flops = step_flops(config, objective, ranks.world)
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
     twin = copy_to_test(objective.model, config) if config.evaluation.every_steps else None
-    objective.model.compile_blocks()
+    objective.model.compile_blocks(compile_obstacle(config))
     engine = Engine(config, objective, ranks, total_steps(config.training, len(plan.records)))
     if config.model.text.release_frozen:
         stored = TensorFile(run_dir / "model" / "frozen.safetensors")
@@ -107,8 +107,21 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
     checkpoints = Checkpoints(run_dir, engine, config.training, frozen or "")
     health = Health(ranks, config.training.collective_timeout_s, stop_signal)
     start = checkpoints.restore()
+    clips = micro_batch_size(config, ranks.world)
+    objective.model.video.choose_recompute(
+        (clips, config.dataset.clip.frames, 3, config.loader.crop, config.loader.crop)
+    )
     validation.resume(checkpoints)
     return Training(config, run_dir, plan, engine, checkpoints, validation, health, flops, start)
+
+
+def compile_obstacle(config: Config) -> str | None:
+    """Why `model.video.compile=auto` compiles nothing in this run, or None."""
+    if config.profile:
+        return "profile=true tells the parts of a step apart"
+    if config.deepspeed.get("zero_optimization", {}).get("stage") == 3:
+        return "weights come and go within a block under deepspeed=zero3"
+    return None
 
 
 def build_task(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptObjective]:

@@ -275,7 +275,7 @@ def test_drop_path_scale_and_rate():
     model = TimeSformer(tiny(depth=3, trained_blocks=3, drop_path=0.5)).train()
     assert [block.drop_rate for block in model.blocks] == pytest.approx([0.0, 0.25, 0.5])
     patches = torch.empty(400, 16, 8, model.config.width)
-    kept = model.drop_masks(patches)
+    kept = model.drop_masks(400, 16, 8)
     assert len(kept) == 2  # the first block drops nothing
     for block, keep in zip(kept, (0.75, 0.5), strict=True):
         masks = timesformer.split_masks(block, patches)
