@@ -318,7 +318,7 @@ class TimeSformer(VideoTower):
             patches = self.patch_embed(video)
         positions = resize_positions(self.pos_embed, patches.shape[1])
         times = resize_times(self.time_embed, frames, self.config.time_embed_resize)
-        cls = (self.cls_token + positions[:, :1]).expand(clips, -1, -1)
+        cls = (self.cls_token + positions[:, :1]).repeat(clips, 1, 1)  # as later blocks get it: one compilation less
         return cls, patches + (positions[0, 1:, None] + times)
 
     def drop_masks(self, clips: int, places: int, times: int) -> Tensor | None:
