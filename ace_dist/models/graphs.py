@@ -20,8 +20,8 @@ class GraphedFunction:
     """`function(*inputs) -> Tensor` for training, by CUDA graphs of its forward and its backward pass.
 
     The graphs are captured at the first call and serve inputs of those shapes; others run without. They read `module`'s
-    weights where they lie, so optimizer steps and loaded checkpoints are seen; weights that were moved are captured
-    anew. Gradients reach the trained parameters alone, through autograd, so hooks and accumulation see each of them.
+    weights where they lie, so optimizer steps are seen; when a weight was moved, or a frozen one written, both are
+    captured anew. Gradients reach the trained parameters alone, through autograd, so hooks and accumulation see each of them.
     A forward pass must be followed by its backward pass before the next one: both use the same memory.
     """
 
@@ -29,7 +29,7 @@ class GraphedFunction:
         self.function, self.module = function, module
         self.captured: CapturedPass | None = None
         self.shapes: list[Any] = []
-        self.addresses: list[int] = []
+        self.stamps: list[tuple[int, int]] = []  # address of each weight, and version of a frozen one
         self.failed = False
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
@@ -37,10 +37,10 @@ class GraphedFunction:
             return self.function(*inputs)
         tensors = [tensor for tensor in inputs if tensor is not None]
         shapes = [(tensor.shape, tensor.dtype) for tensor in tensors]
-        addresses = [parameter.data_ptr() for parameter in self.module.parameters()]
-        if self.captured is None or addresses != self.addresses:
+        stamps = [(p.data_ptr(), 0 if p.requires_grad else p._version) for p in self.module.parameters()]
+        if self.captured is None or stamps != self.stamps:
             self.capture(inputs)
-            self.shapes, self.addresses = shapes, addresses
+            self.shapes, self.stamps = shapes, stamps
         if self.captured is None or shapes != self.shapes:
             return self.function(*inputs)
         return cast(Tensor, Replay.apply(self.captured, *tensors, *self.captured.parameters))

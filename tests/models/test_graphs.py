@@ -89,16 +89,22 @@ def test_other_shapes_and_evaluation_run_without(device):
     assert pair[1].graphs.captured.calls == 2
 
 
-def test_loaded_weights_are_seen_and_moved_ones_captured_again(device):
+def test_written_weights_are_seen(device):
+    """Trained ones are read where they lie; moved ones, and frozen ones, of which copies may exist, captured again."""
     pair = towers(device, drop_path=0.0)
     video = torch.randn(2, 4, 3, 32, 32, device=device)
     pair[1](video).sum().backward()
     first = pair[1].graphs.captured
     with torch.no_grad():
-        for parameter in pair[0].parameters():
-            parameter.mul_(0.5)
-    pair[1].load_state_dict(pair[0].state_dict())
+        for tower in pair:
+            for parameter in trained(tower):
+                parameter.mul_(0.5)
     assert torch.equal(*[tower(video) for tower in pair]) and pair[1].graphs.captured is first
+    with torch.no_grad():
+        for tower in pair:
+            tower.blocks[0].mlp.fc1.weight.mul_(0.5)
+    assert torch.equal(*[tower(video) for tower in pair]) and pair[1].graphs.captured is not first
+    first = pair[1].graphs.captured
     pair[1].head.weight.data = pair[1].head.weight.data.clone()
     assert torch.equal(*[tower(video) for tower in pair]) and pair[1].graphs.captured is not first
 
