@@ -19,9 +19,9 @@ WARM_UPS = 3  # passes before a capture: they compile, choose kernels and fill c
 class GraphedFunction:
     """`function(*inputs) -> Tensor` for training, by CUDA graphs of its forward and its backward pass.
 
-    The graphs are captured at the first call and serve inputs of those shapes; others run without. They read `module`'s
-    weights where they lie, so optimizer steps are seen; when a weight was moved, or a frozen one written, both are
-    captured anew. Gradients reach the trained parameters alone, through autograd, so hooks and accumulation see each of them.
+    The graphs are captured at the first call and serve inputs of those shapes; others run without. They read the
+    weights of `module` where they lie, so optimizer steps are seen; where one was moved, or a frozen one written, both
+    are captured anew. Gradients reach the trained weights through autograd, so hooks and accumulation see each of them.
     A forward pass must be followed by its backward pass before the next one: both use the same memory.
     """
 
