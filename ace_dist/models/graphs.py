@@ -117,7 +117,7 @@ class Replay(torch.autograd.Function):
         captured.forward.replay()
         captured.calls += 1
         ctx.captured, ctx.call = captured, captured.calls
-        return captured.output.clone()
+        return cast(Tensor, captured.output.clone())
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

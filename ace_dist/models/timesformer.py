@@ -13,7 +13,7 @@ checkpoints without their `model.` prefix. The module is written from the publis
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from timm.layers import Mlp
@@ -39,6 +39,7 @@ from ace_dist.utils.errors import ModelError
 from ace_dist.utils.parts import part
 
 NORM_EPS = 1e-6  # of the official model
+Result = TypeVar("Result")
 
 
 class DropStep(NamedTuple):
@@ -103,7 +104,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def again(self, function: Callable[..., Tensor], *inputs: Tensor) -> Any:
+    def again(self, function: Callable[..., Result], *inputs: Tensor) -> Result:
         """`function(*inputs)`; where norms are computed again, it stores the inputs alone."""
         return recompute(function, *inputs) if self.recomputes else function(*inputs)
 
