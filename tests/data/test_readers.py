@@ -127,12 +127,12 @@ def damage(root, how):
         ("unpacked in part", r"(?s)test\.split2\.bundle lists S2_Cheese_C1, groundTruth/ has no such file"),
         ("wrong fold", r"(?s)test\.split1\.bundle lists S2_Cheese_C1, which is not of subject 1"),
         ("stray file", "(?s)not named like S1_Cheese_C1.txt:.*P03_cereals"),
-        ("no video", r"(?s)1 of 4 annotated videos do not exist:.*videos/S2_Cheese_C1\.mp4"),
+        ("no video", r"(?s)1 of 4 annotated videos cannot be used:.*videos/S2_Cheese_C1\.mp4: does not exist"),
         ("two videos", r"two videos for S2_Cheese_C1: .*mp4, .*avi; keep one"),
         ("unknown label", r"(?s)S2_Cheese_C1\.txt line \d+: label 'poor' is not in .*gtea\.json; nearest: 'pour'"),
         (
             "other rate",
-            r"(?s)S2_Cheese_C1\.mp4 has \d+ frames at 30 frames per second, its annotation \d+",
+            r"(?s)S2_Cheese_C1\.mp4: has \d+ frames at 30 frames per second, its annotation \d+",
         ),
         ("no video file", r"S2_Cheese_C1\.mp4 cannot be read as a video"),
     ],
@@ -288,7 +288,7 @@ def test_ikea_segments_of_the_database(ikea_root):
 
 
 def test_ikea_views_are_chosen_and_asked_for(ikea_root, tmp_path):
-    """The top view alone is a setting; a view that is missing is an error with its path, not a smaller data set."""
+    """The top view alone is a setting, or all that is there; a missing file costs itself, and is named."""
     top = ikea(ikea_root, "dataset.views=[dev3]").segments()
     assert {Path(s.video).parts[-3] for s in top} == {"dev3"} and len(top) == 5
     with pytest.raises(DataError, match="dataset.views lists 'dev4'; IKEA-ASM has dev1, dev2, dev3"):
@@ -296,9 +296,36 @@ def test_ikea_views_are_chosen_and_asked_for(ikea_root, tmp_path):
     scans = ikea_scans()
     scans[BENCH]["dev2"] = (0, *scans[BENCH]["dev2"][1:])
     write_ikea(tmp_path, scans)
-    with pytest.raises(DataError, match=rf"(?s)1 of 5 annotated videos do not exist:.*{BENCH}/dev2/images/scan_video"):
-        ikea(tmp_path)
+    with pytest.raises(DataError, match=rf"(?s)1 of 5 annotated videos .*{BENCH}/dev2/images/scan_video.avi: does not"):
+        ikea(tmp_path, "dataset.views=[dev1,dev2,dev3]", "dataset.allow_quarantine=false")
     assert len(ikea(tmp_path, "dataset.views=[dev1,dev3]").segments()) == 10
+
+
+def test_the_top_view_alone_needs_no_setting(tmp_path):
+    """Its archive unpacked and no other: the views that are not there are said, nothing is refused."""
+    scans = {
+        scan: {d: (v if d == "dev3" else (0, *v[1:])) for d, v in views.items()} for scan, views in ikea_scans().items()
+    }
+    write_ikea(tmp_path, scans)
+    reader = ikea(tmp_path)
+    assert {Path(s.video).parts[-3] for s in reader.segments()} == {"dev3"} and len(reader.segments()) == 5
+    assert "no video of dev1, dev2 is there: dev3 alone" in reader.notes and not reader.rejected
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_one_bad_video_costs_itself(tmp_path, how):
+    """Of five views one is bad: its four labels are in the ledger with the reason, the other ten segments are built."""
+    write_ikea(tmp_path, ikea_scans())
+    video = tmp_path / "multi_view" / BENCH / "dev1" / "images" / "scan_video.avi"
+    if how == "missing":
+        video.unlink()
+    elif how == "damaged":
+        video.write_bytes(b"no video at all")
+    reader = ikea(tmp_path)
+    assert len(reader.segments()) == 10 and {f.video for f in reader.rejected} == {str(video)}
+    assert all(f.reason and "ikea_annotation_db_full" in f.origin for f in reader.rejected)
+    with pytest.raises(DataError, match=r"1 of 5 annotated videos cannot be used"):
+        ikea(tmp_path, "dataset.allow_quarantine=false")
 
 
 def test_ikea_segments_of_the_json(ikea_root, tmp_path):
@@ -409,7 +436,10 @@ def test_ata_manifest(tmp_path):
         (("front/1.mp4", "front", "P01", "airplane", 5, 5, "drop"), "line 7: start_frame=5 is not before end_frame=5"),
         (("front/1.mp4", "front", "P07", "airplane", 5, 9, "drop"), "line 7: person='P07', but 'P01' in an earlier"),
         (("front/1.mp4", "front", "P01", "airplane", 46, 60, "dropp"), "line 7: label 'dropp' .*nearest: 'drop'"),
-        (("front/9.mp4", "front", "P01", "airplane", 0, 9, "drop"), r"(?s)do not exist:.*front/9\.mp4"),
+        (
+            ("front/9.mp4", "front", "P01", "airplane", 0, 9, "drop"),
+            r"(?s)front/9\.mp4: does not exist.*allow_quarantine=true",
+        ),
         (("front/1.mp4", "front", "P01", "airplane", 60, 500, "drop"), "has 80 frames at 30 .*labels up to frame 500"),
     ],
 )

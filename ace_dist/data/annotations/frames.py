@@ -15,7 +15,7 @@ from ace_dist.concepts import ClassTable
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table
 from ace_dist.data.build.decode import frame_rate, open_video
-from ace_dist.data.segments import Segment
+from ace_dist.data.segments import Failure, Segment
 from ace_dist.utils.errors import DataError, listing
 
 
@@ -65,25 +65,34 @@ def build_frame_reader(
     one without a frame, is an error; in annotations taken `as_released`, which a user cannot mend, it is left out with
     a note that counts it. Labels that reach past the end of their recording end with it; those that begin there, and
     exact repetitions, are left out with a note.
-    Raises `DataError` for such labels, missing videos, and lengths that differ by more than
-    `dataset.frame_tolerance_s`.
+    Raises `DataError` for such labels, and for videos that are missing, unreadable, or of another length than their
+    labels by more than `dataset.frame_tolerance_s`; with `dataset.allow_quarantine` each such video costs itself alone.
     """
-    table, tolerance_s = class_table(dataset), dataset.frame_tolerance_s
+    table = class_table(dataset)
     if table is None:
         raise DataError(
             f"dataset.kind={dataset.kind} needs dataset.classes=FILE, such as ace_dist/assets/classes/gtea.json"
         )
     if not as_released:
         check_labels(recordings, table)
-    if missing := [f"{recording.video}" for recording in recordings if not recording.video.is_file()]:
-        raise DataError(f"{len(missing)} of {len(recordings)} annotated videos do not exist:{listing(missing)}")
+    clocks, faults = read_clocks(recordings, dataset.frame_tolerance_s)
+    if faults and not (dataset.allow_quarantine and clocks):
+        problems = [f"{video}: {fault}" for video, fault in faults.items()]
+        raise DataError(
+            f"{len(faults)} of {len(recordings)} annotated videos cannot be used:{listing(problems)}\nuse the videos "
+            f"that were annotated, at their own rate, set dataset.frame_tolerance_s "
+            f"(now {dataset.frame_tolerance_s:g}), or go on without them with dataset.allow_quarantine=true"
+        )
     segments: dict[str, Segment] = {}
+    rejected: list[Failure] = []
     outside: Counter[str] = Counter()
-    lengths: list[str] = []
     for recording in recordings:
-        fps, held = video_clock(recording.video)
-        if fault := length_fault(recording, fps, held, tolerance_s):
-            lengths.append(fault)
+        video = f"{recording.video}"
+        if video in faults:
+            parts = [part for part in recording.labels if part.label in table.actions]
+            rejected += [Failure(f"{recording.name}-{part.first}", video, part.origin, faults[video]) for part in parts]
+            continue
+        fps, held = clocks[video]
         last = min(held, recording.frames) if recording.frames is not None else held
         for part in recording.labels:
             if part.label not in table.actions:
@@ -96,13 +105,30 @@ def build_frame_reader(
                 segment = build_segment(recording, part, min(part.end, last), fps, table)
                 outside["labels that repeat another one exactly"] += segment.id in segments
                 segments.setdefault(segment.id, segment)
-    if lengths:
-        raise DataError(
-            f"the labels do not fit the videos:{listing(lengths)}\nuse the videos that were annotated, at their own "
-            f"rate, or set dataset.frame_tolerance_s (now {tolerance_s:g})"
-        )
     notes = tuple(f"{count} segments left out: {label}" for label, count in sorted(outside.items()) if count)
-    return VideoReader(list(segments.values()), dataset.encoding.fps, dataset.encoding.short_side, notes)
+    return VideoReader(list(segments.values()), dataset.encoding.fps, dataset.encoding.short_side, notes, rejected)
+
+
+def read_clocks(
+    recordings: Sequence[Recording], tolerance_s: float
+) -> tuple[dict[str, tuple[float, int]], dict[str, str]]:
+    """Rate and frames of each video that can be used, and why each other one cannot, by the video's path."""
+    clocks, faults = {}, {}
+    for recording in recordings:
+        video = f"{recording.video}"
+        if not recording.video.is_file():
+            faults[video] = "does not exist"
+            continue
+        try:
+            fps, held = video_clock(recording.video)
+        except DataError as error:
+            faults[video] = f"{error}"
+            continue
+        if fault := length_fault(recording, fps, held, tolerance_s):
+            faults[video] = fault
+        else:
+            clocks[video] = (fps, held)
+    return clocks, faults
 
 
 def check_labels(recordings: Sequence[Recording], table: ClassTable) -> None:
@@ -123,10 +149,10 @@ def length_fault(recording: Recording, fps: float, held: int, tolerance_s: float
     """How the annotation disagrees with the video about its length, or None when both agree within the tolerance."""
     tolerance, claimed = tolerance_s * fps, recording.frames
     if claimed is not None and abs(claimed - held) > tolerance:
-        return f"{recording.video} has {held} frames at {fps:g} frames per second, its annotation {claimed}"
+        return f"has {held} frames at {fps:g} frames per second, its annotation {claimed}"
     reach = max((part.end for part in recording.labels), default=0)
     if reach - max(held, claimed or 0) > tolerance:
-        return f"{recording.video} has {held} frames at {fps:g} frames per second, but labels up to frame {reach}"
+        return f"has {held} frames at {fps:g} frames per second, but labels up to frame {reach}"
     return None
 
 

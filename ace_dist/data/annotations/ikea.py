@@ -6,6 +6,7 @@
         annotations/action_annotations/gt_segments.json
 
 The top view is an archive of its own; the archives may lie unpacked side by side (`dataset.root/*/Lack_TV_Bench/...`).
+A view of which no video is there is left out with a note, so the top view alone needs no setting.
 The two annotation files may also lie in the root, in `action_annotations/`, `indexing_files/` or `utility_files/`.
 Get all of it from github.com/IkeaASM/IKEA_ASM_Dataset (code: MIT); for the terms of the data see ikeaasm.github.io.
 
@@ -76,7 +77,7 @@ class View:
 
 
 def build_reader(dataset: DatasetConfig) -> VideoReader:
-    """The annotated videos of `dataset.views` (None: all three devices), by scan and device.
+    """The annotated videos of `dataset.views` (None: every device that any video is there of), by scan and device.
 
     Raises `DataError` naming what is missing and where it is to be had.
     """
@@ -93,6 +94,9 @@ def build_reader(dataset: DatasetConfig) -> VideoReader:
         raise DataError(f"dataset.root={root} is not IKEA-ASM: no furniture's folder in it ({SOURCE})")
     path = resolve_path(dataset.annotations) if dataset.annotations else annotation_file(root)
     annotated = segment_views(path, folders, devices) if path.suffix == ".json" else database_views(path)
+    if views is None:
+        unpacked = {view.device for view in annotated if find_video(folders, view).is_file()}
+        devices = tuple(device for device in VIEWS if device in unpacked) or VIEWS
     shortest: dict[str, int] = {}
     for view in annotated:
         if view.frames is not None:
@@ -105,7 +109,10 @@ def build_reader(dataset: DatasetConfig) -> VideoReader:
             name = f"{view.scan.rsplit('/', 1)[-1]}-{view.device}"
             video = find_video(folders, view)
             recordings.append(Recording(name, video, group, split, view.labels, shortest.get(view.scan)))
-    return build_frame_reader(dataset, recordings, as_released=True)
+    reader = build_frame_reader(dataset, recordings, as_released=True)
+    if absent := [device for device in VIEWS if device not in devices and views is None]:
+        reader.notes = (*reader.notes, f"no video of {', '.join(absent)} is there: {', '.join(devices)} alone")
+    return reader
 
 
 def annotation_file(root: Path) -> Path:
@@ -196,7 +203,13 @@ def segment_views(path: Path, folders: Sequence[Path], devices: Sequence[str]) -
             f'[{{"label": ..., "segment": [first, last]}}]}}}}}} ({SOURCE})'
         ) from error
     views = [View(scan, device, None, parts) for scan, parts in labels.items() for device in devices]
-    # A missing file is reported later, with all others.
-    videos = [find_video(folders, view) for view in views]
-    frames = [video_clock(video)[1] if video.is_file() else None for video in videos]
+    frames = [held_frames(find_video(folders, view)) for view in views]
     return [replace(view, frames=count) for view, count in zip(views, frames, strict=True)]
+
+
+def held_frames(video: Path) -> int | None:
+    """The frames of a file; None where it is missing or damaged, which is reported later, with all others."""
+    try:
+        return video_clock(video)[1] if video.is_file() else None
+    except DataError:
+        return None
