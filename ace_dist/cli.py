@@ -339,6 +339,16 @@ def verify_shards(argv: list[str]) -> int:
     return int(bool(report.errors))
 
 
+def convert_ata(argv: list[str]) -> None:
+    """Make ATA's manifest: `python launchers/convert_ata.py root=DIR output=manifest.csv [person=REGEX ...]`.
+
+    Reads label files of the forms in use, finds the video of each, and says in one message what does not fit.
+    """
+    from ace_dist.data.annotations.ata_release import ConvertConfig, convert
+
+    print(*convert(parse_settings(argv, ConvertConfig)), sep="\n")
+
+
 def build_synonyms(argv: list[str]) -> None:
     """Build synonym trees: `python launchers/build_synonyms.py actions=FILE output=FILE source=wordnet children=6`.
 
@@ -558,9 +568,9 @@ def print_table(sweep: Sweep) -> None:
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     re.sub(r"^(report|sweep)_", r"\1 ", command.__name__): command
     for command in (
-        build_shards, build_synonyms, classify, estimate, evaluate, explore, export, import_weights, inspect_synonyms,
-        preflight, pretrain_tabletop, report_run, report_runs, report_sweep, report_grid, submit, sweep_run,
-        sweep_status, sweep_collect, sweep_retry, train, verify_shards,
+        build_shards, build_synonyms, classify, convert_ata, estimate, evaluate, explore, export, import_weights,
+        inspect_synonyms, preflight, pretrain_tabletop, report_run, report_runs, report_sweep, report_grid, submit,
+        sweep_run, sweep_status, sweep_collect, sweep_retry, train, verify_shards,
     )
 }  # fmt: skip
 

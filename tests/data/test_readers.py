@@ -15,7 +15,9 @@ import pytest
 from data_worlds import frame_number, numbered_frames, write_video
 from paper_data import GTEA_VERBS, random_gtea, write_ata, write_gtea, write_ikea, write_numbered, write_segments
 
-from ace_dist.config import load_config
+from ace_dist.concepts import load_class_table
+from ace_dist.config import assets_dir, load_config
+from ace_dist.data.annotations.ata_release import ConvertConfig, convert
 from ace_dist.data.annotations.frames import video_clock
 from ace_dist.data.annotations.ikea import environment
 from ace_dist.data.build.decode import read_window
@@ -452,11 +454,77 @@ def test_a_faulty_manifest(tmp_path, row, words):
         ata(tmp_path)
 
 
-def test_ata_asks_for_its_people_and_its_manifest(tmp_path):
-    with pytest.raises(DataError, match=r"dataset=ata needs dataset\.test_groups=\[PERSON, \.\.\.\]"):
+def test_ata_says_all_that_it_lacks_at_once(tmp_path):
+    """The manifest and the people who test, where the data is to be had, and what makes the manifest."""
+    with pytest.raises(DataError) as caught:
         reader_of("dataset=ata", f"dataset.root={tmp_path}")
-    with pytest.raises(DataError, match=r"manifest\.csv does not exist .*usa\.honda-ri\.com/ata"):
-        ata(tmp_path)
+    for words in ("manifest.csv, which does not exist", "dataset.test_groups=[PERSON", "usa.honda-ri.com/ata",
+                  "convert_ata.py", "dataset.left_out_groups"):  # fmt: skip
+        assert words in str(caught.value)
+    with pytest.raises(DataError, match=r"needs\n  dataset\.root=FOLDER.*or dataset\.annotations=FILE"):
+        reader_of("dataset=ata", "dataset.test_groups=[P03]")
+
+
+def test_ata_labels_that_are_no_actions():
+    """SIL is a class of its own, as ACE counts; the paper's eleven error classes are of whole videos and no action."""
+    table = load_class_table(assets_dir() / "classes" / "ata.json")
+    assert str(table.actions["SIL"]) == "rest hands" and len(table.actions) == 15
+    assert len(table.not_actions) == 11 and {"idle_time", "missing_screw", "extra_ring"} < table.not_actions
+
+
+ATA_FORMS = {  # the same three segments in the forms that label files come in
+    "frames": "take_part\n" * 31 + "SIL\n" * 14 + "fasten_screw\n" * 15,
+    "rows": "label,start,end\ntake_part,0,31\nSIL,31,45\nfasten_screw,45,60\n",
+    "last frames": "0 30 take_part\n31 44 SIL\n45 59 Fasten_Screw\n",
+    "spaces in labels": "take part\t0\t31\nSIL\t31\t45\nfasten screw\t45\t60\n",
+}
+
+
+@pytest.mark.parametrize("form", ATA_FORMS)
+def test_ata_is_converted_from_the_forms_of_label_files(tmp_path, form):
+    """Four synchronised cameras share a file or have their own; the manifest gives the segments to the reader."""
+    for view in ("front", "side"):
+        write_numbered(tmp_path / view / "P07_record-player_2.mp4", 80, 30)
+        write_numbered(tmp_path / view / "P08_table_1.mp4", 80, 30)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "P07_record-player_2.txt").write_text(ATA_FORMS[form])  # of both cameras
+    for view in ("front", "side"):
+        (tmp_path / "labels" / f"P08_table_1_{view}.txt").write_text(ATA_FORMS[form])
+    (tmp_path / "README.txt").write_text("no labels")
+    notes = convert(ConvertConfig(root=str(tmp_path), output=str(tmp_path / "manifest.csv")))
+    assert any("12 segments" in note for note in notes) and "4 here, 1152 in the paper" in " ".join(notes)
+    assert "not read: README.txt names no person" in notes
+    reader = reader_of("dataset=ata", f"dataset.root={tmp_path}", "dataset.test_groups=[p08]")
+    found = {
+        (s.group, Path(s.video).parts[-2], round(s.start_s * 30), round(s.end_s * 30), s.verb)
+        for s in reader.segments()
+    }
+    assert found == {
+        (person, view, first, end, verb)
+        for person in ("p07", "p08") for view in ("front", "side")
+        for first, end, verb in ((0, 31, "take"), (31, 45, "rest"), (45, 60, "fasten"))
+    }  # fmt: skip
+
+
+def test_what_does_not_fit_in_ata_is_said_in_one_message(tmp_path):
+    """A video without labels, one without a camera, labels without a video, unknown words, a line of no form."""
+    write_numbered(tmp_path / "front" / "P01_table_1.mp4", 4, 30)
+    write_numbered(tmp_path / "front" / "P02_table_1.mp4", 4, 30)
+    write_numbered(tmp_path / "above" / "P01_table_1.mp4", 4, 30)
+    for name, text in (
+        ("P01_table_1", "take_part\ndance\n"),
+        ("P03_table_1", "SIL\n"),
+        ("P04_table_1", "a 1 2\nb 3\n"),
+    ):
+        (tmp_path / f"{name}.txt").write_text(text)
+    with pytest.raises(DataError) as caught:
+        convert(ConvertConfig(root=str(tmp_path), output=str(tmp_path / "m.csv")))
+    for words in ("P02_table_1.mp4 has no label file", "above/P01_table_1.mp4 says no view: set view=REGEX",
+                  "person='p03'", "'dance', no label of ATA", "P04_table_1.txt: line 2, 'b 3'"):  # fmt: skip
+        assert words in str(caught.value), words
+    assert not (tmp_path / "m.csv").exists()
+    with pytest.raises(DataError, match="holds 0 videos .*usa.honda-ri.com/ata"):
+        convert(ConvertConfig(root=str(tmp_path / "front" / "nothing"), output="m.csv"))
 
 
 # ------------------------------------------------------------------------------------------------------------- clocks

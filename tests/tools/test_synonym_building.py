@@ -9,9 +9,12 @@ import sys
 import threading
 
 import pytest
-from chat_server import ChatServer, completion, obey, synonyms
+from chat_server import VERBS, ChatServer, completion, obey, synonyms
 
-from ace_dist.concepts import SynonymTrees
+from ace_dist.concepts import Action, ConceptSampler, SynonymTrees
+from ace_dist.config import assets_dir, load_config
+from ace_dist.data.task import load_trees
+from ace_dist.tools.study.collect import words_of
 from ace_dist.tools.synonyms import BuildConfig, build, export_sheet, import_sheet
 from ace_dist.tools.synonyms.answers import question
 from ace_dist.tools.synonyms.client import (
@@ -90,6 +93,59 @@ def test_a_good_server(config, tmp_path):
     assert f"{cost:.4f} at the stated prices" in said[1], "the bill after the build"
     assert f"at most {QUESTIONS} questions" in said[0], "the estimate before it"
     no_key_in(tmp_path, *said)
+
+
+PAPER_PROMPT = str(assets_dir() / "prompts" / "ace_paper.txt")
+GTEA = ["take", "open", "pour", "close", "shake", "scoop", "stir", "put", "fold", "spread"]
+
+
+def obey_the_papers_words(prompt, turn):
+    """A model that answers the paper's question: as many lines as asked for, the object kept."""
+    count, verb, rest = re.search(
+        r"what are (\d+) synonyms of the action \((\S+) ([^)]+)\) during cooking\?", prompt
+    ).groups()
+    start = sum(map(ord, verb)) % len(VERBS)
+    others = [other for other in VERBS[start:] + VERBS[:start] if other != verb]
+    return 200, completion("\n".join(f"{other} {rest}" for other in others[: int(count)]))
+
+
+def test_the_papers_prompt_gives_the_papers_condition(config, tmp_path):
+    """GTEA, M = 9 in both orders, by the prompt that the paper prints: trees that `experiment=gtea_ace` trains on.
+
+    A question names the whole action and asks for M; the second order asks the same of every synonym.
+    """
+    actions = [f"{verb} ingredient" for verb in GTEA]
+    settings = {"actions": actions, "children": 9, "domain": "cooking", "model": "gpt-4", "prompt": PAPER_PROMPT}
+    with ChatServer(obey_the_papers_words) as server:
+        result = build(config(server, **settings, output=str(tmp_path / "llm_trees.json")))
+        prompts = {prompt for prompt, _, _ in server.requests}
+    assert result.missing == {} and all("(take ingredient)" in p for p in prompts if "take" in p.split("\n")[0])
+    first = next(prompt for prompt in prompts if "(take ingredient)" in prompt)
+    lines = first.split("\n")
+    assert lines[0].startswith("what are 9 synonyms of the action (take ingredient) during cooking?")
+    assert [line[:2] for line in lines[1:]] == [f"{number}-" for number in range(1, 7)] and "#" not in first
+    run = load_config(["experiment=gtea_ace", f"dataset.synonyms={result.path}"])
+    trees = load_trees(run)
+    assert set(trees.roots) == set(GTEA)
+    assert {len(children) for root in trees.roots for _, children in trees.nodes(root)} == {9}
+    asked = {re.search(r"\((\w+) ingredient\)", prompt)[1] for prompt in prompts}
+    assert asked >= {child for root in GTEA for child in trees.children(root)}
+    assert words_of(run) == "trees language model gpt-4 [llm_trees.json] (M = 9 and 9)"
+    base = [action for action in map(Action.parse, actions) if str(action) not in run.dataset.novel]
+    draw = ConceptSampler(base, trees, seed=0).draw(1)
+    assert all(len(group) == 9 for group in (*draw.fixed, *draw.random, *draw.shadow))
+
+
+def test_a_prompt_of_ones_own_must_have_its_places(config, tmp_path):
+    (tmp_path / "short.txt").write_text("# {count} {action} {domain}\nsynonyms of {action}, please")
+    with ChatServer() as server:
+        for path, message in (
+            ("short.txt", "has no {count}, {domain}"),
+            ("none.txt", "does not exist; the paper's is"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                build(config(server, prompt=str(tmp_path / path)))
+        assert not server.requests
 
 
 def flaky(*failures):

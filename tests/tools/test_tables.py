@@ -19,7 +19,7 @@ from ace_dist.config import load_config
 from ace_dist.data.task import load_trees
 from ace_dist.evaluate.metrics import harmonic_mean
 from ace_dist.models.build import build_model
-from ace_dist.tools.study.collect import as_csv, as_markdown, collect, paper_sheet
+from ace_dist.tools.study.collect import as_csv, as_markdown, collect, paper_sheet, words_of
 from ace_dist.tools.study.tables import (
     expand_table,
     load_table,
@@ -176,6 +176,8 @@ def test_a_sweep_of_a_table_ends_in_the_papers_layout(tmp_path):
     own = statistics.stdev(r["hm"]["f1"] for r in found)
     assert ace[4].endswith(f" / {harmonic_mean(*columns):.1f} ± {own:.1f}")
     assert ace[6:] == ["90.0 / 91.7", "60.8 / 47.3", "72.6 / 62.4", "59.4 ± 3.2 / 43.3 ± 4.2"]
+    assert "words, trees hand-written [ata.json] (M = 11 and 11): ACE" in text.notes
+    assert any(note.startswith("words, labels alone: ") and "ProcVLR" in note for note in text.notes)
     assert procvlr[1] == "1 of 2" and "missing: row-procvlr_seed-0: new" in as_markdown(text)
     rows = list(csv.DictReader(io.StringIO(as_csv(lines))))
     assert [r["paper"] for r in rows if (r["setting"], r["metric"]) == ("ACE", "srt f1 spread")] == ["4.2"]
@@ -183,6 +185,23 @@ def test_a_sweep_of_a_table_ends_in_the_papers_layout(tmp_path):
     assert len(more) == 14 and len(sweep.runs) == 21
     with pytest.raises(ConfigError, match="made with table=table1, not table2"):
         sweep.add(expand_table(["experiment=ata_ace"], load_table("table2")), "table2")
+
+
+def test_the_notes_of_table_4_say_whose_words_a_row_ran_under(tmp_path, monkeypatch):
+    """Trees of a language model, by its name, in training and in the test; edited trees; a file that is gone."""
+    monkeypatch.chdir(tmp_path)
+    meta = {"source": "language model", "model": "gpt-4", "hand_edits": []}
+    (tmp_path / "llm_trees.json").write_text(json.dumps({"_meta": meta}))
+    config = load_config(["experiment=gtea_ace", "evaluation.synonyms=llm_trees.json"])
+    assert (
+        words_of(config)
+        == "trees hand-written [gtea.json] (M = 9 and 9), tested with language model gpt-4 [llm_trees.json]"
+    )
+    (tmp_path / "llm_trees.json").write_text(json.dumps({"_meta": meta | {"hand_edits": ["spin"]}}))
+    config = load_config(["experiment=gtea_ace", "dataset.synonyms=llm_trees.json"])
+    assert words_of(config) == "trees language model gpt-4, edited by hand [llm_trees.json] (M = 9 and 9)"
+    (tmp_path / "llm_trees.json").unlink()
+    assert "llm_trees.json, which is gone" in words_of(config)
 
 
 def test_a_table_may_be_named_as_an_experiment():

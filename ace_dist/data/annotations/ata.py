@@ -1,5 +1,7 @@
 """Reads ATA (Anomalous Toy Assembly) through a manifest of our own: the release's layout is not public.
 
+`launchers/convert_ata.py` makes it (`ata_release.py` says from what).
+
     dataset.root/manifest.csv      or dataset.annotations=FILE; relative videos count from the manifest
         video,view,person,toy,start_frame,end_frame,label
         front/P01_airplane_1.mp4,front,P01,airplane,0,95,take_part
@@ -20,10 +22,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ace_dist.config import DatasetConfig, resolve_path
-from ace_dist.data.annotations.base import VideoReader, data_root
+from ace_dist.data.annotations.base import VideoReader
 from ace_dist.data.annotations.csv import faults_error, numbered_rows
 from ace_dist.data.annotations.frames import LabelledFrames, Recording, build_frame_reader
-from ace_dist.utils.errors import DataError
+from ace_dist.utils.errors import DataError, listing
 
 COLUMNS = ("video", "view", "person", "toy", "start_frame", "end_frame", "label")
 MANIFEST = "manifest.csv"
@@ -39,15 +41,7 @@ def build_reader(dataset: DatasetConfig) -> VideoReader:
     Nothing is tested until `dataset.test_groups` says so: the stored split of every video is `train`.
     Raises `DataError` when there is no manifest or no row of these views, and with all faulty lines.
     """
-    if not dataset.test_groups:
-        raise DataError(
-            "dataset=ata needs dataset.test_groups=[PERSON, ...]: four of its people test, and its paper does not "
-            "print which"
-        )
-    manifest = resolve_path(dataset.annotations) if dataset.annotations else data_root(dataset, SOURCE) / MANIFEST
-    views = dataset.views
-    if not manifest.is_file():
-        raise DataError(f"the manifest {manifest} does not exist ({SOURCE})")
+    manifest, views = find_manifest(dataset), dataset.views
     rows: dict[str, list[tuple[Mapping[str, str], LabelledFrames]]] = {}
     faults, present = [], set()
     for line, row in numbered_rows(manifest, COLUMNS):
@@ -71,6 +65,27 @@ def build_reader(dataset: DatasetConfig) -> VideoReader:
         )
     recordings = [recording(manifest, video, parts) for video, parts in rows.items()]
     return build_frame_reader(dataset, recordings)
+
+
+def find_manifest(dataset: DatasetConfig) -> Path:
+    """The manifest. Raises `DataError` with all that a first start lacks, in one message."""
+    named = dataset.annotations or (f"{dataset.root}/{MANIFEST}" if dataset.root else None)
+    missing = []
+    if named is None:
+        missing.append("dataset.root=FOLDER, with manifest.csv in it, or dataset.annotations=FILE")
+    elif not resolve_path(named).is_file():
+        missing.append(f"the manifest {resolve_path(named)}, which does not exist")
+    if not dataset.test_groups:
+        missing.append(
+            "dataset.test_groups=[PERSON, ...]: four of its people test, its paper does not print which, and another "
+            "choice is another split than the paper's; dataset.left_out_groups=[PERSON] for the one who validates"
+        )
+    if missing or named is None:
+        raise DataError(
+            f"dataset=ata needs{listing(missing)}\n{SOURCE}; launchers/convert_ata.py root=FOLDER output=manifest.csv "
+            f"makes the manifest out of videos and label files"
+        )
+    return resolve_path(named)
 
 
 def labelled_frames(row: Mapping[str, str], origin: str) -> LabelledFrames:

@@ -6,13 +6,14 @@ A sweep of one of the paper's tables is laid out as the paper does, with the pap
 import csv
 import html
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ace_dist.cluster.sweep import State, Sweep
-from ace_dist.config import load_config
+from ace_dist.config import Config, load_config, resolve_path
 from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.rows import Mean, mean_hm, mean_score, swept_settings
 from ace_dist.tools.study.tables import HEADINGS, Printed, Table, printed_number
@@ -70,6 +71,7 @@ class Line:
     missing: tuple[str, ...]
     cells: dict[str, Mean | None]  # by title of `COLUMNS`; None without a run
     printed: Printed  # what the paper prints for this row and data set
+    words: str = ""  # where its words come from; empty: not said
 
     @property
     def count(self) -> str:
@@ -101,11 +103,11 @@ def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) 
         results = [read_results(sweep.folder / name) for name in finished]
         cells = {title: cell(results, part, metric) for title, part, metric in COLUMNS}
         printed: Printed = {}
-        first = sweep.runs[ids[0]]
+        first, words = sweep.runs[ids[0]], ""
         if table:
-            paper = table.paper.get(load_config(first.overrides).dataset.name, {})
-            printed = paper.get(first.settings["row"], {})
-        lines.append(Line(setting, len(finished), missing, cells, printed))
+            config = load_config(first.overrides)
+            printed, words = table.paper.get(config.dataset.name, {}).get(first.settings["row"], {}), words_of(config)
+        lines.append(Line(setting, len(finished), missing, cells, printed, words))
     return lines
 
 
@@ -114,6 +116,27 @@ def cell(results: Sequence[Mapping[str, Any]], part: str, metric: str) -> Mean |
     if part.endswith("hm"):
         return mean_hm(results, metric, within=part.removesuffix("hm"))
     return mean_score(results, part, metric)
+
+
+def words_of(config: Config) -> str:
+    """The condition of a row, for a note: whose synonyms train and test it, with M, or that labels stand alone."""
+    method = config.method
+    if not (method.leaf_augmentation or method.random_labels or method.shadow_negatives):
+        return "labels alone"
+    trained = tree_source(config.dataset.synonyms)
+    tested = tree_source(config.evaluation.synonyms or config.dataset.synonyms)
+    size = f"M = {method.children or 'all'} and {method.grandchildren or 'all'}"
+    return f"trees {trained} ({size})" + ("" if tested == trained else f", tested with {tested}")
+
+
+def tree_source(path: str | None) -> str:
+    """Who made a tree file, by its `_meta`: by hand, a language model by name, WordNet."""
+    file = resolve_path(path or "")
+    if not file.is_file():
+        return f"{path}, which is gone"
+    meta = json.loads(file.read_text(encoding="utf-8")).get("_meta", {})
+    made = " ".join(str(meta[name]) for name in ("source", "model") if name in meta) or "of unknown making"
+    return f"{made}{', edited by hand' if meta.get('hand_edits') else ''} [{file.name}]"
 
 
 def write_tables(lines: Sequence[Line], text: Sheet, folder: Path) -> list[Path]:
@@ -145,7 +168,11 @@ def paper_sheet(lines: Sequence[Line], table: Table, absent: Sequence[str] = ())
     source = f"paper: {table.source}." if printed else f"{table.source} has no numbers for this data set."
     left_out = [f"not in this sweep: {', '.join(absent)}"] if absent else []
     header = ["Method", "runs", *HEADINGS.values(), *beside.values(), *(f"paper: {HEADINGS[part]}" for part in printed)]
-    notes = [PAPER_NOTE, *([BESIDE_NOTE] if beside else []), source, *left_out, *footnotes(lines)]
+    conditions: dict[str, list[str]] = {}
+    for line in lines:
+        conditions.setdefault(line.words, []).append(line.setting)
+    said = [f"words, {words}: {', '.join(rows)}" for words, rows in conditions.items() if words]
+    notes = [PAPER_NOTE, *([BESIDE_NOTE] if beside else []), source, *said, *left_out, *footnotes(lines)]
     return Sheet([header, *body], notes)
 
 

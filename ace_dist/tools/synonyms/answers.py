@@ -1,7 +1,8 @@
 """The question that asks a language model for synonyms, and the verbs out of its answer, which is untrusted text.
 
 The question states the six constraints of the paper (ACE section 6.1) in our words; the paper prints the prompt of one
-data set, whose domain is "toy assembly", and the domain is a setting here. An answer should hold one phrase a line,
+data set, whose domain is "toy assembly", and the domain is a setting here. `prompt=FILE` asks in other words, those of
+the paper itself with assets/prompts/ace_paper.txt. An answer should hold one phrase a line,
 `verb ⊕ object` in lower case. What can be repaired without doubt (numbering, quotes, casing, articles, "pick the item
 up") is repaired and noted; any other line is rejected with the reason.
 """
@@ -15,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ace_dist.concepts.actions import PARTICLES, Action, normalise
+from ace_dist.config import assets_dir, resolve_path
+from ace_dist.utils.errors import ConfigError
 
 TEMPLATE = """\
 Give {count} synonyms of the action "{action}" as it is done during {domain}.
@@ -26,7 +29,7 @@ Follow these rules:
 5. A phrasal verb, such as "put down", stands as a whole at the beginning of its line.
 6. If the verb of "{action}" is phrasal, prefer phrasal verbs, above all those that say something about space."""
 FOLLOW_UP = "\nThese are known already, give {count} others: {known}."
-TEMPLATE_SHA256 = hashlib.sha256((TEMPLATE + FOLLOW_UP).encode()).hexdigest()  # tells trees of other wordings apart
+PLACES = ("count", "action", "domain")  # that a template must have, each in braces
 
 MAX_CHARACTERS = 20_000  # of an answer that are looked at; ten synonyms need about 200
 MAX_LINES = 200
@@ -79,9 +82,33 @@ class Answer:
     fault: str = ""
 
 
-def question(action: str, count: int, domain: str, earlier: Sequence[str] = ()) -> str:
+def read_template(path: str | None) -> str:
+    """The wording of a question: a text file with `{count}`, `{action}` and `{domain}`; ours without one.
+
+    Lines that begin with `#` are left out. Raises `ConfigError` for a file that is missing or lacks a place.
+    """
+    if path is None:
+        return TEMPLATE
+    file = resolve_path(path)
+    if not file.is_file():
+        raise ConfigError(f"prompt={path} does not exist; the paper's is {assets_dir() / 'prompts' / 'ace_paper.txt'}")
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    template = "\n".join(lines).strip()
+    if missing := [place for place in PLACES if f"{{{place}}}" not in template]:
+        raise ConfigError(f"prompt={path} has no {', '.join(f'{{{place}}}' for place in missing)}")
+    return template
+
+
+def template_sha256(template: str) -> str:
+    """Tells trees of other wordings apart."""
+    return hashlib.sha256((template + FOLLOW_UP).encode()).hexdigest()
+
+
+def question(action: str, count: int, domain: str, earlier: Sequence[str] = (), template: str = TEMPLATE) -> str:
     """The prompt for `count` synonyms of `action`; `earlier` lists those of earlier answers, when it asks again."""
-    text = TEMPLATE.format(action=action, count=count, domain=domain)
+    text = template
+    for place, value in zip(PLACES, (str(count), action, domain), strict=True):
+        text = text.replace(f"{{{place}}}", value)
     return text + (FOLLOW_UP.format(count=count, known="; ".join(earlier)) if earlier else "")
 
 

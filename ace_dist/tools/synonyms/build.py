@@ -20,7 +20,7 @@ from ace_dist.concepts.actions import Action
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.concepts.wordnet import WordNet, find_wordnet
 from ace_dist.tools.synonyms.action_list import read_actions
-from ace_dist.tools.synonyms.answers import TEMPLATE_SHA256, Answer, parse_answer, question
+from ace_dist.tools.synonyms.answers import Answer, parse_answer, question, read_template, template_sha256
 from ace_dist.tools.synonyms.client import Budget, BuildStopped, ChatClient, ClientConfig, NoAnswer, estimated_tokens
 from ace_dist.tools.synonyms.wordnet import WordNetSource
 from ace_dist.utils.errors import ConfigError
@@ -41,6 +41,7 @@ class BuildConfig(ClientConfig):
     orders: int = 2
     # a language model
     domain: str | None = None  # what the actions belong to, such as "toy assembly"
+    prompt: str | None = None  # text file of the question, such as ace_dist/assets/prompts/ace_paper.txt; null: ours
     asks: int = 3  # answers for one node: while synonyms are missing
     concurrency: int = 4  # trees that grow at a time
     dry_run: bool = False  # estimate, ask nothing
@@ -100,13 +101,14 @@ class ModelSource:
 
     def __init__(self, client: ChatClient, config: BuildConfig) -> None:
         self.client, self.domain, self.asks = client, config.domain or "", config.asks
+        self.template = read_template(config.prompt)
 
     def fill(self, node: Node, action: Action, count: int) -> Answer:
         """`count` synonyms of the last verb of `node`. As in the paper, the question asks for M: one to spare."""
         total = Answer()
         while len(total.verbs) < count and total.answers < self.asks:
             phrases = [str(action.with_verb(verb)) for verb in total.verbs]
-            prompt = question(str(action), count + 1 - len(total.verbs), self.domain, phrases)
+            prompt = question(str(action), count + 1 - len(total.verbs), self.domain, phrases, self.template)
             try:
                 reply = self.client.ask(prompt, total.answers)
             except NoAnswer as error:
@@ -132,7 +134,7 @@ class ModelSource:
             **{key: value for key, value in self.client.identity().items() if value is not None},
             "served_model": sorted({reply.served_model for reply in replies}),
             "domain": self.domain,
-            "prompt_sha256": TEMPLATE_SHA256,
+            "prompt_sha256": template_sha256(self.template),
             "date": max((reply.date for reply in replies), default=""),
             "answers": len(replies),
             "tokens_input": sum(reply.tokens_in for reply in replies),
@@ -255,8 +257,9 @@ def question_count(actions: Mapping[str, Action], sizes: Sequence[int]) -> int:
 def estimate(actions: Mapping[str, Action], config: BuildConfig) -> str:
     """Questions, tokens and cost of the whole build, if every answer is good and none is cached."""
     questions, size = question_count(actions, config.sizes()), max(config.sizes())
-    labels = [str(action) for action in actions.values()]
-    tokens_in = questions * max(estimated_tokens(question(label, size, config.domain or "")) for label in labels)
+    labels, template = [str(action) for action in actions.values()], read_template(config.prompt)
+    asked = [question(label, size, config.domain or "", (), template) for label in labels]
+    tokens_in = questions * max(map(estimated_tokens, asked))
     tokens_out = questions * estimated_tokens(size * (max(labels, key=len) + "\n"))
     return (
         f"{len(labels)} verbs, at most {questions} questions, about {Budget(config).describe(tokens_in, tokens_out)} "
