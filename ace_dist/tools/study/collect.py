@@ -103,11 +103,11 @@ def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) 
         results = [read_results(sweep.folder / name) for name in finished]
         cells = {title: cell(results, part, metric) for title, part, metric in COLUMNS}
         printed: Printed = {}
-        first, words = sweep.runs[ids[0]], ""
+        first, said = sweep.runs[ids[0]], ""
         if table:
             config = load_config(first.overrides)
-            printed, words = table.paper.get(config.dataset.name, {}).get(first.settings["row"], {}), words_of(config)
-        lines.append(Line(setting, len(finished), missing, cells, printed, words))
+            printed, said = table.paper.get(config.dataset.name, {}).get(first.settings["row"], {}), words_of(config)
+        lines.append(Line(setting, len(finished), missing, cells, printed, said))
     return lines
 
 
