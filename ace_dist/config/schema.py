@@ -23,7 +23,7 @@ class ClipConfig:
 
 @dataclass
 class EncodingConfig:
-    """The canonical encoding of stored clips. NVDEC decodes h264; DALI's CPU decoder knows vp9 and mjpeg only."""
+    """The canonical encoding of stored clips: vp9 for the least space, mjpeg to train on GPUs (docs/data.md)."""
 
     codec: str = "vp9"
     short_side: int = 256  # pixels; 0 keeps the size of the source

@@ -35,7 +35,9 @@ H100_HOST_S = 0.05  # of Python and launches a step, beside the GPU's work
 CPU_FLOPS_PER_S = 0.1e12  # of a core: large fp32 products (results/profile_step.csv)
 CPU_MFU = {True: 0.91, False: 0.38}  # of that, at full width and at toy width (results/profile_step.csv)
 CORE_FRAMES_PER_S = {"h264": 1000.0, "vp9": 1000.0, "mjpeg": 1500.0}  # of a core, 455x256, crops included (loading_cpu)
-NVDEC_FRAMES_PER_S = 1300.0 / 7  # of an engine, 344x256 H.264 through one DALI pipeline
+RANK_FRAMES_PER_S = 5400.0  # of a rank whose 16 threads decode MJPEG with PyAV beside an H100: Python's lock
+NVDEC_CLIPS_PER_S = 17.0  # of an H100, H.264 and VP9: DALI makes a decoder for every clip, which takes 70 ms
+JPEG_FRAMES_PER_S = 37_700.0  # of an H100's JPEG engine, 454x256 through DALI
 MEASURED_MACROBLOCKS = math.ceil(455 / 16) * math.ceil(256 / 16)
 FULL_WIDTH = 768
 GPU_CORES = 16  # of the host, beside each GPU, where nothing says
@@ -43,22 +45,22 @@ GPU_CORES = 16  # of the host, beside each GPU, where nothing says
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU by its data sheet: dense bf16 FLOP/s, memory, video decoders; or a CPU's cores."""
+    """A GPU by its data sheet: dense bf16 FLOP/s, memory; or a CPU's cores. Its JPEG engine where one was measured."""
 
     flops_per_s: float
     memory_gib: float | None
-    decoders: int
     source: str
+    jpeg_frames_per_s: float = 0.0
 
 
 GB = 1e9 / 2**30
 DEVICES: Mapping[str, Device] = {
-    "l4": Device(121e12, 24 * GB, 4, "NVIDIA L4 data sheet"),
-    "a10": Device(125e12, 24 * GB, 2, "NVIDIA A10 data sheet"),
-    "rtx4090": Device(165.2e12, 24 * GB, 1, "NVIDIA Ada architecture white paper, fp32 accumulation"),
-    "a100": Device(312e12, 80 * GB, 5, "NVIDIA A100 80GB data sheet"),
-    "h100": Device(989e12, 80 * GB, 7, "NVIDIA H100 SXM data sheet"),
-    "h200": Device(989e12, 141 * GB, 7, "NVIDIA H200 SXM data sheet"),
+    "l4": Device(121e12, 24 * GB, "NVIDIA L4 data sheet"),
+    "a10": Device(125e12, 24 * GB, "NVIDIA A10 data sheet"),
+    "rtx4090": Device(165.2e12, 24 * GB, "NVIDIA Ada architecture white paper, fp32 accumulation"),
+    "a100": Device(312e12, 80 * GB, "NVIDIA A100 80GB data sheet"),
+    "h100": Device(989e12, 80 * GB, "NVIDIA H100 SXM data sheet", JPEG_FRAMES_PER_S),
+    "h200": Device(989e12, 141 * GB, "NVIDIA H200 SXM data sheet", JPEG_FRAMES_PER_S),
 }
 
 
@@ -188,16 +190,17 @@ def size_factor(budget: DecodeBudget) -> float:
     return math.ceil(budget.height / 16) * math.ceil(budget.width / 16) / MEASURED_MACROBLOCKS
 
 
-def nvdec_clips_per_s(device: Device, budget: DecodeBudget) -> float:
-    """Clips a second of all decoders of a GPU; none for MJPEG, which is not NVDEC's."""
+def gpu_clips_per_s(device: Device, budget: DecodeBudget) -> float:
+    """Clips a second that a GPU's engines decode: JPEG pictures, or clips of the video codecs."""
     if budget.codec == "mjpeg":
-        return 0.0
-    return device.decoders * NVDEC_FRAMES_PER_S / size_factor(budget) / budget.frames_decoded
+        return device.jpeg_frames_per_s / size_factor(budget) / budget.frames_decoded
+    return NVDEC_CLIPS_PER_S
 
 
-def core_clips_per_s(budget: DecodeBudget) -> float:
-    """Clips a second that a core decodes and crops."""
-    return CORE_FRAMES_PER_S[budget.codec] / size_factor(budget) / budget.frames_decoded
+def cores_clips_per_s(cores: int, budget: DecodeBudget) -> float:
+    """Clips a second that the cores of a rank decode and crop."""
+    frames_per_s = min(cores * CORE_FRAMES_PER_S[budget.codec], RANK_FRAMES_PER_S)
+    return frames_per_s / size_factor(budget) / budget.frames_decoded
 
 
 def measure_cpu_clips_per_s(config: Config, seconds: float = 4.0) -> float:
@@ -236,11 +239,11 @@ class Place:
     def pace(self, config: Config, cost: Cost, budget: DecodeBudget) -> "Pace":
         """Clips a second of all ranks together. On a CPU computing and decoding share the cores, beside a GPU not."""
         compute = self.ranks * self.device.flops_per_s * self.mfu / cost.step_flops
-        cores = self.ranks * self.cores * core_clips_per_s(budget)
+        cores = self.ranks * cores_clips_per_s(self.cores, budget)
         if self.is_cpu:
             return Pace(compute, cores, 1 / (1 / compute + 1 / cores), "computing" if compute < cores else "decoding")
         host = config.training.batch_size / (config.training.accumulation * H100_HOST_S)
-        decode = max(cores, self.ranks * nvdec_clips_per_s(self.device, budget))
+        decode = max(cores, self.ranks * gpu_clips_per_s(self.device, budget))
         whole, slower = min((compute, "computing"), (decode, "decoding"), (host, "Python and launches on the host"))
         return Pace(compute, decode, whole, slower)
 
@@ -251,12 +254,12 @@ class Place:
                 f"{reached} a core was measured at full and at toy width); the peak is {self.device.source}",
                 "  computing and decoding share the cores",
             ]
-        nvdec = (
-            f", NVDEC {NVDEC_FRAMES_PER_S:.0f} such pictures a second an engine (an H100)" if codec != "mjpeg" else ""
-        )
+        engine = f"NVDEC {NVDEC_CLIPS_PER_S:.0f} clips a second (an H100)"
+        if codec == "mjpeg":
+            engine = f"its JPEG engine {self.device.jpeg_frames_per_s:.0f} such pictures a second (0: not measured)"
         return [
             f"{reached} an H100 reached {H100_MFU:g}); peak and memory: {self.device.source}, dense bf16",
-            f"  {self.cores} cores of the host beside each GPU (cores=N){nvdec}",
+            f"  {self.cores} cores of the host beside each GPU (cores=N), {engine}",
             f"  a step takes at least {1e3 * H100_HOST_S:.0f} ms of the host (measured beside an H100)",
         ]
 
@@ -286,8 +289,8 @@ def find_place(
         peak = tflops * 1e12 if tflops else cores * CPU_FLOPS_PER_S
         source = "tflops" if tflops else "large fp32 products on a core of a shared AMD EPYC, measured"
         reached = mfu or CPU_MFU[config.model.video.width >= FULL_WIDTH]
-        return Place(name, Device(peak, None, 0, source), ranks, cores, reached)
-    device = DEVICES.get(name, Device(0.0, None, 0, "tflops"))
+        return Place(name, Device(peak, None, source), ranks, cores, reached)
+    device = DEVICES.get(name, Device(0.0, None, "tflops"))
     if tflops:
         device = replace(device, flops_per_s=tflops * 1e12, source=f"tflops={tflops:g}")
     return Place(name, device, ranks, cores or GPU_CORES, mfu or H100_MFU)

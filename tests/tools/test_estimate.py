@@ -23,15 +23,15 @@ from ace_dist.tools import estimate as forecast
 from ace_dist.tools.estimate import (
     DEVICES,
     Cost,
-    core_clips_per_s,
+    cores_clips_per_s,
     decode_budget,
     estimate,
     find_place,
     frames_decoded,
+    gpu_clips_per_s,
     in_words,
     memory_gib,
     model_cost,
-    nvdec_clips_per_s,
 )
 from ace_dist.utils.errors import UserError
 
@@ -142,8 +142,11 @@ def test_the_decode_budget_is_what_the_decoder_does(shards, monkeypatch):
     assert budget.frames_used == 5 and budget.decoded_per_used > 1
 
 
+ALL_KEYS = ["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={codec: h264, gop: 1, fps: null}"]
+
+
 def test_the_budget_without_shards():
-    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={gop: 1, fps: null}"])
+    config = load_config(ALL_KEYS)
     budget = decode_budget(config)
     assert (budget.clips, budget.frames_used, budget.frames_decoded) == (None, 30, 30)  # every frame is a key frame
     config.dataset.encoding.gop = 1000
@@ -153,18 +156,21 @@ def test_the_budget_without_shards():
 
 
 def test_decoders_by_hand():
-    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={gop: 1, fps: null}"])
+    config = load_config(ALL_KEYS)
     budget = decode_budget(config)  # 455 x 256 pixels are 29 x 16 macroblocks, the size that was measured; 30 frames
-    assert nvdec_clips_per_s(DEVICES["h100"], budget) == pytest.approx(7 * forecast.NVDEC_FRAMES_PER_S / 30)
-    assert core_clips_per_s(budget) == pytest.approx(1000 / 30)
+    assert gpu_clips_per_s(DEVICES["h100"], budget) == forecast.NVDEC_CLIPS_PER_S
+    assert cores_clips_per_s(2, budget) == pytest.approx(2 * 1000 / 30)
+    assert cores_clips_per_s(64, budget) == pytest.approx(forecast.RANK_FRAMES_PER_S / 30)
     large = dataclasses.replace(budget, height=1080, width=1920)  # 120 x 68 macroblocks
-    assert core_clips_per_s(large) == pytest.approx(1000 / 30 * (29 * 16) / (120 * 68))
-    assert nvdec_clips_per_s(DEVICES["h100"], dataclasses.replace(budget, codec="mjpeg")) == 0
+    assert cores_clips_per_s(1, large) == pytest.approx(1000 / 30 * (29 * 16) / (120 * 68))
+    jpeg = dataclasses.replace(budget, codec="mjpeg")
+    assert gpu_clips_per_s(DEVICES["h100"], jpeg) == pytest.approx(forecast.JPEG_FRAMES_PER_S / 30)
+    assert gpu_clips_per_s(DEVICES["rtx4090"], jpeg) == 0  # no engine: the cores decode
 
 
 def test_the_slower_side_sets_the_pace():
     """A GPU decodes beside computing and no step is shorter than the host's part; a CPU's cores do both in turn."""
-    config = load_config(["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={gop: 1, fps: null}"])
+    config = load_config(ALL_KEYS)
     budget, cost = decode_budget(config), Cost(1, 1, forward_flops=1, step_flops=10**12, saved_bytes=1)
     gpu = find_place(config, "mine", 2, 0.5, 16, tflops=100)
     pace = gpu.pace(config, cost, budget)

@@ -37,11 +37,15 @@ KINDS = {  # of the columns: type and dimensions
     "flip": (types.INT32, 0),
 }
 # Pipelines side by side, and clips that each is given at a time.
-SHARES = {"cpu": (1, 16), "nvdec": (8, 2), "nvjpeg": (3, 8)}
+SHARES = {"cpu": (1, 16), "nvdec": (8, 2), "nvjpeg": (2, 16)}
+# Chroma enlarged as PyAV's loader does: pixels differ by at most 3 of 255 instead of 38, at no cost that was measured.
+# All pictures to a JPEG engine where there is one: on an H100 1257 clips/s with 2.6 cores, and 1206 with 8.4 cores for
+# DALI's own choice of 0.65.
+JPEG: dict[str, Any] = {"jpeg_fancy_upsampling": True, "hw_decoder_load": 1.0}
 
 
 def build_pipeline(
-    loader: LoaderConfig, device: torch.device, samples: int, threads: int, columns: Sequence[str], **decoder: Any
+    loader: LoaderConfig, device: torch.device, samples: int, threads: int, columns: Sequence[str]
 ) -> Any:
     """Takes `columns` for at most `samples` clips, or pictures when `frames` is not among them.
 
@@ -59,11 +63,11 @@ def build_pipeline(
     mean, std = normalisation(loader)
     with pipeline:
         given = {name: fn.external_source(name=name, dtype=KINDS[name][0], ndim=KINDS[name][1]) for name in columns}
-        how = {"device": "mixed" if on_gpu else "cpu"} | decoder
+        where = "mixed" if on_gpu else "cpu"
         if "frames" in given:
-            video = fn.decoders.video(given["encoded"], frames=given["frames"], **how)
+            video = fn.decoders.video(given["encoded"], frames=given["frames"], device=where)
         else:
-            video = fn.decoders.image(given["encoded"], output_type=types.RGB, **how)
+            video = fn.decoders.image(given["encoded"], output_type=types.RGB, device=where, **JPEG)
         region = {name: given[name] for name in ("size", "roi_start", "roi_end")}
         video = fn.resize(video, antialias=True, interp_type=types.INTERP_LINEAR, **region)
         as_bytes = {"mean": 0.0, "std": 1.0, "dtype": types.UINT8}
