@@ -25,8 +25,10 @@ pytestmark = INDEX_CASES
 CUDA = torch.cuda.is_available()
 REGIMES = ["small", "large", "tensor_cores"] if INTERPRETING or CUDA else ["small"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Even, ragged, one class, one synonym each; widths that are and are not powers of two; one video.
-SHAPES = [(4, (3, 3, 3), 16), (5, (1, 7, 2, 20), 13), (1, (2, 1), 33), (3, (4,), 20), (17, (1,) * 18, 24)]
+# Ragged, one video, one synonym each, even, one class; widths that are and are not powers of two. Every one compiles
+# kernels of its own on a GPU: the last two in float32 alone.
+SHAPES = [(5, (1, 7, 2, 20), 13), (1, (2, 1), 33), (17, (1,) * 18, 24), (4, (3, 3, 3), 16), (3, (4,), 20)]
+TEMPERATURES = (0.07, 0.01, 0.02, 0.01, 0.07)
 # Allowed above the error of the plain formula in the same dtype: float32 rounding of logits of size 1/τ, and one
 # rounding of a gradient to the dtype of its input (Triton's interpreter rounds to bfloat16 by cutting bits off).
 LOGIT_EPSILON = 4e-6
@@ -80,7 +82,8 @@ def regime(request, device, monkeypatch):
 def test_error_is_at_most_that_of_the_plain_formula(regime, dtype, kind, device, class_offsets):
     """Loss, logits and gradients: error against float64 ≤ error of plain torch in the same dtype + a stated epsilon."""
     logit_epsilon = LOGIT_EPSILON + (PLANES_EPSILON[dtype] if regime == "tensor_cores" else 0.0)
-    for (batch, sizes, width), temperature in zip(SHAPES, (0.01, 0.07, 0.01, 0.07, 0.02), strict=True):
+    cases = list(zip(SHAPES, TEMPERATURES, strict=True))
+    for (batch, sizes, width), temperature in cases if dtype == torch.float32 else cases[:3]:
         inputs, labels, shadow_sizes = problem(batch, sizes, width, kind, dtype, device)
         offsets, shadow_offsets = class_offsets(sizes), class_offsets(shadow_sizes)
 
