@@ -6,7 +6,7 @@ import pytest
 
 from ace_dist.concepts import Action, ConceptSampler, SynonymTrees, load_srt, srt_labels, words_without_node
 from ace_dist.config import assets_dir, load_config
-from ace_dist.data.task import load_test_trees
+from ace_dist.data.task import load_test_trees, load_trees
 from ace_dist.tools.synonyms.diagnostics import diagnose
 
 PAPER_M = {
@@ -35,6 +35,25 @@ def test_every_class_has_its_tree_of_the_papers_size(shipped):
     assert {len(children) for root in trees.roots for _, children in trees.nodes(root)} == {PAPER_M[name]}
     sampler = ConceptSampler(base, trees, seed=0)
     assert all(len(group) == PAPER_M[name] for step in range(5) for group in sampler.draw(step).shadow)
+
+
+def test_both_readings_of_m_run(shipped):
+    """M synonyms besides the parent need one word more a node (Table 9 has nine of them at M = 9): it is there.
+
+    No node of the paper's M changes for it, nothing overlaps, and of the draws 1 / (M + 1) repeat the root label.
+    """
+    name, trees, base, _ = shipped
+    config = load_config([f"experiment={name}_ace", "method.children_include_parent=false"])
+    for wider in (load_trees(config), load_test_trees(config)):
+        size = PAPER_M[name] + 1
+        assert {len(children) for root in wider.roots for _, children in wider.nodes(root)} == {size}
+        for root in trees.roots:
+            for path, children in trees.nodes(root):
+                assert wider.children(*path)[:-1] == children
+    findings = diagnose(wider, base={action.verb for action in base})
+    assert findings.warnings == () and set(findings.unchanged.values()) == {1 / size}
+    sampler = ConceptSampler(base, wider, seed=0)
+    assert all(len(group) == size for group in sampler.draw(3).random)
 
 
 def test_no_concept_touches_another(shipped):
