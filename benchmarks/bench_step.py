@@ -10,10 +10,11 @@ Variants, all from the same weights, clips and drawn phrases:
 - one change on `naive` at a time: `tokens_cut` (phrases padded to the longest instead of 77), `text_feature_cache` (the
   frozen text transformer runs once per phrase, before training), `own_timesformer`, `fused_loss`.
 - `ours`: the objective that trains, fp32, nothing compiled; then any of these words, joined by `_`: `bf16` (weights in
-  bfloat16, fp32 masters and momentum for what trains, as in training), `pure` (bf16 without masters), `compiled` and
-  `graphs` (`model.video.compile=default`, `reduce-overhead`), `checkpointed` (`model.video.recompute=blocks`),
-  `uint8` (`loader.dtype=uint8`: clips as bytes), `cached` (what the frozen blocks make of every clip is read from the
-  feature cache, out of the page cache), `loop` (SGD not fused). Decoding is in no variant: `e2e_step.py` has it.
+  bfloat16, fp32 masters and momentum for what trains, as in training), `pure` (bf16 without masters), `compiled`,
+  `graphs` and `auto` (`model.video.compile=default`, `reduce-overhead`, `auto`), `fp8` (`model.video.trunk_precision`),
+  `norms` and `checkpointed` (`model.video.recompute=norms`, `blocks`; else what `auto` chooses), `uint8`
+  (`loader.dtype=uint8`: clips as bytes), `cached` (what the frozen blocks make of every clip is read from the feature
+  cache, out of the page cache), `loop` (SGD not fused). Decoding is in no variant: `e2e_step.py` has it.
 
 On a CPU every variant lives in a process of its own, so that peak memory is its own, and the processes step in turns.
 On a GPU one process measures them one after the other; a turn is five steps, as training takes them, and one wait for
@@ -61,6 +62,9 @@ SETTINGS = MethodConfig()
 WORDS: dict[str, dict[str, Any]] = {  # of a variant's name behind `ours`, and what they set of `model.video`
     "compiled": {"compile": "default"},
     "graphs": {"compile": "reduce-overhead"},
+    "auto": {"compile": "auto"},
+    "fp8": {"trunk_precision": "fp8"},
+    "norms": {"recompute": "norms"},
     "checkpointed": {"recompute": "blocks"},
     **{word: {} for word in ("bf16", "pure", "uint8", "cached", "loop")},
 }
@@ -82,7 +86,13 @@ VARIANTS = {
     "cuda": (
         *BASELINES,
         *("ours", "ours_compiled", "ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
-        *("ours_bf16_compiled", "ours_bf16_graphs", "ours_bf16_compiled_uint8"),
+        *(
+            "ours_bf16_norms",
+            "ours_bf16_compiled",
+            "ours_bf16_graphs",
+            "ours_bf16_graphs_uint8",
+            "ours_bf16_graphs_fp8",
+        ),
     ),
 }
 STEPS_OF_A_TURN = 5  # on a GPU
@@ -237,6 +247,8 @@ def build_ours(variant: str, shape: Shape, device: str, sampler: ConceptSampler)
     step.to(torch.bfloat16 if "bf16" in named else torch.float32)
     model.release_text({})  # no new phrase will come
     model.compile_blocks()
+    size = model.video.config.image_size
+    model.video.choose_recompute((shape.batch, shape.frames, 3, size, size))
     return step
 
 

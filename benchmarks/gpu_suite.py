@@ -34,7 +34,14 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE_LINES = 60
 ROW_LINES = 11  # of a section in the table
 STEP = {
-    "cuda": ["naive_bf16", "ours_bf16", "ours_bf16_compiled", "ours_bf16_graphs", "ours_bf16_compiled_uint8"],
+    "cuda": [
+        "ours_bf16_graphs",
+        "ours_bf16",
+        "ours_bf16_compiled",
+        "naive_bf16",
+        "ours_bf16_graphs_uint8",
+        "ours_bf16_graphs_fp8",
+    ],
     "cpu": ["ours", "ours_bf16_uint8"],
 }
 
