@@ -175,6 +175,7 @@ def test_a_sweep_of_a_table_ends_in_the_papers_layout(tmp_path):
     own = statistics.stdev(r["hm"]["f1"] for r in found)
     assert ace[4].endswith(f" / {harmonic_mean(*columns):.1f} ± {own:.1f}")
     assert ace[6:] == ["90.0 / 91.7", "60.8 / 47.3", "72.6 / 62.4", "59.4 ± 3.2 / 43.3 ± 4.2"]
+    assert any(note.startswith("BIKE: simplified: ") for note in text.notes)
     assert "words, trees hand-written [ata.json] (M = 11 and 11): ACE" in text.notes
     assert any(note.startswith("words, labels alone: ") and "ProcVLR" in note for note in text.notes)
     assert procvlr[1] == "1 of 2" and "missing: row-procvlr_seed-0: new" in as_markdown(text)

@@ -166,13 +166,14 @@ def paper_sheet(lines: Sequence[Line], table: Table, absent: Sequence[str] = ())
         scores = [score_cell(line, title) for title in (*PARTS, "srt", *beside)]
         body.append([line.setting, line.count, *scores, *(printed_cell(line.printed, part) for part in printed)])
     source = f"paper: {table.source}." if printed else f"{table.source} has no numbers for this data set."
+    remarks = [f"{row}: {remark}" for row, remark in table.remarks.items() if row not in absent]
     left_out = [f"not in this sweep: {', '.join(absent)}"] if absent else []
     header = ["Method", "runs", *HEADINGS.values(), *beside.values(), *(f"paper: {HEADINGS[part]}" for part in printed)]
     conditions: dict[str, list[str]] = {}
     for line in lines:
         conditions.setdefault(line.words, []).append(line.setting)
     said = [f"words, {words}: {', '.join(rows)}" for words, rows in conditions.items() if words]
-    notes = [PAPER_NOTE, *([BESIDE_NOTE] if beside else []), source, *said, *left_out, *footnotes(lines)]
+    notes = [PAPER_NOTE, *([BESIDE_NOTE] if beside else []), source, *said, *remarks, *left_out, *footnotes(lines)]
     return Sheet([header, *body], notes)
 
 

@@ -29,7 +29,8 @@ class TableRow:
 class Table:
     """A table or figure. `paper`: data set -> row -> what the paper prints, in the shape of `results.json`.
 
-    `left_out`: experiment -> rows that it cannot have. `curves`: axis label -> number on the axis -> key of a row.
+    `remarks`: row -> how it differs from what the paper ran. `left_out`: experiment -> rows that it cannot have.
+    `curves`: axis label -> number on the axis -> key of a row.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Table:
     rows: tuple[TableRow, ...]
     paper: dict[str, dict[str, Printed]]
     left_out: dict[str, tuple[str, ...]]
+    remarks: dict[str, str]
     curves: dict[str, dict[float, str]]
 
 
@@ -60,8 +62,8 @@ def load_table(name: str) -> Table:
             key = settings[0].removeprefix("method=")
         rows[row] = TableRow(row, key, tuple(settings))
     paper = printed_rows(name)
-    left_out, curves = (content.get(part, {}) for part in ("left_out", "curves"))
-    groups = [*paper.values(), *left_out.values(), *(points.values() for points in curves.values())]
+    left_out, curves, remarks = (content.get(part, {}) for part in ("left_out", "curves", "remarks"))
+    groups = [*paper.values(), remarks, *left_out.values(), *(points.values() for points in curves.values())]
     if strangers := {row for group in groups for row in group} - set(rows):
         raise ConfigError(f"{path}: {', '.join(sorted(strangers))} is not one of its rows")
     return Table(
@@ -71,6 +73,7 @@ def load_table(name: str) -> Table:
         rows=tuple(rows.values()),
         paper=paper,
         left_out={experiment: tuple(names) for experiment, names in left_out.items()},
+        remarks=remarks,
         curves={axis: {float(x): rows[row].key for x, row in points.items()} for axis, points in curves.items()},
     )
 
