@@ -132,8 +132,11 @@ def first(rows: Tensor | Fp8Rows, count: int) -> Tensor | Fp8Rows:
 def trunk_serves(blocks: Sequence[Any], precision: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a `FrozenTrunk` takes these blocks' place: on a CPU it does not, else the reason is printed.
 
-    Raises `ModelError` where `precision` (model.video.trunk_precision) is fp8 and cannot run.
+    Nor where meta tensors count operations, of which it has as many. Raises `ModelError` where `precision`
+    (model.video.trunk_precision) is fp8 and cannot run.
     """
+    if device.type == "meta":
+        return False
     sizes = (blocks[0].mlp.fc1.in_features, blocks[0].mlp.fc1.out_features)
     if precision == "fp8" and (reason := fp8_unsupported_reason(device, *sizes)):
         raise ModelError(f"model.video.trunk_precision=fp8 cannot run: {reason}; set it to same")

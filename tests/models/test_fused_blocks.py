@@ -135,6 +135,7 @@ def test_where_it_serves(monkeypatch, capsys):
     with pytest.raises(ModelError, match="trunk_precision=fp8 cannot run: 8-bit products need a CUDA device"):
         model(torch.randn(1, 2, 3, 32, 32))
     blocks, cuda = model.blocks[:3], torch.device("cuda")
+    assert not trunk_serves(blocks, "fp8", torch.device("meta"), torch.float32)  # where a step is counted
     assert not trunk_serves(blocks, "same", torch.device("cpu"), torch.float32)
     monkeypatch.setattr(fused_blocks, "choose", lambda device: "triton")
     monkeypatch.setattr(fused_blocks, "fp8_unsupported_reason", lambda device, *sizes: None)
