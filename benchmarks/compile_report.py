@@ -25,7 +25,7 @@ from unittest.mock import patch
 import torch
 import triton
 from ace_kernels import ConceptLayout, concept_triton, fp8_rows_triton, residual_norm_triton, short_attention_triton
-from ace_kernels.backend import Launch
+from ace_kernels.backend import Launch, Part
 from ace_kernels.concept_problem import Problem
 from ace_kernels.fp8_rows import empty_fp8_rows
 from ace_kernels.residual_norm import Norm, Tokens
@@ -67,10 +67,10 @@ class ConceptShape:
         offsets = [torch.arange(0, positions + 1, self.phrases)]
         layout = ConceptLayout.build(offsets, None if rows is None else [rows], height=len(text))
         labels = torch.zeros(self.videos, dtype=torch.int64)
-        table = (video, text, layout, 0.02)
+        table = (video, text, None, layout, 0.02)
         for problem in (Problem(*table, labels, self.sets, True), Problem(*table)):
             outcome, saved = concept_triton.forward(problem)
-            concept_triton.gradients(problem, saved, outcome, [True, True])
+            concept_triton.gradients(problem, saved, outcome, [True, True, False])
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def recording() -> Iterator[list[Recorded]]:
     """Launches are noted and not started; their outputs stay uninitialised."""
     launches: list[Recorded] = []
 
-    def note(launch: Launch, grid: object, tensors: Sequence[Tensor], sizes: tuple[int, ...] = ()) -> None:
+    def note(launch: Launch, grid: object, tensors: Sequence[Tensor | Part], sizes: tuple[int, ...] = ()) -> None:
         launches.append(Recorded(launch.kernel, launch.settings, launch.arguments(tensors, sizes)))
 
     with patch.object(Launch, "__call__", note):

@@ -91,9 +91,11 @@ def cases(videos: int, classes: int, synonyms: int, width: int, device: str) -> 
     draws = [[torch.randint(phrases, (phrases,)) for _ in range(3)] for _ in range(DRAWS * trained)]
     steps = iter(range(10**9))
 
+    arrays, starts = [[rows.numpy() for rows in draw] for draw in draws], offsets.tolist()
+
     def build_layout() -> ConceptLayout:
-        *rows, shadow_rows = draws[next(steps) % DRAWS]
-        return ConceptLayout.build([offsets, offsets], rows, offsets, shadow_rows, phrases).to(video.device)
+        *rows, shadow_rows = arrays[next(steps) % DRAWS]
+        return ConceptLayout.build([starts, starts], rows, starts, shadow_rows, phrases, device=video.device)
 
     def similarity() -> Tensor:
         return concept_similarity(video, text, offsets, TEMPERATURE)

@@ -5,12 +5,16 @@ Shapes: n rows of the cache, E embedding width.
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ace_dist.models.text import FrozenText, TextTower
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.memory import send
+
+Array = NDArray[np.int64]
 
 
 class TextFeatureCache:
@@ -53,12 +57,12 @@ class TextFeatureCache:
 
     def encode_distinct(self, rows: Tensor) -> Tensor:
         """`encode` for rows without repeats."""
-        return self.complete(self.sentences(rows))
+        return self.complete(send(torch.from_numpy(self.sentences(rows.cpu().numpy())), self.device))
 
-    def sentences(self, rows: Tensor) -> Tensor:
-        """The kept sentences of phrases by their rows, on the device: those of all prompts, phrase by phrase."""
+    def sentences(self, rows: Array) -> Array:
+        """The kept sentences of phrases by their rows: those of all prompts, phrase by phrase."""
         count = len(self.tower.config.prompts)
-        return send((rows[:, None] * count + torch.arange(count, device=rows.device)).flatten(), self.device)
+        return (rows[:, None] * count + np.arange(count)).ravel()
 
     def complete(self, sentences: Tensor) -> Tensor:
         """The trainable tail on what is kept of sentences, averaged over the prompts."""

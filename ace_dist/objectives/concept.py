@@ -24,12 +24,10 @@ from ace_dist.utils.parts import part
 class PlacedDraw:
     """The labels of a step as integers on the device, the same for all its micro-batches.
 
-    `sentences` are those of the distinct phrases in the text feature cache (on several ranks those of this rank's
-    share), `phrases` is the number of distinct phrases, and `layout` says which of them make the classes of `sets`.
+    `layout` says which of the distinct phrases make the classes of `sets`. Beside it are the sentences of these phrases
+    in the text feature cache, on several ranks those of this rank's share.
     """
 
-    sentences: Tensor
-    phrases: int
     layout: ConceptLayout
     sets: tuple[str, ...]
 
@@ -49,7 +47,7 @@ class ConceptObjective(nn.Module):
         self.text_features = model.build_text_features(sampler.phrases)
 
     def place(self, draw: ConceptDraw) -> PlacedDraw:
-        """Find what a draw repeats, and send its integers to the device without waiting for it.
+        """Find what a draw repeats, and send its integers to the device in one copy, without waiting for it.
 
         Where text layers run at every step, each rank encodes its share of the phrases: all ranks draw the same ones.
         """
@@ -60,13 +58,14 @@ class ConceptObjective(nn.Module):
         distinct_P, index = np.unique(np.concatenate([each.rows for each in parts]), return_inverse=True)
         rows = np.split(index, np.cumsum([len(each.rows) for each in parts])[:-1])
         shadowed = len(parts) > len(sets)
+        first, last = self.share(len(distinct_P))
         layout = ConceptLayout.build(
             [each.offsets for each in sets.values()], rows[: len(sets)],
             draw.shadow_rows.offsets if shadowed else None, rows[-1] if shadowed else None, height=len(distinct_P),
+            device=self.text_features.device,
+            beside=self.text_features.sentences(distinct_P[min(first, len(distinct_P) - 1) : last]),
         )  # fmt: skip
-        first, last = self.share(len(distinct_P))
-        sentences = self.text_features.sentences(torch.from_numpy(distinct_P[min(first, len(distinct_P) - 1) : last]))
-        return PlacedDraw(sentences, len(distinct_P), layout.to(self.text_features.device), tuple(sets))
+        return PlacedDraw(layout, tuple(sets))
 
     def share(self, phrases: int) -> tuple[int, int]:
         """First and last of the phrases that this rank encodes."""
@@ -102,13 +101,13 @@ class ConceptObjective(nn.Module):
         ranks share the phrases, the gradients of all ranks' losses reach the rank that encoded a phrase, so their mean
         is that without sharing.
         """
-        text = self.text_features.complete(placed.sentences)
-        first, last = self.share(placed.phrases)
-        if last - first == placed.phrases:
+        text, phrases = self.text_features.complete(placed.layout.beside), placed.layout.height
+        first, last = self.share(phrases)
+        if last - first == phrases:
             return text
         if len(text) < last - first:  # all ranks gather as many rows: the last one is repeated
             text = text[torch.arange(last - first, device=text.device).clamp(max=len(text) - 1)]
-        return gather_rows(text)[: placed.phrases]
+        return gather_rows(text)[:phrases]
 
 
 def total_loss(losses: Mapping[str, Tensor]) -> Tensor:

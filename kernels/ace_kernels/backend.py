@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, reduce
 from operator import or_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 SETTING = "ACE_KERNELS"
+KNOWN_TRITON = ("3.6", "3.7", "3.8", "3.9")  # whose compiled kernels `start` knows how to run
 # Triton decides when a kernel is defined whether it is compiled or interpreted on the CPU (for tests).
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
@@ -71,19 +72,54 @@ class Launch:
             self.settings |= {"debug": True, "sanitize_overflow": False}
         self.compiled: Any = None
 
-    def arguments(self, tensors: Sequence[Tensor], sizes: tuple[int, ...] = ()) -> dict[str, Any]:
+    def arguments(self, tensors: "Sequence[Tensor | Part]", sizes: tuple[int, ...] = ()) -> dict[str, Any]:
         """All arguments of a call by their names."""
-        return dict(zip(self.kernel.arg_names, (*tensors, *sizes, *self.fixed), strict=True))
+        whole = [x.tensor() if isinstance(x, Part) else x for x in tensors]
+        return dict(zip(self.kernel.arg_names, (*whole, *sizes, *self.fixed), strict=True))
 
-    def __call__(self, grid: tuple[int, int, int], tensors: Sequence[Tensor], sizes: tuple[int, ...] = ()) -> None:
+    def __call__(
+        self, grid: tuple[int, int, int], tensors: "Sequence[Tensor | Part]", sizes: tuple[int, ...] = ()
+    ) -> None:
         addresses = [x.data_ptr() for x in tensors]
         usual = not reduce(or_, addresses) & 15 and not (sizes and max(sizes) >> 31)
         if usual and self.compiled is not None:
-            self.compiled[grid](*addresses, *sizes, *self.fixed)
+            start(self.compiled, grid, (*addresses, *sizes, *self.fixed))
             return
-        compiled = self.kernel[grid](*tensors, *sizes, *self.fixed, **self.settings)
+        compiled = self.kernel[grid](**self.arguments(tensors, sizes), **self.settings)
         if usual:
             self.compiled = compiled  # None from the interpreter
+
+
+class Part(NamedTuple):
+    """Numbers of an allocation from `start` on, as an argument of a launch: a tensor is made only if Triton asks."""
+
+    whole: Tensor
+    address: int
+    start: int
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return self.address
+
+    def tensor(self) -> Tensor:
+        return self.whole[self.start :].view(self.dtype)
+
+
+def start(compiled: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> None:
+    """Start a compiled kernel on the current stream.
+
+    What `compiled[grid](*arguments)` does but for the hooks of profilers, which cost as much again. So it is used where
+    there are hooks, and with versions of Triton whose `run` may take other arguments.
+    """
+    import triton
+
+    knobs = triton.knobs.runtime
+    if triton.__version__[:3] not in KNOWN_TRITON or knobs.launch_enter_hook.calls or knobs.launch_exit_hook.calls:
+        compiled[grid](*arguments)
+        return
+    driver = triton.runtime.driver.active
+    stream = driver.get_current_stream(driver.get_current_device())
+    compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments)
 
 
 def is_plain(x: Tensor) -> bool:

@@ -30,7 +30,6 @@ from ace_kernels.backend import KernelInputError, choose, is_plain, no_autocast,
 from ace_kernels.concept_layout import ConceptLayout, layout_of
 from ace_kernels.concept_problem import (
     Problem,
-    Saved,
     check_integers,
     check_label_values,
     check_labels,
@@ -70,7 +69,7 @@ def concept_similarity(
     layout = arrange(text_SD, given, None if rows is None else [rows])
     if layout.shadowed:
         raise KernelInputError("a layout with shadow negatives is for a loss: a similarity has none")
-    return apply(Problem(video_BD, text_SD, layout, temperature))
+    return apply(Problem(video_BD, text_SD, None, layout, temperature))
 
 
 def concept_similarity_sets(
@@ -168,9 +167,16 @@ def concept_cross_entropy_sets(
     if shadow_text_SD is not None:
         check_table(video_BD, shadow_text_SD, "shadow_text")
     layout = arrange(text_PD, set_offsets, set_rows, shadow_text_SD, shadow_offsets, shadow_rows)
-    if shadow_text_SD is not None:
-        text_PD = torch.cat([text_PD, shadow_text_SD])
-    return apply(Problem(video_BD, text_PD, layout, temperature, labels_B, len(layout.set_classes), layout.shadowed))
+    if shadow_text_SD is not None and not can_lie_apart(text_PD, shadow_text_SD):
+        text_PD, shadow_text_SD = torch.cat([text_PD, shadow_text_SD]), None
+    problem = video_BD, text_PD, shadow_text_SD, layout, temperature, labels_B, len(layout.set_classes), layout.shadowed
+    return apply(Problem(*problem))
+
+
+def can_lie_apart(text: Tensor, shadow_text: Tensor) -> bool:
+    """Whether the kernels read two tables where they are; else they are joined by a copy."""
+    alike = text.dtype == shadow_text.dtype and text.stride() == shadow_text.stride()
+    return alike and is_plain(text) and choose(text.device) == "triton"
 
 
 def arrange(
@@ -183,10 +189,12 @@ def arrange(
 ) -> ConceptLayout:
     """The layout of a call: the one that is given, or that of the tensors in its place."""
     if isinstance(given, ConceptLayout):
-        if any(x is not None for x in (rows, shadow_text, shadow_offsets, shadow_rows)):
-            raise KernelInputError("a ConceptLayout holds the rows and the shadow negatives: give no other with it")
-        if given.height != text.shape[0]:
-            raise KernelInputError(f"the layout is of a table of {given.height} rows, text has {text.shape[0]}")
+        if any(x is not None for x in (rows, shadow_offsets, shadow_rows)):
+            raise KernelInputError("a ConceptLayout holds all rows and offsets: give no others with it")
+        second = 0 if shadow_text is None else shadow_text.shape[0]
+        if given.height != text.shape[0] + second or (second and second != given.shadow_height):
+            parts = f"{given.height - given.shadow_height} + {given.shadow_height}" if second else given.height
+            raise KernelInputError(f"the layout is of tables of {parts} rows, got {text.shape[0]} + {second}")
         return given
     check_integers(given, rows)
     if (shadow_text is None and shadow_rows is None) != (shadow_offsets is None):
@@ -199,13 +207,14 @@ def arrange(
 
 
 def apply(problem: Problem) -> Tensor:
-    """Logits [B, N] or losses [R], differentiable in the videos and the table."""
-    video, text, layout, temperature, labels, sets, shadowed = problem
+    """Logits [B, N] or losses [R], differentiable in the videos and the tables."""
+    video, text, shadow, layout, temperature, labels, sets, shadowed = problem
     outcome: Tensor
     if is_plain(video):
         if labels is not None:
             check_label_values(labels, problem.classes)
-        outcome = Concept.apply(video, text, layout.to(text.device), temperature, labels, sets, shadowed)
+        layout = layout.to(text.device)
+        outcome = Concept.apply(video, text, shadow, layout, temperature, labels, sets, shadowed)
     else:
         outcome = TracedConcept.apply(video, text, layout.rows, layout.offsets, temperature, labels, sets, shadowed)
     return outcome
@@ -216,28 +225,33 @@ class Concept(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        problem = Problem(*arguments)
-        outcome, saved = compute(problem)
-        ctx.rest = problem[2:4], problem[5:]
-        ctx.save_for_backward(problem.video_BD, problem.text_PD, problem.labels_B, *saved)
+        video, text, shadow, *ctx.rest, labels, ctx.sets, ctx.shadowed = arguments
+        outcome, saved = compute(Problem(*arguments))
+        ctx.save_for_backward(video, text, shadow, labels, *saved)
         return outcome
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of videos and table. The registered operator, which refuses second derivatives, serves those."""
-        video, text, labels, *saved = ctx.saved_tensors
-        (layout, temperature), (sets, shadowed) = ctx.rest
-        (grad,), needs = grads, ctx.needs_input_grad[:2]
-        video_grad: Tensor | None
-        text_grad: Tensor | None
+        """Gradients of videos and tables. The registered operator, which refuses second derivatives, serves those."""
+        video, text, shadow, labels, *saved = ctx.saved_tensors
+        (grad,), needs, (layout, temperature) = grads, ctx.needs_input_grad[:3], ctx.rest
         if torch.is_grad_enabled():
-            video_grad, text_grad = gradients_op(
-                grad, *saved, list(needs), video, text, layout.rows, layout.offsets, temperature, labels, sets, shadowed
-            )
-        else:
-            problem = Problem(video, text, layout, temperature, labels, sets, shadowed)
-            video_grad, text_grad = compute_gradients(problem, Saved(*saved), grad, needs)
-        return video_grad if needs[0] else None, text_grad if needs[1] else None, None, None, None, None, None
+            rest = layout.rows, layout.offsets, temperature, labels, ctx.sets, ctx.shadowed
+            return *registered_gradients(grad, saved, needs, video, text, shadow, rest), None, None, None, None, None
+        problem = Problem(video, text, shadow, layout, temperature, labels, ctx.sets, ctx.shadowed)
+        return *compute_gradients(problem, saved, grad, needs), None, None, None, None, None
+
+
+def registered_gradients(
+    grad: Tensor, saved: list[Tensor], needs: Sequence[bool], video: Tensor, text: Tensor, shadow: Tensor | None,
+    rest: Sequence[Any],
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of videos and tables by the registered operator, which reads one table."""
+    joined = text if shadow is None else torch.cat([text, shadow])
+    wanted = [needs[0], needs[1] or needs[2]]
+    video_grad, text_grad = gradients_op(grad, saved, wanted, video, joined, *rest)
+    parts = text_grad.split([len(text), len(joined) - len(text)]) if wanted[1] else (None, None)
+    return [part if needed else None for part, needed in zip((video_grad, *parts), needs, strict=True)]
 
 
 class TracedConcept(torch.autograd.Function):
@@ -256,7 +270,7 @@ class TracedConcept(torch.autograd.Function):
         video, text, rows, offsets, labels, *saved = ctx.saved_tensors
         (grad,), needs = grads, list(ctx.needs_input_grad[:2])
         video_grad, text_grad = gradients_op(
-            grad, *saved, needs, video, text, rows, offsets, ctx.temperature, labels, ctx.sets, ctx.shadowed
+            grad, saved, needs, video, text, rows, offsets, ctx.temperature, labels, ctx.sets, ctx.shadowed
         )
         return video_grad if needs[0] else None, text_grad if needs[1] else None, None, None, None, None, None, None
 
@@ -270,20 +284,19 @@ def backend_module(video_BD: Tensor) -> ModuleType:
     return concept_triton
 
 
-def compute(problem: Problem) -> tuple[Tensor, Saved]:
+def compute(problem: Problem) -> tuple[Tensor, Sequence[Tensor]]:
+    """The outcome, and what the backward reads of the forward."""
     with no_autocast(problem.video_BD.device.type):
-        outcome: tuple[Tensor, Saved] = backend_module(problem.video_BD).forward(problem)
+        outcome: tuple[Tensor, Sequence[Tensor]] = backend_module(problem.video_BD).forward(problem)
     return outcome
 
 
 def compute_gradients(
-    problem: Problem, saved: Saved, grad: Tensor, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of videos and table, None where `needs` says no."""
+    problem: Problem, saved: Sequence[Tensor], grad: Tensor, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of videos, table and second table, None where `needs` says no."""
     with no_autocast(problem.video_BD.device.type):
-        grads: tuple[Tensor | None, Tensor | None] = backend_module(problem.video_BD).gradients(
-            problem, saved, grad, needs
-        )
+        grads: list[Tensor | None] = backend_module(problem.video_BD).gradients(problem, saved, grad, needs)
     return grads
 
 
@@ -292,7 +305,6 @@ PROBLEM = (
     "Tensor video, Tensor text, Tensor? rows, Tensor offsets, float temperature, Tensor? labels, int sets, "
     "bool shadowed"
 )
-SAVED = "Tensor means, Tensor inverse_norms, Tensor weights, Tensor shadow_weights"
 
 
 def traced_problem(
@@ -301,51 +313,44 @@ def traced_problem(
 ) -> Problem:  # fmt: skip
     """The problem of a registered operator's arguments."""
     layout = layout_of(text, [offsets], None if rows is None else [rows])
-    return Problem(video, text, layout.to(text.device), temperature, labels, sets, shadowed)
+    return Problem(video, text, None, layout.to(text.device), temperature, labels, sets, shadowed)
 
 
-@torch.library.custom_op(
-    "ace_kernels::concept", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-def concept_op(*arguments: Any) -> tuple[Tensor, ...]:
+@torch.library.custom_op("ace_kernels::concept", mutates_args=(), schema=f"({PROBLEM}) -> Tensor[]")
+def concept_op(*arguments: Any) -> list[Tensor]:
     """`compute`, with the values checked when the traced program runs."""
     problem = traced_problem(*arguments)
     if problem.labels_B is not None:
         check_label_values(problem.labels_B, problem.classes)
     outcome, saved = compute(problem)
-    return outcome, *saved
+    return [outcome, *saved]
 
 
 @concept_op.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _(*arguments: Any) -> list[Tensor]:
     video, text, _, offsets, _, labels, sets, shadowed = arguments
     (batch, width), means = video.shape, offsets.numel() - 1
-    shapes = (
-        (batch, means) if labels is None else (sets,),
-        (means, width),
-        (batch,),
-        (0,) if labels is None else (batch, means // (sets + shadowed) * sets),
-        (batch, sets) if shadowed else (0,),
-    )
+    saved = backend_module(video).saved_shapes(batch, width, means, sets, shadowed, labels is not None)
+    outcome = (batch, means) if labels is None else (sets,)
     wide = wide_type(video, text)
-    return tuple(video.new_empty(shape, dtype=wide) for shape in shapes)
+    return [video.new_empty(shape, dtype=wide) for shape in (outcome, *saved)]
 
 
 @torch.library.custom_op(
     "ace_kernels::concept_gradients",
     mutates_args=(),
-    schema=f"(Tensor grad, {SAVED}, bool[] needs, {PROBLEM}) -> (Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor[] saved, bool[] needs, {PROBLEM}) -> (Tensor, Tensor)",
 )
 def gradients_op(*arguments: Any) -> tuple[Tensor, ...]:
     """`compute_gradients`, with an empty tensor where no gradient is needed."""
-    grad, saved, needs = arguments[0], Saved(*arguments[1:5]), arguments[5]
-    grads = compute_gradients(traced_problem(*arguments[6:]), saved, grad, needs)
+    grad, saved, needs = arguments[:3]
+    grads = compute_gradients(traced_problem(*arguments[3:]), saved, grad, [*needs, False])[:2]
     return tuple(grad.new_empty(0) if x is None else x for x in grads)
 
 
 @gradients_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    grad, needs, inputs = arguments[0], arguments[5], arguments[6:8]
+    grad, needs, inputs = arguments[0], arguments[2], arguments[3:5]
     return tuple(
         torch.empty_like(x, memory_format=torch.contiguous_format) if needed else grad.new_empty(0)
         for x, needed in zip(inputs, needs, strict=True)

@@ -22,9 +22,10 @@ ZERO = numpy.zeros(1, numpy.int64)
 class ConceptLayout:
     """The classes of R label sets, and of their shadow negatives, over one table of `height` rows.
 
-    Class n has the positions `offsets[n]:offsets[n + 1]`; position s is row s of the table, or row `rows[s]`. For the
-    gradient `uses` turns that round: `owners[starts[p]:starts[p + 1]]` are the classes that use row p, in the order of
-    their positions. All are int64 on one device. `build` makes them from integers on the CPU.
+    The last `shadow_height` rows may lie in a second table, of the shadow negatives. Class n has the positions
+    `offsets[n]:offsets[n + 1]`; position s is row s of the table, or row `rows[s]`. For the gradient `uses` turns that
+    round: `owners[starts[p]:starts[p + 1]]` are the classes that use row p, in the order of their positions. All are
+    int64 on one device. `build` makes them from integers on the CPU.
 
     `sizes`, the number of phrases of each class, is None when the host has not read the offsets: then the device
     asserts the values.
@@ -39,12 +40,14 @@ class ConceptLayout:
         shadowed: bool,
         height: int,
         sizes: tuple[int, ...] | None = None,
+        shadow_height: int = 0,
     ) -> None:
         self.offsets, self.rows, self.uses = offsets, rows, uses
         self.set_classes, self.shadowed, self.height, self.sizes = set_classes, shadowed, height, sizes
+        self.shadow_height = shadow_height
         self.means = offsets.numel() - 1
         self.positions = height if rows is None else rows.numel()
-        self.buffer = offsets  # of which all parts are views, when `build` made them
+        self.buffer, self.lengths, self.beside = offsets, [0], offsets  # `build` puts all into one buffer
         self.copies: dict[torch.device, ConceptLayout] = {}
         shadows = self.means - sum(set_classes)
         if shadowed and shadows != set_classes[0]:
@@ -59,6 +62,8 @@ class ConceptLayout:
         shadow_rows: Any = None,
         height: int | None = None,
         shadow_height: int | None = None,
+        device: torch.device | None = None,
+        beside: Any = None,
     ) -> Self:
         """A layout from integers on the CPU (lists, tuples, arrays or tensors), checked by value.
 
@@ -70,6 +75,8 @@ class ConceptLayout:
             height: rows of the table; by default no more than are used.
             shadow_height: rows of a second table that holds the shadow negatives and follows the first one.
                 `shadow_rows` then count from its beginning.
+            device: where the layout is made, in one copy; on the CPU by default.
+            beside: integers that travel in that copy, to be found in `beside`.
 
         Raises:
             KernelInputError: offsets do not rise from 0, a class has no phrase, a row is not in the table.
@@ -86,55 +93,36 @@ class ConceptLayout:
             height = 1 + int(max(part.max() for part in every)) if every else sum(int(o[-1]) for o in offsets + shadow)
         if shadow_height is None:
             both = None if rows is None else rows + (shadow_index or [])
-            check_positions(offsets + shadow, both, height, "text")
+            if not is_right(offsets + shadow, both, height):
+                check_positions(offsets + shadow, both, height, "text")
         else:
             check_positions(offsets, rows, height, "text")
             check_positions(shadow, shadow_index, shadow_height, "shadow_text")
             both = joined_rows(rows, height, shadow_index, shadow_height, numpy.arange)
             height += shadow_height
-        return cls.pack(offsets + shadow, both, tuple(len(part) - 1 for part in offsets), bool(shadow), height)
-
-    @classmethod
-    def pack(
-        cls,
-        offsets: list[Integers],
-        rows: list[Integers] | None,
-        set_classes: tuple[int, ...],
-        shadowed: bool,
-        height: int,
-    ) -> Self:
-        """All parts in one buffer, each at a multiple of 16 bytes, as Triton's kernels want their arguments."""
-        sizes = numpy.concatenate([part[1:] - part[:-1] for part in offsets])
-        parts = [numpy.concatenate([ZERO, sizes.cumsum()])]
-        if rows is not None:
-            index = numpy.concatenate(rows)
-            owners = numpy.repeat(numpy.arange(len(sizes)), sizes)[index.argsort(kind="stable")]
-            parts += [index, owners, numpy.concatenate([ZERO, numpy.bincount(index, minlength=height).cumsum()])]
-        buffer = numpy.concatenate([piece for part in parts for piece in (part, ZERO[: len(part) % 2])])
-        return cls.unpack(
-            torch.from_numpy(buffer), set_classes, shadowed, height, tuple(sizes.tolist()), len(parts) > 1
-        )
+        set_classes = tuple([len(part) - 1 for part in offsets])
+        sizes, parts = packed(offsets + shadow, both, height)
+        buffer = torch.from_numpy(numpy.concatenate(parts if beside is None else parts + arrays([beside])))
+        lengths = [*map(len, parts), len(buffer) - sum(map(len, parts))]
+        form = set_classes, bool(shadow), height, tuple(sizes.tolist()), shadow_height or 0
+        return cls.unpack(buffer if device is None else send(buffer, device), lengths, *form)
 
     @classmethod
     def unpack(
         cls,
         buffer: Tensor,
+        lengths: list[int],
         set_classes: tuple[int, ...],
         shadowed: bool,
         height: int,
         sizes: tuple[int, ...],
-        gathered: bool,
+        shadow_height: int,
     ) -> Self:
-        """The layout whose parts `pack` has put into a buffer."""
-        lengths, views, start = [len(sizes) + 1], [], 0
-        if gathered:
-            lengths += [sum(sizes), sum(sizes), height + 1]
-        for length in lengths:
-            views.append(buffer[start : start + length])
-            start += length + length % 2
-        rows, uses = (views[1], (views[2], views[3])) if gathered else (None, None)
-        layout = cls(views[0], rows, uses, set_classes, shadowed, height, sizes)
-        layout.buffer = buffer
+        """The layout whose parts `packed` has made, as views of one buffer."""
+        views = buffer.split_with_sizes(lengths)
+        rows, uses = (views[2], (views[4], views[6])) if len(lengths) > 3 else (None, None)
+        layout = cls(views[0], rows, uses, set_classes, shadowed, height, sizes, shadow_height)
+        layout.buffer, layout.lengths, layout.beside = buffer, lengths, views[-1]
         return layout
 
     def to(self, device: torch.device | str) -> "ConceptLayout":
@@ -143,14 +131,13 @@ class ConceptLayout:
             return self
         device = torch.device(device)
         if device not in self.copies:
-            buffer = self.buffer.pin_memory() if device.type == "cuda" and self.buffer.is_cpu else self.buffer
-            there = buffer.to(device, non_blocking=True)
+            there = send(self.buffer, device)
             if self.sizes is None:
-                rows = None if self.rows is None else self.rows.to(device)
+                rows = None if self.rows is None else send(self.rows, device)
                 copy = ConceptLayout(there, rows, None, self.set_classes, self.shadowed, self.height)
             else:
-                gathered = self.rows is not None
-                copy = self.unpack(there, self.set_classes, self.shadowed, self.height, self.sizes, gathered)
+                form = self.set_classes, self.shadowed, self.height, self.sizes, self.shadow_height
+                copy = self.unpack(there, self.lengths, *form)
             self.copies[device] = copy
         return self.copies[device]
 
@@ -164,6 +151,36 @@ class ConceptLayout:
             starts = torch.searchsorted(by_row, torch.arange(self.height + 1, device=self.rows.device))
             self.uses = owner[order], starts
         return self.uses
+
+
+def is_right(offsets: list[Integers], rows: list[Integers] | None, height: int) -> bool:
+    """What `check_positions` finds out, at once: the sizes of the classes and the range of the rows."""
+    ends = [int(part[-1]) for part in offsets]
+    if any(part[0] for part in offsets) or min([(part[1:] - part[:-1]).min() for part in offsets]) <= 0:
+        return False
+    if rows is None:
+        return sum(ends) == height
+    low, high = min([part.min() for part in rows]), max([part.max() for part in rows])
+    return ends == [len(part) for part in rows] and low >= 0 and high < height
+
+
+def packed(offsets: list[Integers], rows: list[Integers] | None, height: int) -> tuple[Integers, list[Integers]]:
+    """The number of phrases of each class; and offsets, rows, owners and starts, with what fills each part up to a
+    multiple of 16 bytes after it, as Triton's kernels read them fastest.
+    """
+    sizes = numpy.concatenate([part[1:] - part[:-1] for part in offsets])
+    parts = [numpy.concatenate([ZERO, sizes.cumsum()])]
+    if rows is not None:
+        index = numpy.concatenate(rows)
+        owners = numpy.repeat(numpy.arange(len(sizes)), sizes)[index.argsort(kind="stable")]
+        parts += [index, owners, numpy.concatenate([ZERO, numpy.bincount(index, minlength=height).cumsum()])]
+    return sizes, [piece for part in parts for piece in (part, ZERO[: len(part) % 2])]
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """`values.to(device)`; to a GPU from pinned memory, so that the host does not wait for the work before it."""
+    pinned = values.pin_memory() if device.type == "cuda" and values.is_cpu else values
+    return pinned.to(device, non_blocking=True)
 
 
 def arrays(parts: Sequence[Any]) -> list[Integers]:
@@ -236,7 +253,8 @@ def layout_of(
     if is_plain(text):
         offsets, index = on_device(offsets, text.device), None if index is None else on_device(index, text.device)
     height = text.shape[0] + (heights[1] or 0)
-    return ConceptLayout(offsets, index, None, classes, shadow_offsets is not None, height)
+    shadowed = shadow_offsets is not None
+    return ConceptLayout(offsets, index, None, classes, shadowed, height, shadow_height=heights[1] or 0)
 
 
 def join_offsets(groups: Sequence[Tensor]) -> Tensor:
@@ -279,6 +297,5 @@ def cached_layout(
         return None if part is None else numpy.frombuffer(part[0], f"i{part[1]}")
 
     rows = None if set_rows is None else list(map(unpacked, set_rows))
-    offsets = list(map(unpacked, set_offsets))
-    layout = ConceptLayout.build(offsets, rows, unpacked(shadow_offsets), unpacked(shadow_rows), height, shadow_height)
-    return layout.to(device)
+    shadow = unpacked(shadow_offsets), unpacked(shadow_rows)
+    return ConceptLayout.build(list(map(unpacked, set_offsets)), rows, *shadow, height, shadow_height, device)

@@ -17,24 +17,17 @@ from ace_kernels.concept_layout import ConceptLayout
 INTEGERS = (torch.int64, torch.int32)
 
 
-class Saved(NamedTuple):
-    """What the backward reads beside the arguments, in the wide type."""
-
-    means_ND: Tensor
-    inverse_B: Tensor  # 1 over the length of each video
-    weights_BN: Tensor  # derivatives of B · loss in the logits [B, R·C]; empty without labels
-    shadow_weights_BR: Tensor  # the same in the logit of each video's shadow negative; empty without shadow negatives
-
-
 class Problem(NamedTuple):
-    """Videos, one table of phrases and the classes made of it.
+    """Videos, a table of phrases and the classes made of it.
 
     The N classes of the layout are those of the R sets, C each, one set after the other, and then the C shadow
-    negatives if `shadowed`. Without labels the outcome is logits [B, N], with labels [B] it is losses [R].
+    negatives if `shadowed`. With `shadow_PD` these are made of its rows, which the layout counts on from those of
+    `text_PD`. Without labels the outcome is logits [B, N], with labels [B] it is losses [R].
     """
 
     video_BD: Tensor
     text_PD: Tensor
+    shadow_PD: Tensor | None
     layout: ConceptLayout
     temperature: float
     labels_B: Tensor | None = None
@@ -50,12 +43,6 @@ class Problem(NamedTuple):
     def wide(self) -> torch.dtype:
         """The type of the arithmetic."""
         return wide_type(self.video_BD, self.text_PD)
-
-    def logit_gradient(self, saved: Saved, grad: Tensor) -> tuple[Tensor, Tensor | None, float]:
-        """Gradient of the logits from that of the outcome, as weights [B, R·C] · scales [R] (or 1) · factor."""
-        if self.labels_B is None:
-            return grad, None, 1 / self.temperature
-        return saved.weights_BN, grad, 1 / (self.temperature * self.video_BD.shape[0])
 
 
 def wide_type(video_BD: Tensor, text_PD: Tensor) -> torch.dtype:

@@ -17,22 +17,39 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from ace_kernels.concept_problem import Problem, Saved
+from ace_kernels.concept_problem import Problem
 
 BAG = 32  # rows added one after the other in float32; longer classes are summed in two levels, each this short or so
 BLOCK_ELEMENTS = 2**18  # 1 MiB of float32: half of an EPYC core's L2 cache, so that a block is read from memory once
 
 
+Saved = Sequence[Tensor]  # what the backward reads beside the arguments: see `forward`
+
+
+def saved_shapes(
+    batch: int, width: int, means: int, sets: int, shadowed: bool, labelled: bool
+) -> list[tuple[int, ...]]:  # fmt: skip
+    """Shapes of what `forward` saves, in the wide type."""
+    shapes: list[tuple[int, ...]] = [(means, width), (batch,)]
+    if labelled:
+        shapes.append((batch, means // (sets + shadowed) * sets))
+    return [*shapes, (batch, sets)] if shadowed else shapes
+
+
 def forward(problem: Problem) -> tuple[Tensor, Saved]:
-    """Logits [B, N], or losses [R] with their derivatives in the logits."""
+    """Logits [B, N], or losses [R].
+
+    Saved are the class means [N, D], 1 over the length of each video [B], of losses the derivatives of B · loss in the
+    logits [B, R·C], and with shadow negatives those in the logit of each video's own one [B, R].
+    """
     video_BD, wide = problem.video_BD, problem.wide
     means_ND, inverse_B = class_means(problem), inverse_norms(video_BD, wide)
     logits_BN = (video_BD.to(wide) * inverse_B[:, None]) @ means_ND.T / problem.temperature
-    nothing = logits_BN.new_empty(0)
     if problem.labels_B is None:
-        return logits_BN, Saved(means_ND, inverse_B, nothing, nothing.clone())
+        return logits_BN, (means_ND, inverse_B)
     losses_R, weights_BN, shadow_BR = losses(logits_BN, problem.labels_B.long(), problem.sets, problem.shadowed)
-    return losses_R, Saved(means_ND, inverse_B, weights_BN, nothing if shadow_BR is None else shadow_BR)
+    saved = (means_ND, inverse_B, weights_BN)
+    return losses_R, saved if shadow_BR is None else (*saved, shadow_BR)
 
 
 def losses(logits_BN: Tensor, labels_B: Tensor, sets: int, shadowed: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -52,27 +69,26 @@ def losses(logits_BN: Tensor, labels_B: Tensor, sets: int, shadowed: bool) -> tu
     return (lse_BR - true_BR).mean(0), weights_BRC.flatten(1), shadow_BR
 
 
-def gradients(
-    problem: Problem, saved: Saved, grad: Tensor, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
+def gradients(problem: Problem, saved: Saved, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of the videos and of the table, each where `needs` says so, from that of the outcome."""
-    video_BD, means_ND, inverse_B = problem.video_BD, saved.means_ND, saved.inverse_B
-    weights_BN, scales_R, factor = problem.logit_gradient(saved, grad)
-    if scales_R is not None:
-        weights_BN = (weights_BN.unflatten(1, (len(scales_R), -1)) * scales_R[:, None]).flatten(1)
-    weights_BN = weights_BN.to(means_ND.dtype)
-    if problem.shadowed and problem.labels_B is not None:
-        shadow_BR = saved.shadow_weights_BR
-        own_B1 = (shadow_BR if scales_R is None else shadow_BR * scales_R).sum(1, keepdim=True)
-        shadow_BC = own_B1.new_zeros(len(own_B1), problem.classes)
-        weights_BN = torch.cat([weights_BN, shadow_BC.scatter_(1, problem.labels_B.long()[:, None], own_B1)], 1)
+    video_BD, (means_ND, inverse_B) = problem.video_BD, saved[:2]
+    factor = 1 / problem.temperature
+    if problem.labels_B is None:
+        weights_BN = grad.to(means_ND.dtype)
+    else:
+        factor = 1 / (problem.temperature * len(video_BD))
+        weights_BN = (saved[2].unflatten(1, (problem.sets, -1)) * grad[:, None]).flatten(1)
+        if problem.shadowed:
+            own_B1 = (saved[3] * grad).sum(1, keepdim=True)
+            shadow_BC = own_B1.new_zeros(len(own_B1), problem.classes)
+            weights_BN = torch.cat([weights_BN, shadow_BC.scatter_(1, problem.labels_B.long()[:, None], own_B1)], 1)
     unit_BD = video_BD.to(means_ND.dtype) * inverse_B[:, None]
     video_grad = text_grad = None
     if needs[0]:
         video_grad = through_norm(unit_BD, inverse_B, weights_BN @ means_ND * factor).to(video_BD.dtype)
     if needs[1]:
         text_grad = table_gradient(problem, weights_BN.T @ unit_BD * factor)
-    return video_grad, text_grad
+    return [video_grad, text_grad, None]  # there is no second table here
 
 
 def through_norm(unit: Tensor, inverse: Tensor, grad: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ by rule, not by timing: `triton.autotune` cannot run in the interpreter and woul
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy
@@ -20,8 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ace_kernels import concept_triton_kernels as kernels
-from ace_kernels.backend import INTERPRETED, KernelInputError, Launch
-from ace_kernels.concept_problem import Problem, Saved
+from ace_kernels.backend import INTERPRETED, KernelInputError, Launch, Part
+from ace_kernels.concept_problem import Problem
 
 WIDEST = 16384  # embedding width that one program holds in registers
 INLINE_VIDEOS, INLINE_MEANS = 64, 256  # up to here every row's program sums over the batch itself
@@ -41,6 +42,7 @@ class Form(NamedTuple):
     sets: int
     shadowed: bool
     indexed: bool
+    two_tables: bool
     checked: bool  # the host has read offsets and rows
     temperature: float
     video_type: torch.dtype
@@ -60,12 +62,12 @@ class Form(NamedTuple):
 
 
 def form_of(problem: Problem) -> Form:
-    video, text, layout, temperature, labels, sets, shadowed = problem
+    video, text, shadow, layout, temperature, labels, sets, shadowed = problem
     batch, width = video.shape
     return Form(
-        batch, width, layout.means, sets, shadowed, layout.rows is not None, layout.sizes is not None, temperature,
-        video.dtype, text.dtype, None if labels is None else labels.dtype, video.stride(), text.stride(),
-        video.get_device(),
+        batch, width, layout.means, sets, shadowed, layout.rows is not None, shadow is not None,
+        layout.sizes is not None, temperature, video.dtype, text.dtype, None if labels is None else labels.dtype,
+        video.stride(), text.stride(), video.get_device(),
     )  # fmt: skip
 
 
@@ -105,11 +107,39 @@ def build_plan(form: Form) -> Plan:
     return Plan(wide, inline, split, precision)
 
 
+class Room(NamedTuple):
+    """Where the parts of one allocation begin, in numbers of the wide type: allocating takes the host longer than a
+    launch.
+
+    Means [N, D], 1 over the length of each video [B], of losses the derivatives of B · loss in the logits [B, R·C] and
+    in the logit of each video's shadow negative [B, R], and the losses of each video [R, B]. Each begins at a multiple
+    of 16 bytes.
+    """
+
+    inverse: int
+    weights: int
+    shadow: int
+    losses: int
+    size: int
+
+
+def build_room(batch: int, width: int, means: int, sets: int, shadowed: bool, labelled: bool) -> Room:
+    columns = means // (sets + shadowed) * sets * labelled
+    parts = (means * width, batch, batch * columns, batch * sets * shadowed, batch * sets * labelled)
+    return Room(*accumulate(size + -size % 4 for size in parts))
+
+
+def saved_shapes(batch: int, width: int, means: int, sets: int, shadowed: bool, labelled: bool) -> list[tuple[int]]:
+    """Shapes of what `forward` saves, in the wide type."""
+    return [(build_room(batch, width, means, sets, shadowed, labelled).size,)]
+
+
 @dataclass(frozen=True, slots=True)
 class Forward:
     """The launches of a forward with their grids. `softmax` is None where the logits' launch ends as losses."""
 
     plan: Plan
+    room: Room
     means: Launch
     means_grid: tuple[int, int, int]
     logits: Launch
@@ -126,8 +156,9 @@ def build_forward(form: Form) -> Forward:
     means = Launch(
         kernels.means_kernel, warps,
         dict(zip(("text_stride", "text_stride_d"), form.text_strides, strict=True)) | strides | {
-            "batch": form.batch, "total_n": form.means, "width": form.width, "INDEXED": form.indexed,
-            "CHECK": not form.checked, "SPLIT": plan.split, **block,
+            "batch": form.batch, "columns": form.columns, "total_n": form.means, "width": form.width,
+            "TWO_TABLES": form.two_tables, "INDEXED": form.indexed, "CHECK": not form.checked, "SPLIT": plan.split,
+            **block,
         }, checked=not form.checked,
     )  # fmt: skip
     fused = form.label_type is not None and plan.inline and form.classes <= ONE_TILE_CLASSES
@@ -150,37 +181,58 @@ def build_forward(form: Form) -> Forward:
             kernels.softmax_kernel, 4, shared | {"BLOCK_B": 4, "BLOCK_C": columns, "BLOCK_K": 128}, checked=True
         )
     return Forward(
-        plan,
+        plan, form_room(form),
         means, (form.means + triton.cdiv(form.batch, block["BLOCK_R"]), 1, 1),
         logits, (triton.cdiv(form.batch, blocks["BLOCK_B"]), triton.cdiv(form.classes, blocks["BLOCK_C"]), form.sets),
         softmax, (triton.cdiv(form.batch, 4), form.sets, 1),
     )  # fmt: skip
 
 
-def forward(problem: Problem) -> tuple[Tensor, Saved]:
-    """As in `concept_torch`: means, then logits, in two launches; a third for losses over many classes."""
-    video, text, layout, _, labels, sets, shadowed = problem
+def form_room(form: Form) -> Room:
+    return build_room(form.batch, form.width, form.means, form.sets, form.shadowed, form.label_type is not None)
+
+
+def parts_of(saved: Tensor, room: Room, plan: Plan, video_type: torch.dtype) -> list[Part]:
+    """The parts of a room for the kernels: two 16-bit planes take the room of one float32 mean."""
+    base, wide, number = saved.data_ptr(), saved.dtype, saved.element_size()
+    parts = [Part(saved, base, 0, video_type if plan.split else wide)]
+    return parts + [Part(saved, base + number * start, start, wide) for start in room[:4]]
+
+
+def allocate(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A room. What lies between its parts is never written."""
+    return torch.empty((size,), dtype=dtype, device=device)
+
+
+def forward(problem: Problem) -> tuple[Tensor, Sequence[Tensor]]:
+    """As in `concept_torch`: means, then logits, in two launches; a third for losses over many classes.
+
+    Saved is one allocation, a `Room`.
+    """
+    video, text, shadow, layout, _, labels, sets, _ = problem
     form = form_of(problem)
     ready = build_forward(form)
-    wide, device, batch, width = ready.plan.wide, video.device, form.batch, form.width
-    means = torch.empty((form.means, width), dtype=wide, device=device)
-    inverse = torch.empty((batch,), dtype=wide, device=device)
-    kept = means.view(video.dtype) if ready.plan.split else means  # two 16-bit planes take the room of one in float32
-    index = layout.offsets if layout.rows is None else layout.rows
-    sizes = (layout.height, layout.positions)
-    ready.means(ready.means_grid, (text, index, layout.offsets, video, kept, inverse), sizes)
-    out = torch.empty((batch, form.columns), dtype=wide, device=device)
-    shadow_out = torch.empty((batch, sets) if shadowed else (0,), dtype=wide, device=device)
+    wide, device = ready.plan.wide, video.device
+    saved = allocate(ready.room.size, wide, device)
+    means, inverse, weights, shadow_weights, each = parts_of(saved, ready.room, ready.plan, form.video_type)
+    index = layout.rows
+    tensors = (
+        text, text if shadow is None else shadow, layout.offsets if index is None else index, layout.offsets, video,
+        means, inverse,
+    )  # fmt: skip
+    ready.means(ready.means_grid, tensors, (text.shape[0], layout.height - text.shape[0], layout.positions))
     if labels is None:
-        ready.logits(ready.logits_grid, (video, inverse, kept, inverse, out, shadow_out, inverse))
-        return out, Saved(means, inverse, out.new_empty(0), shadow_out)
-    losses = torch.empty((sets,) if ready.softmax is None else (sets, batch), dtype=wide, device=device)
-    tensors = (video, inverse, kept, labels.contiguous(), out, shadow_out, losses)
-    ready.logits(ready.logits_grid, tensors)
-    if ready.softmax is not None:
-        ready.softmax(ready.softmax_grid, tensors)
-        losses = losses.mean(1)
-    return losses, Saved(means, inverse, out, shadow_out)
+        out = torch.empty((form.batch, form.columns), dtype=wide, device=device)
+        ready.logits(ready.logits_grid, (video, inverse, means, inverse, out, inverse, inverse))
+        return out, (saved,)
+    losses = torch.empty((sets,), dtype=wide, device=device)
+    labelled = (video, inverse, means, labels.contiguous(), weights, shadow_weights)
+    if ready.softmax is None:
+        ready.logits(ready.logits_grid, (*labelled, losses))
+        return losses, (saved,)
+    ready.logits(ready.logits_grid, (*labelled, each))
+    ready.softmax(ready.softmax_grid, (*labelled, each))
+    return each.tensor()[: sets * form.batch].view(sets, -1).mean(1), (saved,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +240,7 @@ class Gradients:
     """The launches of a backward with their grids; those of means and unit videos only in the large regime."""
 
     plan: Plan
+    room: Room
     rows: Launch
     means: Launch | None
     means_grid: tuple[int, int, int]
@@ -196,7 +249,7 @@ class Gradients:
 
 
 @lru_cache(maxsize=256)
-def build_gradients(form: Form, needs: tuple[bool, bool]) -> Gradients:
+def build_gradients(form: Form, needs_video: bool, needs_text: bool) -> Gradients:
     plan, labelled = build_plan(form), form.label_type is not None
     block, warps = row_block(form.width, plan)
     strides = dict(zip(("video_stride", "video_stride_d"), form.video_strides, strict=True))
@@ -209,7 +262,8 @@ def build_gradients(form: Form, needs: tuple[bool, bool]) -> Gradients:
     rows = Launch(
         kernels.row_gradients_kernel, warps,
         dict(zip(("text_stride", "text_stride_d"), form.text_strides, strict=True)) | strides | shared | {
-            "GATHERED": form.indexed, "HAS_TEXT": needs[1], "INLINE": plan.inline, "SPLIT": plan.split, **block,
+            "TWO_TABLES": form.two_tables, "GATHERED": form.indexed, "HAS_TEXT": needs_text, "INLINE": plan.inline,
+            "SPLIT": plan.split, **block,
         },
     )  # fmt: skip
     small = plan.precision == "ieee"
@@ -219,56 +273,58 @@ def build_gradients(form: Form, needs: tuple[bool, bool]) -> Gradients:
         "DOT": DOT_TYPES[plan.gradient_dot], "PRECISION": plan.gradient_precision, "BLOCK_K": inner, "BLOCK_D": columns,
     }  # fmt: skip
     means = videos = None
-    if needs[1] and not plan.inline:
+    if needs_text and not plan.inline:
         means = Launch(kernels.mean_gradients_kernel, warps, strides | shared | {"BLOCK_N": tile})
-    if needs[0] and not plan.inline:
+    if needs_video and not plan.inline:
         videos = Launch(kernels.video_gradients_kernel, warps, shared | {"SPLIT": plan.split, "BLOCK_B": tile})
     parts = triton.cdiv(form.width, columns)
     return Gradients(
-        plan, rows,
+        plan, form_room(form), rows,
         means, (triton.cdiv(form.means, tile), parts, 1),
         videos, (triton.cdiv(form.batch, tile), parts, 1),
     )  # fmt: skip
 
 
-def gradients(
-    problem: Problem, saved: Saved, grad: Tensor, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
+def gradients(problem: Problem, saved: Sequence[Tensor], grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
     """As in `concept_torch`: one launch, or three when the videos or the classes are many."""
-    video, text, layout, _, labels, _, _ = problem
-    form = form_of(problem)
-    ready = build_gradients(form, tuple(needs))
-    means, inverse, weights, shadow_weights = saved
-    kept = means.view(video.dtype) if ready.plan.split else means
-    grad = grad.contiguous()
-    if labels is None:
-        weights, labels, scales = grad, inverse, inverse
-    else:
-        labels, scales = labels.contiguous(), grad
-    weighing = (weights, shadow_weights, labels, scales)
-    mean_grads = video_grads = inverse
+    video, text, shadow, layout, _, labels, _, _ = problem
+    needs_video, needs_text = needs[0], needs[1] or needs[2]
+    form, grad = form_of(problem), grad.contiguous()
+    ready = build_gradients(form, needs_video, needs_text)
+    means, inverse, weights, shadow_weights, _ = parts_of(saved[0], ready.room, ready.plan, form.video_type)
+    weighing: tuple[Tensor | Part, ...] = (grad, inverse, inverse, inverse)
+    if labels is not None:
+        weighing = (weights, shadow_weights, labels.contiguous(), grad)
+    mean_grads: Tensor | Part = inverse
+    video_grads: Tensor | Part = inverse
     if ready.means is not None:
-        mean_grads = torch.empty_like(means)
+        mean_grads = torch.empty((form.means, form.width), dtype=ready.plan.wide, device=video.device)
         ready.means(ready.means_grid, (*weighing, video, inverse, mean_grads))
     if ready.videos is not None:
         video_grads = torch.empty((form.batch, form.width), dtype=ready.plan.wide, device=video.device)
-        ready.videos(ready.videos_grid, (*weighing, kept, video_grads))
-    video_out, text_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if needed else None
-                           for x, needed in zip((video, text), needs, strict=True))  # fmt: skip
+        ready.videos(ready.videos_grid, (*weighing, means, video_grads))
+    second = text if shadow is None else shadow
+    video_out, text_out = (room_for(x) if needed else x for x, needed in ((video, needs_video), (text, needs_text)))
+    shadow_out = room_for(shadow) if shadow is not None and needs_text else second
     owners = starts = layout.offsets
-    programs = form.means if needs[1] else 0
-    if needs[1] and form.indexed:
+    programs = form.means if needs_text else 0
+    if needs_text and form.indexed:
         programs = layout.height
         owners, starts = layout.row_uses()
     ready.rows(
-        (programs + (form.batch if needs[0] else 0), 1, 1),
+        (programs + (form.batch if needs_video else 0), 1, 1),
         (
-            text, text if text_out is None else text_out, layout.offsets, owners, starts, *weighing, mean_grads,
-            video_grads, kept, video, video if video_out is None else video_out, inverse,
+            text, text_out, second, shadow_out, layout.offsets, owners, starts, *weighing, mean_grads, video_grads,
+            means, video, video_out, inverse,
         ),
-        (programs,),
+        (text.shape[0], programs),
     )  # fmt: skip
-    return video_out, text_out
+    return [x if needed else None for x, needed in zip((video_out, text_out, shadow_out), needs, strict=True)]
+
+
+def room_for(x: Tensor) -> Tensor:
+    """Room for the gradient of a tensor, without gaps."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def two_floats(value: float) -> dict[str, float]:

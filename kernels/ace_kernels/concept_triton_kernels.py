@@ -47,19 +47,23 @@ def load_rows(rows, places, inside, stride_row, stride_d, width, WIDE: tl.conste
 
 @triton.jit
 def sum_of_units(
-    rows, index, first, last, stride_row, stride_d, height, width,
+    rows, index, first, last, start_row, stride_row, stride_d, height, width,
     INDEXED: tl.constexpr, CHECK: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum of the unit rows at positions [first, last), compensated (Kahan) over blocks of rows."""
+    """Sum of the unit rows at positions [first, last), compensated (Kahan) over blocks of rows.
+
+    Rows are counted from `start_row`, the first of their table, which has `height` of them.
+    """
     total = tl.zeros([BLOCK_D], WIDE)
     lost = tl.zeros([BLOCK_D], WIDE)
     for start in range(first, last, BLOCK_R):
         places = start + tl.arange(0, BLOCK_R)
         inside = places < last
         if INDEXED:
-            places = tl.load(index + places, mask=inside, other=0).to(tl.int64)
-            if CHECK:
-                tl.device_assert((places >= 0) & (places < height), "ace_kernels: rows must lie inside the table")
+            places = tl.load(index + places, mask=inside, other=start_row).to(tl.int64)
+        places -= start_row
+        if INDEXED and CHECK:
+            tl.device_assert((places >= 0) & (places < height), "ace_kernels: rows must lie inside the table")
         unit, _ = unit_rows(load_rows(rows, places, inside, stride_row, stride_d, width, WIDE, BLOCK_D))
         term = tl.sum(unit, 0) - lost
         grown = total + term
@@ -82,11 +86,11 @@ def store_mean(means, mean, n, total_n, width, SPLIT: tl.constexpr, BLOCK_D: tl.
         tl.store(where, mean, mask=d < width)
 
 
-@triton.jit(do_not_specialize=["height", "positions"])
+@triton.jit(do_not_specialize=["height", "shadow_height", "positions"])
 def means_kernel(
-    text, index, offsets, video, means, inverse_norms, height, positions,
-    text_stride, text_stride_d, video_stride, video_stride_d, batch, total_n, width,
-    INDEXED: tl.constexpr, CHECK: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
+    text, shadow, index, offsets, video, means, inverse_norms, height, shadow_height, positions,
+    text_stride, text_stride_d, video_stride, video_stride_d, batch, columns, total_n, width,
+    TWO_TABLES: tl.constexpr, INDEXED: tl.constexpr, CHECK: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Class means, a program each, and 1 over the length of every video, a program for `BLOCK_R` of them."""
@@ -98,8 +102,26 @@ def means_kernel(
         if CHECK:
             rises = (first >= 0) & (last <= positions) & (last > first)
             tl.device_assert(rises, "ace_kernels: offsets must rise from 0 to S")
+        start_row = 0
+        if TWO_TABLES:  # the shadow negatives lie in the second
+            text = tl.where(n < columns, text, shadow)
+            start_row = tl.where(n < columns, 0, height)
+            height = tl.where(n < columns, height, shadow_height)
         total = sum_of_units(
-            text, index, first, last, text_stride, text_stride_d, height, width, INDEXED, CHECK, WIDE, BLOCK_R, BLOCK_D
+            text,
+            index,
+            first,
+            last,
+            start_row,
+            text_stride,
+            text_stride_d,
+            height,
+            width,
+            INDEXED,
+            CHECK,
+            WIDE,
+            BLOCK_R,
+            BLOCK_D,
         )
         store_mean(means, total / (last - first).to(WIDE), n, total_n, width, SPLIT, BLOCK_D)
     else:
@@ -387,13 +409,15 @@ def unit_gradient(
 
 @triton.jit
 def table_gradients(
-    place, text, text_out, offsets, owners, starts, text_stride, text_stride_d,
+    place, text, text_out, start_row, offsets, owners, starts, text_stride, text_stride_d,
     weights, shadow_weights, labels, scales, mean_grads,
     video, inverse_norms, video_stride, video_stride_d, batch, classes, columns, width, high, low,
     GATHERED: tl.constexpr, INLINE: tl.constexpr, SETS: tl.constexpr, SCALED: tl.constexpr, SHADOWED: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Row gradients of class `place`, or with `GATHERED` of table row `place` with all its uses."""
+    """Row gradients of class `place`, or with `GATHERED` of row `place` with all its uses. Rows of the table that is
+    given are counted from `start_row`.
+    """
     first = tl.load((starts if GATHERED else offsets) + place).to(tl.int64)
     last = tl.load((starts if GATHERED else offsets) + place + 1).to(tl.int64)
     gradient = unit_gradient(
@@ -403,30 +427,39 @@ def table_gradients(
         GATHERED, INLINE, SETS, SCALED, SHADOWED, WIDE, BLOCK_R, BLOCK_D,
     )  # fmt: skip
     if GATHERED:
-        row = place + tl.arange(0, 1)
+        row = place - start_row + tl.arange(0, 1)
         x = load_rows(text, row, row >= 0, text_stride, text_stride_d, width, WIDE, BLOCK_D)
         store_row_gradients(x, gradient[None, :], text_out, row, row >= 0, width, BLOCK_D)
     else:
         for start in range(first, last, BLOCK_R):
-            rows = start + tl.arange(0, BLOCK_R)
-            x = load_rows(text, rows, rows < last, text_stride, text_stride_d, width, WIDE, BLOCK_D)
-            store_row_gradients(x, gradient[None, :], text_out, rows, rows < last, width, BLOCK_D)
+            rows = start - start_row + tl.arange(0, BLOCK_R)
+            inside = rows < last - start_row
+            x = load_rows(text, rows, inside, text_stride, text_stride_d, width, WIDE, BLOCK_D)
+            store_row_gradients(x, gradient[None, :], text_out, rows, inside, width, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["text_programs"])
+@triton.jit(do_not_specialize=["height", "text_programs"])
 def row_gradients_kernel(
-    text, text_out, offsets, owners, starts, weights, shadow_weights, labels, scales, mean_grads, video_grads, means,
-    video, video_out, inverse_norms, text_programs,
+    text, text_out, shadow, shadow_out, offsets, owners, starts, weights, shadow_weights, labels, scales, mean_grads,
+    video_grads, means, video, video_out, inverse_norms, height, text_programs,
     text_stride, text_stride_d, video_stride, video_stride_d, batch, classes, columns, total_n, width, high, low,
-    GATHERED: tl.constexpr, HAS_TEXT: tl.constexpr, INLINE: tl.constexpr, SETS: tl.constexpr, SCALED: tl.constexpr,
-    SHADOWED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    TWO_TABLES: tl.constexpr, GATHERED: tl.constexpr, HAS_TEXT: tl.constexpr, INLINE: tl.constexpr, SETS: tl.constexpr,
+    SCALED: tl.constexpr, SHADOWED: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all rows in one launch: a program a class, or with `GATHERED` a table row, and a program a video."""
     program = tl.program_id(0)
     if program < text_programs:
         if HAS_TEXT:
+            place = program.to(tl.int64)
+            start_row = 0
+            if TWO_TABLES:  # the shadow negatives lie in the second
+                first_table = place < (height if GATHERED else columns)
+                text = tl.where(first_table, text, shadow)
+                text_out = tl.where(first_table, text_out, shadow_out)
+                start_row = tl.where(first_table, 0, height)
             table_gradients(
-                program.to(tl.int64), text, text_out, offsets, owners, starts, text_stride, text_stride_d,
+                place, text, text_out, start_row, offsets, owners, starts, text_stride, text_stride_d,
                 weights, shadow_weights, labels, scales, mean_grads, video, inverse_norms, video_stride,
                 video_stride_d, batch, classes, columns, width, high, low,
                 GATHERED, INLINE, SETS, SCALED, SHADOWED, WIDE, BLOCK_R, BLOCK_D,

@@ -14,7 +14,7 @@ COSINE_ERROR = 4e-6  # what the operators promise: 4e-6 / τ in a logit
 def both_ways_to_cut(rows, offsets, index=None):
     """Bags from offsets on the CPU, whose sizes are known, and from offsets on a device, which nobody reads."""
     layout = layout_of(rows, [offsets], None if index is None else [index])
-    return class_bags(Problem(rows, rows, layout, 1.0)), bags_on_device(offsets, layout.positions)
+    return class_bags(Problem(rows, rows, None, layout, 1.0)), bags_on_device(offsets, layout.positions)
 
 
 @pytest.mark.parametrize("sizes", [(5, 1, 1000), (10_000, 2), (32, 64, 31, 33)])

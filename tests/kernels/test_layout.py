@@ -78,8 +78,34 @@ def test_a_second_table_of_shadow_negatives(device):
         class_offsets((1, 2, 1)),
     )
     layout = ConceptLayout.build([offsets], None, shadow_offsets, height=HEIGHT, shadow_height=4)
-    ours = concept_cross_entropy(video, torch.cat([table, shadow]), layout, labels, 0.1)
-    assert torch.equal(ours, concept_cross_entropy(video, table, offsets, labels, 0.1, shadow, shadow_offsets))
+    exact = concept_cross_entropy(video, table, offsets, labels, 0.1, shadow, shadow_offsets)
+    assert torch.equal(exact, concept_cross_entropy(video, torch.cat([table, shadow]), layout, labels, 0.1))
+    assert torch.equal(exact, concept_cross_entropy(video, table, layout, labels, 0.1, shadow))
+    with pytest.raises(KernelInputError, match=r"the layout is of tables of 9 \+ 4 rows, got 8 \+ 5"):
+        concept_cross_entropy(video, table[:8], layout, labels, 0.1, torch.cat([table[8:], shadow]))
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("which", [(0, 1, 2), (0, 1), (0, 2), (2,)])
+def test_two_tables_give_the_bits_of_one(device, rows, which):
+    """Loss and gradients of text and shadow text, as many as are asked for; tables of two types are joined."""
+    video, table, labels = inputs(device)
+    shadow, offsets, shadow_offsets = (
+        torch.randn(4, 12, device=device),
+        class_offsets((2, 3, 4)),
+        class_offsets((1, 2, 1)),
+    )
+    index = (torch.randint(9, (9,)), torch.randint(4, (4,))) if rows else (None, None)
+    joined = [offsets], None if not rows else [index[0]], shadow_offsets, None if not rows else index[1]
+    layout = ConceptLayout.build(*joined, height=9, shadow_height=4)
+    leaves = [x.clone().requires_grad_(place in which) for place, x in enumerate((video, table, shadow))]
+    apart = concept_cross_entropy(leaves[0], leaves[1], offsets, labels, 0.1, leaves[2], shadow_offsets, *index)
+    whole = concept_cross_entropy(leaves[0], torch.cat(leaves[1:]), layout, labels, 0.1)
+    assert torch.equal(apart, whole)
+    wanted = [leaves[place] for place in which]
+    assert all(map(torch.equal, torch.autograd.grad(apart, wanted), torch.autograd.grad(whole, wanted)))
+    mixed = concept_cross_entropy(video, table, offsets, labels, 0.1, shadow.double(), shadow_offsets, *index)
+    assert abs(mixed - whole) < 1e-5
 
 
 def test_layouts_are_copied_to_a_device_once(device):
@@ -115,9 +141,9 @@ def test_wrong_layouts_are_refused_when_they_are_built(changes, words):
 def test_layouts_that_do_not_fit_a_call_are_refused(device):
     video, table, labels = inputs(device)
     shadowed = ConceptLayout.build(*label_sets(), height=HEIGHT)
-    with pytest.raises(KernelInputError, match="the layout is of a table of 9 rows, text has 8"):
+    with pytest.raises(KernelInputError, match=r"the layout is of tables of 9 rows, got 8 \+ 0"):
         concept_cross_entropy_sets(video, table[:8], shadowed, labels, 0.1)
-    with pytest.raises(KernelInputError, match="give no other with it"):
+    with pytest.raises(KernelInputError, match="give no others with it"):
         concept_cross_entropy_sets(video, table, shadowed, labels, 0.1, set_rows=[labels])
     with pytest.raises(KernelInputError, match="a similarity has none"):
         concept_similarity(video, table, shadowed, 0.1)

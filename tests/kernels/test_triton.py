@@ -39,7 +39,7 @@ def test_sixteen_bit_products_are_upcast_by_the_interpreter(device, monkeypatch)
     monkeypatch.setattr(concept_triton, "TENSOR_CORE_PRODUCTS", 0)
     forget_plans()
     video, text = (torch.randn(n, 40, device=device).bfloat16() for n in (6, 9))
-    problem = concept_triton.Problem(video, text, layout_of(text, [class_offsets((4, 5))], None), 0.01)
+    problem = concept_triton.Problem(video, text, None, layout_of(text, [class_offsets((4, 5))], None), 0.01)
     plan = concept_triton.build_plan(concept_triton.form_of(problem))
     assert plan.split and plan.precision == "bf16"
     assert plan.gradient_dot == (torch.float32 if INTERPRETING else torch.bfloat16)
