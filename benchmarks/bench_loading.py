@@ -3,8 +3,8 @@
 Columns: our two decoders (`pyav`, `dali`), webdataset + PyAV, decord and torchcodec, all on the same stored clips and
 crops (short side 256 to 320, 224 pixels), each with one decoding thread, which is best for every one of them per core;
 torchcodec and decord once with their own resizing and once with torch's. Each column turns the clips of a shard folder
-into a batch of bytes, which are normalised afterwards; DALI's graph normalises too. `dali_decoder_alone` is the ceiling
-of `dali`. The metric is clips per second of the process's CPU time.
+into a batch of bytes, which are normalised afterwards; DALI's graph normalises too. The metric is clips per second of
+the process's CPU time.
 
 With `--device cuda` the columns are the loaders of a run as `loader.backend` builds them, with `--threads` (0: all
 cores of this process), and the metrics are clips a second of a consumer that always waits, in batches of 16 as bytes,
@@ -34,7 +34,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import av
-import numpy as np
 import torch
 from common import Row, append
 from loading_world import Case, build
@@ -62,7 +61,6 @@ SWEEP = [
     for gop in gops
 ]
 CASES = list(dict.fromkeys([*CANONICAL, *RATES, *SWEEP]))
-CEILING = "dali_decoder_alone"
 LOADER = LoaderConfig(threads=1, prefetch=1)  # the paper's crops are the defaults
 GPU_CLIPS, GPU_BATCH = 12, 16  # as stored, repeated; as trained
 Requests = Sequence[ClipRequest]
@@ -90,28 +88,6 @@ def through(loader: Loader) -> Column:
 def clip_by_clip(decode: Callable[[bytes, ClipRequest], Tensor], files: ShardFiles) -> Column:
     """A decoder of single clips, read by offset as ours are; without the checksum that ours verify."""
     return lambda requests: torch.stack([decode(files.read_raw(r.record), r) for r in requests])
-
-
-def decoder_alone(files: ShardFiles, count: int) -> Column:
-    """DALI's video decoder and nothing else: the ceiling of `dali` at this batch."""
-    from nvidia.dali import Pipeline, fn, types
-
-    inputs: list[list[np.ndarray]] = []
-    pipeline = Pipeline(batch_size=count, num_threads=1, prefetch_queue_depth=1, device_id=None)
-    with pipeline:
-        encoded, frames = fn.external_source(
-            source=lambda: inputs, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
-        )
-        pipeline.set_outputs(fn.decoders.video(encoded, frames=frames))
-    pipeline.build()
-
-    def batch(requests: Requests) -> Tensor:
-        data = [np.frombuffer(files.read_raw(request.record), np.uint8) for request in requests]
-        inputs[:] = [data, [np.array(request.frames, np.int32) for request in requests]]
-        pipeline.run()
-        return torch.empty(0)
-
-    return batch
 
 
 def torchcodec_columns(files: ShardFiles) -> dict[str, Column]:
@@ -180,7 +156,6 @@ def build_columns(shards: ShardSet) -> dict[str, Column]:
     columns["webdataset_pyav"] = webdataset_column(shards)
     if shards.codec in DALI_CPU_CODECS:
         columns["dali"] = through(open_backend("dali", shards, LOADER, torch.device("cpu")))
-        columns[CEILING] = decoder_alone(files, len(shards.records))
     for name, make in (("torchcodec", torchcodec_columns), ("decord", decord_columns)):
         try:
             columns |= make(files)
@@ -201,7 +176,7 @@ def measure(case: Case, folder: Path, turns: int) -> list[Row]:
             started = time.process_time()
             video = column(plan.requests(turn))
             taken = time.process_time() - started
-            assert name == CEILING or video.shape == (count, case.clip.frames, 3, LOADER.crop, LOADER.crop)
+            assert video.shape == (count, case.clip.frames, 3, LOADER.crop, LOADER.crop)
             if turn:  # the first warms up
                 rates[name].append(count / taken)
     show(case, rates)
@@ -252,7 +227,7 @@ def show(case: Case, rates: dict[str, list[float]]) -> None:
     """Medians, and how far our best is ahead of the best other; below 1 we lose, and it is printed too."""
     middle = {name: torch.tensor(values).median().item() for name, values in rates.items()}
     ours = max(middle.get(name, 0.0) for name in ("pyav", "dali"))
-    others = max((value for name, value in middle.items() if name not in ("pyav", "dali", CEILING)), default=math.nan)
+    others = max((value for name, value in middle.items() if name not in ("pyav", "dali")), default=math.nan)
     parts = ", ".join(f"{name} {value:.1f}" for name, value in middle.items())
     print(f"{case.name}: {parts} clips/s; ours / best other {ours / others:.2f}", flush=True)
 
