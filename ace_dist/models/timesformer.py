@@ -306,7 +306,7 @@ class TimeSformer(VideoTower):
 
     def cross_layer_parameters(self) -> Iterator[nn.Parameter]:
         """The matrices that `Block.temporal` multiplies before it uses them, those of the last block's first query
-        (`Attention.project_in_first`), and the patch embedding's, which clips of bytes read.
+        (`Attention.project_in_first`), and the patch embedding's, which its products read.
         """
         layers = [layer for block in self.blocks for layer in (block.temporal_attn.proj, block.temporal_fc)]
         for layer in (*layers, self.blocks[-1].attn.qkv, self.patch_embed.proj):

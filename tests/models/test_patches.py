@@ -45,7 +45,9 @@ def test_bytes_are_normalised_and_embedded(std) -> None:
     wanted = torch.nn.functional.conv2d(normalised(video, std=std).flatten(0, 1), weight, bias, stride=PATCH)
     wanted = wanted.unflatten(0, (2, 5)).permute(0, 3, 4, 1, 2).flatten(1, 2)
     assert (patches(video) - wanted).abs().max() < 2e-5
-    assert (patches(normalised(video, std=std)) - wanted).abs().max() < 2e-5  # floats take the convolution itself
+    floats = normalised(video, std=std).float()
+    for embed in (patches, patches.from_floats):  # the convolution itself, and what serves on a GPU
+        assert (embed(floats) - wanted).abs().max() < 2e-5
     assert patches(video).is_contiguous()
 
 
