@@ -43,7 +43,7 @@ class ClipPatches(nn.Module):
         weight, cut = self.proj.weight, self.cut(video)
         pixels = cut.reshape(-1, weight[0].numel())
         embedded = torch.addmm(cast(Tensor, self.proj.bias), pixels, weight.flatten(1).t())
-        return embedded.view(len(video), -1, video.shape[1], len(weight))
+        return cast(Tensor, embedded.view(len(video), -1, video.shape[1], len(weight)))
 
     def cut(self, video: Tensor) -> Tensor:
         """Clips [B,T,3,S,S] -> a view of their patches, [B,S/p,S/p,T,3,p,p]."""
@@ -70,7 +70,7 @@ class ClipPatches(nn.Module):
         flat = (weight.float() * ratio.view(3, 1, 1)).to(dtype).flatten(1)
         bias = cast(Tensor, self.proj.bias).float() + weight.float().sum((2, 3)) @ offset
         embedded = torch.addmm(bias.to(dtype), pixels.view(-1, flat.shape[1]), flat.t(), alpha=1 / (255 * std[0]))
-        return embedded.view(len(video), -1, video.shape[1], len(weight))
+        return cast(Tensor, embedded.view(len(video), -1, video.shape[1], len(weight)))
 
 
 @lru_cache
