@@ -43,13 +43,14 @@ class ClipPatches(nn.Module):
         weight, cut = self.proj.weight, self.cut(video)
         pixels = cut.reshape(-1, weight[0].numel())
         embedded = torch.addmm(cast(Tensor, self.proj.bias), pixels, weight.flatten(1).t())
-        return cast(Tensor, embedded.view(len(video), -1, video.shape[1], len(weight)))
+        return embedded.view(len(video), -1, video.shape[1], len(weight))
 
     def cut(self, video: Tensor) -> Tensor:
         """Clips [B,T,3,S,S] -> a view of their patches, [B,S/p,S/p,T,3,p,p]."""
         patch = self.proj.weight.shape[-1]
         grid = video.shape[-1] // patch
-        return video.unflatten(4, (grid, patch)).unflatten(3, (grid, patch)).permute(0, 3, 5, 1, 2, 4, 6)
+        squares: Tensor = video.unflatten(4, (grid, patch)).unflatten(3, (grid, patch))
+        return squares.permute(0, 3, 5, 1, 2, 4, 6)
 
     def from_bytes(self, video: Tensor) -> Tensor:
         """With x a byte and c near their mean: W ((x / 255 - mean) / std) + b = s (W r (x - c)) + b', for each
@@ -70,7 +71,7 @@ class ClipPatches(nn.Module):
         flat = (weight.float() * ratio.view(3, 1, 1)).to(dtype).flatten(1)
         bias = cast(Tensor, self.proj.bias).float() + weight.float().sum((2, 3)) @ offset
         embedded = torch.addmm(bias.to(dtype), pixels.view(-1, flat.shape[1]), flat.t(), alpha=1 / (255 * std[0]))
-        return cast(Tensor, embedded.view(len(video), -1, video.shape[1], len(weight)))
+        return embedded.view(len(video), -1, video.shape[1], len(weight))
 
 
 @lru_cache
