@@ -1,7 +1,7 @@
 """The stochastic labels of ACE: fixed, randomised and shadow-negative phrases of a training step (Eq. 3, 4, 6, 7)."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
@@ -68,7 +68,8 @@ class ConceptSampler:
     negatives, so an ablation without these draws the same synonyms.
 
     `actions` are the C base actions, in class order; `LabelError` is raised for a verb without a tree. The switches are
-    those of `MethodConfig`; without shadow negatives `ConceptDraw.shadow` is empty.
+    those of `MethodConfig`; without shadow negatives `ConceptDraw.shadow` is empty. `unread` are labels that no phrase
+    of a shadow negative may be, such as those of novel actions.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class ConceptSampler:
         shadow_negatives: bool = True,
         exclude_real_classes: bool = False,
         independent_draws: bool = False,
+        unread: Collection[str] = (),
     ) -> None:
         trees.require(action.verb for action in actions)
         if repeated := sorted({str(action) for action in actions if list(actions).count(action) > 1}):
@@ -96,8 +98,15 @@ class ConceptSampler:
         # In words: the root label of each class, and every verb that may be drawn for it (Eq. 4 and 6).
         fixed = [label_phrases(a, trees, a.verb, drawn=False) if leaf_augmentation else (str(a),) for a in actions]
         randomised = [[leaves(a, a.verb, verb) for verb in trees.children(a.verb)] for a in actions]
-        pools = [self.class_pool(a, exclude_real_classes) for a in actions] if shadow_negatives else []
-        shadow = [[leaves(a, *node) for node in pool] for a, pool in zip(self.actions, pools, strict=False)]
+        shadow = []
+        for action in actions if shadow_negatives else ():
+            pool = [leaves(action, *node) for node in self.class_pool(action, exclude_real_classes)]
+            shadow.append([phrases for phrases in pool if not set(unread) & set(phrases)])
+            if not shadow[-1]:
+                raise LabelError(
+                    f"every wrong verb of {str(action)!r} in {trees.source} is or is averaged over the label of a "
+                    f"novel action; extend the trees, or set method.exclude_novel_labels=false"
+                )
 
         # The same in rows of all phrases.
         self.phrases = tuple(sorted(set(chain(*fixed, *chain(*randomised), *chain(*shadow)))))

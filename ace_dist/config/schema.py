@@ -152,6 +152,7 @@ class MethodConfig:
     grandchildren: int | None = None  # M of the second order; null: all
     children_include_parent: bool = True  # M counts the parent verb itself
     exclude_real_classes: bool = False  # a shadow negative may not equal a base class
+    exclude_novel_labels: bool = False  # no phrase of a shadow negative may be the label of a novel class
     independent_draws: bool = False  # draw per class instead of once per root verb
 
 

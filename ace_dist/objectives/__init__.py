@@ -16,9 +16,12 @@ OBJECTIVES = {"concept": ConceptObjective, "label": LabelObjective, "bike": Symm
 
 
 def build_objective(
-    config: Config, model: DualEncoder, actions: Sequence[Action], trees: SynonymTrees
+    config: Config, model: DualEncoder, actions: Sequence[Action], trees: SynonymTrees, novel: Sequence[Action] = ()
 ) -> ConceptObjective:
-    """The objective that `method.objective` names over the base `actions`, in class order."""
+    """The objective that `method.objective` names over the base `actions`, in class order.
+
+    The labels of `novel` actions are known only to be left out (`method.exclude_novel_labels`).
+    """
     sampler = ConceptSampler(
         actions,
         trees,
@@ -27,5 +30,6 @@ def build_objective(
         shadow_negatives=config.method.shadow_negatives,
         exclude_real_classes=config.method.exclude_real_classes,
         independent_draws=config.method.independent_draws,
+        unread=[str(action) for action in novel] if config.method.exclude_novel_labels else (),
     )
     return OBJECTIVES[config.method.objective](model, sampler, config.method)

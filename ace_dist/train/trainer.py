@@ -137,7 +137,7 @@ def build_task(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptOb
         ranks.rank, ranks.world,
     )  # fmt: skip
     model = build_model(config.model, config.seed).to(ranks.device)
-    return task, plan, build_objective(config, model, task.classes.base, task.trees)
+    return task, plan, build_objective(config, model, task.classes.base, task.trees, task.classes.novel)
 
 
 def take_steps(training: Training, start: int, last: int) -> tuple[int, str | None]:

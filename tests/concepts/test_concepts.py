@@ -170,13 +170,22 @@ def test_shadow_pool_is_the_union_less_the_own_children():
 
 
 def test_shadow_options():
-    """A shadow may equal a real class by default and may not when asked; an empty pool is an error with a way out."""
+    """A shadow may equal a base or a novel class by default and may not when asked, in no phrase that is averaged.
+
+    An empty pool is an error with a way out.
+    """
     trees = SynonymTrees(NODES)
     actions = [Action("spin", "block"), Action("lift", "block")]
     plain = ConceptSampler(actions, trees, 0, leaf_augmentation=False)
     strict = ConceptSampler(actions, trees, 0, leaf_augmentation=False, exclude_real_classes=True)
     assert any(plain.draw(step).shadow[0] == ("lift block",) for step in range(100))
     assert all(strict.draw(step).shadow[0] == ("raise block",) for step in range(100))
+    for novel, left in (("raise block", {"lift"}), ("lift x1 block", {"raise"}), ("lift pin", {"lift", "raise"})):
+        averaged = ConceptSampler(actions, trees, 0, unread=[novel])
+        drawn = {phrase for step in range(100) for phrase in averaged.draw(step).shadow[0]}
+        assert novel not in drawn and {phrase.split()[0] for phrase in drawn} == left
+    with pytest.raises(LabelError, match=r"method\.exclude_novel_labels=false"):
+        ConceptSampler(actions, trees, 0, unread=["raise block", "lift block"])
     with pytest.raises(LabelError, match=r"method\.shadow_negatives=false"):
         ConceptSampler([Action("spin", "block"), Action("spin", "pin")], trees, 0)
     alone = ConceptSampler([Action("spin", "block"), Action("spin", "pin")], trees, 0, shadow_negatives=False)

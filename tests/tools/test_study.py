@@ -135,12 +135,12 @@ def test_the_launcher_writes_rows_page_and_figures(swept, tmp_path, launch):
     output = tmp_path / "out"
     asked = [f"sweep={sweep.folder}", f"output={output}"]
     wrong = launch("report", *asked, "reference=procvlr", check=False)
-    assert wrong.returncode == 2 and "reference=procvlr has no finished run; there are first_order_1" in wrong.stderr
+    assert wrong.returncode == 2 and "reference=procvlr has no finished run; there are no_synonyms" in wrong.stderr
     assert not output.exists()
-    launch("report", *asked, "reference=first_order_1")
+    launch("report", *asked, "reference=no_synonyms")
     with (output / "runs.csv").open() as file:
         rows = {(r["method"], r["seed"]): r for r in csv.DictReader(file)}
-    assert len(rows) == 15 and {r["experiment"] for r in rows.values()} == {"figure3"}
+    assert len(rows) == 17 and {r["experiment"] for r in rows.values()} == {"figure3"}
     run, row_ = results["row-second_order_6_seed-0"], rows["second_order_6", "0"]
     for column, score in (
         ("srt_accuracy_std", run["srt"]["accuracy_std"]), ("srt_base_f1_mean", run["srt_base"]["f1_mean"]),

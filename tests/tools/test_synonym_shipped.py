@@ -56,6 +56,18 @@ def test_both_readings_of_m_run(shipped):
     assert all(len(group) == size for group in sampler.draw(3).random)
 
 
+def test_novel_labels_that_the_training_reads(shipped):
+    """As shadow negatives, which Eq. 6 allows: on IKEA-ASM those of six novel classes, elsewhere none.
+
+    With `method.exclude_novel_labels` no phrase that is read is the label of a novel class.
+    """
+    name, trees, base, novel = shipped
+    labels = set(map(str, novel))
+    read = labels & set(ConceptSampler(base, trees, seed=0).phrases)
+    assert len(read) == {"ata": 0, "ikea": 6, "gtea": 0}[name]
+    assert not labels & set(ConceptSampler(base, trees, seed=0, unread=labels).phrases)
+
+
 def test_no_concept_touches_another(shipped):
     """Diagnostics find nothing: no shared first-order verb, no melted pair, no thin shadow pool, no uneven node."""
     _, trees, base, _ = shipped

@@ -14,9 +14,11 @@ import torch
 from ace_dist.cluster.profiles import split_profile
 from ace_dist.cluster.submit import check_job
 from ace_dist.cluster.sweep import Sweep
-from ace_dist.config import load_config
-from ace_dist.data.task import load_trees
+from ace_dist.concepts import Action, SynonymTrees, load_srt
+from ace_dist.config import assets_dir, load_config
+from ace_dist.data.task import load_test_trees, load_trees
 from ace_dist.evaluate.metrics import harmonic_mean
+from ace_dist.evaluate.protocols import srt_label_sets
 from ace_dist.models.build import build_model
 from ace_dist.tools.study.collect import as_csv, as_markdown, collect, paper_sheet, words_of
 from ace_dist.tools.study.tables import (
@@ -70,6 +72,8 @@ def fits(config):
         raise UserError("text")
     if "llm_trees" not in config.dataset.synonyms:
         load_trees(config)
+    if "llm_trees" not in (config.evaluation.synonyms or config.dataset.synonyms):
+        load_test_trees(config)
 
 
 @pytest.mark.parametrize(("name", "experiment"), [(n, e) for n in table_names() for e in load_table(n).left_out])
@@ -79,11 +83,46 @@ def test_what_is_left_out_is_impossible_or_the_same(name, experiment):
     settings = {row.name: row.settings for row in table.rows}
     for row in table.left_out[experiment]:
         config = load_config([f"experiment={experiment}", *settings[row]])
-        if (experiment, row) == ("ikea_ace", "second order 2"):  # the paper's M of both orders
+        if (experiment, row) == ("ikea_ace", "second order 2"):
             assert config == load_config([f"experiment={experiment}", *settings["first order 2"]])
             continue
         with pytest.raises(UserError):
             fits(config)
+
+
+def test_table_4_asks_for_words_of_the_trees_it_tests(tmp_path):
+    """Manual-test rows draw their labels from the manual trees, alike for both trainings; the others take GPT-4's."""
+    config = load_config(["experiment=gtea_ace"])
+    llm = {root: {child: [child, f"llm {child}"] for child in (root, f"llm {root}")} for root in
+           SynonymTrees.load(config.dataset.synonyms).roots}  # fmt: skip
+    path = tmp_path / "llm_trees.json"
+    SynonymTrees(llm).save(path)
+    novel, sets = [Action.parse(label) for label in config.dataset.novel], {}
+    smaller = ["method.children=2", "method.grandchildren=2", "evaluation.children=2", "evaluation.grandchildren=2"]
+    for row in load_table("table4").rows:
+        settings = [setting.replace("llm_trees.json", str(path)) for setting in row.settings]
+        config = load_config(["experiment=gtea_ace", *settings, *smaller])
+        trees = load_test_trees(config)
+        assert ("llm shake" in trees.children("shake")) == (row.name.endswith("LLM test tree"))
+        sets[row.name] = [labels.labels for labels in srt_label_sets(config, "novel", novel, trees)]
+    manual, printed = ([value for name, value in sets.items() if kind in name] for kind in ("manual test", "LLM test"))
+    assert manual[0] == manual[1] and printed[0] == printed[1]
+    assert printed[0] == [tuple(run.values()) for run in load_srt(assets_dir() / "srt" / "gtea.json")]
+    verbs = {label.removesuffix(" ingredient") for labels in manual[0] for label in labels}
+    whole = SynonymTrees.load(load_config(["experiment=gtea_ace"]).dataset.synonyms)
+    assert verbs <= {verb for action in novel for verb in whole.children(action.verb)}
+
+
+def test_the_other_reading_of_figure_3():
+    """Test trees as small as those of the training, by one setting more for the whole sweep."""
+    both = ["evaluation.children=${method.children}", "evaluation.grandchildren=${method.grandchildren}"]
+    for row in load_table("figure3").rows:
+        config = load_config(["experiment=ata_ace", *row.settings, *both])
+        method, test = config.method, config.evaluation
+        assert (test.children, test.grandchildren) == (method.children, method.grandchildren)
+        assert len(load_test_trees(config).children("spin")) == method.children
+        config = load_config(["experiment=ata_ace", *row.settings])
+        assert len(load_test_trees(config).children("spin")) == 11, "the test does not shrink with the training"
 
 
 PRINTED = [  # every printed row of the paper, with its table
