@@ -120,7 +120,7 @@ def cut_pictures(clip: bytes, frames: Sequence[int]) -> list[NDArray[np.uint8]]:
 
 
 class DaliLoader(ThreadedLoader):
-    """Several pipelines side by side, a thread each: one keeps one NVDEC engine busy, and waits for its own bytes."""
+    """Several pipelines side by side, a thread each: one reads while another decodes, and none spreads over engines."""
 
     backend = "dali"
     decoder = f"dali {dali_version}"
