@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ace_kernels import concept_torch
-from ace_kernels.backend import KernelInputError, choose, is_plain, no_autocast, no_second_derivative
+from ace_kernels.backend import KernelInputError, choose, is_plain, no_second_derivative
 from ace_kernels.concept_layout import ConceptLayout, layout_of
 from ace_kernels.concept_problem import (
     Problem,
@@ -226,7 +226,9 @@ class Concept(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         video, text, shadow, *ctx.rest, labels, ctx.sets, ctx.shadowed = arguments
-        outcome, saved = compute(Problem(*arguments))
+        ctx.backend = backend_module(video)
+        outcome: Tensor
+        outcome, saved = ctx.backend.forward(Problem(*arguments))
         ctx.save_for_backward(video, text, shadow, labels, *saved)
         return outcome
 
@@ -239,7 +241,7 @@ class Concept(torch.autograd.Function):
             rest = layout.rows, layout.offsets, temperature, labels, ctx.sets, ctx.shadowed
             return *registered_gradients(grad, saved, needs, video, text, shadow, rest), None, None, None, None, None
         problem = Problem(video, text, shadow, layout, temperature, labels, ctx.sets, ctx.shadowed)
-        return *compute_gradients(problem, saved, grad, needs), None, None, None, None, None
+        return *ctx.backend.gradients(problem, saved, grad, needs), None, None, None, None, None
 
 
 def registered_gradients(
@@ -284,22 +286,6 @@ def backend_module(video_BD: Tensor) -> ModuleType:
     return concept_triton
 
 
-def compute(problem: Problem) -> tuple[Tensor, Sequence[Tensor]]:
-    """The outcome, and what the backward reads of the forward."""
-    with no_autocast(problem.video_BD.device.type):
-        outcome: tuple[Tensor, Sequence[Tensor]] = backend_module(problem.video_BD).forward(problem)
-    return outcome
-
-
-def compute_gradients(
-    problem: Problem, saved: Sequence[Tensor], grad: Tensor, needs: Sequence[bool]
-) -> list[Tensor | None]:
-    """Gradients of videos, table and second table, None where `needs` says no."""
-    with no_autocast(problem.video_BD.device.type):
-        grads: list[Tensor | None] = backend_module(problem.video_BD).gradients(problem, saved, grad, needs)
-    return grads
-
-
 # What a tracer sees. Only the two operators are registered, not their derivative: `TracedConcept` is traced through.
 PROBLEM = (
     "Tensor video, Tensor text, Tensor? rows, Tensor offsets, float temperature, Tensor? labels, int sets, "
@@ -318,11 +304,11 @@ def traced_problem(
 
 @torch.library.custom_op("ace_kernels::concept", mutates_args=(), schema=f"({PROBLEM}) -> Tensor[]")
 def concept_op(*arguments: Any) -> list[Tensor]:
-    """`compute`, with the values checked when the traced program runs."""
+    """The outcome, and what the backward reads of the forward. Values are checked when the traced program runs."""
     problem = traced_problem(*arguments)
     if problem.labels_B is not None:
         check_label_values(problem.labels_B, problem.classes)
-    outcome, saved = compute(problem)
+    outcome, saved = backend_module(problem.video_BD).forward(problem)
     return [outcome, *saved]
 
 
@@ -342,9 +328,9 @@ def _(*arguments: Any) -> list[Tensor]:
     schema=f"(Tensor grad, Tensor[] saved, bool[] needs, {PROBLEM}) -> (Tensor, Tensor)",
 )
 def gradients_op(*arguments: Any) -> tuple[Tensor, ...]:
-    """`compute_gradients`, with an empty tensor where no gradient is needed."""
-    grad, saved, needs = arguments[:3]
-    grads = compute_gradients(traced_problem(*arguments[3:]), saved, grad, [*needs, False])[:2]
+    """Gradients of videos and table, with an empty tensor where none is needed."""
+    (grad, saved, needs), problem = arguments[:3], traced_problem(*arguments[3:])
+    grads = backend_module(problem.video_BD).gradients(problem, saved, grad, [*needs, False])[:2]
     return tuple(grad.new_empty(0) if x is None else x for x in grads)
 
 

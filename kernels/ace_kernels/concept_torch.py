@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from ace_kernels.backend import no_autocast
 from ace_kernels.concept_problem import Problem
 
 BAG = 32  # rows added one after the other in float32; longer classes are summed in two levels, each this short or so
@@ -42,6 +43,12 @@ def forward(problem: Problem) -> tuple[Tensor, Saved]:
     Saved are the class means [N, D], 1 over the length of each video [B], of losses the derivatives of B · loss in the
     logits [B, R·C], and with shadow negatives those in the logit of each video's own one [B, R].
     """
+    with no_autocast(problem.video_BD.device.type):
+        return compute(problem)
+
+
+def compute(problem: Problem) -> tuple[Tensor, Saved]:
+    """`forward`, whatever autocast says."""
     video_BD, wide = problem.video_BD, problem.wide
     means_ND, inverse_B = class_means(problem), inverse_norms(video_BD, wide)
     logits_BN = (video_BD.to(wide) * inverse_B[:, None]) @ means_ND.T / problem.temperature
@@ -71,6 +78,12 @@ def losses(logits_BN: Tensor, labels_B: Tensor, sets: int, shadowed: bool) -> tu
 
 def gradients(problem: Problem, saved: Saved, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of the videos and of the table, each where `needs` says so, from that of the outcome."""
+    with no_autocast(problem.video_BD.device.type):
+        return compute_gradients(problem, saved, grad, needs)
+
+
+def compute_gradients(problem: Problem, saved: Saved, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+    """`gradients`, whatever autocast says."""
     video_BD, (means_ND, inverse_B) = problem.video_BD, saved[:2]
     factor = 1 / problem.temperature
     if problem.labels_B is None:
