@@ -46,18 +46,19 @@ class FrozenBlock(NamedTuple):
 
 
 class FrozenTrunk:
-    """Blocks of a TimeSformer that no training changes.
-
-    Reads the weights when it is built; `is_current` tells whether they have been loaded or moved since.
-    """
+    """Blocks of a TimeSformer that no training changes."""
 
     def __init__(self, blocks: Sequence[Any], heads: int, fp8: bool) -> None:
         self.source, self.heads, self.fp8 = blocks, heads, fp8
         self.stamp = stamp(blocks)
         self.blocks = [build_block(block, fp8) for block in blocks]
 
-    def is_current(self) -> bool:
-        return stamp(self.source) == self.stamp
+    def refresh(self) -> None:
+        """Read the weights again if they were written or moved since: into the same memory, which CUDA graphs read."""
+        if (now := stamp(self.source)) != self.stamp:
+            self.stamp = now
+            blocks = [build_block(block, self.fp8) for block in self.source]
+            self.blocks = [overwrite(old, new) for old, new in zip(self.blocks, blocks, strict=True)]
 
     @torch.no_grad()
     def __call__(
@@ -114,6 +115,16 @@ def build_block(block: Any, fp8: bool) -> FrozenBlock:
     (temporal_norm, norm1, norm2), built = norms, [build(layer.weight, layer.bias) for layer in linears]
     temporal_qkv, qkv, proj, fc1, fc2 = built
     return FrozenBlock(temporal_norm, temporal_qkv, build(weight, bias), norm1, qkv, proj, norm2, fc1, fc2)
+
+
+@torch.no_grad()
+def overwrite(old: Any, new: Any) -> Any:
+    """`new`, in the memory of `old` where that fits; both are tuples of tensors and such tuples."""
+    if isinstance(new, tuple):
+        parts = [overwrite(before, after) for before, after in zip(old, new, strict=True)]
+        return new.__class__(*parts)
+    fits = isinstance(new, Tensor) and (old.dtype, old.device) == (new.dtype, new.device) and old is not new
+    return old.copy_(new) if fits else new
 
 
 def linear(x: Tensor | Fp8Rows, layer: Linear) -> Tensor:

@@ -181,7 +181,7 @@ class TimeSformer(VideoTower):
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.head = nn.Linear(config.width, config.embed_dim)
         self.drop_step: DropStep | None = None
-        self.trunk: FrozenTrunk | None = None  # built at the first use, and again for other weights
+        self.trunk: FrozenTrunk | None = None  # built at the first use
         self.graphs: GraphedFunction | None = None
         self.reset_parameters()
         self.freeze()
@@ -241,8 +241,9 @@ class TimeSformer(VideoTower):
         """What the frozen blocks make of cls [B,1,D] and patches [B,P,T,D], by fused kernels where these serve."""
         blocks, backends = self.blocks[: self.frozen_depth], self.backends(patches)
         if self.uses_trunk(patches.device):
-            if self.trunk is None or not self.trunk.is_current():
+            if self.trunk is None:
                 self.trunk = FrozenTrunk(blocks, self.config.heads, self.config.trunk_precision == "fp8")
+            self.trunk.refresh()
             return self.trunk(cls, patches, backends.temporal, backends.spatial)
         for block in blocks:
             cls, patches = (block if compiled else block.forward)(cls, patches, None, backends)

@@ -94,16 +94,26 @@ def test_fp8_loses_no_more_than_its_digits(device):
     assert all(2e-3 < error < 0.1 for error in ours)
 
 
-def test_weights_are_read_again_when_they_change():
-    """Loaded, written in place or moved: the trunk is out of date, and else it is not."""
-    model = tower()
-    trunk = FrozenTrunk(model.blocks[:3], 3, fp8=False)
-    assert trunk.is_current()
-    model.load_state_dict(tower().state_dict())
-    assert not trunk.is_current()
-    trunk = FrozenTrunk(model.blocks[:3], 3, fp8=False)
+@pytest.mark.parametrize("fp8", [False, True])
+def test_weights_are_read_again_when_they_change(fp8):
+    """Loaded: as a new trunk computes, in the memory that it had (a CUDA graph reads it). Moved: as the new type."""
+    model, other = tower(), tower()
+    cls, patches = torch.randn(1, 1, 96), torch.randn(1, 16, 2, 96)
+    trunk = FrozenTrunk(model.blocks[:3], 3, fp8)
+    before = trunk(cls, patches, "sdpa", "sdpa")
+    merged = trunk.blocks[1].temporal_out
+    kept = merged.weight.values if fp8 else merged.weight
+    place = kept.data_ptr()
+    trunk.refresh()
+    assert torch.equal(trunk(cls, patches, "sdpa", "sdpa")[1], before[1])
+    model.load_state_dict(other.state_dict())
+    trunk.refresh()
+    after, fresh = (each(cls, patches, "sdpa", "sdpa") for each in (trunk, FrozenTrunk(other.blocks[:3], 3, fp8)))
+    assert torch.equal(after[1], fresh[1]) and not torch.equal(after[1], before[1])
+    assert kept.data_ptr() == place and kept is (trunk.blocks[1].temporal_out.weight[0] if fp8 else merged.weight)
     model.bfloat16()
-    assert not trunk.is_current()
+    trunk.refresh()
+    assert trunk(cls.bfloat16(), patches.bfloat16(), "sdpa", "sdpa")[1].dtype == torch.bfloat16
 
 
 @pytest.mark.gpu
@@ -126,7 +136,10 @@ def test_a_tower_on_a_gpu_uses_it(precision, capsys):
     graph.replay()
     assert torch.equal(captured, features)
     model.load_state_dict(tower().state_dict())
-    assert not torch.equal(model.frozen_features(video), features)
+    other = model.frozen_features(video)
+    assert not torch.equal(other, features)
+    graph.replay()
+    assert torch.equal(captured, other)
 
 
 def test_where_it_serves(monkeypatch, capsys):
