@@ -112,6 +112,10 @@ class SynonymTrees:
         """The verbs that have a node below `root`: its first-order children in the whole file, and its `words`."""
         return tuple(self._named[root])
 
+    def vocabulary(self, root: str) -> tuple[str, ...]:
+        """Every verb of both orders and of `words` below a root, in the whole file, whatever `size` cuts."""
+        return tuple(dict.fromkeys(verb for node in self._named[root].values() for verb in node))
+
     def nodes(self, root: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Every inner node of a tree with its children, parents first: `(root,)`, `(root, child)`, ..."""
         return ((path, tuple(node)) for path, node in walk((root,), self._nodes[root]))

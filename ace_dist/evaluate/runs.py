@@ -73,14 +73,13 @@ def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:
 
 
 def write_concept_space(path: Path, task: Task, before: DualEncoder, after: DualEncoder) -> None:
-    """Unit text embeddings of every phrase of both orders of every action's tree, before and after fine-tuning.
+    """Unit text embeddings of every phrase that the test's tree file knows of an action, before and after fine-tuning.
 
-    Beside them stand the phrase, its action's root label and whether that is a base action (paper, Fig. 5).
+    More words than the training read, where M cuts the trees: the paper shows seen and unread ones. Beside them stand the phrase, its action's root label and whether that is a base action (paper, Fig. 5).
     """
     phrases, actions, base = list[str](), list[str](), list[bool]()
     for action in (*task.classes.base, *task.classes.novel):
-        children = task.trees.children(action.verb)
-        verbs = dict.fromkeys(verb for child in children for verb in task.trees.children(action.verb, child))
+        verbs = task.trees.vocabulary(action.verb)
         phrases += [str(action.with_verb(verb)) for verb in verbs]
         actions += [str(action)] * len(verbs)
         base += [action in task.classes.base] * len(verbs)

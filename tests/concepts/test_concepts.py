@@ -291,5 +291,6 @@ def test_a_test_finds_nodes_that_the_training_cut(tmp_path):
     trees = SynonymTrees.load(tmp_path / "trees.json", size=1, grand_size=2)
     assert trees.children("spin") == ("spin",) and "reel" not in trees.verbs()
     assert trees.node("spin", "twirl") == ("twirl", "twirl x0") and trees.node("spin", "reel") == ("reel", "whirl")
+    assert trees.vocabulary("spin") == (*SynonymTrees(NODES).vocabulary("spin"), "reel", "whirl", "gyrate")
     assert trees.node("spin", "lift") == ("lift",), "the root of another tree stands for that"
     assert trees.node("spin", "frobnicate") is trees.node("weld", "frobnicate") is None

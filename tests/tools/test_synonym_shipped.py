@@ -68,6 +68,15 @@ def test_novel_labels_that_the_training_reads(shipped):
     assert not labels & set(ConceptSampler(base, trees, seed=0, unread=labels).phrases)
 
 
+def test_figure_5_shows_words_that_no_training_read():
+    """Of IKEA-ASM's verbs two words are read, and two of each (M = 2); the paper's Fig. 5 shows many more."""
+    config = load_config(["experiment=ikea_ace"])
+    trained, test = load_trees(config), load_test_trees(config)
+    for root in trained.roots:
+        read = {verb for _, children in trained.nodes(root) for verb in children}
+        assert len(set(test.vocabulary(root)) - read) >= 9, root
+
+
 def test_no_concept_touches_another(shipped):
     """Diagnostics find nothing: no shared first-order verb, no melted pair, no thin shadow pool, no uneven node."""
     _, trees, base, _ = shipped
