@@ -75,7 +75,8 @@ def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:
 def write_concept_space(path: Path, task: Task, before: DualEncoder, after: DualEncoder) -> None:
     """Unit text embeddings of every phrase that the test's tree file knows of an action, before and after fine-tuning.
 
-    More words than the training read, where M cuts the trees: the paper shows seen and unread ones. Beside them stand the phrase, its action's root label and whether that is a base action (paper, Fig. 5).
+    Where M cuts the trees these are more words than the training read, as in the paper's Fig. 5. Beside them stand the
+    phrase, its action's root label and whether that is a base action.
     """
     phrases, actions, base = list[str](), list[str](), list[bool]()
     for action in (*task.classes.base, *task.classes.novel):
