@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from ace_kernels import choose, residual_norm, residual_norm_torch
+from ace_kernels.backend import no_autocast
 from ace_kernels.fp8_rows import Fp8Rows, fp8_linear, fp8_rows, fp8_unsupported_reason
 from ace_kernels.residual_norm import TYPES, Norm, Tokens
 from torch import Tensor, nn
@@ -64,7 +65,13 @@ class FrozenTrunk:
     def __call__(
         self, cls: Tensor, patches: Tensor, temporal: AttentionBackend, spatial: AttentionBackend
     ) -> tuple[Tensor, Tensor]:
-        """cls [B,1,D], patches [B,P,T,D] -> the same after all blocks, views of one matrix."""
+        """cls [B,1,D], patches [B,P,T,D] -> the same after all blocks, views of one matrix; not under autocast."""
+        with no_autocast(cls.device.type):
+            return self.run(cls, patches, temporal, spatial)
+
+    def run(
+        self, cls: Tensor, patches: Tensor, temporal: AttentionBackend, spatial: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
         clips, places, frames = patches.shape[:3]
         tokens = Tokens(clips, places, frames)
         x = torch.cat([patches.flatten(0, 2), cls.flatten(0, 1)])
@@ -104,8 +111,9 @@ def stamp(blocks: Sequence[nn.Module]) -> tuple[tuple[int, int], ...]:
 def build_block(block: Any, fp8: bool) -> FrozenBlock:
     """The two maps after temporal attention are multiplied in float32 and rounded once."""
     inner, outer, dtype = block.temporal_attn.proj, block.temporal_fc, block.temporal_fc.weight.dtype
-    weight = (outer.weight.float() @ inner.weight.float()).to(dtype)
-    bias = (outer.weight.float() @ inner.bias.float() + outer.bias.float()).to(dtype)
+    with no_autocast(outer.weight.device.type):
+        weight = (outer.weight.float() @ inner.weight.float()).to(dtype)
+        bias = (outer.weight.float() @ inner.bias.float() + outer.bias.float()).to(dtype)
 
     def build(weight: Tensor, bias: Tensor) -> Linear:
         return Linear(fp8_rows(weight) if fp8 else weight, bias)

@@ -94,6 +94,15 @@ def test_fp8_loses_no_more_than_its_digits(device):
     assert all(2e-3 < error < 0.1 for error in ours)
 
 
+def test_autocast_changes_nothing():
+    """Products are in the type of the weights."""
+    model, cls, patches = tower(), torch.randn(1, 1, 96), torch.randn(1, 16, 2, 96)
+    plain = run_trunk(model, cls, patches)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = run_trunk(model, cls, patches)
+    assert all(torch.equal(a, b) for a, b in zip(plain, under, strict=True))
+
+
 @pytest.mark.parametrize("fp8", [False, True])
 def test_weights_are_read_again_when_they_change(fp8):
     """Loaded: as a new trunk computes, in the memory that it had (a CUDA graph reads it). Moved: as the new type."""
