@@ -44,7 +44,8 @@ TYPES = {
 class ConceptShape:
     """Videos, classes and phrases a class of the loss with shadow negatives, and of the similarity.
 
-    `gathered` reads rows by index, `sets` label sets share the shadow negatives.
+    `gathered` reads rows by index, `sets` label sets share the shadow negatives, which with `two_tables` have a table
+    of their own.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ConceptShape:
     width: int = 512
     gathered: bool = False
     sets: int = 1
+    two_tables: bool = False
 
     def launch_all(self) -> None:
         """Forward and backward of the loss, then of the similarity, on tensors without content."""
@@ -67,10 +69,11 @@ class ConceptShape:
         offsets = [torch.arange(0, positions + 1, self.phrases)]
         layout = ConceptLayout.build(offsets, None if rows is None else [rows], height=len(text))
         labels = torch.zeros(self.videos, dtype=torch.int64)
-        table = (video, text, None, layout, 0.02)
-        for problem in (Problem(*table, labels, self.sets, True), Problem(*table)):
+        tables = text.split([len(text) - self.classes * self.phrases, self.classes * self.phrases])
+        loss = (video, *(tables if self.two_tables else (text, None)), layout, 0.02, labels, self.sets, True)
+        for problem in (Problem(*loss), Problem(video, text, None, layout, 0.02)):
             outcome, saved = concept_triton.forward(problem)
-            concept_triton.gradients(problem, saved, outcome, [True, True, False])
+            concept_triton.gradients(problem, saved, outcome, [True, True, problem.shadow_PD is not None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ HALVES = (torch.bfloat16, torch.float16)
 SHAPES: tuple[Shape, ...] = (
     ConceptShape("train_ata", 16, 10, 11),
     ConceptShape("train_ata", 16, 10, 11, torch.bfloat16),
+    ConceptShape("train_ata_two_tables", 16, 10, 11, two_tables=True),
     ConceptShape("train_ata_gathered", 16, 10, 11, gathered=True, sets=2),
     ConceptShape("train_ikea", 16, 21, 2),
     ConceptShape("train_gtea", 16, 6, 9),

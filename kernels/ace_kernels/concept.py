@@ -116,8 +116,8 @@ def concept_cross_entropy(
         class_offsets: [C+1] integers rising from 0 to S. Or a `ConceptLayout` of one set, shadow negatives included.
         labels_B: [B] class indices in [0, C), on the device of the videos. Checked there, without a host sync.
         temperature: τ, greater than 0.
-        shadow_text_SD: [S2, D] phrases of the shadow negatives, grouped by class; joined to `text_SD` by a copy of
-            both. `None` leaves C classes, unless `shadow_rows` picks the shadow negatives from `text_SD` too.
+        shadow_text_SD: [S2, D] phrases of the shadow negatives, grouped by class. `None` leaves C classes, unless
+            `shadow_rows` picks the shadow negatives from `text_SD` too.
         shadow_offsets: [C+1] offsets of the shadow phrases. Every class needs one or more.
         rows: [S] integers, the row of `text_SD` of every position.
         shadow_rows: [S2] integers, the row of `shadow_text_SD` (of `text_SD` when that is `None`).
