@@ -213,45 +213,44 @@ def apply(problem: Problem) -> Tensor:
     if is_plain(video):
         if labels is not None:
             check_label_values(labels, problem.classes)
-        layout = layout.to(text.device)
-        outcome = Concept.apply(video, text, shadow, layout, temperature, labels, sets, shadowed)
+        there = layout.to(text.device)
+        outcome = Concept.apply(video, text, shadow, problem if there is layout else problem._replace(layout=there))
     else:
         outcome = TracedConcept.apply(video, text, layout.rows, layout.offsets, temperature, labels, sets, shadowed)
     return outcome
 
 
 class Concept(torch.autograd.Function):
-    """The operator. (A separate `setup_context` would cost 50 µs of `inspect` a call.)"""
+    """The operator. (A separate `setup_context` would cost 50 µs of `inspect` a call, every argument one more.)"""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        video, text, shadow, *ctx.rest, labels, ctx.sets, ctx.shadowed = arguments
-        ctx.backend = backend_module(video)
+    def forward(ctx: Any, video: Tensor, text: Tensor, shadow: Tensor | None, problem: Problem) -> Tensor:
+        ctx.backend, ctx.arranged, ctx.sets = backend_module(video), problem[3:5], problem[6:]
         outcome: Tensor
-        outcome, saved = ctx.backend.forward(Problem(*arguments))
-        ctx.save_for_backward(video, text, shadow, labels, *saved)
+        outcome, saved = ctx.backend.forward(problem)
+        ctx.save_for_backward(video, text, shadow, problem.labels_B, *saved)
         return outcome
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of videos and tables. The registered operator, which refuses second derivatives, serves those."""
         video, text, shadow, labels, *saved = ctx.saved_tensors
-        (grad,), needs, (layout, temperature) = grads, ctx.needs_input_grad[:3], ctx.rest
+        (grad,), needs = grads, ctx.needs_input_grad[:3]
+        (layout, temperature), (sets, shadowed) = ctx.arranged, ctx.sets
+        problem = Problem(video, text, shadow, layout, temperature, labels, sets, shadowed)
         if torch.is_grad_enabled():
-            rest = layout.rows, layout.offsets, temperature, labels, ctx.sets, ctx.shadowed
-            return *registered_gradients(grad, saved, needs, video, text, shadow, rest), None, None, None, None, None
-        problem = Problem(video, text, shadow, layout, temperature, labels, ctx.sets, ctx.shadowed)
-        return *ctx.backend.gradients(problem, saved, grad, needs), None, None, None, None, None
+            return *registered_gradients(problem, saved, grad, needs), None
+        return *ctx.backend.gradients(problem, saved, grad, needs), None
 
 
 def registered_gradients(
-    grad: Tensor, saved: list[Tensor], needs: Sequence[bool], video: Tensor, text: Tensor, shadow: Tensor | None,
-    rest: Sequence[Any],
-) -> list[Tensor | None]:  # fmt: skip
+    problem: Problem, saved: list[Tensor], grad: Tensor, needs: Sequence[bool]
+) -> list[Tensor | None]:
     """Gradients of videos and tables by the registered operator, which reads one table."""
+    video, text, shadow, layout, *rest = problem
     joined = text if shadow is None else torch.cat([text, shadow])
     wanted = [needs[0], needs[1] or needs[2]]
-    video_grad, text_grad = gradients_op(grad, saved, wanted, video, joined, *rest)
+    video_grad, text_grad = gradients_op(grad, saved, wanted, video, joined, layout.rows, layout.offsets, *rest)
     parts = text_grad.split([len(text), len(joined) - len(text)]) if wanted[1] else (None, None)
     return [part if needed else None for part, needed in zip((video_grad, *parts), needs, strict=True)]
 
