@@ -96,6 +96,7 @@ VARIANTS = {
     ),
 }
 STEPS_OF_A_TURN = 5  # on a GPU
+STARTED = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -444,7 +445,8 @@ def build_rows(
     )
     whole, launched = zip(*times_ms[1:], strict=True)
     print(
-        f"{shape.name} {variant}: {median(whole):.1f} ms, host {median(launched):.1f} ms, "
+        f"{time.perf_counter() - STARTED:.0f} s: {shape.name} {variant}: {median(whole):.1f} ms, "
+        f"host {median(launched):.1f} ms, "
         f"{least_ms / median(whole):.2f} of the ceiling, first {times_ms[0][0] / 1e3:.1f} s, "
         + ", ".join(f"{name} {value:.3f}" for name, value in measures.items()),
         flush=True,
@@ -477,11 +479,13 @@ def main() -> None:
         parser.error(
             f"--variants: {', '.join(unknown)}: neither of {', '.join(BASELINES)} nor ours[_{'][_'.join(WORDS)}]"
         )
-    for shape in SHAPES[options.device]:
-        if not options.shapes or shape.name in options.shapes:
-            variants = options.variants or list(VARIANTS[options.device])
-            for rows in measure(shape, variants, options.device, options.turns):
-                append(options.output, rows, options.device)
+    shapes = {shape.name: shape for shape in SHAPES[options.device]}
+    if unknown := set(options.shapes or ()) - shapes.keys():
+        parser.error(f"--shapes: {', '.join(sorted(unknown))} is none of {', '.join(shapes)}")
+    variants = options.variants or list(VARIANTS[options.device])
+    for name in options.shapes or shapes:
+        for rows in measure(shapes[name], variants, options.device, options.turns):
+            append(options.output, rows, options.device)
 
 
 if __name__ == "__main__":
