@@ -2,7 +2,7 @@
 
     python benchmarks/bench_step.py --device cpu            # rows for results/train_step.csv
     python benchmarks/bench_step.py --device cuda           # the paper's shapes: 15, 25, 30 frames, batch 16
-    python benchmarks/bench_step.py --device cuda --shapes paper_30 --variants naive_bf16 ours_bf16_compiled_uint8
+    python benchmarks/bench_step.py --device cuda --shapes paper_30 --variants naive_bf16 ours_bf16_graphs_uint8
 
 Variants, all from the same weights, clips and drawn phrases:
 - `naive`: Algorithm 1 on Hugging Face's models (`naive_step.py`); `naive_bf16` under bf16 autocast (GPU).
@@ -473,7 +473,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", help="names of shapes; all by default")
     parser.add_argument("--variants", nargs="*", help="see above")
     parser.add_argument("--turns", type=int, default=10, help="timed turns of each variant")
-    parser.add_argument("--output", type=Path, default=RESULTS / "train_step.csv")
+    parser.add_argument("--output", type=Path, help="default: results/train_step.csv, or train_step_cuda.csv")
     options = parser.parse_args()
     if unknown := [name for name in options.variants or () if not is_known(name)]:
         parser.error(
@@ -483,9 +483,10 @@ def main() -> None:
     if unknown := set(options.shapes or ()) - shapes.keys():
         parser.error(f"--shapes: {', '.join(sorted(unknown))} is none of {', '.join(shapes)}")
     variants = options.variants or list(VARIANTS[options.device])
+    output = options.output or RESULTS / ("train_step.csv" if options.device == "cpu" else "train_step_cuda.csv")
     for name in options.shapes or shapes:
         for rows in measure(shapes[name], variants, options.device, options.turns):
-            append(options.output, rows, options.device)
+            append(output, rows, options.device)
 
 
 if __name__ == "__main__":
