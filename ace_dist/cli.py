@@ -7,6 +7,7 @@ imported inside the commands: `--help` needs none, nor do the processes that che
 from __future__ import annotations
 
 import errno
+import importlib
 import inspect
 import os
 import re
@@ -68,6 +69,7 @@ def train(argv: list[str]) -> int:
     from ace_dist.train.trainer import train
     from ace_dist.utils.distributed import connect, disconnect
 
+    importlib.import_module("ace_dist.evaluate.report")  # a package that only the report needs is missed at the start
     ranks = connect(config.training.device, config.training.collective_timeout_s)
     outcome = dry_run(config, ranks) if own.dry_run else train(config, ranks)
     if outcome.stopped is None and not own.dry_run:
