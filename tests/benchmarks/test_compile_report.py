@@ -24,7 +24,7 @@ def run_python(*arguments):
 
 def test_default_shapes_compile_without_spills():
     """Ahead of time for sm_80 and sm_90: registers and stack as the machine code records them."""
-    shapes = ["train_ata", "train_ata_gathered", "kinetics", "temporal_8", "temporal_30", "wide_heads"]
+    shapes = ["train_ata", "train_ata_gathered", "kinetics", "temporal_8", "temporal_30", "wide_heads", "frozen_30"]
     rows = list(csv.DictReader(io.StringIO(run_python("compile_report.py", *shapes))))
     assert {row["target"] for row in rows} == {"sm_80", "sm_90"} and {row["shape"] for row in rows} == set(shapes)
     for row in rows:
@@ -38,7 +38,8 @@ with compile_report.recording() as launches:
     compile_report.ConceptShape("small", 4, 3, 2, width=32, gathered=True).launch_all()
 for launch in launches:
     if launch.kernel.__name__ == "means_kernel":  # as when offsets and rows are on the GPU
-        launch.checked = launch.arguments["CHECK"] = True
+        launch.arguments["CHECK"] = True
+        launch.settings |= {"debug": True, "sanitize_overflow": False}
     ptx = compile_report.compile_launch(launch, GPUTarget("cuda", 90, 32)).asm["ptx"]
     print(launch.kernel.__name__, "__assertfail" in ptx)
 """
