@@ -30,8 +30,8 @@ from ace_dist.utils.parts import PartFlops
 SOURCE_FPS = 30.0  # assumed of a camera when nothing says
 
 # What was measured, each with its place: benchmarks/README.md has the conditions.
-H100_MFU = 0.37  # of the data sheet's peak: paper_30 in bf16, 95.8 ms for 35.1 TFLOP
-H100_HOST_S = 0.05  # of Python and launches a step, beside the GPU's work
+H100_MFU = 0.36  # of the data sheet's peak: 16 clips of 30 frames in bf16, 84.0 ms for 29.8 TFLOP
+H100_HOST_S = 0.035  # of Python and launches a step, beside the GPU's work; a third of that by CUDA graphs
 CPU_FLOPS_PER_S = 0.1e12  # of a core: large fp32 products (results/profile_step.csv)
 CPU_MFU = {True: 0.91, False: 0.38}  # of that, at full width and at toy width (results/profile_step.csv)
 CORE_FRAMES_PER_S = {"h264": 1000.0, "vp9": 1000.0, "mjpeg": 1500.0}  # of a core, 455x256, crops included (loading_cpu)
@@ -260,7 +260,7 @@ class Place:
         return [
             f"{reached} an H100 reached {H100_MFU:g}); peak and memory: {self.device.source}, dense bf16",
             f"  {self.cores} cores of the host beside each GPU (cores=N), {engine}",
-            f"  a step takes at least {1e3 * H100_HOST_S:.0f} ms of the host (measured beside an H100)",
+            f"  a step takes at least {1e3 * H100_HOST_S:.0f} ms of the host (beside an H100, without CUDA graphs)",
         ]
 
 
