@@ -177,7 +177,8 @@ def test_the_slower_side_sets_the_pace():
     assert (pace.compute, pace.whole, pace.slower) == (100, 100, "computing")  # two of 50 TFLOP/s
     pace = dataclasses.replace(gpu, cores=1, mfu=1.0).pace(config, cost, budget)
     assert (pace.whole, pace.slower) == (pytest.approx(2 * 1000 / 30), "decoding")
-    pace = gpu.pace(config, dataclasses.replace(cost, step_flops=1), budget)
+    easy = dataclasses.replace(budget, frames_decoded=1)
+    pace = gpu.pace(config, dataclasses.replace(cost, step_flops=1), easy)
     assert pace.whole == pytest.approx(16 / forecast.H100_HOST_S) and "host" in pace.slower
     pace = find_place(config, "cpu", 1, 0.5, 3, None).pace(config, cost, budget)
     assert pace.compute == pytest.approx(3 * forecast.CPU_FLOPS_PER_S * 0.5 / 1e12)
