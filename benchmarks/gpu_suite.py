@@ -120,6 +120,7 @@ def sections(device: str, quick: bool) -> dict[str, Section]:
             60, (script("bench_similarity", *few, *single),), ("graph_time", "host_time", "time"), True
         ),
         "attention": Section(45, (script("bench_attention", *attended),), ("graph_time", "host_time", "time"), True),
+        "trunk": Section(30, (script("bench_trunk", *few, *single),), ("graph_time", "host_time", "time"), True),
     }
 
 

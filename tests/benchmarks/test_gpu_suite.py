@@ -27,7 +27,7 @@ def test_all_sections_run_on_a_cpu(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     states = json.loads((tmp_path / "suite.json").read_text())
-    assert list(states) == ["tests", "step", "e2e", "loading", "operators", "attention"]
+    assert list(states) == ["tests", "step", "e2e", "loading", "operators", "attention", "trunk"]
     assert {state["status"] for state in states.values()} == {"finished"}
     for name in list(states)[1:]:
         with (tmp_path / f"{name}.csv").open(newline="") as file:
