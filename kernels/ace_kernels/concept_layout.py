@@ -85,8 +85,8 @@ class ConceptLayout:
             raise KernelInputError(f"{len(set_offsets)} sets of offsets need as many sets of rows, and one at least")
         if shadow_height is None and shadow_offsets is not None and (set_rows is None) != (shadow_rows is None):
             raise KernelInputError("shadow_offsets and shadow_rows of the one table need each other, and set_rows")
-        offsets, rows = arrays(set_offsets), None if set_rows is None else arrays(set_rows)
-        shadow = arrays([] if shadow_offsets is None else [shadow_offsets])
+        offsets, rows = arrays(set_offsets, 2), None if set_rows is None else arrays(set_rows)
+        shadow = arrays([] if shadow_offsets is None else [shadow_offsets], 2)
         shadow_index = None if shadow_rows is None else arrays([shadow_rows])
         if height is None:
             every = [*(rows or []), *(shadow_index or [])]
@@ -102,7 +102,7 @@ class ConceptLayout:
             height += shadow_height
         set_classes = tuple([len(part) - 1 for part in offsets])
         sizes, parts = packed(offsets + shadow, both, height)
-        buffer = torch.from_numpy(numpy.concatenate(parts if beside is None else parts + arrays([beside])))
+        buffer = torch.from_numpy(numpy.concatenate(parts if beside is None else parts + arrays([beside], 0)))
         lengths = [*map(len, parts), len(buffer) - sum(map(len, parts))]
         form = set_classes, bool(shadow), height, tuple(sizes.tolist()), shadow_height or 0
         return cls.unpack(buffer if device is None else send(buffer, device), lengths, *form)
@@ -183,12 +183,12 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def arrays(parts: Sequence[Any]) -> list[Integers]:
-    """Integers on the CPU, whatever holds them. Raises `KernelInputError` for other numbers."""
+def arrays(parts: Sequence[Any], least: int = 1) -> list[Integers]:
+    """Integers on the CPU, whatever holds them: `least` or more, else `KernelInputError`."""
     made = [numpy.asarray(part) for part in parts]
     for part in made:
-        if part.ndim != 1 or part.dtype.kind not in "iu":
-            raise KernelInputError(f"offsets and rows must be lists of integers, got {part.dtype} {list(part.shape)}")
+        if part.ndim != 1 or part.dtype.kind not in "iu" or len(part) < least:
+            raise KernelInputError(f"offsets and rows must be {least} integers or more, got {part.dtype} {part.shape}")
     return [part.astype(numpy.int64, copy=False) for part in made]
 
 
@@ -281,7 +281,7 @@ def raw(values: Tensor | None) -> Raw | None:
     return None if values is None else (values.numpy().tobytes(), values.element_size())
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def cached_layout(
     set_offsets: tuple[Raw, ...],
     set_rows: tuple[Raw, ...] | None,

@@ -69,7 +69,7 @@ def check_integers(offsets: Sequence[Tensor], rows: Sequence[Tensor] | None, nam
         if part.ndim != 1 or part.numel() < 2 or part.dtype not in INTEGERS:
             raise KernelInputError(f"offsets of {name} must be C+1 integers, got {part.dtype} {list(part.shape)}")
     for part in rows or ():
-        if part.ndim != 1 or part.dtype not in INTEGERS:
+        if part.ndim != 1 or not part.numel() or part.dtype not in INTEGERS:
             raise KernelInputError(f"rows of {name} must be S integers, got {part.dtype} {list(part.shape)}")
 
 

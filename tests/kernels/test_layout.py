@@ -2,6 +2,7 @@
 
 import os
 
+import numpy
 import pytest
 import torch
 from ace_kernels import (
@@ -134,6 +135,8 @@ def test_layouts_are_copied_to_a_device_once(device):
         ({"shadow_offsets": [0, 1], "shadow_rows": [0]}, "shadow_offsets describes 1 classes, class_offsets 2"),
         ({"shadow_offsets": [0, 1, 2]}, "shadow_offsets and shadow_rows"),
         ({"set_offsets": [[0.0, 1.5, 2.0]]}, "integers"),
+        ({"set_offsets": [[0]]}, "offsets and rows must be . integers or more"),
+        ({"set_rows": [numpy.zeros(0, numpy.int64)]}, "offsets and rows must be . integers or more"),
     ],
 )
 def test_wrong_layouts_are_refused_when_they_are_built(changes, words):
