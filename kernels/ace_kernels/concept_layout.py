@@ -127,9 +127,14 @@ class ConceptLayout:
 
     def to(self, device: torch.device | str) -> "ConceptLayout":
         """The same on a device, copied once and kept: to a GPU from pinned memory, so that the host does not wait."""
-        if self.offsets.device == device:
+        here = self.offsets.device
+        if here == device:
             return self
         device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+            if here == device:
+                return self
         if device not in self.copies:
             there = send(self.buffer, device)
             if self.sizes is None:

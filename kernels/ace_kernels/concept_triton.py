@@ -124,8 +124,9 @@ class Room(NamedTuple):
 
 
 def build_room(batch: int, width: int, means: int, sets: int, shadowed: bool, labelled: bool) -> Room:
-    columns = means // (sets + shadowed) * sets * labelled
-    parts = (means * width, batch, batch * columns, batch * sets * shadowed, batch * sets * labelled)
+    # A tracer's sizes are symbols, which multiply with integers alone.
+    columns = means // (sets + shadowed) * sets * int(labelled)
+    parts = (means * width, batch, batch * columns, batch * sets * int(shadowed), batch * sets * int(labelled))
     return Room(*accumulate(size + -size % 4 for size in parts))
 
 
