@@ -89,7 +89,8 @@ def run_labels(actions: Sequence[Action], runs: Sequence[dict[str, str]], source
     found = []
     for number, run in enumerate(runs, start=1):
         if missing := [str(action) for action in actions if str(action) not in run]:
-            raise LabelError(f"{source}: run {number} has no label for {', '.join(map(repr, missing))}")
+            words = ", ".join(map(repr, missing))
+            raise LabelError(f"{source}: run {number} has no label for {words}; null draws label sets from the trees")
         labels = [relabelled(action, run[str(action)]) for action in actions]
         if len(set(labels)) < len(labels):
             raise LabelError(f"{source}: run {number} gives two classes the same label: {sorted(map(str, labels))}")

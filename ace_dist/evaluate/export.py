@@ -51,7 +51,8 @@ def export_run(run: Path, output: Path) -> None:
         predictions, provenance = read_object(run, "predictions.json"), run_provenance(run, config)
         labels = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
         write_text(folder / "config.yaml", to_yaml(portable(config)))
-        write_json(folder / "labels.json", {**labels, "srt": [part["classes"] for part in predictions["srt"]]})
+        sets = {name: [part["classes"] for part in predictions.get(name, [])] for name in ("srt", "srt_base")}
+        write_json(folder / "labels.json", {**labels, **sets})
         write_json(folder / "results.json", results)
         write_json(folder / "provenance.json", provenance)
         write_text(folder / "README.md", model_card(config, results, provenance, loads))
