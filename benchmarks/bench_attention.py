@@ -282,8 +282,8 @@ def measure(
     bandwidth: float,
     columns: dict[str, Column],
     quick: bool,
-) -> list[Row]:
-    """All columns and modes at one shape and layout."""
+) -> Iterator[list[Row]]:
+    """All columns at one shape and layout, mode by mode."""
     torch.manual_seed(0)
     qkv = torch.randn(shape.sequences, shape.tokens, 3, shape.heads, shape.width, device=device).to(dtype)
     config: dict[str, Any] = asdict(shape) | {"dtype": str(dtype).removeprefix("torch."), "layout": layout}
@@ -297,15 +297,15 @@ def measure(
         for mode, call in build_calls(column, name, layout, qkv).items():
             modes[mode][name] = call
     del exact
-    rows = []
     title = shape.name if shape.name.startswith("demo") else shape.name.split("_")[0]
     for mode, calls in modes.items():
+        rows: list[Row] = []
         measured = measure_in_turns(calls, device, budget_s=0.3 if device == "cuda" else 1.0, quick=quick)
         for name, metrics in measured.items():
             metrics |= bandwidth_share(metrics, bytes_to_move(shape, mode, dtype.itemsize), bandwidth)
             rows += rows_of((f"{title}_attention", name, mode), ("tokens", float(shape.tokens)), metrics, config)
         show(f"{shape.name} {layout} {config['dtype']} {mode}", measured)
-    return rows
+        yield rows
 
 
 @contextmanager
@@ -391,7 +391,8 @@ def main() -> None:
         append(output, rows, device)
         for shape, dtype, layout in cases(options):
             columns = sweep_columns(shape) if options.sweep else build_columns(shape, dtype, device, options.quick)
-            append(output, measure(shape, layout, dtype, device, bandwidth, columns, options.quick), device)
+            for rows in measure(shape, layout, dtype, device, bandwidth, columns, options.quick):
+                append(output, rows, device)
             torch.compiler.reset()
 
 

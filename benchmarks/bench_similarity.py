@@ -12,7 +12,7 @@ GPU also `host_time` and `graph_time` (see common.py), peak memory, launches, th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -153,8 +153,10 @@ def bytes_to_move(operation: str, shape: Shape, mode: str, size: int) -> int:
     return {"forward": rows + logits, "backward": 2 * rows + logits, "both": 3 * rows + 2 * logits}[mode]
 
 
-def measure(shape: Shape, operation: str, dtype: torch.dtype, device: str, bandwidth: float, quick: bool) -> list[Row]:
-    """All columns and modes at one shape."""
+def measure(
+    shape: Shape, operation: str, dtype: torch.dtype, device: str, bandwidth: float, quick: bool
+) -> Iterator[list[Row]]:
+    """All columns at one shape, mode by mode."""
     torch.manual_seed(0)
     phrases = shape.classes * shape.synonyms
     sizes = (shape.videos, phrases, phrases)
@@ -166,15 +168,15 @@ def measure(shape: Shape, operation: str, dtype: torch.dtype, device: str, bandw
     for variant, function in columns(operation, shape, labels).items():
         for mode, call in build_calls(function, inputs).items():
             modes[mode][variant] = call
-    rows = []
     for mode, calls in modes.items():
+        rows: list[Row] = []
         measured = measure_in_turns(calls, device, quick=quick)
         least_bytes = bytes_to_move(operation, shape, mode, inputs[0].element_size())
         for variant, metrics in measured.items():
             metrics |= bandwidth_share(metrics, least_bytes, bandwidth)
             rows += rows_of((operation, variant, mode), ("phrases", float(phrases)), metrics, config)
         show(f"{shape.name} {operation} {config['dtype']} {mode}", measured)
-    return rows
+        yield rows
 
 
 def measure_hosts(device: str, names: list[str] | None, output: Path) -> None:
@@ -216,7 +218,8 @@ def main() -> None:
         bandwidth, rows = copy_bandwidth_rows(device)
         append(output, rows, device)
         for case in cases(options.shapes, options.operations, device, options.quick):
-            append(output, measure(*case, device, bandwidth, options.quick), device)
+            for rows in measure(*case, device, bandwidth, options.quick):
+                append(output, rows, device)
             torch.compiler.reset()
 
 
