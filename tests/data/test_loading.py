@@ -107,17 +107,18 @@ def test_both_backends_return_the_same_clips(folders, opened, codec):
 @pytest.mark.parametrize("backend", ["dali", "pyav"])
 @pytest.mark.parametrize("codec", ["h264", "vp9", "mjpeg"])
 def test_the_same_clips_on_a_gpu(codec, backend, tmp_path):
-    """NVDEC and nvJPEG beside PyAV on the CPU; brightness alone, as both enlarge chroma in ways of their own."""
+    """NVDEC and nvJPEG beside PyAV on the CPU. On an H100 crops of photographs differed by a mean of 0.81 and at most 2
+    (H.264), and by 0.27 and 3 (MJPEG); with chroma enlarged otherwise by 1.37 and 38.
+    """
     reader = NumberedReader(6, sizes=((144, 192), (180, 150), (256, 340)))
     shards = build_shards(reader, tmp_path, CLIP, small_encoding(codec=codec, short_side=0))
     requests = all_requests(shards)
     loader = build_loader(config_for(shards, backend=backend, dtype="uint8"), "cuda")
     right = build_loader(config_for(shards, dtype="uint8"), "cpu")
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     for one, other in zip(loader.stream(requests), right.stream(requests), strict=True):
         assert one.video.is_cuda and one.ids == other.ids and torch.equal(one.labels.cpu(), other.labels)
-        difference = ((one.video.cpu().float() - other.video.float()) * weights).sum(-3).abs()
-        assert difference.mean() <= 1.0 and difference.max() <= 6.0
+        difference = (one.video.cpu().float() - other.video.float()).abs()
+        assert difference.mean() <= 1.2 and difference.max() <= 5.0
     loader.close(), right.close()
 
 
