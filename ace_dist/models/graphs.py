@@ -3,7 +3,7 @@
 A tower of twelve blocks is about 700 launches, 40 ms of host time; at 15 frames a GPU computes them in as long.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -48,9 +48,8 @@ class GraphedFunction:
     def capture(self, inputs: Sequence[Tensor | None]) -> None:
         """Capture both passes; where CUDA refuses, say so and run without from then on."""
         self.captured = None  # frees the memory of the last one
-        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         try:
-            self.captured = CapturedPass(self.function, inputs, parameters)
+            self.captured = CapturedPass(self.function, inputs, self.module)
         except RuntimeError as error:
             self.failed = True
             reason = (str(error).splitlines() or [""])[0]
@@ -60,10 +59,12 @@ class GraphedFunction:
 class CapturedPass:
     """Both graphs on memory of their own: copies of the inputs, the output, the gradients of `parameters`."""
 
-    def __init__(
-        self, function: Callable[..., Tensor], inputs: Sequence[Tensor | None], parameters: list[nn.Parameter]
-    ) -> None:
-        self.function, self.parameters, self.calls = function, parameters, 0
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor | None], module: nn.Module) -> None:
+        self.function, self.module, self.calls = function, module, 0
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        # Autograd ties a parameter to the stream that used it first, and DeepSpeed keeps that tie, so a capture on
+        # another stream would fail. These are new ones on the same memory.
+        self.twins = {parameter: nn.Parameter(parameter.detach()) for parameter in self.parameters}
         self.arguments = [None if tensor is None else tensor.detach().clone() for tensor in inputs]
         self.inputs = [tensor for tensor in self.arguments if tensor is not None]
         self.gradient_in: Tensor | None = None
@@ -78,15 +79,30 @@ class CapturedPass:
         self.live = None  # autograd's graph has done its work
 
     def run_forward(self) -> list[Tensor]:
-        self.live = self.function(*self.arguments)
+        with replaced(self.module, self.twins):
+            self.live = self.function(*self.arguments)
         return [self.live.detach()]
 
     def run_backward(self) -> list[Tensor | None]:
         assert self.live is not None
         if self.gradient_in is None:
             self.gradient_in = torch.zeros_like(self.live)
-        gradients = torch.autograd.grad(self.live, self.parameters, self.gradient_in, allow_unused=True)
+        with replaced(self.module, self.twins):  # for what is computed again
+            gradients = torch.autograd.grad(self.live, list(self.twins.values()), self.gradient_in, allow_unused=True)
         return [None if gradient is None else gradient.detach() for gradient in gradients]
+
+
+@contextmanager
+def replaced(module: nn.Module, twins: Mapping[nn.Parameter, nn.Parameter]) -> Iterator[None]:
+    """While entered, `twins` stand for the parameters of `module` that are their keys."""
+    places = [(owner, name, p) for owner in module.modules() for name, p in owner._parameters.items() if p in twins]
+    try:
+        for owner, name, parameter in places:
+            owner._parameters[name] = twins[parameter]
+        yield
+    finally:
+        for owner, name, parameter in places:
+            owner._parameters[name] = parameter
 
 
 @contextmanager

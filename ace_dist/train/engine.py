@@ -65,6 +65,10 @@ class Engine:
             name: parameter for name, parameter in objective.model.named_parameters() if parameter.requires_grad
         }
         self.masters = self.plain_masters()
+        self.finite: Tensor | None = None  # on the device: all gradients so far; None where DeepSpeed checks them
+        fused = isinstance(optimizer, torch.optim.SGD)  # AdamW is not, and cannot leave a step out by itself
+        if self.bf16 and fused and self.stage < 3 and not getattr(self.deepspeed.optimizer, "cpu_offload", False):
+            self.check_on_device()
         if self.parts:
             self.start_state()
 
@@ -111,6 +115,46 @@ class Engine:
     def step(self) -> None:
         """The optimizer moves at the last micro-batch of an accumulation."""
         self.deepspeed.step()
+
+    def check_on_device(self) -> None:
+        """Let the device alone look at the gradients of a bf16 step. DeepSpeed reads their norms on the host, two
+        numbers of every weight without ZeRO, and the device has nothing to do meanwhile.
+        """
+        wrapper = self.deepspeed.optimizer
+        self.finite = torch.tensor(True, device=self.ranks.device)
+        wrapper.clip_grad = 0.0  # `guard` does it
+        if not self.stage:
+            wrapper.step = self.move_masters
+            return
+        norm = wrapper.scaled_global_norm
+        wrapper.check_grad_overflow = False
+        wrapper.scaled_global_norm = lambda: self.guard(norm())
+
+    @torch.no_grad()
+    def move_masters(self) -> None:
+        """An optimizer step without ZeRO in bf16."""
+        assert self.masters is not None
+        low, high = list(self.masters), list(self.masters.values())
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in low]
+        self.guard(torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).norm())
+        for master, gradient in zip(high, gradients, strict=True):
+            master.grad = gradient.float()
+        self.base_optimizer.step()
+        for master in high:
+            master.grad = None
+        torch._foreach_copy_(low, high)
+
+    def guard(self, norm: Tensor) -> Tensor:
+        """Tell the fused optimizer how to clip a gradient of this norm, and, once one was not finite, to move nothing
+        until `Health` has noticed it.
+        """
+        assert self.finite is not None
+        self.finite &= norm.isfinite()
+        optimizer: Any = self.base_optimizer  # it looks for these names, which torch's GradScaler sets
+        optimizer.found_inf = (~self.finite).float()
+        if self.settings.clip_norm:
+            optimizer.grad_scale = ((norm + 1e-6) / self.settings.clip_norm).clamp(min=1)
+        return norm
 
     @property
     def skipped(self) -> bool:

@@ -37,6 +37,11 @@ EXIT_CODES = {None: 0, "stop_after_steps": 0, "preempted": os.EX_TEMPFAIL, "inte
 # What gloo and NCCL say when a peer is gone or does not answer (torch 2.15).
 LOST = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "connection refused", "nccl")
 
+BAD_GRADIENTS = (
+    "gradients are not finite although the loss is: lower training.lr_video and training.lr_text, or set "
+    "training.precision=fp32; the last checkpoint is intact"
+)
+
 
 class NonFiniteLoss(UserError):
     """A loss that is NaN or infinite; no checkpoint holds weights that it has moved."""
@@ -127,6 +132,32 @@ class PendingLoss(NamedTuple):
         clips = f"pixels that are not finite in clips {', '.join(broken)}" if broken else f"clips {', '.join(self.ids)}"
         return self.step, f"loss {float(self.loss)}, {clips}"
 
+    def is_finite(self) -> bool:
+        return bool(self.loss.isfinite())
+
+
+class PendingGradients(NamedTuple):
+    """Whether all gradients up to a step are finite, on its way to the host."""
+
+    step: int
+    finite: Tensor
+    event: torch.cuda.Event | None
+
+    def describe(self) -> tuple[int, str]:
+        return self.step, ""
+
+    def is_finite(self) -> bool:
+        return bool(self.finite)
+
+
+def record_event(tensor: Tensor) -> torch.cuda.Event | None:
+    """When a GPU has done all that was launched so far; None on a CPU, which has."""
+    if not tensor.is_cuda:
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
 
 class Health:
     """What the ranks tell each other at every step: a loss that is not finite, a stop signal, a save that is due.
@@ -141,17 +172,19 @@ class Health:
     def __init__(self, ranks: Ranks, timeout_s: float, stop_signal: StopSignal) -> None:
         self.ranks, self.stop_signal = ranks, stop_signal
         self.flags = AllReducedFlags(ranks, timeout_s)
-        self.pending: list[PendingLoss] = []
+        self.pending: list[PendingLoss | PendingGradients] = []
 
     def note(self, step: int, loss: Tensor, batch: Batch) -> None:
         """Remember a loss that the device is still computing; no host sync."""
         pixels = batch.video.flatten(1).sum(1).isfinite().to("cpu", non_blocking=True)
         value = loss.detach().to("cpu", non_blocking=True)
-        event = None
-        if loss.is_cuda:
-            event = torch.cuda.Event()
-            event.record()
-        self.pending.append(PendingLoss(step, value, pixels, tuple(batch.ids), event))
+        self.pending.append(PendingLoss(step, value, pixels, tuple(batch.ids), record_event(loss)))
+
+    def note_gradients(self, step: int, finite: Tensor | None) -> None:
+        """Remember `Engine.finite` behind the optimizer's step, the same on every rank; no host sync."""
+        if finite is not None:
+            value = finite.to("cpu", non_blocking=True, copy=True)
+            self.pending.append(PendingGradients(step, value, record_event(finite)))
 
     def check(self, step: int, save: bool = False, wait: bool = False) -> tuple[str | None, bool]:
         """Whether a rank was told to stop, and how, and whether the clock of one asks for a `save`. Collective.
@@ -164,7 +197,7 @@ class Health:
         return ORDER[flags["stop"]], bool(flags["save"])
 
     def has_bad(self, wait: bool) -> bool:
-        """Whether a loss that has arrived is not finite; forgets the good ones. `wait`: until all have arrived."""
+        """Whether what has arrived is not finite; forgets the good ones. `wait`: until all have arrived."""
         while self.pending:
             first = self.pending[0]
             if first.event is not None:
@@ -172,19 +205,22 @@ class Health:
                     first.event.synchronize()
                 elif not first.event.query():
                     return False
-            if not bool(first.loss.isfinite()):
+            if not first.is_finite():
                 return True
             del self.pending[0]
         return False
 
-    def error(self, step: int) -> NonFiniteLoss:
-        """What to raise on every rank when one of them has a bad loss, noticed at `step`. Collective."""
+    def error(self, step: int) -> UserError:
+        """What to raise on every rank when one has a bad loss, or all a bad gradient, noticed at `step`. Collective."""
         for part in self.pending:
             if part.event is not None:
                 part.event.synchronize()
-        mine = [part.describe() for part in self.pending if not bool(part.loss.isfinite())]
+        mine = [part.describe() for part in self.pending if not part.is_finite()]
         found = [(bad, rank, words) for rank, own in enumerate(self.ranks.gather(mine)) for bad, words in own]
         first = min(found)[0]
+        found = [(bad, rank, words) for bad, rank, words in found if words]  # without those of gradients
+        if not any(bad == first for bad, _, _ in found):
+            return RunError(f"step {first + 1}: {BAD_GRADIENTS}")
         clips = "; ".join(f"rank {rank}: {words}" for bad, rank, words in found if bad == first)
         when = "stopped before the optimizer moved" if first == step else f"noticed in step {step + 1}, nothing saved"
         return NonFiniteLoss(
@@ -198,10 +234,7 @@ class Health:
         Raises `NonFiniteLoss` itself when a loss was the reason.
         """
         self.check(step, wait=True)
-        return RunError(
-            "gradients are not finite although the loss is: lower training.lr_video and training.lr_text, or set "
-            "training.precision=fp32; the last checkpoint is intact"
-        )
+        return RunError(BAD_GRADIENTS)
 
 
 class Watchdog(Callback):

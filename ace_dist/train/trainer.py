@@ -180,6 +180,7 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
                     stopped, overdue = health.check(step, checkpoints.overdue(), waits)
                 callbacks.on_stage("step", step)
                 engine.step()
+            health.note_gradients(step, engine.finite)
             if engine.skipped:
                 raise health.explain_skipped(step)
             engine.average()

@@ -18,6 +18,7 @@ from ace_dist.models.timesformer import TimeSformer
 from ace_dist.objectives.concept import ConceptObjective
 from ace_dist.train.callbacks import StepEnd
 from ace_dist.train.checkpoint import CheckpointFolder
+from ace_dist.train.engine import Engine
 from ace_dist.train.metrics import Meters
 from ace_dist.train.monitor import Monitor
 from ace_dist.train.validation import Validation
@@ -234,6 +235,24 @@ def test_compiled_blocks_train_alike(run):
     found = [[line["loss"] for line in lines(run, name)] for name in ("plain", "compiled")]
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert weights(run, "plain").keys() == weights(run, "compiled").keys()
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_bf16_step_equals_deepspeeds(run, stage, monkeypatch):
+    """Losses of steps whose gradients the host never reads: those of DeepSpeed's own, with and without clipping."""
+    words = ["training.precision=bf16", f"deepspeed=zero{stage}"]
+    kinds = {"": ["training.max_steps=4"], " clipped": ["training.max_steps=4", "training.clip_norm=0.1"]}
+    for kind, settings in kinds.items():
+        run(f"ours{kind}", *words, *settings)
+    monkeypatch.setattr(Engine, "check_on_device", lambda self: None)
+    for kind, settings in kinds.items():
+        run(f"theirs{kind}", *words, *settings)
+    losses = {
+        name: [line["loss"] for line in lines(run, name)]
+        for name in (f"{a}{b}" for a in ("ours", "theirs") for b in kinds)
+    }
+    assert losses["ours"] == losses["theirs"] != losses["theirs clipped"]
+    assert losses["ours clipped"] == pytest.approx(losses["theirs clipped"], rel=1e-4)
 
 
 def test_a_feature_cache_changes_nothing_and_spares_decoding(run, monkeypatch, tmp_path):

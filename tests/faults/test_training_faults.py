@@ -16,6 +16,7 @@ from ace_dist.data.loader.base import Loader
 from ace_dist.train import checkpoint as checkpoints
 from ace_dist.train import trainer as loop
 from ace_dist.train.checkpoint import CheckpointFolder
+from ace_dist.train.engine import Engine
 from ace_dist.train.health import MEANING, Health, NonFiniteLoss, PendingLoss, StopSignal
 from ace_dist.train.run_folder import RunLock
 from ace_dist.utils.errors import DataError, RunError
@@ -294,6 +295,23 @@ def test_on_a_gpu_a_loss_is_read_once_it_has_arrived(ranks):
             health.check(2, wait=True)
         assert "in clips clip b)" in str(bad.value)
         assert events[0].waits == 0 < events[1].waits
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_an_infinite_gradient_moves_nothing_and_is_told(run, stage, monkeypatch):
+    """In bf16, where the host does not look at gradients: the steps after it are left out until it is noticed."""
+    backward, weights = Engine.backward, []
+
+    def spoil(self, loss):
+        weights.append(self.state("weights")["weights"])
+        backward(self, loss * float("inf") if len(weights) == 3 else loss)
+
+    monkeypatch.setattr(Engine, "backward", spoil)
+    with pytest.raises(RunError, match="step 3: gradients are not finite although the loss is"):
+        run("training.precision=bf16", f"deepspeed=zero{stage}")
+    assert newest(run) == 2
+    _, second, third, *later = (torch.cat([w.flatten() for w in each.values()]) for each in weights)
+    assert not torch.equal(second, third) and all(torch.equal(third, each) for each in later)
 
 
 def test_a_line_of_metrics_cut_by_a_kill_is_written_again(run):
