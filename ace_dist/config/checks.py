@@ -18,7 +18,7 @@ CHOICES = {
     "model.video.time_embed_resize": ("nearest", "linear"),
     "model.video.trunk_precision": ("same", "fp8"),
     "model.video.recompute": ("auto", "none", "norms", "blocks"),
-    "model.video.compile": ("auto", "none", "default", "reduce-overhead", "max-autotune"),
+    "model.video.compile": ("auto", "none", "cudagraphs", "default", "reduce-overhead", "max-autotune"),
     "model.video.attention": ("auto", "triton", "xformers", "sdpa"),
     "model.text.tower": ("clip", "minilm"),
     "method.objective": ("concept", "label", "bike"),

@@ -91,7 +91,7 @@ class VideoConfig:
     train_time_embed: bool = False
     trunk_precision: str = "same"  # products of the frozen blocks: same as the others | fp8 (Ada, Hopper), fewer digits
     recompute: str = "auto"  # auto | none | norms (and GELU) | blocks: what the backward pass computes again
-    compile: str = "auto"  # auto | none | default | reduce-overhead (CUDA graphs) | max-autotune, by torch.compile
+    compile: str = "auto"  # auto | none | cudagraphs | default | reduce-overhead (both) | max-autotune, as in torch
     weights: str | None = None  # safetensors file
 
 

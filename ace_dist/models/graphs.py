@@ -95,7 +95,8 @@ class CapturedPass:
 @contextmanager
 def replaced(module: nn.Module, twins: Mapping[nn.Parameter, nn.Parameter]) -> Iterator[None]:
     """While entered, `twins` stand for the parameters of `module` that are their keys."""
-    places = [(owner, name, p) for owner in module.modules() for name, p in owner._parameters.items() if p in twins]
+    named = ((owner, name, p) for owner in module.modules() for name, p in owner._parameters.items())
+    places = [(owner, name, p) for owner, name, p in named if p is not None and p in twins]
     try:
         for owner, name, parameter in places:
             owner._parameters[name] = twins[parameter]

@@ -134,7 +134,8 @@ class Engine:
     def move_masters(self) -> None:
         """An optimizer step without ZeRO in bf16."""
         assert self.masters is not None
-        low, high = list(self.masters), list(self.masters.values())
+        low: list[Tensor] = list(self.masters)
+        high = list(self.masters.values())
         gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in low]
         self.guard(torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).norm())
         for master, gradient in zip(high, gradients, strict=True):

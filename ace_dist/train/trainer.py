@@ -93,8 +93,9 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
     flops = step_flops(config, objective, ranks.world)
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
     twin = copy_to_test(objective.model, config) if config.evaluation.every_steps else None
-    objective.model.compile_blocks(compile_obstacle(config))
-    engine = Engine(config, objective, ranks, total_steps(config.training, len(plan.records)))
+    steps = total_steps(config.training, len(plan.records))
+    objective.model.compile_blocks(steps, compile_obstacle(config))
+    engine = Engine(config, objective, ranks, steps)
     if config.model.text.release_frozen:
         stored = TensorFile(run_dir / "model" / "frozen.safetensors")
         if engine.stage != 3:  # which has shared them out among the ranks

@@ -1,8 +1,10 @@
 """The dual encoder: one space, the two groups that train, and the split of its state dict."""
 
+import pytest
 import torch
 
 from ace_dist.config import TextConfig, VideoConfig
+from ace_dist.models import dual_encoder
 from ace_dist.models.dual_encoder import DualEncoder
 
 
@@ -41,3 +43,21 @@ def test_state_dict_splits_in_two():
     other.load_state_dict({**trained, **frozen}, strict=True)
     video = torch.randn(1, 4, 3, 16, 16)
     assert torch.equal(other.eval().encode_video(video), model.eval().encode_video(video))
+
+
+@pytest.mark.parametrize(
+    ("device", "steps", "tower", "obstacle", "choice", "reason"),
+    [
+        ("cpu", 9000, "timesformer", None, "none", "on cpu"),
+        ("cuda", 9000, "vit", None, "none", "model.video.tower=vit"),
+        ("cuda", 9000, "timesformer", "profile=true", "none", "profile=true"),
+        ("cuda", 100, "timesformer", None, "cudagraphs", "7000 steps"),
+        ("cuda", 9000, "timesformer", None, "reduce-overhead", "torch.compile"),
+    ],
+)
+def test_auto_compiles_where_it_pays_and_says_so(device, steps, tower, obstacle, choice, reason, monkeypatch, capsys):
+    monkeypatch.setattr(dual_encoder, "has_triton", lambda: True)
+    config = VideoConfig(tower=tower)
+    assert dual_encoder.choose_compile(config, torch.device(device), steps, obstacle) == choice
+    said = capsys.readouterr().out
+    assert said.startswith(f"compile: {choice}") and reason in said
