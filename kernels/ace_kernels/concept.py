@@ -30,6 +30,7 @@ from ace_kernels.backend import KernelInputError, choose, is_plain, no_second_de
 from ace_kernels.concept_layout import ConceptLayout, layout_of
 from ace_kernels.concept_problem import (
     Problem,
+    build_room,
     check_integers,
     check_label_values,
     check_labels,
@@ -239,13 +240,11 @@ class Concept(torch.autograd.Function):
         (layout, temperature), (sets, shadowed) = ctx.arranged, ctx.sets
         problem = Problem(video, text, shadow, layout, temperature, labels, sets, shadowed)
         if torch.is_grad_enabled():
-            return *registered_gradients(problem, saved, grad, needs), None
+            return *registered_gradients(problem, ctx.backend.pack(problem, saved), grad, needs), None
         return *ctx.backend.gradients(problem, saved, grad, needs), None
 
 
-def registered_gradients(
-    problem: Problem, saved: list[Tensor], grad: Tensor, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def registered_gradients(problem: Problem, saved: Tensor, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of videos and tables by the registered operator, which reads one table."""
     video, text, shadow, layout, *rest = problem
     joined = text if shadow is None else torch.cat([text, shadow])
@@ -262,13 +261,13 @@ class TracedConcept(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         video, text, rows, offsets, ctx.temperature, labels, ctx.sets, ctx.shadowed = arguments
         outcome: Tensor
-        outcome, *saved = concept_op(*arguments)
-        ctx.save_for_backward(video, text, rows, offsets, labels, *saved)
+        outcome, saved = concept_op(*arguments)
+        ctx.save_for_backward(video, text, rows, offsets, labels, saved)
         return outcome
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        video, text, rows, offsets, labels, *saved = ctx.saved_tensors
+        video, text, rows, offsets, labels, saved = ctx.saved_tensors
         (grad,), needs = grads, list(ctx.needs_input_grad[:2])
         video_grad, text_grad = gradients_op(
             grad, saved, needs, video, text, rows, offsets, ctx.temperature, labels, ctx.sets, ctx.shadowed
@@ -301,35 +300,39 @@ def traced_problem(
     return Problem(video, text, None, layout.to(text.device), temperature, labels, sets, shadowed)
 
 
-@torch.library.custom_op("ace_kernels::concept", mutates_args=(), schema=f"({PROBLEM}) -> Tensor[]")
-def concept_op(*arguments: Any) -> list[Tensor]:
-    """The outcome, and what the backward reads of the forward. Values are checked when the traced program runs."""
+@torch.library.custom_op("ace_kernels::concept", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor)")
+def concept_op(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The outcome, and what the backward reads of the forward as one tensor, whichever backend computes.
+
+    Values are checked when the traced program runs.
+    """
     problem = traced_problem(*arguments)
     if problem.labels_B is not None:
         check_label_values(problem.labels_B, problem.classes)
-    outcome, saved = backend_module(problem.video_BD).forward(problem)
-    return [outcome, *saved]
+    module = backend_module(problem.video_BD)
+    outcome, saved = module.forward(problem)
+    return outcome, module.pack(problem, saved)
 
 
 @concept_op.register_fake
-def _(*arguments: Any) -> list[Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     video, text, _, offsets, _, labels, sets, shadowed = arguments
-    (batch, width), means = video.shape, offsets.numel() - 1
-    saved = backend_module(video).saved_shapes(batch, width, means, sets, shadowed, labels is not None)
+    (batch, width), means, wide = video.shape, offsets.numel() - 1, wide_type(video, text)
+    room = build_room(batch, width, means, sets, shadowed, labels is not None)
     outcome = (batch, means) if labels is None else (sets,)
-    wide = wide_type(video, text)
-    return [video.new_empty(shape, dtype=wide) for shape in (outcome, *saved)]
+    return video.new_empty(outcome, dtype=wide), video.new_empty((room.size,), dtype=wide)
 
 
 @torch.library.custom_op(
     "ace_kernels::concept_gradients",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor[] saved, bool[] needs, {PROBLEM}) -> (Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor saved, bool[] needs, {PROBLEM}) -> (Tensor, Tensor)",
 )
 def gradients_op(*arguments: Any) -> tuple[Tensor, ...]:
     """Gradients of videos and table, with an empty tensor where none is needed."""
-    (grad, saved, needs), problem = arguments[:3], traced_problem(*arguments[3:])
-    grads = backend_module(problem.video_BD).gradients(problem, saved, grad, [*needs, False])[:2]
+    (grad, packed, needs), problem = arguments[:3], traced_problem(*arguments[3:])
+    module = backend_module(problem.video_BD)
+    grads = module.gradients(problem, module.unpack(problem, packed), grad, [*needs, False])[:2]
     return tuple(grad.new_empty(0) if x is None else x for x in grads)
 
 

@@ -6,6 +6,7 @@ a GPU: a GPU is never made to wait for a check.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -40,9 +41,40 @@ class Problem(NamedTuple):
         return self.layout.means // (self.sets + self.shadowed)
 
     @property
+    def room(self) -> "Room":
+        batch, width = self.video_BD.shape
+        return build_room(batch, width, self.layout.means, self.sets, self.shadowed, self.labels_B is not None)
+
+    @property
     def wide(self) -> torch.dtype:
         """The type of the arithmetic."""
         return wide_type(self.video_BD, self.text_PD)
+
+
+class Room(NamedTuple):
+    """What the backward reads of the forward, as parts of one tensor: where each but the first begins, and the whole.
+
+    Triton's kernels write it so, as allocating takes the host longer than a launch. In numbers of the wide type: means
+    [N, D], 1 over the length of each video [B], of losses the derivatives of B · loss in the logits [B, R·C] and in the
+    logit of each video's shadow negative [B, R], and the losses of each video [R, B]. Each begins at a multiple of 16
+    bytes.
+    """
+
+    inverse: int
+    weights: int
+    shadow: int
+    losses: int
+    size: int
+
+
+def build_room(batch: int, width: int, means: int, sets: int, shadowed: bool, labelled: bool) -> Room:
+    # No number is multiplied by a bool: a tracer's symbols refuse that.
+    columns = means // (sets + int(shadowed)) * sets
+    parts = (
+        means * width, batch, batch * columns if labelled else 0, batch * sets if shadowed else 0,
+        batch * sets if labelled else 0,
+    )  # fmt: skip
+    return Room(*accumulate(size + -size % 4 for size in parts))
 
 
 def wide_type(video_BD: Tensor, text_PD: Tensor) -> torch.dtype:

@@ -27,16 +27,6 @@ BLOCK_ELEMENTS = 2**18  # 1 MiB of float32: half of an EPYC core's L2 cache, so 
 Saved = Sequence[Tensor]  # what the backward reads beside the arguments: see `forward`
 
 
-def saved_shapes(
-    batch: int, width: int, means: int, sets: int, shadowed: bool, labelled: bool
-) -> list[tuple[int, ...]]:  # fmt: skip
-    """Shapes of what `forward` saves, in the wide type."""
-    shapes: list[tuple[int, ...]] = [(means, width), (batch,)]
-    if labelled:
-        shapes.append((batch, means // (sets + shadowed) * sets))
-    return [*shapes, (batch, sets)] if shadowed else shapes
-
-
 def forward(problem: Problem) -> tuple[Tensor, Saved]:
     """Logits [B, N], or losses [R].
 
@@ -74,6 +64,26 @@ def losses(logits_BN: Tensor, labels_B: Tensor, sets: int, shadowed: bool) -> tu
     weights_BRC = (logits_BRC - lse_BR[:, :, None]).exp_()
     weights_BRC.scatter_add_(2, own_BR1, weights_BRC.new_full((1, 1, 1), -1.0).expand_as(own_BR1))
     return (lse_BR - true_BR).mean(0), weights_BRC.flatten(1), shadow_BR
+
+
+def pack(problem: Problem, saved: Saved) -> Tensor:
+    """What `forward` saves as the one tensor of the registered operators."""
+    room = problem.room
+    packed = saved[0].new_zeros(room.size)
+    for start, part in zip((0, *room), saved, strict=False):
+        packed[start : start + part.numel()] = part.flatten()
+    return packed
+
+
+def unpack(problem: Problem, packed: Tensor) -> Saved:
+    batch, width = problem.video_BD.shape
+    shapes = [torch.Size((problem.layout.means, width)), torch.Size((batch,))]
+    if problem.labels_B is not None:
+        shapes.append(torch.Size((batch, problem.sets * problem.classes)))
+    if problem.shadowed:
+        shapes.append(torch.Size((batch, problem.sets)))
+    starts = (0, *problem.room)
+    return [packed[start : start + x.numel()].view(x) for start, x in zip(starts, shapes, strict=False)]
 
 
 def gradients(problem: Problem, saved: Saved, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:

@@ -11,7 +11,6 @@ by rule, not by timing: `triton.autotune` cannot run in the interpreter and woul
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ace_kernels import concept_triton_kernels as kernels
 from ace_kernels.backend import INTERPRETED, KernelInputError, Launch, Part
-from ace_kernels.concept_problem import Problem
+from ace_kernels.concept_problem import Problem, Room, build_room
 
 WIDEST = 16384  # embedding width that one program holds in registers
 INLINE_VIDEOS, INLINE_MEANS = 64, 256  # up to here every row's program sums over the batch itself
@@ -105,34 +104,6 @@ def build_plan(form: Form) -> Plan:
     if split:
         precision = "bf16" if form.video_type == torch.bfloat16 else "fp16"
     return Plan(wide, inline, split, precision)
-
-
-class Room(NamedTuple):
-    """Where the parts of one allocation begin, in numbers of the wide type: allocating takes the host longer than a
-    launch.
-
-    Means [N, D], 1 over the length of each video [B], of losses the derivatives of B · loss in the logits [B, R·C] and
-    in the logit of each video's shadow negative [B, R], and the losses of each video [R, B]. Each begins at a multiple
-    of 16 bytes.
-    """
-
-    inverse: int
-    weights: int
-    shadow: int
-    losses: int
-    size: int
-
-
-def build_room(batch: int, width: int, means: int, sets: int, shadowed: bool, labelled: bool) -> Room:
-    # A tracer's sizes are symbols, which multiply with integers alone.
-    columns = means // (sets + shadowed) * sets * int(labelled)
-    parts = (means * width, batch, batch * columns, batch * sets * int(shadowed), batch * sets * int(labelled))
-    return Room(*accumulate(size + -size % 4 for size in parts))
-
-
-def saved_shapes(batch: int, width: int, means: int, sets: int, shadowed: bool, labelled: bool) -> list[tuple[int]]:
-    """Shapes of what `forward` saves, in the wide type."""
-    return [(build_room(batch, width, means, sets, shadowed, labelled).size,)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +255,15 @@ def build_gradients(form: Form, needs_video: bool, needs_text: bool) -> Gradient
         means, (triton.cdiv(form.means, tile), parts, 1),
         videos, (triton.cdiv(form.batch, tile), parts, 1),
     )  # fmt: skip
+
+
+def pack(problem: Problem, saved: Sequence[Tensor]) -> Tensor:
+    """What `forward` saves as the one tensor of the registered operators."""
+    return saved[0]
+
+
+def unpack(problem: Problem, packed: Tensor) -> Sequence[Tensor]:
+    return (packed,)
 
 
 def gradients(problem: Problem, saved: Sequence[Tensor], grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:

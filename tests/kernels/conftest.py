@@ -9,7 +9,6 @@ from functools import partial
 import kernel_reference
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @pytest.fixture(autouse=True, params=kernel_reference.CASES)
@@ -17,9 +16,6 @@ def device(request, monkeypatch):
     """The device of the tensors, with `ACE_KERNELS` set to the implementation under test."""
     implementation, device, *_ = request.param.split("-")
     monkeypatch.setenv("ACE_KERNELS", implementation)
-    if device == "cuda":  # both implementations in one process, and what they save differs: no trace serves the other
-        torch.compiler.reset()
-        FakeTensorMode.cache_clear()
     return torch.device(device)
 
 

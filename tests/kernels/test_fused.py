@@ -269,7 +269,7 @@ def test_registered_operators_pass_opcheck(device, class_offsets, index_device, 
         (video, text, None, offsets, 0.05, labels, 1, True),
     ):
         torch.library.opcheck(operators.concept, problem)
-        outcome, *saved = operators.concept(*problem)
+        outcome, saved = operators.concept(*problem)
         torch.library.opcheck(operators.concept_gradients, (torch.randn_like(outcome), saved, [True, False], *problem))
 
 
