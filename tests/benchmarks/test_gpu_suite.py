@@ -23,7 +23,7 @@ def suite(monkeypatch):
 
 def test_all_sections_run_on_a_cpu(tmp_path):
     """Every section finishes with rows, or for tests a count; the table has them and keeps its length."""
-    command = [sys.executable, str(SUITE), "--device", "cpu", "--quick", "--budget", "400", "--output", str(tmp_path)]
+    command = [sys.executable, str(SUITE), "--device", "cpu", "--quick", "--budget", "3000", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     states = json.loads((tmp_path / "suite.json").read_text())
