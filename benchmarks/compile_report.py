@@ -4,8 +4,8 @@
     python benchmarks/compile_report.py train_ata temporal_30      # these shapes alone
 
 The operators run, forward and backward, with their launches recorded instead of started, so that the report follows
-the code; each launch is compiled for sm_80 and sm_90 (8-bit floats for sm_90 alone, as sm_80 has none), and the numbers
-are read from the machine code.
+the code; each launch is compiled for sm_80 and sm_90, and the numbers are read from the machine code. 8-bit floats and
+tensor descriptors are compiled for sm_90 alone, as sm_80 has none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from unittest.mock import patch
 
 import torch
 import triton
-from ace_kernels import ConceptLayout, concept_triton, fp8_rows_triton, residual_norm_triton, short_attention_triton
+from ace_kernels import (
+    ConceptLayout,
+    concept_triton,
+    fp8_rows_triton,
+    linear_gelu_triton,
+    residual_norm_triton,
+    short_attention_triton,
+)
 from ace_kernels.backend import Launch, Part
 from ace_kernels.concept_problem import Problem
 from ace_kernels.fp8_rows import empty_fp8_rows
@@ -32,6 +39,7 @@ from ace_kernels.residual_norm import Norm, Tokens
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 CAPABILITIES = (80, 90)
 TYPES = {
@@ -131,7 +139,24 @@ class NormShape:
             fp8_rows_triton.fp8_rows(hidden, True, empty_fp8_rows(*hidden.shape, x.device))
 
 
-Shape = ConceptShape | AttentionShape | NormShape
+@dataclass(frozen=True, slots=True)
+class LinearGeluShape:
+    """GELU of the first product of an MLP; its tensor descriptors are Hopper's."""
+
+    name: str
+    width: int = 768
+    dtype: torch.dtype = torch.bfloat16
+
+    def launch_all(self) -> None:
+        x, weight, bias, out = (
+            torch.empty(size, dtype=self.dtype)
+            for size in ((8192, self.width), (4 * self.width, self.width), (4 * self.width,), (8192, 4 * self.width))
+        )
+        with patch.object(linear_gelu_triton, "multiprocessors", lambda device: 132):
+            linear_gelu_triton.linear_gelu(x, weight, bias, out)
+
+
+Shape = ConceptShape | AttentionShape | NormShape | LinearGeluShape
 HALVES = (torch.bfloat16, torch.float16)
 SHAPES: tuple[Shape, ...] = (
     ConceptShape("train_ata", 16, 10, 11),
@@ -155,6 +180,8 @@ SHAPES: tuple[Shape, ...] = (
     AttentionShape("wide_heads", 30, heads=6, width=128),
     AttentionShape("odd_heads", 15, heads=4, width=48),
     *(NormShape(f"frozen_{frames}", frames, fp8=fp8) for frames in (15, 30) for fp8 in (False, True)),
+    LinearGeluShape("frozen_gelu"),
+    LinearGeluShape("frozen_gelu_large", 1024),
     NormShape("frozen_large", 8, width=1024),
     NormShape("frozen_demo", 8, width=96, dtype=torch.float32, patches=16),
 )
@@ -206,6 +233,9 @@ def compile_launch(launch: Recorded, target: GPUTarget) -> Any:
             signature[name] = "constexpr"
             constants[(place,)] = value
             continue
+        if isinstance(value, TensorDescriptor):
+            signature[name] = f"tensordesc<{TYPES[value.base.dtype][1:]}{value.block_shape}>"
+            continue
         if isinstance(value, Tensor):
             signature[name], divisible = TYPES[value.dtype], True
         elif isinstance(value, float):
@@ -253,7 +283,7 @@ def main(names: list[str]) -> None:
             shape.launch_all()
         for launch in launches:
             for capability in CAPABILITIES:
-                if capability < 89 and getattr(shape, "fp8", False):
+                if capability < 90 and (isinstance(shape, LinearGeluShape) or getattr(shape, "fp8", False)):
                     continue
                 writer.writerow(asdict(usage(launch, shape, capability)))
                 sys.stdout.flush()

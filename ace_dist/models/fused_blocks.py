@@ -17,6 +17,7 @@ import torch
 from ace_kernels import choose, residual_norm, residual_norm_torch
 from ace_kernels.backend import no_autocast
 from ace_kernels.fp8_rows import Fp8Rows, fp8_linear, fp8_rows, fp8_unsupported_reason
+from ace_kernels.linear_gelu import LEAST_ROWS, linear_gelu
 from ace_kernels.residual_norm import TYPES, Norm, Tokens
 from torch import Tensor, nn
 from torch.nn import functional
@@ -82,7 +83,7 @@ class FrozenTrunk:
             rows = residual_norm.add_norm_to_frames(x, update, block.norm1, tokens, self.fp8)
             update = self.product(self.attend(rows, block.qkv, 1 + places, spatial), block.proj)
             rows = residual_norm.add_norm_from_frames(x, update, block.norm2, tokens, self.fp8)
-            update = linear(self.gelu(linear(rows, block.fc1)), block.fc2)
+            update = linear(self.hidden(rows, block.fc1), block.fc2)
             if index + 1 < len(self.blocks):
                 rows = residual_norm.add_norm(x, update, self.blocks[index + 1].temporal_norm, self.fp8)
             else:
@@ -98,8 +99,12 @@ class FrozenTrunk:
     def product(self, x: Tensor, layer: Linear) -> Tensor:
         return linear(fp8_rows(x) if self.fp8 else x, layer)
 
-    def gelu(self, hidden: Tensor) -> Tensor | Fp8Rows:
-        return fp8_rows(hidden, gelu=True) if self.fp8 else functional.gelu(hidden)
+    def hidden(self, rows: Tensor | Fp8Rows, layer: Linear) -> Tensor | Fp8Rows:
+        """GELU of the first product of the MLP."""
+        if isinstance(rows, Fp8Rows):
+            return fp8_rows(linear(rows, layer), gelu=True)
+        assert isinstance(layer.weight, Tensor)
+        return linear_gelu(rows, layer.weight, layer.bias)
 
 
 def stamp(blocks: Sequence[nn.Module]) -> tuple[tuple[int, int], ...]:
@@ -208,4 +213,9 @@ def kernel_gap(device: torch.device, width: int, dtype: torch.dtype) -> float:
         expected = torch.empty_like(ours, dtype=torch.float32)
         getattr(residual_norm_torch, name)(plain, update[:rows].float(), wide, *sizes, expected)
         gaps.append((ours - expected).abs().max() / expected.abs().max())
+    if device.type == "cuda":
+        x, weight = (torch.randn(n, width, device=device).to(dtype) for n in (LEAST_ROWS, 2 * width))
+        offset = x.new_zeros(2 * width)
+        expected = functional.gelu(functional.linear(x.float(), weight.float()))
+        gaps.append((linear_gelu(x, weight, offset) - expected).abs().max() / expected.abs().max())
     return float(torch.stack(gaps).max())

@@ -24,7 +24,8 @@ def run_python(*arguments):
 
 def test_default_shapes_compile_without_spills():
     """Ahead of time for sm_80 and sm_90: registers and stack as the machine code records them."""
-    shapes = ["train_ata", "train_ata_gathered", "kinetics", "temporal_8", "temporal_30", "wide_heads", "frozen_30"]
+    frozen = ["frozen_30", "frozen_gelu"]
+    shapes = ["train_ata", "train_ata_gathered", "kinetics", "temporal_8", "temporal_30", "wide_heads", *frozen]
     rows = list(csv.DictReader(io.StringIO(run_python("compile_report.py", *shapes))))
     assert {row["target"] for row in rows} == {"sm_80", "sm_90"} and {row["shape"] for row in rows} == set(shapes)
     for row in rows:

@@ -28,7 +28,16 @@ def run_python(*arguments, **settings):
     "name",
     [
         f"test_{name}.py"
-        for name in ("arguments", "concept", "fused", "layout", "residual_norm", "short_attention", "triton")
+        for name in (
+            "arguments",
+            "concept",
+            "fused",
+            "layout",
+            "linear_gelu",
+            "residual_norm",
+            "short_attention",
+            "triton",
+        )
     ],
 )
 def test_suite_under_the_interpreter(name):
