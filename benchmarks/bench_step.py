@@ -11,7 +11,7 @@ Variants, all from the same weights, clips and drawn phrases:
   frozen text transformer runs once per phrase, before training), `own_timesformer`, `fused_loss`.
 - `ours`: the objective that trains, fp32, nothing compiled; then any of these words, joined by `_`: `bf16` (weights in
   bfloat16, fp32 masters and momentum for what trains, as in training), `pure` (bf16 without masters), `compiled`,
-  `graphs` and `auto` (`model.video.compile=default`, `reduce-overhead`, `auto`), `fp8` (`model.video.trunk_precision`),
+  `graphs` and `auto` (`model.video.compile=default`, `cudagraphs`, `auto`), `fp8` (`model.video.trunk_precision`),
   `norms` and `checkpointed` (`model.video.recompute=norms`, `blocks`; else what `auto` chooses), `uint8`
   (`loader.dtype=uint8`: clips as bytes), `cached` (what the frozen blocks make of every clip is read from the feature
   cache, out of the page cache), `loop` (SGD not fused). Decoding is in no variant: `e2e_step.py` has it.
@@ -61,8 +61,8 @@ RESULTS = Path(__file__).parent / "results"
 SETTINGS = MethodConfig()
 WORDS: dict[str, dict[str, Any]] = {  # of a variant's name behind `ours`, and what they set of `model.video`
     "compiled": {"compile": "default"},
-    "graphs": {"compile": "reduce-overhead"},
-    "auto": {"compile": "auto"},
+    "graphs": {"compile": "cudagraphs"},
+    "auto": {"compile": "auto"},  # of a long run: compiled, in CUDA graphs
     "fp8": {"trunk_precision": "fp8"},
     "norms": {"recompute": "norms"},
     "checkpointed": {"recompute": "blocks"},

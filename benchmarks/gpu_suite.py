@@ -35,8 +35,8 @@ TABLE_LINES = 60
 ROW_LINES = 11  # of a section in the table
 STEP = {
     "cuda": [  # torch.compile takes half a minute on a new machine: what does without goes first
-        *("ours_bf16", "naive_bf16"),
-        *("ours_bf16_auto", "ours_bf16_auto_uint8", "ours_bf16_auto_fp8", "ours_bf16_compiled"),
+        *("ours_bf16_graphs", "ours_bf16", "naive_bf16", "ours_bf16_graphs_fp8", "ours_bf16_graphs_uint8"),
+        "ours_bf16_auto",
     ],
     "cpu": ["ours", "ours_bf16_uint8"],
 }
