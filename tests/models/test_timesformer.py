@@ -316,3 +316,24 @@ def test_wrong_clips_are_refused(shape, named):
 def test_wrong_settings_are_refused(changes, named):
     with pytest.raises(ModelError, match=named):
         TimeSformer(tiny(**changes))
+
+
+@pytest.mark.parametrize("again", ["none", "norms"])
+def test_blocks_are_traced_whole(again):
+    """One graph a block, with stochastic depth, in training and evaluation; a pass like an earlier one compiles none."""
+    model = randomised(tiny(trained_blocks=2, drop_path=0.3, recompute=again)).train()
+    video = torch.randn(2, 8, 3, 32, 32)
+    model.set_step(3, 7, 0, 1)
+    expected = model(video)
+    torch._dynamo.reset()
+    for block in model.blocks:
+        block.compile(dynamic=False, fullgraph=True, backend="eager")
+        block.last = torch.compile(block.last, dynamic=False, fullgraph=True, backend="eager")
+    assert torch.equal(model(video), expected)
+    with torch.no_grad():
+        model.eval()(video)
+    with torch._dynamo.config.patch(error_on_recompile=True), torch.no_grad():
+        model(video)
+        model.train()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(model(video), expected)
