@@ -320,7 +320,7 @@ def test_wrong_settings_are_refused(changes, named):
 
 @pytest.mark.parametrize("again", ["none", "norms"])
 def test_blocks_are_traced_whole(again):
-    """One graph a block, with stochastic depth, in training and evaluation; a pass like an earlier one compiles none."""
+    """One graph a block, with stochastic depth, in training and evaluation; a second such pass compiles nothing."""
     model = randomised(tiny(trained_blocks=2, drop_path=0.3, recompute=again)).train()
     video = torch.randn(2, 8, 3, 32, 32)
     model.set_step(3, 7, 0, 1)
