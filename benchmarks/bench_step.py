@@ -92,6 +92,7 @@ VARIANTS = {
             "ours_bf16_graphs",
             "ours_bf16_graphs_uint8",
             "ours_bf16_graphs_fp8",
+            "ours_bf16_auto",
         ),
     ),
 }
