@@ -283,7 +283,7 @@ def build_parser(doc: str | None, output: str) -> argparse.ArgumentParser:
     """The options of every benchmark of operators; `output` names the file of rows, {device} in it the device."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="the most telling shapes, few repetitions: 20 s on a GPU")
+    parser.add_argument("--quick", action="store_true", help="the most telling shapes, few repetitions")
     parser.add_argument("--output", type=Path, help=f"default: results/{output} beside this file")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its own default otherwise")
     return parser

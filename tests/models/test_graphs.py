@@ -126,3 +126,23 @@ def test_a_capture_that_fails_says_so_once_and_training_goes_on(device, monkeypa
         assert torch.equal(*[tower(video) for tower in pair])
     said = capsys.readouterr().out
     assert said.count("CUDA graphs: off") == 1 and "operation not permitted" in said and "more" not in said
+
+
+def test_a_replay_that_is_wrong_is_not_trained_with(device, monkeypatch, capsys):
+    """Graphs are trusted after their first replay: here one gradient is off by a twentieth."""
+    record = graphs.record
+
+    def off(run, pool):
+        graph, result = record(run, pool)
+        replay = graph.replay
+
+        def wrong():
+            replay()
+            result[-1].mul_(1.05)
+
+        return SimpleNamespace(replay=wrong, pool=graph.pool), result
+
+    monkeypatch.setattr(graphs, "record", off)
+    pair, video = towers(device, drop_path=0.0), torch.randn(2, 4, 3, 32, 32, device=device)
+    assert torch.equal(*[tower(video) for tower in pair])
+    assert "CUDA graphs: off" in (said := capsys.readouterr().out) and "results of a replay differ" in said
