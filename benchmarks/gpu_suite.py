@@ -75,48 +75,21 @@ def sections(device: str, quick: bool) -> dict[str, Section]:
     def script(name: str, *words: str) -> tuple[str, ...]:
         return (f"benchmarks/{name}.py", "--device", device, *words, "--output", "OUTPUT")
 
+    step_turns, loading_turns = ("1", "1") if toy else ("3", "2") if quick else ("8", "4")
+    pytest = ("-m", "pytest", "-q", "-rfE", "--continue-on-collection-errors", *tests)
+    step = script("bench_step", "--shapes", *shapes, "--variants", *STEP[device], "--turns", step_turns)
+    loading = script("bench_loading", "--cases", *clips, "--turns", loading_turns, "--work", "WORK")
+    step_metrics = ("step_time", "host_time", "clips_per_s", "ceiling_share", "peak_memory_gib", "first_step")
+    run_metrics = ("clips_per_s", "data_wait_share", "mfu_percent", "memory_peak_gib", "start")
+    times = ("graph_time", "host_time", "time")
     return {
-        "tests": Section(75, (("-m", "pytest", "-q", "-rfE", "--continue-on-collection-errors", *tests),)),
-        "step": Section(
-            130,
-            (
-                script(
-                    "bench_step",
-                    "--shapes",
-                    *shapes,
-                    "--variants",
-                    *STEP[device],
-                    "--turns",
-                    "1" if toy else "3" if quick else "8",
-                ),
-            ),
-            ("step_time", "host_time", "clips_per_s", "ceiling_share", "peak_memory_gib", "first_step"),
-        ),
-        "e2e": Section(
-            100,
-            (script("e2e_step", *runs, "--work", "WORK"),),
-            ("clips_per_s", "data_wait_share", "mfu_percent", "memory_peak_gib", "start"),
-        ),
-        "loading": Section(
-            70,
-            (
-                script(
-                    "bench_loading",
-                    "--cases",
-                    *clips,
-                    "--turns",
-                    "1" if toy else "2" if quick else "4",
-                    "--work",
-                    "WORK",
-                ),
-            ),
-            ("clips_per_s", "clips_per_core_s"),
-        ),
-        "operators": Section(
-            60, (script("bench_similarity", *few, *single),), ("graph_time", "host_time", "time"), True
-        ),
-        "attention": Section(45, (script("bench_attention", *attended),), ("graph_time", "host_time", "time"), True),
-        "trunk": Section(30, (script("bench_trunk", *few, *single),), ("graph_time", "host_time", "time"), True),
+        "tests": Section(75, (pytest,)),
+        "step": Section(130, (step,), step_metrics),
+        "e2e": Section(100, (script("e2e_step", *runs, "--work", "WORK"),), run_metrics),
+        "loading": Section(70, (loading,), ("clips_per_s", "clips_per_core_s")),
+        "operators": Section(60, (script("bench_similarity", *few, *single),), times, True),
+        "attention": Section(45, (script("bench_attention", *attended),), times, True),
+        "trunk": Section(30, (script("bench_trunk", *few, *single),), times, True),
     }
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ace_kernels import concept_torch
 from ace_kernels.backend import KernelInputError, choose, is_plain, no_second_derivative
-from ace_kernels.concept_layout import ConceptLayout, layout_of
+from ace_kernels.concept_layout import ConceptLayout, build_layout
 from ace_kernels.concept_problem import (
     Problem,
     build_room,
@@ -204,7 +204,7 @@ def arrange(
         if shadow_text is None and rows is None:
             raise KernelInputError("shadow_rows without shadow_text needs rows too: both index into text")
         check_integers([shadow_offsets], None if shadow_rows is None else [shadow_rows], "shadow_text")
-    return layout_of(text, given, rows, shadow_text, shadow_offsets, shadow_rows)
+    return build_layout(text, given, rows, shadow_text, shadow_offsets, shadow_rows)
 
 
 def apply(problem: Problem) -> Tensor:
@@ -296,7 +296,7 @@ def traced_problem(
     sets: int, shadowed: bool,
 ) -> Problem:  # fmt: skip
     """The problem of a registered operator's arguments."""
-    layout = layout_of(text, [offsets], None if rows is None else [rows])
+    layout = build_layout(text, [offsets], None if rows is None else [rows])
     return Problem(video, text, None, layout.to(text.device), temperature, labels, sets, shadowed)
 
 

@@ -225,7 +225,7 @@ def joined_rows(
     return rows + [part + height for part in shadow_rows]
 
 
-def layout_of(
+def build_layout(
     text: Tensor,
     set_offsets: Sequence[Tensor],
     set_rows: Sequence[Tensor] | None,

@@ -60,7 +60,7 @@ class Form(NamedTuple):
         return self.classes * self.sets
 
 
-def form_of(problem: Problem) -> Form:
+def build_form(problem: Problem) -> Form:
     video, text, shadow, layout, temperature, labels, sets, shadowed = problem
     batch, width = video.shape
     return Form(
@@ -164,7 +164,7 @@ def form_room(form: Form) -> Room:
     return build_room(form.batch, form.width, form.means, form.sets, form.shadowed, form.label_type is not None)
 
 
-def parts_of(saved: Tensor, room: Room, plan: Plan, video_type: torch.dtype) -> list[Part]:
+def split_room(saved: Tensor, room: Room, plan: Plan, video_type: torch.dtype) -> list[Part]:
     """The parts of a room for the kernels: two 16-bit planes take the room of one float32 mean."""
     base, wide, number = saved.data_ptr(), saved.dtype, saved.element_size()
     parts = [Part(saved, base, 0, video_type if plan.split else wide)]
@@ -182,11 +182,11 @@ def forward(problem: Problem) -> tuple[Tensor, Sequence[Tensor]]:
     Saved is one allocation, a `Room`.
     """
     video, text, shadow, layout, _, labels, sets, _ = problem
-    form = form_of(problem)
+    form = build_form(problem)
     ready = build_forward(form)
     wide, device = ready.plan.wide, video.device
     saved = allocate(ready.room.size, wide, device)
-    means, inverse, weights, shadow_weights, each = parts_of(saved, ready.room, ready.plan, form.video_type)
+    means, inverse, weights, shadow_weights, each = split_room(saved, ready.room, ready.plan, form.video_type)
     index = layout.rows
     tensors = (
         text, text if shadow is None else shadow, layout.offsets if index is None else index, layout.offsets, video,
@@ -270,9 +270,9 @@ def gradients(problem: Problem, saved: Sequence[Tensor], grad: Tensor, needs: Se
     """As in `concept_torch`: one launch, or three when the videos or the classes are many."""
     video, text, shadow, layout, _, labels, _, _ = problem
     needs_video, needs_text = needs[0], needs[1] or needs[2]
-    form, grad = form_of(problem), grad.contiguous()
+    form, grad = build_form(problem), grad.contiguous()
     ready = build_gradients(form, needs_video, needs_text)
-    means, inverse, weights, shadow_weights, _ = parts_of(saved[0], ready.room, ready.plan, form.video_type)
+    means, inverse, weights, shadow_weights, _ = split_room(saved[0], ready.room, ready.plan, form.video_type)
     weighing: tuple[Tensor | Part, ...] = (grad, inverse, inverse, inverse)
     if labels is not None:
         weighing = (weights, shadow_weights, labels.contiguous(), grad)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ace_kernels.concept_layout import layout_of
+from ace_kernels.concept_layout import build_layout
 from ace_kernels.concept_problem import Problem
 from ace_kernels.concept_torch import bag_sums, bags_on_device, class_bags, means_on_device
 from kernel_reference import ON_CPU, class_offsets, unit64
@@ -13,7 +13,7 @@ COSINE_ERROR = 4e-6  # what the operators promise: 4e-6 / τ in a logit
 
 def both_ways_to_cut(rows, offsets, index=None):
     """Bags from offsets on the CPU, whose sizes are known, and from offsets on a device, which nobody reads."""
-    layout = layout_of(rows, [offsets], None if index is None else [index])
+    layout = build_layout(rows, [offsets], None if index is None else [index])
     return class_bags(Problem(rows, rows, None, layout, 1.0)), bags_on_device(offsets, layout.positions)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ace_kernels import ConceptLayout, concept_cross_entropy, concept_similarity
-from ace_kernels.concept_layout import layout_of
+from ace_kernels.concept_layout import build_layout
 from kernel_reference import INTERPRETING, class_offsets, forget_plans, record_launches, reference_logits, unit64
 
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -39,8 +39,8 @@ def test_sixteen_bit_products_are_upcast_by_the_interpreter(device, monkeypatch)
     monkeypatch.setattr(concept_triton, "TENSOR_CORE_PRODUCTS", 0)
     forget_plans()
     video, text = (torch.randn(n, 40, device=device).bfloat16() for n in (6, 9))
-    problem = concept_triton.Problem(video, text, None, layout_of(text, [class_offsets((4, 5))], None), 0.01)
-    plan = concept_triton.build_plan(concept_triton.form_of(problem))
+    problem = concept_triton.Problem(video, text, None, build_layout(text, [class_offsets((4, 5))], None), 0.01)
+    plan = concept_triton.build_plan(concept_triton.build_form(problem))
     assert plan.split and plan.precision == "bf16"
     assert plan.gradient_dot == (torch.float32 if INTERPRETING else torch.bfloat16)
     ours = concept_similarity(video, text, class_offsets((4, 5)), 0.01)

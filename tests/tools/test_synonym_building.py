@@ -14,7 +14,7 @@ from chat_server import VERBS, ChatServer, completion, obey, synonyms
 from ace_dist.concepts import Action, ConceptSampler, SynonymTrees
 from ace_dist.config import assets_dir, load_config
 from ace_dist.data.task import load_trees
-from ace_dist.tools.study.collect import words_of
+from ace_dist.tools.study.collect import describe_words
 from ace_dist.tools.synonyms import BuildConfig, build, export_sheet, import_sheet
 from ace_dist.tools.synonyms.answers import question
 from ace_dist.tools.synonyms.client import (
@@ -130,7 +130,7 @@ def test_the_papers_prompt_gives_the_papers_condition(config, tmp_path):
     assert {len(children) for root in trees.roots for _, children in trees.nodes(root)} == {9}
     asked = {re.search(r"\((\w+) ingredient\)", prompt)[1] for prompt in prompts}
     assert asked >= {child for root in GTEA for child in trees.children(root)}
-    assert words_of(run) == "trees language model gpt-4 [llm_trees.json] (M = 9 and 9)"
+    assert describe_words(run) == "trees language model gpt-4 [llm_trees.json] (M = 9 and 9)"
     base = [action for action in map(Action.parse, actions) if str(action) not in run.dataset.novel]
     draw = ConceptSampler(base, trees, seed=0).draw(1)
     assert all(len(group) == 9 for group in (*draw.fixed, *draw.random, *draw.shadow))

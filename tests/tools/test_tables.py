@@ -20,7 +20,7 @@ from ace_dist.data.task import load_test_trees, load_trees
 from ace_dist.evaluate.metrics import harmonic_mean
 from ace_dist.evaluate.protocols import srt_label_sets
 from ace_dist.models.build import build_model
-from ace_dist.tools.study.collect import as_csv, as_markdown, collect, paper_sheet, words_of
+from ace_dist.tools.study.collect import as_csv, as_markdown, collect, describe_words, paper_sheet
 from ace_dist.tools.study.tables import (
     expand_table,
     load_table,
@@ -233,14 +233,14 @@ def test_the_notes_of_table_4_say_whose_words_a_row_ran_under(tmp_path, monkeypa
     (tmp_path / "llm_trees.json").write_text(json.dumps({"_meta": meta}))
     config = load_config(["experiment=gtea_ace", "evaluation.synonyms=llm_trees.json"])
     assert (
-        words_of(config)
+        describe_words(config)
         == "trees hand-written [gtea.json] (M = 9 and 9), tested with language model gpt-4 [llm_trees.json]"
     )
     (tmp_path / "llm_trees.json").write_text(json.dumps({"_meta": meta | {"hand_edits": ["spin"]}}))
     config = load_config(["experiment=gtea_ace", "dataset.synonyms=llm_trees.json"])
-    assert words_of(config) == "trees language model gpt-4, edited by hand [llm_trees.json] (M = 9 and 9)"
+    assert describe_words(config) == "trees language model gpt-4, edited by hand [llm_trees.json] (M = 9 and 9)"
     (tmp_path / "llm_trees.json").unlink()
-    assert "llm_trees.json, which is gone" in words_of(config)
+    assert "llm_trees.json, which is gone" in describe_words(config)
 
 
 def test_a_table_may_be_named_as_an_experiment():

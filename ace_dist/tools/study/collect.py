@@ -106,7 +106,10 @@ def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) 
         first, said = sweep.runs[ids[0]], ""
         if table:
             config = load_config(first.overrides)
-            printed, said = table.paper.get(config.dataset.name, {}).get(first.settings["row"], {}), words_of(config)
+            printed, said = (
+                table.paper.get(config.dataset.name, {}).get(first.settings["row"], {}),
+                describe_words(config),
+            )
         lines.append(Line(setting, len(finished), missing, cells, printed, said))
     return lines
 
@@ -118,7 +121,7 @@ def cell(results: Sequence[Mapping[str, Any]], part: str, metric: str) -> Mean |
     return mean_score(results, part, metric)
 
 
-def words_of(config: Config) -> str:
+def describe_words(config: Config) -> str:
     """The condition of a row, for a note: whose synonyms train and test it, with M, or that labels stand alone."""
     method = config.method
     if not (method.leaf_augmentation or method.random_labels or method.shadow_negatives):
