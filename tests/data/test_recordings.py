@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_from_own_videos_to_clips_through_the_launcher(tmp_path, videos, launch)
     test = TestPlan(shards.records, range(len(shards.records)), clip, loader, 6)
     requests = [train.requests(step) for step in range(3)] + test.batches()
     decoded = []
-    for kind in (DaliLoader, PyavLoader):
+    for kind in (partial(DaliLoader, codec=shards.codec), PyavLoader):
         backend = kind(shards.folder, loader, torch.device("cpu"))
         decoded.append(list(backend.stream(requests)))
         backend.close()
