@@ -38,6 +38,7 @@ POSITIVE = (
     "training.keep_checkpoints", "training.log_every_steps", "training.save_every_steps",
     "training.save_every_minutes", "training.stall_after_s", "training.collective_timeout_s", "evaluation.batch_size",
 )  # fmt: skip
+POSITIVE_OR_NULL = ("method.children", "method.grandchildren", "evaluation.children", "evaluation.grandchildren")
 NOT_NEGATIVE = (
     "dataset.workers", "dataset.timeout_s", "training.gc_every_steps", "training.early_stopping_patience",
     "training.profile.steps", "training.profile.after", "evaluation.every_steps", "loader.mixup", "loader.cutmix",
@@ -54,6 +55,9 @@ def check_config(config: Config) -> None:
     for key in POSITIVE:
         if not (value := attrgetter(key)(config)) > 0:
             raise ConfigError(f"{key}={value} must be greater than zero")
+    for key in POSITIVE_OR_NULL:
+        if (value := attrgetter(key)(config)) is not None and value < 1:
+            raise ConfigError(f"{key}={value} must be at least 1; null is all that the tree file has")
     for key in NOT_NEGATIVE:
         if not (value := attrgetter(key)(config)) >= 0:
             raise ConfigError(f"{key}={value} must be at least 0")
