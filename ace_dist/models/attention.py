@@ -5,7 +5,6 @@ go to xformers or to PyTorch's own attention. On a CPU the choice follows benchm
 """
 
 import importlib
-import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Literal, cast
@@ -17,6 +16,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ace_dist.models.recompute import recompute
+from ace_dist.utils.distributed import say
 from ace_dist.utils.errors import ModelError
 
 AttentionBackend = Literal["triton", "xformers", "sdpa"]
@@ -114,11 +114,6 @@ def general_attention(setting: str, device: torch.device) -> AttentionBackend:
 def describe(backend: str, device: torch.device) -> str:
     """The backend in words: Triton names what serves the sequences that it does not."""
     return f"triton up to 32 tokens and {general_backend(device)} beyond" if backend == "triton" else backend
-
-
-def say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
 
 
 @lru_cache

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
 from ace_dist.config import LoaderConfig, SimilarityConfig, TextConfig, VideoConfig
-from ace_dist.models.attention import say
 from ace_dist.models.graphs import GraphedFunction
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.similarity import Similarity, Spotting
@@ -20,6 +19,7 @@ from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.video import VideoTower
 from ace_dist.models.vit import ImageTower
+from ace_dist.utils.distributed import say
 from ace_dist.utils.errors import ModelError
 
 # Compiling takes 32 s and spares 4.8 ms a step (H100, 16 clips of 15 frames: 43.4 ms without, 38.6 compiled in graphs).

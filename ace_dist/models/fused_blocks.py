@@ -22,7 +22,8 @@ from ace_kernels.residual_norm import TYPES, Norm, Tokens
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ace_dist.models.attention import TOLERANCE, AttentionBackend, attend_packed, say
+from ace_dist.models.attention import TOLERANCE, AttentionBackend, attend_packed
+from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import ModelError
 
 
@@ -173,11 +174,6 @@ def trunk_serves(blocks: Sequence[Any], precision: str, device: torch.device, dt
     kind = "fp8" if precision == "fp8" else str(dtype).removeprefix("torch.")
     say_once(f"frozen blocks: {f'not fused, {reason}' if reason else f'fused, products in {kind}'}")
     return not reason
-
-
-@lru_cache
-def say_once(line: str) -> None:
-    say(line)
 
 
 @lru_cache

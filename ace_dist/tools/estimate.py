@@ -6,7 +6,6 @@ shapes and no numbers; frames to decode come from the shards' manifest, or from 
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.recompute import stored_bytes
 from ace_dist.train.metrics import matmul_flops_per_s
 from ace_dist.train.schedule import total_steps
+from ace_dist.utils.distributed import host_cores
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.parts import PartFlops
 
@@ -285,7 +285,7 @@ def find_place(
         if value is not None and (value <= 0 or (key == "mfu" and value > 1)):
             raise UserError(f"{key}={value} must be above 0" + " and at most 1" * (key == "mfu"))
     if name == "cpu":
-        cores = cores or cores_here()
+        cores = cores or host_cores()
         peak = tflops * 1e12 if tflops else cores * CPU_FLOPS_PER_S
         source = "tflops" if tflops else "large fp32 products on a core of a shared AMD EPYC, measured"
         reached = mfu or CPU_MFU[config.model.video.width >= FULL_WIDTH]
@@ -294,10 +294,6 @@ def find_place(
     if tflops:
         device = replace(device, flops_per_s=tflops * 1e12, source=f"tflops={tflops:g}")
     return Place(name, device, ranks, cores or GPU_CORES, mfu or H100_MFU)
-
-
-def cores_here() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def estimate(
@@ -326,9 +322,9 @@ def estimate(
         per_core, rate = measure_cpu_clips_per_s(config), matmul_flops_per_s(torch.device("cpu"), torch.float32, 2.0)
         lines.append(f"measured here: {per_core:.1f} clips/s a core (PyAV), {rate / 1e9:.0f} GFLOP/s of fp32 products")
         compute = rate * find_place(config, "cpu", 1, None, None, None).mfu / model_cost(config, bf16=False).step_flops
-        decode = per_core * cores_here()
+        decode = per_core * host_cores()
         pace = Pace(compute, decode, 1 / (1 / compute + 1 / decode), "computing" if compute < decode else "decoding")
-        lines += pace_lines(config, f"this machine, {cores_here()} cores", pace, count)
+        lines += pace_lines(config, f"this machine, {host_cores()} cores", pace, count)
     return "\n".join([*lines, *assumptions(config, budget, place)])
 
 

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -249,17 +249,27 @@ def free_port() -> int:
         return port
 
 
+def host_cores() -> int:
+    """Cores of this machine that the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cores(environ: Mapping[str, str]) -> int:
     """Cores that this rank may keep busy: SLURM's share of a task, else an equal part of the host's cores."""
-    here = len(os.sched_getaffinity(0))
+    here = host_cores()
     if "SLURM_CPUS_PER_TASK" in environ:
         return max(1, min(here, int(environ["SLURM_CPUS_PER_TASK"])))
     names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")  # torch's, DeepSpeed's launcher's, or all on this host
     return max(1, here // int(next((environ[name] for name in names if name in environ), "1")))
 
 
-@lru_cache
-def say_once(line: str) -> None:
-    """Print a line on rank 0, once in a process."""
+def say(line: str) -> None:
+    """Print a line on rank 0."""
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)
+
+
+@cache
+def say_once(line: str) -> None:
+    """`say`, once in a process."""
+    say(line)

@@ -25,6 +25,7 @@ from ace_dist.data.loader.sample_table import read_sample_table
 from ace_dist.data.sampling import ClipRequest, TestPlan, TrainPlan, crop_box
 from ace_dist.data.segments import RawClip
 from ace_dist.data.shards import ClipRecord, ShardFiles, ShardSet
+from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import DataError
 
 CLIP = ClipConfig(6, 1.5, 3)
@@ -443,14 +444,14 @@ def test_a_clip_of_a_higher_rate_than_the_stored_one_is_refused(tmp_path):
 
 
 def test_the_choice_is_made_once_and_printed_once(folders, capsys, monkeypatch):
-    base.say_once.cache_clear()
+    say_once.cache_clear()
     for _ in range(3):
         loader = build_loader(config_for(folders["vp9"]), "cpu")
         assert loader.backend == "pyav"
         loader.close()
     assert capsys.readouterr().out.count("loader: pyav (no GPU") == 1
     monkeypatch.setenv("RANK", "1")
-    base.say_once.cache_clear()
+    say_once.cache_clear()
     build_loader(config_for(folders["vp9"], backend="dali"), "cpu").close()
     assert capsys.readouterr().out == ""
 
@@ -497,7 +498,7 @@ def deciding(folders, tmp_path, monkeypatch, capsys):
     config.run, config.training.batch_size = str(tmp_path), 3
 
     def decided(deterministic=False, **decoders):
-        base.say_once.cache_clear()
+        say_once.cache_clear()
         config.training.deterministic = deterministic
         opened = {}
 

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -23,6 +22,7 @@ from ace_dist.data.build.encode import encode
 from ace_dist.data.build.isolation import LostError, deadline, end_with_parent, run_alone
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment, clip_window
 from ace_dist.data.shards import ClipRecord
+from ace_dist.utils.distributed import host_cores
 from ace_dist.utils.errors import DataError
 
 AHEAD = 4  # segments handed out per worker: enough to keep it busy, few enough that waiting clips fit into memory
@@ -104,10 +104,6 @@ def failure(segment: Segment, reason: str) -> Failure:
     return Failure(segment.id, segment.video, segment.origin, reason)
 
 
-def cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cut_all(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Generator[Cut, None, None]:
     """Results in the order of `segments`, whatever the number of workers (0: one per core; 1: this process).
 
@@ -117,7 +113,7 @@ def cut_all(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Genera
     if workers == 1 or not segments:
         yield from map(cutter.cut, segments)
         return
-    workers = min(workers or cpu_count(), len(segments))
+    workers = min(workers or host_cores(), len(segments))
     rest = list(segments)
     while rest:
         done = 0

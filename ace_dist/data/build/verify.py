@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from ace_dist.concepts import SynonymTrees, load_class_table, split_classes
 from ace_dist.concepts.actions import Action
 from ace_dist.config import Config, resolve_path
-from ace_dist.data.build.cut import cpu_count
 from ace_dist.data.build.encode import check_decodes
 from ace_dist.data.build.isolation import LostError, renew_deadline, run_alone
 from ace_dist.data.build.shards import QUARANTINE
@@ -35,6 +34,7 @@ from ace_dist.data.shards import (
     index_text,
     safe_members,
 )
+from ace_dist.utils.distributed import host_cores
 from ace_dist.utils.errors import DataError, UserError, listing
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def run_checks(jobs: Sequence[ShardCheck], workers: int, timeout_s: float) -> It
     if workers == 1 or not jobs:
         yield from itertools.starmap(check_shard, jobs)
         return
-    with ThreadPoolExecutor(min(workers or cpu_count(), len(jobs))) as pool:
+    with ThreadPoolExecutor(min(workers or host_cores(), len(jobs))) as pool:
         yield from pool.map(check_apart, jobs)
 
 

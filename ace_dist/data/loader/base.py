@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -152,12 +152,6 @@ class ThreadedLoader(Loader):
 def decoding_threads(loader: LoaderConfig, device: torch.device) -> int:
     """`loader.threads`; for 0 every core of this rank beside a GPU, and two on a CPU, whose cores compute too."""
     return loader.threads or (cores(os.environ) if device.type == "cuda" else 2)
-
-
-@cache
-def say_once(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
 
 
 def normalisation(loader: LoaderConfig) -> tuple[list[float], list[float]]:

@@ -27,8 +27,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ace_dist.config import LoaderConfig
-from ace_dist.data.loader.base import Batch, Loader, build_batch, decoding_threads, say_once
+from ace_dist.data.loader.base import Batch, Loader, build_batch, decoding_threads
 from ace_dist.data.sampling import ClipRequest
+from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes, write_json
 from ace_dist.utils.memory import Upload
