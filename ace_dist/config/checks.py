@@ -42,7 +42,7 @@ POSITIVE_OR_NULL = ("method.children", "method.grandchildren", "evaluation.child
 NOT_NEGATIVE = (
     "dataset.workers", "dataset.timeout_s", "training.gc_every_steps", "training.early_stopping_patience",
     "training.profile.steps", "training.profile.after", "evaluation.every_steps", "loader.mixup", "loader.cutmix",
-    "loader.color_jitter", "loader.gray_scale",
+    "loader.color_jitter", "loader.gray_scale", "loader.threads", "loader.prefetch",
 )  # fmt: skip
 BELOW_ONE = {"training.ema_decay": "; 0 switches it off", "evaluation.validation_share": ""}
 

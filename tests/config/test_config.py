@@ -72,6 +72,7 @@ def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
         (["loader.short_side_min=60"], "exceeds"),
         (["loader.feature_cache=x"], "loader.feature_cache=x needs loader.augment=false"),
         (["loader.feature_cache_gib=0"], "loader.feature_cache_gib=0.* greater than zero"),
+        (["loader.threads=-1"], "loader.threads=-1 must be at least 0"),
         (["evaluation.children=0"], "evaluation.children=0 must be at least 1; null is all"),
         (["model.video.attention=flash"], "model.video.attention=flash is not one of auto, triton, xformers, sdpa"),
         (["model.video.compile=fast"], "model.video.compile=fast is not one of auto, none, cudagraphs"),
