@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RANKS ?= 2
 
-.PHONY: install demo test lint test-gpu bench-similarity bench-gpu clean
+.PHONY: install demo test fuzz lint test-gpu bench-similarity bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,9 @@ test: install
 
 test-gpu: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -n 8 --dist worksteal
+
+fuzz: install
+	FUZZ_FACTOR=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 --dist worksteal
 
 bench-similarity: install
 	$(BIN)/python benchmarks/bench_similarity.py --device cpu --threads 1

@@ -134,10 +134,13 @@ def open_video(path: Source, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     if (len(path.data) if isinstance(path, StoredVideo) else Path(path).stat().st_size) == 0:
         raise DataError(f"video {path} is empty (0 bytes)")
     try:
-        with av.open(io.BytesIO(path.data) if isinstance(path, StoredVideo) else str(path)) as container:
+        file = io.BytesIO(path.data) if isinstance(path, StoredVideo) else str(path)
+        with av.open(file, metadata_errors="replace") as container:  # titles in Latin-1 are no damage
             if not container.streams.video:
                 raise DataError(f"{path} has no video stream" + (", only audio" if container.streams.audio else ""))
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise DataError(f"{path} is damaged, or of a video codec that FFmpeg does not know")
             stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
             stream.codec_context.options = {"err_detect": "explode"}  # else FFmpeg paints over damage and says nothing
             yield container, stream
@@ -168,6 +171,8 @@ def frame_rate(path: Source, container: Any, stream: Any) -> float:
 
 def promised_length(container: Any, stream: Any) -> float:
     """Seconds of video that the file says it holds, 0 when it does not say."""
+    if container.format.name == "avi" and stream.frames:  # its duration is a guess from the size of what is there
+        return float(stream.frames * stream.time_base)
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     start_s = float((stream.start_time or 0) * stream.time_base)
@@ -189,7 +194,7 @@ def timed_frames(path: Source, from_s: float, rate: float, threads: int) -> Iter
         counted = counted_times(path, rate) if shown_out_of_order(container, stream) else None
         if from_s > 0 and counted is None:
             container.seek(origin + math.floor(from_s / base), stream=stream, backward=True)
-        for number, frame in enumerate(undamaged_frames(path, container, stream)):
+        for number, frame in enumerate(undamaged_frames(path, container, stream, counted is not None)):
             time_s = next(counted) if counted else float((frame.pts - origin) * base)
             if number == 0 and time_s > from_s > 0 and counted is None:
                 break
@@ -217,10 +222,10 @@ def counted_times(path: Source, rate: float) -> Iterator[float]:
     return itertools.chain(times, itertools.count(times[-1] + 1 / rate if times else 0.0, 1 / rate))
 
 
-def undamaged_frames(path: Source, container: Any, stream: Any) -> Iterator[Any]:
+def undamaged_frames(path: Source, container: Any, stream: Any, counted: bool = False) -> Iterator[Any]:
     """Decoded frames from the next key frame on: what stands before it lacks its references and would be grey.
 
-    Raises `DamageError` instead of a frame that FFmpeg had to guess.
+    Raises `DamageError` instead of a frame that FFmpeg had to guess, or one without a time unless times are `counted`.
     """
     keyed, last_s = False, 0.0
     for packet in container.demux(stream):
@@ -234,6 +239,8 @@ def undamaged_frames(path: Source, container: Any, stream: Any) -> Iterator[Any]
         for frame in frames:
             if packet.is_corrupt or frame.is_corrupt:
                 raise DamageError(f"{path} is damaged after {last_s:.2f} s")
+            if frame.pts is None and not counted:
+                raise DamageError(f"{path} has a frame without a time after {last_s:.2f} s")
             if frame.pts is not None:
                 last_s = float((frame.pts - stream.start_time) * stream.time_base)
             yield frame
