@@ -112,6 +112,114 @@ def test_whole_answers(text, verbs):
     assert parse_answer(text, SPIN).verbs == verbs
 
 
+LIST = "rotate block\nturn block"
+FOUND = ["rotate", "turn"]
+WRONG = "whirl block\n- juggle block: no, that means throwing\nthrow block"  # candidates of the reasoning
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Reasoning between marks, the first mark missing, or in other names
+        f"<think>\n{WRONG}\n</think>\n\n{LIST}",
+        f"{WRONG}\n</think>\n\n{LIST}",
+        f"Okay, so the user wants synonyms.\n{WRONG}\n</think>\n{LIST}",
+        f"I could write <think> here.\n{WRONG}\n</think>\n{LIST}",
+        f"<thinking>\n{WRONG}\n</thinking>\n{LIST}",
+        f"<reasoning>{WRONG}</reasoning>{LIST}",
+        f"<thought>\n{WRONG}\n</thought>\n{LIST}",
+        f"<think>{WRONG}<think>{WRONG}</think>{WRONG}</think>\n{LIST}",
+        f"<THINK>\n{WRONG}\n</Think >\n{LIST}",
+        f"<seed:think>\n{WRONG}\n</seed:think>\n{LIST}",
+        f'<thinking time="3s">\n{WRONG}\n</thinking>\n{LIST}',
+        f"[THINK]{WRONG}[/THINK]{LIST}",
+        f"◁think▷{WRONG}◁/think▷{LIST}",
+        f"<|START_THINKING|>{WRONG}<|END_THINKING|>{LIST}",
+        f"<|begin_of_thought|>\n{WRONG}\n<|end_of_thought|>\n{LIST}",
+        f"<think>\n{WRONG}\n</think>\n<answer>\n{LIST}\n</answer>",
+        f"{WRONG}\n<answer>\n{LIST}\n</answer>\n{WRONG}",
+        f"{LIST}\n<think>{WRONG}",
+        # Channels of gpt-oss, with its marks and without them
+        f"<|channel|>analysis<|message|>{WRONG}<|end|><|start|>assistant<|channel|>final<|message|>{LIST}<|return|>",
+        f"<|start|>assistant<|channel|>analysis<|message|>{WRONG}<|end|>"
+        f"<|start|>assistant<|channel|>commentary<|message|>{WRONG}<|end|>"
+        f"<|start|>assistant<|channel|>final<|message|>{LIST}",
+        f"analysisWe need synonyms.\n{WRONG}assistantfinal{LIST}",
+        # Headings
+        f"**Reasoning:**\n{WRONG}\n\n**Answer:**\n{LIST}",
+        f"## Thinking\n{WRONG}\n\n## Final Answer\n{LIST}",
+        f"Thought process: we look at candidates.\n{WRONG}\nHere are the synonyms:\n{LIST}",
+        f"Let me think.\n{WRONG}\n\nFinal answer:\n{LIST}",
+        f"{LIST}\n\nExplanation:\n{WRONG}",
+        f"{LIST}\n\n**Note:** the following were left out.\n{WRONG}",
+        f"{LIST}\n\nRejected:\n{WRONG}",
+        f"{LIST}\n\nNot used: whirl block\n{WRONG}",
+        # JSON, on one line or many, of strings or objects, among prose
+        '["rotate block", "turn block"]',
+        'Here you go: ["rotate block", "turn block"] I hope it helps.',
+        '{"synonyms": ["rotate block", "turn block"]}',
+        '{"reasoning": "whirl block\\njuggle block", "synonyms": ["rotate block", "turn block"]}',
+        '{"synonyms": ["rotate block", "turn block"], "rejected_synonyms": ["whirl block"]}',
+        '{"action": "spin block", "synonyms": ["rotate block", "turn block"]}',
+        '[{"phrase": "rotate block", "reason": "whirl block"}, {"phrase": "turn block", "note": "juggle block"}]',
+        '{"synonym": "rotate block"}\n{"synonym": "turn block"}',
+        '{"1": "rotate block", "2": "turn block"}',
+        "['rotate block', 'turn block']",
+        '```json\n{\n  "synonyms": [\n    "rotate block",\n    "turn block"\n  ]\n}\n```\nExplanation:\nwhirl block',
+        # Tables
+        "| Synonym | Note |\n|---|---|\n| rotate block | common |\n| turn block | as in whirl block |",
+        "| # | Phrase |\n|:-:|:--|\n| 1 | **rotate block** |\n| 2 | turn block |",
+        "| Original | Synonym |\n|---|---|\n| spin block | rotate block |\n| spin block | turn block |",
+        "| Phrase | Fits |\n|---|---|\n| rotate block | yes |\n| turn block | yes |\n| whirl block | no |",
+        "| Verb |\n| --- |\n| rotate |\n| turn |",
+        # Lists between commas and with numbers
+        "rotate block, turn block",
+        "rotate block; turn block.",
+        "Synonyms: rotate block, turn block",
+        "rotate block, and turn block",
+        "rotate, turn",
+        "1. rotate block\n2. turn block",
+        "1) rotate block 2) turn block",
+        "1. rotate block 2. turn block",
+        "• rotate block • turn block",
+        "- [x] rotate block\n- [ ] turn block\n- whirl block?",
+        "✓ rotate block\n✅ turn block\n❌ whirl block",
+        "1. **rotate block** – goes round\n2. **turn block** – the plain word\n3. whirl block (no, too fast)",
+        "<ul><li>rotate block</li><li>turn block</li></ul>",
+        "<synonym>rotate block</synonym><synonym>turn block</synonym>",
+    ],
+)
+def test_the_shapes_of_real_answers(text):
+    """Whatever the shape: both phrases of the answer, and none of the reasoning around it."""
+    assert parse_answer(text, SPIN).verbs == FOUND
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>{WRONG}",
+        f"<reasoning>\n{WRONG}",
+        f"<|channel|>analysis<|message|>{WRONG}",
+        f"analysisWe need to find verbs.\n{WRONG}",
+        f"Okay, the user wants synonyms.\n{WRONG}",
+        f"Let me think about this step by step.\n\n{WRONG}",
+        f"**Thinking:**\n{WRONG}",
+        '{\n "reasoning": "...",\n "rejected": [\n  "whirl block",\n  "juggle block"',
+        f"{WRONG}\n</think>",
+    ],
+)
+def test_reasoning_that_was_cut_gives_nothing(text):
+    """A model that reached its limit while it reasoned has not answered; the report says what to raise."""
+    answer = parse_answer(text, SPIN, truncated=True)
+    assert answer.verbs == [] and "raise max_output_tokens" in " ".join(answer.rejected)
+
+
+def test_marks_by_the_thousand_take_no_time():
+    """Neither blank lines nor brackets nor marks make the reader slow: 4 MB are read in one pass."""
+    for piece in ("\n", "[", "<think>", "</think>\n", "* ", "final answer ", '{"a": ', "| a |\n"):
+        parse_answer(piece * (4 * 2**20 // len(piece)), SPIN)
+
+
 def test_a_cut_answer_loses_its_last_line():
     """`turn block` may have been the beginning of `turn blockade`."""
     answer = parse_answer("rotate block\nturn block", SPIN, truncated=True)

@@ -1,9 +1,11 @@
 """Building trees through the real `openai` client against a real HTTP server: good, slow, failing, lying, hostile."""
 
+import gzip
 import json
 import os
 import re
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ from ace_dist.config import assets_dir, load_config
 from ace_dist.data.task import load_trees
 from ace_dist.tools.study.collect import describe_words
 from ace_dist.tools.synonyms import BuildConfig, build, export_sheet, import_sheet
-from ace_dist.tools.synonyms.answers import question
+from ace_dist.tools.synonyms.answers import parse_answer, question
 from ace_dist.tools.synonyms.client import (
     Budget,
     BuildStopped,
@@ -206,6 +208,107 @@ def test_a_server_that_never_ends_its_answer(config):
         settings = config(server, actions=ACTIONS[:1], timeout_s=0.5, children=2, concurrency=1)
         result = build(settings, lambda _: None)
     assert result.missing == {} and gone.is_set(), "the client left first"
+
+
+def dripping_server(head, gone):
+    """A server that sends `head` and then a byte now and then until the client leaves, and sets `gone` when it has."""
+
+    class Drip(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65536)
+            try:
+                self.request.sendall(head)
+                while not gone.wait(0.02):
+                    self.request.sendall(b"x")
+            except OSError:
+                gone.set()
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"", b"HTTP/1.1 200 OK\r\nX-Header: ", b"HTTP/1.1 500 Bad\r\n\r\n", b"HTTP/1.1 307 Go\r\nLocation: /\r\n\r\n"],
+    ids=["status line", "headers", "error body", "redirect body"],
+)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_that_drips_anything_is_left_in_time(config, scheme, head):
+    """Bytes that come before each read times out, also within a TLS handshake: `timeout_s` bounds the whole."""
+    gone = threading.Event()
+    with dripping_server(head, gone) as server:
+        server.url = f"{scheme}://127.0.0.1:{server.server_address[1]}/v1"
+        client = ChatClient(config(server, timeout_s=0.5, attempts=1))
+        with pytest.raises((NoAnswer, BuildStopped)):
+            client.ask("Give 3 synonyms")
+        assert gone.wait(10), "the connection is still open"
+        server.shutdown()
+
+
+def test_bodies_are_read_up_to_a_bound(config):
+    """An error of any length keeps its status; a long, a compressed and an endless answer are no answer."""
+    sent = []
+
+    def endless():
+        while True:
+            sent.append(1)
+            yield b"x" * 65536
+
+    def ask(*response):
+        with ChatServer(lambda *_: response) as server:
+            ChatClient(config(server, attempts=1)).ask("Give 3 synonyms")
+
+    with pytest.raises(BuildStopped, match="status 401"):
+        ask(401, endless())
+    with pytest.raises(NoAnswer, match="longer than"):
+        ask(200, endless())
+    assert len(sent) < 4000, f"{len(sent) // 16} MB went through"
+    with pytest.raises(NoAnswer, match="compressed"):
+        ask(200, gzip.compress(bytes(2**20)), {"Content-Encoding": "gzip"})
+    with pytest.raises(BuildStopped, match="check base_url"):
+        ask(307, {}, {"Location": "http://127.0.0.1:1/"})
+
+
+HUGE = "1" * 5000  # digits; Python reads no number of more than 4300
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f'{{"choices": [{{"message": {{"content": "rotate block"}}, "finish_reason": {HUGE}}}]}}',
+        f'{{"choices": [{{"message": {{"content": {HUGE}}}}}]}}',
+        f'{{"choices": [{{"message": {{"content": "rotate block"}}}}], "usage": {{"prompt_tokens": {HUGE}}}}}',
+        "[" * 100_000,
+        '{"choices": [{"message": {"content": [{"type": "text", "text": 5}]}}]}',
+        '{"choices": {"0": 1}}',
+    ],
+    ids=["finish", "content", "usage", "depth", "part", "type"],
+)
+def test_numbers_and_depths_that_python_does_not_read(config, tmp_path, body):
+    """A response with them is no answer: no traceback, and nothing of it in the cache."""
+    for status in (200, 400):
+        answer = status, body.encode()
+        with ChatServer(lambda *_, answer=answer: answer) as server, pytest.raises((NoAnswer, BuildStopped)):
+            ChatClient(config(server, attempts=1)).ask("Give 3 synonyms")
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_a_number_of_5000_digits_in_the_text_is_no_phrase(config):
+    """The answer is kept, and read from the cache as well as from the server."""
+    with ChatServer(lambda *_: (200, completion(f"[{HUGE}]\n{HUGE}. rotate block\nturn block"))) as server:
+        for _ in range(2):
+            reply = ChatClient(config(server)).ask("Give 3 synonyms")
+            assert parse_answer(reply.text, Action("spin", "block")).verbs[-1:] == ["turn"]
+    assert len(server.requests) == 1
+
+
+def test_an_answer_in_parts_is_its_text(config):
+    """Some servers send a list of parts, the reasoning as a part of its own."""
+    parts = [{"type": "thinking", "thinking": "whirl block"}, {"type": "text", "text": "rotate block"}]
+    with ChatServer(lambda *_: (200, completion(parts))) as server:
+        assert ChatClient(config(server)).ask("Give 3 synonyms").text == "rotate block"
 
 
 def test_a_redirect_does_not_take_the_key_along(config):

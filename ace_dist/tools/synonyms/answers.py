@@ -8,15 +8,14 @@ up") is repaired and noted; any other line is rejected with the reason.
 """
 
 import hashlib
-import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ace_dist.concepts.actions import PARTICLES, Action, normalise
 from ace_dist.config import assets_dir, resolve_path
+from ace_dist.tools.synonyms.answer_text import answer_lines
 from ace_dist.utils.errors import ConfigError
 
 TEMPLATE = """\
@@ -31,7 +30,6 @@ Follow these rules:
 FOLLOW_UP = "\nThese are known already, give {count} others: {known}."
 PLACES = ("count", "action", "domain")  # that a template must have, each in braces
 
-MAX_CHARACTERS = 20_000  # of an answer that are looked at; ten synonyms need about 200
 MAX_LINES = 200
 MAX_VERB_WORDS = 3  # "get hold of"
 SHOWN_CHARACTERS = 80  # of a rejected line in a report
@@ -43,7 +41,13 @@ LOOK_ALIKES = str.maketrans(
     | dict(zip("οανικρτυχεγωϲ", "oavikptuxeywc", strict=True))
     | {"ı": "i", "ſ": "s", "ɑ": "a", "ɡ": "g", "’": "'", "‐": "-", "‑": "-"}
 )
-DASHES = "-–—―•·▪◦‣●○*+>→⇒|#"
+DASHES = "-–—―•·▪◦‣●○*+>→⇒|#✓✔☑✅"
+# A line that doubts its phrase: "juggle block?", "juggle block (no, another meaning)", "juggle block ❌".
+DOUBT = re.compile(
+    r"\?\W*$|[✗✘✖❌⛔]|(?:\s[-–—=→]+>?|:|\(|[.!?])[^\w\n]*"
+    r"(?:no|not|nope|wrong|incorrect|doesn't|isn't|hmm|reject|rejected|wait|maybe|perhaps|too)\b",
+    re.IGNORECASE,
+)
 
 
 def word_set(text: str) -> frozenset[str]:
@@ -118,13 +122,18 @@ def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:
     `truncated`: the server cut the answer, so that its last line is not whole and is left out.
     """
     answer = Answer()
-    lines = list(phrase_lines(text, action))
-    if truncated and lines:
-        answer.rejected.append(f"{excerpt(lines.pop())}: the answer was cut off here")
+    target = action.object.split()
+    read, aside = answer_lines(text, str(action))
+    lines = [phrase for line in read for phrase in phrases_of(line, target)]
+    if aside:
+        answer.rejected.append(f"{aside} characters of reasoning or explanation: not read")
+    if truncated:
+        cut = excerpt(lines.pop()) if lines else "no phrase"
+        answer.rejected.append(f"{cut}: the answer was cut off here; raise max_output_tokens")
     # Verbs alone are taken when every line is a possible verb without the object; one other line leaves all in doubt.
     words = [tidy(line).split() for line in lines]
     objectless = len(lines) > 1 and all(
-        plain(verb) and not with_object(verb, action.object.split()) and not verb_fault(verb) for verb in words
+        plain(verb) and not with_object(verb, target) and not verb_fault(verb) for verb in words
     )
     for line in lines[:MAX_LINES]:
         verb, fault = read_line(line, action, objectless)
@@ -141,18 +150,14 @@ def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:
     return answer
 
 
-def phrase_lines(text: str, action: Action) -> Iterator[str]:
-    """The non-empty lines of an answer; a JSON list and a comma-separated line of whole phrases count as lines."""
-    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL)  # reasoning before the answer, however long
-    body = "\n".join(line for line in text[:MAX_CHARACTERS].splitlines() if not line.strip().startswith(("```", "~~~")))
-    with suppress(ValueError, RecursionError):  # a number of 5,000 digits is a ValueError
-        items = json.loads(body)
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
-            body = "\n".join(items)
-    for line in body.splitlines():
-        parts = re.split(r"[,;]", line.strip().rstrip(".,;"))
-        whole = [with_object(tidy(part).split(), action.object.split()) for part in parts]
-        yield from (part.strip() for part in (parts if len(parts) > 1 and all(whole) else [line]) if part.strip())
+def phrases_of(line: str, target: list[str]) -> list[str]:
+    """A line as it is, or its parts where it lists whole phrases, or verbs alone, between commas."""
+    parts = [re.sub(r"^\s*(?:and|or)\s+", "", part).strip() for part in re.split(r"[,;]", line.rstrip(".,; "))]
+    parts = [part for part in parts if part]
+    words = [tidy(part).split() for part in parts]
+    whole = all(with_object(part, target) for part in words)
+    verbs = all(plain(part) and not with_object(part, target) and not verb_fault(part) for part in words)
+    return parts if len(parts) > 1 and (whole or verbs) else [line]
 
 
 def plain(words: list[str]) -> bool:
@@ -167,6 +172,8 @@ def read_line(line: str, action: Action, objectless: bool) -> tuple[str, str]:
         return "", "no words"
     if not plain(words):
         return "", "not plain words (digits, symbols or another script)"
+    if DOUBT.search(line):
+        return "", "the line doubts its phrase"
     verb = with_object(words, action.object.split()) or (words if objectless else [])
     fault = verb_fault(verb) if verb else f"not a verb followed by {action.object!r}"
     return ("", fault) if fault else (" ".join(verb), "")
@@ -219,7 +226,7 @@ def tidy(line: str) -> str:
     words = [word.translate(LOOK_ALIKES) if re.search(r"[a-z]", word) else word for word in text.lower().split()]
     text = " ".join(words)
     text = text.strip(" \t" + DASHES)
-    text = re.sub(r"^(?:\(?\d{1,4}\s*[.):\-–]|\(?[a-z][.)])\s*", "", text)
+    text = re.sub(r"^(?:\[[ x]?\]\s*|\(?\d{1,4}\s*[.):\-–]|\(?[a-z][.)])\s*", "", text)
     text = re.split(r"\s[-–—=→]+>?\s|:\s|\s\(", text)[0]  # an explanation after the phrase
     text = re.sub(r"[*_`\"“”„«»<>|\[\]{}]+|(?<!\w)'|'(?!\w)", " ", text)
     return normalise(text.strip(" \t.,;:!?" + DASHES))

@@ -14,9 +14,11 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.files import write_json
 
 MAX_BODY_BYTES = 4 << 20  # of one response; a thousand lines have about 20 KB
+MAX_ERROR_BYTES = 64 << 10  # of an error's response that are read
 MAX_TOKENS_REPORTED = 10_000_000  # a count beyond every context window is a lie and not used
 GATEWAY_GAVE_UP = (408, 502, 504, 524)  # the model behind it may have gone on, and may be billed
 SHOWN_CHARACTERS = 300  # of a server's error message
@@ -164,7 +167,7 @@ class ChatClient:
                 400: "model, output_limit_name, temperature", 401: key, 403: key, 404: "model and base_url",
                 429: "the account's quota",
             }  # fmt: skip
-            check = settings.get(error.status_code, "the settings")
+            check = settings.get(error.status_code, "the settings" if error.status_code >= 400 else "base_url")
             raise self.stop(f"the server refuses model={config.model} with {message} (check {check})") from None
         except openai.APITimeoutError:
             raise self._no_answer(f"no response within timeout_s={config.timeout_s:g}") from None
@@ -211,7 +214,12 @@ class BudgetedHttp(openai.DefaultHttpxClient):
     """
 
     def __init__(self, config: ClientConfig, budget: Budget) -> None:
-        super().__init__()
+        # A connection for each question, so that its deadline ends no other one; a redirect is an error of base_url.
+        super().__init__(
+            limits=httpx2.Limits(max_keepalive_connections=0),
+            follow_redirects=False,
+            headers={"Accept-Encoding": "identity"},
+        )
         self.budget, self.timeout_s, self.max_output_tokens = budget, config.timeout_s, config.max_output_tokens
         self.pace = Pace(config.requests_per_minute)
         self.stopped, self.stop_reason, self.requests = threading.Event(), "", 0
@@ -240,24 +248,77 @@ class BudgetedHttp(openai.DefaultHttpxClient):
             self.budget.settle(reservation, *used)
 
     def _send_bounded(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
-        """The whole response. Read piece by piece, so that neither its length nor its duration is up to the server."""
-        deadline = time.monotonic() + self.timeout_s
-        response = super().send(request, **options | {"stream": True})
-        body = bytearray()
-        try:
-            for piece in response.iter_bytes():
-                body += piece
-                if len(body) > MAX_BODY_BYTES:
-                    raise httpx2.RemoteProtocolError(f"the response is longer than {MAX_BODY_BYTES} bytes")
-                if time.monotonic() > deadline:
-                    raise httpx2.ReadTimeout(f"the response took longer than timeout_s={self.timeout_s:g}")
-        finally:
-            response.close()
+        """The whole response, or the beginning of an error's. Neither length nor duration is up to the server."""
+        with Deadline(self.timeout_s) as deadline:
+            request.extensions["trace"] = deadline.watch
+            try:
+                response = super().send(request, **options | {"stream": True})
+                try:
+                    body = read_body(response)
+                finally:
+                    response.close()
+            except httpx2.TransportError as error:
+                if deadline.passed:
+                    raise httpx2.ReadTimeout(f"the response took longer than timeout_s={self.timeout_s:g}") from error
+                raise
         names = ("retry-after", "retry-after-ms", "x-should-retry", "content-type")
         headers = {name: response.headers[name] for name in names if name in response.headers}
         if b"insufficient_quota" in body:
             headers["x-should-retry"] = "false"  # a status 429 that no waiting mends
-        return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
+        return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
+
+
+class Deadline:
+    """Ends a connection some seconds after it was asked for, whatever is going on in it.
+
+    The client's own time-outs count from byte to byte: a server that drips its headers never meets one.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.passed, self._lock = False, threading.Lock()
+        self._socket: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            if self._socket:
+                self._socket.close()
+            self._socket = None
+
+    def watch(self, event: str, info: dict[str, Any]) -> None:
+        """Called by the HTTP client at each of its steps. The duplicate stays valid while TLS takes the socket over."""
+        if event == "connection.connect_tcp.complete":
+            with self._lock:
+                self._socket = info["return_value"].get_extra_info("socket").dup()
+            if self.passed:
+                self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self.passed = True
+            if self._socket:
+                with suppress(OSError):  # the server was faster
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def read_body(response: httpx2.Response) -> bytes:
+    """The body, of an error its first 64 KiB. Raises a protocol error for one that is too long or compressed."""
+    if response.headers.get("content-encoding", "identity") != "identity":  # a few KB may unpack to any size
+        raise httpx2.RemoteProtocolError("the response is compressed, which was not asked for")
+    body = bytearray()
+    for piece in response.iter_raw():
+        body += piece
+        if not response.is_success and len(body) > MAX_ERROR_BYTES:
+            return bytes(body[:MAX_ERROR_BYTES])
+        if len(body) > MAX_BODY_BYTES:
+            raise httpx2.RemoteProtocolError(f"the response is longer than {MAX_BODY_BYTES} bytes")
+    return bytes(body)
 
 
 def read_completion(prompt: str, body: bytes) -> Reply:
@@ -266,6 +327,8 @@ def read_completion(prompt: str, body: bytes) -> Reply:
         payload = json.loads(body)
         choice = payload["choices"][0]
         text = choice["message"].get("content") or choice["message"].get("refusal") or ""
+        if isinstance(text, list):  # parts: {"type": "thinking", ...}, {"type": "text", "text": ...}
+            text = "\n".join(part["text"] for part in text if part["type"] == "text")
         finish = choice.get("finish_reason") or ""
     except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise httpx2.RemoteProtocolError(f"the response is not a chat completion ({type(error).__name__})") from None
