@@ -115,7 +115,8 @@ def table_rows(lines: list[str], action: str) -> Iterator[str]:
 
 def split_asides(lines: Iterator[str]) -> tuple[list[str], list[str]]:
     """The lines of the answer, and those under a heading of reasoning, explanations or rejected phrases."""
-    spoken, aside = [], []
+    spoken: list[str] = []
+    aside: list[str] = []
     into = spoken
     for line in lines:
         heading = ANSWER.match(line)
