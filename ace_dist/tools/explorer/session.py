@@ -90,8 +90,12 @@ class Explorer:
         return self.encode(torch.cat([batch.video for batch in batches]))
 
     def uploaded(self, path: str | Path) -> Clip:
-        """A user's own video, cut and encoded as a test clip. Raises `DataError` for a file that is no video."""
-        return self.encode(read_clip(path, self.config, None, None, timeout_s=UPLOAD_S).video)
+        """A user's own video, cut and encoded as a test clip. Raises `UserError`, without the file's folder, for a file
+        that is no video."""
+        try:
+            return self.encode(read_clip(path, self.config, None, None, timeout_s=UPLOAD_S).video)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), Path(path).name)) from None
 
     def encode(self, video_VTCHW: Tensor) -> Clip:
         """Normalised views of one clip -> embeddings and the middle view's frames."""
