@@ -172,14 +172,6 @@ class ShardFiles:
                 os.close(self.descriptors.popitem()[1])
 
 
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def write_shard(folder: Path, name: str, clips: Iterable[tuple[ClipRecord, bytes]]) -> list[ClipRecord]:
     """Write `name` and its index; returns the records with `shard`, `offset` and `size` filled in.
 

@@ -7,10 +7,10 @@ labels.json      base and novel actions, the label sets of the SRT
 results.json     of the run
 provenance.json  versions, commit, starting weights and their licences
 README.md        the model card
+SHA256SUMS       of every file but the model card; reading compares them
 attributes.txt   of BIKE
 """
 
-import hashlib
 import shutil
 import tempfile
 from dataclasses import replace
@@ -26,8 +26,9 @@ from ace_dist.evaluate.run_files import read_object, read_results
 from ace_dist.evaluate.runs import results_table, trained_model
 from ace_dist.models.convert.exporting import load_encoders, save_encoders
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import RunError
-from ace_dist.utils.files import write_json, write_text
+from ace_dist.utils.files import CHECKSUMS, check_checksums, file_sha256, write_checksums, write_json, write_text
 
 
 def export_run(run: Path, output: Path) -> None:
@@ -55,15 +56,20 @@ def export_run(run: Path, output: Path) -> None:
         write_json(folder / "labels.json", {**labels, **sets})
         write_json(folder / "results.json", results)
         write_json(folder / "provenance.json", provenance)
-        write_text(folder / "README.md", model_card(config, results, provenance, loads))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        write_checksums(folder, {str(path.relative_to(folder)): file_sha256(path) for path in files})
+        write_text(folder / "README.md", model_card(config, results, provenance, loads))  # for others to add to
         folder.rename(output)
 
 
 def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
     """Configuration and model of an exported folder. Raises `RunError` naming what is missing."""
-    for name in ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors"):
+    needed = ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors")
+    for name in needed:
         if not (folder / name).is_file():
             raise RunError(f"{folder / name} does not exist: {folder} is no export (launchers/export.py makes one)")
+    if not check_checksums(folder, needed, "copy the folder anew, or export its run again"):
+        say_once(f"{folder} has no {CHECKSUMS}: it is used unchecked, as by the version that exported it")
     config = read_config(folder)
     attributes = str(folder / "attributes.txt") if (folder / "attributes.txt").is_file() else None
     similarity = replace(config.model.similarity, attributes=attributes)
@@ -97,8 +103,7 @@ def weight_facts(path: str) -> dict[str, str]:
     file = resolve_path(path)
     if not file.is_file():
         return {"file": file.name, "note": "no longer there when this was exported"}
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_sha256(file)
     try:
         with safe_open(file, "pt") as tensors:
             return {"file": file.name, "sha256": digest, **(tensors.metadata() or {})}

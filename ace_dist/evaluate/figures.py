@@ -5,6 +5,7 @@ Panels are small (about 4.4 x 3 inches), so that they stay readable when a phone
 Shape letters: K classes, R runs of the SRT, S phrases.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from matplotlib.patches import Ellipse
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+
+from ace_dist.utils.files import write_bytes
 
 FloatArray = npt.NDArray[np.float64]
 Style = dict[str, Any]  # keyword arguments of matplotlib
@@ -307,7 +310,9 @@ def beside_bar(axes: Axes, text: str, end: float, y: float, gap: float, **style:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG, cut to its content."""
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.06, facecolor=figure.get_facecolor())
+    content = io.BytesIO()
+    figure.savefig(content, format="png", bbox_inches="tight", pad_inches=0.06, facecolor=figure.get_facecolor())
+    write_bytes(path, content.getvalue())
     return path
 
 

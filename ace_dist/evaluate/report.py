@@ -19,6 +19,7 @@ from ace_dist.evaluate.figures import DARK, LIGHT, concept_figure, srt_figure
 from ace_dist.evaluate.metrics import class_f1, concept_distances, confusion_matrix, harmonic_mean, random_baseline
 from ace_dist.evaluate.run_files import ConceptSpace, Run, read_results, read_run
 from ace_dist.utils.errors import RunError
+from ace_dist.utils.files import write_text
 
 FloatArray = npt.NDArray[np.float64]
 Results = Mapping[str, Any]  # as in results.json
@@ -70,7 +71,7 @@ def write_report(folder: Path, compare: Sequence[Path] = ()) -> Path:
         environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
     )
     path = folder / "report.html"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

@@ -1,5 +1,6 @@
 """The evaluation of a finished run folder: the saved weights in, `results.json` and its companions out."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from ace_dist.models.build import build_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, uses_bf16
-from ace_dist.utils.files import write_json, write_text
+from ace_dist.utils.files import write_bytes, write_json, write_text
 
 GZSL_NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
 
@@ -85,7 +86,9 @@ def write_concept_space(path: Path, task: Task, before: DualEncoder, after: Dual
         actions += [str(action)] * len(verbs)
         base += [action in task.classes.base] * len(verbs)
     rows = [torch.nn.functional.normalize(encode_phrases(model, phrases), dim=1).numpy() for model in (before, after)]
-    np.savez_compressed(path, before=rows[0], after=rows[1], phrases=phrases, actions=actions, base=base)
+    content = io.BytesIO()
+    np.savez_compressed(content, before=rows[0], after=rows[1], phrases=phrases, actions=actions, base=base)
+    write_bytes(path, content.getvalue())
 
 
 def results_table(results: dict[str, Any]) -> str:

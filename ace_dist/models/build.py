@@ -8,7 +8,9 @@ from ace_dist.config import ModelConfig, resolve_path
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.similarity import Spotting
 from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights
+from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import CHECKSUMS, check_checksums
 
 
 def build_model(settings: ModelConfig, seed: int, trained: Path | None = None) -> DualEncoder:
@@ -36,13 +38,19 @@ def build_model(settings: ModelConfig, seed: int, trained: Path | None = None) -
 
 @torch.no_grad()
 def load_run_weights(model: DualEncoder, folder: Path) -> None:
-    """Load `frozen.safetensors` and `trained.safetensors` of a run. Raises `UserError` unless they are whole."""
+    """Load `frozen.safetensors` and `trained.safetensors` of a run. Raises `UserError` unless they are whole.
+
+    Every byte is compared with the checksum that the training wrote: 2 ms a MiB on one core.
+    """
     paths = [folder / "frozen.safetensors", folder / "trained.safetensors"]
     for path in paths:
         if not path.is_file():
             raise UserError(
                 f"{path} does not exist: the run has not finished training (launchers/train.py continues it)"
             )
+    again = "the command that trained the run writes it again out of the last checkpoint"
+    if not check_checksums(folder, [path.name for path in paths], again):
+        say_once(f"{folder} has no {CHECKSUMS}: its weights are used unchecked, as by the version that wrote them")
     files = [TensorFile(path) for path in paths]
     own, stored = model.state_dict(), {name for file in files for name in file}
     if own.keys() != stored:

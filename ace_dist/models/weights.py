@@ -1,5 +1,6 @@
 """Reads and writes weight files (safetensors), and loads towers by exact key, with every difference reported."""
 
+import hashlib
 import math
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
@@ -110,8 +111,8 @@ def save_safetensors(
     path: Path | str,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write tensors through a temporary name, so that no half-written file ever has the name.
+) -> str:
+    """Write tensors through a temporary name, so that no half-written file ever has the name; returns its SHA-256.
 
     Floating tensors are stored as `dtype` if given. Raises `ModelError` when a finite value would overflow in it.
     """
@@ -123,7 +124,9 @@ def save_safetensors(
         stored[key] = tensor.detach().to("cpu", target).contiguous().clone()
         if target.is_floating_point and not bool(stored[key].isfinite().all()) and bool(tensor.isfinite().all()):
             raise ModelError(f"{key} overflows {target}; store it in another type")
-    write_bytes(path, save(stored, dict(metadata) if metadata else None))  # `save_file` hides a full disk's OSError
+    data = save(stored, dict(metadata) if metadata else None)  # `save_file` hides a full disk's OSError
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_safetensors(path: Path | str | None, setting: str) -> TensorFile:

@@ -5,10 +5,11 @@
         momentum.safetensors    the optimizer's state of it (adamw: mean, square)
         average.safetensors     with training.ema_decay: the running average of the weights
         generators.safetensors  torch's random generators of every rank
-        checkpoint.json         step, ranks, ZeRO stage, precision; SHA-256 of the frozen weights and of each file;
-                                states of the loop's callbacks (the open line of the log, ...)
+        checkpoint.json         step, ranks, ZeRO stage, precision; SHA-256 of the frozen weights, of each file and of
+                                what it says itself; states of the loop's callbacks (the open line of the log, ...)
 
-A folder is written under `*.partial` and renamed, so a folder with the final name is complete. Its content depends on
+A folder is written under `*.partial` and renamed, and renamed back before it is removed, so a folder with the final
+name was complete, and what it lacks is damage. Its content depends on
 no number of ranks and no ZeRO stage, and nothing in it is a pickle. Everything else a run needs (data order, crops,
 drawn labels, learning rates) is a function of the step.
 
@@ -39,9 +40,10 @@ from ace_dist.config import TrainingConfig
 from ace_dist.train.engine import Engine
 from ace_dist.utils.distributed import on_first
 from ace_dist.utils.errors import RunError
-from ace_dist.utils.files import sync_folder, write_bytes, write_json, write_pieces
+from ace_dist.utils.files import file_sha256, sync_folder, write_bytes, write_json, write_pieces
 
-FORMAT = 1
+FORMAT = 2
+OLDEST = 1  # whose `checkpoint.json` has no checksum of itself
 TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}  # safetensors'
 Parts = Mapping[str, Mapping[str, Tensor]]  # file name without suffix -> tensors
 
@@ -86,7 +88,8 @@ class CheckpointFolder:
                 data = safetensors.save(dict(tensors))
                 write_bytes(partial / f"{name}.safetensors", data)
                 files[f"{name}.safetensors"] = size_and_hash(data)
-            write_json(partial / "checkpoint.json", {"format": FORMAT, "step": step, **about, "files": files})
+            text = {"format": FORMAT, "step": step, **about, "files": files}
+            write_json(partial / "checkpoint.json", {**text, "sha256": json_sha256(text)})
             sync_folder(partial)
             remove(path)  # a damaged one of the same step
             os.rename(partial, path)
@@ -134,29 +137,30 @@ class CheckpointFolder:
 
     def complete(self) -> list[Path]:
         """Folders with their final name, oldest first."""
-        return sorted(
-            path for path in self.folder.glob("step-*") if (path / "checkpoint.json").is_file() and not path.suffix
-        )
+        return sorted(path for path in self.folder.glob("step-*") if path.is_dir() and not path.suffix)
 
     def clean(self) -> None:
         """Remove what an interrupted save or an interrupted removal left."""
-        for path in self.folder.glob("step-*"):
-            if path.suffix == ".partial" or not (path / "checkpoint.json").is_file():
-                shutil.rmtree(path)
+        for path in self.folder.glob("step-*.partial"):
+            shutil.rmtree(path)
 
 
 def read(path: Path) -> Checkpoint:
     """Read and verify one checkpoint. Raises `RunError`, which names the file that is damaged and how."""
+    if not (path / "checkpoint.json").is_file():
+        raise RunError(f"{path}/checkpoint.json is missing")
     try:
         about = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        if about["format"] > OLDEST and about.pop("sha256") != json_sha256(about):
+            raise ValueError("its SHA-256 is not the one that was written")
         files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in about["files"].items()}
         version, step = about.get("format"), int(path.name.removeprefix("step-"))
         if about["step"] != step:  # one flipped bit makes another step of it, and so other clips and rates
             raise ValueError(f"step {about['step']} in the folder of step {step}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path}/checkpoint.json is damaged ({type(error).__name__}: {error})") from error
-    if version != FORMAT:
-        raise RunError(f"{path} has format {version}, this version reads {FORMAT}")
+    if version not in (OLDEST, FORMAT):
+        raise RunError(f"{path} has format {version}, this version reads {OLDEST} and {FORMAT}")
     parts = {}
     for name, entry in files.items():
         file = path / name
@@ -178,11 +182,17 @@ def size_and_hash(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def json_sha256(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def remove(path: Path) -> None:
-    """Remove a checkpoint; its description goes first, so that a kill in between leaves nothing that looks whole."""
-    (path / "checkpoint.json").unlink(missing_ok=True)
+    """Remove a checkpoint, under another name first: a kill in between leaves nothing that looks whole or damaged."""
+    partial = path.with_name(path.name + ".partial")
     if path.exists():
-        shutil.rmtree(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        os.rename(path, partial)
+        shutil.rmtree(partial)
 
 
 class Checkpoints:
@@ -285,6 +295,7 @@ class Checkpoints:
         """The newest checkpoint, if it is one of this model, whose `state` gives names and shapes."""
         newest = self.folder.newest()
         if newest is None:
+            begin_again(self.folder.folder.parent)
             return None
         if newest.about["frozen_sha256"] != self.frozen:
             raise RunError(
@@ -315,6 +326,29 @@ class Checkpoints:
             f"and momentum; sums are taken in another order or precision, so what follows agrees within rounding and "
             f"not bit for bit"
         )
+
+
+def begin_again(run_dir: Path) -> None:
+    """Say it when a run that has logged steps begins at step 0; its log is kept as `metrics.before-N.jsonl`.
+
+    Raises `RunError` when it has finished: its weights must not be replaced because somebody has freed some space.
+    """
+    log, weights = run_dir / "metrics.jsonl", run_dir / "model" / "trained.safetensors"
+    if not log.is_file() or not log.stat().st_size:
+        return
+    if weights.is_file():
+        raise RunError(
+            f"run {run_dir} has finished, but {run_dir / 'checkpoints'} holds no checkpoint to continue from: "
+            f"launchers/evaluate.py run={run_dir} tests its weights; to train it anew, delete {weights}, or choose "
+            f"another folder with run=DIR"
+        )
+    kept = log.with_name(f"metrics.before-{len(list(run_dir.glob('metrics.before-*.jsonl'))) + 1}.jsonl")
+    os.replace(log, kept)
+    print(
+        f"WARNING: run {run_dir} has logged steps, but {run_dir / 'checkpoints'} holds no checkpoint (none was saved, "
+        f"or all were deleted): it begins again at step 0; its log so far is kept as {kept.name}",
+        flush=True,
+    )
 
 
 def store_frozen(run_dir: Path, state: Mapping[str, Tensor]) -> str:
@@ -361,8 +395,7 @@ def is_whole(path: Path, digest: str) -> bool:
     """Whether the file is there with this SHA-256; says so when it is there with another."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        whole = hashlib.file_digest(file, "sha256").hexdigest() == digest
+    whole = file_sha256(path) == digest
     if not whole:
         print(f"{path} is damaged (its SHA-256 is not its name); it is written again", flush=True)
     return whole

@@ -5,6 +5,7 @@ Nothing is recorded or waited for on other steps.
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -149,7 +150,10 @@ class Profiler(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         rank, snapshot = self.ranks.rank, self.settings.memory_snapshot
         if self.settings.trace:
-            recorder.export_chrome_trace(str(self.folder / f"trace-rank{rank}.json.gz"))
+            path = self.folder / f"trace-rank{rank}.json.gz"
+            with tempfile.TemporaryDirectory(dir=self.folder) as temporary:  # under its name only when whole
+                recorder.export_chrome_trace(f"{temporary}/{path.name}")
+                os.replace(f"{temporary}/{path.name}", path)
         if snapshot and self.ranks.device.type == "cuda":
             torch.cuda.memory._dump_snapshot(str(self.folder / f"memory-rank{rank}.pickle"))
             torch.cuda.memory._record_memory_history(enabled=None)

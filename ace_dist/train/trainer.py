@@ -5,6 +5,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.sampling import ClipRequest, TrainPlan, claim_clips
@@ -15,7 +17,7 @@ from ace_dist.models.weights import TensorFile, save_safetensors
 from ace_dist.objectives import ConceptObjective, build_objective, total_loss
 from ace_dist.train.augment import augment
 from ace_dist.train.callbacks import Callbacks, GarbageCollection, StepEnd
-from ace_dist.train.checkpoint import Checkpoints, read, store_frozen
+from ace_dist.train.checkpoint import Checkpoint, Checkpoints, read, store_frozen
 from ace_dist.train.engine import Engine, micro_batch_size, whole_size
 from ace_dist.train.health import EXIT_CODES, Health, StopSignal, Watchdog
 from ace_dist.train.metrics import Meters, step_flops, write_summary
@@ -27,6 +29,8 @@ from ace_dist.train.trackers import require_trackers
 from ace_dist.train.validation import Validation, copy_to_test
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, on_first, seed_everything
+from ace_dist.utils.errors import RunError
+from ace_dist.utils.files import write_checksums
 from ace_dist.utils.parts import Flops
 
 
@@ -229,14 +233,29 @@ def export(training: Training, step: int) -> None:
     if best_step in (None, step):
         weights = engine.weights()
     else:
-        best = on_first(ranks, read, training.checkpoints.folder.at(best_step))
+        best = on_first(ranks, read_best, training.checkpoints.folder.at(best_step))
         weights = best.parts["average" if decay else "weights"] if best else {}
-    path = training.run_dir / "model" / "trained.safetensors"
-    on_first(ranks, save_safetensors, weights, path, metadata={"weights": about})
+    on_first(ranks, write_trained, training.run_dir / "model", weights, about, training.checkpoints.frozen)
     if ranks.is_first:
         if step < engine.steps:
             print(f"ended early: the last {validation.since_best} validations were no better than the best", flush=True)
         print(f"weights that are tested and exported: {about}", flush=True)
+
+
+def read_best(path: Path) -> Checkpoint:
+    """The checkpoint whose weights are the result of the run. Raises `RunError` with the way out when it is damaged."""
+    try:
+        return read(path)
+    except RunError as error:
+        raise RunError(
+            f"the best checkpoint cannot be used: {error}; delete {path}, and the same command takes the last weights"
+        ) from error
+
+
+def write_trained(folder: Path, weights: Mapping[str, Tensor], about: str, frozen_sha256: str) -> None:
+    """Write `trained.safetensors`, and the checksums of what is in a run's `model` folder."""
+    digest = save_safetensors(weights, folder / "trained.safetensors", metadata={"weights": about})
+    write_checksums(folder, {"frozen.safetensors": frozen_sha256, "trained.safetensors": digest})
 
 
 def micro_batches(plan: TrainPlan, start: int, end: int, parts: int) -> Iterator[list[ClipRequest]]:

@@ -1,11 +1,19 @@
-"""Writes files so that a crash leaves either the old one or the new one, whole."""
+"""Writes files so that a crash leaves either the old one or the new one, whole, and finds out what was damaged since.
 
+A folder of weights has a `SHA256SUMS` of its files, which `sha256sum -c SHA256SUMS` checks too.
+"""
+
+import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from ace_dist.utils.errors import RunError
+
+CHECKSUMS = "SHA256SUMS"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -36,6 +44,37 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path, digests: Mapping[str, str]) -> None:
+    """Write `SHA256SUMS` of a folder: the SHA-256 of each file by its name."""
+    write_text(folder / CHECKSUMS, "".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+
+
+def check_checksums(folder: Path, needed: Iterable[str], remedy: str) -> bool:
+    """Compare every file of a folder's `SHA256SUMS`; False when it has none, as those that earlier versions wrote.
+
+    Raises `RunError` for a damaged file, and for one of `needed` that is not listed; it ends with `remedy`, what makes
+    the files again.
+    """
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return False
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in needed:
+        digests.setdefault(name, "")
+    for name, digest in digests.items():
+        if not digest or not (folder / name).is_file():
+            raise RunError(f"{folder / name} is missing, or {path}, which lists it, is damaged; {remedy}")
+        if file_sha256(folder / name) != digest:
+            raise RunError(f"{folder / name} is damaged: its SHA-256 is not the one in {path}; {remedy}")
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,9 +26,9 @@ from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.build.cut import Cutter, cut_all, failure
 from ace_dist.data.build.encode import CONTAINER, check_encoding, encoder_options
 from ace_dist.data.segments import SPLITS, Failure, Reader, Segment
-from ace_dist.data.shards import FORMAT, MANIFEST, ClipRecord, ShardSet, action_counts, file_sha256, write_shard
+from ace_dist.data.shards import FORMAT, MANIFEST, ClipRecord, ShardSet, action_counts, write_shard
 from ace_dist.utils.errors import DataError, listing
-from ace_dist.utils.files import write_bytes
+from ace_dist.utils.files import file_sha256, write_bytes
 
 QUARANTINE = "quarantine.jsonl"
 STATE = "state.json"  # suffix of the note beside each finished shard of an unfinished build

@@ -30,12 +30,12 @@ from ace_dist.data.shards import (
     ShardSet,
     action_counts,
     clip_description,
-    file_sha256,
     index_text,
     safe_members,
 )
 from ace_dist.utils.distributed import host_cores
 from ace_dist.utils.errors import DataError, UserError, listing
+from ace_dist.utils.files import file_sha256
 
 if TYPE_CHECKING:
     import torch

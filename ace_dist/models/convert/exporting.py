@@ -12,6 +12,7 @@ from ace_dist.models.timesformer import NORM_EPS, TimeSformer
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, load_bpe
 from ace_dist.models.video import resize_times
 from ace_dist.models.weights import load_safetensors, save_safetensors
+from ace_dist.utils.files import write_json, write_text
 
 WEIGHTS = "model.safetensors"
 FORMAT = {"format": "pt"}  # transformers asks for it
@@ -84,12 +85,12 @@ def save_clip_text(tower: ClipTextTower, folder: Path) -> str:
     begin, end = "<|startoftext|>", "<|endoftext|>"  # Hugging Face's names of the last two
     names = {bpe.sot_token_id: begin, bpe.eot_token_id: end}
     vocabulary = {names.get(number, token): number for token, number in bpe.encoder.items()}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    write_text(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
     merges = "\n".join(" ".join(pair) for pair in bpe.bpe_ranks)
-    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    write_text(folder / "merges.txt", f"#version: 0.2\n{merges}\n")
     settings = {
         "tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT_LENGTH, "bos_token": begin, "eos_token": end,
         "unk_token": end, "pad_token": end,
     }  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", settings)
     return f'transformers.CLIPTextModelWithProjection.from_pretrained("{folder.name}").text_embeds'

@@ -1,6 +1,5 @@
 """Brings weight files of other projects under our names: safe reading, a strict check against the network, a report."""
 
-import hashlib
 import json
 import pickle
 import re
@@ -21,6 +20,7 @@ from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.video import resize_positions, resize_times
 from ace_dist.models.weights import LoadReport, load_safetensors, save_safetensors
 from ace_dist.utils.errors import ConfigError, ModelError
+from ace_dist.utils.files import file_sha256
 
 CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")  # under which a checkpoint keeps its weights
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
@@ -376,8 +376,7 @@ def not_a_checkpoint(path: Path) -> ModelError:
 
 def save_imported(state: Mapping[str, Tensor], report: ImportReport, output: Path) -> None:
     """Write the tensors with where they come from, and under which licence, in the file's metadata."""
-    with weight_file(report.path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(weight_file(report.path))
     facts = {
         "format": "pt", "source": report.path.name, "source_sha256": digest, "kind": report.kind,
         "tower": report.tower, "licence_of_released_files": KINDS[report.kind].licence,

@@ -1,0 +1,128 @@
+"""Files of a finished run that are damaged, cut or gone: named in one line, repaired where that can be, never used."""
+
+import json
+import random
+import shutil
+
+import pytest
+
+from ace_dist import Classifier
+from ace_dist.config import load_config
+from ace_dist.evaluate.export import export_run
+from ace_dist.evaluate.runs import evaluate_run
+from ace_dist.train.trainer import train
+from ace_dist.utils.errors import RunError
+
+pytestmark = pytest.mark.slow
+
+
+def settings(small_world, folder, *more):
+    return [
+        *small_world(), f"run={folder}", "training.batch_size=4", "training.max_steps=4", "training.log_every_steps=1",
+        "training.save_every_steps=2", "training.device=cpu", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small_world, ranks):
+    """A run of four steps, evaluated."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    train(load_config(settings(small_world, folder)), ranks)
+    evaluate_run(folder, ranks)
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it that a test may damage."""
+    return shutil.copytree(finished, tmp_path / "runs" / "run")
+
+
+@pytest.fixture
+def again(run, small_world, ranks):
+    """Give the command of the run again, with more settings."""
+    return lambda *more: train(load_config(settings(small_world, run, *more)), ranks)
+
+
+def flip_bits(path, count):
+    """Flip `count` bits at random places, behind the header where it is a file of weights."""
+    data = bytearray(path.read_bytes())
+    first = 8 + int.from_bytes(data[:8], "little") if path.suffix == ".safetensors" else 0
+    for place in random.sample(range(first, len(data)), count):
+        data[place] ^= 1 << random.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("count", [1, 400])
+@pytest.mark.parametrize("name", ["trained.safetensors", "frozen.safetensors"])
+def test_damaged_weights_are_refused_and_the_results_stay(run, ranks, name, count):
+    """By the evaluation, the classifier and the export, with the command that makes them anew."""
+    before = (run / "results.json").read_bytes()
+    flip_bits(run / "model" / name, count)
+    for use in (lambda: evaluate_run(run, ranks), lambda: Classifier.from_run(run),
+                lambda: export_run(run, run.with_name("exported"))):  # fmt: skip
+        with pytest.raises(RunError, match=f"{name} is damaged: its SHA-256 .* the command that trained the run"):
+            use()
+    assert (run / "results.json").read_bytes() == before and not run.with_name("exported").exists()
+
+
+def test_the_command_of_the_run_writes_damaged_weights_again(run, ranks, again):
+    """What the refusal advises works, and gives the numbers of before."""
+    before = (run / "results.json").read_bytes()
+    for name in ("trained.safetensors", "frozen.safetensors"):
+        flip_bits(run / "model" / name, 400)
+    assert again().stopped is None
+    evaluate_run(run, ranks)
+    assert (run / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe nothing  frozen.safetensors", b"0" * 64 + b"  trained.safeten", None]
+)
+def test_damaged_checksums_are_no_reason_to_trust(run, content):
+    """Empty, no text, cut within a line, cut behind the first line."""
+    path = run / "model" / "SHA256SUMS"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] if content is None else content)
+    with pytest.raises(RunError, match="SHA256SUMS"):
+        Classifier.from_run(run)
+
+
+def test_a_run_of_the_version_before_has_no_checksums(run, capsys):
+    """It is used, with a line."""
+    (run / "model" / "SHA256SUMS").unlink()
+    Classifier.from_run(run)
+    assert "has no SHA256SUMS: its weights are used unchecked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["video/model.safetensors", "text/model.safetensors", "config.yaml", "synonyms.json"])
+def test_a_damaged_export_is_refused(run, name):
+    """One bit of any file that it is read from; the model card is for others to add to."""
+    folder = run.with_name("exported")
+    export_run(run, folder)
+    (folder / "README.md").write_text("another card")
+    Classifier.from_pretrained(folder)
+    flip_bits(folder / name, 1)
+    with pytest.raises(RunError, match=f"{name} is damaged: .* export its run again"):
+        Classifier.from_pretrained(folder)
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_anew_by_itself(run, again):
+    """Its checkpoints were deleted to free space; the same command must not replace its weights."""
+    before = (run / "model" / "trained.safetensors").read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(RunError, match=r"has finished, but .*checkpoints holds no checkpoint"):
+        again()
+    assert (run / "model" / "trained.safetensors").read_bytes() == before
+
+
+def test_a_run_that_begins_again_says_so_and_keeps_its_log(run, again, capsys):
+    """All checkpoints of an unfinished run were deleted."""
+    before = (run / "metrics.jsonl").read_text()
+    shutil.rmtree(run / "checkpoints")
+    (run / "model" / "trained.safetensors").unlink()
+    assert again().stopped is None
+    assert "it begins again at step 0; its log so far is kept as metrics.before-1.jsonl" in capsys.readouterr().out
+    assert (run / "metrics.before-1.jsonl").read_text() == before
+    losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in
+              (before, (run / "metrics.jsonl").read_text())]  # fmt: skip
+    assert losses[0] == losses[1]
