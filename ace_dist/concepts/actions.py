@@ -1,6 +1,6 @@
 """Actions as verb and object: splits labels, phrasal verbs included, and joins them again (ACE section 3.2)."""
 
-import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
@@ -44,7 +44,7 @@ class Action:
         words = normalise(label).split(" ")
         if words == [""]:
             raise LabelError(f"the label {label!r} is empty")
-        listed = [normalise(verb).split(" ") for verb in verbs]
+        listed = [normalise(verb).split(" ") for verb in listed_texts(verbs)]
         length = max((len(verb) for verb in listed if verb != [""] and words[: len(verb)] == verb), default=0)
         if not length:
             length = 2 if len(words) > 2 and words[1] in PARTICLES else 1
@@ -61,6 +61,39 @@ class Action:
 PARTICLES = frozenset({"up", "down", "away", "apart", "together", "over", "off", "out", "back", "aside", "upright"})
 
 
+# In a label underscores and hyphens are spaces; soft hyphens, zero-width spaces and byte order marks are nothing.
+LABEL_CHARACTERS = dict.fromkeys(map(ord, "_-\u2010\u2011\u2012\u2013\u2014\u2015\u2212"), " ")
+LABEL_CHARACTERS |= dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"), "")
+
+
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no underscores."""
-    return re.sub(r"[\s_]+", " ", text).strip().lower()
+    """The one form of a label or a verb: "Pick_Up", "pick-up" and " PICK  up" are all "pick up".
+
+    Lower case, single spaces, no underscores and hyphens; characters that look alike are alike (NFKC). Everything that
+    reads a label or compares two goes through here.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).translate(LABEL_CHARACTERS).lower().split())
+
+
+def listed_texts(texts: str | Iterable[str]) -> list[str]:
+    """Texts as a list; a plain text is a list of one, and not of its letters."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def base_forms(verb: str) -> list[str]:
+    """What an inflected verb may be a form of, likely ones first: "opening" -> "opening", "open", "opene".
+
+    Only its first word changes ("picking up" -> "pick up"). By WordNet's rules of detachment (morphy(7WN)), and the
+    doubled consonant of "putting". For hints: a spelling alone cannot say that "opening" is no verb of its own.
+    """
+    first, space, rest = normalise(verb).partition(" ")
+    forms = [first]
+    for ending, replacements in ENDINGS.items():
+        stem = first.removesuffix(ending)
+        if stem != first and len(stem) > 1:
+            doubled = [stem[:-1]] if replacements[-1] == "e" and stem[-1] == stem[-2] else []
+            forms += [*doubled, *(stem + replacement for replacement in replacements)]
+    return [f"{form}{space}{rest}" for form in dict.fromkeys(forms)]
+
+
+ENDINGS = {"ing": ("", "e"), "ed": ("", "e"), "ies": ("y",), "es": ("e", ""), "s": ("",)}

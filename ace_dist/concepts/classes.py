@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
-from ace_dist.concepts.actions import Action
+from ace_dist.concepts.actions import Action, listed_texts, normalise
 from ace_dist.utils.errors import LabelError
 
 
@@ -20,13 +21,26 @@ class ClassLists:
     novel: tuple[Action, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ClassTable:
     """The classes of a data set: its own label of each, the action that the label means, and labels that are none."""
 
     actions: Mapping[str, Action]
     not_actions: frozenset[str]
     source: str  # the file, for messages
+
+    def action(self, label: str) -> Action | None:
+        """What a label means, however it is spelt (`normalise`); None for one that the table lacks or that is none."""
+        return self.meanings.get(normalise(label))
+
+    def __contains__(self, label: str) -> bool:
+        return normalise(label) in self.meanings
+
+    @cached_property
+    def meanings(self) -> dict[str, Action | None]:
+        """`actions` and `not_actions` under the one form of their labels."""
+        known = {normalise(label): action for label, action in self.actions.items()}
+        return known | {normalise(label): None for label in self.not_actions}
 
 
 def load_class_table(path: str | Path) -> ClassTable:
@@ -46,8 +60,8 @@ def load_class_table(path: str | Path) -> ClassTable:
             f'dataset.classes={path} does not read {{"actions": {{label: [verb, object], ...}}, "not_actions": '
             f"[label, ...]}}: {error}"
         ) from error
-    twice = sorted(str(action) for action, count in Counter(actions.values()).items() if count > 1)
-    if twice := twice + sorted(actions.keys() & not_actions):
+    labels, meant = Counter(map(normalise, (*actions, *not_actions))), Counter(map(str, actions.values()))
+    if twice := sorted({text for counts in (labels, meant) for text, count in counts.items() if count > 1}):
         raise LabelError(f"dataset.classes={path} lists {', '.join(map(repr, twice))} twice")
     return ClassTable(actions, not_actions, str(path))
 
@@ -81,7 +95,7 @@ def novel_by_verb_frequency(counts: Mapping[Action, int], share: float = 1 / 3) 
 def split_classes(
     train: Iterable[Action],
     test: Iterable[Action],
-    novel: Sequence[str] | None,
+    novel: str | Sequence[str] | None,
     *,
     novel_share: float | None = None,
     table: ClassTable | None = None,
@@ -111,7 +125,7 @@ def split_classes(
             f"dataset.novel and dataset.novel_share={novel_share:g} both choose the novel actions; set one to null"
         )
     if novel is not None:
-        novel_actions, setting = listed_actions(novel, actions, where), "dataset.novel"
+        novel_actions, setting = listed_actions(listed_texts(novel), actions, where), "dataset.novel"
     elif novel_share is not None:
         counts = Counter(train) + Counter(test)
         novel_actions = set(novel_by_verb_frequency({a: counts[a] for a in actions}, novel_share))
@@ -139,7 +153,7 @@ def split_classes(
 def listed_actions(labels: Sequence[str], actions: set[Action], where: str) -> set[Action]:
     """The actions that `dataset.novel` lists. Raises `LabelError` for one that is not among `actions`."""
     by_label = {str(action): action for action in actions}
-    labels = [" ".join(label.lower().split()) for label in labels]
+    labels = [normalise(label) for label in labels]
     if unknown := [label for label in labels if label not in by_label]:
         near = [word for label in unknown for word in difflib.get_close_matches(label, by_label, n=1)]
         rest = f" and {len(by_label) - 8} more" if len(by_label) > 8 else ""

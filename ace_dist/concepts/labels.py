@@ -2,14 +2,15 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ace_dist.concepts.actions import Action, normalise
+from ace_dist.concepts.actions import Action, listed_texts, normalise
 from ace_dist.concepts.sampler import Phrases, label_phrases
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.concepts.wordnet import WordNet, find_wordnet
@@ -54,13 +55,17 @@ def load_srt(path: str | Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise LabelError(f"SRT file {path} does not exist; set dataset.srt to a JSON file of label sets")
     try:
-        runs: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        runs: Any = json.loads(path.read_text(encoding="utf-8"))["runs"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise LabelError(f"SRT file {path} (dataset.srt) is not an object with a list 'runs': {error!r}") from error
     well_formed = isinstance(runs, list) and runs and all(isinstance(run, dict) and run for run in runs)
     if not well_formed or not all(isinstance(label, str) for run in runs for label in run.values()):
         raise LabelError(f"SRT file {path} (dataset.srt): every entry of 'runs' must map root labels to labels")
-    return runs
+    for number, run in enumerate(runs, start=1):
+        labels = Counter(map(normalise, run))
+        if twice := [label for label, count in labels.items() if count > 1]:
+            raise LabelError(f"SRT file {path} (dataset.srt): run {number} lists {twice[0]!r} twice")
+    return [{normalise(root): label for root, label in run.items()} for run in runs]
 
 
 def srt_labels(
@@ -171,18 +176,21 @@ def draw_srt(actions: Sequence[Action], trees: SynonymTrees, runs: int = 10, see
 
 
 def free_labels(
-    texts: Sequence[str], trees: SynonymTrees | None, policy: Policy = "all_alone_when_any_is"
+    texts: str | Sequence[str], trees: SynonymTrees | None, policy: Policy = "all_alone_when_any_is"
 ) -> list[FreeLabel]:
     """Labels typed by a user. A verb of the trees, root or first-order child, is averaged over its synonyms.
 
     `policy` says what becomes of labels with another verb; without trees all stand alone. Raises `LabelError` for an
     empty list, an empty label or a repeated one.
     """
-    labels = [" ".join(text.lower().split()) for text in texts]
+    labels = [normalise(text) for text in listed_texts(texts)]
     if len(labels) < 2:
-        raise LabelError(f"actions={list(texts)}: give at least two labels to choose between")
+        raise LabelError(f"actions={listed_texts(texts)}: give at least two labels to choose between")
     if "" in labels or len(set(labels)) < len(labels):
-        raise LabelError(f"actions={list(texts)}: every label must be non-empty and occur once")
+        raise LabelError(
+            f"actions={listed_texts(texts)}: every label must be non-empty and occur once, case, hyphens and "
+            "underscores aside"
+        )
     if trees is None:
         return [FreeLabel(label, (label,), None) for label in labels]
     known = {verb: root for root in reversed(trees.roots) for verb in trees.named(root)} | {r: r for r in trees.roots}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
-from ace_dist.concepts.actions import Action
+from ace_dist.concepts.actions import Action, listed_texts
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.utils.errors import LabelError, UserError
 
@@ -158,7 +158,7 @@ def class_sets(part: ClassRows) -> list[set[int]]:
     return [set(part.rows[first:end]) for first, end in pairwise(part.offsets)]
 
 
-def shadow_pool(root: str, base_verbs: Sequence[str], trees: SynonymTrees) -> tuple[tuple[str, str], ...]:
+def shadow_pool(root: str, base_verbs: str | Sequence[str], trees: SynonymTrees) -> tuple[tuple[str, str], ...]:
     """Verbs that may stand in for a wrong action of `root` (ACE Eq. 6), as sorted (tree, verb) pairs.
 
     All first-order children of every verb in `base_verbs`, less the children of `root`. A verb that several trees share
@@ -166,7 +166,7 @@ def shadow_pool(root: str, base_verbs: Sequence[str], trees: SynonymTrees) -> tu
     """
     own = set(trees.children(root))
     home: dict[str, str] = {}
-    for other in sorted(set(base_verbs)):
+    for other in sorted(set(listed_texts(base_verbs))):
         for verb in trees.children(other):
             if verb not in own:
                 home.setdefault(verb, other)

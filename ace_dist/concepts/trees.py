@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
+from ace_dist.concepts.actions import base_forms, listed_texts, normalise
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
 
@@ -24,6 +25,8 @@ class SynonymTrees:
 
     `words` are nodes of verbs that a test asks for and no training draws: root -> verb -> its synonyms, in a file under
     the key `_words`. `node` finds them, and every first-order child of the whole file, whatever `size` is.
+
+    Verbs are kept, and looked up, in the one form of `normalise`: "Pick_Up" is "pick up".
     """
 
     def __init__(
@@ -38,9 +41,9 @@ class SynonymTrees:
     ) -> None:
         self.source = source
         self.meta = dict(meta or {})
-        full = {root: copy_node(tree) for root, tree in nodes.items()}
+        full = cast("Mapping[str, Node]", copy_node(nodes, source))
         self.orders = validate(full, source)
-        extra = copy_node(words or {})
+        extra = copy_node(words or {}, f"{source}: _words")
         validate_words(extra, full, source)
         self.words = cast("Mapping[str, Mapping[str, Node]]", extra)
         self._named = {
@@ -79,13 +82,14 @@ class SynonymTrees:
         return tuple(self._nodes)
 
     def __contains__(self, root: str) -> bool:
-        return root in self._nodes
+        return normalise(root) in self._nodes
 
     def children(self, root: str, *path: str) -> tuple[str, ...]:
         """First-order children of `root`, or, with a child, the second-order children below it, and so on.
 
         Raises `LabelError` naming the file and the nearest known verb.
         """
+        root, path = normalise(root), tuple(map(normalise, path))
         node: Node | None = self._nodes.get(root)
         if node is None:
             raise LabelError(f"no synonym tree for the verb {root!r} in {self.source}{near(root, self._nodes)}")
@@ -104,25 +108,26 @@ class SynonymTrees:
         The root stands for its first-order children, a first-order child or one of `words` for its own children, and
         any other verb for those of the tree whose root it is.
         """
+        root, verb = normalise(root), normalise(verb)
         if verb != root and verb in self._named.get(root, {}):
             return tuple(self._cut_named(verb, self._named[root][verb]))
         return self.children(verb) if verb in self else None
 
     def named(self, root: str) -> tuple[str, ...]:
         """The verbs that have a node below `root`: its first-order children in the whole file, and its `words`."""
-        return tuple(self._named[root])
+        return tuple(self._named[normalise(root)])
 
     def vocabulary(self, root: str) -> tuple[str, ...]:
         """Every verb of both orders and of `words` below a root, in the whole file, whatever `size` cuts."""
-        return tuple(dict.fromkeys(verb for node in self._named[root].values() for verb in node))
+        return tuple(dict.fromkeys(verb for node in self._named[normalise(root)].values() for verb in node))
 
     def nodes(self, root: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
         """Every inner node of a tree with its children, parents first: `(root,)`, `(root, child)`, ..."""
-        return ((path, tuple(node)) for path, node in walk((root,), self._nodes[root]))
+        return ((path, tuple(node)) for path, node in walk((normalise(root),), self._nodes[normalise(root)]))
 
     def require(self, verbs: Iterable[str]) -> None:
         """Raise `LabelError`, naming every verb without a tree at once."""
-        missing = sorted({verb for verb in verbs if verb not in self._nodes})
+        missing = sorted({verb for verb in map(normalise, listed_texts(verbs)) if verb not in self._nodes})
         if missing:
             raise LabelError(
                 f"no synonym tree for the verb{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} in "
@@ -143,13 +148,22 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def copy_node(node: Iterable[str] | Mapping[str, Any]) -> Node:
-    """Objects in their order, lists as tuples. Raises `LabelError` for anything else."""
-    if isinstance(node, Mapping):
-        return {child: copy_node(below) for child, below in node.items()}
+def copy_node(node: Any, where: str) -> Node:
+    """Objects in their order, lists as tuples, verbs in their one form.
+
+    Raises `LabelError` naming `where` for anything else, and for a verb that an object has twice.
+    """
     if isinstance(node, str) or not isinstance(node, Iterable):
-        raise LabelError(f"a synonym tree holds {node!r} where a list or an object of verbs is expected")
-    return tuple(node)
+        raise LabelError(f"{where} holds {node!r} where a list or an object of verbs is expected")
+    verbs = tuple(node)
+    if strange := [verb for verb in verbs if not isinstance(verb, str) or not normalise(verb)]:
+        raise LabelError(f"{where} holds {strange[0]!r} where a verb is expected")
+    names = tuple(map(normalise, verbs))
+    if not isinstance(node, Mapping):
+        return names
+    if twice := [verb for verb, name in zip(verbs, names, strict=True) if names.count(name) > 1]:
+        raise LabelError(f"{where} holds {' and '.join(map(repr, twice))}, which are one verb")
+    return {name: copy_node(node[verb], f"{where} > {name!r}") for verb, name in zip(verbs, names, strict=True)}
 
 
 def walk(path: tuple[str, ...], node: Node) -> Iterator[tuple[tuple[str, ...], Node]]:
@@ -172,9 +186,6 @@ def validate(nodes: Mapping[str, Node], source: str) -> int:
             )
         for path, node in walk((root,), tree):
             parent, children, where = path[-1], tuple(node), f"{source}: {' > '.join(map(repr, path))}"
-            for verb in (parent, *children):
-                if not isinstance(verb, str) or not verb or verb != " ".join(verb.lower().split()):
-                    raise LabelError(f"{where}: {verb!r} is not a lower-case verb with single spaces")
             if parent not in children:
                 raise LabelError(f"{where}: the parent {parent!r} is not among its own children {list(children)}")
             if twice := sorted({verb for verb in children if children.count(verb) > 1}):
@@ -228,6 +239,7 @@ def node_text(node: Any, depth: int = 1) -> str:
 
 
 def near(word: str, vocabulary: Iterable[str]) -> str:
-    """`; nearest: ...` when a word of the vocabulary is near, else nothing."""
-    match = difflib.get_close_matches(word, list(vocabulary), n=1)
+    """`; nearest: ...` when a word of the vocabulary is near, its base form first, else nothing."""
+    known = list(vocabulary)
+    match = [form for form in base_forms(word) if form in known] or difflib.get_close_matches(word, known, n=1)
     return f"; nearest: {match[0]!r}" if match else ""

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ace_dist.concepts.actions import base_forms, normalise
 from ace_dist.utils.errors import ConfigError, LabelError
 
 FILES = ("index.verb", "data.verb", "cntlist.rev")
@@ -94,18 +95,21 @@ class WordNet:
         A phrasal verb that WordNet does not list ("slot in") has the sense of its first word. Raises `LabelError`.
         """
         if name is not None:  # spin.v.01: the first of the verb "spin"
-            match = re.fullmatch(r"(.+)\.v\.(\d+)", name)
+            match = re.fullmatch(r"(.+)\.v\.(\d{1,4})", name)
             offsets = self.index.get(match[1].replace("_", " "), ()) if match else ()
             if not match or not 1 <= int(match[2]) <= len(offsets):
                 raise LabelError(f"senses: {name!r} is no sense of WordNet; they are named spin.v.01, spin.v.02, ...")
             return self.senses[offsets[int(match[2]) - 1]]
-        listed = verb if verb in self.index else verb.split()[0]
-        if listed not in self.index:
-            near = difflib.get_close_matches(verb, list(self.index), n=1, cutoff=TYPO)
+        spellings = (verb, verb.replace(" ", "-"), verb.split()[0])  # labels have no hyphens, some verbs here do
+        listed = next((spelling for spelling in spellings if spelling in self.index), None)
+        if listed is None:
+            base = [form for form in base_forms(verb) if form in self.index or form.split()[0] in self.index]
+            near = base or difflib.get_close_matches(verb, list(self.index), n=1, cutoff=TYPO)
             meant = f"did you mean {near[0]!r}?" if near else "it holds English ones alone."
             raise LabelError(
-                f"WordNet has no verb {verb!r}; {meant} Write another verb in the annotations, or say which sense it "
-                f"has, as in senses='{{{verb}: spin.v.01}}', or write its tree by hand"
+                f"WordNet has no verb {verb!r}; {meant} Write another verb in the annotations, say which sense it "
+                f"has, as in senses='{{{verb}: {near[0].replace(' ', '_') if near else 'spin'}.v.01}}', or write its "
+                f"tree by hand"
             )
         offsets = self.index[listed]
         decent = [offset for offset in offsets if not SEXUAL.search(self.senses[offset].gloss)]
@@ -133,9 +137,9 @@ class WordNet:
             pairs = [(other, near) for near in level for other in near.verbs if USABLE.fullmatch(other)]
             pairs.sort(key=lambda pair: (-self.count(pair[0], pair[1].offset), -self.frequency[pair[0]], pair[0]))
             for other, near in pairs:
-                if other not in excluded:
-                    excluded.add(other)
-                    yield other, near
+                if (name := normalise(other)) not in excluded:  # "spot-weld" stands in a tree as "spot weld"
+                    excluded.add(name)
+                    yield name, near
 
     def levels(self, sense: Sense) -> Iterator[list[Sense]]:
         """Groups of senses, from the nearest to the farthest, for `children`."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ace_dist.concepts import Action
 from ace_dist.utils.errors import DataError
 
 SPLITS = ("train", "test")
@@ -16,7 +17,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Segment:
-    """One action in one video.
+    """One action in one video. Its verb and object are kept in the one form that labels have (`normalise`).
 
     `id` is unique in its data set and safe as a file name; times are seconds from the video's first frame; `video` is a
     path, or empty when the reader renders; `group` is whatever a split must not cut (participant, environment, camera);
@@ -40,6 +41,9 @@ class Segment:
             raise DataError(f"segment {self.id}: split {self.split!r} is not one of {', '.join(SPLITS)}")
         if not self.start_s < self.end_s:
             raise DataError(f"segment {self.id}: start_s={self.start_s} is not before end_s={self.end_s}")
+        action = Action(self.verb, self.object)
+        object.__setattr__(self, "verb", action.verb)
+        object.__setattr__(self, "object", action.object)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ace_dist.concepts import Action
 from ace_dist.data.segments import SPLITS
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes
@@ -48,6 +49,11 @@ class ClipRecord:
     split: str
     group: str
     sha256: str
+
+    @property
+    def action(self) -> Action:
+        """What it shows, in the one form of labels, which shards of earlier versions do not store."""
+        return Action(self.verb, self.object)
 
 
 @dataclass(frozen=True)
@@ -233,5 +239,5 @@ def clip_description(record: ClipRecord) -> dict[str, Any]:
 
 def action_counts(records: Sequence[ClipRecord]) -> dict[str, dict[str, int]]:
     """Clips of each action, by split: {"train": {"spin block": 12, ...}, "test": {...}}."""
-    records = sorted(records, key=lambda record: (record.verb, record.object))
-    return {split: dict(Counter(f"{r.verb} {r.object}" for r in records if r.split == split)) for split in SPLITS}
+    shown = sorted((record.action, record.split) for record in records)
+    return {name: dict(Counter(str(action) for action, split in shown if split == name)) for name in SPLITS}

@@ -52,12 +52,8 @@ class Task:
 
 def labelled(records: Sequence[ClipRecord], actions: Sequence[Action]) -> tuple[list[ClipRecord], list[int]]:
     position = {action: index for index, action in enumerate(actions)}
-    kept = [(record, position[action]) for record in records if (action := shown_action(record)) in position]
+    kept = [(record, position[action]) for record in records if (action := record.action) in position]
     return [record for record, _ in kept], [index for _, index in kept]
-
-
-def shown_action(record: ClipRecord) -> Action:
-    return Action(record.verb, record.object)
 
 
 def check_files(config: Config) -> None:
@@ -99,7 +95,7 @@ def load_task(config: Config) -> Task:
     check_files(config)
     shards = load_shards(dataset)
     trees = load_trees(config)
-    train, test = (map(shown_action, shards.split(name)) for name in ("train", "test"))
+    train, test = ([record.action for record in shards.split(name)] for name in ("train", "test"))
     table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None
     classes = split_classes(train, test, dataset.novel, novel_share=dataset.novel_share, table=table)
     trees.require(action.verb for action in (*classes.base, *classes.novel))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ace_dist.concepts import FreeLabel, LabelSet, Policy, SynonymTrees, free_labels
+from ace_dist.concepts.actions import normalise
 from ace_dist.config import Config, read_config
 from ace_dist.data.loader.single_video import read_clip
 from ace_dist.data.task import load_test_trees
@@ -22,14 +23,17 @@ from ace_dist.utils.distributed import say_once
 
 @dataclass(frozen=True, slots=True)
 class Classification(Mapping[str, float]):
-    """Label → probability, most probable first; `labels` says what was averaged for each."""
+    """Label → probability, most probable first; `labels` says what was averaged for each.
+
+    Labels are in their one form, and are found in any spelling: `result["Pick_Up Screw"]` is `result["pick up screw"]`.
+    """
 
     probabilities: Mapping[str, float]
     labels: tuple[FreeLabel, ...]
     distinct_views: int
 
     def __getitem__(self, label: str) -> float:
-        return self.probabilities[label]
+        return self.probabilities[normalise(label)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.probabilities)
@@ -75,7 +79,12 @@ class Classifier:
 
     @torch.no_grad()
     def classify(
-        self, video: str | Path, actions: Sequence[str], *, start_s: float | None = None, end_s: float | None = None
+        self,
+        video: str | Path,
+        actions: str | Sequence[str],
+        *,
+        start_s: float | None = None,
+        end_s: float | None = None,
     ) -> Classification:
         """Probabilities of `actions` (two or more, any words) for a video file, or for a part of it in seconds.
 
@@ -89,7 +98,7 @@ class Classifier:
         ranked = sorted(zip(names.labels, row, strict=True), key=lambda pair: -pair[1])
         return Classification(MappingProxyType(dict(ranked)), tuple(labels), clip.distinct_views)
 
-    def labels(self, actions: Sequence[str], policy: Policy | None = None) -> list[FreeLabel]:
+    def labels(self, actions: str | Sequence[str], policy: Policy | None = None) -> list[FreeLabel]:
         """What stands for each action: the words of its tree where the run was trained with them, or itself alone.
 
         `policy`: what becomes of a verb without a tree, instead of `evaluation.labels_without_node`.

@@ -79,8 +79,10 @@ def test_trees_survive_the_disk(tmp_path):
         ({"spin": {"rotate": ["rotate"]}}, "'spin' is not among its own children"),
         ({"spin": {"spin": ["spin"], "rotate": ["turn"]}}, "'rotate' is not among its own children"),
         ({"spin": {"spin": ["spin", "turn", "turn"]}}, "'turn' occurs more than once"),
-        ({"spin": {"spin": ["spin", "Turn"]}}, "'Turn' is not a lower-case verb"),
-        ({"spin": {"spin": ["spin", " turn"]}}, "' turn' is not a lower-case verb"),
+        ({"spin": {"spin": ["spin", "pick up", "Pick_Up"]}}, "'pick up' occurs more than once"),
+        ({"spin": {"spin": ["spin"]}, "Spin": {"spin": ["spin"]}}, "'spin' and 'Spin', which are one verb"),
+        ({"spin": {"spin": ["spin", " _ "]}}, "' _ ' where a verb is expected"),
+        ({"spin": {"spin": ["spin", 5]}}, "5 where a verb is expected"),
         ({}, "holds no tree"),
     ],
 )

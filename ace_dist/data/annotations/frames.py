@@ -89,14 +89,14 @@ def build_frame_reader(
     for recording in recordings:
         video = f"{recording.video}"
         if video in faults:
-            parts = [part for part in recording.labels if part.label in table.actions]
+            parts = [part for part in recording.labels if table.action(part.label)]
             rejected += [Failure(f"{recording.name}-{part.first}", video, part.origin, faults[video]) for part in parts]
             continue
         fps, held = clocks[video]
         last = min(held, recording.frames) if recording.frames is not None else held
         for part in recording.labels:
-            if part.label not in table.actions:
-                outside[part.label] += part.label not in table.not_actions
+            if table.action(part.label) is None:
+                outside[part.label] += part.label not in table
             elif part.end <= part.first:
                 outside["labels without a frame"] += 1
             elif part.first >= last:
@@ -137,7 +137,7 @@ def check_labels(recordings: Sequence[Recording], table: ClassTable) -> None:
     for part in (part for recording in recordings for part in recording.labels):
         if part.end <= part.first:
             faults[part.origin] = f"{part.origin}: frames {part.first} to {part.end} are no stretch of frames"
-        elif part.label not in table.actions and part.label not in table.not_actions:
+        elif part.label not in table:
             near = difflib.get_close_matches(part.label, [*table.actions, *table.not_actions], n=1)
             hint = f"; nearest: {near[0]!r}" if near else ""
             faults.setdefault(part.label, f"{part.origin}: label {part.label!r} is not in {table.source}{hint}")
@@ -158,7 +158,8 @@ def length_fault(recording: Recording, fps: float, held: int, tolerance_s: float
 
 def build_segment(recording: Recording, part: LabelledFrames, end: int, fps: float, table: ClassTable) -> Segment:
     """One labelled stretch in seconds. Its id depends on the recording's name, the frames and the label alone."""
-    action = table.actions[part.label]
+    action = table.action(part.label)
+    assert action is not None
     digest = hashlib.sha256(f"{recording.name}\n{part.first}\n{part.end}\n{part.label}".encode()).hexdigest()[:8]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", recording.name).strip("-")[:60]
     return Segment(

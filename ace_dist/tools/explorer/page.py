@@ -19,6 +19,7 @@ try:
 except ImportError as missing:
     raise UserError("the explorer needs gradio, which is not installed: pip install 'ace-dist[explore]'") from missing
 
+from ace_dist.concepts.actions import normalise
 from ace_dist.evaluate.report import concept_layout
 from ace_dist.evaluate.run_files import read_run
 from ace_dist.tools.explorer import drawing
@@ -163,7 +164,7 @@ def render_words(
                 return now, page.look(clip, now)
 
             def add(phrase: str, clip: Clip | None, now: Words, label: str = label) -> tuple[Words, str]:
-                phrase = " ".join(phrase.lower().split())
+                phrase = normalise(phrase)
                 if phrase and phrase not in [p for p, _ in now[label]]:
                     now = {**now, label: [*now[label], (phrase, True)]}
                 return now, page.look(clip, now)

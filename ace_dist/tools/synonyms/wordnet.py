@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import islice, pairwise
 from typing import Any
 
-from ace_dist.concepts.actions import Action
+from ace_dist.concepts.actions import Action, normalise
 from ace_dist.concepts.wordnet import Sense, WordNet
 from ace_dist.tools.synonyms.answers import Answer
 from ace_dist.utils.errors import ConfigError, LabelError
@@ -14,9 +14,10 @@ class WordNetSource:
     """Takes the nearest verbs of WordNet. A child keeps the sense in which it was found, so trees do not drift."""
 
     def __init__(self, wordnet: WordNet, senses: Mapping[str, str], roots: set[str]) -> None:
-        if unknown := sorted(set(senses) - roots):
+        self.wordnet, self.roots = wordnet, roots
+        self.picked = {normalise(verb): name for verb, name in senses.items()}
+        if unknown := sorted(self.picked.keys() - roots):
             raise ConfigError(f"senses names {', '.join(map(repr, unknown))}, which no action begins with")
-        self.wordnet, self.picked, self.roots = wordnet, senses, roots
         self._senses: dict[tuple[str, ...], Sense] = {}
 
     def fill(self, node: tuple[str, ...], action: Action, count: int) -> Answer:
