@@ -149,6 +149,8 @@ class ShardFiles:
                 f"the bytes of clip {record.key} in {self.folder / record.shard} are not those that were stored: the "
                 "shard was changed or damaged after its build; launchers/verify_shards.py says where else"
             )
+        if data[4:8] != b"ftyp":  # a playlist would make a decoder open the files that it names
+            raise DataError(f"clip {record.key} in {self.folder / record.shard} cannot be decoded: it is no mp4 file")
         return data
 
     def read_raw(self, record: ClipRecord) -> bytes:

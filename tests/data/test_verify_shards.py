@@ -61,7 +61,7 @@ def replace_clip(folder, make_data, **changes):
     shards, files = ShardSet.load(folder), ShardFiles(folder)
     name = shards.records[0].shard
     mine = [record for record in shards.records if record.shard == name]
-    clips = [(record, files.read(record)) for record in mine]
+    clips = [(record, files.read_raw(record)) for record in mine]
     files.close()
     record, data = clips[0]
     data = make_data(record, data)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ace_dist.concepts import ClassTable, load_class_table
 from ace_dist.config import DatasetConfig, resolve_path
-from ace_dist.data.build.decode import Source, read_window
+from ace_dist.data.build.container import Source
+from ace_dist.data.build.decode import read_window
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment
 from ace_dist.utils.errors import DataError
 

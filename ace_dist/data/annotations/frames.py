@@ -14,7 +14,8 @@ from pathlib import Path
 from ace_dist.concepts import ClassTable
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table
-from ace_dist.data.build.decode import frame_rate, open_video
+from ace_dist.data.build.container import open_video
+from ace_dist.data.build.decode import frame_rate
 from ace_dist.data.segments import Failure, Segment
 from ace_dist.utils.errors import DataError, listing
 

@@ -22,7 +22,8 @@ from typing import Any
 from ace_dist.concepts.actions import Action
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table, data_root
-from ace_dist.data.build.decode import StoredVideo, open_video, promised_length
+from ace_dist.data.build.container import StoredVideo, open_video
+from ace_dist.data.build.decode import promised_length
 from ace_dist.data.segments import SPLITS, Failure, Segment
 from ace_dist.data.shards import safe_members
 from ace_dist.utils.errors import DataError, listing

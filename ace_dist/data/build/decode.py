@@ -1,13 +1,9 @@
 """Decodes any user's video: a stretch of time in, upright RGB frames at a constant rate out."""
 
-import contextlib
-import io
 import itertools
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import av
@@ -15,6 +11,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, ColorTrc, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from ace_dist.data.build.container import Source, open_video
 from ace_dist.data.sampling import scaled_size
 from ace_dist.data.segments import RawClip
 from ace_dist.utils.errors import DataError
@@ -23,20 +20,6 @@ CAMERA_FPS = 120  # what ordinary cameras reach; a higher claim is checked by co
 BREAK_S = 0.5  # a header may promise this much more than there is; audio tracks and rounding make it so
 HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-
-
-@dataclass(frozen=True)
-class StoredVideo:
-    """A video inside another file, such as a tar: its bytes, and a name for messages."""
-
-    name: str
-    data: bytes
-
-    def __str__(self) -> str:
-        return self.name
-
-
-Source = str | Path | StoredVideo
 
 
 class Upright:
@@ -124,28 +107,6 @@ def read_window(
 
 class DamageError(DataError):
     """A stretch of a file that cannot be decoded without guessing."""
-
-
-@contextlib.contextmanager
-def open_video(path: Source, threads: int = 1) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream. What FFmpeg dislikes, now or while decoding, becomes a `DataError`."""
-    if not isinstance(path, StoredVideo) and not Path(path).is_file():
-        raise DataError(f"video {path} does not exist")
-    if (len(path.data) if isinstance(path, StoredVideo) else Path(path).stat().st_size) == 0:
-        raise DataError(f"video {path} is empty (0 bytes)")
-    try:
-        file = io.BytesIO(path.data) if isinstance(path, StoredVideo) else str(path)
-        with av.open(file, metadata_errors="replace") as container:  # titles in Latin-1 are no damage
-            if not container.streams.video:
-                raise DataError(f"{path} has no video stream" + (", only audio" if container.streams.audio else ""))
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise DataError(f"{path} is damaged, or of a video codec that FFmpeg does not know")
-            stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-            stream.codec_context.options = {"err_detect": "explode"}  # else FFmpeg paints over damage and says nothing
-            yield container, stream
-    except av.error.FFmpegError as error:
-        raise DataError(f"{path} cannot be read as a video: {error.strerror or error}") from error
 
 
 def frame_rate(path: Source, container: Any, stream: Any) -> float:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ace_dist.config import ClipConfig, EncodingConfig
+from ace_dist.data.build.container import open_video
 from ace_dist.data.build.cut import Cutter
-from ace_dist.data.build.decode import open_video, promised_length, read_window
+from ace_dist.data.build.decode import promised_length, read_window
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment
 from ace_dist.data.shards import ClipRecord
 from ace_dist.utils.errors import DataError
