@@ -83,14 +83,14 @@ def train(argv: list[str]) -> int:
     return outcome.exit_code
 
 
-def evaluate_and_report(run_dir: Path, ranks: Ranks) -> None:
+def evaluate_and_report(run_dir: Path, ranks: Ranks, shards: str | None = None, output: Path | None = None) -> None:
     """Collective."""
     from ace_dist.evaluate.report import write_report
     from ace_dist.evaluate.runs import evaluate_run, results_table
 
-    results = evaluate_run(run_dir, ranks)
+    results = evaluate_run(run_dir, ranks, shards, output)
     if ranks.is_first:
-        print(f"\n{results_table(results)}\n\nreport: {write_report(run_dir)}", flush=True)
+        print(f"\n{results_table(results)}\n\nreport: {write_report(run_dir, output=output)}", flush=True)
 
 
 @dataclass
@@ -142,6 +142,11 @@ class RunSettings:
 
 
 @dataclass
+class ClipsOfRun:
+    shards: str | None = None  # folder of the shards; null: where the run read them
+
+
+@dataclass
 class ClassifySettings(RunSettings):
     run: str = MISSING  # a run folder, or an export
     video: str = MISSING  # a video file
@@ -163,14 +168,24 @@ def classify(argv: list[str]) -> None:
     print(result.table())
 
 
+@dataclass
+class EvaluateSettings(RunSettings):
+    dataset: ClipsOfRun = field(default_factory=ClipsOfRun)
+    output: str | None = None  # another folder for results, page and figures; needed where the test clips are others
+
+
 def evaluate(argv: list[str]) -> None:
-    """Evaluate a finished run again: `deepspeed launchers/evaluate.py run=DIR` (or `python` for one rank)."""
-    run_dir = Path(parse_settings(argv, RunSettings).run)
+    """Evaluate a finished run again: `deepspeed launchers/evaluate.py run=DIR` (or `python` for one rank).
+
+    `dataset.shards=DIR` says where the clips lie now. On other clips the results go to `output=DIR`.
+    """
+    settings = parse_settings(argv, EvaluateSettings)
+    run_dir, output = Path(settings.run), Path(settings.output) if settings.output else None
     config = read_config(run_dir)
     from ace_dist.utils.distributed import connect, disconnect
 
     ranks = connect(config.training.device)
-    evaluate_and_report(run_dir, ranks)
+    evaluate_and_report(run_dir, ranks, settings.dataset.shards, output)
     disconnect()
 
 
@@ -180,6 +195,7 @@ class ExploreSettings:
     port: int = 7860  # of this machine, which alone can reach the page
     device: str = "cpu"
     largest_upload_mb: int = 200
+    dataset: ClipsOfRun = field(default_factory=ClipsOfRun)
 
 
 def explore(argv: list[str]) -> None:
@@ -187,7 +203,7 @@ def explore(argv: list[str]) -> None:
     settings = parse_settings(argv, ExploreSettings)
     from ace_dist.tools.explorer.page import serve
 
-    serve(Path(settings.run), settings.port, settings.device, settings.largest_upload_mb)
+    serve(Path(settings.run), settings.port, settings.device, settings.largest_upload_mb, settings.dataset.shards)
 
 
 @dataclass
@@ -210,6 +226,7 @@ def export(argv: list[str]) -> None:
 class ReportSettings:
     run: str = MISSING  # a run folder
     compare: list[str] = field(default_factory=list)  # other finished runs of the same data set and fold
+    output: str | None = None  # another folder for the page and its figures; results that lie there are shown
     picture: str | None = None  # a PNG file: concept space before and after beside the scores
 
 
@@ -219,7 +236,8 @@ def report_run(argv: list[str]) -> None:
     from ace_dist.evaluate.report import result_picture, write_report
 
     compare = [Path(folder) for folder in settings.compare]
-    print(f"report: {write_report(Path(settings.run), compare)}")
+    output = Path(settings.output) if settings.output else None
+    print(f"report: {write_report(Path(settings.run), compare, output)}")
     if settings.picture:
         print(f"picture: {result_picture(Path(settings.run), Path(settings.picture), compare)}")
 

@@ -237,10 +237,10 @@ def check_job(load: Load, command: str, settings: Sequence[str], profile: Cluste
     if command in COMPOSED:
         config = load(settings)
         if command == "train":
-            from ace_dist.data.task import check_files
+            from ace_dist.data.run_inputs import check_files, with_own_inputs
             from ace_dist.train.engine import micro_batch_size
 
-            check_files(config)
+            check_files(with_own_inputs(Path(config.run), config))
             micro_batch_size(config, profile.nodes * profile.tasks_per_node)
 
 

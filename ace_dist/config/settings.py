@@ -4,6 +4,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -157,9 +158,12 @@ def help_asked(argv: Sequence[str]) -> bool:
 
 def describe_fields(schema: type, prefix: str = "") -> list[str]:
     """A line a field: its name, default and comment."""
-    notes, defaults = comments(schema), OmegaConf.structured(schema)
+    notes, defaults, kinds = comments(schema), OmegaConf.structured(schema), get_type_hints(schema)
     lines = []
     for name in defaults:
+        if is_dataclass(kinds[name]):
+            lines += describe_fields(kinds[name], f"{prefix}{name}.")  # type: ignore[arg-type]
+            continue
         value = "..." if OmegaConf.is_missing(defaults, name) else defaults[name]
         note = f"   {notes[name]}" if name in notes else ""
         lines.append(f"{prefix}{name}={'null' if value is None else value}{note}")

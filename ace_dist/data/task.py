@@ -2,23 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from pathlib import Path
+from typing import Any
 
 from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
 from ace_dist.config import Config, resolve_path
 from ace_dist.data.datasets import load_shards
-from ace_dist.data.sampling import held_out_groups
+from ace_dist.data.run_inputs import check_files, read_inputs
+from ace_dist.data.sampling import describe_clips, digest, held_out_groups
 from ace_dist.data.shards import ClipRecord, ShardSet
-from ace_dist.utils.errors import UserError, listing
+from ace_dist.utils.distributed import say_once
+from ace_dist.utils.errors import UserError
 
-WORD_FILES = (
-    "dataset.synonyms",
-    "dataset.classes",
-    "dataset.srt",
-    "dataset.srt_base",
-    "evaluation.synonyms",
-    "model.similarity.attributes",
-)
 NO_TEST = "the test split has no clip (dataset.test_groups, or the split column of dataset.annotations, chooses it)"
 
 
@@ -56,17 +51,6 @@ def labelled(records: Sequence[ClipRecord], actions: Sequence[Action]) -> tuple[
     return [record for record, _ in kept], [index for _, index in kept]
 
 
-def check_files(config: Config) -> None:
-    """Raise `UserError` naming every file of words that a setting names and that does not exist.
-
-    Some are read after the last step only, so a start that does not look for them fails hours later.
-    """
-    named = {setting: attrgetter(setting)(config) for setting in WORD_FILES}
-    missing = [f"{name}={path}" for name, path in named.items() if path and not resolve_path(path).is_file()]
-    if missing:
-        raise UserError(f"files that the run or its test will read do not exist:{listing(missing)}")
-
-
 def load_trees(config: Config) -> SynonymTrees:
     """The synonym trees of the training, cut to the M of the method."""
     return read_trees(config, config.dataset.synonyms, config.method.children, config.method.grandchildren)
@@ -101,6 +85,36 @@ def load_task(config: Config) -> Task:
     trees.require(action.verb for action in (*classes.base, *classes.novel))
     whole = Task(classes, trees, shards)
     return replace(whole, validation=held_out_groups(*whole.training_clips(), config.evaluation, config.seed))
+
+
+def load_run_task(run_dir: Path, config: Config) -> Task:
+    """What a run that has started is tested on here: its own classes, and the test clips of the configuration's shards.
+
+    Shards of other clips may show actions that the run does not know: they count as novel.
+    """
+    inputs = read_inputs(run_dir)
+    if inputs["base"] is None:
+        return load_test(config, load_task(config))
+    check_files(config)
+    shards, trees = load_shards(config.dataset), load_test_trees(config)
+    base, novel = (tuple(Action(verb, thing) for verb, thing in inputs[part]) for part in ("base", "novel"))
+    new = {record.action for record in shards.split("test")} - {*base, *novel}
+    if new:
+        say_once(f"novel actions that the run did not know: {', '.join(sorted(map(str, new)))}")
+    trees.require(action.verb for action in (*base, *novel, *sorted(new)))
+    return Task(ClassLists(base, tuple(sorted({*novel, *new}))), trees, shards)
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """Classes and test clips of a run, for `inputs.json`."""
+    actions = {"base": task.classes.base, "novel": task.classes.novel}
+    return {part: [[a.verb, a.object] for a in those] for part, those in actions.items()} | {"test": test_digest(task)}
+
+
+def test_digest(task: Task) -> dict[str, Any]:
+    """Number and SHA-256 of the clips of the test."""
+    parts = [describe_clips(*task.test_clips(novel)) for novel in (False, True)]
+    return {"clips": sum(part["clips"] for part in parts), "sha256": digest([part["sha256"] for part in parts])}
 
 
 def load_test(config: Config, task: Task) -> Task:

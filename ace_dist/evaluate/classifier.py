@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ace_dist.concepts import FreeLabel, LabelSet, Policy, SynonymTrees, free_labels
 from ace_dist.concepts.actions import normalise
-from ace_dist.config import Config, read_config
+from ace_dist.config import Config
 from ace_dist.data.loader.single_video import read_clip
+from ace_dist.data.run_inputs import run_config
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.export import read_exported
 from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, score
@@ -68,7 +69,7 @@ class Classifier:
     @classmethod
     def from_run(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a finished run folder. Raises `UserError` naming the file that is missing."""
-        config = read_config(Path(run))
+        config = run_config(Path(run))
         return cls(config, trained_model(Path(run), config, torch.device(device)), load_test_trees(config))
 
     @classmethod

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ace_dist.config import Config, read_config, resolve_path, to_yaml
+from ace_dist.data.run_inputs import run_config
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.run_files import read_object, read_results
 from ace_dist.evaluate.runs import results_table, trained_model
@@ -35,7 +36,7 @@ def export_run(run: Path, output: Path) -> None:
     """Write a finished run as a folder that needs nothing else. Raises `RunError` when there is one already."""
     if output.exists():
         raise RunError(f"output={output} exists; choose another folder or delete it")
-    config, results = read_config(run), read_results(run)
+    config, results = run_config(run), read_results(run)
     if config.evaluation.scorer == "chance":
         raise RunError(f"{run} was scored by chance (evaluation.scorer=chance): it has no model to export")
     load_test_trees(config)  # refuses what `from_pretrained` could not read

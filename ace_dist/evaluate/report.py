@@ -38,16 +38,16 @@ METHODS = {  # as the paper prints them
 }  # fmt: skip
 
 
-def write_report(folder: Path, compare: Sequence[Path] = ()) -> Path:
-    """Write `report.html` and `figures/*.png` into the run folder and return the path of the page.
+def write_report(folder: Path, compare: Sequence[Path] = (), output: Path | None = None) -> Path:
+    """Write `report.html` and `figures/*.png` into the run folder, or `output`, and return the path of the page.
 
     `compare`: other run folders (say ProcVLR on the same seed); each becomes a row of the table and of the SRT
     plot, and must be of the same dataset and fold. Raises `RunError` when a file is missing, naming it and the
     launcher that makes it, or when the runs are not comparable.
     """
-    run = read_run(folder)
+    run = read_run(folder, output)
     rows = table_rows(run, compare)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    (run.output / "figures").mkdir(parents=True, exist_ok=True)
     pages = PackageLoader("ace_dist.evaluate")
     templates = Environment(
         loader=pages, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -70,7 +70,7 @@ def write_report(folder: Path, compare: Sequence[Path] = ()) -> Path:
         srt=list(zip(run.results["srt"]["runs"], run.srt, strict=True)) if run.srt else [],
         environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
     )
-    path = folder / "report.html"
+    path = run.output / "report.html"
     write_text(path, text)
     return path
 
@@ -165,7 +165,7 @@ def picture(run: Run, name: str, caption: str, draw: Callable[..., Figure]) -> d
     """Draw `figures/NAME.png` with `draw(theme=...)` in both themes; its caption and data URIs."""
     found = {"caption": caption}
     for theme, colours, suffix in (("light", LIGHT, ""), ("dark", DARK, "_dark")):
-        path = figures.save(draw(theme=colours), run.folder / "figures" / f"{name}{suffix}.png")
+        path = figures.save(draw(theme=colours), run.output / "figures" / f"{name}{suffix}.png")
         found[theme] = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
     return found
 

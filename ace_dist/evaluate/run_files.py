@@ -31,6 +31,7 @@ class ConceptSpace:
 @dataclass(frozen=True)
 class Run:
     folder: Path
+    output: Path  # where its page and figures go, beside the results that they show
     results: dict[str, Any]
     environment: dict[str, Any]
     config: str
@@ -43,12 +44,17 @@ class Run:
     metrics: list[dict[str, Any]]  # by step
 
 
-def read_run(folder: Path) -> Run:
-    """Read and check a run folder. Raises `RunError` naming the first file that is missing or does not fit."""
+def read_run(folder: Path, output: Path | None = None) -> Run:
+    """Read and check a run folder, with the results in `output` where there are some (`launchers/evaluate.py output=`).
+
+    Raises `RunError` naming the first file that is missing or does not fit.
+    """
+    output = output or folder
+    tested = output if (output / "results.json").is_file() else folder
     config = run_file(folder, "config.yaml").read_text(encoding="utf-8")
     environment = read_object(folder, "environment.json", "command", "hardware")
-    metrics, results = read_metrics(folder), read_results(folder)
-    predictions = read_object(folder, "predictions.json", "base", "novel", "srt")
+    metrics, results = read_metrics(folder), read_results(tested)
+    predictions = read_object(tested, "predictions.json", "base", "novel", "srt")
     base, novel, srt = predictions["base"], predictions["novel"], predictions["srt"]
     srt_base, gzsl = predictions.get("srt_base", []), predictions.get("gzsl")  # runs of before have neither
     parts = {"base": base, "novel": novel, **{f"gzsl.{name}": part for name, part in (gzsl or {}).items()}}
@@ -57,8 +63,9 @@ def read_run(folder: Path) -> Run:
     }
     for name, part in parts.items():
         if part is not None:
-            check_predictions(part, f"{folder / 'predictions.json'}: {name}")
-    run = Run(folder, results, environment, config, base, novel, srt, srt_base, gzsl, read_space(folder), metrics)
+            check_predictions(part, f"{tested / 'predictions.json'}: {name}")
+    space = read_space(tested)
+    run = Run(folder, output, results, environment, config, base, novel, srt, srt_base, gzsl, space, metrics)
     settings = yaml.safe_load(config)
     if settings.get("evaluation", {}).get("scorer") != "chance":  # whose results are expectations, not of the guesses
         check_same_evaluation(run)

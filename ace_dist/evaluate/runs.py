@@ -11,14 +11,16 @@ import torch
 from safetensors import safe_open
 
 from ace_dist.concepts import LabelSet
-from ace_dist.config import Config, read_config
+from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
-from ace_dist.data.task import NO_TEST, Task, load_task, load_test
+from ace_dist.data.run_inputs import read_inputs, run_config
+from ace_dist.data.task import NO_TEST, Task, load_run_task, load_task, test_digest
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
 from ace_dist.models.build import build_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, uses_bf16
+from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_bytes, write_json, write_text
 
 GZSL_NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
@@ -30,10 +32,19 @@ def trained_model(run: Path, config: Config, device: torch.device) -> DualEncode
     return model.bfloat16() if uses_bf16(config.training.precision, device) else model
 
 
-def evaluate_run(run: Path, ranks: Ranks) -> dict[str, Any]:
-    """Evaluate a finished run from its folder alone and write its results. Collective; returns `results.json`."""
-    config = read_config(run)
-    task = load_test(config, load_task(config))
+def evaluate_run(run: Path, ranks: Ranks, shards: str | None = None, output: Path | None = None) -> dict[str, Any]:
+    """Evaluate a finished run and write its results, into its folder or `output`. Collective; returns `results.json`.
+
+    The clips are those of `shards`, or where the run read them. Raises `RunError` for a run's folder that would get the
+    results of other test clips than it began with.
+    """
+    config = run_config(run, shards)
+    task, folder = load_run_task(run, config), output or run
+    if output is None and (known := read_inputs(run)["test"]) and known != (here := test_digest(task)):
+        raise RunError(
+            f"dataset.shards={config.dataset.shards} holds other test clips ({here['clips']}) than run {run} began "
+            f"with ({known['clips']}); give the folder of those, or output=DIR for the results of these"
+        )
     model = trained_model(run, config, ranks.device)
     with deterministic(config.training.deterministic):
         if config.evaluation.scorer == "chance":
@@ -50,16 +61,17 @@ def evaluate_run(run: Path, ranks: Ranks) -> dict[str, Any]:
         results |= {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
     if ranks.is_first:
         before = build_model(config.model, config.seed).to(ranks.device)
-        write_concept_space(run / "concept_space.npz", task, before, model)
-        write_text(run / "predictions.json", json.dumps(predictions) + "\n")
-        write_json(run / "results.json", results)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_concept_space(folder / "concept_space.npz", task, before, model)
+        write_text(folder / "predictions.json", json.dumps(predictions) + "\n")
+        write_json(folder / "results.json", results)
     ranks.barrier()
     return results
 
 
 def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:
     """Instead of a test: `results.json` with the last validation alone, its scores in percent and its clips."""
-    config = read_config(run)
+    config = run_config(run)
     lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     last = [line for line in lines if "validation_accuracy" in line][-1]
     clips = len(load_task(config).validation_clips()[0])

@@ -8,6 +8,7 @@ import torch
 from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.loader.base import Batch
+from ace_dist.data.run_inputs import with_own_inputs
 from ace_dist.data.sampling import ClipRequest
 from ace_dist.objectives import total_loss
 from ace_dist.train.engine import Engine, micro_batch_size
@@ -26,6 +27,7 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     """
     run_dir = Path(config.run)
     continues = check_owner(run_dir, config)
+    config = with_own_inputs(run_dir, config)
     task, plan, objective = build_task(config, ranks)
     steps = total_steps(config.training, len(plan.records))
     engine = Engine(config, objective, ranks, steps)

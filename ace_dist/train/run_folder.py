@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from ace_dist import __version__
 from ace_dist.config import Config, read_config, to_yaml
+from ace_dist.data.run_inputs import PATHS, changed_inputs
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 from ace_dist.utils.secrets import redact
@@ -31,7 +32,7 @@ FREE_SETTINGS = (
     "training.profile.steps", "training.profile.after", "training.profile.trace", "training.profile.memory_snapshot",
     "training.accumulation",  # the batch is the same, in other pieces
     "deepspeed.zero_optimization.stage", "loader.threads", "loader.prefetch", "dataset.workers",
-    "evaluation.batch_size",
+    "evaluation.batch_size", "dataset.root", "dataset.annotations",  # the clips decide, see `claim_clips`
 )  # fmt: skip
 PACKAGES = ("torch", "deepspeed", "transformers", "timm", "triton", "xformers", "nvidia-dali-cuda130", "av", "numpy")
 
@@ -165,8 +166,9 @@ def check_owner(run_dir: Path, config: Config) -> bool:
         return False
     # Read through the schema: a setting that is newer than the folder had its default there.
     differences = changed_settings(to_container(read_config(run_dir)), to_container(config))
-    if differences:
-        shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in differences[:4])
+    said = [f"{key} was {old!r}, is {new!r}" for key, old, new in differences] + changed_inputs(run_dir, config)
+    if said:
+        shown = "; ".join(said[:4])
         raise RunError(
             f"run folder {run_dir} belongs to another configuration ({shown}); choose another one with "
             f"run=DIR, or delete the folder"
@@ -180,7 +182,9 @@ def to_container(config: Config) -> Any:
 
 
 def changed_settings(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted key, old and new value of every setting that differs and matters."""
+    """Dotted key, old and new value of every setting that differs and matters. Of a path it is whether there is one."""
+    if prefix in PATHS and None not in (old, new):
+        return []
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             change

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
+from ace_dist.data.run_inputs import keep_inputs, with_own_inputs
 from ace_dist.data.sampling import ClipRequest, TrainPlan, claim_clips
-from ace_dist.data.task import NO_TEST, Task, load_task, load_test
+from ace_dist.data.task import NO_TEST, Task, describe_task, load_task, load_test
 from ace_dist.evaluate.protocols import rehearse
 from ace_dist.models.build import build_model
 from ace_dist.models.weights import TensorFile, save_safetensors
@@ -90,10 +91,12 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
 
     The folder is claimed once everything that a user can get wrong has been read: a start that failed leaves it free.
     """
-    run_dir = Path(config.run)
+    run_dir, asked = Path(config.run), config
+    config = with_own_inputs(run_dir, asked)
     task, plan, objective = build_task(config, ranks)
-    on_first(ranks, claim, run_dir, config, lock)
+    on_first(ranks, claim, run_dir, asked, lock)
     on_first(ranks, claim_clips, run_dir, config.dataset.shards, *task.training_clips())
+    on_first(ranks, keep_inputs, run_dir, config, describe_task(task))
     flops = step_flops(config, objective, ranks.world)
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
     twin = copy_to_test(objective.model, config) if config.evaluation.every_steps else None

@@ -173,9 +173,9 @@ def render_words(
             added.submit(add, [added, clip, words], [words, result]).then(label_phrases, words, drawn)
 
 
-def serve(run: Path, port: int, device: str, largest_upload_mb: int) -> None:
+def serve(run: Path, port: int, device: str, largest_upload_mb: int, shards: str | None = None) -> None:
     """Serve the page on the loopback address until Ctrl-C. Raises `UserError` when the port is taken."""
-    blocks = build_page(Explorer(run, device))
+    blocks = build_page(Explorer(run, device, shards))
     try:
         blocks.launch(
             server_name=HOST,

@@ -16,8 +16,9 @@ from torch import Tensor
 from ace_dist.concepts import LabelSet
 from ace_dist.data.loader import build_loader
 from ace_dist.data.loader.single_video import read_clip
+from ace_dist.data.run_inputs import run_config
 from ace_dist.data.sampling import TestPlan
-from ace_dist.data.task import load_task, load_test
+from ace_dist.data.task import load_run_task
 from ace_dist.evaluate.classifier import Classifier
 from ace_dist.evaluate.protocols import encode_phrases, srt_label_sets
 from ace_dist.utils.errors import UserError
@@ -55,11 +56,11 @@ class LabelVotes:
 class Explorer:
     """A finished run, ready for questions. Raises `UserError` naming the file that is missing."""
 
-    def __init__(self, run: Path, device: str = "cpu") -> None:
+    def __init__(self, run: Path, device: str = "cpu", shards: str | None = None) -> None:
         self.run, self.device = run, torch.device(device)
         self.classifier = Classifier.from_run(run, device)
-        self.config = self.classifier.config
-        self.task = load_test(self.config, load_task(self.config))
+        self.config = run_config(run, shards)
+        self.task = load_run_task(run, self.config)
         self.records = {}
         self.tests: list[TestClip] = []
         for base, classes in ((True, self.task.classes.base), (False, self.task.classes.novel)):

@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ace_dist.concepts import SynonymTrees
-from ace_dist.config import TextConfig, read_config, resolve_path
+from ace_dist.config import TextConfig, resolve_path
 from ace_dist.evaluate.figures import DPI, LIGHT, save
 from ace_dist.tools.synonyms.diagnostics import ConceptSpread, Diagnostics, Encode
 from ace_dist.utils.errors import UserError
@@ -28,6 +28,7 @@ def text_encoder(embed: str) -> Encode:
     """
     import torch
 
+    from ace_dist.data.run_inputs import run_config
     from ace_dist.evaluate.protocols import encode_phrases
     from ace_dist.evaluate.runs import trained_model
     from ace_dist.models.dual_encoder import build_text_tower
@@ -35,7 +36,7 @@ def text_encoder(embed: str) -> Encode:
 
     path = resolve_path(embed)
     if (path / "config.yaml").is_file():
-        model = trained_model(path, read_config(path), torch.device("cpu"))
+        model = trained_model(path, run_config(path), torch.device("cpu"))
         return lambda phrases: encode_phrases(model, phrases).numpy().astype(np.float64)
     if embed == "minilm":
         tower = build_text_tower(TextConfig(tower="minilm", width=384, depth=6, heads=12, embed_dim=384))

@@ -1,0 +1,135 @@
+"""What a run folder keeps of the files that its settings name, so that it can be used, moved and continued anywhere.
+
+inputs/
+    synonyms.json, srt.json, ...   copies of the files of words (`KEPT`)
+    inputs.json                    where each file was read from and its SHA-256, the folder of the shards, the base
+                                   and novel actions, and a digest of the test clips
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from ace_dist.config import Config, read_config, resolve_path
+from ace_dist.utils.distributed import say_once
+from ace_dist.utils.errors import RunError, UserError, listing
+from ace_dist.utils.files import file_sha256, write_bytes, write_json
+
+KEPT = {  # setting -> name of the copy
+    "dataset.synonyms": "synonyms.json",
+    "dataset.classes": "classes.json",
+    "dataset.srt": "srt.json",
+    "dataset.srt_base": "srt_base.json",
+    "evaluation.synonyms": "test_synonyms.json",
+    "model.similarity.attributes": "attributes.txt",
+}
+WEIGHTS = ("model.video.weights", "model.text.weights")  # recorded, not copied: `model/` holds what is used of them
+# Settings that say where something lies. They may change between the starts of a run; what lies there may not.
+PATHS = ("dataset.shards", "dataset.root", "dataset.annotations", "loader.feature_cache", *KEPT, *WEIGHTS)
+
+
+def check_files(config: Config) -> None:
+    """Raise `UserError` naming every file of words that a setting names and that does not exist.
+
+    Some are read after the last step only, so a start that does not look for them fails hours later.
+    """
+    missing = [f"{key}={path}" for key, path in named_files(config).items() if not resolve_path(path).is_file()]
+    if missing:
+        raise UserError(f"files that the run or its test will read do not exist:{listing(missing)}")
+
+
+def named_files(config: Config, settings: Mapping[str, str] | tuple[str, ...] = KEPT) -> dict[str, str]:
+    """Setting -> path of each of the `settings` that is not null."""
+    return {key: path for key in settings if (path := attrgetter(key)(config))}
+
+
+def keep_inputs(run_dir: Path, config: Config, task: Mapping[str, Any]) -> None:
+    """Write `inputs/` of a run that starts, or that an earlier version began; `task` goes into `inputs.json` too."""
+    folder = run_dir / "inputs"
+    if (folder / "inputs.json").is_file():
+        return
+    folder.mkdir(exist_ok=True)
+    used = named_files(config, {"weights": WEIGHTS, "random_video": WEIGHTS[1:]}.get(config.model.init, ()))
+    facts = {key: {"path": str(absolute(path)), "sha256": file_sha256(absolute(path))} for key, path in used.items()}
+    for key, path in named_files(config).items():
+        data = absolute(path).read_bytes()
+        write_bytes(folder / KEPT[key], data)
+        facts[key] = {"path": str(absolute(path)), "sha256": file_sha256(folder / KEPT[key])}
+    write_json(folder / "inputs.json", {"shards": str(absolute(config.dataset.shards)), "files": facts, **task})
+
+
+def read_inputs(run_dir: Path) -> dict[str, Any]:
+    """`inputs/inputs.json`; of a run of an earlier version nothing. Raises `RunError` when it cannot be read."""
+    path = run_dir / "inputs" / "inputs.json"
+    if not path.is_file():
+        return {"shards": None, "files": {}, "base": None, "novel": None, "test": None}
+    try:
+        inputs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {key: inputs[key] for key in ("shards", "files", "base", "novel", "test")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); bring it back from a backup") from error
+
+
+def run_config(run_dir: Path, shards: str | None = None) -> Config:
+    """The configuration of a run as it can be used here: with its own files of words, and with the clips of `shards`.
+
+    Without `shards` they are where the run read them. Raises `UserError` for a run of an earlier version, which keeps
+    no files of its own, when one of them is missing.
+    """
+    config = read_config(run_dir)
+    kept = {key: run_dir / "inputs" / name for key, name in KEPT.items() if attrgetter(key)(config)}
+    own = {key: str(path) for key, path in kept.items() if path.is_file()}
+    for key in kept.keys() - own.keys():
+        path = attrgetter(key)(config)
+        if not resolve_path(path).is_file():
+            raise RunError(
+                f"{run_dir} has no copy of {key}={path} and that file does not exist here; copy it to {kept[key]}"
+            )
+    return replaced(
+        config, {**own, "dataset.shards": shards or read_inputs(run_dir)["shards"] or config.dataset.shards}
+    )
+
+
+def with_own_inputs(run_dir: Path, config: Config) -> Config:
+    """The configuration of a run that goes on: a file of words that is not there any more is the run's own copy."""
+    own = {
+        key: run_dir / "inputs" / KEPT[key] for key, path in named_files(config).items() if not absolute(path).is_file()
+    }
+    own = {key: path for key, path in own.items() if path.is_file()}
+    for key, path in own.items():
+        say_once(f"{key}={attrgetter(key)(config)} does not exist here: the run's own copy is read, {path}")
+    return replaced(config, {key: str(path) for key, path in own.items()})
+
+
+def changed_inputs(run_dir: Path, config: Config) -> list[str]:
+    """Each file that a setting names and that is not the one that the run began with, in words."""
+    files, before, changes = read_inputs(run_dir)["files"], read_config(run_dir), []
+    for key, path in named_files(config, (*KEPT, *WEIGHTS)).items():
+        here, old = absolute(path), attrgetter(key)(before)
+        if old is None or not here.is_file():
+            continue  # which is said elsewhere
+        if key in files:
+            same = (key in WEIGHTS and str(here) == files[key]["path"]) or file_sha256(here) == files[key]["sha256"]
+        else:  # a run of an earlier version
+            same = here == absolute(old) or (
+                absolute(old).is_file() and file_sha256(here) == file_sha256(absolute(old))
+            )
+        if not same:
+            changes.append(f"{key}={path} is not the file that it was")
+    return changes
+
+
+def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy of the configuration with other values of dotted settings."""
+    config = copy.deepcopy(config)
+    for key, value in values.items():
+        part, _, name = key.rpartition(".")
+        setattr(attrgetter(part)(config), name, value)
+    return config
+
+
+def absolute(path: str) -> Path:
+    return resolve_path(path).absolute()
