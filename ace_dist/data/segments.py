@@ -13,6 +13,7 @@ from ace_dist.concepts import Action
 from ace_dist.utils.errors import DataError
 
 SPLITS = ("train", "test")
+VALIDATION = ("val", "valid", "validation", "dev", "eval")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,22 @@ class Segment:
         action = Action(self.verb, self.object)
         object.__setattr__(self, "verb", action.verb)
         object.__setattr__(self, "object", action.object)
+
+
+def parse_split(text: str) -> str:
+    """A split as annotations write it, in any case. Raises `DataError` with what to write instead of another one."""
+    split = text.strip().lower()
+    if split in SPLITS:
+        return split
+    hint = ""
+    if split in VALIDATION:
+        hint = (
+            "; write train, and let the training hold groups out with evaluation.every_steps=100 and "
+            "evaluation.validation_groups='[NAME, ...]' or evaluation.validation_share=0.2"
+        )
+    elif near := [name for name in SPLITS if split.startswith(name[:2])]:
+        hint = f"; did you mean {near[0]}?"
+    raise DataError(f"split={text!r} is not one of {', '.join(SPLITS)}{hint}")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,14 @@ def test_an_id_depends_on_its_own_row_only(folder):
         ({"start_s": "-1"}, r"line 3: start_s=-1 is negative"),
         ({"start_s": "1.5"}, r"line 3: start_s=1\.5 is not before end_s=1\.5"),
         ({"start_s": "2"}, r"line 3: start_s=2 is not before end_s=1\.5"),
-        ({"split": "valid"}, r"line 3: split='valid' is not one of train, test"),
+        ({"split": "valid"}, r"line 3: split='valid' is not one of train, test; write train.*evaluation\.validation_"),
+        ({"split": "Training"}, r"line 3: split='Training' is not one of train, test; did you mean train\?"),
+        ({"start_s": "0,7"}, r"line 3: start_s='0,7' is not a number of seconds; write decimals with a point"),
+        ({"end_s": "00:01"}, r"line 3: end_s='00:01' is not a number of seconds; write minutes as seconds"),
+        ({"video": "C:\\videos\\a.mp4"}, r"line 3: video .* does not exist; write it relative to the folder"),
+        ({"video": "a" * 300 + ".mp4"}, r"line 3: video .* does not exist"),
+        ({"verb": "put\nspin"}, r"line 4: has a line break in verb; is a double quote not closed"),
+        ({"object": "--"}, r"line 3: the action 'spin' has no object; .*placeholder"),
         ({"verb": "  "}, r"line 3: verb is empty"),
         ({"object": ""}, r'line 3: object is empty; write a placeholder such as "item"'),
         ({"start_s": "0.50", "split": "test"}, r"line 3: repeats line 2: same video, times and action"),
@@ -107,9 +114,15 @@ def test_a_file_that_is_no_annotation_file(folder):
     path.write_text("video,start,end_s,verb,object,split,group\n")
     with pytest.raises(DataError, match=r"column start_s is missing; the header has video, start, end_s"):
         read_csv(path)
-    path.write_text("video;start_s;end_s;verb;object;split;group\n")  # as spreadsheets write it in half of Europe
-    with pytest.raises(DataError, match="columns are separated by commas"):
-        read_csv(path)
+    for header, message in (
+        ("video,start_s,end_s,verb,object,split,group,Verb", "the header has verb twice"),
+        ("video,start,end_s,verb,object,split,group", "rename 'start' to start_s"),
+        (f'{",".join(COLUMNS)}\nvideos/a.mp4,0,1,put,"screw,train,p\nvideos/a.mp4,1,2,put,nut,train,p', "not closed"),
+        (f"{','.join(COLUMNS)}\nvideos/a.mp4,0,1,put,screw, big,train,p", "line 2: has more values .*'p' is left over"),
+    ):
+        path.write_text(header + "\n")
+        with pytest.raises(DataError, match=message):
+            read_csv(path)
     write(folder)
     with pytest.raises(DataError, match="has a header and no row"):
         read_csv(path)
@@ -119,3 +132,31 @@ def test_a_file_that_is_no_annotation_file(folder):
     path.write_text(",".join(COLUMNS) + "\nvideos/a.mp4,0.5,1.5\n")
     with pytest.raises(DataError, match="line 2: has no value for verb, object, split, group"):
         read_csv(path)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    "header", [COLUMNS, [c.upper() for c in COLUMNS], [f" {c.title().replace('_', ' ')}" for c in COLUMNS]]
+)
+def test_spreadsheets_of_any_country_and_paths_of_windows(folder, delimiter, header):
+    """Semicolons and tabs, a header in capitals, backslashes and `Train` are what people have."""
+    row = ["videos\\a.mp4", "0.5", "1.5", "put", "screw, big" if delimiter != "," else "screw", "Train", "p1"]
+    path = folder / "labels.csv"
+    path.write_text("\r\n".join(delimiter.join(cells) for cells in (header, row)) + "\r\n")
+    (segment,) = read_csv(path).segments()
+    assert segment.video == str(folder / "videos" / "a.mp4") and segment.split == "train"
+    assert (segment.start_s, segment.end_s, segment.verb, segment.object, segment.group) == (
+        0.5,
+        1.5,
+        "put",
+        row[4],
+        "p1",
+    )
+
+
+def test_a_row_costs_itself_alone_where_quarantine_is_allowed(folder):
+    """Rows in = segments + ledger."""
+    path = write(folder, GOOD, GOOD | {"object": "-"}, GOOD | {"split": "val"}, GOOD | {"start_s": "0.6"})
+    path.write_text(path.read_text() + "videos/a.mp4,0.7,1.5,put,screw, big,train,p1\n")
+    reader = read_csv(path, keep_faults=True)
+    assert len(reader.segments()) == 2 and [entry.id for entry in reader.rejected] == ["line-3", "line-4", "line-6"]

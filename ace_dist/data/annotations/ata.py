@@ -18,7 +18,6 @@ not printed in the paper: name them in `dataset.test_groups`, and the one who va
 """
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 from ace_dist.config import DatasetConfig, resolve_path
@@ -26,6 +25,7 @@ from ace_dist.data.annotations.base import VideoReader
 from ace_dist.data.annotations.csv import faults_error, numbered_rows
 from ace_dist.data.annotations.frames import LabelledFrames, Recording, build_frame_reader
 from ace_dist.utils.errors import DataError, listing
+from ace_dist.utils.tables import Row, check_row
 
 COLUMNS = ("video", "view", "person", "toy", "start_frame", "end_frame", "label")
 MANIFEST = "manifest.csv"
@@ -42,7 +42,7 @@ def build_reader(dataset: DatasetConfig) -> VideoReader:
     Raises `DataError` when there is no manifest or no row of these views, and with all faulty lines.
     """
     manifest, views = find_manifest(dataset), dataset.views
-    rows: dict[str, list[tuple[Mapping[str, str], LabelledFrames]]] = {}
+    rows: dict[str, list[tuple[Row, LabelledFrames]]] = {}
     faults, present = [], set()
     for line, row in numbered_rows(manifest, COLUMNS):
         origin = f"{manifest} line {line}"
@@ -88,10 +88,11 @@ def find_manifest(dataset: DatasetConfig) -> Path:
     return resolve_path(named)
 
 
-def labelled_frames(row: Mapping[str, str], origin: str) -> LabelledFrames:
+def labelled_frames(row: Row, origin: str) -> LabelledFrames:
     """The frames of one row. Raises `DataError` with what is wrong."""
+    check_row(row, COLUMNS)
     for column in COLUMNS:
-        if not row.get(column):
+        if not row[column]:
             raise DataError(f"{column} is empty")
     frames = []
     for column in ("start_frame", "end_frame"):
@@ -103,7 +104,7 @@ def labelled_frames(row: Mapping[str, str], origin: str) -> LabelledFrames:
     return LabelledFrames(frames[0], frames[1], row["label"], origin)
 
 
-def recording(manifest: Path, video: str, parts: list[tuple[Mapping[str, str], LabelledFrames]]) -> Recording:
+def recording(manifest: Path, video: str, parts: list[tuple[Row, LabelledFrames]]) -> Recording:
     """One video. Files of different cameras may have one name, so the path is part of the recording's."""
     row = parts[0][0]
     digest = hashlib.sha256(video.encode()).hexdigest()[:6]

@@ -1,20 +1,20 @@
 """Reads CSV annotation files: one labelled segment a row. Says every way in which such a file can be wrong.
 
 Columns `video,start_s,end_s,verb,object,split,group`; relative paths count from the CSV's folder; other columns are
-ignored.
+ignored. Commas, semicolons or tabs separate values, and the header's case does not matter.
 """
 
-import csv
 import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations.base import VideoReader
-from ace_dist.data.segments import SPLITS, Failure, Segment
-from ace_dist.utils.errors import DataError, listing
+from ace_dist.data.segments import Failure, Segment, parse_split
+from ace_dist.utils.errors import DataError, UserError, listing
+from ace_dist.utils.tables import Row, check_row, parse_table
 
 COLUMNS = ("video", "start_s", "end_s", "verb", "object", "split", "group")
 
@@ -45,7 +45,7 @@ def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_
             identity = (segment.video, segment.start_s, segment.end_s, segment.verb, segment.object)
             if identity in first_line:
                 raise DataError(f"repeats line {first_line[identity]}: same video, times and action")
-        except DataError as fault:
+        except UserError as fault:
             faults.append(f"line {line}: {fault}")
             rejected.append(Failure(f"line-{line}", row.get("video", ""), f"{path.name} line {line}", str(fault)))
             continue
@@ -58,23 +58,18 @@ def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_
     return VideoReader(segments, fps, short_side, rejected=rejected)
 
 
-def parse_row(path: Path, row: Mapping[str, str], line: int) -> Segment:
-    """One row as a segment; raises `DataError` with what is wrong and what to write instead."""
-    if short := [column for column in COLUMNS if column not in row]:
-        raise DataError(f"has no value for {', '.join(short)}")
+def parse_row(path: Path, row: Row, line: int) -> Segment:
+    """One row as a segment; raises `UserError` with what is wrong and what to write instead."""
+    check_row(row, COLUMNS)
     for column in ("video", "verb"):
         if not row[column]:
             raise DataError(f"{column} is empty")
     if not row["object"]:
         raise DataError('object is empty; write a placeholder such as "item" or "ingredient" if there is none')
-    if row["split"] not in SPLITS:
-        raise DataError(f"split={row['split']!r} is not one of {', '.join(SPLITS)}")
     start_s, end_s = seconds(row, "start_s"), seconds(row, "end_s")
     if start_s >= end_s:
         raise DataError(f"start_s={row['start_s']} is not before end_s={row['end_s']}")
-    video = path.parent / row["video"]
-    if not video.is_file():
-        raise DataError(f"video {video} does not exist")
+    video = find_video(path.parent, row["video"])
     # The id says where a segment comes from, and depends on its own row alone.
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(row["video"]).stem).strip("-")[:40] or "video"
     content = "\n".join(row[column] for column in ("video", "start_s", "end_s", "verb", "object"))
@@ -84,12 +79,25 @@ def parse_row(path: Path, row: Mapping[str, str], line: int) -> Segment:
         video=str(video),
         start_s=start_s,
         end_s=end_s,
-        verb=" ".join(row["verb"].split()),
-        object=" ".join(row["object"].split()),
-        split=row["split"],
+        verb=row["verb"],
+        object=row["object"],
+        split=parse_split(row["split"]),
         group=row["group"],
         origin=f"{path} line {line}",
     )
+
+
+def find_video(folder: Path, name: str) -> Path:
+    """The video that a row names, also with the backslashes of Windows. Raises `DataError` when there is none."""
+    windows = PureWindowsPath(name)
+    for path in (folder / name, *([folder / windows.as_posix()] if "\\" in name else [])):
+        try:
+            if path.is_file():
+                return path
+        except OSError:  # a name that is too long
+            continue
+    hint = "; write it relative to the folder of the CSV file" if windows.drive else ""
+    raise DataError(f"video {folder / name} does not exist{hint}")
 
 
 def faults_error(path: Path, faults: list[str]) -> DataError:
@@ -97,8 +105,8 @@ def faults_error(path: Path, faults: list[str]) -> DataError:
     return DataError(f"{path}:{text} (dataset.annotations)")
 
 
-def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Non-empty rows of a CSV file with their line numbers, values stripped. Checks that the header has `columns`."""
+def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, Row]]:
+    """`parse_table` of a file. Raises `DataError` naming it."""
     if path.is_dir():
         files = sorted(map(str, path.glob("*.csv")))
         hint = f", such as {files[0]}" if files else "; it holds none that ends in .csv"
@@ -106,22 +114,13 @@ def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[st
     if not path.is_file():
         raise DataError(f"dataset.annotations={path} does not exist")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            if missing := [column for column in columns if column not in header]:
-                present = ", ".join(header) or "nothing"
-                hint = "; columns are separated by commas, decimals written with a point" if ";" in present else ""
-                raise faults_error(
-                    path, [f"line 1: column {', '.join(missing)} is missing; the header has {present}{hint}"]
-                )
-            return [
-                (reader.line_num, dict(zip(header, (value.strip() for value in row), strict=False)))
-                for row in reader
-                if any(value.strip() for value in row)
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
+        return parse_table(path.read_text(encoding="utf-8-sig"), columns)
+    except UnicodeDecodeError as error:
         raise faults_error(path, [f"is not a CSV file in UTF-8; save it as such: {error}"]) from error
+    except OSError as error:
+        raise faults_error(path, [f"cannot be read: {error.strerror}"]) from error
+    except DataError as error:
+        raise faults_error(path, [str(error)]) from error
 
 
 def seconds(row: Mapping[str, str], column: str) -> float:
@@ -131,7 +130,9 @@ def seconds(row: Mapping[str, str], column: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{column}={row[column]!r} is not a number of seconds")
+        hint = "; write decimals with a point" if "," in row[column] else ""
+        hint = "; write minutes as seconds" if ":" in row[column] else hint
+        raise DataError(f"{column}={row[column]!r} is not a number of seconds{hint}")
     if value < 0:
         raise DataError(f"{column}={row[column]} is negative")
     return value

@@ -1,14 +1,13 @@
 """The actions that need trees: from a list, a CSV file, a class table of `assets/classes`, or labels line by line."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ace_dist.concepts.actions import Action
-from ace_dist.utils.errors import LabelError
+from ace_dist.utils.errors import DataError, LabelError
+from ace_dist.utils.tables import parse_table
 
 Row = tuple[str, str | None, str, str]  # where it stands, verb, object, split
 
@@ -73,16 +72,14 @@ def read_rows(path: Path) -> list[Row]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LabelError(f"actions={path} is not a class table as in ace_dist/assets/classes: {error!r}") from error
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-        if missing := ", ".join(name for name in ("verb", "object") if name not in names):
-            header = ", ".join(names) or "nothing"
-            raise LabelError(f"actions={path}: column {missing} is missing; the header has {header}")
-        rows: list[Row] = []
-        for row in reader:
-            verb, object_, split = ((row.get(name) or "").strip() for name in ("verb", "object", "split"))
-            if verb or object_:
-                rows.append((f"line {reader.line_num}: ", verb or None, object_, split))
-        return rows
+        try:
+            table = parse_table(text, ("verb", "object"))
+        except DataError as error:
+            raise LabelError(f"actions={path}: {error}") from error
+        return [
+            (f"line {line}: ", row.get("verb") or None, row.get("object", ""), row.get("split", "").lower())
+            for line, row in table
+            if row.get("verb") or row.get("object")
+        ]
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     return [(f"line {number}: ", None, line, "") for number, line in lines if line and not line.startswith("#")]

@@ -1,0 +1,61 @@
+"""Tables as people save them: columns in any order, header in any case, commas, semicolons or tabs between values."""
+
+import csv
+import difflib
+import io
+from collections.abc import Sequence
+
+from ace_dist.utils.errors import DataError
+
+Row = dict[str, str]
+DELIMITERS = ",;\t"
+LEFT_OVER = ""  # the column of values behind the last one of the header
+
+
+def parse_table(text: str, columns: Sequence[str]) -> list[tuple[int, Row]]:
+    """Non-empty rows with their line numbers: column -> value, both without spaces around them.
+
+    Columns are called as in the header, in lower case with underscores. A row that is too short lacks columns, see
+    `check_row`. Raises `DataError` for a header without one of `columns` or with one twice, and for quotes that are
+    not closed, which would swallow rows.
+    """
+    first = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count), strict=True)
+    try:
+        header = ["_".join(name.lower().replace("-", " ").replace("_", " ").split()) for name in next(reader, [])]
+        check_header(header, columns)
+        rows = []
+        for values in reader:
+            row = dict(zip(header, map(str.strip, values), strict=False))
+            if extra := [value for value in values[len(header) :] if value.strip()]:
+                row[LEFT_OVER] = " ".join(extra)
+            if any(row.values()):
+                rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise DataError(f"line {reader.line_num}: {error}; is a double quote not closed?") from error
+    return rows
+
+
+def check_header(header: Sequence[str], columns: Sequence[str]) -> None:
+    if twice := [name for name in columns if header.count(name) > 1]:
+        raise DataError(f"line 1: the header has {twice[0]} twice")
+    hints = []
+    for column in (missing := [column for column in columns if column not in header]):
+        near = difflib.get_close_matches(column, [name for name in header if name not in columns], n=1)
+        hints += [f"; rename {near[0]!r} to {column}" if near else ""]
+    if missing:
+        present = ", ".join(filter(None, header)) or "nothing"
+        raise DataError(f"line 1: column {', '.join(missing)} is missing; the header has {present}{''.join(hints)}")
+
+
+def check_row(row: Row, columns: Sequence[str]) -> None:
+    """Raise `DataError` for a row with too few or too many values, or with a line break in one of `columns`."""
+    if short := [column for column in columns if column not in row]:
+        raise DataError(f"has no value for {', '.join(short)}")
+    if LEFT_OVER in row:
+        raise DataError(
+            f"has more values than the header has columns ({row[LEFT_OVER]!r} is left over); put a value that holds a "
+            "comma into double quotes"
+        )
+    if broken := [column for column in columns if "\n" in row[column] or "\r" in row[column]]:
+        raise DataError(f"has a line break in {broken[0]}; is a double quote not closed?")
