@@ -1,18 +1,15 @@
-"""A run's folder: its lock and its one configuration, `config.yaml`, `environment.json`, `code.diff`, `starts`."""
+"""A run's folder: its one configuration, `config.yaml`, `environment.json`, `code.diff`, `starts`."""
 
-import fcntl
 import json
 import os
 import platform
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -20,6 +17,7 @@ from omegaconf import OmegaConf
 from ace_dist import __version__
 from ace_dist.config import Config, read_config, to_yaml
 from ace_dist.data.run_inputs import PATHS, changed_inputs
+from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 from ace_dist.utils.secrets import redact
@@ -37,94 +35,6 @@ FREE_SETTINGS = (
 PACKAGES = ("torch", "deepspeed", "transformers", "timm", "triton", "xformers", "nvidia-dali-cuda130", "av", "numpy")
 
 CODE = ("ace_dist", "kernels", "launchers", "configs", "pyproject.toml", "constraints.txt")  # what decides a run
-
-
-class RunLock:
-    """An exclusive `flock` of `<run>/lock.json`, which says who holds it.
-
-    The kernel releases it when the process ends, however it ends, so a crash leaves nothing to wait for. It holds
-    between hosts where the file system passes it on (NFS, Lustre with `flock`, GPFS). A file system without locks is
-    named, and the run goes on without.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / "lock.json"
-        self.file: IO[str] | None = None
-
-    def acquire(self) -> None:
-        """Take the folder. Raises `RunError` naming the host, process and job that has it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        patience = 10  # tenths of a second: whoever asks for the owner holds the lock for a moment
-        while self.file is None:
-            file = self.path.open("a+", encoding="utf-8")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = read_owner(file)
-                file.close()
-                patience -= 1
-                if patience:
-                    time.sleep(0.1)
-                    continue
-                job = f", SLURM job {owner['job']}" if owner["job"] else ""
-                raise RunError(
-                    f"{self.path.parent} is being written by process {owner['pid']} on {owner['host']}{job}; wait for "
-                    f"it, stop it, or choose another one with run=DIR"
-                ) from None
-            except OSError as error:
-                owner = read_owner(file)
-                if owner["pid"]:
-                    file.close()
-                    raise RunError(
-                        f"{self.path} cannot be locked ({error.strerror}) and names process {owner['pid']} on "
-                        f"{owner['host']}: delete it if that process is gone, or choose another folder with run=DIR"
-                    ) from None
-                print(f"{self.path} cannot be locked ({error.strerror}): do not start two jobs in it", flush=True)
-            if self.is_current(file):
-                self.file = file
-            else:
-                file.close()  # removed by its owner between our two calls
-        left, folder = read_owner(self.file), self.path.parent
-        if left["pid"]:
-            print(f"took over {folder} from process {left['pid']} on {left['host']}, which is gone", flush=True)
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-        self.file.truncate(0)
-        self.file.write(json.dumps(owner, indent=1))
-        self.file.flush()
-
-    def close(self) -> None:
-        """Give the folder back, if it was taken."""
-        if self.file is not None:
-            if self.is_current(self.file):
-                self.path.unlink()
-            self.file.close()
-            self.file = None
-
-    def owner(self) -> dict[str, Any] | None:
-        """Who holds the folder at this moment (`host`, `pid`, `job`); None when nobody does."""
-        if not self.path.is_file():
-            return None
-        with self.path.open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:  # somebody has it, or the file system has no locks: what the file says
-                return read_owner(file)
-        return None
-
-    def is_current(self, file: IO[str]) -> bool:
-        """Whether the folder's lock file is this open one."""
-        try:
-            return os.path.samestat(self.path.stat(), os.fstat(file.fileno()))
-        except FileNotFoundError:
-            return False
-
-
-def read_owner(file: IO[str]) -> dict[str, Any]:
-    """What a lock file says; no process id when it says nothing, as while its owner writes it."""
-    file.seek(0)
-    text = file.read()
-    unknown: dict[str, Any] = {"host": "an unknown host", "pid": 0, "job": None}
-    return json.loads(text) if text.endswith("}") else unknown
 
 
 def claim(run_dir: Path, config: Config, lock: RunLock) -> None:

@@ -24,7 +24,8 @@ from ace_dist.train.health import EXIT_CODES, Health, StopSignal, Watchdog
 from ace_dist.train.metrics import Meters, step_flops, write_summary
 from ace_dist.train.monitor import Monitor
 from ace_dist.train.profile import Profiler
-from ace_dist.train.run_folder import RunLock, claim
+from ace_dist.train.run_folder import claim
+from ace_dist.train.run_lock import RunLock
 from ace_dist.train.schedule import total_steps
 from ace_dist.train.trackers import require_trackers
 from ace_dist.train.validation import Validation, copy_to_test

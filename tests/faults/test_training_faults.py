@@ -1,7 +1,6 @@
 """Faults while one rank trains, through the real loop: each ends with a message naming the cause, and nothing lost."""
 
 import errno
-import fcntl
 import json
 import os
 import signal
@@ -18,7 +17,6 @@ from ace_dist.train import trainer as loop
 from ace_dist.train.checkpoint import CheckpointFolder
 from ace_dist.train.engine import Engine
 from ace_dist.train.health import MEANING, Health, NonFiniteLoss, PendingLoss, StopSignal
-from ace_dist.train.run_folder import RunLock
 from ace_dist.utils.errors import DataError, RunError
 
 A_SHARD_A_CLIP = ["dataset.clips_per_shard=1"]  # so that a shard can vanish before it is first opened
@@ -202,61 +200,6 @@ def test_a_disk_that_fills_up_while_training_stops_the_run(run, monkeypatch):
         run()
     monkeypatch.undo()
     assert newest(run) == 2 and run().step == STEPS
-
-
-def test_two_jobs_cannot_write_one_folder(run):
-    """The second is refused with the first's process, and takes over when that is dead."""
-    first = RunLock(run.folder)
-    first.acquire()
-    with pytest.raises(RunError, match=f"is being written by process {os.getpid()} on "):
-        run()
-    first.close()
-    assert run().step == STEPS
-
-
-def test_a_dead_jobs_lock_is_taken_over(run, capsys):
-    """A process killed without a chance to clean up; the newcomer on the same host sees that it is gone."""
-    pid = os.fork()
-    if pid == 0:
-        RunLock(run.folder).acquire()
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert (run.folder / "lock.json").exists()
-    assert run().step == STEPS
-    assert f"from process {pid} on" in capsys.readouterr().out
-
-
-def test_a_lock_file_that_its_owner_removes_meanwhile_is_no_lock(tmp_path, monkeypatch):
-    """The newcomer has opened the file that its owner then removes: it must lock the one that others will open."""
-    first, second, third = (RunLock(tmp_path) for _ in range(3))
-    first.acquire()
-    flock, late = fcntl.flock, [first]
-
-    def slow(file, how):
-        while late:
-            late.pop().close()
-        flock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", slow)
-    second.acquire()
-    with pytest.raises(RunError, match=f"written by process {os.getpid()}"):
-        third.acquire()
-    second.close()
-    assert not (tmp_path / "lock.json").exists() and third.owner() is None
-
-
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys):
-    def refuse(file, how):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    lock = RunLock(tmp_path)
-    lock.acquire()
-    assert "lock.json cannot be locked (No locks available)" in capsys.readouterr().out
-    assert RunLock(tmp_path).owner()["pid"] == os.getpid()
-    with pytest.raises(RunError, match=f"names process {os.getpid()} on .*: delete it if that process is gone"):
-        RunLock(tmp_path).acquire()
-    lock.close()
 
 
 class Arriving:

@@ -11,7 +11,7 @@ import pytest
 
 from ace_dist.config import load_config, to_yaml
 from ace_dist.tools.study.run_list import differing_settings, find_runs, runs_table
-from ace_dist.train.run_folder import RunLock
+from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError
 
 SCORE = {"accuracy": 71.26, "f1": 60.04}

@@ -8,8 +8,9 @@ import pytest
 
 from ace_dist.config import load_config, read_config
 from ace_dist.train import run_folder
-from ace_dist.train.run_folder import RunLock, command_line
 from ace_dist.train.run_folder import claim as claim_locked
+from ace_dist.train.run_folder import command_line
+from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError
 
 

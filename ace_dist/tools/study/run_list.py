@@ -11,7 +11,7 @@ from ace_dist.config import Config, read_config
 from ace_dist.evaluate.run_files import read_results
 from ace_dist.evaluate.runs import aligned_lines, score_pair
 from ace_dist.train.checkpoint import CheckpointFolder
-from ace_dist.train.run_folder import RunLock
+from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError, UserError
 
 HEADER = ("", "folder", "method", "dataset", "seed", "steps", "state", "base", "novel", "HM", "SRT", "commit")
