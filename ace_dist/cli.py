@@ -25,6 +25,8 @@ from ace_dist.cluster.profiles import ClusterConfig, split_profile
 from ace_dist.cluster.sweep import Sweep, SweepRun, expand, launch, select, status_table
 from ace_dist.config import Config, did_you_mean, help_asked, load_config, parse_settings, read_config, split_settings
 from ace_dist.utils.errors import ConfigError, UserError
+from ace_dist.utils.secrets import redact
+from ace_dist.utils.text import printable
 
 if TYPE_CHECKING:
     from ace_dist.utils.distributed import Ranks
@@ -61,9 +63,8 @@ def train(argv: list[str]) -> int:
     config = load_run([arg for arg in rest if arg != "--cfg"])
     if "--cfg" in rest:
         from ace_dist.config import to_yaml
-        from ace_dist.utils.secrets import redact
 
-        print(redact(to_yaml(config)), end="")
+        print(to_yaml(config), end="")
         return 0
     from ace_dist.train.dry_run import dry_run
     from ace_dist.train.trainer import train
@@ -604,7 +605,7 @@ def main(*words: str) -> int:
     try:
         return execute([*words, *sys.argv[1:]])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(redact(str(error)))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ace_dist.config import choices, config_dir, did_you_mean, help_asked, resolve_path, split_settings
 from ace_dist.utils.errors import ConfigError
+from ace_dist.utils.reading import read_yaml
 
 
 @dataclass
@@ -50,8 +50,8 @@ def split_profile(argv: Sequence[str]) -> tuple[ClusterConfig, list[str]]:
     if help_asked(argv):
         print(f"  cluster=NAME   one of {', '.join(choices('cluster'))}, or FILE.yaml")
     try:
-        profile, rest = split_settings(rest, ClusterConfig, "cluster.", DictConfig(OmegaConf.load(path)))
-    except (OmegaConfBaseException, YAMLError) as error:
+        profile, rest = split_settings(rest, ClusterConfig, "cluster.", DictConfig(read_yaml(path, ConfigError)))
+    except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if help_asked(argv):
         raise SystemExit(0)

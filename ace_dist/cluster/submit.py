@@ -26,7 +26,7 @@ from ace_dist.cluster.jobs import Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.config import Config
 from ace_dist.utils.errors import ConfigError, RunError
-from ace_dist.utils.secrets import SECRET_NAMES, redact
+from ace_dist.utils.secrets import STRONG_NAMES, WEAK_NAMES, redact
 
 Load = Callable[[Sequence[str]], Config]  # composes a run's configuration and checks it
 POLL_S = 0.5
@@ -103,7 +103,9 @@ def submit(profile: ClusterConfig, jobs: Sequence[Job], name: str, folder: Path)
 @contextmanager
 def without_secrets(**variables: str) -> Iterator[None]:
     """Inside, the environment lacks variables whose names look like secrets, and has these new ones."""
-    hidden = {name: os.environ.pop(name) for name in list(os.environ) if SECRET_NAMES.search(name)}
+    hidden = {
+        name: os.environ.pop(name) for name in list(os.environ) if STRONG_NAMES.search(name) or WEAK_NAMES.search(name)
+    }
     os.environ.update(variables)
     try:
         yield

@@ -166,7 +166,7 @@ class Sweep:
         self.submissions.append({"utc": when, "runs": [r.id for r in runs], "profile": asdict(profile), **facts})
         self.write()
         if patch := code_diff():
-            write_text(self.folder / "uncommitted.patch", redact(patch))
+            write_text(self.folder / "uncommitted.patch", patch)
 
     def last_profile(self) -> ClusterConfig:
         return ClusterConfig(**self.submissions[-1]["profile"])

@@ -8,6 +8,7 @@ from ace_dist.config.compose import (
     load_config,
     read_config,
     resolve_path,
+    to_values,
     to_yaml,
 )
 from ace_dist.config.schema import (
@@ -35,5 +36,5 @@ __all__ = [
     "MethodConfig", "ModelConfig", "ProfileConfig", "SimilarityConfig", "TextConfig", "TrainingConfig",
     "VideoConfig", "assets_dir", "choices", "config_dir", "did_you_mean", "help_asked",
     "known_keys", "load_config", "parse_settings", "quoted", "read_config", "resolve_path", "split_settings",
-    "to_yaml",
+    "to_values", "to_yaml",
 ]  # fmt: skip

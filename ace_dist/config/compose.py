@@ -30,6 +30,8 @@ from ace_dist.config.settings import (
     type_in_words,
 )
 from ace_dist.utils.errors import ConfigError
+from ace_dist.utils.reading import read_yaml
+from ace_dist.utils.secrets import redacted
 
 GROUPS = (
     "experiment",
@@ -159,20 +161,29 @@ def known_keys(schema: type = Config, prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML, sorted as the schema is."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The whole configuration as YAML, sorted as the schema is, every secret in it replaced by `<hidden>`."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_values(config)))
+
+
+def to_values(config: Config) -> dict[str, Any]:
+    """The configuration as plain dictionaries and lists, as `config.yaml` gives it back: without secrets."""
+    values: dict[str, Any] = redacted(OmegaConf.to_container(OmegaConf.structured(config)))
+    return values
 
 
 def read_config(run_dir: Path) -> Config:
-    """Read back `config.yaml` of a run folder. Raises `ConfigError` when there is none or it does not fit."""
+    """Read back `config.yaml` of a run folder. Raises `ConfigError` when there is none or it does not fit.
+
+    The folder may be somebody else's: nothing in the file is resolved, only the user's own command line is.
+    """
     path = run_dir / "config.yaml"
     if not path.is_file():
         near = sorted(str(found.parent) for found in run_dir.glob("*/config.yaml"))[:5]
         hint = f"; inside it are {', '.join(near)}" if near else " (launchers/train.py run=FOLDER makes one)"
         raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder{hint}")
     try:
-        stored = OmegaConf.load(path)
-        if OmegaConf.select(stored, "method.objective") is None:
+        stored = read_yaml(path, ConfigError)
+        if not isinstance(method := stored.get("method"), dict) or method.get("objective") is None:
             raise ConfigError(
                 f"{path} has no method.objective: the run was made by an earlier version of ace-dist, which reads it; "
                 f"train it again to use it with this version"

@@ -13,6 +13,7 @@ attributes.txt   of BIKE
 
 import shutil
 import tempfile
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import CHECKSUMS, check_checksums, file_sha256, write_checksums, write_json, write_text
+from ace_dist.utils.secrets import redact, redacted
+from ace_dist.utils.text import markdown
 
 
 def export_run(run: Path, output: Path) -> None:
@@ -54,12 +57,12 @@ def export_run(run: Path, output: Path) -> None:
         labels = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
         write_text(folder / "config.yaml", to_yaml(portable(config)))
         sets = {name: [part["classes"] for part in predictions.get(name, [])] for name in ("srt", "srt_base")}
-        write_json(folder / "labels.json", {**labels, **sets})
-        write_json(folder / "results.json", results)
-        write_json(folder / "provenance.json", provenance)
+        about = {"labels": {**labels, **sets}, "results": results, "provenance": provenance}
+        for name, facts in redacted(about).items():
+            write_json(folder / f"{name}.json", facts)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_checksums(folder, {str(path.relative_to(folder)): file_sha256(path) for path in files})
-        write_text(folder / "README.md", model_card(config, results, provenance, loads))  # for others to add to
+        write_text(folder / "README.md", redact(model_card(config, results, provenance, loads)))  # for others to add to
         folder.rename(output)
 
 
@@ -114,19 +117,21 @@ def weight_facts(path: str) -> dict[str, str]:
 
 def model_card(config: Config, results: dict[str, Any], provenance: dict[str, Any], loads: dict[str, str]) -> str:
     """README.md: what it is, how to use it, its results, what it came from, and what it cannot do."""
-    commit = (provenance.get("git") or {}).get("commit") or "unknown"
+    commit = markdown(str((provenance.get("git") or {}).get("commit") or "unknown"))
+    unknown = "licence not recorded in the file"
     starts = "\n".join(
-        f"- {name}: `{facts['file']}`, {facts.get('licence_of_released_files', 'licence not recorded in the file')}"
+        f"- {name}: {markdown(facts['file'])}, {markdown(facts.get('licence_of_released_files', unknown))}"
         for name, facts in provenance["started_from"].items()
     )
+    method, dataset = markdown(config.method.name), markdown(config.dataset.name)
     clip = config.dataset.clip
     return f"""---
 library_name: ace-dist
 tags: [video-classification, action-recognition, zero-shot]
 ---
-# {config.method.name} on {config.dataset.name}
-A video-language dual encoder fine-tuned by ace-dist (method `{config.method.name}`, seed {config.seed}, commit
-`{commit}`). It compares {clip.frames} frames of {clip.seconds:g} s at {config.loader.crop} pixels, normalised by mean
+# {method} on {dataset}
+A video-language dual encoder fine-tuned by ace-dist (method {method}, seed {config.seed}, commit
+{commit}). It compares {clip.frames} frames of {clip.seconds:g} s at {config.loader.crop} pixels, normalised by mean
 {config.loader.mean} and deviation {config.loader.std} of RGB in [0, 1], with any action labels.
 
 ## Use
@@ -137,10 +142,9 @@ The encoders alone: video `{loads["video"]}`; text `{loads["text"]}`. Compare un
 {config.method.temperature:g}.
 
 ## Results of its run
-```
-{results_table(results)}
-```
-Test clips of {config.dataset.name}, fold {config.dataset.fold}; one run. The labels are in `labels.json`.
+{textwrap.indent(results_table(results), "    ", lambda line: True)}
+
+Test clips of {dataset}, fold {config.dataset.fold}; one run. The labels are in `labels.json`.
 
 ## Started from
 {starts or "- random weights"}

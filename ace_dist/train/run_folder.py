@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from ace_dist import __version__
-from ace_dist.config import Config, read_config, to_yaml
+from ace_dist.config import Config, read_config, to_values, to_yaml
 from ace_dist.data.run_inputs import PATHS, changed_inputs
 from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
-from ace_dist.utils.secrets import redact
+from ace_dist.utils.secrets import redact, redacted
 
 # Settings that may change between a run and its continuation without changing what is computed.
 FREE_SETTINGS = (
@@ -48,9 +48,9 @@ def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
     lock.acquire()
     check_owner(run_dir, config)
     facts = {
-        "config.yaml": redact(to_yaml(config)),
-        "environment.json": redact(json.dumps(environment(), indent=1, ensure_ascii=False)) + "\n",
-        "code.diff": redact(code_diff()),
+        "config.yaml": to_yaml(config),
+        "environment.json": json.dumps(environment(), indent=1, ensure_ascii=False) + "\n",
+        "code.diff": code_diff(),
     }
     keep_earlier_start(run_dir, facts)
     for name, text in facts.items():
@@ -75,7 +75,7 @@ def check_owner(run_dir: Path, config: Config) -> bool:
     if not (run_dir / "config.yaml").is_file():
         return False
     # Read through the schema: a setting that is newer than the folder had its default there.
-    differences = changed_settings(to_container(read_config(run_dir)), to_container(config))
+    differences = changed_settings(to_values(read_config(run_dir)), to_values(config))
     said = [f"{key} was {old!r}, is {new!r}" for key, old, new in differences] + changed_inputs(run_dir, config)
     if said:
         shown = "; ".join(said[:4])
@@ -84,11 +84,6 @@ def check_owner(run_dir: Path, config: Config) -> bool:
             f"run=DIR, or delete the folder"
         )
     return True
-
-
-def to_container(config: Config) -> Any:
-    """The configuration as plain dictionaries and lists, as `config.yaml` would give it back."""
-    return OmegaConf.to_container(OmegaConf.create(redact(to_yaml(config))))
 
 
 def changed_settings(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -105,7 +100,7 @@ def changed_settings(old: Any, new: Any, prefix: str = "") -> list[tuple[str, An
 
 
 def environment() -> dict[str, Any]:
-    """Versions, git commit, hardware and command line, for `environment.json`."""
+    """Versions, git commit, hardware and command line, for `environment.json`; secrets in them are hidden."""
     versions = {"ace-dist": __version__}  # of the source that runs, which need not be installed
     for package in PACKAGES:
         try:
@@ -113,7 +108,7 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
+    facts = {
         "command": command_line(),
         "python": platform.python_version(),
         "versions": versions,
@@ -121,6 +116,7 @@ def environment() -> dict[str, Any]:
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), **({"gpus": cuda} if cuda else {})},
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
+    return dict(redacted(facts))
 
 
 def command_line() -> str:
@@ -159,8 +155,12 @@ def git_state() -> dict[str, Any]:
 
 
 def code_diff() -> str:
-    """What the checkout's code has that its commit has not, as a patch; empty when nothing, or outside a checkout."""
-    return git("diff", "HEAD", "--", *CODE) or ""
+    """What the checkout's code has that its commit has not, as a patch in which secrets are hidden.
+
+    Empty when there is no difference, or outside a checkout.
+    """
+    files = re.split(r"^(?=diff --git )", git("diff", "HEAD", "--", *CODE) or "", flags=re.M)
+    return "".join(redact(patch, code=patch.partition("\n")[0].endswith(".py")) for patch in files)
 
 
 def git(*words: str) -> str | None:

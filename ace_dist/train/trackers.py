@@ -7,17 +7,15 @@ name a server.
 """
 
 import importlib.util
-import json
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import OmegaConf
-
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_json
+from ace_dist.utils.reading import read_object, read_yaml
 
 PROJECT = "ace-dist"  # or WANDB_PROJECT
 
@@ -121,11 +119,10 @@ def identity(run_dir: Path) -> str:
     path = run_dir / "tracking.json"
     if not path.is_file():
         write_json(path, {"id": secrets.token_hex(4)})
-    return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    return str(read_object(path, RunError)["id"])
 
 
 def configuration(run_dir: Path) -> dict[str, Any]:
     """`config.yaml`, which holds no secret, without the path of the folder."""
-    settings = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items() if key != "run"}
+    settings = read_yaml(run_dir / "config.yaml", RunError)
+    return {key: value for key, value in settings.items() if key != "run"}

@@ -9,7 +9,7 @@ import pytest
 
 from ace_dist.config import load_config
 from ace_dist.train.run_folder import RunLock, claim
-from ace_dist.utils.secrets import SECRET_NAMES, redact
+from ace_dist.utils.secrets import STRONG_NAMES, WEAK_NAMES, redact
 
 
 def word(length=24):
@@ -75,5 +75,6 @@ def test_a_run_folder_holds_no_secret_and_can_be_continued(tmp_path, monkeypatch
 
 
 def test_the_pattern_is_of_whole_words():
-    """What other parts use to keep variables out of jobs."""
-    assert SECRET_NAMES.search("MY_KEY") and SECRET_NAMES.search("key") and not SECRET_NAMES.search("KEYMAP")
+    """A word that only contains a secret's name is none."""
+    assert WEAK_NAMES.search("MY_KEY") and WEAK_NAMES.search("key") and not WEAK_NAMES.search("KEYMAP")
+    assert STRONG_NAMES.search("dbPassword") and not STRONG_NAMES.search("passwordless")

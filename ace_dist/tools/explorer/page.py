@@ -24,6 +24,7 @@ from ace_dist.evaluate.report import concept_layout
 from ace_dist.evaluate.run_files import read_run
 from ace_dist.tools.explorer import drawing
 from ace_dist.tools.explorer.session import Clip, Explorer
+from ace_dist.utils.text import markdown
 
 HOST = "127.0.0.1"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
@@ -71,7 +72,7 @@ class Page:
 
     def choose(self, key: str, words: Words | None) -> tuple[Any, ...]:
         test = next(test for test in self.explorer.tests if test.id == key)
-        caption = f"test clip {key}: {test.action} ({'base' if test.base else 'novel'} action)"
+        caption = markdown(f"test clip {key}: {test.action} ({'base' if test.base else 'novel'} action)")
         return self.show(lambda: self.explorer.test_clip(key), words, caption)
 
     def upload(self, path: str | None, words: Words | None) -> tuple[Any, ...]:
@@ -79,7 +80,7 @@ class Page:
         if path is None:
             return None, None, "", NO_CLIP, ""
         try:
-            return self.show(lambda: self.explorer.uploaded(path), words, f"uploaded: {Path(path).name}")
+            return self.show(lambda: self.explorer.uploaded(path), words, markdown(f"uploaded: {Path(path).name}"))
         finally:
             Path(path).unlink(missing_ok=True)
 
@@ -107,7 +108,7 @@ def build_page(explorer: Explorer) -> Any:
     classes = explorer.task.classes
     start = page.typed_words("\n".join(map(str, classes.novel or classes.base)))
     with gr.Blocks(title=f"ace-dist: {explorer.run}", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
-        gr.Markdown(f"## {explorer.config.method.name} on {explorer.config.dataset.name}\n{HELP}")
+        gr.Markdown(f"## {markdown(explorer.config.method.name)} on {markdown(explorer.config.dataset.name)}\n{HELP}")
         clip, words, drawn = gr.State(None), gr.State(start), gr.State(label_phrases(start))
         with gr.Row():
             with gr.Column(min_width=280):

@@ -1,0 +1,126 @@
+"""Reads text that others have written: JSON and YAML of runs, exports, shards, trees, sweeps and people.
+
+Size, encoding, depth and length of numbers are bounded before anything is built from a file, and every fault is one
+sentence that names the file. YAML is data: no anchors (a few lines of them unfold to gigabytes) and no `${...}`, which
+would put this machine's environment into what is shown or passed on.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ace_dist.utils.errors import UserError
+
+LARGEST_FILE = 1 << 30  # bytes: predictions of a million clips take 100 MB
+DEEPEST = 32  # lists and objects within one another
+MOST_DIGITS = 19  # of a whole number: 64 bits
+
+
+class Fault(ValueError):
+    """What is wrong with a text, without the name of its file."""
+
+
+def read_text(path: Path, error: type[UserError], advice: str = "", largest: int = LARGEST_FILE) -> str:
+    """UTF-8 text of a plain file; raises `error` for one that is too large, is binary, or cannot be read."""
+    try:
+        if not path.is_file():  # a pipe would wait for ever, and a device has no end
+            raise Fault("does not exist" if not path.exists() else "is no plain file")
+        if (size := path.stat().st_size) > largest:
+            raise Fault(f"has {size:,} bytes, more than the {largest:,} that such a file may have")
+        text = path.read_text(encoding="utf-8")
+        if "\0" in text:
+            raise Fault("holds a NUL character, so it is no text")
+    except OSError as problem:
+        raise error(f"{path} cannot be read ({problem.strerror}){advice}") from problem
+    except UnicodeDecodeError as problem:
+        raise error(f"{path} is not UTF-8 text (byte {problem.start}){advice}") from problem
+    except Fault as problem:
+        raise error(f"{path} {problem}{advice}") from problem
+    return text
+
+
+def read_json(path: Path, error: type[UserError], advice: str = "", largest: int = LARGEST_FILE) -> Any:
+    """The content of a JSON file; `advice` ends every message, and begins with a mark: `; build it again`."""
+    return parse_json(read_text(path, error, advice, largest), str(path), error, advice)
+
+
+def parse_json(text: str | bytes, where: str, error: type[UserError], advice: str = "") -> Any:
+    """The content of JSON text that stands in `where`."""
+    try:
+        value = json.loads(text, parse_int=whole_number, object_pairs_hook=unique_names)
+        if "\\u0000" in (text if isinstance(text, str) else text.decode()):
+            raise Fault("it holds a NUL character")
+        check_depth(value)
+    except RecursionError:
+        raise error(f"{where} is not JSON of ours (deeper than {DEEPEST} levels){advice}") from None
+    except ValueError as problem:  # JSONDecodeError, UnicodeDecodeError, Fault
+        raise error(f"{where} is not JSON of ours ({problem}){advice}") from problem
+    return value
+
+
+def read_object(path: Path, error: type[UserError], advice: str = "") -> dict[str, Any]:
+    """The content of a JSON file that holds one object."""
+    content = read_json(path, error, advice)
+    if not isinstance(content, dict):
+        raise error(f"{path} must hold one JSON object, found {type(content).__name__}{advice}")
+    return content
+
+
+def read_yaml(path: Path, error: type[UserError], advice: str = "") -> dict[str, Any]:
+    """The mapping of a YAML file, read as OmegaConf reads it (`1e-3` is a number, a key stands once), unresolved."""
+    text = read_text(path, error, advice, largest=16 << 20)
+    try:
+        check_yaml(text)
+        content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as problem:
+        raise error(f"{path} is not YAML of ours ({' '.join(str(problem).split())}){advice}") from problem
+    if not isinstance(content, dict):
+        raise error(f"{path} must hold one YAML mapping, found {type(content).__name__}{advice}")
+    return {str(key): value for key, value in content.items()}
+
+
+def whole_number(text: str) -> int:
+    if len(text.lstrip("-")) > MOST_DIGITS:
+        raise Fault(f"it holds a number of {len(text)} digits")
+    return int(text)
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a name that stands in it twice would hide what the first one says."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise Fault(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return content
+
+
+def check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        groups = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [child for group in groups for child in group]
+        if not level:
+            return
+    raise Fault(f"it is deeper than {DEEPEST} levels")
+
+
+def check_yaml(text: str) -> None:
+    """Look at YAML event by event, before anything is built from it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = f"line {event.start_mark.line + 1}"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise Fault(f"{line}: it is deeper than {DEEPEST} levels")
+        if isinstance(event, yaml.AliasEvent):
+            raise Fault(f"{line}: it repeats a part by an anchor (*{event.anchor}); write the part out")
+        if isinstance(event, yaml.ScalarEvent):
+            if "${" in event.value:
+                raise Fault(f"{line}: it holds ${{...}}, which is resolved on a command line alone; write the value")
+            if event.style is None and re.fullmatch(rf"[-+]?[\d_]{{{MOST_DIGITS + 1},}}", event.value):
+                raise Fault(f"{line}: it holds a number of {len(event.value)} digits")
