@@ -25,7 +25,8 @@ class ConceptDraw:
     """What one global step classifies into: for each class, the phrases to average (Eq. 3).
 
     The fixed part holds root labels, the random part labels with drawn verbs (Eq. 4), the shadow part each class's
-    object under a wrong verb (Eq. 7). A step reads the rows; `fixed`, `random` and `shadow` are the same in words.
+    object under a wrong verb (Eq. 7; `ConceptSampler.wrong_labels` says what else). A step reads the rows; `fixed`,
+    `random` and `shadow` are the same in words.
     """
 
     phrases: tuple[str, ...]
@@ -69,7 +70,8 @@ class ConceptSampler:
 
     `actions` are the C base actions, in class order; `LabelError` is raised for a verb without a tree. The switches are
     those of `MethodConfig`; without shadow negatives `ConceptDraw.shadow` is empty. `unread` are labels that no phrase
-    of a shadow negative may be, such as those of novel actions.
+    of a shadow negative may be, such as those of novel actions. `wrong_objects` are the actions whose shadow negatives
+    have a wrong object, as no wrong verb is left for them.
     """
 
     def __init__(
@@ -98,13 +100,13 @@ class ConceptSampler:
         # In words: the root label of each class, and every verb that may be drawn for it (Eq. 4 and 6).
         fixed = [label_phrases(a, trees, a.verb, drawn=False) if leaf_augmentation else (str(a),) for a in actions]
         randomised = [[leaves(a, a.verb, verb) for verb in trees.children(a.verb)] for a in actions]
-        shadow = []
+        shadow, self.wrong_objects = [], list[Action]()
         for action in actions if shadow_negatives else ():
-            pool = [leaves(action, *node) for node in self.class_pool(action, exclude_real_classes)]
+            pool = [leaves(label, root, label.verb) for root, label in self.wrong_labels(action, exclude_real_classes)]
             shadow.append([phrases for phrases in pool if not set(unread) & set(phrases)])
             if not shadow[-1]:
                 raise LabelError(
-                    f"every wrong verb of {str(action)!r} in {trees.source} is or is averaged over the label of a "
+                    f"every wrong label of {str(action)!r} in {trees.source} is or is averaged over the label of a "
                     f"novel action; extend the trees, or set method.exclude_novel_labels=false"
                 )
 
@@ -135,19 +137,29 @@ class ConceptSampler:
         shadow = [rng.choice(nodes) for nodes in self.shadow_verbs]
         return ConceptDraw(self.phrases, self.fixed_rows, class_rows(randomised), class_rows(shadow))
 
-    def class_pool(self, action: Action, exclude_real: bool) -> tuple[tuple[str, str], ...]:
-        """Shadow verbs of a class with the tree each comes from. Raises `LabelError` when there is none."""
+    def wrong_labels(self, action: Action, exclude_real: bool) -> list[tuple[str, Action]]:
+        """Labels that are wrong for a class, each with the tree of its verb, for Eq. 7 to draw one of.
+
+        As in the paper, the class's object under the verbs of Eq. 6. The paper's data sets always have one; where every
+        base action has the same verb, or all other verbs share its synonyms, Eq. 6 is empty. Beyond the paper, the
+        labels then keep the class's verb, under any of its synonyms, and take the object of another base action.
+        Raises `LabelError` when there is no such label either.
+        """
         verbs = shadow_pool(action.verb, [a.verb for a in self.actions], self.trees)
-        if exclude_real:
-            real = {str(other) for other in self.actions}
-            verbs = tuple((root, verb) for root, verb in verbs if str(action.with_verb(verb)) not in real)
-        if not verbs:
+        labels = [(root, action.with_verb(verb)) for root, verb in verbs]
+        real = set(map(str, self.actions)) if exclude_real else set()
+        if left := [pair for pair in labels if str(pair[1]) not in real]:
+            return left
+        objects = sorted({other.object for other in self.actions} - {action.object})
+        labels = [(action.verb, Action(v, object_)) for object_ in objects for v in self.trees.children(action.verb)]
+        if not (left := [pair for pair in labels if str(pair[1]) not in real]):
             raise LabelError(
-                f"no wrong verb is left for {str(action)!r}: in {self.trees.source} every other base verb shares all "
-                f"its synonyms with {action.verb!r} or names a base class; extend the trees, set "
-                f"method.exclude_real_classes=false, or method.shadow_negatives=false"
+                f"no wrong label is left for {str(action)!r}: in {self.trees.source} every other base verb shares all "
+                f"its synonyms with {action.verb!r} or names a base class, and no other base action has another object "
+                f"that it could take; extend the trees, or set method.shadow_negatives=false"
             )
-        return verbs
+        self.wrong_objects.append(action)
+        return left
 
 
 def class_rows(groups: Sequence[tuple[int, ...]]) -> ClassRows:

@@ -8,6 +8,7 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.objectives.bike import SymmetricObjective
 from ace_dist.objectives.concept import ConceptObjective, PlacedDraw, total_loss
 from ace_dist.objectives.label import LabelObjective
+from ace_dist.utils.distributed import say_once
 
 __all__ = ["ConceptObjective", "PlacedDraw", "build_objective", "total_loss"]
 
@@ -32,4 +33,10 @@ def build_objective(
         independent_draws=config.method.independent_draws,
         unread=[str(action) for action in novel] if config.method.exclude_novel_labels else (),
     )
+    if wrong := sampler.wrong_objects:
+        several = f"{str(wrong[0])!r} and {len(wrong) - 1} more" if len(wrong) > 1 else repr(str(wrong[0]))
+        say_once(
+            f"no base action has another verb than {several}: their shadow negatives take the object of another action "
+            "and not a wrong verb, which the paper does not have (docs/concepts.md)"
+        )
     return OBJECTIVES[config.method.objective](model, sampler, config.method)

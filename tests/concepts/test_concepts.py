@@ -188,10 +188,29 @@ def test_shadow_options():
         assert novel not in drawn and {phrase.split()[0] for phrase in drawn} == left
     with pytest.raises(LabelError, match=r"method\.exclude_novel_labels=false"):
         ConceptSampler(actions, trees, 0, unread=["raise block", "lift block"])
-    with pytest.raises(LabelError, match=r"method\.shadow_negatives=false"):
-        ConceptSampler([Action("spin", "block"), Action("spin", "pin")], trees, 0)
     alone = ConceptSampler([Action("spin", "block"), Action("spin", "pin")], trees, 0, shadow_negatives=False)
     assert alone.draw(0).shadow == ()
+
+
+def test_one_verb_for_all_actions():
+    """Eq. 6 is empty then: a shadow negative keeps the verb, or a synonym, and takes the object of another action."""
+    trees = SynonymTrees({**NODES, "rotate": {"rotate": list(NODES["spin"]), "spin": ["spin"], "twirl": ["twirl"]}})
+    actions = [Action("spin", text) for text in ("screw into hole", "screw on table", "nut on table")]
+    sampler = ConceptSampler(actions, trees, 0)
+    assert sampler.wrong_objects == actions
+    drawn = {phrases for step in range(300) for phrases in sampler.draw(step).shadow[:1]}
+    nodes = {tuple(f"{verb} {text}" for verb in node) for node in NODES["spin"].values()
+             for text in ("screw on table", "nut on table")}  # fmt: skip
+    assert drawn == nodes
+    strict = ConceptSampler(actions, trees, 0, exclude_real_classes=True, leaf_augmentation=False)
+    assert all("spin" not in phrase.split() for step in range(100) for (phrase,) in strict.draw(step).shadow)
+
+    # A class with a wrong verb keeps to the paper; one verb and one object leave nothing.
+    mixed = ConceptSampler([*actions, Action("lift", "nut")], trees, 0)
+    assert mixed.wrong_objects == [] and not any("spin" in p for p in mixed.draw(0).shadow[0])
+    same = {verb: {"spin": ["spin"], "turn": ["turn"]} for verb in ("spin", "turn")}
+    with pytest.raises(LabelError, match=r"extend the trees, or set method\.shadow_negatives=false"):
+        ConceptSampler([Action("spin", "pin"), Action("turn", "pin")], SynonymTrees(same), 0)
 
 
 def test_independent_draws_and_plain_labels():

@@ -14,8 +14,8 @@ OBJECTS = ["block", "pin", "side panel"]
 
 @st.composite
 def vocabularies(draw):
-    """Trees of two to four roots over few verbs, so that trees share them, and classes of these roots."""
-    roots = draw(st.lists(st.sampled_from(VERBS), min_size=2, max_size=4, unique=True))
+    """Trees of one to four roots over few verbs, so that trees share them, and classes of these roots."""
+    roots = draw(st.lists(st.sampled_from(VERBS), min_size=1, max_size=4, unique=True))
     nodes = {}
     for root in roots:
         children = draw(st.lists(st.sampled_from(VERBS), max_size=4, unique=True))
@@ -30,7 +30,10 @@ def vocabularies(draw):
 
 
 def pools(nodes, actions, exclude_real):
-    """Eq. 6 for each class: (tree, verb) of every child of another verb's tree, a shared verb once, sorted."""
+    """Eq. 6 for each class: (tree, verb, object) of every child of another verb's tree, a shared verb once, sorted.
+
+    Where that is empty: the children of the class's own tree with the objects of other classes.
+    """
     real = {f"{verb} {name}" for verb, name in actions}
     found = []
     for root, name in actions:
@@ -39,7 +42,10 @@ def pools(nodes, actions, exclude_real):
             for verb in nodes[other]:
                 if verb not in nodes[root] and verb not in home and not (exclude_real and f"{verb} {name}" in real):
                     home[verb] = other
-        found.append(sorted((tree, verb) for verb, tree in home.items()))
+        wrong = sorted((tree, verb, name) for verb, tree in home.items())
+        others = sorted({other for _, other in actions} - {name})
+        own = [(root, verb, other) for other in others for verb in nodes[root]]
+        found.append(wrong or [node for node in own if not (exclude_real and f"{node[1]} {node[2]}" in real)])
     return found
 
 
@@ -55,7 +61,7 @@ def plain_draw(nodes, actions, seed, step, leaves, shadow_pools, independent):
 
     fixed = tuple(tuple(f"{v} {name}" for v in (nodes[root] if leaves else [root])) for root, name in actions)
     positive = tuple(phrases(root, verb, name) for (root, name), verb in zip(actions, verbs, strict=True))
-    shadow = tuple(phrases(tree, verb, name) for (_, name), (tree, verb) in zip(actions, wrong, strict=False))
+    shadow = tuple(phrases(*node) for node in wrong)
     return fixed, positive, shadow
 
 

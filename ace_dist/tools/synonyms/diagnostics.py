@@ -84,8 +84,8 @@ def diagnose(trees: SynonymTrees, base: Collection[str] | None = None) -> Diagno
     # No wrong verb, or hardly any (Eq. 6).
     for root, count in shadows.items():
         if count < FEW_SHADOWS:
-            refusal = "; training with shadow negatives will refuse it" if count == 0 else ""
-            warnings.append(f"{root!r}: its shadow pool holds {count} verb{'s' * (count != 1)}{refusal}")
+            instead = "; its shadow negatives take the objects of other actions" if count == 0 else ""
+            warnings.append(f"{root!r}: its shadow pool holds {count} verb{'s' * (count != 1)}{instead}")
     warnings += size_warnings(trees) + sameness_warnings(trees, unchanged)
     return Diagnostics(trees.roots, shared, overlaps, shadows, unchanged, tuple(warnings))
 
