@@ -268,6 +268,7 @@ class Config:
 
     name: str = MISSING
     run: str = "runs/${name}"
+    init_from: str | None = None  # a finished run, whose weights this one starts from; null: model.*.weights
     seed: int = 0
     profile: bool = False  # record a few steps: see training.profile
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -26,9 +26,11 @@ KEPT = {  # setting -> name of the copy
     "evaluation.synonyms": "test_synonyms.json",
     "model.similarity.attributes": "attributes.txt",
 }
-WEIGHTS = ("model.video.weights", "model.text.weights")  # recorded, not copied: `model/` holds what is used of them
+# Recorded, not copied: `model/` holds what is used of them. `init_from` is a folder, known by its trained weights.
+WEIGHTS = ("model.video.weights", "model.text.weights")
+PARENT = "model/trained.safetensors"
 # Settings that say where something lies. They may change between the starts of a run; what lies there may not.
-PATHS = ("dataset.shards", "dataset.root", "dataset.annotations", "loader.feature_cache", *KEPT, *WEIGHTS)
+PATHS = ("dataset.shards", "dataset.root", "dataset.annotations", "loader.feature_cache", "init_from", *KEPT, *WEIGHTS)
 
 
 def check_files(config: Config) -> None:
@@ -47,13 +49,15 @@ def named_files(config: Config, settings: Mapping[str, str] | tuple[str, ...] = 
 
 
 def keep_inputs(run_dir: Path, config: Config, task: Mapping[str, Any]) -> None:
-    """Write `inputs/` of a run that starts, or that an earlier version began; `task` goes into `inputs.json` too."""
+    """Write `inputs/` of a run that starts; `task` goes into `inputs.json` too."""
     folder = run_dir / "inputs"
-    if (folder / "inputs.json").is_file():
-        return
     folder.mkdir(exist_ok=True)
-    used = named_files(config, {"weights": WEIGHTS, "random_video": WEIGHTS[1:]}.get(config.model.init, ()))
-    facts = {key: {"path": str(absolute(path)), "sha256": file_sha256(absolute(path))} for key, path in used.items()}
+    facts: dict[str, dict[str, Any]] = {
+        key: {"path": str(absolute(path)), "sha256": file_sha256(file_of(key, path))}
+        for key, path in starting_weights(config).items()
+    }
+    if config.init_from:
+        facts["init_from"]["parent"] = read_inputs(absolute(config.init_from))["files"].get("init_from")
     for key, path in named_files(config).items():
         data = absolute(path).read_bytes()
         write_bytes(folder / KEPT[key], data)
@@ -61,14 +65,30 @@ def keep_inputs(run_dir: Path, config: Config, task: Mapping[str, Any]) -> None:
     write_json(folder / "inputs.json", {"shards": str(absolute(config.dataset.shards)), "files": facts, **task})
 
 
+def starting_weights(config: Config) -> dict[str, str]:
+    """Setting -> path of what gives a new run its weights: another run, or the files of weights that are used."""
+    if config.init_from:
+        return {"init_from": config.init_from}
+    return named_files(config, {"weights": WEIGHTS, "random_video": WEIGHTS[1:]}.get(config.model.init, ()))
+
+
+def file_of(key: str, path: str) -> Path:
+    """The file that a setting names; of `init_from` the trained weights."""
+    return absolute(path) / PARENT if key == "init_from" else absolute(path)
+
+
+def has_inputs(run_dir: Path) -> bool:
+    return (run_dir / "inputs" / "inputs.json").is_file()
+
+
 def read_inputs(run_dir: Path) -> dict[str, Any]:
     """`inputs/inputs.json`; of a run of an earlier version nothing. Raises `RunError` when it cannot be read."""
     path = run_dir / "inputs" / "inputs.json"
     if not path.is_file():
-        return {"shards": None, "files": {}, "base": None, "novel": None, "test": None}
+        return {"files": {}} | dict.fromkeys(("shards", "base", "novel", "test", "start_sha256"))
     try:
         inputs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {key: inputs[key] for key in ("shards", "files", "base", "novel", "test")}
+        return {key: inputs[key] for key in ("shards", "files", "base", "novel", "test", "start_sha256")}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); bring it back from a backup") from error
 
@@ -106,18 +126,17 @@ def with_own_inputs(run_dir: Path, config: Config) -> Config:
 
 def changed_inputs(run_dir: Path, config: Config) -> list[str]:
     """Each file that a setting names and that is not the one that the run began with, in words."""
-    files, before, changes = read_inputs(run_dir)["files"], read_config(run_dir), []
-    for key, path in named_files(config, (*KEPT, *WEIGHTS)).items():
-        here, old = absolute(path), attrgetter(key)(before)
+    known, before, changes = read_inputs(run_dir)["files"], read_config(run_dir), []
+    for key, path in {**named_files(config), **starting_weights(config)}.items():
+        here, old = file_of(key, path), attrgetter(key)(before)
         if old is None or not here.is_file():
             continue  # which is said elsewhere
-        if key in files:
-            same = (key in WEIGHTS and str(here) == files[key]["path"]) or file_sha256(here) == files[key]["sha256"]
-        else:  # a run of an earlier version
-            same = here == absolute(old) or (
-                absolute(old).is_file() and file_sha256(here) == file_sha256(absolute(old))
-            )
-        if not same:
+        began = known.get(key, {"path": str(absolute(old)), "sha256": None})
+        if str(absolute(path)) == began["path"] and (key in WEIGHTS or not known):
+            continue  # large, and the checksum of the frozen weights is compared later; or of an earlier version
+        if not known and (former := file_of(key, old)).is_file():
+            began["sha256"] = file_sha256(former)
+        if file_sha256(here) != began["sha256"]:
             changes.append(f"{key}={path} is not the file that it was")
     return changes
 

@@ -324,13 +324,30 @@ def claim_clips(run_dir: Path, shards_dir: str, records: Sequence[ClipRecord], l
     if not path.is_file():
         write_json(path, clips)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_clips(path)
     if before["sha256"] != clips["sha256"]:
         raise DataError(
             f"dataset.shards={shards_dir} holds other training clips than run {run_dir} began with: "
             f"{'; '.join(differences(before, clips))}. Continue with the shards it began with, or choose another "
             "folder for the run: run=..."
         )
+
+
+def read_clips(path: Path) -> dict[str, Any]:
+    """`clips.json` of a run. Raises `DataError` when it is damaged."""
+    try:
+        clips: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        (
+            int(clips["clips"]),
+            str(clips["sha256"]),
+            [(part["clips"], part["sha256"]) for part in clips["shards"].values()],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {error}); delete it if dataset.shards holds the clips that "
+            "the run began with, or choose another folder for the run: run=..."
+        ) from error
+    return clips
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

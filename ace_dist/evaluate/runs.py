@@ -16,8 +16,9 @@ from ace_dist.data.loader import build_loader
 from ace_dist.data.run_inputs import read_inputs, run_config
 from ace_dist.data.task import NO_TEST, Task, load_run_task, load_task, test_digest
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
-from ace_dist.models.build import build_model
+from ace_dist.models.build import build_model, load_some
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.weights import START
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.errors import RunError
@@ -60,13 +61,24 @@ def evaluate_run(run: Path, ranks: Ranks, shards: str | None = None, output: Pat
     with safe_open(run / "model" / "trained.safetensors", "pt") as file:  # which weights it holds, in words
         results |= {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
     if ranks.is_first:
-        before = build_model(config.model, config.seed).to(ranks.device)
+        before = untrained_text(run, config).to(ranks.device)
         folder.mkdir(parents=True, exist_ok=True)
         write_concept_space(folder / "concept_space.npz", task, before, model)
         write_text(folder / "predictions.json", json.dumps(predictions) + "\n")
         write_json(folder / "results.json", results)
     ranks.barrier()
     return results
+
+
+def untrained_text(run: Path, config: Config) -> DualEncoder:
+    """The model of a run whose text tower is as it was before training. Runs of earlier versions need its old files."""
+    inputs = read_inputs(run)
+    if inputs["base"] is None:
+        return build_model(config.model, config.seed)
+    model = build_model(config.model, config.seed, run / "model")
+    if inputs["start_sha256"]:
+        load_some(model, run / "model" / START)
+    return model
 
 
 def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:

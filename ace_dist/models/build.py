@@ -1,5 +1,6 @@
 """Builds the encoders that a configuration names, with their weights."""
 
+from collections.abc import Set
 from pathlib import Path
 
 import torch
@@ -12,11 +13,16 @@ from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.files import CHECKSUMS, check_checksums
 
+ATTRIBUTES = "similarity.attributes"  # of BIKE: embeddings of a text file, and so of a data set
 
-def build_model(settings: ModelConfig, seed: int, trained: Path | None = None) -> DualEncoder:
+
+def build_model(
+    settings: ModelConfig, seed: int, trained: Path | None = None, parent: Path | None = None
+) -> DualEncoder:
     """Both encoders: with the weights of the configuration, of a run (`trained` = its model folder), or untrained.
 
-    Random weights depend on `seed` alone, so every rank builds the same.
+    Those of a `parent`, the model folder of another run, are the same but for the attributes, which are of its data
+    set. Random weights depend on `seed` alone, so every rank builds the same.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -24,7 +30,9 @@ def build_model(settings: ModelConfig, seed: int, trained: Path | None = None) -
     if trained is not None:
         load_run_weights(model, trained)
         return model
-    if settings.init != "random":
+    if parent is not None:
+        load_run_weights(model, parent, {ATTRIBUTES})
+    elif settings.init != "random":
         paths = (settings.video.weights, settings.text.weights)
         video, text = (None if path is None else resolve_path(path) for path in paths)
         if settings.init == "weights":
@@ -37,8 +45,10 @@ def build_model(settings: ModelConfig, seed: int, trained: Path | None = None) -
 
 
 @torch.no_grad()
-def load_run_weights(model: DualEncoder, folder: Path) -> None:
+def load_run_weights(model: DualEncoder, folder: Path, left_out: Set[str] = frozenset()) -> None:
     """Load `frozen.safetensors` and `trained.safetensors` of a run. Raises `UserError` unless they are whole.
+
+    Tensors that are `left_out` stay as they are.
 
     Every byte is compared with the checksum that the training wrote: 2 ms a MiB on one core.
     """
@@ -52,12 +62,25 @@ def load_run_weights(model: DualEncoder, folder: Path) -> None:
     if not check_checksums(folder, [path.name for path in paths], again):
         say_once(f"{folder} has no {CHECKSUMS}: its weights are used unchecked, as by the version that wrote them")
     files = [TensorFile(path) for path in paths]
-    own, stored = model.state_dict(), {name for file in files for name in file}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+    stored = {name for file in files for name in file if name not in left_out}
     if own.keys() != stored:
-        raise UserError(f"{folder} does not hold this model: {sorted(own.keys() ^ stored)[:4]} differ")
+        raise UserError(
+            f"{folder} does not hold this model: {sorted(own.keys() ^ stored)[:4]} differ; the model's settings are in "
+            f"{folder.parent / 'config.yaml'}"
+        )
     for file in files:
-        for name, tensor in file.items():
+        for name in own.keys() & file.keys():
+            tensor = file[name]
             shape, expected = list(tensor.shape), list(own[name].shape)
             if shape != expected:
                 raise UserError(f"{file.path}: {name} is {shape}, not {expected} as config.yaml says")
             own[name].copy_(tensor)
+
+
+@torch.no_grad()
+def load_some(model: DualEncoder, path: Path) -> None:
+    """Load the tensors that a file has; the others stay as they are."""
+    own = model.state_dict()
+    for name, tensor in TensorFile(path).items():
+        own[name].copy_(tensor)

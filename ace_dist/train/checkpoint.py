@@ -15,8 +15,9 @@ drawn labels, learning rates) is a function of the step.
 
 Frozen weights are one file for all runs that lie side by side and begin from the same weights:
 `<parent of run_dir>/.frozen/<sha256>.safetensors`, to which `<run_dir>/model/frozen.safetensors` is a hard link. A
-hundred runs of a sweep cost one copy, and a run folder copied elsewhere has its weights with it. A file that no run
-links to any more (`find .frozen -links 1`) can be deleted.
+hundred runs of a sweep cost one copy, and a run folder copied elsewhere has its weights with it. The same holds for
+`start.safetensors`, the text tower's trained weights before training. A file that no run links to any more
+(`find .frozen -links 1`) can be deleted.
 """
 
 import hashlib
@@ -37,6 +38,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from ace_dist.config import TrainingConfig
+from ace_dist.models.weights import FROZEN
 from ace_dist.train.engine import Engine
 from ace_dist.utils.distributed import on_first
 from ace_dist.utils.errors import RunError
@@ -351,14 +353,14 @@ def begin_again(run_dir: Path) -> None:
     )
 
 
-def store_frozen(run_dir: Path, state: Mapping[str, Tensor]) -> str:
-    """Make sure that the run has these weights as `model/frozen.safetensors`; returns the SHA-256 of the file."""
+def store_frozen(run_dir: Path, state: Mapping[str, Tensor], name: str = FROZEN) -> str:
+    """Make sure that the run has these weights as `model/<name>`; returns the SHA-256 of the file."""
     whole = hashlib.sha256()
     for piece in file_pieces(state):
         whole.update(piece)
     digest = whole.hexdigest()
     shared = run_dir.parent / ".frozen" / f"{digest}.safetensors"
-    own = run_dir / "model" / "frozen.safetensors"
+    own = run_dir / "model" / name
     shared.parent.mkdir(parents=True, exist_ok=True)
     own.parent.mkdir(parents=True, exist_ok=True)
     if not is_whole(shared, digest):
@@ -370,7 +372,7 @@ def store_frozen(run_dir: Path, state: Mapping[str, Tensor]) -> str:
         os.link(shared, link)
         os.replace(link, own)
     except OSError as error:  # a file system without hard links
-        print(f"frozen weights are copied into {own}, not linked to {shared}: {error.strerror}", flush=True)
+        print(f"weights are copied into {own}, not linked to {shared}: {error.strerror}", flush=True)
         write_pieces(own, file_pieces(state))
     return digest
 

@@ -17,7 +17,9 @@ import torch
 from ace_dist import __version__
 from ace_dist.config import Config, read_config, to_values, to_yaml
 from ace_dist.data.run_inputs import PATHS, changed_inputs
+from ace_dist.data.sampling import read_clips
 from ace_dist.train.run_lock import RunLock
+from ace_dist.train.schedule import total_steps
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
 from ace_dist.utils.secrets import redact, redacted
@@ -31,6 +33,10 @@ FREE_SETTINGS = (
     "training.accumulation",  # the batch is the same, in other pieces
     "deepspeed.zero_optimization.stage", "loader.threads", "loader.prefetch", "dataset.workers",
     "evaluation.batch_size", "dataset.root", "dataset.annotations",  # the clips decide, see `claim_clips`
+)  # fmt: skip
+LENGTH = {"training.epochs", "training.max_steps"}  # which may grow
+RESULTS = (
+    "predictions.json", "concept_space.npz", "report.html", "figures", "model/trained.safetensors", "model/SHA256SUMS",
 )  # fmt: skip
 PACKAGES = ("torch", "deepspeed", "transformers", "timm", "triton", "xformers", "nvidia-dali-cuda130", "av", "numpy")
 
@@ -46,7 +52,11 @@ def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
     secret (`ace_dist.utils.secrets`).
     """
     lock.acquire()
-    check_owner(run_dir, config)
+    if check_owner(run_dir, config):
+        was, is_now = step_counts(run_dir, config)
+        if is_now > was:
+            rates = f"from here on the learning rates are those of a run of {is_now} steps"
+            print(f"the run grows from {was} to {is_now} steps: {rates}", flush=True)
     facts = {
         "config.yaml": to_yaml(config),
         "environment.json": json.dumps(environment(), indent=1, ensure_ascii=False) + "\n",
@@ -76,14 +86,36 @@ def check_owner(run_dir: Path, config: Config) -> bool:
         return False
     # Read through the schema: a setting that is newer than the folder had its default there.
     differences = changed_settings(to_values(read_config(run_dir)), to_values(config))
+    was, is_now = step_counts(run_dir, config)
+    if is_now >= was:
+        differences = [change for change in differences if change[0] not in LENGTH]
     said = [f"{key} was {old!r}, is {new!r}" for key, old, new in differences] + changed_inputs(run_dir, config)
     if said:
-        shown = "; ".join(said[:4])
+        shown = "; ".join(said[:4]) + f"; a run may grow, not shrink from {was} to {is_now} steps" * (is_now < was)
         raise RunError(
             f"run folder {run_dir} belongs to another configuration ({shown}); choose another one with "
             f"run=DIR, or delete the folder"
         )
     return True
+
+
+def step_counts(run_dir: Path, config: Config) -> tuple[int, int]:
+    """Steps of the run in the folder and of this configuration, both of its clips; 0 when none was taken."""
+    path = run_dir / "clips.json"
+    clips = read_clips(path)["clips"] if path.is_file() else 0
+    return total_steps(read_config(run_dir).training, clips), total_steps(config.training, clips)
+
+
+def set_results_aside(run_dir: Path, step: int) -> None:
+    """Before a finished run takes more steps, move its results and weights to `earlier/step-N`; says where they are."""
+    if not (run_dir / "results.json").is_file():
+        return
+    folder = run_dir / "earlier" / f"step-{step:08d}"
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    for name in (*RESULTS, "results.json"):  # which tells that the run has finished, and so goes last
+        if (run_dir / name).exists():
+            os.replace(run_dir / name, folder / name)
+    print(f"the results of {step} steps are kept in {folder}; the run goes on", flush=True)
 
 
 def changed_settings(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

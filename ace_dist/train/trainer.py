@@ -2,35 +2,43 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from ace_dist.config import Config
+from ace_dist.config import Config, read_config, resolve_path
 from ace_dist.data.loader import build_loader
-from ace_dist.data.run_inputs import keep_inputs, with_own_inputs
+from ace_dist.data.run_inputs import (
+    file_of,
+    has_inputs,
+    keep_inputs,
+    read_inputs,
+    starting_weights,
+    with_own_inputs,
+)
 from ace_dist.data.sampling import ClipRequest, TrainPlan, claim_clips
 from ace_dist.data.task import NO_TEST, Task, describe_task, load_task, load_test
 from ace_dist.evaluate.protocols import rehearse
-from ace_dist.models.build import build_model
-from ace_dist.models.weights import TensorFile, save_safetensors
+from ace_dist.models.build import build_model, load_some
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.weights import FROZEN, START, TRAINED, TensorFile, save_safetensors
 from ace_dist.objectives import ConceptObjective, build_objective, total_loss
 from ace_dist.train.augment import augment
 from ace_dist.train.callbacks import Callbacks, GarbageCollection, StepEnd
-from ace_dist.train.checkpoint import Checkpoint, Checkpoints, read, store_frozen
+from ace_dist.train.checkpoint import Checkpoint, CheckpointFolder, Checkpoints, read, store_frozen
 from ace_dist.train.engine import Engine, micro_batch_size, whole_size
 from ace_dist.train.health import EXIT_CODES, Health, StopSignal, Watchdog
 from ace_dist.train.metrics import Meters, step_flops, write_summary
 from ace_dist.train.monitor import Monitor
 from ace_dist.train.profile import Profiler
-from ace_dist.train.run_folder import claim
+from ace_dist.train.run_folder import claim, set_results_aside
 from ace_dist.train.run_lock import RunLock
 from ace_dist.train.schedule import total_steps
 from ace_dist.train.trackers import require_trackers
 from ace_dist.train.validation import Validation, copy_to_test
 from ace_dist.utils.determinism import deterministic
-from ace_dist.utils.distributed import Ranks, on_first, seed_everything
+from ace_dist.utils.distributed import Ranks, on_first, say_once, seed_everything
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_checksums
 from ace_dist.utils.parts import Flops
@@ -76,7 +84,10 @@ def train(config: Config, ranks: Ranks) -> Outcome:
         training = build(config, ranks, stop_signal, lock)
         steps, start, validation = training.engine.steps, training.start, training.validation
         last = min(steps, start + (config.training.stop_after_steps or steps))
-        step, stopped = take_steps(training, start, start if validation.exhausted else last)
+        last = start if validation.exhausted else last
+        if start < last:
+            on_first(ranks, set_results_aside, training.run_dir, start)
+        step, stopped = take_steps(training, start, last)
         if stopped is None and (step == steps or validation.exhausted):
             export(training, step)
             stopped, _ = training.health.check(step)  # a signal that came meanwhile would be lost
@@ -97,7 +108,7 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
     task, plan, objective = build_task(config, ranks)
     on_first(ranks, claim, run_dir, asked, lock)
     on_first(ranks, claim_clips, run_dir, config.dataset.shards, *task.training_clips())
-    on_first(ranks, keep_inputs, run_dir, config, describe_task(task))
+    on_first(ranks, keep_start, run_dir, config, task, objective.model)
     flops = step_flops(config, objective, ranks.world)
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
     twin = copy_to_test(objective.model, config) if config.evaluation.every_steps else None
@@ -145,8 +156,39 @@ def build_task(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptOb
         records, labels, config.dataset.clip, config.loader, config.training.batch_size, config.seed,
         ranks.rank, ranks.world,
     )  # fmt: skip
-    model = build_model(config.model, config.seed).to(ranks.device)
+    model = starting_model(config, Path(config.run)).to(ranks.device)
     return task, plan, build_objective(config, model, task.classes.base, task.trees, task.classes.novel)
+
+
+def starting_model(config: Config, run_dir: Path) -> DualEncoder:
+    """The encoders that the run starts from: those of the weight files, or of another run (`init_from`).
+
+    A run that goes on needs neither of them any more: it has its frozen weights, and its checkpoint has the others.
+    """
+    gone = [f"{key}={path}" for key, path in starting_weights(config).items() if not file_of(key, path).is_file()]
+    if gone and has_inputs(run_dir) and CheckpointFolder(run_dir / "checkpoints", keep=1).complete():
+        say_once(f"{', '.join(gone)} does not exist here: the run goes on with the weights that it holds")
+        model = build_model(replace(config.model, init="random"), config.seed)
+        load_some(model, run_dir / "model" / FROZEN)
+        return model
+    if not config.init_from:
+        return build_model(config.model, config.seed)
+    parent = resolve_path(config.init_from)
+    if parent.absolute() == run_dir.absolute():
+        raise RunError(f"init_from={config.init_from} is the run itself; choose another folder with run=DIR")
+    read_config(parent)  # which says what is no run folder
+    if (parent / "video").is_dir():
+        raise RunError(f"init_from={config.init_from} is an export; give the folder of the run that was exported")
+    return build_model(config.model, config.seed, parent=parent / "model")
+
+
+def keep_start(run_dir: Path, config: Config, task: Task, model: DualEncoder) -> None:
+    """Keep what the run starts from, once: its inputs, and the weights of the text tower that training will change."""
+    if has_inputs(run_dir):
+        return
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and name.startswith("text.")}
+    digest = store_frozen(run_dir, trained, START) if trained else None
+    keep_inputs(run_dir, config, {**describe_task(task), "start_sha256": digest})
 
 
 def take_steps(training: Training, start: int, last: int) -> tuple[int, str | None]:
@@ -258,8 +300,9 @@ def read_best(path: Path) -> Checkpoint:
 
 def write_trained(folder: Path, weights: Mapping[str, Tensor], about: str, frozen_sha256: str) -> None:
     """Write `trained.safetensors`, and the checksums of what is in a run's `model` folder."""
-    digest = save_safetensors(weights, folder / "trained.safetensors", metadata={"weights": about})
-    write_checksums(folder, {"frozen.safetensors": frozen_sha256, "trained.safetensors": digest})
+    digest = save_safetensors(weights, folder / TRAINED, metadata={"weights": about})
+    start = read_inputs(folder.parent)["start_sha256"]
+    write_checksums(folder, {FROZEN: frozen_sha256, TRAINED: digest, **({START: start} if start else {})})
 
 
 def micro_batches(plan: TrainPlan, start: int, end: int, parts: int) -> Iterator[list[ClipRequest]]:

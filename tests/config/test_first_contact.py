@@ -183,7 +183,7 @@ def test_the_explorer_says_its_address_and_no_more(monkeypatch, capsys):
     from ace_dist.tools.explorer import page
     from ace_dist.utils.distributed import free_port
 
-    monkeypatch.setattr(page, "Explorer", lambda run_dir, device: None)
+    monkeypatch.setattr(page, "Explorer", lambda run_dir, device, shards: None)
     monkeypatch.setattr(page, "build_page", lambda explorer: blocks)
     with gradio.Blocks(analytics_enabled=False) as blocks:
         gradio.Markdown("x")
