@@ -56,8 +56,8 @@ class DatasetConfig:
     clip: ClipConfig = field(default_factory=ClipConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     clips_per_shard: int = 128
-    workers: int = 0  # that build or check shards; 0: one per core; 1: this process, and a video may crash it
-    timeout_s: float = 600.0  # seconds after which a worker that hangs on a segment is ended; 0: never
+    workers: int = 0  # processes that build or check shards; 0: one per core
+    timeout_s: float = 600.0  # seconds after which a process that hangs on a video is ended, by every command; 0: never
     task: int | None = None  # the part of a build that this process makes, 0 to tasks - 1; null: the SLURM array's
     tasks: int | None = None  # parts that a build is made in; null: the SLURM array's number of tasks, else 1
     allow_quarantine: bool = False  # finish a build without the segments that failed, listed in quarantine.jsonl

@@ -93,6 +93,7 @@ class Reader(abc.ABC):
     `notes` is what a user should know of how its segments were made; `rejected` what is annotated and gave no segment.
     """
 
+    opens_files = False  # videos of others, which are read in processes of their own
     notes: Sequence[str] = ()
     rejected: Sequence[Failure] = ()
 

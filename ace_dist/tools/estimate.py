@@ -23,7 +23,7 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.recompute import stored_bytes
 from ace_dist.train.metrics import matmul_flops_per_s
 from ace_dist.train.schedule import total_steps
-from ace_dist.utils.distributed import host_cores
+from ace_dist.utils.cores import host_cores
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.parts import PartFlops
 

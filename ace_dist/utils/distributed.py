@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 
+from ace_dist.utils.cores import cores
 from ace_dist.utils.errors import RunError, UserError
 
 P = ParamSpec("P")
@@ -247,20 +248,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def host_cores() -> int:
-    """Cores of this machine that the process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cores(environ: Mapping[str, str]) -> int:
-    """Cores that this rank may keep busy: SLURM's share of a task, else an equal part of the host's cores."""
-    here = host_cores()
-    if "SLURM_CPUS_PER_TASK" in environ:
-        return max(1, min(here, int(environ["SLURM_CPUS_PER_TASK"])))
-    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")  # torch's, DeepSpeed's launcher's, or all on this host
-    return max(1, here // int(next((environ[name] for name in names if name in environ), "1")))
 
 
 def say(line: str) -> None:

@@ -129,7 +129,7 @@ def test_kill_9_in_the_middle_and_go_on(tmp_path, whole, call):
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE)
     wait_until(lambda: (marker.exists() and list(folder.glob("*.state.json"))) or process.poll() is not None)
     assert process.poll() is None, process.stderr.read().decode()
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = [c for p in Path(f"/proc/{process.pid}/task").glob("*/children") for c in p.read_text().split()]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stderr.close()

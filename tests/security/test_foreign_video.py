@@ -94,7 +94,8 @@ def is_white(frames):
 @pytest.mark.parametrize("name", ["a.mp4", "a.m3u8", "a.mpd", "a.ffconcat", "a.sdp", "frame%03d.jpg", "-", "a.svg"])
 def test_a_file_shows_its_own_pictures_or_is_refused(hostile, tmp_path, name):
     (tmp_path / name).write_bytes(hostile)
-    for source in (tmp_path / name, StoredVideo(name, hostile)):
+    (tmp_path / "some.tar").write_bytes(b"#" * 512 + hostile + b"#" * 512)
+    for source in (tmp_path / name, StoredVideo(name, tmp_path / "some.tar", 512, len(hostile))):
         try:
             frames = read_window(source).frames
         except DataError as error:

@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from ace_dist.utils.distributed import cores, first_host, job_port, rank_variables, tasks_of_nodes
+from ace_dist.utils.cores import cores
+from ace_dist.utils.distributed import first_host, job_port, rank_variables, tasks_of_nodes
 
 # What `srun` of SLURM 22.05 gave the second of two tasks on two nodes (recorded; shortened).
 SLURM = {

@@ -17,6 +17,8 @@ class VideoReader(Reader):
     `fps` and `short_side` (0: as the file) are applied while decoding, which keeps long full-HD segments small.
     """
 
+    opens_files = True
+
     def __init__(
         self,
         segments: Sequence[Segment],

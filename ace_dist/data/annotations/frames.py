@@ -16,6 +16,7 @@ from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table
 from ace_dist.data.build.container import open_video
 from ace_dist.data.build.decode import frame_rate
+from ace_dist.data.build.isolation import run_alone
 from ace_dist.data.segments import Failure, Segment
 from ace_dist.utils.errors import DataError, listing
 
@@ -76,7 +77,7 @@ def build_frame_reader(
         )
     if not as_released:
         check_labels(recordings, table)
-    clocks, faults = read_clocks(recordings, dataset.frame_tolerance_s)
+    clocks, faults = read_clocks(recordings, dataset.frame_tolerance_s, dataset.timeout_s)
     if faults and not (dataset.allow_quarantine and clocks):
         problems = [f"{video}: {fault}" for video, fault in faults.items()]
         raise DataError(
@@ -111,7 +112,7 @@ def build_frame_reader(
 
 
 def read_clocks(
-    recordings: Sequence[Recording], tolerance_s: float
+    recordings: Sequence[Recording], tolerance_s: float, timeout_s: float
 ) -> tuple[dict[str, tuple[float, int]], dict[str, str]]:
     """Rate and frames of each video that can be used, and why each other one cannot, by the video's path."""
     clocks, faults = {}, {}
@@ -121,7 +122,7 @@ def read_clocks(
             faults[video] = "does not exist"
             continue
         try:
-            fps, held = video_clock(recording.video)
+            fps, held = run_alone(timeout_s, video_clock, recording.video)
         except DataError as error:
             faults[video] = f"{error}"
             continue

@@ -24,6 +24,7 @@ from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table, data_root
 from ace_dist.data.build.container import StoredVideo, open_video
 from ace_dist.data.build.decode import promised_length
+from ace_dist.data.build.isolation import run_alone
 from ace_dist.data.segments import SPLITS, Failure, Segment
 from ace_dist.data.shards import safe_members
 from ace_dist.utils.errors import DataError, listing
@@ -43,7 +44,7 @@ class Place:
             return os.pread(file.fileno(), self.size, self.offset)
 
     def video(self) -> StoredVideo:
-        return StoredVideo(f"{self.tar}/{self.member}", self.read())
+        return StoredVideo(f"{self.tar}/{self.member}", self.tar, self.offset, self.size)
 
 
 class WebDatasetReader(VideoReader):
@@ -55,7 +56,7 @@ class WebDatasetReader(VideoReader):
 
     def __init__(self, dataset: DatasetConfig) -> None:
         root = data_root(dataset, "tar files in WebDataset's layout")
-        self.table = class_table(dataset)
+        self.table, self.timeout_s = class_table(dataset), dataset.timeout_s
         self.places: dict[str, Place] = {}
         rejected: list[Failure] = []
         tars = sorted(root.glob("*.tar"))
@@ -112,7 +113,7 @@ class WebDatasetReader(VideoReader):
             id=f"{re.sub('[^A-Za-z0-9_-]+', '-', key).strip('-')[-40:] or 'sample'}-{digest}",
             video=str(tar),
             start_s=start_s,
-            end_s=length_s(videos[0]) if end_s is None else end_s,
+            end_s=run_alone(self.timeout_s, length_s, videos[0]) if end_s is None else end_s,
             verb=action.verb,
             object=action.object,
             split=str(split),

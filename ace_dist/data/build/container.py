@@ -7,10 +7,11 @@ open nothing else.
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import av
 
@@ -24,18 +25,36 @@ CONTAINERS = (
 SPOKEN = "mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogv, mxf, dv, y4m, ivf or gif"
 
 
+# Limits on one picture, above what any camera writes: the largest is 12288x6480 (Blackmagic URSA 12K).
+MOST_PIXELS = 2**27
+PICTURE_LIMIT = {"max_pixels": str(MOST_PIXELS)}
+WIDEST = 32  # times as long as the shorter side, as it is shown; panoramas of several cameras reach 8
+
+
 @dataclass(frozen=True)
 class StoredVideo:
-    """A video inside another file, such as a tar: its bytes, and a name for messages."""
+    """A video inside another file, such as a tar: where its bytes lie, and a name for messages."""
 
     name: str
-    data: bytes
+    file: Path
+    offset: int
+    size: int
 
     def __str__(self) -> str:
         return self.name
 
 
-Source = str | Path | StoredVideo
+@dataclass(frozen=True)
+class ClipInMemory:
+    """A video that is in no file yet, or no longer."""
+
+    data: bytes
+
+    def __str__(self) -> str:
+        return "the clip"
+
+
+Source = str | Path | StoredVideo | ClipInMemory
 
 
 @contextlib.contextmanager
@@ -45,8 +64,8 @@ def open_container(source: Source, containers: Sequence[str] = CONTAINERS) -> It
         with (
             open_bytes(source) as file,
             av.open(
-                Nameless(file),
-                options={"format_whitelist": ",".join(containers), "protocol_whitelist": "none"},
+                file,
+                options={"format_whitelist": ",".join(containers), "protocol_whitelist": "none"} | PICTURE_LIMIT,
                 metadata_errors="replace",  # titles in Latin-1 are no damage
             ) as container,
         ):
@@ -69,26 +88,60 @@ def open_video(source: Source, threads: int = 1, containers: Sequence[str] = CON
         stream = container.streams.video[0]
         if stream.codec_context is None:
             raise DataError(f"{source} is damaged, or of a video codec that FFmpeg does not know")
+        check_picture(source, stream)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        stream.codec_context.options = {"err_detect": "explode"}  # else FFmpeg paints over damage and says nothing
+        stream.codec_context.options = PICTURE_LIMIT | {
+            "err_detect": "explode"
+        }  # else FFmpeg paints over damage and says nothing
         yield container, stream
 
 
-def open_bytes(source: Source) -> io.BufferedIOBase:
+def check_picture(source: Source, stream: Any) -> None:
+    """Raise `DataError` for pictures that no camera makes: a few KB of such a file decode to GBs."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    shown = width * float(stream.sample_aspect_ratio or 1), height
+    if width * height > MOST_PIXELS or max(shown) > WIDEST * min(shown):
+        raise DataError(
+            f"{source} has pictures of {width}x{height} pixels, shown as {shown[0]:.0f}x{shown[1]}; at most "
+            f"{MOST_PIXELS / 1e6:.0f} million pixels, and sides of 1 to {WIDEST}, are read; crop or scale it first"
+        )
+
+
+def open_bytes(source: Source) -> "Part":
     """The bytes of a video. Raises `DataError` when there are none."""
-    if isinstance(source, StoredVideo):
-        size = len(source.data)
-    elif Path(source).is_file():
-        size = Path(source).stat().st_size
-    else:
+    if isinstance(source, ClipInMemory):
+        return Part(io.BytesIO(source.data), 0, len(source.data))
+    path = source.file if isinstance(source, StoredVideo) else Path(source)
+    if not path.is_file():
         raise DataError(f"video {source} does not exist")
+    offset, size = (source.offset, source.size) if isinstance(source, StoredVideo) else (0, path.stat().st_size)
     if size == 0:
         raise DataError(f"video {source} is empty (0 bytes)")
-    return io.BytesIO(source.data) if isinstance(source, StoredVideo) else Path(source).open("rb")
+    try:
+        return Part(path.open("rb"), offset, size)
+    except OSError as error:
+        raise DataError(f"video {source} cannot be opened: {error.strerror}") from error
 
 
-class Nameless:
-    """What PyAV needs of a file to read it. It has no `name`, which PyAV would hand on to FFmpeg."""
+class Part:
+    """A stretch of a file, with what PyAV needs to read it. It has no `name`, which PyAV would hand on to FFmpeg."""
 
-    def __init__(self, file: io.BufferedIOBase) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self.file, self.offset, self.size = file, offset, size
+        self.seek(0)
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(max(0, min(count, self.size - self.tell())))
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}[whence]
+        return self.file.seek(self.offset + max(0, start + place)) - self.offset
+
+    def tell(self) -> int:
+        return self.file.tell() - self.offset
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()

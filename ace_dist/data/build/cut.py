@@ -3,26 +3,25 @@
 What is wrong with the input becomes a `Failure`; a bug is raised.
 """
 
-import contextlib
 import dataclasses
 import hashlib
+import itertools
 import math
 import sys
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from typing import cast
 
 import av
 
 from ace_dist.config import EncodingConfig
 from ace_dist.data.build.encode import encode
-from ace_dist.data.build.isolation import LostError, deadline, end_with_parent, run_alone
+from ace_dist.data.build.isolation import LostError, Workers
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment, clip_window
 from ace_dist.data.shards import ClipRecord
-from ace_dist.utils.distributed import host_cores
+from ace_dist.utils.cores import host_cores
 from ace_dist.utils.errors import DataError
 
 AHEAD = 4  # segments handed out per worker: enough to keep it busy, few enough that waiting clips fit into memory
@@ -105,60 +104,36 @@ def failure(segment: Segment, reason: str) -> Failure:
 
 
 def cut_all(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Generator[Cut, None, None]:
-    """Results in the order of `segments`, whatever the number of workers (0: one per core; 1: this process).
+    """Results in the order of `segments`, whatever the number of worker processes (0: one per core).
 
-    A video can crash FFmpeg or hang it, and memory can run out. The segments that were being cut when a worker ended
-    are cut again, each alone in a process of its own; one that ends there too is a `Failure`.
+    A video can crash FFmpeg or hang it, and memory can run out. A segment whose worker died is cut again while no other
+    one is cut; when it ends its worker there too, it is a `Failure`. Rendered segments need no worker for one alone.
     """
-    if workers == 1 or not segments:
+    if workers == 1 and not cutter.reader.opens_files:
         yield from map(cutter.cut, segments)
         return
-    workers = min(workers or host_cores(), len(segments))
-    rest = list(segments)
-    while rest:
-        done = 0
-        try:
-            with contextlib.closing(cut_in_pool(cutter, rest, workers)) as results:
-                for result in results:
-                    yield result
-                    done += 1
-            return
-        except BrokenProcessPool:
-            suspects, rest = rest[done : done + AHEAD * workers], rest[done + AHEAD * workers :]
-            print(f"a worker died; its segments are cut again one by one, from {suspects[0].id} on", file=sys.stderr)
-        for segment in suspects:
+    count = max(1, min(workers or host_cores(), len(segments)))
+    # At most `AHEAD` segments per worker are under way or wait to be collected.
+    ahead: deque[tuple[Segment, Future[Cut]]] = deque()
+    rest = iter(segments)
+    with Workers(count, cutter.cut) as pool:
+        while True:
+            for segment in itertools.islice(rest, AHEAD * count - len(ahead)):
+                ahead.append((segment, pool.submit(cutter.timeout_s, segment)))
+            if not ahead:
+                return
+            segment, cut = ahead.popleft()
             try:
-                yield run_alone(cutter.timeout_s, cutter.cut, segment)
-            except LostError as error:
-                limit = f"dataset.timeout_s={cutter.timeout_s:g}"
-                yield failure(segment, f"the process that cuts it dies, also alone ({limit}): {error}")
+                yield cut.result()
+            except LostError:
+                print(f"a worker died; {segment.id} is cut again while no other one is", file=sys.stderr)
+                wait(future for _, future in ahead)
+                yield cut_alone(pool, cutter, segment)
 
 
-def cut_in_pool(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Generator[Cut, None, None]:
-    """Results in order; at most `AHEAD` segments per worker are under way or wait to be collected."""
-    # Spawned, not forked: the parent may hold threads (torch, DALI) that a fork would leave half alive.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initialize_worker, (cutter,))
-    ahead: deque[Future[Cut]] = deque()
+def cut_alone(pool: Workers, cutter: Cutter, segment: Segment) -> Cut:
     try:
-        for segment in segments:
-            ahead.append(pool.submit(cut_in_worker, segment))
-            if len(ahead) >= AHEAD * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-worker_cutter: Cutter  # of a worker process, set once by its initializer, not sent with every segment
-
-
-def initialize_worker(cutter: Cutter) -> None:
-    global worker_cutter
-    worker_cutter = cutter
-    end_with_parent()
-
-
-def cut_in_worker(segment: Segment) -> Cut:
-    with deadline(worker_cutter.timeout_s):
-        return worker_cutter.cut(segment)
+        return cast(Cut, pool.run(cutter.timeout_s, segment))
+    except LostError as error:
+        limit = f"dataset.timeout_s={cutter.timeout_s:g}"
+        return failure(segment, f"the process that cuts it dies, also alone ({limit}): {error}")

@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
 
 from ace_dist.config import EncodingConfig
-from ace_dist.data.build.container import StoredVideo, open_video
+from ace_dist.data.build.container import ClipInMemory, open_video
 from ace_dist.data.sampling import scaled_size
 from ace_dist.data.segments import RawClip
 from ace_dist.utils.errors import DataError
@@ -166,7 +166,7 @@ def flagger(width: int, height: int, gop: int) -> Callable[[av.VideoFrame, int],
 def check_decodes(data: bytes, count: int, height: int, width: int, gop: int, fps: float, codec: str) -> None:
     """Decode a stored clip; raise `DataError` unless all frames come back, at that size, constant rate and codec."""
     try:
-        with open_video(StoredVideo("the clip", data), containers=("mov",)) as (container, stream):
+        with open_video(ClipInMemory(data), containers=("mov",)) as (container, stream):
             keys, shapes, formats, times = [], set(), set(), []
             for frame in container.decode(stream):
                 keys.append(frame.key_frame)

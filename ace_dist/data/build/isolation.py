@@ -1,22 +1,48 @@
-"""Runs work on files that may crash FFmpeg or hang it in a process of its own; only that process ends with it.
+"""Runs work on foreign videos in processes of their own, under a limit of time and one of memory.
+
+A video may crash FFmpeg, hang it or fill the memory; then its process ends and the caller gets a `LostError`. Processes
+stay for the next piece of work, so that one costs a millisecond more than here. They start from a bare interpreter:
+they do not run the user's script again, load no torch and hold no GPU.
 
 A deadline is the kernel's alarm with its default action, the end of the process. It needs no Python, so it also ends a
 process that stands still inside a library; one that waits for a dead network disk ends when the disk answers.
 """
 
 import contextlib
+import functools
 import multiprocessing
+import operator
 import os
+import pickle
+import queue
+import resource
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from types import GeneratorType
+from typing import Any, Self, TypeVar, cast
+
+import cloudpickle  # also of what the main script defines
 
 from ace_dist.utils.errors import DataError
 
 Result = TypeVar("Result")
+
+# Of address space, a process. Reading 8K HEVC of 10 bits with 16 threads takes the most of all that cameras write.
+MOST_GIB = 8
+START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+sys.path, function = connection.recv()
+from ace_dist.data.build.isolation import serve
+serve(connection, function)
+"""
 
 limit_s = 0.0  # of the deadline that runs in this process; 0: none
 
@@ -25,9 +51,177 @@ class LostError(DataError):
     """A process that died before it answered; the message says how."""
 
 
+class Workers:
+    """Up to `count` processes that call `function`. Each starts when it is first needed, and again when it has died.
+
+    All that goes to them and comes back must be picklable. A `DataError` says that one needs more memory than it may
+    have; a `LostError` that it died, or did not finish within `timeout_s` seconds (0: it may take any time).
+    """
+
+    def __init__(self, count: int, function: Callable[..., Any]) -> None:
+        self.threads = ThreadPoolExecutor(count, "worker")
+        self.function = cloudpickle.dumps(function)
+        self.idle: list[Worker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.threads.shutdown(wait=True, cancel_futures=True)
+        while self.idle:
+            self.idle.pop().close()
+
+    def submit(self, timeout_s: float, *arguments: Any) -> Future[Any]:
+        """As `run`, in parallel."""
+        return self.threads.submit(self.run, timeout_s, *arguments)
+
+    def run(self, timeout_s: float, *arguments: Any) -> Any:
+        """`function(*arguments)` in another process. What it raises is raised here."""
+        (result,) = self.stream(timeout_s, *arguments)
+        return result
+
+    def stream(self, timeout_s: float, *arguments: Any) -> Iterator[Any]:
+        """The items of a generator as they come. `timeout_s` is for each.
+
+        The process waits while nobody takes an item, so each side holds one at a time.
+        """
+        with self.worker() as worker:
+            worker.send(timeout_s, *arguments)
+            while item := worker.receive():
+                yield item[0]
+
+    @contextlib.contextmanager
+    def worker(self) -> Iterator["Worker"]:
+        """One for the time of a block. It goes back to the others when it has finished its work."""
+        worker = self.idle.pop() if self.idle else Worker(self.function)
+        try:
+            yield worker
+        finally:
+            if worker.is_idle:
+                self.idle.append(worker)
+            else:
+                worker.close()
+
+
+class Worker:
+    """One process, and the connection to it."""
+
+    def __init__(self, function: bytes) -> None:
+        self.connection, theirs = multiprocessing.Pipe()
+        # Each of OpenBLAS's threads takes some of the address space.
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", START, str(theirs.fileno())]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
+        theirs.close()
+        self.is_idle, self.timeout_s = True, 0.0
+        self.connection.send((sys.path, function))
+
+    def send(self, timeout_s: float, *arguments: Any) -> None:
+        self.is_idle, self.timeout_s = False, timeout_s
+        request = sys.path, os.getcwd(), timeout_s, cloudpickle.dumps(arguments)
+        with contextlib.suppress(OSError):  # it died; `receive` says how
+            self.connection.send(request)
+
+    def receive(self) -> tuple[Any, ...]:
+        """The next item, alone in a tuple; an empty one at the end. Raises what the function raises, or `LostError`."""
+        try:
+            kind, value = self.connection.recv()
+        except (EOFError, OSError):
+            raise LostError(self.loss()) from None
+        self.is_idle = kind != "item"
+        if kind == "error":
+            raise value
+        return (value,) if kind == "item" else ()
+
+    def loss(self) -> str:
+        """How it died."""
+        self.close()
+        code = self.process.returncode
+        if code == -signal.SIGALRM:
+            return f"it was not read within {self.timeout_s:g} s: FFmpeg hangs on it, or it is very long"
+        how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"status {code}"
+        return f"it crashes FFmpeg, or memory runs out: its process ended with {how}"
+
+    def close(self) -> None:
+        self.process.kill()  # without effect on one that died
+        self.process.wait()
+        self.connection.close()
+
+
+shared = Workers(1, operator.call)  # of this process, for single pieces of work; as many as its threads ask for at once
+os.register_at_fork(after_in_child=shared.idle.clear)
+
+
+def run_alone(timeout_s: float, function: Callable[..., Result], *arguments: Any) -> Result:
+    """`Workers.run` for any function, in a process that stays for the next call."""
+    return cast(Result, shared.run(timeout_s, function, *arguments))
+
+
+def stream_alone(timeout_s: float, function: Callable[..., Iterator[Result]], *arguments: Any) -> Iterator[Result]:
+    """`Workers.stream` for any generator, in a process that stays for the next call."""
+    return shared.stream(timeout_s, function, *arguments)
+
+
+# What follows runs in a worker.
+
+
+def serve(connection: Connection, function: bytes) -> None:
+    """Answer requests until the parent ends."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    most, hard = MOST_GIB << 30, resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(connection, requests), daemon=True).start()
+    while True:
+        answer(connection, function, *requests.get())
+
+
+def listen(connection: Connection, requests: "queue.SimpleQueue[Any]") -> None:
+    """Take requests. When the parent has ended, end this process at once, in whatever call the main thread is."""
+    try:
+        while True:
+            requests.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def answer(
+    connection: Connection, function: bytes, path: list[str], folder: str, timeout_s: float, arguments: bytes
+) -> None:
+    """Send the result, or the items, of a function, then how it ended."""
+    end: tuple[str, Any] = "end", None
+    try:
+        sys.path[:] = path
+        os.chdir(folder)
+        items, nothing = results(loaded(function), pickle.loads(arguments)), object()
+        while (item := next_item(timeout_s, items, nothing)) is not nothing:
+            connection.send(("item", item))
+    except MemoryError:
+        end = "error", DataError(f"it needs more than {MOST_GIB} GiB of memory, which no camera's video does")
+    except Exception as error:  # every error is the caller's, who raises it again
+        end = "error", error
+    connection.send(end)
+
+
+loaded = functools.cache(pickle.loads)
+
+
+def results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
+    result = function(*arguments)
+    if isinstance(result, GeneratorType):
+        yield from result
+    else:
+        yield result
+
+
+def next_item(timeout_s: float, items: Iterator[Any], nothing: object) -> Any:
+    with deadline(timeout_s):
+        return next(items, nothing)
+
+
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """End this process, whatever it is doing, when the block takes longer; 0 is no deadline. For workers only."""
+    """End this process, whatever it is doing, when the block takes longer; 0 is no deadline."""
     global limit_s
     limit_s = seconds
     signal.setitimer(signal.ITIMER_REAL, limit_s)
@@ -42,60 +236,3 @@ def renew_deadline() -> None:
     """Give the next of many pieces of work the whole time again; without effect where no deadline runs."""
     if limit_s:
         signal.setitimer(signal.ITIMER_REAL, limit_s)
-
-
-def end_with_parent() -> None:
-    """End this worker when its parent ends, also by a kill, and at its deadline, but not on Ctrl-C.
-
-    Ctrl-C reaches the whole group of processes; the parent ends its workers.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)  # at once, in whatever call the main thread is
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def run_alone(timeout_s: float, function: Callable[..., Result], *arguments: Any) -> Result:
-    """`function(*arguments)` in a new process; both must be picklable. What it raises is raised here.
-
-    Raises `LostError` when the process dies, or does not finish within `timeout_s` seconds (0: it may take any time).
-    """
-    context = get_context("spawn")  # a fork would leave the parent's threads (torch, DALI) half alive
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=answer, args=(sender, timeout_s, function, arguments), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        finished, value = receiver.recv()
-    except EOFError:
-        process.join()
-        code = process.exitcode or 0
-        if code == -signal.SIGALRM:
-            reason = f"it was not read within {timeout_s:g} s: FFmpeg hangs on it, or it is very long"
-        else:
-            how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"status {code}"
-            reason = f"it crashes FFmpeg, or memory runs out: its process ended with {how}"
-        raise LostError(reason) from None
-    finally:
-        receiver.close()
-    process.join()
-    if not finished:
-        raise value
-    result: Result = value
-    return result
-
-
-def answer(sender: Connection, timeout_s: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    end_with_parent()
-    try:
-        with deadline(timeout_s):
-            result = True, function(*arguments)
-    except Exception as error:  # every error is the caller's, who raises it again
-        result = False, error
-    sender.send(result)

@@ -6,12 +6,10 @@ Nothing is repaired. Errors would end a training or bend its result; warnings ar
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ from ace_dist.concepts import SynonymTrees, load_class_table, split_classes
 from ace_dist.concepts.actions import normalise
 from ace_dist.config import Config, resolve_path
 from ace_dist.data.build.encode import check_decodes
-from ace_dist.data.build.isolation import LostError, renew_deadline, run_alone
+from ace_dist.data.build.isolation import LostError, Workers, renew_deadline
 from ace_dist.data.build.shards import QUARANTINE
 from ace_dist.data.datasets import split_by_group
 from ace_dist.data.segments import SPLITS
@@ -33,7 +31,7 @@ from ace_dist.data.shards import (
     index_text,
     safe_members,
 )
-from ace_dist.utils.distributed import host_cores
+from ace_dist.utils.cores import host_cores
 from ace_dist.utils.errors import DataError, UserError, listing
 from ace_dist.utils.files import file_sha256
 
@@ -122,19 +120,14 @@ ShardResult = tuple[list[ClipRecord], list[str]]  # clips that came out whole, a
 
 
 def run_checks(jobs: Sequence[ShardCheck], workers: int, timeout_s: float) -> Iterator[ShardResult]:
-    """Results in the order of the shards, each from a process of its own unless `workers` is 1."""
+    """Results in the order of the shards, each from a process of its own."""
 
-    def check_apart(job: ShardCheck) -> ShardResult:
-        try:
-            return run_alone(timeout_s, check_shard, *job)
-        except LostError as error:
-            return [], [f"{job[1]['name']} cannot be checked (dataset.timeout_s={timeout_s:g}): {error}"]
-
-    if workers == 1 or not jobs:
-        yield from itertools.starmap(check_shard, jobs)
-        return
-    with ThreadPoolExecutor(min(workers or host_cores(), len(jobs))) as pool:
-        yield from pool.map(check_apart, jobs)
+    with Workers(min(workers or host_cores(), max(len(jobs), 1)), check_shard) as pool:
+        for job, result in [(job, pool.submit(timeout_s, *job)) for job in jobs]:
+            try:
+                yield result.result()
+            except LostError as error:
+                yield [], [f"{job[1]['name']} cannot be checked (dataset.timeout_s={timeout_s:g}): {error}"]
 
 
 def check_shard(

@@ -26,7 +26,7 @@ import torch
 from ace_dist.config import LoaderConfig
 from ace_dist.data.sampling import ClipRequest
 from ace_dist.data.shards import ShardFiles
-from ace_dist.utils.distributed import cores
+from ace_dist.utils.cores import cores
 from ace_dist.utils.memory import send
 
 

@@ -29,13 +29,15 @@ def read_clip(
 ) -> LooseClip:
     """The test views of `path`, or of its part from `start_s` to `end_s`, as the shards of `config` would give them.
 
-    With `timeout_s` the file is read in a process of its own, which may crash or take too long without harm.
+    The file is read in a process of its own, which may crash or take longer than `timeout_s` (None:
+    `dataset.timeout_s`) without harm.
     Raises `DataError` when the file cannot be read, is shorter than a clip, or longer than a minute without a part
     being named.
     """
-    arguments = Path(path), config.dataset.clip, config.dataset.encoding, start_s, end_s
+    dataset = config.dataset
+    limit_s = dataset.timeout_s if timeout_s is None else timeout_s
     try:
-        part, record, data = cut_video(*arguments) if timeout_s is None else run_alone(timeout_s, cut_video, *arguments)
+        part, record, data = run_alone(limit_s, cut_video, Path(path), dataset.clip, dataset.encoding, start_s, end_s)
     except LostError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     (requests,) = TestPlan([record], [0], config.dataset.clip, config.loader, config.dataset.clip.views).batches()
