@@ -70,10 +70,7 @@ def open_container(source: Source, containers: Sequence[str] = CONTAINERS) -> It
             ) as container,
         ):
             yield container
-    except (
-        av.error.ArgumentError,
-        av.error.InvalidDataError,
-    ) as error:  # what a container that is not listed gives, too
+    except (av.error.ArgumentError, av.error.InvalidDataError) as error:  # the first for what is not in the list
         raise DataError(f"{source} cannot be read as a video: it is damaged, or none of {SPOKEN}") from error
     except av.error.FFmpegError as error:
         raise DataError(f"{source} cannot be read as a video: {error.strerror or error}") from error
@@ -88,7 +85,8 @@ def open_video(source: Source, threads: int = 1, containers: Sequence[str] = CON
         stream = container.streams.video[0]
         if stream.codec_context is None:
             raise DataError(f"{source} is damaged, or of a video codec that FFmpeg does not know")
-        check_picture(source, stream)
+        context = stream.codec_context
+        check_picture(source, context.width, context.height, float(stream.sample_aspect_ratio or 1))
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
         stream.codec_context.options = PICTURE_LIMIT | {
             "err_detect": "explode"
@@ -96,14 +94,13 @@ def open_video(source: Source, threads: int = 1, containers: Sequence[str] = CON
         yield container, stream
 
 
-def check_picture(source: Source, stream: Any) -> None:
+def check_picture(source: Source, width: int, height: int, pixel_aspect: float) -> None:
     """Raise `DataError` for pictures that no camera makes: a few KB of such a file decode to GBs."""
-    width, height = stream.codec_context.width, stream.codec_context.height
-    shown = width * float(stream.sample_aspect_ratio or 1), height
+    shown = width * pixel_aspect, height
     if width * height > MOST_PIXELS or max(shown) > WIDEST * min(shown):
         raise DataError(
-            f"{source} has pictures of {width}x{height} pixels, shown as {shown[0]:.0f}x{shown[1]}; at most "
-            f"{MOST_PIXELS / 1e6:.0f} million pixels, and sides of 1 to {WIDEST}, are read; crop or scale it first"
+            f"{source} has pictures of {width}x{height} pixels, shown as {shown[0]:.3g}x{height}; at most "
+            f"{MOST_PIXELS / 1e6:.0f} million pixels and sides of 1:{WIDEST} are read; crop or scale it first"
         )
 
 

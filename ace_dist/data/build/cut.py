@@ -129,6 +129,8 @@ def cut_all(cutter: Cutter, segments: Sequence[Segment], workers: int) -> Genera
                 print(f"a worker died; {segment.id} is cut again while no other one is", file=sys.stderr)
                 wait(future for _, future in ahead)
                 yield cut_alone(pool, cutter, segment)
+            except DataError as error:  # of its worker: memory ran out
+                yield failure(segment, str(error))
 
 
 def cut_alone(pool: Workers, cutter: Cutter, segment: Segment) -> Cut:

@@ -11,7 +11,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, ColorTrc, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from ace_dist.data.build.container import Source, open_video
+from ace_dist.data.build.container import Source, check_picture, open_video
 from ace_dist.data.sampling import scaled_size
 from ace_dist.data.segments import RawClip
 from ace_dist.utils.errors import DataError
@@ -36,7 +36,9 @@ class Upright:
 
         Raises `DataError` for a frame of another size than its predecessors, or one that needs tone mapping.
         """
-        self.stored = self.stored or (frame.height, frame.width)
+        if self.stored is None:
+            check_picture(self.path, frame.width, frame.height, self.pixel_aspect)  # a header may say something else
+            self.stored = frame.height, frame.width
         if self.stored != (frame.height, frame.width):
             raise DataError(
                 f"{self.path} changes from {self.stored[1]}x{self.stored[0]} to {frame.width}x{frame.height} pixels at "

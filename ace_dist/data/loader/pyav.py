@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ace_dist.config import LoaderConfig
+from ace_dist.data.build.container import PICTURE_LIMIT
 from ace_dist.data.loader.base import ThreadedLoader, decoding_threads, normalise
 from ace_dist.data.loader.pixels import crop_filters, picture_rgb, show
 from ace_dist.data.loader.sample_table import SampleTable, read_sample_table
@@ -53,6 +54,7 @@ def pictures(data: bytes, frames: set[int]) -> Iterator[tuple[int, av.VideoFrame
     table, view = read_sample_table(data), memoryview(data)
     context = av.CodecContext.create(table.decoder, "r")
     context.extradata = table.extradata or None
+    context.options = PICTURE_LIMIT
     context.thread_count = 1  # clips are decoded side by side instead
     missing = set(frames)
     packets = (stored_packet(view, table, index) for index in needed_packets(table.keys, table.needed, frames))
