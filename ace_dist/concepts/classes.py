@@ -142,6 +142,12 @@ def split_classes(
     if untested and (table is None or not novel_actions & with_test):
         raise LabelError(f"{setting} lists {untested}, which has no test clip")
     base = with_training - novel_actions
+    if len(base) < 2 and novel_share is not None:
+        raise LabelError(
+            f"{setting} takes the rarest verbs whole and leaves {len(base)} base action{'s' * (len(base) != 1)} with "
+            f"training clips, and a classifier needs two or more; set it to null and list the novel actions in "
+            f"dataset.novel"
+        )
     if len(base) < 2:
         raise LabelError(
             f"{len(base)} base action{'s' * (len(base) != 1)} with training clips: a classifier needs two or more; "

@@ -193,15 +193,14 @@ def free_labels(
         )
     if trees is None:
         return [FreeLabel(label, (label,), None) for label in labels]
-    known = {verb: root for root in reversed(trees.roots) for verb in trees.named(root)} | {r: r for r in trees.roots}
-    verbs = [max((verb for verb in known if label.startswith(f"{verb} ")), key=len, default=None) for label in labels]
-    if policy == "all_alone_when_any_is" and None in verbs:
+    known = [known_verb(label, trees) for label in labels]
+    if policy == "all_alone_when_any_is" and None in known:
         return free_labels(labels, None)
     found: list[FreeLabel] = []
-    for label, verb in zip(labels, verbs, strict=True):
+    for label, place in zip(labels, known, strict=True):
         phrases: tuple[str, ...] = (label,)
-        tree = known.get(verb or "")
-        if verb and tree:
+        verb, tree = place or (label, None)
+        if tree:
             words = trees.node(tree, verb) or (verb,)
             phrases = tuple(str(Action(word, label[len(verb) :])) for word in words)
         elif policy == "wordnet":
@@ -210,3 +209,10 @@ def free_labels(
             phrases = tuple(str(action.with_verb(word)) for word in words)
         found.append(FreeLabel(label, phrases, tree))
     return found
+
+
+def known_verb(label: str, trees: SynonymTrees) -> tuple[str, str] | None:
+    """The longest verb of the trees that a label begins with, and the root of its tree; its own where it is a root."""
+    homes = {verb: root for root in reversed(trees.roots) for verb in trees.named(root)} | {r: r for r in trees.roots}
+    verb = max((verb for verb in homes if label.startswith(f"{verb} ")), key=len, default=None)
+    return (verb, homes[verb]) if verb else None

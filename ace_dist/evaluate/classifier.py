@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ace_dist.concepts import FreeLabel, LabelSet, Policy, SynonymTrees, free_labels
-from ace_dist.concepts.actions import normalise
+from ace_dist.concepts.actions import base_forms, normalise
+from ace_dist.concepts.labels import known_verb
 from ace_dist.config import Config
 from ace_dist.data.loader.single_video import read_clip
 from ace_dist.data.run_inputs import run_config
@@ -110,7 +111,9 @@ class Classifier:
         unknown = [label.label for label in free_labels(actions, self.trees, "alone") if label.tree is None]
         if unknown and policy != "alone":
             words = ", ".join(map(repr, unknown))
-            say_once(f"{self.trees.source} has no node for {words}; {MEANING[policy]} ({WITHOUT_NODE}={policy})")
+            meant = [form for label in unknown for form in base_forms(label) if known_verb(form, self.trees)]
+            hint = f" (did you mean {', '.join(map(repr, meant))}?)" if meant else ""
+            say_once(f"{self.trees.source} has no node for {words}{hint}; {MEANING[policy]} ({WITHOUT_NODE}={policy})")
         return free_labels(actions, self.trees, policy)
 
     @torch.no_grad()

@@ -34,9 +34,9 @@ def build_objective(
         unread=[str(action) for action in novel] if config.method.exclude_novel_labels else (),
     )
     if wrong := sampler.wrong_objects:
-        several = f"{str(wrong[0])!r} and {len(wrong) - 1} more" if len(wrong) > 1 else repr(str(wrong[0]))
+        more = f" and {len(wrong) - 1} more actions" if len(wrong) > 1 else ""
         say_once(
-            f"no base action has another verb than {several}: their shadow negatives take the object of another action "
-            "and not a wrong verb, which the paper does not have (docs/concepts.md)"
+            f"no wrong verb (Eq. 6) is left for {str(wrong[0])!r}{more}: shadow negatives take the object of another "
+            "action instead, which the paper does not do (docs/concepts.md)"
         )
     return OBJECTIVES[config.method.objective](model, sampler, config.method)

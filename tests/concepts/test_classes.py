@@ -14,6 +14,14 @@ def test_actions_without_training_clips_are_novel():
     assert classes.base == (B, A) and classes.novel == (C, D)
 
 
+def test_a_share_of_classes_of_one_verb_says_what_to_do():
+    """Verbs are taken whole, so with one verb every class would be novel; a list of labels works."""
+    put = [Action("put", text) for text in ("screw into hole", "screw on table", "nut on table")]
+    with pytest.raises(LabelError, match=r"leaves 0 base actions.*set it to null and list .* dataset\.novel"):
+        split_classes(put, put, None, novel_share=0.3)
+    assert split_classes(put, put, "Put nut on-table").novel == (put[2],)
+
+
 def test_listed_novel_actions_are_taken_out_of_training():
     """ATA's training split shows novel actions too: listed ones are not trained even with clips there."""
     classes = split_classes([A, B, C], [A, C], ["Push  Block"])
