@@ -197,14 +197,22 @@ class ExploreSettings:
     device: str = "cpu"
     largest_upload_mb: int = 200
     dataset: ClipsOfRun = field(default_factory=ClipsOfRun)
+    token: bool = False  # open only by the address that is printed; for a machine with other users
 
 
 def explore(argv: list[str]) -> None:
     """Talk to a trained model on a local page: `python launchers/explore.py run=DIR [port=7860]`."""
     settings = parse_settings(argv, ExploreSettings)
-    from ace_dist.tools.explorer.page import serve
+    from ace_dist.tools.explorer.serve import serve
 
-    serve(Path(settings.run), settings.port, settings.device, settings.largest_upload_mb, settings.dataset.shards)
+    serve(
+        Path(settings.run),
+        settings.port,
+        settings.device,
+        settings.largest_upload_mb,
+        settings.token,
+        settings.dataset.shards,
+    )
 
 
 @dataclass

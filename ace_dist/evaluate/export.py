@@ -12,7 +12,6 @@ attributes.txt   of BIKE
 """
 
 import shutil
-import tempfile
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,15 @@ from ace_dist.models.convert.exporting import load_encoders, save_encoders
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import RunError
-from ace_dist.utils.files import CHECKSUMS, check_checksums, file_sha256, write_checksums, write_json, write_text
+from ace_dist.utils.files import (
+    CHECKSUMS,
+    check_checksums,
+    file_sha256,
+    private_folder,
+    write_checksums,
+    write_json,
+    write_text,
+)
 from ace_dist.utils.secrets import redact, redacted
 from ace_dist.utils.text import markdown
 
@@ -45,8 +52,8 @@ def export_run(run: Path, output: Path) -> None:
     load_test_trees(config)  # refuses what `from_pretrained` could not read
     model = trained_model(run, config, torch.device("cpu")).float()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-        folder = Path(temporary) / output.name  # under its name only when whole
+    with private_folder(f".{output.name}.", output.parent) as temporary:
+        folder = temporary / output.name  # under its name only when whole
         folder.mkdir()
         loads = save_encoders(model, folder, config.dataset.clip.frames)
         trees = config.evaluation.synonyms or str(config.dataset.synonyms)

@@ -3,12 +3,17 @@
 A folder of weights has a `SHA256SUMS` of its files, which `sha256sum -c SHA256SUMS` checks too.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+import signal
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ace_dist.utils.errors import RunError
@@ -84,3 +89,28 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def private_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A temporary folder that its owner alone can read, removed at the end, also at that of SIGTERM and SIGHUP.
+
+    These end a process without a word to Python where nobody handles them; while the folder exists they are exits.
+    """
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    unhandled = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in unhandled:
+        signal.signal(number, leave)
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as folder:
+            yield Path(folder)
+    finally:
+        for number in unhandled:
+            signal.signal(number, signal.SIG_DFL)

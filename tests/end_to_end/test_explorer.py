@@ -1,11 +1,15 @@
 """The explorer: what it answers against the classifier, and the page driven in a real headless browser."""
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ import torch
 from test_own_videos import render_video
 
 from ace_dist.tools.explorer import drawing
+from ace_dist.tools.explorer.page import Page
 from ace_dist.tools.explorer.session import Explorer, LabelVotes
 from ace_dist.utils.distributed import free_port
 from ace_dist.utils.errors import UserError
@@ -71,12 +76,91 @@ def test_removing_a_word_changes_the_result_and_refusals_say_why(explorer):
     for wrong, message in (
         ({"spin block": ["spin block"]}, "at least two labels"),
         ({"spin block": [], "lift mug": ["lift mug"]}, "'spin block' has no word left"),
-        ({"spin block": ["turn it"], "lift mug": ["turn it"]}, "'turn it' votes for both 'spin block' and 'lift mug'"),
+        ({"spin block": ["turn it" * 20], "lift mug": ["lift mug"]}, "has 140 characters"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             explorer.look(clip, wrong)
     with pytest.raises(UserError, match="no clip 'nothing'"):
         explorer.test_clip("nothing")
+
+
+def test_a_phrase_may_stand_for_two_labels(explorer):
+    """As in trees that share a synonym, and in the run's own evaluation with them."""
+    clip = explorer.test_clip(explorer.tests[0].id)
+    look = explorer.look(clip, {"stir cup": ["stir cup", "agitate cup"], "shake cup": ["shake cup", "agitate cup"]})
+    assert len(look) == 2 and all(len(item.votes) == 2 for item in look)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "write at least two labels"),
+        (["spin block"], "write at least two labels"),
+        (["spin block", "Spin_Block"], "'spin block' stands there twice"),
+        ([f"spin block {number}" for number in range(10_000)], "10000 labels are more than the 200"),
+        (["spin block", "x" * 10_000], "has 10000 characters"),
+    ],
+)
+def test_labels_that_cannot_be_compared(explorer, labels, message):
+    """Answered at once and in a sentence: ten thousand labels held the page for 45 s."""
+    with pytest.raises(UserError, match=re.escape(message)):
+        explorer.synonyms(labels)
+
+
+def test_phrases_have_a_limit_too(explorer):
+    words = {f"spin block {label}": [f"turn {label} {word}" for word in range(100)] for label in range(100)}
+    with pytest.raises(UserError, match="10000 phrases are more than 3000"):
+        explorer.look(explorer.test_clip(explorer.tests[0].id), words)
+
+
+def test_a_clip_is_shown_among_the_labels_of_its_split(explorer):
+    """Presets follow the clip, a visitor's own labels stay; nothing of the clip is refused."""
+    page = Page(explorer)
+    words = page.first_words()
+    for test in (explorer.tests[0], explorer.tests[-1]):
+        clip, sheet, _, look, _, words, text = page.choose(test.id, words)
+        assert test.action in words and test.action in text.splitlines() and clip is not None
+        assert "ace-look" in look and sheet.count("data:image/png;base64,") == 1
+    own = page.typed_words("juggle balls\nthrow cup")
+    assert page.choose(explorer.tests[0].id, own)[5] == own
+    assert page.use_labels("one", None, own)[0] == own, "a refused text leaves the labels before"
+
+
+def test_a_data_set_of_one_novel_action_opens(explorer, monkeypatch):
+    """One label is no choice: the page begins with all of them, or with none where there is one alone."""
+    for base, novel, first in ((2, 1, 3), (0, 1, 0), (1, 1, 2)):
+        task = explorer.task
+        classes = replace(task.classes, base=task.classes.base[:base], novel=task.classes.novel[:novel])
+        monkeypatch.setattr(explorer, "task", replace(task, classes=classes))
+        page = Page(explorer)
+        assert len(page.first_words()) == first
+        assert "Choose a test clip" in page.look(None, {})
+        monkeypatch.undo()
+
+
+def test_messages_show_no_folder_of_the_server(explorer):
+    """A refusal names files, and not where they lie."""
+    page = Page(explorer)
+    run = explorer.run
+    for text, shown in (
+        (
+            f"{run / 'results.json'} is missing; run launchers/evaluate.py run={run} again",
+            "run/results.json is missing",
+        ),
+        ("/home/ann/trees.json has no node for 'x'", "trees.json has no node"),
+        ("'/srv/my data/a b/trees.json' is broken", "trees.json"),
+        ("dataset.shards=/mnt/x/shards lacks a/b", "dataset.shards=shards lacks a/b"),
+    ):
+        message = unescape(page.refusal(UserError(text)))
+        assert shown in message and "/home" not in message and str(run.parent) not in message and "/srv" not in message
+
+
+def test_a_long_upload_is_answered_with_what_the_page_can_do(explorer, tmp_path):
+    """It has no fields for a start and an end."""
+    render_video(tmp_path / "long.mp4", seconds=70, size=(32, 32), rate=2)
+    with pytest.raises(UserError, match="cut out the part that shows it, at most 60 s, and upload that") as refusal:
+        explorer.uploaded(tmp_path / "long.mp4")
+    assert "start_s" not in str(refusal.value) and str(tmp_path) not in str(refusal.value)
 
 
 def test_the_robustness_table_is_that_of_the_evaluation(explorer):
@@ -102,19 +186,34 @@ def test_drawings_escape_what_a_user_types():
 
 
 @pytest.fixture(scope="module")
-def address(run_dir):
-    """The page of the run, served by the launcher in a process of its own."""
+def scratch(tmp_path_factory):
+    """Where the server keeps its temporary files."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="module")
+def address(run_dir, scratch):
+    """The page of the run, served by the launcher in a process of its own; SIGTERM leaves nothing of it."""
     port = free_port()
     command = [sys.executable, str(ROOT / "launchers" / "explore.py"), f"run={run_dir}", f"port={port}"]
     with subprocess.Popen(
-        [*command, "largest_upload_mb=1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as server:
-        deadline = time.monotonic() + 120
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            assert server.poll() is None and time.monotonic() < deadline, server.stdout.read()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-        server.kill()
+        [*command, "largest_upload_mb=1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"TMPDIR": str(scratch)},
+    ) as server:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while socket.socket().connect_ex(("127.0.0.1", port)):
+                assert server.poll() is None, server.stdout.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            (folder,) = scratch.iterdir()
+            assert folder.stat().st_mode & 0o777 == 0o700
+            yield f"http://127.0.0.1:{port}"
+            server.terminate()
+            assert server.wait(60) == 128 + signal.SIGTERM
+            assert not list(scratch.iterdir()), "temporary files are left"
+        finally:
+            server.kill()
 
 
 @pytest.fixture
@@ -132,13 +231,25 @@ def percents(page):
     return {parts[0].strip(): parts[-1].strip() for parts in texts}
 
 
-def test_the_page_in_a_browser(page, tmp_path):
-    """Upload, labels, a synonym removed and one added, bad and oversized files refused; nothing leaves the machine."""
+def test_the_page_in_a_browser(page, tmp_path, scratch):
+    """Upload, labels, a synonym removed and one added, bad and oversized files refused; nothing leaves the machine, and
+    nothing of an upload stays in it."""
+    page.locator(".ace-hint").wait_for()
+    assert page.locator(".ace-error").count() == 0, "the page opens with an error"
     video = tmp_path / "my video ü.mp4"
     render_video(video, seconds=2.5, size=(64, 64), rate=12)
     chooser = page.locator("#ace-upload input[type=file]")
     chooser.set_input_files(str(video))
     page.get_by_text("uploaded: ").wait_for()
+    page.locator("img.ace-sheet").wait_for()
+    kept = [path for path in scratch.rglob("*") if path.is_file() and path.stat().st_size]
+    assert not kept, "the upload or its frames are in a file"
+    page.locator("#ace-labels textarea").fill("spin block")
+    page.locator("#ace-use").click()
+    message = page.locator(".ace-error", has_text="at least two labels")
+    message.wait_for()
+    box = message.bounding_box()
+    assert box["y"] >= 0 and box["y"] + box["height"] <= 844, "the message is off the screen"
     page.locator("#ace-labels textarea").fill("spin block\nlift mug\njuggle balls")
     page.locator("#ace-use").click()
     page.locator("#ace-look", has_text="juggle balls").wait_for()
@@ -166,6 +277,7 @@ def test_the_page_in_a_browser(page, tmp_path):
         page.locator("#ace-upload input[type=file]").set_input_files(str(broken))
         page.get_by_text(re.compile(message)).first.wait_for()
     assert page.foreign == [], f"requests to other machines: {page.foreign}"
+    assert page.errors == []
 
 
 def test_wrong_runs_and_ports_are_answered_in_a_sentence(launch, tmp_path):

@@ -14,6 +14,10 @@ from ace_dist.utils.errors import DataError
 LONGEST_S = 60.0  # an action lasts seconds; a minute of frames at a short side of 256 is about 0.6 GB
 
 
+class TooLongError(DataError):
+    """A video, or the part of it that was named, is longer than an action lasts."""
+
+
 @dataclass(frozen=True)
 class OneVideo(Reader):
     """The reader of a single file; which part of which file is the caller's to say."""
@@ -42,7 +46,7 @@ def cut_video(
         end_s = end_s or read_window(path, end_s=LONGEST_S + 1, short_side=64).end_s
     segment = Segment("video", str(path), start_s or 0.0, end_s, "v", "o", "test")
     if segment.end_s - segment.start_s > LONGEST_S:
-        raise DataError(
+        raise TooLongError(
             f"{path}: {segment.end_s - segment.start_s:.0f} s are too long for one action; name a part of at most "
             f"{LONGEST_S:.0f} s with start_s=... and end_s=..."
         )

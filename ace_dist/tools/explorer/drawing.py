@@ -1,11 +1,14 @@
 """The explorer's pictures as HTML and SVG strings: every word of a user is escaped, nothing is loaded from outside."""
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ace_dist.evaluate.run_files import ConceptSpace
 from ace_dist.tools.explorer.session import LabelVotes
@@ -25,7 +28,10 @@ STYLE = """
 .ace-map{width:100%;height:auto;max-width:640px}
 .ace-map text{font:11px system-ui,sans-serif;fill:currentColor}
 .ace-map circle:hover,.ace-map path:hover{stroke:currentColor;stroke-width:2}
-.ace-error{padding:.6rem .8rem;border-left:4px solid #c0392b;background:#c0392b18;overflow-wrap:anywhere}
+.ace-hint{padding:.6rem .8rem;opacity:.8}
+.ace-error{position:fixed;left:1rem;right:1rem;bottom:1rem;z-index:99;max-width:40rem;margin:auto;overflow-wrap:anywhere;
+padding:.6rem .8rem;border-left:4px solid #c0392b;background:#fdecea;color:#611a15;box-shadow:0 2px 12px #0005}
+.ace-sheet{width:100%;height:auto}
 """
 SHEET_TILE = 112  # pixels a frame of the contact sheet is drawn at, at least
 SHEET_COLUMNS = 5
@@ -33,8 +39,13 @@ MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 640, 480, 24
 PALETTE = ("#2f5fd0", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#b91c1c", "#a16207", "#be185d", "#4d7c0f", "#475569")
 
 
+def hint_html(text: str) -> str:
+    """What to do next, in the place of a result."""
+    return f'<div class="ace-hint">{escape(text)}</div>'
+
+
 def message_html(text: str) -> str:
-    """A message for the user, in the place of a result."""
+    """A message for the user; it stands on the screen however far the page is scrolled."""
     return f'<div class="ace-error" role="alert">{escape(text)}</div>'
 
 
@@ -78,6 +89,17 @@ def contact_sheet(frames_THWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     frames = np.concatenate([frames, np.full((missing, *frames.shape[1:]), 255, np.uint8)])
     rows = frames.reshape(-1, columns, *frames.shape[1:])
     return np.ascontiguousarray(rows.transpose(0, 2, 1, 3, 4).reshape(-1, columns * frames.shape[2], 3))
+
+
+def sheet_html(frames_THWC: npt.NDArray[np.uint8]) -> str:
+    """The contact sheet as a picture within the page: it is in no file."""
+    file = io.BytesIO()
+    Image.fromarray(contact_sheet(frames_THWC)).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return (
+        '<figure><figcaption>What the model saw</figcaption><img class="ace-sheet" '
+        f'alt="the frames that the model saw" src="data:image/png;base64,{data}"></figure>'
+    )
 
 
 def map_svg(layout_S2: npt.NDArray[np.float64], space: ConceptSpace, title: str) -> str:

@@ -1,12 +1,14 @@
 """The explorer's page (Gradio): what is asked of `Explorer` when, and how refusals are shown.
 
-The page is served on the loopback address. An uploaded file is deleted as soon as it was read. Nothing is fetched from
-or sent to another machine: system fonts, no analytics, pictures drawn here.
+An uploaded file is deleted once it was read. Nothing is fetched from or sent to another machine: system fonts, no
+analytics, pictures drawn here.
 """
 
 import os
+import re
 import threading
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ace_dist.utils.errors import UserError
 
 try:
     import gradio as gr
+    from fastapi import FastAPI
 except ImportError as missing:
     raise UserError("the explorer needs gradio, which is not installed: pip install 'ace-dist[explore]'") from missing
 
@@ -24,16 +27,15 @@ from ace_dist.evaluate.report import concept_layout
 from ace_dist.evaluate.run_files import read_run
 from ace_dist.tools.explorer import drawing
 from ace_dist.tools.explorer.session import Clip, Explorer
-from ace_dist.utils.text import markdown
 
-HOST = "127.0.0.1"
+MOST_VISITORS = 32  # whose clips and words are kept; the oldest go first
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 HELP = (
     "Choose a clip of the test set or upload a video of one action, write the actions to choose between, and untick "
     "or add words to see what changes. A label's probability comes from the mean cosine over its ticked phrases "
     "(ACE Eq. 3)."
 )
-NO_CLIP = drawing.message_html("choose a test clip or upload a video first")
+NO_CLIP = drawing.hint_html("Choose a test clip or upload a video.")
 Words = dict[str, list[tuple[str, bool]]]  # label -> its phrases, and whether they vote
 
 
@@ -43,96 +45,116 @@ class Page:
     def __init__(self, explorer: Explorer) -> None:
         self.explorer = explorer
         self.lock = threading.Lock()
+        self.presets = explorer.presets()
+
+    def refusal(self, error: UserError) -> str:
+        """The message, without the folders of the machine that serves the page."""
+        run = self.explorer.run
+        text = str(error)
+        for folder in (run.resolve(), run.absolute(), run):
+            text = text.replace(str(folder), run.resolve().name)
+        return drawing.message_html(re.sub(r"(?:(?<=[\s'\"(=])|^)~?/(?:[^\s'\":;,()/]+/)+", "", text))
 
     def typed_words(self, text: str) -> Words:
         """The typed labels, one a line, each with the phrases of its tree."""
         labels = [line.strip() for line in text.splitlines() if line.strip()]
         return {label: [(p, True) for p in phrases] for label, phrases in self.explorer.synonyms(labels).items()}
 
-    def use_labels(self, text: str, clip: Clip | None) -> tuple[Words | None, str]:
-        """New labels: their words, and the look at the present clip."""
+    def first_words(self) -> Words:
+        """Those of the novel actions, or none where the data set has one action alone."""
+        try:
+            return self.typed_words("\n".join(self.presets[False]))
+        except UserError:
+            return {}
+
+    def use_labels(self, text: str, clip: Clip | None, words: Words) -> tuple[Words, str]:
+        """New labels: their words, and the look at the present clip; on a refusal a message and the words as before."""
         try:
             words = self.typed_words(text)
         except UserError as error:
-            return None, drawing.message_html(str(error))
+            return words, self.refusal(error)
         return words, self.look(clip, words)
 
-    def look(self, clip: Clip | None, words: Words | None) -> str:
+    def look(self, clip: Clip | None, words: Words) -> str:
         """The result for a clip and words, or a message."""
         if clip is None:
             return NO_CLIP
-        if words is None:
-            return drawing.message_html("write the labels first, one a line")
         try:
             with self.lock:
                 voting = {label: [p for p, on in group if on] for label, group in words.items()}
                 return drawing.look_html(self.explorer.look(clip, voting))
         except UserError as error:
-            return drawing.message_html(str(error))
+            return self.refusal(error)
 
-    def choose(self, key: str, words: Words | None) -> tuple[Any, ...]:
-        test = next(test for test in self.explorer.tests if test.id == key)
-        caption = markdown(f"test clip {key}: {test.action} ({'base' if test.base else 'novel'} action)")
-        return self.show(lambda: self.explorer.test_clip(key), words, caption)
+    def choose(self, key: str, words: Words) -> tuple[Any, ...]:
+        """A test clip, among the labels of its own split while the labels are a preset; then also the labels' text."""
+        test = next((test for test in self.explorer.tests if test.id == key), None)
+        if test and test.action not in words and tuple(words) in self.presets.values():
+            words = self.typed_words("\n".join(self.presets[test.base]))
+        caption = f"test clip {key}: {test.action} ({'base' if test.base else 'novel'} action)" if test else ""
+        return *self.show(lambda: self.explorer.test_clip(key), words, caption), words, "\n".join(words)
 
-    def upload(self, path: str | None, words: Words | None) -> tuple[Any, ...]:
+    def upload(self, path: str | None, words: Words) -> tuple[Any, ...]:
         """A user's own file: read, then deleted."""
         if path is None:
-            return None, None, "", NO_CLIP, ""
+            return None, "", "", NO_CLIP, ""
         try:
-            return self.show(lambda: self.explorer.uploaded(path), words, markdown(f"uploaded: {Path(path).name}"))
+            return self.show(lambda: self.explorer.uploaded(path), words, f"uploaded: {Path(path).name}")
         finally:
             Path(path).unlink(missing_ok=True)
 
-    def show(self, read: Callable[[], Clip], words: Words | None, caption: str) -> tuple[Any, ...]:
+    def show(self, read: Callable[[], Clip], words: Words, caption: str) -> tuple[Any, ...]:
         """Clip state, contact sheet, caption, look, SRT table; on a refusal a message and no clip."""
         try:
             with self.lock:
                 clip = read()
                 runs = self.explorer.robustness(clip)
         except UserError as error:
-            return None, None, "", drawing.message_html(str(error)), ""
-        return clip, drawing.contact_sheet(clip.frames), caption, self.look(clip, words), drawing.robustness_html(runs)
+            return None, "", "", self.refusal(error), ""
+        sheet = drawing.sheet_html(clip.frames)
+        return clip, sheet, escape(caption), self.look(clip, words), drawing.robustness_html(runs)
 
     def maps(self) -> str:
         try:
             space = read_run(self.explorer.run).space
         except UserError as error:
-            return drawing.message_html(str(error))
+            return self.refusal(error)
         before, after = (concept_layout(rows, space.actions) for rows in (space.before, space.after))
         return drawing.map_svg(before, space, "before training") + drawing.map_svg(after, space, "after training")
 
 
 def build_page(explorer: Explorer) -> Any:
     page = Page(explorer)
-    classes = explorer.task.classes
-    start = page.typed_words("\n".join(map(str, classes.novel or classes.base)))
-    with gr.Blocks(title=f"ace-dist: {explorer.run}", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
-        gr.Markdown(f"## {markdown(explorer.config.method.name)} on {markdown(explorer.config.dataset.name)}\n{HELP}")
+    start, config = page.first_words(), explorer.config
+    title = f"{config.method.name} on {config.dataset.name}"
+    blocks = gr.Blocks(title=f"ace-dist: {title}", analytics_enabled=False, delete_cache=(600, 600))
+    blocks.state_session_capacity = MOST_VISITORS
+    with blocks:
+        gr.HTML(f"<h2>{escape(title)}</h2><p>{escape(HELP)}</p>")
         clip, words, drawn = gr.State(None), gr.State(start), gr.State(label_phrases(start))
         with gr.Row():
             with gr.Column(min_width=280):
                 tests = [(f"{t.action}{'' if t.base else ' (novel)'}: {t.id}", t.id) for t in explorer.tests]
                 chosen = gr.Dropdown(tests, value=None, label="A clip of the test set", elem_id="ace-clip")
                 uploaded = gr.File(label="... or your own video of one action", elem_id="ace-upload")
-                caption = gr.Markdown("")
-                sheet = gr.Image(label="What the model saw", interactive=False, show_label=True, buttons=[])
+                caption, sheet = gr.HTML(""), gr.HTML("")
                 labels = gr.Textbox(
-                    "\n".join(start), lines=6, label="Actions to choose between, one a line", elem_id="ace-labels"
-                )
+                    "\n".join(start or page.presets[False]),
+                    lines=6, label="Actions to choose between, one a line", elem_id="ace-labels",
+                )  # fmt: skip
                 use = gr.Button("Use these labels", variant="primary", elem_id="ace-use")
             with gr.Column(min_width=280):
                 result = gr.HTML(NO_CLIP)
-                gr.Markdown("### Words that vote")
+                gr.HTML("<h3>Words that vote</h3>")
                 render_words(page, clip, words, drawn, result, blocks)
         with gr.Accordion("The Synonym Robustness Test of this clip", open=False):
             robustness = gr.HTML("")
         with gr.Accordion("The concepts before and after training", open=False) as concepts:
             maps = gr.HTML("")
         shown = [clip, sheet, caption, result, robustness]
-        chosen.input(page.choose, [chosen, words], shown)
+        chosen.input(page.choose, [chosen, words], [*shown, words, labels]).then(label_phrases, words, drawn)
         uploaded.upload(page.upload, [uploaded, words], shown)
-        use.click(page.use_labels, [labels, clip], [words, result]).then(label_phrases, words, drawn)
+        use.click(page.use_labels, [labels, clip, words], [words, result]).then(label_phrases, words, drawn)
         concepts.expand(page.maps, None, maps)
     return blocks
 
@@ -151,8 +173,8 @@ def render_words(
     """
 
     @gr.render(inputs=words, triggers=[blocks.load, drawn.change])  # type: ignore[untyped-decorator]
-    def groups(present: Words | None) -> None:
-        for label, group in (present or {}).items():
+    def groups(present: Words) -> None:
+        for label, group in present.items():
             ticked = gr.CheckboxGroup(
                 [p for p, _ in group], value=[p for p, on in group if on], label=label, interactive=True
             )
@@ -174,22 +196,17 @@ def render_words(
             added.submit(add, [added, clip, words], [words, result]).then(label_phrases, words, drawn)
 
 
-def serve(run: Path, port: int, device: str, largest_upload_mb: int, shards: str | None = None) -> None:
-    """Serve the page on the loopback address until Ctrl-C. Raises `UserError` when the port is taken."""
-    blocks = build_page(Explorer(run, device, shards))
-    try:
-        blocks.launch(
-            server_name=HOST,
-            server_port=port,
-            share=False,
-            quiet=True,  # its lines advise a public link
-            prevent_thread_lock=True,
-            max_file_size=f"{largest_upload_mb}mb",
-            footer_links=[],
-            theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
-            css=drawing.STYLE,
-        )
-    except OSError as error:
-        raise UserError(f"port {port} of {HOST} cannot be used ({error}); choose another with port=...") from error
-    print(f"open http://{HOST}:{port} in a browser of this machine; Ctrl-C ends it", flush=True)
-    blocks.block_thread()
+def build_app(blocks: Any, largest_upload_mb: int) -> Any:
+    """The page without what Gradio adds by itself: links, run history, a server in Node, and pages of its API."""
+    return gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        blocks.queue(api_open=False, max_size=MOST_VISITORS),
+        path="/",
+        max_file_size=largest_upload_mb << 20,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        show_error=False,
+        theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+        css=drawing.STYLE,
+    )

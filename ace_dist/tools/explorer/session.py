@@ -3,6 +3,7 @@
 Shapes: V views of a clip, T frames, S phrases, D width.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ace_dist.concepts import LabelSet
+from ace_dist.concepts.actions import normalise
+from ace_dist.data.build.single_video import LONGEST_S, TooLongError
 from ace_dist.data.loader import build_loader
 from ace_dist.data.loader.single_video import read_clip
 from ace_dist.data.run_inputs import run_config
@@ -24,6 +27,9 @@ from ace_dist.evaluate.protocols import encode_phrases, srt_label_sets
 from ace_dist.utils.errors import UserError
 
 UPLOAD_S = 120.0  # reading a video of a minute takes seconds; one on which FFmpeg hangs takes for ever
+MOST_LABELS = 200  # typed ones, or as many as the run has classes
+MOST_PHRASES = 3000  # of all labels together, or as many as stand for the run's classes; a CPU encodes 200 a second
+LONGEST_PHRASE = 100  # characters; the text encoder reads about 70 words
 KEPT_CLIPS = 32  # encoded clips that stay in memory, so that changing a word does not decode again
 
 
@@ -67,14 +73,42 @@ class Explorer:
             for record, label in zip(*self.task.test_clips(novel=not base), strict=True):
                 self.records[record.key] = record
                 self.tests.append(TestClip(record.key, str(classes[label]), base))
+        own = self.classifier.labels([*dict.fromkeys(sum(self.presets().values(), ()))], policy="alone")
+        self.most_phrases = max(MOST_PHRASES, sum(len(label.phrases) for label in own))
         self.encoded_test_clip = lru_cache(KEPT_CLIPS)(self.encode_test_clip)
 
     def synonyms(self, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The phrases that stand for each typed label: its tree's, or itself alone, for the user to change.
 
-        Raises `LabelError`.
+        Raises `UserError` for fewer than two labels, one that stands there twice, and more than fit.
         """
+        self.check_labels([normalise(label) for label in labels])
         return {label.label: label.phrases for label in self.classifier.labels(labels, policy="alone")}
+
+    def presets(self) -> dict[bool, tuple[str, ...]]:
+        """The labels that the page offers for clips of base (`True`) and of novel actions: those of their split."""
+        base, novel = (tuple(map(str, part)) for part in (self.task.classes.base, self.task.classes.novel))
+        return {True: base if len(base) > 1 else base + novel, False: novel if len(novel) > 1 else base + novel}
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raises `UserError` for fewer than two labels, one that stands there twice, and more or longer than fit."""
+        if len(labels) < 2:
+            raise UserError("write at least two labels, one a line: a probability is a choice between labels")
+        most = max(MOST_LABELS, len(self.task.classes.base) + len(self.task.classes.novel))
+        if len(labels) > most:
+            raise UserError(f"{len(labels)} labels are more than the {most} that this page compares: remove some")
+        check_length(labels)
+        if twice := [label for label, count in Counter(labels).items() if count > 1]:
+            raise UserError(f"{twice[0]!r} stands there twice: write each label once")
+
+    def check_phrases(self, words: Mapping[str, Sequence[str]]) -> None:
+        """Raises `UserError` for a label without a phrase, and for more or longer ones than fit."""
+        phrases = [phrase for group in words.values() for phrase in group]
+        if len(phrases) > self.most_phrases:
+            raise UserError(f"{len(phrases)} phrases are more than {self.most_phrases}: remove labels or untick words")
+        check_length(phrases)
+        if empty := [label for label, group in words.items() if not group]:
+            raise UserError(f"{empty[0]!r} has no word left: tick or add at least one synonym")
 
     def test_clip(self, key: str) -> Clip:
         """A clip of the test split, decoded and encoded as in the run's evaluation."""
@@ -93,10 +127,16 @@ class Explorer:
     def uploaded(self, path: str | Path) -> Clip:
         """A user's own video, cut and encoded as a test clip. Raises `UserError`, without the file's folder, for a file
         that is no video."""
+        name = Path(path).name
         try:
             return self.encode(read_clip(path, self.config, None, None, timeout_s=UPLOAD_S).video)
+        except TooLongError:
+            raise UserError(
+                f"{name} is too long for one action: cut out the part that shows it, at most {LONGEST_S:.0f} s, and "
+                f"upload that"
+            ) from None
         except UserError as error:
-            raise UserError(str(error).replace(str(path), Path(path).name)) from None
+            raise UserError(str(error).replace(str(path), name)) from None
 
     def encode(self, video_VTCHW: Tensor) -> Clip:
         """Normalised views of one clip -> embeddings and the middle view's frames."""
@@ -108,17 +148,10 @@ class Explorer:
     def look(self, clip: Clip, words: Mapping[str, Sequence[str]]) -> list[LabelVotes]:
         """Labels, most probable first, each the mean over its phrases (ACE Eq. 3), and every phrase's vote.
 
-        Raises `UserError` for fewer than two labels, a label without a phrase, or a phrase of two labels.
+        Raises `UserError` for labels and phrases that cannot be compared, or are more than fit.
         """
-        if len(words) < 2:
-            raise UserError("give at least two labels, one a line: a probability is a choice between labels")
-        first: dict[str, str] = {}  # phrase -> the label that it votes for
-        for label, group in words.items():
-            if not group:
-                raise UserError(f"{label!r} has no word left: tick or add at least one synonym")
-            for phrase in group:
-                if (other := first.setdefault(phrase, label)) != label:
-                    raise UserError(f"{phrase!r} votes for both {other!r} and {label!r}: remove it from one of them")
+        self.check_labels([*words])
+        self.check_phrases(words)
         phrases = tuple(tuple(group) for group in words.values())
         (row,) = self.classifier.probabilities(clip.embeddings, [LabelSet(tuple(words), phrases)])
         text = encode_phrases(self.classifier.model, [phrase for group in phrases for phrase in group])
@@ -137,3 +170,9 @@ class Explorer:
         sets = srt_label_sets(self.config, "novel", self.task.classes.novel, self.task.trees)
         rows = self.classifier.probabilities(clip.embeddings, sets)
         return [list(zip(labels.labels, row, strict=True)) for labels, row in zip(sets, rows, strict=True)]
+
+
+def check_length(phrases: Sequence[str]) -> None:
+    """Raises `UserError` for a phrase that is longer than fits."""
+    if long := [phrase for phrase in phrases if len(phrase) > LONGEST_PHRASE]:
+        raise UserError(f"{long[0][:40]!r}... has {len(long[0])} characters: write at most {LONGEST_PHRASE}")

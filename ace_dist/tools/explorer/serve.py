@@ -1,0 +1,37 @@
+"""Serves the explorer's page on the loopback address, its temporary files in a private folder."""
+
+import os
+import secrets
+import socket
+import tempfile
+from pathlib import Path
+
+from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import private_folder
+
+HOST = "127.0.0.1"
+
+
+def serve(run: Path, port: int, device: str, largest_upload_mb: int, token: bool, shards: str | None) -> None:
+    """Serve the page on the loopback address until Ctrl-C or SIGTERM. Raises `UserError` when the port is taken."""
+    with socket.socket() as listener, private_folder("ace-explorer-") as folder:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"port {port} of {HOST} cannot be used ({error}); choose another with port=...") from error
+        # For uploads, and for whatever libraries keep from their import on; so the page is imported afterwards.
+        os.environ["GRADIO_TEMP_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+        from ace_dist.tools.explorer.guard import Guard
+        from ace_dist.tools.explorer.page import build_app, build_page
+        from ace_dist.tools.explorer.session import Explorer
+
+        secret = secrets.token_urlsafe(24) if token else ""
+        page = build_app(build_page(Explorer(run, device, shards)), largest_upload_mb)
+        app = Guard(page, folder, largest_upload_mb, secret)
+        import uvicorn  # comes with gradio, whose absence the page's import explains
+
+        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
+        address = f"http://{HOST}:{port}{f'/?token={secret}' if token else ''}"
+        print(f"open {address} in a browser of this machine; Ctrl-C ends it", flush=True)
+        uvicorn.Server(settings).run(sockets=[listener])
