@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -218,13 +219,24 @@ def safe_members(path: Path) -> list[tarfile.TarInfo]:
     """The files of a tar file, for reading in place. Nothing is ever extracted; still, a file whose names point outside
     of it, or that holds links or devices, was not made for a data set.
 
-    Raises `DataError` naming the tar file and the member.
+    Raises `DataError` naming the tar file and the member, also for one that was cut off or is damaged within: tarfile
+    takes the first header that it cannot read for the end, and all members behind it would vanish.
     """
     try:
         with tarfile.open(path, "r:") as tar:  # not compressed: members are read by their offsets
             members = [member for member in tar.getmembers() if not member.isdir()]
-    except (tarfile.TarError, EOFError, OSError) as error:
+        with path.open("rb") as file:
+            file.seek(tar.offset)
+            closing = file.read(tarfile.BLOCKSIZE)
+            rest = iter(partial(file.read, 1 << 20), b"")
+            whole = len(closing) == tarfile.BLOCKSIZE and not any(map(any, (closing, *rest)))
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a tar file: {error}") from error
+    if not whole:
+        raise DataError(
+            f"{path} cannot be read as a tar file behind byte {tar.offset}: it was cut off, is damaged, or is several "
+            f"files in one, which `tar --concatenate` joins and `cat` does not; pack it again"
+        )
     for member in members:
         if not member.isreg() or member.issparse():
             raise DataError(f"{path}: member {member.name!r} is a link or a device; only plain files are read")

@@ -11,7 +11,7 @@ import pytest
 from data_worlds import frame_number, numbered_frames, write_video
 
 from ace_dist.config import load_config
-from ace_dist.data.datasets import build_dataset
+from ace_dist.data.datasets import build_dataset, build_reader
 from ace_dist.data.shards import ShardFiles, safe_members
 from ace_dist.utils.errors import DataError
 
@@ -43,13 +43,13 @@ def write_tar(path, *members):
     return path
 
 
-def build(world, *more):
+def build(world, *more, reader=False):
     settings = [
         "dataset=webdataset", f"dataset.root={world}/tars", f"dataset.shards={world}/shards",
         f"dataset.classes={world}/classes.json", "dataset.workers=1", "dataset.encoding.codec=mjpeg",
         "dataset.encoding.quality=3", "dataset.clip.seconds=0.5", *more,
     ]  # fmt: skip
-    return build_dataset(load_config(settings).dataset, progress=False)
+    return (build_reader if reader else build_dataset)(load_config(settings).dataset)
 
 
 def shown(world, record):
@@ -134,19 +134,24 @@ def test_faulty_samples_are_named_or_in_the_ledger(world):
         "what": ([("what.mp4", good), ("what.json", about(label=["up"]))], "label ['up'] is not in dataset.classes="),
         "rank": ([("rank.mp4", good), ("rank.json", about(cls="0"))], "class '0' is not one of the 2"),
         "list": ([("list.mp4", good), ("list.json", b"[1]")], "its json is not an object"),
-        "dev": ([("dev.mp4", good), ("dev.json", about(verb="v", object="o", split="dev"))], "split 'dev' is neither"),
+        "dev": ([("dev.mp4", good), ("dev.json", about(verb="v", object="o", split="dev"))], "split='dev' is not one"),
         "back": ([("back.mp4", good), ("back.json", about(verb="v", object="o", start_s=2, end_s=1))], "is not before"),
         "soon": ([("soon.mp4", good), ("soon.json", about(verb="v", object="o", end_s="1"))], "end_s='1' is not a"),
+        "verb": ([("verb.mp4", good), ("verb.json", about(verb=["put"], object="o"))], "verb=['put'] is not text"),
+        "none": ([("none.mp4", good), ("none.json", about(verb="-", object="o"))], "has no verb"),
+        "deep": ([("deep.mp4", good), ("deep.json", b"[" * 9999)], "its json is not JSON"),
+        "long": ([("long.mp4", good), ("long.json", b" " * (1 << 20) + b"{}")], "its json has 1,048,578 bytes"),
         "text": ([("text.mp4", b"no video" * 50), ("text.cls", b"0")], "text.mp4 cannot be read as a video"),
     }  # fmt: skip
     members = [member for fault, _ in faults.values() for member in fault]
     write_tar(world / "tars" / "train-0.tar", ("a.mp4", good), ("a.cls", b"0"), *members)
-    with pytest.raises(DataError, match=rf"{len(faults)} samples of dataset\.root=.*cannot be used") as caught:
+    with pytest.raises(DataError, match=rf"{len(faults) + 1} samples of dataset\.root=.*cannot be used") as caught:
         build(world)
     shards = build(world, "dataset.allow_quarantine=true")
     lines = (world / "shards" / "quarantine.jsonl").read_text().splitlines()
     ledger = {entry["id"]: entry for entry in map(json.loads, lines)}
-    assert set(ledger) == set(faults) and len(shards.records) == 1
+    faults |= {"two.mp4": faults["two"], "two.webm": faults.pop("two")}  # a line for each video
+    assert set(ledger) == set(faults) and len(lines) == len(faults) and len(shards.records) == 1
     for key, (_, reason) in faults.items():
         assert reason in ledger[key]["reason"] and reason in str(caught.value)
         assert "train-0.tar" in ledger[key]["origin"]
@@ -167,3 +172,67 @@ def test_folders_and_files_that_are_no_shards(world):
     write_tar(world / "tars" / "train.tar", ("a.mp4", (world / "a.mp4").read_bytes()), ("a.cls", b"0"))
     with pytest.raises(DataError, match=r"set dataset\.classes=FILE"):
         build(world, "dataset.classes=null")
+
+
+def test_no_video_vanishes(world):
+    """Repeated names, dots inside names, many videos of one name: videos in = clips + lines of the ledger."""
+    good = (world / "a.mp4").read_bytes()
+    label = about(verb="spin", object="block")
+    write_tar(  # ten videos, three of which repeat a name; the descriptions stand behind them
+        world / "tars" / "train-0.tar",
+        *[(f"{number % 7}.mp4", good) for number in range(10)],
+        *[(f"{number % 7}.json", label) for number in range(10)],
+    )
+    dotted = [f"P01.take{k}.front" for k in range(3)]  # up to the first dot, all are called P01
+    members = [(name + end, content) for name in dotted for end, content in ((".mp4", good), (".json", label))]
+    write_tar(world / "tars" / "train-1.tar", *members, ("._P01.take0.front.mp4", b"x"), ("d/.DS_Store", b"x"))
+    # One sample by mistake, and videos whose description has another name.
+    write_tar(world / "tars" / "test-2.tar", *[(f"a.{end}", good) for end in ("mp4", "mov", "avi")], ("a.json", label))
+    write_tar(
+        world / "tars" / "test-3.tar", ("1/clip.mp4", good), ("1/label.json", label), ("b.mp4", good), ("b.json", label)
+    )
+    with pytest.raises(DataError, match=r"repeats the name of 0\.mp4, 0\.json; names must differ"):
+        build(world)
+    shards = build(world, "dataset.allow_quarantine=true")
+    assert len(shards.records) == 7 + 3 + 0 + 1
+    (note,) = build(world, "dataset.allow_quarantine=true", reader=True).notes
+    assert "train-1.tar: its names hold dots" in note
+    ledger = [json.loads(line) for line in (world / "shards" / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(entry["id"] for entry in ledger) == sorted(
+        ["0", "1", "2", "a.avi", "a.mov", "a.mp4", "1/clip", "1/label"]
+    )
+    assert shards.manifest["configuration"]["segments"] == len(shards.records) + len(ledger)
+
+
+def test_folders_and_spellings(world):
+    """Tar files in folders of their splits, labels in any spelling."""
+    good = (world / "a.mp4").read_bytes()
+    for place in ("Train/0.tar", "test/0.tar"):
+        (world / "tars" / place).parent.mkdir()
+        write_tar(world / "tars" / place, ("a.mp4", good), ("a.json", about(label="Pick_It-up")))
+    shards = build(world)
+    assert sorted((r.verb, r.object, r.split) for r in shards.records) == [
+        ("pick up", "cup", s) for s in ("test", "train")
+    ]
+    write_tar(world / "tars" / "val-0.tar", ("a.mp4", good), ("a.cls", b"0"))
+    with pytest.raises(DataError, match=r"split='val' is not one of train, test; write train"):
+        build(world)
+
+
+def test_a_tar_file_that_tarfile_reads_in_part_is_refused(world):
+    """Cut off, damaged within, or joined by `cat`: tarfile stops there without a word."""
+    good = (world / "a.mp4").read_bytes()
+    path = write_tar(world / "tars" / "train.tar", ("a.mp4", good), ("a.cls", b"0"), ("b.mp4", good), ("b.cls", b"0"))
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        second, end = tar.getmember("b.mp4").offset, tar.getmembers()[-1].offset_data + 512
+    damaged = data[:second] + b"\xff" + data[second + 1 :]
+    for content in (data[:second], data[:end], damaged, data + data, data[: second + 700]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"train\.tar cannot be read as a tar file"):
+            build(world, "dataset.allow_quarantine=true")
+    path.write_bytes(data[: end + 512])  # one empty block is enough
+    assert len(build(world).records) == 2
+    (world / "tars" / "more.tar.gz").touch()
+    with pytest.raises(DataError, match=r"more\.tar\.gz is compressed.*unpack it"):
+        build(world)
