@@ -632,9 +632,10 @@ def main(*words: str) -> int:
 def execute(argv: Sequence[str]) -> int:
     """Run `NAME [SUBCOMMAND] key=value ...`; returns its exit status. Raises `UserError` for what a user can mend.
 
-    `--local_rank`, which DeepSpeed's launcher puts before the name with `--module ace_dist`, is ignored.
+    `--local_rank`, which DeepSpeed's launcher puts before the name with `--module ace_dist`, is ignored. `umask=077`
+    is of every command.
     """
-    argv = [word for word in argv if not word.replace("_", "-").lstrip("-").startswith("local-rank")]
+    argv = take_umask([word for word in argv if not word.replace("_", "-").lstrip("-").startswith("local-rank")])
     if not argv or (argv[0].startswith("-") and help_asked(argv)):
         print(overview())
         return 0
@@ -642,6 +643,16 @@ def execute(argv: Sequence[str]) -> int:
     if help_asked(rest):
         print(inspect.getdoc(COMMANDS[name]), "settings, written key=value:", sep="\n\n")
     return COMMANDS[name](rest) or 0
+
+
+def take_umask(argv: Sequence[str]) -> list[str]:
+    """The words without `umask=NNN`, which this process and all that it starts, jobs too, write their files under."""
+    for word in argv:
+        if word.startswith("umask="):
+            if not re.fullmatch(r"umask=0?[0-7]{3}", word):
+                raise ConfigError(f"{word} is not three octal digits, such as umask=077 (nobody else reads the files)")
+            os.umask(int(word.partition("=")[2], 8))
+    return [word for word in argv if not word.startswith("umask=")]
 
 
 def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -680,4 +691,5 @@ def overview() -> str:
         "or with your own CSV:   python launchers/build_synonyms.py actions=annotations.csv output=trees.json "
         "source=wordnet children=6",
         "Each one explains itself with --help; README.md has the steps in order.",
+        "umask=077, which every command takes, makes files that nobody else can read.",
     ])  # fmt: skip

@@ -36,7 +36,7 @@ def run_dir(tmp_path_factory, launch):
     launch("build_shards", "experiment=demo", shards, *WORLD)
     launch(
         "train", "experiment=demo", shards, *WORLD, f"run={folder / 'run'}", "training.max_steps=1",
-        "training.batch_size=4",
+        "training.batch_size=4", "umask=077",
     )  # fmt: skip
     return folder / "run"
 
@@ -44,6 +44,11 @@ def run_dir(tmp_path_factory, launch):
 @pytest.fixture(scope="module")
 def explorer(run_dir):
     return Explorer(run_dir)
+
+
+def test_a_run_with_a_umask_is_its_owners_alone(run_dir):
+    """Every file of the run folder, as its command said: `umask=077`."""
+    assert not [path for path in (run_dir, *run_dir.rglob("*")) if path.stat().st_mode & 0o077]
 
 
 def test_a_look_is_the_mean_of_the_votes(explorer):

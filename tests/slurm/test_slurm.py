@@ -256,5 +256,7 @@ def test_a_job_that_was_cancelled_stays_cancelled(slurm, project, cluster):
 def test_preflight_on_both_nodes(slurm, project, cluster):
     """Versions, code, network, disk, shards and decoder of both nodes, in one table."""
     words = ["launcher=preflight", "cluster=slurm", "cluster.nodes=2", "wait=true"]
-    printed = cluster("submit", *words, "dataset.shards=shards")
+    printed = cluster("submit", *words, "dataset.shards=shards", "folder=runs/private", "umask=077")
     assert printed.count("ok  ") == 7 and "FAILED" not in printed and "all 2 ranks" in printed and "\nready" in printed
+    files = list((project / "runs" / "private").rglob("*"))
+    assert files and not [path for path in files if path.stat().st_mode & 0o077], "a job follows its submitter's umask"
