@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,28 +69,32 @@ def train(argv: list[str]) -> int:
         return 0
     from ace_dist.train.dry_run import dry_run
     from ace_dist.train.trainer import train
-    from ace_dist.utils.distributed import connect, disconnect
+    from ace_dist.utils.distributed import connected
 
     importlib.import_module("ace_dist.evaluate.report")  # a package that only the report needs is missed at the start
-    ranks = connect(config.training.device, config.training.collective_timeout_s)
-    outcome = dry_run(config, ranks) if own.dry_run else train(config, ranks)
-    if outcome.stopped is None and not own.dry_run:
-        if config.evaluation.test:
-            evaluate_and_report(outcome.run_dir, ranks)
-        else:
-            from ace_dist.evaluate.runs import keep_validation
+    with connected(config.training.device, config.training.collective_timeout_s) as ranks:
+        outcome = dry_run(config, ranks) if own.dry_run else train(config, ranks)
+        if outcome.stopped is None and not own.dry_run:
+            if config.evaluation.test:
+                evaluate_and_report(outcome.run_dir, config, ranks)
+            else:
+                from ace_dist.evaluate.runs import keep_validation
 
-            keep_validation(outcome.run_dir, ranks)
-    disconnect()
+                keep_validation(outcome.run_dir, ranks)
     return outcome.exit_code
 
 
-def evaluate_and_report(run_dir: Path, ranks: Ranks, shards: str | None = None, output: Path | None = None) -> None:
-    """Collective."""
+def evaluate_and_report(
+    run_dir: Path, config: Config, ranks: Ranks, shards: str | None = None, output: Path | None = None
+) -> None:
+    """Collective. A rank that stands still ends the others as it does in training."""
     from ace_dist.evaluate.report import write_report
     from ace_dist.evaluate.runs import evaluate_run, results_table
+    from ace_dist.train.health import Watchdog
 
-    results = evaluate_run(run_dir, ranks, shards, output)
+    watchdog = Watchdog(run_dir, ranks, config.training)
+    with watchdog if ranks.world > 1 else nullcontext():
+        results = evaluate_run(run_dir, ranks, shards, output, watchdog.note)
     if ranks.is_first:
         print(f"\n{results_table(results)}\n\nreport: {write_report(run_dir, output=output)}", flush=True)
 
@@ -126,13 +131,12 @@ def preflight(argv: list[str]) -> int:
     """
     config = load_run(argv)
     from ace_dist.cluster.preflight import preflight, table
-    from ace_dist.utils.distributed import connect, disconnect
+    from ace_dist.utils.distributed import connected
 
-    ranks = connect(config.training.device, timeout_s=MEETING_TIMEOUT_S)
-    text, good = table(preflight(config, ranks))
-    if ranks.is_first:
-        print(f"{text}\n{'ready' if good else 'NOT ready'}", flush=True)
-    disconnect()
+    with connected(config.training.device, timeout_s=MEETING_TIMEOUT_S) as ranks:
+        text, good = table(preflight(config, ranks))
+        if ranks.is_first:
+            print(f"{text}\n{'ready' if good else 'NOT ready'}", flush=True)
     return int(not good)
 
 
@@ -183,11 +187,10 @@ def evaluate(argv: list[str]) -> None:
     settings = parse_settings(argv, EvaluateSettings)
     run_dir, output = Path(settings.run), Path(settings.output) if settings.output else None
     config = read_config(run_dir)
-    from ace_dist.utils.distributed import connect, disconnect
+    from ace_dist.utils.distributed import connected
 
-    ranks = connect(config.training.device)
-    evaluate_and_report(run_dir, ranks, settings.dataset.shards, output)
-    disconnect()
+    with connected(config.training.device, config.training.collective_timeout_s) as ranks:
+        evaluate_and_report(run_dir, config, ranks, settings.dataset.shards, output)
 
 
 @dataclass

@@ -70,7 +70,6 @@ def time_saves(stage: int, turns: int) -> None:
     from ace_dist.models.build import build_model
     from ace_dist.train.checkpoint import Checkpoints
     from ace_dist.train.engine import Engine
-    from ace_dist.train.health import AllReducedFlags
     from ace_dist.utils.distributed import connect, disconnect
 
     ranks = connect("cpu")
@@ -82,7 +81,7 @@ def time_saves(stage: int, turns: int) -> None:
     trained = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
     folder = Path(ranks.gather(tempfile.mkdtemp(dir=os.environ.get("BENCH_DIR")) if ranks.is_first else "")[0])
     checkpoints = Checkpoints(folder, engine, config.training, "0")
-    flags = AllReducedFlags(ranks, 600)
+    flags = ranks.hosts
     calls = {
         "ours": lambda turn: checkpoints.save(turn + 1, {}),
         "ours, until on the disk": lambda turn: checkpoints.finish(),

@@ -27,7 +27,7 @@ from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.cluster.submit import LocalQueue, describe, log_path, queue, sbatch_text, submit
 from ace_dist.config import quoted
 from ace_dist.utils.errors import ConfigError
-from ace_dist.utils.files import write_json, write_text
+from ace_dist.utils.files import read_log, write_json, write_text
 from ace_dist.utils.secrets import redact
 
 RANGE = re.compile(r"-?\d+(\.\.-?\d+)?(,-?\d+(\.\.-?\d+)?)*")
@@ -210,9 +210,8 @@ def run_state(run: SweepRun, folder: Path, waiting: dict[str, str]) -> State:
 
 def progress(run_dir: Path) -> str:
     """The last step that a run has logged."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return f"step {json.loads(lines[-1])['step']}" if lines else "step 0"
+    rows, _ = read_log(run_dir / "metrics.jsonl")  # whose last line may be half written at this moment
+    return f"step {rows[-1]['step']}" if rows else "step 0"
 
 
 def tail(log: Path) -> str:

@@ -11,7 +11,9 @@ import numpy.typing as npt
 import yaml  # type: ignore[import-untyped]
 
 from ace_dist.evaluate.metrics import accuracy, harmonic_mean, macro_f1
+from ace_dist.utils.distributed import say
 from ace_dist.utils.errors import RunError
+from ace_dist.utils.files import read_log
 
 TRAINING_FILES = ("config.yaml", "environment.json", "metrics.jsonl")
 TOLERANCE = 0.051  # percentage points: results.json may be rounded to one decimal
@@ -167,16 +169,17 @@ def read_space(folder: Path) -> ConceptSpace:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` by step; numbers of a step that was logged twice are the later ones."""
+    """The lines of `metrics.jsonl` by step; numbers of a step that was logged twice are the later ones.
+
+    Damaged lines are left out, with a line that says so.
+    """
     path = run_file(folder, "metrics.jsonl")
+    rows, damaged = read_log(path)
+    if damaged:
+        say(f"{path}: left out, as damaged: line {', '.join(map(str, damaged))}")
     steps: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RunError(f"{path}, line {number} is not JSON ({error})") from error
-        require(row, ("step",), path, f"line {number}")
-        steps[int(row["step"])] = {**steps.get(int(row["step"]), {}), **row}
+    for row in rows:
+        steps[row["step"]] = {**steps.get(row["step"], {}), **row}
     return [steps[step] for step in sorted(steps)]
 
 

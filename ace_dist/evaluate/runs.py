@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ace_dist.data.run_inputs import read_inputs, run_config
 from ace_dist.data.task import NO_TEST, Task, load_run_task, load_task, test_digest
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
 from ace_dist.models.build import build_model, load_some
+from ace_dist.evaluate.run_files import read_metrics
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.weights import START
 from ace_dist.utils.determinism import deterministic
@@ -33,11 +35,17 @@ def trained_model(run: Path, config: Config, device: torch.device) -> DualEncode
     return model.bfloat16() if uses_bf16(config.training.precision, device) else model
 
 
-def evaluate_run(run: Path, ranks: Ranks, shards: str | None = None, output: Path | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run: Path,
+    ranks: Ranks,
+    shards: str | None = None,
+    output: Path | None = None,
+    note: Callable[[str], None] = lambda place: None,
+) -> dict[str, Any]:
     """Evaluate a finished run and write its results, into its folder or `output`. Collective; returns `results.json`.
 
-    The clips are those of `shards`, or where the run read them. Raises `RunError` for a run's folder that would get the
-    results of other test clips than it began with.
+    The clips are those of `shards`, or where the run read them; `note` is told where the evaluation is. Raises an error
+    for a folder that would get the results of other test clips than its run began with.
     """
     config = run_config(run, shards)
     task, folder = load_run_task(run, config), output or run
@@ -54,7 +62,12 @@ def evaluate_run(run: Path, ranks: Ranks, shards: str | None = None, output: Pat
             loader = build_loader(config, ranks.device, model.frozen_part(config.loader))
 
             def predict(clips: Clips, label_sets: Sequence[LabelSet]) -> list[dict[str, Any]]:
-                return score(model, encode_test(model, loader, clips, config, ranks), label_sets, config)
+                return score(
+                    model,
+                    encode_test(model, loader, clips, config, ranks, partial(note, "evaluation")),
+                    label_sets,
+                    config,
+                )
 
             results, predictions = evaluate(config, task, predict)
             loader.close()
@@ -84,8 +97,12 @@ def untrained_text(run: Path, config: Config) -> DualEncoder:
 def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:
     """Instead of a test: `results.json` with the last validation alone, its scores in percent and its clips."""
     config = run_config(run)
-    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    last = [line for line in lines if "validation_accuracy" in line][-1]
+    lines = [line for line in read_metrics(run) if "validation_accuracy" in line]
+    if not lines:
+        raise RunError(
+            f"{run / 'metrics.jsonl'} holds no validation, so there is no result; evaluation.test=true tests"
+        )
+    last = lines[-1]
     clips = len(load_task(config).validation_clips()[0])
     scores = {"accuracy": last["validation_accuracy"], "f1": last["validation_f1"], "clips": clips}
     named = {"method": config.method.name, "dataset": config.dataset.name, "fold": config.dataset.fold}

@@ -7,13 +7,11 @@ import socket
 import sys
 import threading
 import time
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ace_dist.config import TrainingConfig
@@ -21,8 +19,7 @@ from ace_dist.data.loader.base import Batch
 from ace_dist.train.callbacks import Callback
 from ace_dist.utils.distributed import Ranks
 from ace_dist.utils.errors import RunError, UserError
-
-ROLL_CALL_S = 10.0  # a rank that lives answers at once
+from ace_dist.utils.lost_ranks import RankLost, is_lost
 
 # SLURM sends USR1 or USR2 ahead of its time limit when asked to, TERM (then KILL after KillWait, 30 s) without asking.
 MEANING = {
@@ -34,9 +31,6 @@ MEANING = {
 ORDER = (None, "preempted", "interrupted")  # the larger one counts: who interrupts a run does not want it requeued
 EXIT_CODES = {None: 0, "stop_after_steps": 0, "preempted": os.EX_TEMPFAIL, "interrupted": 130}  # 128 + SIGINT
 
-# What gloo and NCCL say when a peer is gone or does not answer (torch 2.15).
-LOST = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "connection refused", "nccl")
-
 BAD_GRADIENTS = (
     "gradients are not finite although the loss is: lower training.lr_video and training.lr_text, or set "
     "training.precision=fp32; the last checkpoint is intact"
@@ -45,38 +39,6 @@ BAD_GRADIENTS = (
 
 class NonFiniteLoss(UserError):
     """A loss that is NaN or infinite; no checkpoint holds weights that it has moved."""
-
-
-class RankLost(UserError):
-    """Another rank ended or does not answer."""
-
-
-class AllReducedFlags:
-    """The largest value of each flag over all ranks, by one all-reduce a step (`benchmarks/results/checkpoint.csv`).
-
-    On gloo whatever the device: on GPUs the hosts talk while the devices compute, no CUDA stream waits for the flags,
-    and a lost rank is seen at once (its connection closes), while NCCL's kernels wait for it until their timeout.
-    """
-
-    def __init__(self, ranks: Ranks, timeout_s: float) -> None:
-        self.ranks = ranks
-        timeout = timedelta(seconds=timeout_s)
-        self.group: Any = dist.new_group(backend="gloo", timeout=timeout)
-        self.roll: Any = dist.new_group(backend="gloo", timeout=timeout)  # the first cannot be asked once it has failed
-
-    def reduce(self, **flags: int) -> dict[str, int]:
-        """The maximum of each flag over ranks. Collective: every rank names the same flags."""
-        packed = torch.tensor(list(flags.values()), dtype=torch.int64)
-        dist.all_reduce(packed, dist.ReduceOp.MAX, group=self.group)
-        return dict(zip(flags, packed.tolist(), strict=True))
-
-    def missing(self) -> str:
-        """After a collective failed: which ranks do not answer, in words. Takes up to `ROLL_CALL_S` seconds."""
-        try:
-            dist.monitored_barrier(self.roll, timedelta(seconds=ROLL_CALL_S), wait_all_ranks=self.ranks.is_first)
-        except RuntimeError as error:
-            return str(error).splitlines()[0]
-        return "all ranks answer again"
 
 
 class StopSignal:
@@ -169,9 +131,9 @@ class Health:
     logged nor saved.
     """
 
-    def __init__(self, ranks: Ranks, timeout_s: float, stop_signal: StopSignal) -> None:
-        self.ranks, self.stop_signal = ranks, stop_signal
-        self.flags = AllReducedFlags(ranks, timeout_s)
+    def __init__(self, ranks: Ranks, stop_signal: StopSignal) -> None:
+        assert ranks.hosts is not None
+        self.ranks, self.hosts, self.stop_signal = ranks, ranks.hosts, stop_signal
         self.pending: list[PendingLoss | PendingGradients] = []
 
     def note(self, step: int, loss: Tensor, batch: Batch) -> None:
@@ -191,7 +153,7 @@ class Health:
 
         Raises `NonFiniteLoss` on every rank when the loss of one is not finite.
         """
-        flags = self.flags.reduce(bad=self.has_bad(wait), stop=ORDER.index(self.stop_signal.meaning), save=save)
+        flags = self.hosts.reduce(bad=self.has_bad(wait), stop=ORDER.index(self.stop_signal.meaning), save=save)
         if flags["bad"]:
             raise self.error(step)
         return ORDER[flags["stop"]], bool(flags["save"])
@@ -248,10 +210,11 @@ class Watchdog(Callback):
 
     GRACE_S = 5.0  # where a collective has the same timeout, its own error comes first
 
-    def __init__(self, run_dir: Path, ranks: Ranks, flags: AllReducedFlags, settings: TrainingConfig) -> None:
-        self.folder, self.ranks, self.flags = run_dir / "stalls", ranks, flags
+    def __init__(self, run_dir: Path, ranks: Ranks, settings: TrainingConfig) -> None:
+        assert ranks.hosts is not None
+        self.folder, self.ranks, self.hosts = run_dir / "stalls", ranks, ranks.hosts
         self.stall_s, self.give_up_s = settings.stall_after_s, settings.collective_timeout_s
-        self.step, self.stage, self.since_s = 0, "start", time.monotonic()
+        self.place, self.since_s = "'start' of step 1", time.monotonic()
         self.told = False
         self.done = threading.Event()
         self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
@@ -262,30 +225,34 @@ class Watchdog(Callback):
         return self
 
     def on_stage(self, stage: str, step: int) -> None:
-        self.step, self.stage, self.since_s, self.told = step, stage, time.monotonic(), False
+        self.note(f"{stage!r} of step {step + 1}")
+
+    def note(self, place: str) -> None:
+        """This rank goes on to something else, in words for the messages."""
+        self.place, self.since_s, self.told = place, time.monotonic(), False
 
     def watch(self) -> None:
         pause_s = min(1.0, self.stall_s / 4)
         while not self.done.wait(pause_s):
-            stage, step, stalled_s = self.stage, self.step, time.monotonic() - self.since_s
+            place, stalled_s = self.place, time.monotonic() - self.since_s
             if stalled_s > self.stall_s and not self.told:
                 self.told = True
-                self.say(f"{stage!r} of step {step + 1} takes more than {self.stall_s:g} s; {self.dump(stage, step)}")
+                self.say(f"{place} takes more than {self.stall_s:g} s; {self.dump(place)}")
             if stalled_s > self.give_up_s + self.GRACE_S:
                 self.say(
-                    f"error: {stage!r} of step {step + 1} did not end in {self.give_up_s:g} s "
-                    f"(training.collective_timeout_s; {self.flags.missing()}): this rank gives up; run the same "
+                    f"error: {place} did not end in {self.give_up_s:g} s "
+                    f"(training.collective_timeout_s; {self.hosts.missing()}): this rank gives up; run the same "
                     f"command again, it continues from the last checkpoint"
                 )
                 os._exit(os.EX_SOFTWARE)
 
-    def dump(self, stage: str, step: int) -> str:
+    def dump(self, place: str) -> str:
         """Write the stacks of all threads; returns where they are."""
         path = self.folder / f"rank-{self.ranks.rank}.txt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {stage} of step {step + 1}\n")
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {place}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
@@ -299,10 +266,10 @@ class Watchdog(Callback):
         """Stop watching; a failed collective becomes a `RankLost` that says who is missing."""
         self.done.set()
         self.thread.join()
-        if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST):
+        if is_lost(error):
             waited_s = time.monotonic() - self.since_s
             raise RankLost(
-                f"rank {self.ranks.rank} lost another rank in {self.stage!r} of step {self.step + 1} after "
-                f"{waited_s:.0f} s ({self.flags.missing()}); see that rank's own message, then run the same "
+                f"rank {self.ranks.rank} lost another rank in {self.place} after "
+                f"{waited_s:.0f} s ({self.hosts.missing()}); see that rank's own message, then run the same "
                 f"command again: it continues from the last checkpoint"
             ) from error

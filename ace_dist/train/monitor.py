@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ from ace_dist.train.callbacks import Callback, StepEnd
 from ace_dist.train.metrics import Meters
 from ace_dist.train.trackers import build_trackers
 from ace_dist.utils.distributed import Ranks, on_first
-from ace_dist.utils.files import write_text
+from ace_dist.utils.files import read_log, write_text
 
 
 class Monitor(Callback):
@@ -60,7 +60,7 @@ class Monitor(Callback):
             return
         from tqdm import tqdm
 
-        forget_after(run_dir / "metrics.jsonl", start)
+        forget_after(run_dir / "metrics.jsonl", start, self.last_step)
         self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", dynamic_ncols=True, mininterval=1.0)
 
@@ -149,11 +149,31 @@ class Monitor(Callback):
             tracker.log(step, values)
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop the lines after `step`, which a continued run writes again, and a last line that a kill cut short."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if kept != lines:
+def forget_after(path: Path, step: int, logged: int) -> None:
+    """Drop the lines after `step`, which a continued run writes again, and what a kill or a disk has damaged.
+
+    Damaged lines are kept in `metrics.damaged.jsonl`. `logged`: the last step of which there was a line when the
+    checkpoint was written. What is not there any more is said.
+    """
+    rows, damaged = read_log(path)
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    if lines and len(lines) in damaged and not lines[-1].endswith(b"\n") and max_step(rows) >= logged:
+        damaged.remove(len(lines))  # written when a kill came, after the checkpoint
+    if damaged:
+        with path.with_name("metrics.damaged.jsonl").open("ab") as file:
+            file.writelines(lines[number - 1].rstrip(b"\r\n") + b"\n" for number in damaged)
+        numbers = ", ".join(map(str, damaged))
+        print(f"{path}: line {numbers} cannot be read: moved to metrics.damaged.jsonl, without numbers", flush=True)
+    if max_step(rows) < logged:
+        print(
+            f"{path} was cut: it ends with step {max_step(rows)}, the checkpoint was written after step {step}; the "
+            f"numbers between are lost, the training itself goes on as it would have",
+            flush=True,
+        )
+    kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
+    if "".join(kept).encode() != b"".join(lines):
         write_text(path, "".join(kept))
+
+
+def max_step(rows: Sequence[Mapping[str, Any]]) -> int:
+    return max((row["step"] for row in rows), default=0)

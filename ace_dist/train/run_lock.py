@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ace_dist.utils.errors import RunError
+from ace_dist.utils.processes import start_time
 
 BEAT_S, WATCH_S = 5.0, 20.0
 UNKNOWN: dict[str, Any] = {"host": "an unknown host", "pid": 0, "job": None}
@@ -196,13 +197,3 @@ def identity() -> dict[str, Any]:
         "boot": boot.read_text(encoding="ascii").strip() if boot.is_file() else None,
         "namespace": os.readlink(namespace) if namespace.exists() else None,
     }
-
-
-def start_time(pid: Any) -> str | None:
-    """When a process was started, in ticks since the boot; None when it has ended. Its number may be another's now."""
-    try:
-        text = Path("/proc", str(pid), "stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]  # ended, and not yet collected by its parent

@@ -125,7 +125,7 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
     if ranks.is_first:
         print(describe(task, plan, engine), flush=True)
     checkpoints = Checkpoints(run_dir, engine, config.training, frozen or "")
-    health = Health(ranks, config.training.collective_timeout_s, stop_signal)
+    health = Health(ranks, stop_signal)
     start = checkpoints.restore()
     clips = micro_batch_size(config, ranks.world)
     objective.model.video.choose_recompute(
@@ -258,7 +258,7 @@ def build_callbacks(training: Training, start: int, meters: Meters) -> Callbacks
         [
             meters,
             Monitor(run_dir, engine.ranks, start, engine.steps, config, meters, line, sampler),
-            Watchdog(run_dir, engine.ranks, training.health.flags, config),
+            Watchdog(run_dir, engine.ranks, config),
             Profiler(training.config, run_dir, engine.ranks, meters),
             training.validation,
             GarbageCollection(config.gc_every_steps),

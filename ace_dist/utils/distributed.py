@@ -8,7 +8,8 @@ import random
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -19,6 +20,8 @@ import torch.distributed as dist
 
 from ace_dist.utils.cores import cores
 from ace_dist.utils.errors import RunError, UserError
+from ace_dist.utils.lost_ranks import HostGroup, lost_ranks_named
+from ace_dist.utils.processes import end_with_launcher
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,11 +33,12 @@ STARTS = 16  # ports of one job: a start after a requeue must not meet what is l
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's place: `rank` of `world`, and its device."""
+    """This process's place: `rank` of `world`, and its device. `hosts`: all ranks once more, beside the devices."""
 
     rank: int
     world: int
     device: torch.device
+    hosts: HostGroup | None = None
 
     @property
     def is_first(self) -> bool:
@@ -79,8 +83,9 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
     """Join the process group that the environment describes (`rank_variables`): a launcher's, SLURM's, or alone.
 
     NCCL on CUDA, gloo on CPUs. `device` is `training.device`; `timeout_s` bounds this call and every collective.
-    Raises `RunError` when the ranks do not meet.
+    Raises `RunError` when the ranks do not meet. From here on a rank ends when a launcher of DeepSpeed above it does.
     """
+    end_with_launcher(os.environ)
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise RunError("training.device=cuda, but torch sees no CUDA device; set training.device=cpu or auto")
@@ -110,7 +115,17 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
             f"rank {rank} of {world} could not meet the others at {where} ({str(error).splitlines()[0]}); see that all "
             f"ranks run and reach each other, or set MASTER_ADDR and MASTER_PORT"
         ) from error
-    return Ranks(rank, world, gpu or torch.device("cpu"))
+    return Ranks(rank, world, gpu or torch.device("cpu"), HostGroup(rank, world, timeout_s))
+
+
+@contextmanager
+def connected(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Ranks]:
+    """`connect`, and `disconnect` at the end. Raises `RankLost`, which says who is missing, when a collective fails."""
+    ranks = connect(device, timeout_s)
+    assert ranks.hosts is not None
+    with lost_ranks_named(ranks.hosts):
+        yield ranks
+    disconnect()
 
 
 def check_ranks_here(environ: Mapping[str, str], gpus: int) -> None:

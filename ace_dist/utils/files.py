@@ -51,6 +51,24 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines of a run's `metrics.jsonl`, and the numbers of those that are damaged or that a kill has cut short.
+
+    Every line that is returned has its `step`. A file that does not exist has no lines.
+    """
+    rows, damaged = list[dict[str, Any]](), list[int]()
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
+        else:
+            damaged.append(number)
+    return rows, damaged
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -306,12 +306,12 @@ def test_a_run_of_before_has_a_report_too(tmp_path, rng, quick):
     assert "There is no such test" in read_report(tmp_path / "run").text
 
 
-def test_broken_text_is_named_with_its_line(tmp_path, rng):
+def test_broken_text_is_named_with_its_line(tmp_path, rng, capsys):
     build_run(tmp_path / "run", rng, steps=3)
     path = tmp_path / "run/metrics.jsonl"
-    path.write_text(path.read_text() + '{"step": 3, "lo')
-    with pytest.raises(RunError, match=r"metrics.jsonl, line 4 is not JSON"):
-        write_report(tmp_path / "run")
+    path.write_bytes(path.read_bytes() + b'\xff\n[7]\n{"step": "3"}\n{"step": 3, "lo')
+    write_report(tmp_path / "run")
+    assert f"{path}: left out, as damaged: line 4, 5, 6, 7" in capsys.readouterr().out
     path.write_text("")
     assert "No step was taken" in write_report(tmp_path / "run").read_text()
     (tmp_path / "run/concept_space.npz").write_bytes(b"no archive")

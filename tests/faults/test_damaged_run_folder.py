@@ -9,6 +9,7 @@ import pytest
 from ace_dist import Classifier
 from ace_dist.config import load_config
 from ace_dist.evaluate.export import export_run
+from ace_dist.evaluate.run_files import read_metrics
 from ace_dist.evaluate.runs import evaluate_run
 from ace_dist.train.trainer import train
 from ace_dist.utils.errors import RunError
@@ -126,3 +127,32 @@ def test_a_run_that_begins_again_says_so_and_keeps_its_log(run, again, capsys):
     losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in
               (before, (run / "metrics.jsonl").read_text())]  # fmt: skip
     assert losses[0] == losses[1]
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("text", ["no json", '{"loss": 1}', "[]", "\xff", '{"step": "2", "loss": 1}'])
+def test_a_damaged_line_of_the_log_is_set_aside_and_said(run, again, ranks, capsys, text):
+    """The run goes on; the line is in `metrics.damaged.jsonl`; the report does without it."""
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], text.encode("latin-1") + b"\n", *lines[2:]]))
+    assert [row["step"] for row in read_metrics(run)] == [1, 3, 4]
+    assert "left out, as damaged: line 2" in capsys.readouterr().out
+    assert again().stopped is None
+    assert f"{path}: line 2 cannot be read: moved to metrics.damaged.jsonl" in capsys.readouterr().out
+    assert (run / "metrics.damaged.jsonl").read_bytes() == text.encode("latin-1") + b"\n"
+    assert path.read_bytes() == b"".join([lines[0], *lines[2:]])
+
+
+def test_a_log_that_was_cut_before_the_checkpoint_is_said(run, again, capsys):
+    """Steps 2 to 4 are gone, and the half line with them; the checkpoint is of step 4."""
+    path = run / "metrics.jsonl"
+    first = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(first + first[:20])
+    assert again().stopped is None
+    said = capsys.readouterr().out
+    assert "was cut: it ends with step 1, the checkpoint was written after step 4" in said
+    assert path.read_bytes() == first and (run / "metrics.damaged.jsonl").read_bytes() == first[:20] + b"\n"

@@ -169,13 +169,13 @@ def test_a_stall_is_named_with_stacks(run, at_step, capfd):
 
     def hang(batch):
         pause = threading.Event()
-        while not (stacks.is_file() and "take_steps" in stacks.read_text().partition("data of step 2")[2]):
+        while not (stacks.is_file() and "take_steps" in stacks.read_text().partition("'data' of step 2")[2]):
             pause.wait(0.05)
 
     at_step(2, hang)
     assert run("training.stall_after_s=0.3").stopped is None
     assert "'data' of step 2 takes more than 0.3 s" in capfd.readouterr().err
-    assert "data of step 2" in stacks.read_text() and "in hang" in stacks.read_text()
+    assert "'data' of step 2" in stacks.read_text() and "in hang" in stacks.read_text()
 
 
 def test_saving_by_the_clock(run, at_step, monkeypatch):
@@ -218,7 +218,7 @@ class Arriving:
 def test_on_a_gpu_a_loss_is_read_once_it_has_arrived(ranks):
     """No step that is not logged waits; a bad loss is noticed when it arrives, at the latest where the host waits."""
     with StopSignal() as stop_signal:
-        health = Health(ranks, 60.0, stop_signal)
+        health = Health(ranks, stop_signal)
         events = [Arriving() for _ in range(3)]
 
         def note(step, loss):

@@ -22,7 +22,7 @@ from ace_dist.evaluate.metrics import harmonic_mean
 from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.tables import Table
 from ace_dist.utils.errors import RunError
-from ace_dist.utils.files import write_text
+from ace_dist.utils.files import read_log, write_text
 
 REPLICATES = ("seed", "dataset.fold")  # settings whose values are repetitions of one experiment
 SPREAD = ("accuracy_mean", "accuracy_std", "f1_mean", "f1_std")
@@ -144,9 +144,8 @@ def gather(planned: Iterable[PlannedRun], experiment: str) -> Study:
         raise RunError(f"no run is finished: {'; '.join(study.missing[:4]) or 'the sweep has no runs'}")
     everywhere = [folder for runs in study.finished.values() for folder, _ in runs]
     study.history.extend(dict.fromkeys(map(commit_and_hardware, everywhere)))
-    logs = [path for folder in everywhere if (path := folder / "metrics.jsonl").is_file()]
-    last_lines = [lines[-1] for path in logs if (lines := path.read_text(encoding="utf-8").splitlines())]
-    seconds = [float(json.loads(line)["elapsed_s"]) for line in last_lines]  # from the start or the last continuation
+    logs = [rows for folder in everywhere if (rows := read_log(folder / "metrics.jsonl")[0])]
+    seconds = [float(rows[-1]["elapsed_s"]) for rows in logs]  # from the start or the last continuation
     if seconds:
         study.history.append(f"training {min(seconds):.0f} to {max(seconds):.0f} s a run, evaluation not counted")
     return study

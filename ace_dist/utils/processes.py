@@ -1,0 +1,66 @@
+"""Other processes of this machine: whether one still lives, and ending with the launcher above."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+POLL_S = 1.0
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "ace", "ace_dist"}
+
+
+def stat_fields(pid: int) -> list[str]:
+    """The fields of `/proc/PID/stat` behind the name: state, parent, ...; none when there is no such process."""
+    try:
+        text = Path("/proc", str(pid), "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()
+
+
+def start_time(pid: int) -> str | None:
+    """When a process was started, in ticks since the boot; None when it has ended. Its number may be another's now."""
+    fields = stat_fields(pid)
+    return fields[19] if fields and fields[0] not in "ZX" else None  # ended, and not yet collected by its parent
+
+
+def launchers_above() -> list[int]:
+    """The processes above this one that are launchers of ours or of DeepSpeed, the nearest first."""
+    found, pid = list[int](), os.getppid()
+    while pid > 1 and is_launcher(pid):
+        found.append(pid)
+        fields = stat_fields(pid)
+        pid = int(fields[1]) if fields else 0
+    return found
+
+
+def is_launcher(pid: int) -> bool:
+    """Whether a process is Python at a launcher; a shell that mentions one in its words is none."""
+    try:
+        words = Path("/proc", str(pid), "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return "python" in Path(words[0]).name and any(Path(word).name in LAUNCHERS for word in words[1:4])
+
+
+def end_with_launcher(environ: Mapping[str, str]) -> None:
+    """Send this rank a TERM, on which a training saves and ends, when a launcher above it is gone.
+
+    DeepSpeed's launchers pass no kill on: without this, ranks train on behind one that was killed, and the next start
+    of the run finds its folder taken. Does nothing in a process that DeepSpeed has not started.
+    """
+    if "LOCAL_SIZE" not in environ:  # a variable of DeepSpeed's launcher alone
+        return
+    started = {pid: start_time(pid) for pid in launchers_above()}
+
+    def watch() -> None:
+        while all(start_time(pid) == since for pid, since in started.items()):
+            time.sleep(POLL_S)
+        line = f"\nrank {environ.get('RANK', '?')}: its launcher is gone: this rank ends; a training saves first"
+        print(line, file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
