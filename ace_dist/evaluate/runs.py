@@ -17,8 +17,8 @@ from ace_dist.data.loader import build_loader
 from ace_dist.data.run_inputs import read_inputs, run_config
 from ace_dist.data.task import NO_TEST, Task, load_run_task, load_task, test_digest
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
-from ace_dist.models.build import build_model, load_some
 from ace_dist.evaluate.run_files import read_metrics
+from ace_dist.models.build import build_model, load_some
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.weights import START
 from ace_dist.utils.determinism import deterministic

@@ -1,8 +1,10 @@
 """Ranks that end or stand still: the flags that all ranks share at every step, and who is missing when they cannot."""
 
-import re
+import os
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch.distributed as dist
 
 from ace_dist.utils.errors import UserError
 
-ROLL_CALL_S = 10.0  # a rank that lives answers at once
+ROLL_CALL_S = 5.0  # a rank that lives answers at once
 
 # What gloo and NCCL say when a peer is gone or does not answer (torch 2.15).
 LOST = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "connection refused", "nccl")
@@ -30,13 +32,12 @@ class HostGroup:
 
     def __init__(self, rank: int, world: int, timeout_s: float) -> None:
         """Collective. `timeout_s` bounds `reduce`."""
-        self.rank = rank
+        self.rank, self.world = rank, world
         self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-        # For the roll call, as a group cannot be asked once a collective of it has failed. Ranks meet in the first one,
-        # so none is late for these, whose short timeout also bounds how long a rank waits for one that stands still.
-        limit = timedelta(seconds=ROLL_CALL_S)
-        self.everyone: Any = dist.new_group(backend="gloo", timeout=limit)
-        self.others: Any = dist.new_group(list(range(1, world)), backend="gloo", timeout=limit) if world > 1 else None
+        self.store: Any = None  # connected now: to one that stands still, connecting takes for ever
+        if world > 1:
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            self.store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
 
     def reduce(self, **flags: int) -> dict[str, int]:
         """The maximum of each flag over ranks. Collective: every rank names the same flags."""
@@ -45,36 +46,29 @@ class HostGroup:
         return dict(zip(flags, packed.tolist(), strict=True))
 
     def missing(self) -> str:
-        """After a collective failed: which ranks do not answer, in words. Takes up to twice `ROLL_CALL_S` seconds.
+        """After a collective failed: which ranks do not answer, in words. Takes up to `ROLL_CALL_S` seconds.
 
-        In torch's barrier every rank reports to the first and waits for it, so the first alone knows who is missing,
-        and nobody can say that the first is. Therefore the others meet without it too.
+        Every rank that comes here leaves a note where the ranks met, which is in the process of rank 0 and ends or
+        stands still with it.
         """
-        everyone = absent(self.everyone, is_first=self.rank == 0)
-        if everyone is None:
+        seen = {self.rank}
+        roll_call = threading.Thread(target=self.call_roll, args=(seen,), daemon=True)  # may never return
+        roll_call.start()
+        roll_call.join(ROLL_CALL_S)
+        absent = [rank for rank in range(self.world) if rank not in seen]
+        if not absent:
             return "all ranks answer again"
-        if self.rank == 0:
-            return f"no answer from {in_words(everyone)}"
-        others = absent(self.others, is_first=self.rank == 1)
-        if others is None:
+        if 0 in absent:  # whose store knows of the others
             return "no answer from rank 0"
-        if self.rank == 1:
-            return f"no answer from {in_words([rank + 1 for rank in others])}"
-        return "no answer from a rank that rank 0 or rank 1 names"
+        return f"no answer from rank{'s' if len(absent) > 1 else ''} {', '.join(map(str, absent))}"
 
-
-def absent(group: Any, is_first: bool) -> list[int] | None:
-    """Who of a group does not come to a barrier, counted within the group, as far as its first one knows; None: all."""
-    try:
-        dist.monitored_barrier(group, timedelta(seconds=ROLL_CALL_S), wait_all_ranks=is_first)
-    except RuntimeError as error:
-        found = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
-        return [int(number) for number in re.findall(r"\d+", found[1])] if found else []
-    return None
-
-
-def in_words(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else "a rank"
+    def call_roll(self, seen: set[int]) -> None:
+        """Say that this rank is here, and add to `seen` who says so too, until all have."""
+        with suppress(RuntimeError):  # the store is gone
+            self.store.set(f"ace_dist/roll_call/{self.rank}", "here")
+            while len(seen) < self.world:
+                seen.update(rank for rank in range(self.world) if self.store.check([f"ace_dist/roll_call/{rank}"]))
+                time.sleep(0.1)
 
 
 def is_lost(error: BaseException | None) -> bool:
