@@ -37,7 +37,7 @@ class HostGroup:
         self.store: Any = None  # connected now: to one that stands still, connecting takes for ever
         if world > 1:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            self.store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+            self.store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)  # type: ignore[attr-defined]
 
     def reduce(self, **flags: int) -> dict[str, int]:
         """The maximum of each flag over ranks. Collective: every rank names the same flags."""
