@@ -99,7 +99,7 @@ def check_picture(source: Source, width: int, height: int, pixel_aspect: float) 
     shown = width * pixel_aspect, height
     if width * height > MOST_PIXELS or max(shown) > WIDEST * min(shown):
         raise DataError(
-            f"{source} has pictures of {width}x{height} pixels, shown as {shown[0]:.3g}x{height}; at most "
+            f"{source} has pictures of {width}x{height} pixels, shown as {shown[0]:g}x{height}; at most "
             f"{MOST_PIXELS / 1e6:.0f} million pixels and sides of 1:{WIDEST} are read; crop or scale it first"
         )
 

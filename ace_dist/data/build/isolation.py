@@ -8,6 +8,7 @@ A deadline is the kernel's alarm with its default action, the end of the process
 process that stands still inside a library; one that waits for a dead network disk ends when the disk answers.
 """
 
+import atexit
 import contextlib
 import functools
 import multiprocessing
@@ -62,14 +63,25 @@ class Workers:
         self.threads = ThreadPoolExecutor(count, "worker")
         self.function = cloudpickle.dumps(function)
         self.idle: list[Worker] = []
+        self.busy: set[Worker] = set()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.threads.shutdown(wait=True, cancel_futures=True)
+        """End all processes, also those at work: nobody waits for their results any more."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        for worker in list(self.busy):
+            worker.process.kill()
+        self.threads.shutdown(wait=True)
         while self.idle:
             self.idle.pop().close()
+
+    def forget(self) -> None:
+        """In a fork: the processes are those of the parent."""
+        for worker in (*self.idle, *self.busy):
+            worker.process.returncode = 0  # else subprocess warns that it still runs
+        self.idle, self.busy = [], set()
 
     def submit(self, timeout_s: float, *arguments: Any) -> Future[Any]:
         """As `run`, in parallel."""
@@ -94,9 +106,14 @@ class Workers:
     def worker(self) -> Iterator["Worker"]:
         """One for the time of a block. It goes back to the others when it has finished its work."""
         worker = self.idle.pop() if self.idle else Worker(self.function)
+        if worker.process.poll() is not None:  # somebody ended it while it was idle
+            worker.close()
+            worker = Worker(self.function)
+        self.busy.add(worker)
         try:
             yield worker
         finally:
+            self.busy.discard(worker)
             if worker.is_idle:
                 self.idle.append(worker)
             else:
@@ -149,7 +166,8 @@ class Worker:
 
 
 shared = Workers(1, operator.call)  # of this process, for single pieces of work; as many as its threads ask for at once
-os.register_at_fork(after_in_child=shared.idle.clear)
+atexit.register(shared.__exit__)
+os.register_at_fork(after_in_child=shared.forget)
 
 
 def run_alone(timeout_s: float, function: Callable[..., Result], *arguments: Any) -> Result:
