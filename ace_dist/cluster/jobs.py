@@ -137,13 +137,17 @@ class Job:
 
 
 def read_journal(path: Path) -> list[Event]:
-    """The events of a job, oldest first; none when it never started. A line cut short by a crash is left out."""
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    """The events of a job, oldest first; none when it never started.
+
+    A line cut short by a crash is left out, and a damaged one with a line that says so.
+    """
+    events, lines = [], path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
         try:
             events.append(Event(**json.loads(line)))
-        except json.JSONDecodeError:
-            continue
+        except (ValueError, TypeError):
+            if line.endswith(b"\n"):
+                print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
     return events
 
 

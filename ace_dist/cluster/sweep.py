@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from ace_dist.cluster.submit import LocalQueue, describe, log_path, queue, sbatc
 from ace_dist.config import quoted
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import read_log, write_json, write_text
+from ace_dist.utils.reading import read_object
 from ace_dist.utils.secrets import redact
 
 RANGE = re.compile(r"-?\d+(\.\.-?\d+)?(,-?\d+(\.\.-?\d+)?)*")
@@ -119,10 +119,13 @@ class Sweep:
             near = sorted(other.parent.name for other in folder.parent.glob("*/sweep.json"))
             raise ConfigError(f"{path} does not exist; there are the sweeps {', '.join(near) or '(none)'}")
         sweep = cls(folder)
-        content = json.loads(path.read_text(encoding="utf-8"))
-        sweep.table = content.get("table", "")
-        sweep.submissions = content["submissions"]
-        sweep.runs = {entry["id"]: SweepRun(**entry) for entry in content["runs"]}
+        content = read_object(path, ConfigError)
+        try:
+            sweep.table = content.get("table", "")
+            sweep.submissions = content["submissions"]
+            sweep.runs = {entry["id"]: SweepRun(**entry) for entry in content["runs"]}
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error})") from error
         return sweep
 
     def write(self) -> None:

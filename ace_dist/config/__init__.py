@@ -8,6 +8,7 @@ from ace_dist.config.compose import (
     load_config,
     read_config,
     resolve_path,
+    sealed,
     to_values,
     to_yaml,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "MetersConfig",
     "MethodConfig", "ModelConfig", "ProfileConfig", "SimilarityConfig", "TextConfig", "TrainingConfig",
     "VideoConfig", "assets_dir", "choices", "config_dir", "did_you_mean", "help_asked",
-    "known_keys", "load_config", "parse_settings", "quoted", "read_config", "resolve_path", "split_settings",
+    "known_keys", "load_config", "parse_settings", "quoted", "read_config", "resolve_path",
+    "sealed", "split_settings",
     "to_values", "to_yaml",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Composes a run's configuration from `configs/` and `key=value` overrides, and reads it back from a run folder."""
 
+import hashlib
 import os
 import re
 import sys
@@ -181,8 +182,12 @@ def read_config(run_dir: Path) -> Config:
         near = sorted(str(found.parent) for found in run_dir.glob("*/config.yaml"))[:5]
         hint = f"; inside it are {', '.join(near)}" if near else " (launchers/train.py run=FOLDER makes one)"
         raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder{hint}")
+    advice = (
+        "; bring it back from a backup, or delete it and give the command that trained the run, which writes it again"
+    )
     try:
-        stored = read_yaml(path, ConfigError)
+        stored = read_yaml(path, ConfigError, advice)
+        check_seal(path, advice)
         if not isinstance(method := stored.get("method"), dict) or method.get("objective") is None:
             raise ConfigError(
                 f"{path} has no method.objective: the run was made by an earlier version of ace-dist, which reads it; "
@@ -193,6 +198,23 @@ def read_config(run_dir: Path) -> Config:
         return validated(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path} does not fit this version: {' '.join(str(error).split())}") from error
+
+
+def sealed(text: str) -> str:
+    """`config.yaml` as a run keeps it: a first line tells how many lines follow, and their SHA-256."""
+    return f"# {len(text.splitlines())} lines, SHA-256 {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def check_seal(path: Path, advice: str) -> None:
+    """Raise `ConfigError` when a run's `config.yaml` is not as it was written: half of it is YAML too.
+
+    One without the first line, of an export or of an earlier version, is taken as it is.
+    """
+    first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+    if first.startswith("#") and sealed(rest).partition("\n")[0] != first:
+        raise ConfigError(
+            f"{path} is cut, damaged or edited since the run wrote it{advice}; an edited one: drop line 1"
+        )
 
 
 def resolve_path(value: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ace_dist import __version__
-from ace_dist.config import Config, read_config, to_values, to_yaml
+from ace_dist.config import Config, read_config, sealed, to_values, to_yaml
 from ace_dist.data.run_inputs import PATHS, changed_inputs
 from ace_dist.data.sampling import read_clips
 from ace_dist.train.run_lock import RunLock
@@ -52,13 +52,17 @@ def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
     secret (`ace_dist.utils.secrets`).
     """
     lock.acquire()
+    if (run_dir / "checkpoints").is_dir():
+        for name in ("config.yaml", "clips.json"):
+            if not (run_dir / name).is_file():
+                print(f"WARNING: {run_dir / name} is gone: it is written again, as this command has it", flush=True)
     if check_owner(run_dir, config):
         was, is_now = step_counts(run_dir, config)
         if is_now > was:
             rates = f"from here on the learning rates are those of a run of {is_now} steps"
             print(f"the run grows from {was} to {is_now} steps: {rates}", flush=True)
     facts = {
-        "config.yaml": to_yaml(config),
+        "config.yaml": sealed(to_yaml(config)),
         "environment.json": json.dumps(environment(), indent=1, ensure_ascii=False) + "\n",
         "code.diff": code_diff(),
     }

@@ -1,18 +1,20 @@
 """Files of a finished run that are damaged, cut or gone: named in one line, repaired where that can be, never used."""
 
+import contextlib
 import json
 import random
+import re
 import shutil
 
 import pytest
 
 from ace_dist import Classifier
-from ace_dist.config import load_config
+from ace_dist.config import load_config, read_config
 from ace_dist.evaluate.export import export_run
 from ace_dist.evaluate.run_files import read_metrics
 from ace_dist.evaluate.runs import evaluate_run
 from ace_dist.train.trainer import train
-from ace_dist.utils.errors import RunError
+from ace_dist.utils.errors import ConfigError, RunError, UserError
 
 pytestmark = pytest.mark.slow
 
@@ -156,3 +158,43 @@ def test_a_log_that_was_cut_before_the_checkpoint_is_said(run, again, capsys):
     said = capsys.readouterr().out
     assert "was cut: it ends with step 1, the checkpoint was written after step 4" in said
     assert path.read_bytes() == first and (run / "metrics.damaged.jsonl").read_bytes() == first[:20] + b"\n"
+
+
+def test_a_cut_or_flipped_configuration_is_no_other_one(run):
+    """Half of `config.yaml` is YAML, and a flipped bit another temperature: refused, with the ways out."""
+    path = run / "config.yaml"
+    whole, config = path.read_bytes(), read_config(run)
+    cuts = [whole[:size] for size in random.sample(range(len(whole)), 30)]
+    for text in [*cuts, b"", *(whole[: match.end()] for match in re.finditer(b"\n", whole[:900]))][:-1]:
+        path.write_bytes(text)
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            read_config(run)
+    for place in random.sample(range(len(whole)), 30):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << random.randrange(7)]) + whole[place + 1 :])
+        with contextlib.suppress(ConfigError):  # what is read all the same is an edited file without its first line
+            assert read_config(run) == config or not path.read_bytes().startswith(b"#")
+    path.write_bytes(whole.replace(b"seed: 0", b"seed: 1", 1))
+    with pytest.raises(ConfigError, match="cut, damaged or edited since .* an edited one: drop line 1"):
+        read_config(run)
+    path.write_bytes(path.read_bytes().partition(b"\n")[2])
+    assert read_config(run).seed == 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "clips.json"])
+def test_a_damaged_description_is_written_again_when_its_owner_deletes_it(run, again, capsys, name):
+    """The refusal advises it; that it was gone is said."""
+    before = (run / name).read_bytes()
+    cut_in_half(run / name)
+    with pytest.raises(UserError, match=rf"{name} is .*delete it"):
+        again()
+    (run / name).unlink()
+    assert again().stopped is None and (name == "config.yaml" or (run / name).read_bytes() == before)
+    assert read_config(run).training.max_steps == 4
+    assert f"WARNING: {run / name} is gone: it is written again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["environment.json", "code.diff", "summary.json", "results.json"])
+def test_what_only_describes_a_run_never_stops_it(run, again, name):
+    """A cut one is kept in `starts` or written again."""
+    (run / name).write_bytes(b'{"versions": {"ace')
+    assert again().stopped is None

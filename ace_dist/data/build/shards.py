@@ -199,7 +199,11 @@ class Build:
         note, tar = state_path(self.folder, job.name), self.folder / job.name
         if not note.is_file():
             return None
-        state = ShardState.parse(note.read_text(encoding="utf-8"))
+        try:
+            state = ShardState.parse(note.read_text(encoding="utf-8"))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            print(f"{note} is damaged: {job.name} is made again", file=sys.stderr)
+            return None
         whole = tar.is_file() and tar.stat().st_size == state.size and tar.with_suffix(".idx").is_file()
         return state if whole and state.fingerprint == job.fingerprint else None
 

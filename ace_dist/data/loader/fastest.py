@@ -5,7 +5,6 @@ differ in the rounding of pixels, so a run that is continued goes on with the on
 """
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -21,6 +20,7 @@ from ace_dist.data.shards import ShardFiles, ShardSet
 from ace_dist.utils.distributed import Ranks, on_first, say_once
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_json
+from ace_dist.utils.reading import read_object
 
 CANDIDATES = ("dali", "pyav")
 MEASURED_S = 0.5  # for each candidate, besides its start
@@ -47,7 +47,7 @@ def fastest_backend(
 
 def decide(config: Config, shards: ShardSet, open_loader: Callable[[str], Loader]) -> tuple[str, str]:
     path, batches = Path(config.run) / REMEMBERED, first_batches(config, shards)
-    began = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    began = read_object(path, DataError, "; delete it, and loaders are timed anew") if path.is_file() else {}
     first = began.get("backend")
     rates: dict[str, float] = {}
     failure: DataError | None = None

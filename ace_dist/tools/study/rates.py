@@ -10,7 +10,6 @@ The rule is the same for every method, and is the one that chose the rates of th
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from pathlib import Path
 from ace_dist.cluster.sweep import SweepRun, run_id
 from ace_dist.config import Config, load_config
 from ace_dist.tools.study.tables import experiments_by_dataset
-from ace_dist.utils.errors import ConfigError
+from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.files import write_text
+from ace_dist.utils.reading import read_object
 
 FACTOR, LARGEST = 4.0, 4.0**5  # steps of the search; no rate above LARGEST times the recipe's is tried
 HELD_OUT = ("seed=100", "evaluation.validation_share=0.25", "evaluation.every_steps=1000000", "evaluation.test=false")
@@ -83,7 +83,7 @@ class RateSearch:
 
     def score(self, video: float, text: float) -> Score | None:
         path = self.folder / self.run(video, text).id / "results.json"
-        return Score(**json.loads(path.read_text(encoding="utf-8"))["validation"]) if path.is_file() else None
+        return Score(**read_object(path, RunError)["validation"]) if path.is_file() else None
 
     def scores(self, side: str) -> dict[float, Score]:
         """Scores by the rate of one side, whatever else the folder holds; the text side's at the video rate taken."""

@@ -5,7 +5,6 @@ Everything is in percent. A pair is two runs of one seed: the same clips in the 
 
 import csv
 import io
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.tables import Table
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import read_log, write_text
+from ace_dist.utils.reading import read_object
 
 REPLICATES = ("seed", "dataset.fold")  # settings whose values are repetitions of one experiment
 SPREAD = ("accuracy_mean", "accuracy_std", "f1_mean", "f1_std")
@@ -155,7 +155,7 @@ def commit_and_hardware(folder: Path) -> str:
     path = folder / "environment.json"
     if not path.is_file():
         return f"{folder.name}: no environment.json, so commit and hardware are unknown"
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_object(path, RunError)
     git, hardware = facts["git"], facts["hardware"]
     commit = str(git["commit"])[:10] + (" with uncommitted changes" if git["modified"] else "")
     gpus = f", {', '.join(hardware['gpus'])}" if "gpus" in hardware else ""
