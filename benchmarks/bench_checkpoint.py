@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,6 @@ from common import Row, append
 from torch import nn
 
 from ace_dist.config import load_config
-from ace_dist.utils.distributed import free_port
 
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parent / "results" / "checkpoint.csv"
@@ -40,7 +40,9 @@ LAUNCHER = HERE.parents[1] / "launchers" / "train.py"
 @contextmanager
 def two_ranks(script: Path, *arguments: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The script as rank 0 and 1 of a group of two, ended on leaving."""
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), *arguments],

@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -98,11 +97,6 @@ def run(command: list[str], log: Path, limit_s: float | None) -> int:
     return process.wait()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def train(shape: Shape, folder: Path, run_dir: Path, options: argparse.Namespace) -> tuple[list[Any], str, float]:
     """Train in a new run folder; returns its lines of metrics, its loader, and the seconds until the first line.
 
@@ -117,7 +111,7 @@ def train(shape: Shape, folder: Path, run_dir: Path, options: argparse.Namespace
     started = time.time()
     status = run(
         [
-            *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", str(free_port())),
+            *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1"),
             *("launchers/train.py", f"experiment={shape.experiment}", *place, *short, *untrained, *options.settings),
         ],
         log,

@@ -88,7 +88,7 @@ def launch():
         script = str(ROOT / "launchers" / f"{name}.py")
         folder = Path(sys.executable).parent
         command = [sys.executable, script] if not ranks else [
-            str(folder / "deepspeed"), "--num_gpus", str(ranks), "--master_port", str(free_port()), script,
+            str(folder / "deepspeed"), "--num_gpus", str(ranks), script,
         ]  # fmt: skip
         environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
@@ -181,10 +181,3 @@ def ranks():
     disconnect()
     os.environ.clear()
     os.environ.update(before)
-
-
-def free_port():
-    """A free TCP port, so that tests can run side by side."""
-    from ace_dist.utils.distributed import free_port as find
-
-    return find()

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from ace_dist.utils.cores import cores
 from ace_dist.utils.errors import RunError, UserError
 from ace_dist.utils.lost_ranks import HostGroup, lost_ranks_named
+from ace_dist.utils.meeting import Meeting, started_on_one_host
 from ace_dist.utils.processes import end_with_launcher
 
 P = ParamSpec("P")
@@ -92,8 +93,10 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
     use_cuda = cuda and device != "cpu"
     check_ranks_here(os.environ, torch.cuda.device_count() if use_cuda else 0)
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda else "cpu")
+    by_themselves = started_on_one_host(os.environ)
     os.environ.update(rank_variables(os.environ))
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    meeting = Meeting.arrange(rank, world, timeout_s) if by_themselves else None
     gpu = None
     if use_cuda:
         gpu = torch.device("cuda", local % torch.cuda.device_count())  # SLURM may show a task only its own
@@ -113,8 +116,11 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RunError(
             f"rank {rank} of {world} could not meet the others at {where} ({str(error).splitlines()[0]}); see that all "
-            f"ranks run and reach each other, or set MASTER_ADDR and MASTER_PORT"
+            f"ranks run and reach each other, or set another port (deepspeed: --master_port N; else MASTER_PORT)"
         ) from error
+    finally:
+        if meeting is not None:
+            meeting.close()  # the group keeps the store
     return Ranks(rank, world, gpu or torch.device("cpu"), HostGroup(rank, world, timeout_s))
 
 
@@ -183,7 +189,8 @@ def rank_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
     From the first of these that describes it: the same variables (torchrun, DeepSpeed's launcher), a task of submitit
     on this machine, a task of `srun`, or nothing, which is a group of one. MASTER_ADDR and MASTER_PORT that are set
-    stand. A batch script outside `srun` is one process and no task, whatever the size of its job.
+    stand; submitit's tasks here and a group of one get theirs from `Meeting`. A batch script outside `srun` is one
+    process and no task, whatever the size of its job.
     """
     if "RANK" in environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -194,20 +201,17 @@ def rank_variables(environ: Mapping[str, str]) -> dict[str, str]:
         variables = slurm_variables(environ)
     else:
         variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return variables | {name: environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in environ}
 
 
 def submitit_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a task that submitit's local executor started; its job id is a process id."""
+    """The variables of a task that submitit's local executor started."""
     tasks = environ["SUBMITIT_LOCAL_NTASKS"]
     return {
         "RANK": environ["SUBMITIT_LOCAL_GLOBALID"],
         "WORLD_SIZE": tasks,
         "LOCAL_RANK": environ["SUBMITIT_LOCAL_LOCALID"],
         "LOCAL_WORLD_SIZE": tasks,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(job_port(int(environ["SUBMITIT_LOCAL_JOB_ID"]), 0)),
     }
 
 
@@ -256,13 +260,6 @@ def node_address(host: str) -> str:
         return host  # then connecting fails with its name in the message
     match = re.search(r"\bNodeAddr=(\S+)", text)
     return match[1] if match else host
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def say(line: str) -> None:

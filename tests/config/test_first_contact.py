@@ -180,8 +180,9 @@ def test_missing_extras_name_their_package(monkeypatch):
 
 def test_the_explorer_says_its_address_and_no_more(monkeypatch, capsys):
     """Gradio's own lines advise a public link, which a page on one's own videos must not."""
+    from ports import free_port
+
     from ace_dist.tools.explorer import page
-    from ace_dist.utils.distributed import free_port
 
     monkeypatch.setattr(page, "Explorer", lambda run_dir, device, shards: None)
     monkeypatch.setattr(page, "build_page", lambda explorer: blocks)

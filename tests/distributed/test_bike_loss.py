@@ -5,10 +5,11 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+from ports import free_port
 from torch import multiprocessing
 
 from ace_dist.objectives.bike import symmetric_kl
-from ace_dist.utils.distributed import free_port, gather_rows
+from ace_dist.utils.distributed import gather_rows
 
 
 def loss_of(weight, clips, labels, texts):

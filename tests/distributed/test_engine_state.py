@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from ace_dist.utils.distributed import free_port
+from ports import free_port
 
 pytestmark = pytest.mark.slow
 RUNS = [f"zero{stage} {precision}" for precision in ("fp32", "bf16") for stage in range(4)]

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from data_worlds import NumberedReader, build_shards, small_encoding, small_loader
+from ports import free_port
 from torch import multiprocessing
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
 from ace_dist.data.loader import fastest, open_backend
 from ace_dist.data.shards import ShardSet
-from ace_dist.utils.distributed import free_port
 from ace_dist.utils.errors import DataError
 
 CLIP, CPU = ClipConfig(6, 1.5, 3), torch.device("cpu")

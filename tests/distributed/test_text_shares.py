@@ -5,13 +5,13 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+from ports import free_port
 from torch import multiprocessing
 
 from ace_dist.concepts import ConceptSampler
 from ace_dist.config import MethodConfig, TextConfig, VideoConfig
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.objectives import ConceptObjective, total_loss
-from ace_dist.utils.distributed import free_port
 
 VIDEO = VideoConfig(width=32, depth=1, heads=2, patch=8, image_size=16, embed_dim=16, trained_blocks=1, drop_path=0.0)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ports import free_port
 from test_own_videos import render_video
 
 from ace_dist.tools.explorer import drawing
 from ace_dist.tools.explorer.page import Page
 from ace_dist.tools.explorer.session import Explorer, LabelVotes
-from ace_dist.utils.distributed import free_port
 from ace_dist.utils.errors import UserError
 
 pytestmark = pytest.mark.slow

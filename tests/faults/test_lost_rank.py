@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from ace_dist.train.checkpoint import CheckpointFolder
-from ace_dist.utils.distributed import free_port
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launchers" / "train.py"
 LONGEST_S = 240  # on a busy machine; the faults themselves end in seconds

@@ -47,7 +47,7 @@ def test_a_task_of_submitit_on_this_machine():
         "SUBMITIT_LOCAL_LOCALID": "1", "SUBMITIT_LOCAL_JOB_ID": "4711",
     }  # fmt: skip
     found = rank_variables({**SLURM, **local})
-    assert (found["RANK"], found["WORLD_SIZE"], found["MASTER_ADDR"]) == ("1", "2", "127.0.0.1")
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("1", "2", "1")
 
 
 def test_ports_of_neighbours_and_restarts_differ():
