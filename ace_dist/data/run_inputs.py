@@ -102,6 +102,7 @@ def run_config(run_dir: Path, shards: str | None = None) -> Config:
     config = read_config(run_dir)
     kept = {key: run_dir / "inputs" / name for key, name in KEPT.items() if attrgetter(key)(config)}
     own = {key: str(path) for key, path in kept.items() if path.is_file()}
+    check_copies(run_dir, own)
     for key in kept.keys() - own.keys():
         path = attrgetter(key)(config)
         if not resolve_path(path).is_file():
@@ -113,12 +114,24 @@ def run_config(run_dir: Path, shards: str | None = None) -> Config:
     )
 
 
+def check_copies(run_dir: Path, own: Mapping[str, str | Path]) -> None:
+    """Raise `RunError` when a run's own copy of a file is not what `inputs.json` says that it was."""
+    known = read_inputs(run_dir)["files"]
+    for key, path in own.items():
+        if key in known and file_sha256(Path(path)) != known[key]["sha256"]:
+            raise RunError(
+                f"{path} is damaged: its SHA-256 is not the one in inputs.json beside it; bring it back from a backup, "
+                f"or from {known[key]['path']} ({key}), of which it was a copy"
+            )
+
+
 def with_own_inputs(run_dir: Path, config: Config) -> Config:
     """The configuration of a run that goes on: a file of words that is not there any more is the run's own copy."""
     own = {
         key: run_dir / "inputs" / KEPT[key] for key, path in named_files(config).items() if not absolute(path).is_file()
     }
     own = {key: path for key, path in own.items() if path.is_file()}
+    check_copies(run_dir, own)
     for key, path in own.items():
         say_once(f"{key}={attrgetter(key)(config)} does not exist here: the run's own copy is read, {path}")
     return replaced(config, {key: str(path) for key, path in own.items()})

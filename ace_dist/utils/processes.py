@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 POLL_S = 1.0
-LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "ace", "ace_dist"}
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch"}
 
 
 def stat_fields(pid: int) -> list[str]:
@@ -28,7 +28,7 @@ def start_time(pid: int) -> str | None:
 
 
 def launchers_above() -> list[int]:
-    """The processes above this one that are launchers of ours or of DeepSpeed, the nearest first."""
+    """The processes above this one that are launchers of DeepSpeed, the nearest first."""
     found, pid = list[int](), os.getppid()
     while pid > 1 and is_launcher(pid):
         found.append(pid)
@@ -38,7 +38,7 @@ def launchers_above() -> list[int]:
 
 
 def is_launcher(pid: int) -> bool:
-    """Whether a process is Python at a launcher; a shell that mentions one in its words is none."""
+    """Whether a process is Python at a launcher of DeepSpeed; a shell that mentions one in its words is none."""
     try:
         words = Path("/proc", str(pid), "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -55,6 +55,8 @@ def end_with_launcher(environ: Mapping[str, str]) -> None:
     if "LOCAL_SIZE" not in environ:  # a variable of DeepSpeed's launcher alone
         return
     started = {pid: start_time(pid) for pid in launchers_above()}
+    if not started:
+        return
 
     def watch() -> None:
         while all(start_time(pid) == since for pid, since in started.items()):

@@ -198,3 +198,11 @@ def test_what_only_describes_a_run_never_stops_it(run, again, name):
     """A cut one is kept in `starts` or written again."""
     (run / name).write_bytes(b'{"versions": {"ace')
     assert again().stopped is None
+
+
+def test_a_damaged_copy_of_a_tree_is_refused(run, ranks):
+    """One letter of a synonym would give other results."""
+    path = run / "inputs" / "synonyms.json"
+    path.write_text(path.read_text().replace("rotate", "rotare", 1))
+    with pytest.raises(RunError, match=r"inputs/synonyms\.json is damaged: .* of which it was a copy"):
+        evaluate_run(run, ranks)
