@@ -1,7 +1,6 @@
 """Which actions are base and which are novel: from the splits, from a list, or by the paper's rule."""
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from ace_dist.concepts.actions import Action, listed_texts, normalise
 from ace_dist.utils.errors import LabelError
+from ace_dist.utils.reading import read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +43,30 @@ class ClassTable:
         return known | {normalise(label): None for label in self.not_actions}
 
 
-def load_class_table(path: str | Path) -> ClassTable:
+def load_class_table(path: str | Path, setting: str = "dataset.classes") -> ClassTable:
     """Read a file such as those of assets/classes: `{"actions": {label: [verb, object]}, "not_actions": [label]}`.
 
-    Raises `LabelError` when it is not of that form, or when two labels mean the same action.
+    Raises `LabelError`, which names `setting`, when it is not of that form, or when two labels mean the same action.
     """
     path = Path(path)
     if not path.is_file():
-        raise LabelError(f"dataset.classes={path} does not exist")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        actions = {label: Action(verb, object_) for label, (verb, object_) in content["actions"].items()}
-        not_actions = frozenset(map(str, content["not_actions"]))
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LabelError(
-            f'dataset.classes={path} does not read {{"actions": {{label: [verb, object], ...}}, "not_actions": '
-            f"[label, ...]}}: {error}"
-        ) from error
+        raise LabelError(f"{setting}={path} does not exist")
+    form = f'; {setting} needs {{"actions": {{label: [verb, object], ...}}, "not_actions": [label, ...]}}'
+    content = read_object(path, LabelError, form)
+    pairs, none = content.get("actions"), content.get("not_actions", [])
+    if not isinstance(pairs, dict) or not isinstance(none, list) or not all(isinstance(label, str) for label in none):
+        raise LabelError(f"{path} does not read as expected{form}")
+    if wrong := [label for label, pair in pairs.items() if not is_pair(pair)]:
+        raise LabelError(f"{path}: {wrong[0]!r} is not explained by a verb and an object{form}")
+    actions, not_actions = {label: Action(*pair) for label, pair in pairs.items()}, frozenset(none)
     labels, meant = Counter(map(normalise, (*actions, *not_actions))), Counter(map(str, actions.values()))
     if twice := sorted({text for counts in (labels, meant) for text, count in counts.items() if count > 1}):
-        raise LabelError(f"dataset.classes={path} lists {', '.join(map(repr, twice))} twice")
+        raise LabelError(f"{setting}={path} lists {', '.join(map(repr, twice))} twice")
     return ClassTable(actions, not_actions, str(path))
+
+
+def is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
 
 
 def novel_by_verb_frequency(counts: Mapping[Action, int], share: float = 1 / 3) -> tuple[Action, ...]:

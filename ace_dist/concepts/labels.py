@@ -1,6 +1,5 @@
 """Label sets of a test: root labels, the ten sets of the Synonym Robustness Test, and free labels of a user."""
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from ace_dist.concepts.sampler import Phrases, label_phrases
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.concepts.wordnet import WordNet, find_wordnet
 from ace_dist.utils.errors import LabelError
+from ace_dist.utils.reading import read_object
 
 # A label whose verb has no node in the trees: alone beside averaged ones | averaged over WordNet's synonyms | a reason
 # for all labels of its set to stand alone. A mean of unit vectors is shorter than one of them, so a label that stands
@@ -54,10 +54,7 @@ def load_srt(path: str | Path) -> list[dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise LabelError(f"SRT file {path} does not exist; set dataset.srt to a JSON file of label sets")
-    try:
-        runs: Any = json.loads(path.read_text(encoding="utf-8"))["runs"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise LabelError(f"SRT file {path} (dataset.srt) is not an object with a list 'runs': {error!r}") from error
+    runs: Any = read_object(path, LabelError, " (dataset.srt: an object with a list 'runs')").get("runs")
     well_formed = isinstance(runs, list) and runs and all(isinstance(run, dict) and run for run in runs)
     if not well_formed or not all(isinstance(label, str) for run in runs for label in run.values()):
         raise LabelError(f"SRT file {path} (dataset.srt): every entry of 'runs' must map root labels to labels")

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Self, cast
 from ace_dist.concepts.actions import base_forms, listed_texts, normalise
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
+from ace_dist.utils.reading import read_object
 
 Node = Mapping[str, Any] | tuple[str, ...]  # children with their own nodes, or, at the last order, children alone
 
@@ -63,13 +63,10 @@ class SynonymTrees:
         path = Path(path)
         if not path.is_file():
             raise LabelError(f"synonym tree file {path} does not exist; set dataset.synonyms to a JSON tree file")
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-        except ValueError as error:
-            raise LabelError(f"synonym tree file {path} (dataset.synonyms) is not valid JSON: {error}") from error
-        if not isinstance(raw, dict):
-            raise LabelError(f"synonym tree file {path} holds a {type(raw).__name__}, expected an object of root verbs")
+        raw = read_object(path, LabelError, " (dataset.synonyms: an object of root verbs)")
         meta, words = raw.pop("_meta", {}), raw.pop("_words", {})
+        if not isinstance(meta, dict):
+            raise LabelError(f"{path}: _meta must be an object, found {type(meta).__name__}")
         return cls(raw, meta, str(path), size, grand_size, include_parent, words)
 
     def save(self, path: str | Path) -> None:
@@ -139,13 +136,6 @@ class SynonymTrees:
     def verbs(self) -> tuple[str, ...]:
         """Every verb that occurs at any level, sorted."""
         return tuple(sorted({verb for root in self._nodes for _, children in self.nodes(root) for verb in children}))
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """`object_pairs_hook` that refuses a repeated key, of which json would silently keep the last."""
-    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-        raise ValueError(f"the key {twice[0]!r} occurs twice")
-    return dict(pairs)
 
 
 def copy_node(node: Any, where: str) -> Node:

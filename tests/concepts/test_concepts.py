@@ -100,7 +100,10 @@ def test_unreadable_tree_files(tmp_path):
     path = tmp_path / "trees.json"
     with pytest.raises(LabelError, match=r"does not exist.*dataset\.synonyms"):
         SynonymTrees.load(path)
-    for text, words in (("{", "not valid JSON"), ("[]", "expected an object"), ('{"a": {}, "a": {}}', "occurs twice")):
+    for text, words in (
+        ("{", "is not JSON of ours"), ("[]", "must hold one JSON object, found list"),
+        ('{"a": {}, "a": {}}', "'a' stands twice"), ('{"_meta": 5}', "_meta must be an object"),
+    ):  # fmt: skip
         path.write_text(text)
         with pytest.raises(LabelError, match=words):
             SynonymTrees.load(path)

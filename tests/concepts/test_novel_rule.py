@@ -120,8 +120,9 @@ def test_a_table_keeps_the_classes_of_every_fold():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[]", "does not read"),
-        ('{"actions": {"a": ["take"]}, "not_actions": []}', "does not read"),
+        ("[]", "must hold one JSON object, found list; dataset.classes needs"),
+        ('{"actions": ["a"]}', "does not read as expected; dataset.classes needs"),
+        ('{"actions": {"a": ["take"]}, "not_actions": []}', "'a' is not explained by a verb and an object"),
         ('{"actions": {"a": ["take", "pin"], "b": ["take", "pin"]}, "not_actions": []}', "'take pin' twice"),
         ('{"actions": {"a": ["take", "pin"]}, "not_actions": ["a"]}', "'a' twice"),
     ],

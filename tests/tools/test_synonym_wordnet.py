@@ -158,7 +158,7 @@ def test_a_sense_that_the_user_picks(tmp_path):
         ("a.csv", "verb,object\nspin,block\nlift,\n", "line 3.*no object"),
         ("a.txt", "# comment\n\nspin\n", "line 3.*no object"),
         ("a.txt", "", "holds no action"),
-        ("a.json", '{"spin": "block"}', "not a class table"),
+        ("a.json", '{"spin": "block"}', "does not read as expected; actions needs"),
         ("a.json", '{"actions": {"SIL": ["", "hands"]}}', "has no verb"),
     ],
 )

@@ -1,11 +1,11 @@
 """The actions that need trees: from a list, a CSV file, a class table of `assets/classes`, or labels line by line."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ace_dist.concepts.actions import Action
+from ace_dist.concepts.classes import load_class_table
 from ace_dist.utils.errors import DataError, LabelError
 from ace_dist.utils.tables import parse_table
 
@@ -62,15 +62,12 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a file; empty lines, and in a text file those that begin with #, are left out."""
     if not path.is_file():
         raise LabelError(f"actions={path} does not exist; give a CSV or text file, or a list '[spin block, ...]'")
+    if path.suffix.lower() == ".json":
+        return [("", a.verb, a.object, "") for a in load_class_table(path, "actions").actions.values()]
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise LabelError(f"actions={path} is not text in UTF-8: {error}") from error
-    if path.suffix.lower() == ".json":
-        try:
-            return [("", verb, object_, "") for verb, object_ in json.loads(text)["actions"].values()]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LabelError(f"actions={path} is not a class table as in ace_dist/assets/classes: {error!r}") from error
     if path.suffix.lower() == ".csv":
         try:
             table = parse_table(text, ("verb", "object"))

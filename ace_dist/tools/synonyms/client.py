@@ -29,6 +29,7 @@ import openai
 
 from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.files import write_json
+from ace_dist.utils.text import printable
 
 MAX_BODY_BYTES = 4 << 20  # of one response; a thousand lines have about 20 KB
 MAX_ERROR_BYTES = 64 << 10  # of an error's response that are read
@@ -181,7 +182,7 @@ class ChatClient:
             reply,
             text=self._scrub(reply.text),
             finish=self._scrub(reply.finish)[:40],
-            served_model=self._scrub(reply.served_model)[:80],
+            served_model=printable(self._scrub(reply.served_model))[:80],
         )
 
     def stop(self, reason: str) -> BuildStopped:
