@@ -1,7 +1,9 @@
-"""Every command: `ace NAME key=value ...`, `python -m ace_dist NAME ...` or `python launchers/NAME.py ...`.
+"""Every command: `ace NAME key=value ...`, which `python -m ace_dist NAME` and `python launchers/NAME.py` run too.
 
-A command parses its settings, calls the room that does the work, and says what came out. Rooms that need torch are
-imported inside the commands: `--help` needs none, nor do the processes that check shards, which import this file too.
+`COMMANDS` is the one table of all three. `ace` starts the ranks of a training itself; the others are one rank each, for
+DeepSpeed, SLURM and `ace` to start. A command parses its settings, calls the room that does the work, and says what
+came out. Rooms that need torch are imported inside the commands: `--help` needs none, nor do the processes that check
+shards, which import this file too.
 """
 
 from __future__ import annotations
@@ -11,25 +13,38 @@ import importlib
 import inspect
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
 from ace_dist import __version__
-from ace_dist.cluster import submit as jobs
 from ace_dist.cluster.profiles import ClusterConfig, split_profile
-from ace_dist.cluster.sweep import Sweep, SweepRun, expand, launch, select, status_table
-from ace_dist.config import Config, did_you_mean, help_asked, load_config, parse_settings, read_config, split_settings
+from ace_dist.config import (
+    GROUPS,
+    Config,
+    choices,
+    did_you_mean,
+    help_asked,
+    load_config,
+    parse_settings,
+    read_config,
+    shipped_file,
+    split_settings,
+)
 from ace_dist.utils.errors import ConfigError, UserError
+from ace_dist.utils.extras import missing_packages_named
 from ace_dist.utils.secrets import redact
 from ace_dist.utils.text import printable
 
 if TYPE_CHECKING:
+    from ace_dist.cluster.sweep import Sweep, SweepRun
     from ace_dist.utils.distributed import Ranks
 
 REFUSALS = {  # what a file system may refuse, and what its owner can do
@@ -50,12 +65,17 @@ def load_run(argv: Sequence[str]) -> Config:
 
 # ------------------------------------------------------------------------------------------------------ training
 @dataclass
+class RankSettings:
+    ranks: int | None = None  # processes on this machine; null: one a GPU, two without a GPU
+
+
+@dataclass
 class TrainSettings:
     dry_run: bool = False  # build everything, take one batch forward and back, say what would run, and stop
 
 
 def train(argv: list[str]) -> int:
-    """Train and evaluate: `deepspeed launchers/train.py experiment=NAME key=value ...`.
+    """Train and evaluate: `ace train experiment=NAME key=value ...`.
 
     A run that was stopped continues where its last checkpoint is. With `--cfg` it prints the whole configuration and
     stops; with `dry_run=true` it stops after a rehearsal. Both write nothing.
@@ -111,7 +131,7 @@ class EstimateSettings:
 
 
 def estimate(argv: list[str]) -> None:
-    """Forecast a run: `python launchers/estimate.py experiment=NAME device=h100 ranks=1 clips=N measure=true`.
+    """Forecast a run: `ace estimate experiment=NAME device=h100 ranks=1 clips=N measure=true`.
 
     Only `experiment` is needed; any setting of the run may be given as well.
     """
@@ -125,9 +145,9 @@ def estimate(argv: list[str]) -> None:
 def preflight(argv: list[str]) -> int:
     """Check nodes, network, disk, shards and decoder before a long job, with the settings of the run itself.
 
-    python launchers/submit.py cluster=slurm cluster.nodes=2 launcher=preflight wait=true experiment=NAME key=value ...
+    ace submit cluster=slurm cluster.nodes=2 launcher=preflight wait=true experiment=NAME key=value ...
 
-    or on one machine: `python launchers/preflight.py experiment=NAME ...`. Exits with 1 when a check fails.
+    or on one machine: `ace preflight experiment=NAME ...`. Exits with 1 when a check fails.
     """
     config = load_run(argv)
     from ace_dist.cluster.preflight import preflight, table
@@ -161,7 +181,7 @@ class ClassifySettings(RunSettings):
 
 
 def classify(argv: list[str]) -> None:
-    """Classify a video among any labels: `python launchers/classify.py run=DIR video=FILE actions='[spin block, ...]'`.
+    """Classify a video among any labels: `ace classify run=DIR video=FILE actions='[spin block, ...]'`.
 
     Prints the probability of each label, and what was averaged for it.
     """
@@ -180,7 +200,7 @@ class EvaluateSettings(RunSettings):
 
 
 def evaluate(argv: list[str]) -> None:
-    """Evaluate a finished run again: `deepspeed launchers/evaluate.py run=DIR` (or `python` for one rank).
+    """Evaluate a finished run again: `ace evaluate run=DIR`.
 
     `dataset.shards=DIR` says where the clips lie now. On other clips the results go to `output=DIR`.
     """
@@ -204,7 +224,7 @@ class ExploreSettings:
 
 
 def explore(argv: list[str]) -> None:
-    """Talk to a trained model on a local page: `python launchers/explore.py run=DIR [port=7860]`."""
+    """Talk to a trained model on a local page: `ace explore run=DIR [port=7860]`."""
     settings = parse_settings(argv, ExploreSettings)
     from ace_dist.tools.explorer.serve import serve
 
@@ -225,7 +245,7 @@ class ExportSettings:
 
 
 def export(argv: list[str]) -> None:
-    """Export a finished run: `python launchers/export.py run=DIR output=DIR`."""
+    """Export a finished run: `ace export run=DIR output=DIR`."""
     settings = parse_settings(argv, ExportSettings)
     from ace_dist.evaluate.export import export_run
 
@@ -243,7 +263,7 @@ class ReportSettings:
 
 
 def report_run(argv: list[str]) -> None:
-    """Write a run's report again, beside other runs: `python launchers/report.py run=DIR compare='[DIR, DIR]'`."""
+    """Write a run's report again, beside other runs: `ace report run=DIR compare='[DIR, DIR]'`."""
     settings = parse_settings(argv, ReportSettings)
     from ace_dist.evaluate.report import result_picture, write_report
 
@@ -260,7 +280,7 @@ class RunsSettings:
 
 
 def report_runs(argv: list[str]) -> None:
-    """List run folders: `python launchers/report.py runs='runs/*'`: scores, progress, and which settings differ."""
+    """List run folders: `ace report runs='runs/*'`: scores, progress, and which settings differ."""
     settings = parse_settings(argv, RunsSettings)
     from ace_dist.tools.study.run_list import differing_settings, find_runs, runs_table
 
@@ -280,11 +300,12 @@ class StudySettings:
 
 
 def report_sweep(argv: list[str]) -> None:
-    """Report a study out of a sweep: `python launchers/report.py sweep=DIR output=DIR reference=procvlr`.
+    """Report a study out of a sweep: `ace report sweep=DIR output=DIR reference=procvlr`.
 
     Adds its runs to `runs.csv` of the output folder and writes the experiment's page and figures there.
     """
     settings = parse_settings(argv, StudySettings)
+    from ace_dist.cluster.sweep import Sweep
     from ace_dist.tools.study.report import write_study
     from ace_dist.tools.study.rows import planned_runs
     from ace_dist.tools.study.tables import load_table
@@ -312,7 +333,7 @@ class GridSettings:
 def report_grid(argv: list[str]) -> None:
     """Draw the gain of a method over a grid of settings, from the `runs.csv` in the output folder.
 
-    `python launchers/report.py grid=ace reference=procvlr experiment=NAME output=DIR`
+    `ace report grid=ace reference=procvlr experiment=NAME output=DIR`
     """
     settings = parse_settings(argv, GridSettings)
     from ace_dist.tools.study.grid import write_gains
@@ -322,7 +343,7 @@ def report_grid(argv: list[str]) -> None:
 
 # --------------------------------------------------------------------------------------------------- data and trees
 def build_shards(argv: list[str]) -> None:
-    """Make shards: `python launchers/build_shards.py dataset=csv dataset.annotations=FILE dataset.shards=DIR`.
+    """Make shards: `ace shards dataset=csv dataset.annotations=FILE dataset.shards=DIR`.
 
     As a SLURM array, each task makes its part and the last one finishes: `sbatch --array=0-7 --wrap "python ..."`.
     """
@@ -356,7 +377,7 @@ def build_shards(argv: list[str]) -> None:
 
 
 def verify_shards(argv: list[str]) -> int:
-    """Check shards: `python launchers/verify_shards.py dataset=csv dataset.shards=DIR`. Exits with 1 for faulty ones.
+    """Check shards: `ace shards verify dataset=csv dataset.shards=DIR`. Exits with 1 for faulty ones.
 
     Give the settings of the training that will read them (`dataset.synonyms`, `loader.backend`, `training.device`).
     """
@@ -372,7 +393,7 @@ def verify_shards(argv: list[str]) -> int:
 
 
 def convert_ata(argv: list[str]) -> None:
-    """Make ATA's manifest: `python launchers/convert_ata.py root=DIR output=manifest.csv [person=REGEX ...]`.
+    """Make ATA's manifest: `ace shards ata root=DIR output=manifest.csv [person=REGEX ...]`.
 
     Reads label files of the forms in use, finds the video of each, and says in one message what does not fit.
     """
@@ -382,7 +403,7 @@ def convert_ata(argv: list[str]) -> None:
 
 
 def build_synonyms(argv: list[str]) -> None:
-    """Build synonym trees: `python launchers/build_synonyms.py actions=FILE output=FILE source=wordnet children=6`.
+    """Build synonym trees: `ace synonyms actions=FILE output=FILE source=wordnet children=6`.
 
     With a language model: `source=model model=NAME domain="toy assembly" [base_url=URL]`, the key in OPENAI_API_KEY.
     By hand: `manual=export trees=FILE sheet=FILE.csv`, edit, `manual=import trees=FILE sheet=FILE.csv output=FILE`.
@@ -394,7 +415,7 @@ def build_synonyms(argv: list[str]) -> None:
 
 
 def inspect_synonyms(argv: list[str]) -> None:
-    """Look for faults in synonym trees: `python launchers/inspect_synonyms.py trees=FILE [actions=FILE]`.
+    """Look for faults in synonym trees: `ace synonyms inspect trees=FILE [actions=FILE]`.
 
     `embed=minilm` adds how a text tower sees them. Prints the table and the warnings, writes the pictures.
     """
@@ -405,7 +426,7 @@ def inspect_synonyms(argv: list[str]) -> None:
 
 # -------------------------------------------------------------------------------------------------------- weights
 def import_weights(argv: list[str]) -> None:
-    """Bring others' weights in: `python launchers/import_weights.py source=FILE output=FILE.safetensors [tower=NAME]`.
+    """Bring others' weights in: `ace weights source=FILE output=FILE.safetensors [tower=NAME]`.
 
     Reads, converts, reports, and writes when nothing is missing, left over or of another shape.
     """
@@ -415,7 +436,7 @@ def import_weights(argv: list[str]) -> None:
 
 
 def pretrain_tabletop(argv: list[str]) -> None:
-    """Pretrain both tabletop towers: `python launchers/pretrain_tabletop.py [output=DIR] [pretrain.steps=N]`.
+    """Pretrain both tabletop towers: `ace weights pretrain [output=DIR] [pretrain.steps=N]`.
 
     `output=ace_dist/assets/weights/tabletop` replaces the weights that the repository ships; without it they stay.
     """
@@ -434,15 +455,17 @@ class SubmitSettings:
 
 
 def submit(argv: list[str]) -> int:
-    """Submit any command as a job: `python launchers/submit.py cluster=slurm launcher=train experiment=NAME key=value`.
+    """Submit any command as a job: `ace submit cluster=slurm launcher=train experiment=NAME key=value`.
 
     Returns 0, or the status of the job that was waited for.
     """
     settings, others = split_settings(argv, SubmitSettings)
     profile, rest = split_profile(others)
-    name, words = find_command([settings.launcher, *rest])
-    if settings.launcher in ("submit", "sweep"):
-        raise ConfigError(f"launcher={settings.launcher} submits jobs itself: start it as it is")
+    from ace_dist.cluster import submit as jobs
+
+    name, words = find_command([*settings.launcher.split(), *rest])
+    if name.split()[0] in ("submit", "sweep", "demo"):
+        raise ConfigError(f"launcher={settings.launcher} starts others itself: start it as it is")
     jobs.check_job(load_run, name, words, profile)
     folder = Path(settings.folder)
     job = jobs.build_job(execute, settings.launcher, rest, folder)
@@ -473,7 +496,7 @@ class SweepSettings:
 
 
 def sweep_run(argv: list[str]) -> int:
-    """Run a grid of trainings: `python launchers/sweep.py sweep=NAME method=ace,procvlr seed=0..4 cluster=slurm ...`.
+    """Run a grid of trainings: `ace sweep sweep=NAME method=ace,procvlr seed=0..4 cluster=slurm ...`.
 
     Given again, the same command submits whatever is neither finished nor in the queue. With table=table1 (a file of
     ace_dist/assets/tables) the rows of that table of the paper come first in the grid, and the sweep's table has the
@@ -483,9 +506,10 @@ def sweep_run(argv: list[str]) -> int:
     settings, others = split_settings(argv, SweepSettings)
     if settings.search:
         return search_rates(settings, others)
+    profile, grid = split_profile(others)
+    from ace_dist.cluster.sweep import Sweep, expand
     from ace_dist.tools.study.tables import expand_table, load_table, name_a_table, rows_without_run
 
-    profile, grid = split_profile(others)
     if not settings.table:
         settings.table, grid = name_a_table(grid)
         if settings.table and not settings.sweep:
@@ -507,6 +531,8 @@ def search_rates(settings: SweepSettings, others: list[str]) -> int:
 
     On a cluster each call submits the runs that the rule asks for next; the same command goes on when they are done.
     """
+    from ace_dist.cluster import submit as jobs
+    from ace_dist.cluster.sweep import Sweep, launch, select
     from ace_dist.tools.study.rates import build_searches, write_rates
 
     if settings.search != "rates" or settings.table:
@@ -535,6 +561,9 @@ def search_rates(settings: SweepSettings, others: list[str]) -> int:
 
 def launch_runs(sweep: Sweep, runs: Sequence[SweepRun], verb: str, profile: ClusterConfig, dry_run: bool) -> int:
     """Check every run's settings, then submit what `verb` asks for."""
+    from ace_dist.cluster import submit as jobs
+    from ace_dist.cluster.sweep import launch, select
+
     for run in runs:
         jobs.check_job(load_run, "train", run.overrides, profile)
     code = launch(sweep, select(runs, sweep.states(), verb), profile, execute, dry_run)
@@ -550,16 +579,21 @@ class KnownSweep:
 
 
 def read_sweep(settings: KnownSweep) -> Sweep:
+    from ace_dist.cluster.sweep import Sweep
+
     return Sweep.read(Path(settings.folder) / settings.sweep)
 
 
 def sweep_status(argv: list[str]) -> None:
-    """Say where each run of a sweep is: `python launchers/sweep.py status sweep=NAME`."""
-    print(status_table(read_sweep(parse_settings(argv, KnownSweep)).states()))
+    """Say where each run of a sweep is: `ace sweep status sweep=NAME`."""
+    sweep = read_sweep(parse_settings(argv, KnownSweep))
+    from ace_dist.cluster.sweep import status_table
+
+    print(status_table(sweep.states()))
 
 
 def sweep_collect(argv: list[str]) -> None:
-    """Make a sweep's table: `python launchers/sweep.py collect sweep=NAME`."""
+    """Make a sweep's table: `ace sweep collect sweep=NAME`."""
     print_table(read_sweep(parse_settings(argv, KnownSweep)))
 
 
@@ -569,7 +603,7 @@ class RetrySettings(KnownSweep):
 
 
 def sweep_retry(argv: list[str]) -> int:
-    """Submit failed runs again: `python launchers/sweep.py retry sweep=NAME`.
+    """Submit failed runs again: `ace sweep retry sweep=NAME`.
 
     They go where they were before, unless cluster=... says otherwise.
     """
@@ -596,25 +630,138 @@ def print_table(sweep: Sweep) -> None:
     print("\n".join(map(str, write_tables(lines, text, sweep.folder))))
 
 
+# ------------------------------------------------------------------------------------------------- the installation
+def demo(argv: list[str]) -> int:
+    """Build the demo's data, train a method without synonyms and ACE, and compare them: `ace demo [key=value ...]`.
+
+    Settings go to the build and to both trainings, such as `training.max_steps=20`. A run that is there goes on.
+    """
+    if help_asked(argv):
+        print(
+            "",
+            "ranks=null   processes of each training; null: as `ace train`",
+            "key=value    any of `ace train`",
+            sep="\n  ",
+        )
+        raise SystemExit(0)
+    own, settings = split_settings(argv, RankSettings)
+    ranks = [] if own.ranks is None else [f"ranks={own.ranks}"]
+    for words in (
+        ["shards", "experiment=demo", *settings],
+        ["train", "experiment=demo", "method=procvlr", "run=runs/demo-procvlr", *settings, *ranks],
+        ["train", "experiment=demo", *settings, *ranks],
+        ["report", "run=runs/demo", "compare=[runs/demo-procvlr]"],
+    ):
+        print(f"$ ace {shlex.join(words)}", flush=True)
+        if status := start(words):
+            return status
+    return 0
+
+
+def config_list(argv: list[str]) -> None:
+    """List the settings files that come with the package: `ace config list`."""
+    parse_settings(argv, NoSettings)
+    print(*(f"{group}=  {', '.join(choices(group))}" for group in GROUPS), sep="\n")
+
+
+def config_get(argv: list[str]) -> None:
+    """Print a settings file, to begin yours with: `ace config get dataset=csv > mine.yaml`.
+
+    Yours is used by its path, which ends in `.yaml`: `dataset=mine.yaml`.
+    """
+    if help_asked(argv):
+        print("", *(f"{group}=  {', '.join(choices(group))}" for group in GROUPS), sep="\n  ")
+        raise SystemExit(0)
+    asked = dict(word.partition("=")[::2] for word in argv)
+    for group in asked:
+        if group not in GROUPS:
+            raise ConfigError(f"unknown setting {group!r}{did_you_mean(group, GROUPS)}; there are {', '.join(GROUPS)}")
+    if len(asked) != 1:
+        raise ConfigError("give one file as GROUP=NAME, for example dataset=csv; `ace config list` shows them")
+    print(shipped_file(*asked.popitem()).read_text(encoding="utf-8"), end="")
+
+
+@dataclass
+class NoSettings:
+    pass
+
+
+@dataclass
+class CompletionSettings:
+    shell: str = "bash"  # or zsh
+
+
+def completion(argv: list[str]) -> None:
+    """Print what completes commands and settings at the tab key: `eval "$(ace completion)"` in ~/.bashrc.
+
+    For zsh: `eval "$(ace completion shell=zsh)"` in ~/.zshrc.
+    """
+    from ace_dist.tools.completion import complete, script
+
+    if (line := os.environ.get("COMP_LINE")) is not None:  # the shell asks
+        print(*complete(line[: int(os.environ.get("COMP_POINT", len(line)))], list(COMMANDS), help_text), sep="\n")
+        return
+    print(script(parse_settings(argv, CompletionSettings).shell))
+
+
+def help_text(name: str) -> str:
+    """What `ace NAME --help` prints."""
+    with redirect_stdout(StringIO()) as said, suppress(SystemExit, UserError):
+        execute([*name.split(), "--help"])
+    return said.getvalue()
+
+
 # ------------------------------------------------------------------------------------------------ the command line
-COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    re.sub(r"^(report|sweep)_", r"\1 ", command.__name__): command
-    for command in (
-        build_shards, build_synonyms, classify, convert_ata, estimate, evaluate, explore, export, import_weights,
-        inspect_synonyms, preflight, pretrain_tabletop, report_run, report_runs, report_sweep, report_grid, submit,
-        sweep_run, sweep_status, sweep_collect, sweep_retry, train, verify_shards,
-    )
+Command = Callable[[list[str]], int | None]
+COMMANDS: dict[str, Command] = {
+    "demo": demo, "train": train, "evaluate": evaluate, "classify": classify, "explore": explore, "export": export,
+    "shards build": build_shards, "shards verify": verify_shards, "shards ata": convert_ata,
+    "synonyms build": build_synonyms, "synonyms inspect": inspect_synonyms,
+    "weights import": import_weights, "weights pretrain": pretrain_tabletop,
+    "report run": report_run, "report runs": report_runs, "report sweep": report_sweep, "report grid": report_grid,
+    "estimate": estimate, "preflight": preflight, "submit": submit,
+    "sweep run": sweep_run, "sweep status": sweep_status, "sweep collect": sweep_collect, "sweep retry": sweep_retry,
+    "config get": config_get, "config list": config_list, "completion": completion,
 }  # fmt: skip
+LAUNCHERS = {command.__name__: name for name, command in COMMANDS.items()}  # launchers/build_shards.py: "shards build"
+RANKED = ("train", "evaluate", "preflight")  # `ace` starts their ranks
+DEMO_BY_DEFAULT = (*RANKED, "shards build", "shards verify", "estimate", "submit", "weights pretrain")
 
 
-def main(*words: str) -> int:
+def ace() -> int:
+    """The console command: as `main`, but it starts the ranks of a training, and runs nothing without settings."""
+    return main(run=start)
+
+
+def start(argv: Sequence[str]) -> int:
+    """Run a command; one of `RANKED` in as many processes as suit this machine, or as `ranks=N` says."""
+    argv = take_umask(argv)
+    if not argv or argv[0].startswith("-"):
+        return execute(argv)
+    name, rest = find_command(argv)
+    if not rest and name in DEMO_BY_DEFAULT:
+        return execute([*name.split(), "--help"])
+    if name not in RANKED or help_asked(rest) or "--cfg" in rest or {"RANK", "SLURM_STEP_ID"} & os.environ.keys():
+        return execute(argv)
+    own, settings = split_settings(rest, RankSettings)
+    from ace_dist.cluster.ranks import default_ranks, run_ranks
+
+    if name == "evaluate":
+        config = read_config(Path(split_settings(settings, EvaluateSettings)[0].run))
+    else:
+        config = load_run(split_settings(settings, TrainSettings)[1])
+    count = own.ranks or default_ranks(config)
+    return run_ranks([name, *settings], count) if count > 1 else execute([name, *settings])
+
+
+def main(*words: str, run: Callable[[Sequence[str]], int] | None = None) -> int:
     """Run the command of `words` and the program's own arguments; returns the exit status.
 
     A `UserError` is one line on stderr and 2; so are a full disk and a folder that may not be written. Any other
     `OSError` is a bug and stays one. Ctrl-C gives 130.
     """
     try:
-        return execute([*words, *sys.argv[1:]])
+        return (run or execute)([*words, *sys.argv[1:]])
     except UserError as error:
         print(f"error: {printable(redact(str(error)))}", file=sys.stderr)
         return 2
@@ -639,13 +786,17 @@ def execute(argv: Sequence[str]) -> int:
     is of every command.
     """
     argv = take_umask([word for word in argv if not word.replace("_", "-").lstrip("-").startswith("local-rank")])
+    if argv and argv[0] in ("--version", "-V"):
+        print(f"ace-dist {__version__}")
+        return 0
     if not argv or (argv[0].startswith("-") and help_asked(argv)):
         print(overview())
         return 0
     name, rest = find_command(argv)
     if help_asked(rest):
         print(inspect.getdoc(COMMANDS[name]), "settings, written key=value:", sep="\n\n")
-    return COMMANDS[name](rest) or 0
+    with missing_packages_named():
+        return COMMANDS[name](rest) or 0
 
 
 def take_umask(argv: Sequence[str]) -> list[str]:
@@ -659,12 +810,13 @@ def take_umask(argv: Sequence[str]) -> list[str]:
 
 
 def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The name of the command that the words ask for, and the words after it.
+    """The name of the command that the words ask for, which may be a launcher's, and the words after it.
 
     Of a command with subcommands it is the first one, or the one that a setting is called as (`report.py sweep=DIR`).
     Raises `ConfigError` with the nearest name when there is none such.
     """
     first, rest = argv[0].removesuffix(".py").replace("-", "_"), list(argv[1:])
+    first = LAUNCHERS.get(first, first)
     if first in COMMANDS:
         return first, rest
     names = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{first} ")]
@@ -688,11 +840,10 @@ def first_line(name: str) -> str:
 def overview() -> str:
     """Every command with the first line of its docstring, and where to begin."""
     return "\n".join([
-        f"ace-dist {__version__}. Its commands, as `ace NAME key=value` or `python launchers/NAME.py key=value`:\n",
+        f"ace-dist {__version__}. Its commands, as `ace NAME key=value`:\n",
         *(f"  {name:18} {first_line(name)}" for name in COMMANDS),
-        "\nBegin with the demo:    make demo",
-        "or with your own CSV:   python launchers/build_synonyms.py actions=annotations.csv output=trees.json "
-        "source=wordnet children=6",
-        "Each one explains itself with --help; README.md has the steps in order.",
+        "\nBegin with the demo:    ace demo",
+        "or with your own CSV:   ace synonyms actions=annotations.csv output=trees.json source=wordnet children=6",
+        "Each one explains itself with --help.",
         "umask=077, which every command takes, makes files that nobody else can read.",
     ])  # fmt: skip

@@ -31,7 +31,7 @@ from ace_dist.utils.secrets import STRONG_NAMES, WEAK_NAMES, redact
 Load = Callable[[Sequence[str]], Config]  # composes a run's configuration and checks it
 POLL_S = 0.5
 PLACE = ("partition", "account", "qos", "constraint")  # of sbatch's options
-COMPOSED = ("train", "build_shards", "verify_shards", "preflight")  # commands whose settings are a run's
+COMPOSED = ("train", "shards build", "shards verify", "preflight")  # commands whose settings are a run's
 
 
 def slurm_parameters(profile: ClusterConfig, name: str, folder: Path) -> dict[str, Any]:

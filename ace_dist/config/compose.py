@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ace_dist.config.checks import check_config
 from ace_dist.config.schema import Config
@@ -43,6 +44,7 @@ GROUPS = (
     "deepspeed",
     "prompts",
 )  # folders of configs/ to choose from
+OWN_FILE = re.compile(rf"({'|'.join(GROUPS)})=.*\.yaml$")
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("assets", lambda: str(assets_dir()), replace=True)
@@ -60,6 +62,31 @@ def config_dir() -> Path:
 def choices(group: str) -> list[str]:
     """The names of the YAML files in a folder of `configs/`."""
     return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def shipped_file(group: str, name: str) -> Path:
+    """A YAML file of `configs/`. Raises `ConfigError` with the nearest name when there is none such."""
+    if name not in (names := choices(group)):
+        near = did_you_mean(name, names)
+        raise ConfigError(f"{group}={name} does not exist in configs/{group}/; there are {', '.join(names)}{near}")
+    return config_dir() / group / f"{name}.yaml"
+
+
+def own_file(override: str) -> str:
+    """`group=FILE.yaml` as Hydra is told of a file of the user's, which it then treats as one of `configs/group/`."""
+    group, _, text = override.partition("=")
+    path = resolve_path(text)
+    if not path.is_file():
+        raise ConfigError(
+            f"{override}: the file does not exist; `ace config get {group}=NAME` prints one to begin with"
+        )
+    try:
+        node, package = OmegaConf.load(path), re.search(r"^# @package (\S+)", path.read_text("utf-8"), re.MULTILINE)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{override} is not YAML: {' '.join(str(error).split())}") from error
+    name = f"{path.stem}-{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]}"
+    ConfigStore.instance().store(name, node, group=group, package=package[1] if package else None)
+    return f"{group}={name}"
 
 
 def assets_dir() -> Path:
@@ -82,6 +109,7 @@ def load_config(argv: Sequence[str]) -> Config:
     if not overrides and os.environ.get("RANK", "0") == "0":
         print("no setting is given: this is experiment=demo (--help lists what there is)", file=sys.stderr)
     keys = known_keys()
+    overrides = [own_file(text) if OWN_FILE.match(text) else text for text in overrides]
     for flag in overrides:
         if flag.startswith("-"):
             raise ConfigError(f"{flag!r} is not an option; settings are written key=value, for example seed=1")

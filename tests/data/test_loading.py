@@ -17,9 +17,9 @@ from data_worlds import NumberedReader, build_shards, frame_number, numbered_fra
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
 from ace_dist.data.build.encode import encode, is_reference
-from ace_dist.data.loader import base, build_loader, choose_backend, fastest
+from ace_dist.data.loader import base, build_loader, choose_backend, fastest, pixels_numba, pixels_numpy
 from ace_dist.data.loader.dali import DaliLoader
-from ace_dist.data.loader.pixels import crop_filters, picture_rgb, show
+from ace_dist.data.loader.pixels import LIMITED_RANGE, crop_filters, picture_rgb, show
 from ace_dist.data.loader.pyav import PyavLoader, decode_clip, decode_frames, needed_packets
 from ace_dist.data.loader.sample_table import read_sample_table
 from ace_dist.data.sampling import ClipRequest, TestPlan, TrainPlan, crop_box
@@ -569,3 +569,20 @@ def test_the_loader_leaves_the_callers_threads_alone(folders, opened):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("taps", [1, 2, 3])
+def test_without_numba_the_pictures_are_the_same(rng, taps):
+    """Both forms of the two passes, on crops at and off the borders: equal but for the rounding of a sum."""
+    luma, blue, red = (rng.integers(0, 256, size, np.uint8) for size in ((38, 54), (19, 27), (19, 27)))
+    for top, left, height, width in ((0, 0, 38, 54), (5, 7, 20, 31)):
+        ours, theirs = np.zeros((2, 3, height, width), np.uint8)
+        for module, out in ((pixels_numpy, ours), (pixels_numba, theirs)):
+            module.convert(luma, blue, red, top, left, LIMITED_RANGE, out)
+        assert np.abs(ours.astype(int) - theirs).max() <= 1 and ours.std() > 10
+        rows, columns = (np.sort(rng.integers(0, size - taps + 1, 16)) for size in (height, width))
+        weights = rng.dirichlet(np.ones(taps), (2, 16)).astype(np.float32)
+        small = np.zeros((2, 3, 16, 16), np.uint8)
+        for module, out in zip((pixels_numpy, pixels_numba), small, strict=True):
+            module.resample(ours, rows, weights[0], columns, np.ascontiguousarray(weights[1].T), out)
+        assert np.abs(small[0].astype(int) - small[1]).max() <= 1

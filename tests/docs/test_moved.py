@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ace_dist.cli import COMMANDS
+from ace_dist.cli import COMMANDS, LAUNCHERS
 from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.config.compose import known_keys
 from ace_dist.config.settings import RENAMED
@@ -48,7 +48,7 @@ def test_settings_of_a_cluster():
 @pytest.mark.parametrize("launcher", sorted(set(SETTINGS) - {"run", "cluster"}))
 def test_settings_of_a_launcher(launcher, capsys):
     """Every setting that its help named is in the help of one of its subcommands now."""
-    commands = [name for name in COMMANDS if name.split()[0] == launcher]
+    commands = [name for name in COMMANDS if name.split()[0] == launcher or name == LAUNCHERS.get(launcher)]
     for name in commands:
         with contextlib.suppress(SystemExit):
             COMMANDS[name](["--help"])

@@ -14,19 +14,15 @@ from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
-from ace_dist.utils.errors import UserError
-
-try:
-    import gradio as gr
-    from fastapi import FastAPI
-except ImportError as missing:
-    raise UserError("the explorer needs gradio, which is not installed: pip install 'ace-dist[explore]'") from missing
+import gradio as gr
+from fastapi import FastAPI
 
 from ace_dist.concepts.actions import normalise
 from ace_dist.evaluate.report import concept_layout
 from ace_dist.evaluate.run_files import read_run
 from ace_dist.tools.explorer import drawing
 from ace_dist.tools.explorer.session import Clip, Explorer
+from ace_dist.utils.errors import UserError
 
 MOST_VISITORS = 32  # whose clips and words are kept; the oldest go first
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -21,10 +21,13 @@ from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.concepts.wordnet import WordNet, find_wordnet
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.answers import Answer, parse_answer, question, read_template, template_sha256
-from ace_dist.tools.synonyms.client import Budget, BuildStopped, ChatClient, ClientConfig, NoAnswer, estimated_tokens
+from ace_dist.tools.synonyms.budget import Budget, BuildStopped, ClientConfig, NoAnswer, estimated_tokens
 from ace_dist.tools.synonyms.wordnet import WordNetSource
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from ace_dist.tools.synonyms.client import ChatClient
 
 Node = tuple[str, ...]  # its path: root, child, grandchild, ...
 
@@ -84,6 +87,8 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> BuildResul
     say("estimate: " + estimate(actions, config))
     if config.dry_run:
         return None
+    from ace_dist.tools.synonyms.client import ChatClient  # WordNet needs no openai
+
     client = ChatClient(config)
     try:
         return grow_trees(actions, config.sizes(), ModelSource(client, config), output, config.concurrency)
@@ -99,7 +104,7 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> BuildResul
 class ModelSource:
     """Asks a model; asks again, at most `asks` times in all, while an answer leaves synonyms missing."""
 
-    def __init__(self, client: ChatClient, config: BuildConfig) -> None:
+    def __init__(self, client: "ChatClient", config: BuildConfig) -> None:
         self.client, self.domain, self.asks = client, config.domain or "", config.asks
         self.template = read_template(config.prompt)
 
