@@ -3,8 +3,6 @@
 import sys
 
 from ace_dist.cli import main
-from ace_dist.cluster.ranks import end_with_starter
 
 if __name__ == "__main__":
-    end_with_starter()
     sys.exit(main())

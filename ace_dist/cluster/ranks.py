@@ -1,10 +1,9 @@
 """Several ranks of one command on this machine, as DeepSpeed's own launcher starts them.
 
-That launcher answers every failure with status 1 and Ctrl-C with a second signal to each rank. Here a signal reaches
-each rank once, and the exit status is the one that the ranks agreed on.
+That launcher ends on Ctrl-C before its ranks have saved, and sends each a second signal. Here a signal reaches each rank
+once, and this process waits for the exit status that the ranks agreed on.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,11 +14,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ace_dist.config import Config
+from ace_dist.utils.cores import host_cores
 from ace_dist.utils.errors import UserError
 
 GRACE_S = 60.0  # for the others to name a lost rank themselves
 POLL_S = 0.1
-STARTER = "ACE_DIST_STARTER"  # process id of who started a rank
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -28,7 +27,6 @@ def default_ranks(config: Config) -> int:
     import torch
 
     from ace_dist.train.engine import micro_batch_size
-    from ace_dist.utils.distributed import host_cores
 
     gpus = torch.cuda.device_count() if config.training.device != "cpu" else 0
     for count in range(gpus or min(2, host_cores()), 1, -1):
@@ -41,15 +39,11 @@ def default_ranks(config: Config) -> int:
 
 
 def run_ranks(words: Sequence[str], count: int) -> int:
-    """`python -m ace_dist WORDS` in `count` processes; returns the exit status of the command."""
-    from ace_dist.utils.distributed import free_port
+    """`python -m ace_dist WORDS` in `count` processes; returns the exit status of the command.
 
-    shared = {
-        **{name: str(count) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")},
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": os.environ.get("MASTER_PORT") or str(free_port()),
-        STARTER: str(os.getpid()),
-    }
+    The variables are those of DeepSpeed's launcher: by them ranks find a port themselves and end with this process.
+    """
+    shared = {name: str(count) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")} | {"CROSS_SIZE": "1"}
     ranks: list[subprocess.Popen[bytes]] = []
     with signals_for(ranks):
         for rank in range(count):
@@ -96,14 +90,3 @@ def exit_status(codes: Sequence[int]) -> int:
             print(f"rank {rank} was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
     said = [code for code in codes if code > 0]
     return said[0] if said else 128 - min(codes) if any(codes) else 0
-
-
-def end_with_starter() -> None:
-    """In a rank: be told to save and stop (TERM) when the process that started it dies, even by a kill. Linux only."""
-    starter = os.environ.pop(STARTER, None)
-    if starter is None or not sys.platform.startswith("linux"):
-        return
-    pr_set_pdeathsig = 1  # prctl(2)
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() != int(starter):  # it died before this call
-        os.kill(os.getpid(), signal.SIGTERM)

@@ -29,8 +29,8 @@ def complete(line: str, names: Sequence[str], help_text: Callable[[str], str]) -
         parts = name.split()
         if parts[: len(words)] == words and len(parts) > len(words):
             found.add(f"{parts[len(words)]} ")
-    if name := next((name for name in names if name.split() == words[: len(name.split())] and words), None):
-        found |= settings(help_text(name), last)
+    if exact := [name for name in names if words and name.split() == words[: len(name.split())]]:
+        found |= settings(help_text(exact[0]), last)
     elif words:  # `ace shards dataset=csv`: the first subcommand
         found |= settings(help_text(next((name for name in names if name.split()[0] == words[0]), "")), last)
     matching = sorted(word for word in found if word.startswith(last))

@@ -22,10 +22,9 @@ def convert(luma: Bytes, blue: Bytes, red: Bytes, top: int, left: int, matrix: M
 def full_chroma(plane: Bytes, rows: Indices, columns: Indices) -> Floats:
     """A chroma plane at luma's rows and columns: 3/4 of the nearer sample and 1/4 of the farther one, both ways."""
     near, far = nearer_and_farther(rows, plane.shape[0])
-    half = np.float32(0.75) * plane[near] + np.float32(0.25) * plane[far]
+    half: Floats = np.float32(0.75) * plane[near] + np.float32(0.25) * plane[far]
     near, far = nearer_and_farther(columns, plane.shape[1])
-    full: Floats = np.float32(0.75) * half[:, near] + np.float32(0.25) * half[:, far]
-    return full
+    return (np.float32(0.75) * half[:, near] + np.float32(0.25) * half[:, far]).astype(np.float32, copy=False)
 
 
 def nearer_and_farther(places: Indices, samples: int) -> tuple[Indices, Indices]:
