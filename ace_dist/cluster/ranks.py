@@ -1,7 +1,7 @@
 """Several ranks of one command on this machine, as DeepSpeed's own launcher starts them.
 
-That launcher ends on Ctrl-C before its ranks have saved, and sends each a second signal. Here a signal reaches each rank
-once, and this process waits for the exit status that the ranks agreed on.
+That launcher ends on Ctrl-C before its ranks have saved, and sends each a second signal. Here a signal reaches each
+rank once, and this process waits for the exit status that the ranks agreed on.
 """
 
 import os
