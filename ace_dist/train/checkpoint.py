@@ -147,15 +147,17 @@ class CheckpointFolder:
             shutil.rmtree(path)
 
 
-def read(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint. Raises `RunError`, which names the file that is damaged and how."""
+def read_description(path: Path) -> dict[str, Any]:
+    """Read and verify `checkpoint.json`. Raises `RunError`, which says how it is damaged."""
     if not (path / "checkpoint.json").is_file():
         raise RunError(f"{path}/checkpoint.json is missing")
     try:
-        about = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        about: dict[str, Any] = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         if about["format"] > OLDEST and about.pop("sha256") != json_sha256(about):
             raise ValueError("its SHA-256 is not the one that was written")
-        files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in about["files"].items()}
+        about["files"] = {
+            name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in about["files"].items()
+        }
         version, step = about.get("format"), int(path.name.removeprefix("step-"))
         if about["step"] != step:  # one flipped bit makes another step of it, and so other clips and rates
             raise ValueError(f"step {about['step']} in the folder of step {step}")
@@ -163,8 +165,13 @@ def read(path: Path) -> Checkpoint:
         raise RunError(f"{path}/checkpoint.json is damaged ({type(error).__name__}: {error})") from error
     if version not in (OLDEST, FORMAT):
         raise RunError(f"{path} has format {version}, this version reads {OLDEST} and {FORMAT}")
-    parts = {}
-    for name, entry in files.items():
+    return about
+
+
+def read(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint. Raises `RunError`, which names the file that is damaged and how."""
+    about, parts = read_description(path), {}
+    for name, entry in about["files"].items():
         file = path / name
         data = file.read_bytes() if file.is_file() else None
         if data is None:
@@ -299,11 +306,7 @@ class Checkpoints:
         if newest is None:
             begin_again(self.folder.folder.parent)
             return None
-        if newest.about["frozen_sha256"] != self.frozen:
-            raise RunError(
-                f"{newest.path} was trained on other frozen weights than model.video.weights and model.text.weights "
-                f"now hold; bring the old files back, or choose another folder with run=DIR"
-            )
+        check_frozen(newest.path, newest.about, self.frozen)
         for part, tensors in state.items():
             ours = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             theirs = {name: tuple(tensor.shape) for name, tensor in newest.parts.get(part, {}).items()}
@@ -353,12 +356,30 @@ def begin_again(run_dir: Path) -> None:
     )
 
 
+def check_frozen(path: Path, about: Mapping[str, Any], digest: str) -> None:
+    if about["frozen_sha256"] != digest:
+        raise RunError(
+            f"{path} was trained on other frozen weights than those of model.video.weights and model.text.weights, or, "
+            f"where they are gone, of the run's own model/{FROZEN}; bring the old files back, or choose another folder "
+            f"with run=DIR"
+        )
+
+
 def store_frozen(run_dir: Path, state: Mapping[str, Tensor], name: str = FROZEN) -> str:
-    """Make sure that the run has these weights as `model/<name>`; returns the SHA-256 of the file."""
+    """Make sure that the run has these weights as `model/<name>`; returns the SHA-256 of the file.
+
+    Raises `RunError`, and leaves what is there, when the run's checkpoints were trained on other frozen weights.
+    """
     whole = hashlib.sha256()
     for piece in file_pieces(state):
         whole.update(piece)
     digest = whole.hexdigest()
+    for path in CheckpointFolder(run_dir / "checkpoints", keep=1).complete() if name == FROZEN else ():
+        try:
+            about = read_description(path)
+        except RunError:
+            continue  # damaged, and named when it is read
+        check_frozen(path, about, digest)
     shared = run_dir.parent / ".frozen" / f"{digest}.safetensors"
     own = run_dir / "model" / name
     shared.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ from ace_dist.config import load_config, read_config
 from ace_dist.evaluate.export import export_run
 from ace_dist.evaluate.run_files import read_metrics
 from ace_dist.evaluate.runs import evaluate_run
+from ace_dist.models.weights import TensorFile
+from ace_dist.train.checkpoint import store_frozen
 from ace_dist.train.trainer import train
 from ace_dist.utils.errors import ConfigError, RunError, UserError
 
@@ -206,3 +208,14 @@ def test_a_damaged_copy_of_a_tree_is_refused(run, ranks):
     path.write_text(path.read_text().replace("rotate", "rotare", 1))
     with pytest.raises(RunError, match=r"inputs/synonyms\.json is damaged: .* of which it was a copy"):
         evaluate_run(run, ranks)
+
+
+def test_other_weights_at_the_place_of_the_old_ones_replace_nothing(run):
+    """A weight file was downloaded anew: the run is refused before its own frozen weights are touched."""
+    path = run / "model" / "frozen.safetensors"
+    before = path.read_bytes()
+    other = {name: tensor + 1 for name, tensor in TensorFile(path).items()}
+    with pytest.raises(RunError, match="was trained on other frozen weights"):
+        store_frozen(run, other)
+    assert path.read_bytes() == before
+    Classifier.from_run(run)
