@@ -132,12 +132,18 @@ class ShardSet:
 
 
 class ShardFiles:
-    """Random access to the clips of a folder. One descriptor a shard, opened when first needed; thread-safe."""
+    """Random access to the clips of a folder. One descriptor a shard, opened when first needed; thread-safe.
+
+    A copy, also in another process, opens the shards anew.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.descriptors: dict[str, int] = {}
         self.lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        return type(self), (self.folder,)
 
     def read(self, record: ClipRecord) -> bytes:
         """The bytes of a stored video. Raises `DataError` when the shard cannot be read, is cut short, or was changed.

@@ -1,10 +1,13 @@
 """A trained model in use: any video and any action labels in, probabilities out."""
 
+import copy
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +25,10 @@ from ace_dist.evaluate.runs import trained_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.distributed import say_once
 
+# OpenMP's threads are not copied by a fork, and torch would wait for them for ever, say in a pool of processes. As in
+# torch's own data loader, a forked process computes with one thread.
+os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Classification(Mapping[str, float]):
@@ -33,6 +40,12 @@ class Classification(Mapping[str, float]):
     probabilities: Mapping[str, float]
     labels: tuple[FreeLabel, ...]
     distinct_views: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probabilities", MappingProxyType(dict(self.probabilities)))
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:  # a mapping proxy has no pickle and no copy
+        return type(self), (dict(self.probabilities), self.labels, self.distinct_views)
 
     def __getitem__(self, label: str) -> float:
         return self.probabilities[normalise(label)]
@@ -60,12 +73,28 @@ class Classifier:
     Labels whose verb is in a synonym tree are averaged over its node when the run was trained with leaf augmentation
     (ACE Eq. 3 and "Inference"). When a verb is in no tree, `evaluation.labels_without_node` decides: all labels stand
     alone by default, so that all are scored alike. The result says what was averaged.
+
+    It may be used by several threads at once. A pickle or a copy holds the weights, so it needs no folder; where there
+    is no device of that name, it comes back on the CPU. Processes of a pool get it once by an initializer, or load it.
     """
 
     def __init__(self, config: Config, model: DualEncoder, trees: SynonymTrees) -> None:
         self.config = config
         self.model = model.eval()
         self.trees = trees
+
+    def __getstate__(self) -> dict[str, Any]:
+        device = next(self.model.parameters()).device
+        model = self.model if device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        return {"config": self.config, "model": model, "trees": self.trees, "device": str(device)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device = torch.device(state.pop("device"))
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            say_once(f"there is no device {device} here: the classifier computes on the CPU")
+            device = torch.device("cpu")
+        self.__dict__.update(state)
+        self.model = self.model.to(device)
 
     @classmethod
     def from_run(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
@@ -98,7 +127,7 @@ class Classifier:
         names = LabelSet(tuple(label.label for label in labels), tuple(label.phrases for label in labels))
         (row,) = self.probabilities(self.encode(clip.video), [names])
         ranked = sorted(zip(names.labels, row, strict=True), key=lambda pair: -pair[1])
-        return Classification(MappingProxyType(dict(ranked)), tuple(labels), clip.distinct_views)
+        return Classification(dict(ranked), tuple(labels), clip.distinct_views)
 
     def labels(self, actions: str | Sequence[str], policy: Policy | None = None) -> list[FreeLabel]:
         """What stands for each action: the words of its tree where the run was trained with them, or itself alone.

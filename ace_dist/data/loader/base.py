@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 
@@ -103,6 +104,10 @@ class ThreadedLoader(Loader):
         self.prefetch = max(1, loader.prefetch)
         on_device = partial(torch.cuda.set_device, device) if device.type == "cuda" else None  # each thread has its own
         self.pool = ThreadPoolExecutor(threads, "decode", on_device)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        """A copy, also in another process, has threads and open files of its own."""
+        return type(self), (self.files.folder, self.loader, self.device)
 
     def decode(self, batches: Iterator[Sequence[ClipRequest]]) -> Generator[Batch, None, None]:
         ahead = deque(map(self.submit, itertools.islice(batches, self.prefetch + 1)))

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import av
 import numpy as np
@@ -124,6 +124,7 @@ class DaliLoader(ThreadedLoader):
 
     def __init__(self, folder: Path, loader: LoaderConfig, device: torch.device, codec: str) -> None:
         on_gpu = device.type == "cuda"
+        self.codec = codec
         self.columns = picture_columns if codec == "mjpeg" else clip_columns
         self.pictures = codec == "mjpeg"
         kind = ("nvjpeg" if self.pictures else "nvdec") if on_gpu else "cpu"
@@ -132,6 +133,9 @@ class DaliLoader(ThreadedLoader):
         self.threads = max(1, decoding_threads(loader, device) // pipelines)  # of each
         self.copies = torch.cuda.Stream(self.device) if on_gpu else None
         self.own = threading.local()  # `pipeline` of this thread, built for at most `samples`
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        return type(self), (self.files.folder, self.loader, self.device, self.codec)
 
     def allocate(self, shape: tuple[int, ...]) -> torch.Tensor:
         with self.on_copies():
