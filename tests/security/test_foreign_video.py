@@ -5,19 +5,24 @@ Each file names `secret`, a white video beside it; a reader that follows the nam
 
 from __future__ import annotations
 
+import hashlib
+import re
 import struct
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from data_worlds import build_shards, small_encoding, write_video
 
+import ace_dist
 from ace_dist.config import ClipConfig
 from ace_dist.data.annotations.csv import read_csv
 from ace_dist.data.build.container import CONTAINERS, StoredVideo
 from ace_dist.data.build.decode import read_window
+from ace_dist.data.build.encode import check_decodes
 from ace_dist.data.loader.pyav import decode_frames
-from ace_dist.data.shards import ShardFiles
+from ace_dist.data.shards import ClipRecord, ShardFiles
 from ace_dist.utils.errors import DataError
 
 MPD = """<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>
@@ -146,3 +151,30 @@ def test_a_build_and_a_loose_clip_take_no_pictures_of_others(hostile, tmp_path):
     assert len(shards.records) + (len(ledger.read_text().splitlines()) if ledger.exists() else 0) == 2
     for record in shards.records:
         assert not is_white(decode_frames(ShardFiles(shards.folder).read(record), [0]))
+
+
+def test_a_clip_of_a_foreign_shard_is_an_mp4_file_or_refused(secret, tmp_path):
+    """Decoders of shards (PyAV, DALI, torchcodec) get its bytes; a check of the shard decodes it."""
+    for text in PLAYLISTS.values():
+        data = text.format(secret=secret).encode()
+        (tmp_path / "train-00000.tar").write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        record = ClipRecord(
+            "a", "train-00000.tar", 0, len(data), 36, 12, 64, 48, 0, 3, "spin", "block", "train", "", digest
+        )
+        with pytest.raises(DataError, match="it is no mp4 file"):
+            ShardFiles(tmp_path).read(record)
+        with pytest.raises(DataError, match="cannot be decoded"):
+            check_decodes(data, 36, 48, 64, 4, 12, "vp9")
+
+
+def test_there_is_one_door():
+    """Nothing but `open_container` opens a video to read it."""
+    root = Path(ace_dist.__file__).parent
+    opened = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in sorted(root.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"\bav\.open\(|VideoReader\(str|cv2\.|Image\.open", line) and '"w"' not in line
+    ]
+    assert [line.split(":")[0] for line in opened] == ["data/build/container.py"], opened
