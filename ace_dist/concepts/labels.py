@@ -182,7 +182,8 @@ def free_labels(
     """
     labels = [normalise(text) for text in listed_texts(texts)]
     if len(labels) < 2:
-        raise LabelError(f"actions={listed_texts(texts)}: give at least two labels to choose between")
+        hint = f"; write several as '[{labels[0]}]'" if labels and "," in labels[0] else ""
+        raise LabelError(f"actions={listed_texts(texts)}: give at least two labels to choose between{hint}")
     if "" in labels or len(set(labels)) < len(labels):
         raise LabelError(
             f"actions={listed_texts(texts)}: every label must be non-empty and occur once, case, hyphens and "

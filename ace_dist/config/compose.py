@@ -9,6 +9,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -134,6 +135,8 @@ def load_config(argv: Sequence[str]) -> Config:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             composed = compose("config", overrides=[spelled_out(text, keys) for text in overrides])
         return validated(composed)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a file of configs/ is not YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(str(error), error.__cause__)) from error
 
@@ -169,8 +172,17 @@ def explain(message: str, cause: BaseException | None) -> str:
         near = did_you_mean(name, names)
         return f"{group}={name} does not exist in configs/{group}/; there are {', '.join(names)}{near}"
     if first.startswith("Ambiguous value"):
-        setting = first.removeprefix("Ambiguous value for argument ")
-        return f"{setting} gives several values to one run; launchers/sweep.py runs a grid"
+        setting = first.removeprefix("Ambiguous value for argument ").strip("'")
+        key, _, values = setting.partition("=")
+        if known_keys().get(key) in TEXT_LISTS:
+            return f"{setting} is not a list; write '{key}=[{values}]'"
+        return f"{setting!r} gives several values to one run; launchers/sweep.py runs a grid"
+    if wrong := re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)\n +full_key: (\S+)", message):
+        file, fault, key = f"configs/{wrong[1]}.yaml", wrong[2], wrong[3]
+        if fault.startswith("Key "):
+            return f"unknown setting {key!r} in {file}{did_you_mean(key, known_keys())}"
+        kind = type_in_words(fault)
+        return f"{key} in {file} is not {kind}" if kind else f"{key} in {file}: {fault}"
     if kind := type_in_words(str(cause)):
         return f"{first.split(': ')[0].removeprefix('Error merging override ')} is not {kind}"
     if missing := re.search(r"issing mandatory value: (\S+)", message):

@@ -1,12 +1,22 @@
 """Composition of settings, and the messages for settings that cannot be right."""
 
 import dataclasses
+import shutil
 
 import pytest
 from omegaconf import MISSING
 
 from ace_dist.cluster.profiles import split_profile
-from ace_dist.config import config_dir, known_keys, load_config, parse_settings, read_config, split_settings, to_yaml
+from ace_dist.config import (
+    compose,
+    config_dir,
+    known_keys,
+    load_config,
+    parse_settings,
+    read_config,
+    split_settings,
+    to_yaml,
+)
 from ace_dist.config.settings import RENAMED
 from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.pretraining import PretrainConfig
@@ -61,6 +71,10 @@ def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
         (["training.nesterov=maybe"], "training.nesterov=maybe is not true or false"),
         (["loader.mean=0.5"], "loader.mean=0.5 is not a list; write"),
         (["dataset.novel=[spin wheel"], "'dataset.novel=.spin wheel' is not closed"),
+        (
+            ["dataset.test_groups=p0,p1"],
+            r"dataset.test_groups=p0,p1 is not a list; write 'dataset.test_groups=\[p0,p1\]'",
+        ),
         (["seed=1,2"], "'seed=1,2' gives several values.*launchers/sweep.py"),
         (["training.lr=1"], "unknown setting 'training.lr'.*did you mean 'training.lr_"),
         (["training.epochs=0"], "training.epochs=0.* greater than zero"),
@@ -209,3 +223,24 @@ def test_a_run_of_an_earlier_version_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml has no method\.objective: .* earlier version of ace-dist"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dataset: {novel: spin block}", "dataset.novel in configs/experiment/mine.yaml is not a list; write"),
+        ("training: {epochs: many}", "training.epochs in configs/experiment/mine.yaml is not a number"),
+        ("training: {epoch: 3}", "unknown setting 'training.epoch' in .*mine.yaml; did you mean 'training.epochs'"),
+        ("trainin: {epochs: 3}", "unknown setting 'trainin' in configs/experiment/mine.yaml; did you mean 'training'"),
+        ("dataset: [1", "a file of configs/ is not YAML: .*mine.yaml"),
+    ],
+)
+def test_mistakes_in_an_experiment_of_ones_own_are_explained(tmp_path, monkeypatch, text, message):
+    """Hydra's message has the setting and the fault in its later lines."""
+    shutil.copytree(compose.config_dir(), tmp_path / "configs")
+    head = "# @package _global_\ndefaults:\n  - override /dataset: csv\nname: mine\n"
+    (tmp_path / "configs" / "experiment" / "mine.yaml").write_text(head + text + "\n")
+    monkeypatch.setattr(compose, "config_dir", lambda: tmp_path / "configs")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(["experiment=mine"])
+    assert "\n" not in str(caught.value)
