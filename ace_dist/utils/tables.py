@@ -1,15 +1,22 @@
-"""Tables as people save them: columns in any order, header in any case, commas, semicolons or tabs between values."""
+"""Tables as people save them: columns in any order, header in any case, commas, semicolons or tabs between values.
+
+What we write is `guarded`: a spreadsheet program runs no cell of it. What we read is freed of the guard again.
+"""
 
 import csv
 import difflib
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from ace_dist.utils.errors import DataError
 
 Row = dict[str, str]
 DELIMITERS = ",;\t"
 LEFT_OVER = ""  # the column of values behind the last one of the header
+# What a spreadsheet runs when a cell begins with it (OWASP, "CSV injection"); the last four are full-width forms.
+RUNS = re.compile(r"'*\s*[=+\-@\t\r\n＝＋－＠]")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.I)
 
 
 def parse_table(text: str, columns: Sequence[str]) -> list[tuple[int, Row]]:
@@ -26,7 +33,7 @@ def parse_table(text: str, columns: Sequence[str]) -> list[tuple[int, Row]]:
         check_header(header, columns)
         rows = []
         for values in reader:
-            row = dict(zip(header, map(str.strip, values), strict=False))
+            row = dict(zip(header, (unguarded(value.strip()).strip() for value in values), strict=False))
             if extra := [value for value in values[len(header) :] if value.strip()]:
                 row[LEFT_OVER] = " ".join(extra)
             if any(row.values()):
@@ -59,3 +66,21 @@ def check_row(row: Row, columns: Sequence[str]) -> None:
         )
     if broken := [column for column in columns if "\n" in row[column] or "\r" in row[column]]:
         raise DataError(f"has a line break in {broken[0]}; is a double quote not closed?")
+
+
+def guarded(cell: object) -> str:
+    """A CSV cell that no spreadsheet runs: text that begins like a formula gets `'` in front, numbers stay."""
+    text = "" if cell is None else str(cell)
+    return f"'{text}" if RUNS.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def unguarded(cell: str) -> str:
+    """The text that `guarded` was given."""
+    return cell[1:] if cell.startswith("'") and RUNS.match(cell) and not NUMBER.fullmatch(cell[1:]) else cell
+
+
+def csv_text(rows: Iterable[Iterable[object]], line_end: str = "\n") -> str:
+    """CSV of `guarded` cells."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator=line_end).writerows([guarded(cell) for cell in row] for row in rows)
+    return text.getvalue()

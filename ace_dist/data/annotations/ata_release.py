@@ -13,9 +13,7 @@ and finds person, toy, view and take in the paths by regular expressions that ar
 said in one message.
 """
 
-import csv
 import difflib
-import io
 import os
 import re
 from collections import Counter
@@ -30,6 +28,7 @@ from ace_dist.config import assets_dir
 from ace_dist.data.annotations.ata import COLUMNS
 from ace_dist.utils.errors import ConfigError, DataError, listing
 from ace_dist.utils.files import write_text
+from ace_dist.utils.tables import csv_text
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 LABEL_SUFFIXES = (".txt", ".csv", ".tsv")
@@ -98,9 +97,7 @@ def convert(config: ConvertConfig) -> list[str]:
             f"{root} does not fit together:{listing(problems)}\nthe release's own names are not public: say what a "
             f"path means with person=, toy=, view= and take=, regular expressions with a group"
         )
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *lines])
-    write_text(output, text.getvalue())
+    write_text(output, csv_text([COLUMNS, *lines]))
     notes = [f"not read: {path.relative_to(root)} names no person" for path in texts if path not in labels]
     return [*report(output, lines), *notes]
 

@@ -3,9 +3,7 @@
 A sweep of one of the paper's tables is laid out as the paper does, with the paper's numbers beside ours.
 """
 
-import csv
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +16,12 @@ from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.rows import Mean, mean_hm, mean_score, swept_settings
 from ace_dist.tools.study.tables import HEADINGS, Printed, Table, printed_number
 from ace_dist.utils.files import write_text
+from ace_dist.utils.tables import csv_text
+from ace_dist.utils.text import markdown
 
 PARTS = ("base", "novel", "hm")
 METRICS = ("accuracy", "f1")
+LATEX_WORDS = {"±": "$\\pm$", "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 COLUMNS = (  # title, part and metric of results.json
     *((f"{part} {metric}", part, metric) for part in PARTS for metric in METRICS),
     ("srt accuracy", "srt", "accuracy_mean"),
@@ -208,21 +209,19 @@ def footnotes(lines: Sequence[Line]) -> list[str]:
 
 def as_csv(lines: Sequence[Line]) -> str:
     """A row for each setting and metric: `setting, metric, mean, std, runs, missing, paper`, full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["setting", "metric", "mean", "std", "runs", "missing", "paper"])
+    rows: list[list[object]] = [["setting", "metric", "mean", "std", "runs", "missing", "paper"]]
     for line in lines:
         for title, part, metric in COLUMNS:
             mean = line.cells[title]
             numbers = [mean.mean, "" if mean.deviation is None else mean.deviation, mean.n] if mean else ["", "", 0]
             paper = printed_number(line.printed, part, metric)
-            writer.writerow([line.setting, title, *numbers, "; ".join(line.missing), paper])
-    return text.getvalue()
+            rows.append([line.setting, title, *numbers, "; ".join(line.missing), paper])
+    return csv_text(rows)
 
 
 def as_markdown(text: Sheet) -> str:
     """A Markdown table; reads as plain text too."""
-    table = [[cell.replace("|", "\\|") for cell in row] for row in text.rows]
+    table = [[markdown(cell) for cell in row] for row in text.rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     body = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
     body.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
@@ -231,11 +230,11 @@ def as_markdown(text: Sheet) -> str:
 
 def as_latex(text: Sheet) -> str:
     """A booktabs table."""
-    escapes = str.maketrans({character: "\\" + character for character in "&%$#_{}"} | {"±": "$\\pm$"})
+    escapes = str.maketrans({character: "\\" + character for character in "&%$#_{}"} | LATEX_WORDS)
     header, *body = [" & ".join(cell.translate(escapes) for cell in row) + r" \\" for row in text.rows]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(text.rows[0]) - 1)}}}"
     lines = [begin, r"\toprule", header, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*(f"% {note}" for note in text.notes), *lines]) + "\n"
+    return "\n".join([*(f"% {' '.join(note.split())}" for note in text.notes), *lines]) + "\n"
 
 
 def as_html(text: Sheet) -> str:

@@ -8,8 +8,6 @@ The rule is the same for every method, and is the one that chose the rates of th
 3. Taken is the smallest rate within one standard error (binomial, over the held-out clips) of the best accuracy.
 """
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from ace_dist.tools.study.tables import experiments_by_dataset
 from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.files import write_text
 from ace_dist.utils.reading import read_object
+from ace_dist.utils.tables import csv_text
 
 FACTOR, LARGEST = 4.0, 4.0**5  # steps of the search; no rate above LARGEST times the recipe's is tried
 HELD_OUT = ("seed=100", "evaluation.validation_share=0.25", "evaluation.every_steps=1000000", "evaluation.test=false")
@@ -139,6 +138,4 @@ def build_searches(
 
 def write_rates(searches: Sequence[RateSearch], path: Path) -> None:
     """Every pair that was tried with its score, as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([HEADER, *(row for search in searches for row in search.rows())])
-    write_text(path, text.getvalue())
+    write_text(path, csv_text([HEADER, *(row for search in searches for row in search.rows())]))

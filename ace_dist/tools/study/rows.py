@@ -4,7 +4,6 @@ Everything is in percent. A pair is two runs of one seed: the same clips in the 
 """
 
 import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from ace_dist.tools.study.tables import Table
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import read_log, write_text
 from ace_dist.utils.reading import read_object
+from ace_dist.utils.tables import csv_text, unguarded
 
 REPLICATES = ("seed", "dataset.fold")  # settings whose values are repetitions of one experiment
 SPREAD = ("accuracy_mean", "accuracy_std", "f1_mean", "f1_std")
@@ -175,7 +175,9 @@ def read_rows(path: Path) -> list[StudyRow]:
         for number, line in enumerate(reader, start=2):
             try:
                 scores = {name: float(line[name]) if line.get(name) else None for name in SCORES}
-                rows.append(StudyRow(line["experiment"], line["method"], int(line["seed"]), scores))
+                rows.append(
+                    StudyRow(unguarded(line["experiment"]), unguarded(line["method"]), int(line["seed"]), scores)
+                )
             except (TypeError, ValueError) as error:
                 raise RunError(f"{path}, line {number}: {error}") from error
     return rows
@@ -188,14 +190,12 @@ def merge_rows(old: Sequence[StudyRow], new: Sequence[StudyRow]) -> list[StudyRo
 
 def write_rows(rows: Sequence[StudyRow], path: Path) -> None:
     """Write `runs.csv`, scores with four decimals."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FIELDS)
+    lines: list[Sequence[object]] = [FIELDS]
     for row in rows:
         scores = ["" if value is None else f"{value:.4f}" for value in (row.scores[name] for name in SCORES)]
-        writer.writerow([row.experiment, row.method, row.seed, *scores])
+        lines.append([row.experiment, row.method, row.seed, *scores])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(lines))
 
 
 # ---------------------------------------------------------------------------------------------------------- numbers

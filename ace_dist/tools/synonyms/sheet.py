@@ -16,6 +16,7 @@ from ace_dist.concepts.actions import normalise
 from ace_dist.concepts.trees import SynonymTrees, walk
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
+from ace_dist.utils.tables import csv_text, unguarded
 
 Nodes = dict[tuple[str, ...], tuple[str, ...]]  # path of an inner node -> its children
 PATH_COLUMNS = ("verb", "child", "grandchild")  # deeper ones are called "order 3", ...
@@ -30,12 +31,9 @@ def export_sheet(trees: Path, sheet: Path) -> int:
     rows = [(path, [verb for verb in children if verb != path[-1]])
             for path, children in nodes.items() if len(path) == orders]  # fmt: skip
     width = max(len(synonyms) for _, synonyms in rows) or 1
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow([*path_columns(orders), *(f"synonym {i + 1}" for i in range(width))])
-    for path, synonyms in rows:
-        writer.writerow([*path, *synonyms])
-    write_text(sheet, "\ufeff" + text.getvalue())  # with the mark, spreadsheet programs read UTF-8
+    header = [*path_columns(orders), *(f"synonym {i + 1}" for i in range(width))]
+    text = csv_text([header, *([*path, *synonyms] for path, synonyms in rows)], line_end="\r\n")
+    write_text(sheet, "\ufeff" + text)  # with the mark, spreadsheet programs read UTF-8
     return len(rows)
 
 
@@ -108,7 +106,7 @@ def read_sheet(sheet: Path) -> dict[str, Any]:
         raise LabelError(f"sheet={sheet}: its header must read verb, child, synonym 1, synonym 2, ...; found {header}")
     nodes: dict[str, Any] = {}
     for row in reader:
-        cells = [normalise(cell) for cell in row]
+        cells = [normalise(unguarded(cell)) for cell in row]
         if not any(cells):
             continue
         path, where = cells[:orders], f"sheet={sheet} line {reader.line_num}"
