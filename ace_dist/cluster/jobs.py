@@ -25,7 +25,8 @@ import submitit
 from submitit.helpers import DelayedSubmission
 
 from ace_dist.config import config_dir
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import RunError, UserError
+from ace_dist.utils.reading import check_shape, parse_json
 from ace_dist.utils.secrets import redact
 
 Main = Callable[[Sequence[str]], int]  # runs a command, as `ace_dist.cli.execute` does; returns its exit status
@@ -144,7 +145,7 @@ def read_journal(path: Path) -> list[Event]:
     events, lines = [], path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
-            events.append(Event(**json.loads(line)))
+            events.append(check_shape(parse_json(line, str(path), RunError), Event, str(path), RunError))
         except (ValueError, TypeError):
             if line.endswith(b"\n"):
                 print(f"{path}: line {number} is damaged and left out", file=sys.stderr)

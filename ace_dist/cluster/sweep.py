@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from typing_extensions import TypedDict
 
 from ace_dist.cluster.jobs import Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
@@ -27,7 +28,7 @@ from ace_dist.cluster.submit import LocalQueue, describe, log_path, queue, sbatc
 from ace_dist.config import quoted
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import read_log, write_json, write_text
-from ace_dist.utils.reading import read_object
+from ace_dist.utils.reading import Text, check_shape, read_object
 from ace_dist.utils.secrets import redact
 
 RANGE = re.compile(r"-?\d+(\.\.-?\d+)?(,-?\d+(\.\.-?\d+)?)*")
@@ -100,6 +101,14 @@ def run_id(swept: dict[str, str]) -> str:
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
+class SweepFile(TypedDict):
+    """`sweep.json`."""
+
+    table: NotRequired[Text]
+    submissions: list[dict[str, Any]]
+    runs: list[SweepRun]
+
+
 class Sweep:
     """A sweep's folder. `table`, `submissions` and `runs` are what `sweep.json` holds."""
 
@@ -119,13 +128,10 @@ class Sweep:
             near = sorted(other.parent.name for other in folder.parent.glob("*/sweep.json"))
             raise ConfigError(f"{path} does not exist; there are the sweeps {', '.join(near) or '(none)'}")
         sweep = cls(folder)
-        content = read_object(path, ConfigError)
-        try:
-            sweep.table = content.get("table", "")
-            sweep.submissions = content["submissions"]
-            sweep.runs = {entry["id"]: SweepRun(**entry) for entry in content["runs"]}
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+        content = check_shape(read_object(path, ConfigError), SweepFile, str(path), ConfigError)
+        sweep.table = content.get("table", "")
+        sweep.submissions = content["submissions"]
+        sweep.runs = {run.id: run for run in content["runs"]}
         return sweep
 
     def write(self) -> None:

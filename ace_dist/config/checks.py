@@ -44,6 +44,12 @@ NOT_NEGATIVE = (
     "training.profile.steps", "training.profile.after", "evaluation.every_steps", "loader.mixup", "loader.cutmix",
     "loader.color_jitter", "loader.gray_scale", "loader.threads", "loader.prefetch",
 )  # fmt: skip
+LARGEST = {  # beyond any model or clip; a larger number would take the memory before anything else is looked at
+    "model.video.width": 65536, "model.video.depth": 1024, "model.video.heads": 1024, "model.video.embed_dim": 65536,
+    "model.video.image_size": 8192, "model.video.patch": 8192, "model.video.frames": 65536, "model.text.width": 65536,
+    "model.text.depth": 1024, "model.text.heads": 1024, "model.text.embed_dim": 65536, "dataset.clip.frames": 65536,
+    "dataset.clip.views": 1024, "loader.crop": 8192,
+}  # fmt: skip
 BELOW_ONE = {"training.ema_decay": "; 0 switches it off", "evaluation.validation_share": ""}
 
 
@@ -55,6 +61,9 @@ def check_config(config: Config) -> None:
     for key in POSITIVE:
         if not (value := attrgetter(key)(config)) > 0:
             raise ConfigError(f"{key}={value} must be greater than zero")
+    for key, most in LARGEST.items():
+        if not 1 <= (value := attrgetter(key)(config)) <= most:
+            raise ConfigError(f"{key}={value} must lie in [1, {most}]")
     for key in POSITIVE_OR_NULL:
         if (value := attrgetter(key)(config)) is not None and value < 1:
             raise ConfigError(f"{key}={value} must be at least 1; null is all that the tree file has")

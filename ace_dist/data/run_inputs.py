@@ -7,7 +7,6 @@ inputs/
 """
 
 import copy
-import json
 from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +16,7 @@ from ace_dist.config import Config, read_config, resolve_path
 from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import RunError, UserError, listing
 from ace_dist.utils.files import file_sha256, write_bytes, write_json
+from ace_dist.utils.reading import read_object
 
 KEPT = {  # setting -> name of the copy
     "dataset.synonyms": "synonyms.json",
@@ -87,7 +87,7 @@ def read_inputs(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"files": {}} | dict.fromkeys(("shards", "base", "novel", "test", "start_sha256"))
     try:
-        inputs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        inputs = read_object(path, RunError)
         return {key: inputs[key] for key in ("shards", "files", "base", "novel", "test", "start_sha256")}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); bring it back from a backup") from error

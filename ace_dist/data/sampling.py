@@ -26,6 +26,7 @@ from ace_dist.config import ClipConfig, EvaluationConfig, LoaderConfig
 from ace_dist.data.shards import ClipRecord
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_json
+from ace_dist.utils.reading import read_json
 
 HOLDOUT_KEY = (0, 0, 1)  # longer than the keys of clips and crops under the same seed, so it is a draw of its own
 # What decides a training clip's pixels and label; not where its bytes lie, so that shards may be moved or packed anew.
@@ -336,7 +337,7 @@ def claim_clips(run_dir: Path, shards_dir: str, records: Sequence[ClipRecord], l
 def read_clips(path: Path) -> dict[str, Any]:
     """`clips.json` of a run. Raises `DataError` when it is damaged."""
     try:
-        clips: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        clips: dict[str, Any] = read_json(path, DataError)
         (
             int(clips["clips"]),
             str(clips["sha256"]),

@@ -16,16 +16,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field, Strict
+from typing_extensions import TypedDict
 
 from ace_dist.concepts import Action
 from ace_dist.data.segments import SPLITS
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes
+from ace_dist.utils.reading import Number, Text, Whole, check_shape, read_object
 
 FORMAT = "ace-dist shards 1"
 MANIFEST = "manifest.json"
 INDEX_VERSION = "v1.2"  # of DALI's wds2idx
+Side = Annotated[int, Strict(), Field(ge=1, le=16384)]  # pixels; H.264 and VP9 have levels up to 16384
 
 
 @dataclass(frozen=True)
@@ -35,26 +40,48 @@ class ClipRecord:
     `offset` and `size` are the video's bytes inside the tar file `shard`; segment times count from stored frame 0.
     """
 
-    key: str
-    shard: str
-    offset: int
-    size: int
-    frames: int
-    fps: float
-    width: int
-    height: int
-    segment_start_s: float
-    segment_end_s: float
-    verb: str
-    object: str
-    split: str
-    group: str
-    sha256: str
+    key: Text
+    shard: Text
+    offset: Whole
+    size: Whole
+    frames: Whole
+    fps: Number
+    width: Side
+    height: Side
+    segment_start_s: Number
+    segment_end_s: Number
+    verb: Text
+    object: Text
+    split: Text
+    group: Text
+    sha256: Text
 
     @property
     def action(self) -> Action:
         """What it shows, in the one form of labels, which shards of earlier versions do not store."""
         return Action(self.verb, self.object)
+
+
+class ShardEntry(TypedDict):
+    name: Text
+    size: Whole
+
+
+class Encoding(TypedDict):
+    codec: Text
+
+
+class BuildConfiguration(TypedDict):
+    encoding: Encoding
+    clip_seconds: Number
+
+
+class Manifest(TypedDict):
+    """`manifest.json`, as far as it is read."""
+
+    configuration: BuildConfiguration
+    shards: list[ShardEntry]
+    clips: list[ClipRecord]
 
 
 @dataclass(frozen=True)
@@ -92,22 +119,14 @@ class ShardSet:
                 f"launchers/build_shards.py dataset=NAME dataset.shards={folder} (of your own videos: dataset=csv "
                 "dataset.annotations=FILE), or set dataset.shards to the folder of a finished one"
             )
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                raise DataError(f"{path} has format {manifest['format']!r}, this version reads {FORMAT!r}; build again")
-            records = [ClipRecord(**entry) for entry in manifest["clips"]]
-            manifest["configuration"]["encoding"]["codec"], [(s["name"], s["size"]) for s in manifest["shards"]]
-            names = {str(s["name"]) for s in manifest["shards"]} | {record.shard for record in records}
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no manifest of this version ({error}); build dataset.shards again") from error
-        if outside := sorted(name for name in names if Path(name).name != name or name == ".."):
-            raise DataError(
-                f"{path} names shard {outside[0]!r}, which is not a file of dataset.shards={folder}; refused"
-            )
-        return cls(folder, manifest, records)
+        again = "; build dataset.shards again"
+        manifest = read_object(path, DataError, again)
+        if manifest.get("format") != FORMAT:
+            found = manifest.get("format")
+            raise DataError(f"{path} has format {found!r}, this version reads {FORMAT!r}{again}")
+        fields = check_shape(manifest, Manifest, str(path), DataError, again)
+        check_places(path, fields)
+        return cls(folder, manifest, fields["clips"])
 
     def damaged(self) -> dict[str, tuple[int | None, int]]:
         """Shards that are missing or have another size than promised: name -> size, promised size, in bytes."""
@@ -185,6 +204,30 @@ class ShardFiles:
         with self.lock:
             while self.descriptors:
                 os.close(self.descriptors.popitem()[1])
+
+
+def check_places(path: Path, manifest: Manifest) -> None:
+    """Raise `DataError` for a clip that does not lie in a shard of the manifest's own folder.
+
+    A symbolic link out of it would show another file's bytes.
+    """
+    folder = path.parent
+    sizes = {shard["name"]: shard["size"] for shard in manifest["shards"]}
+    names = {*sizes, *(record.shard for record in manifest["clips"])}
+    if outside := sorted(name for name in names if Path(name).name != name or name == ".."):
+        raise DataError(f"{path} names shard {outside[0]!r}, which is not a file of dataset.shards={folder}; refused")
+    links = [name for name in names if (folder / name).is_symlink()]
+    if away := sorted(name for name in links if not (folder / name).resolve().is_relative_to(folder.resolve())):
+        raise DataError(
+            f"{folder / away[0]} is a symbolic link out of dataset.shards={folder}; put the file itself there, or set "
+            f"dataset.shards to the folder that it is in"
+        )
+    for record in manifest["clips"]:
+        if record.offset + record.size > sizes.get(record.shard, 0):
+            raise DataError(
+                f"{path}: clip {record.key} ends at byte {record.offset + record.size:,} of {record.shard}, which has "
+                f"{sizes.get(record.shard, 0):,}; build dataset.shards again"
+            )
 
 
 def write_shard(folder: Path, name: str, clips: Iterable[tuple[ClipRecord, bytes]]) -> list[ClipRecord]:

@@ -11,20 +11,22 @@ SHA256SUMS       of every file but the model card; reading compares them
 attributes.txt   of BIKE
 """
 
-import shutil
 import textwrap
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ace_dist.config import Config, read_config, resolve_path, to_yaml
-from ace_dist.data.run_inputs import run_config
+from ace_dist.concepts import SynonymTrees
+from ace_dist.config import Config, assets_dir, read_config, resolve_path, to_yaml
+from ace_dist.data.run_inputs import KEPT, read_inputs, run_config
 from ace_dist.data.task import load_test_trees
-from ace_dist.evaluate.run_files import read_object, read_results
+from ace_dist.evaluate.run_files import read_results, read_run_object
 from ace_dist.evaluate.runs import results_table, trained_model
+from ace_dist.models.build import check_size
 from ace_dist.models.convert.exporting import load_encoders, save_encoders
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.distributed import say_once
@@ -38,6 +40,7 @@ from ace_dist.utils.files import (
     write_json,
     write_text,
 )
+from ace_dist.utils.reading import read_text
 from ace_dist.utils.secrets import redact, redacted
 from ace_dist.utils.text import markdown
 
@@ -56,11 +59,15 @@ def export_run(run: Path, output: Path) -> None:
         folder = temporary / output.name  # under its name only when whole
         folder.mkdir()
         loads = save_encoders(model, folder, config.dataset.clip.frames)
-        trees = config.evaluation.synonyms or str(config.dataset.synonyms)
-        shutil.copyfile(resolve_path(trees), folder / "synonyms.json")
+        trees = SynonymTrees.load(
+            own_file(run, config, f"{'evaluation' if config.evaluation.synonyms else 'dataset'}.synonyms")
+        )
+        trees.meta = redacted(trees.meta)
+        trees.save(folder / "synonyms.json")
         if config.model.similarity.attributes is not None:
-            shutil.copyfile(resolve_path(config.model.similarity.attributes), folder / "attributes.txt")
-        predictions, provenance = read_object(run, "predictions.json"), run_provenance(run, config)
+            words = read_text(own_file(run, config, "model.similarity.attributes"), RunError)
+            write_text(folder / "attributes.txt", redact(words))
+        predictions, provenance = read_run_object(run, "predictions.json"), run_provenance(run, config)
         labels = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
         write_text(folder / "config.yaml", to_yaml(portable(config)))
         sets = {name: [part["classes"] for part in predictions.get(name, [])] for name in ("srt", "srt_base")}
@@ -86,6 +93,7 @@ def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
     similarity = replace(config.model.similarity, attributes=attributes)
     dataset = replace(config.dataset, synonyms=str(folder / "synonyms.json"))
     config = replace(config, dataset=dataset, model=replace(config.model, similarity=similarity))
+    check_size(config.model, [folder / name for name in needed if name.endswith(".safetensors")])
     model = DualEncoder(config.model.video, config.model.text, similarity)
     load_encoders(model, folder)
     return config, model
@@ -101,20 +109,46 @@ def portable(config: Config) -> Config:
     return replace(config, run="", dataset=dataset, model=model, evaluation=replace(config.evaluation, synonyms=None))
 
 
+def own_file(run: Path, config: Config, key: str) -> Path:
+    """The file of a setting when it lies in the run, or ships with ace-dist.
+
+    Whoever wrote the run wrote its settings too: one that names another file of this machine would have it published.
+    """
+    path = str(attrgetter(key)(config))
+    file = resolve_path(path).resolve()
+    if not any(file.is_relative_to(folder.resolve()) for folder in (run, assets_dir())):
+        raise RunError(
+            f"{run} has no copy of {key}={path}, and an export takes no file from elsewhere; if it belongs to the run, "
+            f"copy it to {run / 'inputs' / KEPT[key]}"
+        )
+    return file
+
+
 def run_provenance(run: Path, config: Config) -> dict[str, Any]:
-    environment = read_object(run, "environment.json")
+    environment = read_run_object(run, "environment.json")
     facts = {key: environment.get(key) for key in ("python", "versions", "git", "hardware", "world_size")}
     loaded = {"weights": ("video", "text"), "random_video": ("text",)}.get(config.model.init, ())
     starts = {"video": config.model.video.weights, "text": config.model.text.weights}
-    return {**facts, "started_from": {name: weight_facts(path) for name in loaded if (path := starts[name])}}
+    began = read_inputs(run)["files"]
+    started_from = {
+        name: weight_facts(path, began.get(f"model.{name}.weights", {}).get("sha256"))
+        for name in loaded
+        if (path := starts[name])
+    }
+    return {**facts, "started_from": started_from}
 
 
-def weight_facts(path: str) -> dict[str, str]:
-    """Name, digest and metadata of a weight file that training started from."""
+def weight_facts(path: str, began: str | None) -> dict[str, str]:
+    """Name, digest and metadata of a weight file that training started from, if it is the one with the digest `began`.
+
+    A run of an earlier version has no digest: then only files that ship with ace-dist are read.
+    """
     file = resolve_path(path)
     if not file.is_file():
         return {"file": file.name, "note": "no longer there when this was exported"}
     digest = file_sha256(file)
+    if digest != began and not (began is None and file.resolve().is_relative_to(assets_dir())):
+        return {"file": file.name, "note": "the file that is there now is not known to be the one it started from"}
     try:
         with safe_open(file, "pt") as tensors:
             return {"file": file.name, "sha256": digest, **(tensors.metadata() or {})}

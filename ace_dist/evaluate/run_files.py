@@ -1,22 +1,97 @@
 """Reads the files of a finished run folder; an error names the file and the launcher that writes it."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import numpy.typing as npt
-import yaml  # type: ignore[import-untyped]
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from ace_dist.evaluate.metrics import accuracy, harmonic_mean, macro_f1
 from ace_dist.utils.distributed import say
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import read_log
+from ace_dist.utils.reading import Score, Text, Whole, check_shape, read_object, read_text, read_yaml
+from ace_dist.utils.secrets import redact, redacted
 
 TRAINING_FILES = ("config.yaml", "environment.json", "metrics.jsonl")
 TOLERANCE = 0.051  # percentage points: results.json may be rounded to one decimal
+
+
+class Scores(TypedDict):
+    accuracy: Score
+    f1: Score
+
+
+class Robustness(TypedDict):
+    """Scores over label sets, of which there is one at least."""
+
+    runs: Annotated[list[Scores], Field(min_length=1)]
+    accuracy_mean: Score
+    accuracy_std: Score
+    f1_mean: Score
+    f1_std: Score
+
+
+class BiasCurve(TypedDict):
+    area: Score
+    best_hm: Score
+    best_bias: Score
+    bias: list[Score]
+    base: list[Score]
+    novel: list[Score]
+
+
+class Together(TypedDict):
+    """Scores among all classes."""
+
+    base: Scores
+    novel: Scores
+    hm: Scores
+    curve: BiasCurve | None
+
+
+class Results(TypedDict):
+    """`results.json`, as far as it is read."""
+
+    method: Text
+    dataset: Text
+    fold: Whole | None
+    seed: Whole
+    base: Scores | None
+    novel: Scores | None
+    hm: Scores | None
+    srt: Robustness | None
+    srt_base: Robustness | None
+    gzsl: Together | None
+
+
+class Guesses(TypedDict):
+    """An entry of `predictions.json`: a guess a clip, as indices of classes."""
+
+    classes: list[Text]
+    ids: list[Text]
+    labels: list[Whole]
+    predictions: list[Whole]
+
+
+class Predictions(TypedDict):
+    """`predictions.json`."""
+
+    base: dict[str, Any] | None
+    novel: dict[str, Any] | None
+    srt: list[dict[str, Any]]
+    srt_base: NotRequired[list[dict[str, Any]]]
+    gzsl: NotRequired[dict[str, dict[str, Any]] | None]
+
+
+class Environment(TypedDict):
+    """`environment.json`, as far as the report shows it by name."""
+
+    command: Text
+    hardware: Any
 
 
 @dataclass(frozen=True)
@@ -53,10 +128,11 @@ def read_run(folder: Path, output: Path | None = None) -> Run:
     """
     output = output or folder
     tested = output if (output / "results.json").is_file() else folder
-    config = run_file(folder, "config.yaml").read_text(encoding="utf-8")
-    environment = read_object(folder, "environment.json", "command", "hardware")
+    config, environment = run_file(folder, "config.yaml"), read_run_object(folder, "environment.json")
+    check_shape(environment, Environment, str(folder / "environment.json"), RunError)
     metrics, results = read_metrics(folder), read_results(tested)
-    predictions = read_object(tested, "predictions.json", "base", "novel", "srt")
+    predictions = read_run_object(tested, "predictions.json")
+    check_shape(predictions, Predictions, str(tested / "predictions.json"), RunError)
     base, novel, srt = predictions["base"], predictions["novel"], predictions["srt"]
     srt_base, gzsl = predictions.get("srt_base", []), predictions.get("gzsl")  # runs of before have neither
     parts = {"base": base, "novel": novel, **{f"gzsl.{name}": part for name, part in (gzsl or {}).items()}}
@@ -67,9 +143,10 @@ def read_run(folder: Path, output: Path | None = None) -> Run:
         if part is not None:
             check_predictions(part, f"{tested / 'predictions.json'}: {name}")
     space = read_space(tested)
-    run = Run(folder, output, results, environment, config, base, novel, srt, srt_base, gzsl, space, metrics)
-    settings = yaml.safe_load(config)
-    if settings.get("evaluation", {}).get("scorer") != "chance":  # whose results are expectations, not of the guesses
+    shown = redact(read_text(config, RunError))  # somebody else's run may hold what ours does not
+    run = Run(folder, output, results, redacted(environment), shown, base, novel, srt, srt_base, gzsl, space, metrics)
+    scorer = (read_yaml(config, RunError).get("evaluation") or {}).get("scorer")
+    if scorer != "chance":  # whose results are expectations, not of the guesses
         check_same_evaluation(run)
     return run
 
@@ -79,30 +156,14 @@ def read_results(folder: Path) -> dict[str, Any]:
 
     Runs of before have no `srt_base` and `gzsl`: these are null then.
     """
-    path, names = folder / "results.json", ("method", "dataset", "fold", "seed", "base", "novel", "hm", "srt")
-    results = {"srt_base": None, "gzsl": None, **read_object(folder, "results.json", *names)}
-    for part in ("base", "novel", "hm"):
-        if results[part] is not None:
-            require(results[part], ("accuracy", "f1"), path, part)
-    for name in ("srt", "srt_base"):
-        if (srt := results[name]) is not None:
-            require(srt, ("runs", "accuracy_mean", "accuracy_std", "f1_mean", "f1_std"), path, name)
-            for index, row in enumerate(srt["runs"]):
-                require(row, ("accuracy", "f1"), path, f"{name}.runs[{index}]")
-            if not srt["runs"]:
-                raise RunError(f"{path}: {name}.runs is empty; the Synonym Robustness Test needs at least one run")
-    if (gzsl := results["gzsl"]) is not None:
-        require(gzsl, ("base", "novel", "hm", "curve"), path, "gzsl")
-        for part in ("base", "novel", "hm"):
-            require(gzsl[part], ("accuracy", "f1"), path, f"gzsl.{part}")
-        if gzsl["curve"] is not None:
-            require(gzsl["curve"], ("area", "best_hm", "best_bias", "bias", "base", "novel"), path, "gzsl.curve")
+    results = {"srt_base": None, "gzsl": None, **read_run_object(folder, "results.json")}
+    check_shape(results, Results, str(folder / "results.json"), RunError)
     return results
 
 
 def check_predictions(part: Any, where: str) -> None:
     """Raises `UserError` when the lists of an entry of `predictions.json` do not belong together."""
-    require(part, ("classes", "ids", "labels", "predictions"), where)
+    check_shape(part, Guesses, where, RunError)
     ids, labels, guesses = part["ids"], part["labels"], part["predictions"]
     if not len(ids) == len(labels) == len(guesses):
         raise RunError(f"{where}: {len(ids)} ids, {len(labels)} labels, {len(guesses)} predictions")
@@ -156,7 +217,8 @@ def read_space(folder: Path) -> ConceptSpace:
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}); {again}") from error
     base = "seen" if "seen" in file else "base"  # its name in files of the version before
-    require(file, ("before", "after", "phrases", "actions", base), path)
+    if missing := [name for name in ("before", "after", "phrases", "actions", base) if name not in file]:
+        raise RunError(f"{path}: {', '.join(missing)} missing; {again}")
     before, after = (np.asarray(file[name], np.float64) for name in ("before", "after"))
     phrases, actions = (tuple(map(str, file[name])) for name in ("phrases", "actions"))
     space = ConceptSpace(before, after, phrases, actions, np.asarray(file[base], np.bool_))
@@ -183,16 +245,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def read_object(folder: Path, name: str, *keys: str) -> dict[str, Any]:
+def read_run_object(folder: Path, name: str) -> dict[str, Any]:
     path = run_file(folder, name)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path} is not JSON ({error}); {writer(folder, name)} writes it") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} must hold one JSON object, found {type(content).__name__}")
-    require(content, keys, path)
-    return content
+    return read_object(path, RunError, f"; {writer(folder, name)} writes it")
 
 
 def run_file(folder: Path, name: str) -> Path:
@@ -204,13 +259,3 @@ def run_file(folder: Path, name: str) -> Path:
 
 def writer(folder: Path, name: str) -> str:
     return "launchers/train.py" if name in TRAINING_FILES else f"launchers/evaluate.py run={folder}"
-
-
-def require(content: Any, names: tuple[str, ...], path: Path | str, part: str = "") -> None:
-    """Raise `RunError` when `content` is no object with these names."""
-    where = f"{path}: {part}" if part else str(path)
-    if not isinstance(content, Mapping):
-        raise RunError(f"{where}: expected an object with {', '.join(names)}, found {type(content).__name__}")
-    missing = [name for name in names if name not in content]
-    if missing:
-        raise RunError(f"{where}: {', '.join(missing)} missing, found {', '.join(map(str, content))}")

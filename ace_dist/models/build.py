@@ -1,6 +1,6 @@
 """Builds the encoders that a configuration names, with their weights."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import torch
@@ -10,9 +10,10 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.similarity import Spotting
 from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights
 from ace_dist.utils.distributed import say_once
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import ModelError, UserError
 from ace_dist.utils.files import CHECKSUMS, check_checksums
 
+RUN_FILES = ("frozen.safetensors", "trained.safetensors")  # of a run's model folder
 ATTRIBUTES = "similarity.attributes"  # of BIKE: embeddings of a text file, and so of a data set
 
 
@@ -24,6 +25,8 @@ def build_model(
     Those of a `parent`, the model folder of another run, are the same but for the attributes, which are of its data
     set. Random weights depend on `seed` alone, so every rank builds the same.
     """
+    if (folder := trained or parent) is not None:
+        check_size(settings, [folder / name for name in RUN_FILES])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = DualEncoder(settings.video, settings.text, settings.similarity)
@@ -44,6 +47,22 @@ def build_model(
     return model
 
 
+def check_size(settings: ModelConfig, files: Sequence[Path]) -> None:
+    """Raise `ModelError` when the settings describe more weights than the files hold, before memory is taken for them.
+
+    Somebody else's `config.yaml` may ask for any width. A stored weight has one byte at least.
+    """
+    with torch.device("meta"):
+        model = DualEncoder(settings.video, settings.text, settings.similarity)
+    weights = sum(tensor.numel() for tensor in model.state_dict().values())
+    held = sum(file.stat().st_size for file in files if file.is_file())
+    if all(file.is_file() for file in files) and weights > held:
+        raise ModelError(
+            f"{files[0].parent} holds {held:,} bytes of weights and its config.yaml describes {weights:,} weights "
+            f"(model.video, model.text): they do not belong together; bring both back from where they came"
+        )
+
+
 @torch.no_grad()
 def load_run_weights(model: DualEncoder, folder: Path, left_out: Set[str] = frozenset()) -> None:
     """Load `frozen.safetensors` and `trained.safetensors` of a run. Raises `UserError` unless they are whole.
@@ -52,7 +71,7 @@ def load_run_weights(model: DualEncoder, folder: Path, left_out: Set[str] = froz
 
     Every byte is compared with the checksum that the training wrote: 2 ms a MiB on one core.
     """
-    paths = [folder / "frozen.safetensors", folder / "trained.safetensors"]
+    paths = [folder / name for name in RUN_FILES]
     for path in paths:
         if not path.is_file():
             raise UserError(

@@ -5,20 +5,29 @@ sentence that names the file. YAML is data: no anchors (a few lines of them unfo
 would put this machine's environment into what is shown or passed on.
 """
 
+import functools
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, Strict, TypeAdapter, ValidationError
 
 from ace_dist.utils.errors import UserError
 
 LARGEST_FILE = 1 << 30  # bytes: predictions of a million clips take 100 MB
 DEEPEST = 32  # lists and objects within one another
 MOST_DIGITS = 19  # of a whole number: 64 bits
+
+# Values of a schema for `check_shape`; none is made out of another type.
+Kind = TypeVar("Kind")
+Text = Annotated[str, Strict()]
+Whole = Annotated[int, Strict(), Field(ge=0, lt=1 << 53)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Score = Annotated[float, Strict()]
 
 
 class Fault(ValueError):
@@ -53,13 +62,13 @@ def parse_json(text: str | bytes, where: str, error: type[UserError], advice: st
     """The content of JSON text that stands in `where`."""
     try:
         value = json.loads(text, parse_int=whole_number, object_pairs_hook=unique_names)
-        if "\\u0000" in (text if isinstance(text, str) else text.decode()):
+        if "\\u0000" in (text if isinstance(text, str) else text.decode("utf-8", "replace")):
             raise Fault("it holds a NUL character")
         check_depth(value)
     except RecursionError:
-        raise error(f"{where} is not JSON of ours (deeper than {DEEPEST} levels){advice}") from None
+        raise error(f"{where} is not valid JSON (deeper than {DEEPEST} levels){advice}") from None
     except ValueError as problem:  # JSONDecodeError, UnicodeDecodeError, Fault
-        raise error(f"{where} is not JSON of ours ({problem}){advice}") from problem
+        raise error(f"{where} is not valid JSON ({problem}){advice}") from problem
     return value
 
 
@@ -78,10 +87,30 @@ def read_yaml(path: Path, error: type[UserError], advice: str = "") -> dict[str,
         check_yaml(text)
         content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as problem:
-        raise error(f"{path} is not YAML of ours ({' '.join(str(problem).split())}){advice}") from problem
+        raise error(f"{path} is not valid YAML ({' '.join(str(problem).split())}){advice}") from problem
     if not isinstance(content, dict):
         raise error(f"{path} must hold one YAML mapping, found {type(content).__name__}{advice}")
     return {str(key): value for key, value in content.items()}
+
+
+def check_shape(value: Any, kind: type[Kind], where: str, error: type[UserError], advice: str = "") -> Kind:
+    """`value` as `kind`: a dataclass, a `TypedDict`, a list of them. The message names the first place that differs."""
+    try:
+        fitting: Kind = type_adapter(kind).validate_python(value)  # type: ignore[arg-type]
+        return fitting
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        found = repr(first["input"])
+        said = f"is {found if len(found) <= 60 else f'{found[:60]}...'}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise error(
+            f"{where}: {place or 'it'} {'is missing' if first['type'] == 'missing' else said}{advice}"
+        ) from None
+
+
+@functools.cache
+def type_adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def whole_number(text: str) -> int:

@@ -101,7 +101,7 @@ def test_unreadable_tree_files(tmp_path):
     with pytest.raises(LabelError, match=r"does not exist.*dataset\.synonyms"):
         SynonymTrees.load(path)
     for text, words in (
-        ("{", "is not JSON of ours"), ("[]", "must hold one JSON object, found list"),
+        ("{", "is not valid JSON"), ("[]", "must hold one JSON object, found list"),
         ('{"a": {}, "a": {}}', "'a' stands twice"), ('{"_meta": 5}', "_meta must be an object"),
     ):  # fmt: skip
         path.write_text(text)

@@ -1,7 +1,5 @@
 """Opening somebody else's run or export gives away nothing of this machine: what a file says stays text."""
 
-from types import SimpleNamespace
-
 import pytest
 from markdown_it import MarkdownIt
 
@@ -89,18 +87,3 @@ def test_the_readme_of_an_export_shows_foreign_names_as_text(text):
     assert not kinds & {"image", "link_open", "html_block", "html_inline", "table_open", "strong_open", "fence"}
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
     assert headings[1:] == ["Use", "Results of its run", "Started from", "Limits"]
-
-
-def test_the_explorer_shows_foreign_names_as_text():
-    """In its title and below the clip."""
-    pytest.importorskip("gradio")
-    from ace_dist.tools.explorer.page import Page
-
-    said = []
-    test = SimpleNamespace(id=HOSTILE[0], action=HOSTILE[1], base=True)
-    page = Page(SimpleNamespace(tests=[test], test_clip=None, uploaded=None))
-    page.show = lambda read, words, caption: said.append(caption)
-    page.choose(HOSTILE[0], None)
-    for caption in said:
-        (block,) = [token for token in MarkdownIt("commonmark").parse(caption) if token.children]
-        assert {token.type for token in block.children} <= {"text", "text_special"}

@@ -97,7 +97,7 @@ def test_broken_and_foreign_folders_are_named(folder, tmp_path):
     said = {Path(line.split(" is not listed: ")[0]).name: line for line in others}
     assert said.keys() == {"bare", "half", "holiday", "old"}
     for name, reason in {
-        "bare": "environment.json does not exist", "half": "is not JSON", "holiday": "is not a run folder",
+        "bare": "environment.json does not exist", "half": "is not valid JSON", "holiday": "is not a run folder",
         "old": "made by an earlier version",
     }.items():  # fmt: skip
         assert reason in said[name]

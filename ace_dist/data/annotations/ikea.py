@@ -40,6 +40,7 @@ from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations.base import VideoReader, data_root
 from ace_dist.data.annotations.frames import LabelledFrames, Recording, build_frame_reader, video_clock
 from ace_dist.utils.errors import DataError
+from ace_dist.utils.reading import read_json
 
 FURNITURE = ("Kallax_Shelf_Drawer", "Lack_Coffee_Table", "Lack_Side_Table", "Lack_TV_Bench")
 VIEWS = ("dev1", "dev2", "dev3")
@@ -187,7 +188,7 @@ def read_views(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
 def segment_views(path: Path, folders: Sequence[Path], devices: Sequence[str]) -> list[View]:
     """The scans of gt_segments.json, once for each device; the frames are those of the files, as none are stated."""
     try:
-        scans = json.loads(path.read_text(encoding="utf-8"))["database"]
+        scans = read_json(path, DataError)["database"]
         labels = {
             scan: tuple(
                 LabelledFrames(entry["segment"][0], entry["segment"][1] + 1, entry["label"], f"{path} {scan}")

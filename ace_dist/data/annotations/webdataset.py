@@ -205,7 +205,7 @@ def description(members: Mapping[str, Place]) -> dict[str, Any]:
         if "json" in members:
             about = parse_json(members["json"].read(), "its json", DataError)
         if "cls" in members:
-            about["cls"] = int(members["cls"].read())
+            about["cls"] = int(members["cls"].read()[:20])
     except (ValueError, TypeError) as error:
         raise DataError(f"its description cannot be read: {error}") from error
     if not isinstance(about, dict):

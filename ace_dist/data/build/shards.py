@@ -29,6 +29,7 @@ from ace_dist.data.segments import SPLITS, Failure, Reader, Segment
 from ace_dist.data.shards import FORMAT, MANIFEST, ClipRecord, ShardSet, action_counts, write_shard
 from ace_dist.utils.errors import DataError, listing
 from ace_dist.utils.files import file_sha256, write_bytes
+from ace_dist.utils.reading import check_shape, parse_json
 
 QUARANTINE = "quarantine.jsonl"
 STATE = "state.json"  # suffix of the note beside each finished shard of an unfinished build
@@ -56,10 +57,8 @@ class ShardState:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        fields = json.loads(text)
-        fields["records"] = [ClipRecord(**entry) for entry in fields["records"]]
-        fields["failures"] = [Failure(**entry) for entry in fields["failures"]]
-        return cls(**fields)
+        where = "the note of a finished shard"
+        return check_shape(parse_json(text, where, DataError), cls, where, DataError, "; delete the unfinished build")
 
 
 @dataclass(frozen=True)
@@ -247,12 +246,15 @@ class Build:
         """Write the notes of a finished build's shards again and take its manifest away."""
         ledger = self.folder / QUARANTINE
         lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.is_file() else []
-        failures = {entry.id: entry for entry in (Failure(**json.loads(line)) for line in lines)}
-        entries = {shard["name"]: shard for shard in shards.manifest["shards"]}
+        entries = [
+            check_shape(parse_json(line, str(ledger), DataError), Failure, str(ledger), DataError) for line in lines
+        ]
+        failures = {entry.id: entry for entry in entries}
+        made = {shard["name"]: shard for shard in shards.manifest["shards"]}
         for job in self.jobs if shards.manifest["tools"] == tool_versions() else ():
             records = [record for record in shards.records if record.shard == job.name]
             failed = [failures[segment.id] for segment in job.segments if segment.id in failures]
-            self.note(job, entries[job.name]["sha256"], entries[job.name]["size"], records, failed)
+            self.note(job, made[job.name]["sha256"], made[job.name]["size"], records, failed)
         (self.folder / MANIFEST).unlink()
 
     def finish(self, states: Sequence[ShardState]) -> ShardSet:

@@ -34,10 +34,12 @@ from ace_dist.data.shards import (
 from ace_dist.utils.cores import host_cores
 from ace_dist.utils.errors import DataError, UserError, listing
 from ace_dist.utils.files import file_sha256
+from ace_dist.utils.reading import parse_json
 
 if TYPE_CHECKING:
     import torch
 
+LARGEST_DESCRIPTION = 1 << 20  # bytes
 FEW = 5  # clips of a class in a split; below, its accuracy moves by more than 20 points with one clip
 UNEQUAL = 10  # times that the most frequent class of a split outnumbers the rarest
 
@@ -185,9 +187,12 @@ def member_errors(path: Path, records: Sequence[ClipRecord]) -> list[str]:
         with tarfile.open(path) as tar:
             for member in members:
                 file = tar.extractfile(member) if member.name in described else None
-                if file is not None and json.loads(file.read()) != json.loads(json.dumps(described[member.name])):
+                if file is None:
+                    continue
+                said = parse_json(file.read(LARGEST_DESCRIPTION), member.name, DataError)
+                if said != json.loads(json.dumps(described[member.name])):
                     errors.append(f"{member.name} in {path.name} says something else than {MANIFEST}")
-    except (DataError, tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (DataError, tarfile.TarError) as error:
         return [f"{path.name} cannot be read as a shard: {error}"]
     names = {member.name for member in members}
     for name in sorted({*described, *(f"{record.key}.mp4" for record in records)} ^ names):

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from typing_extensions import TypedDict
 
 from ace_dist.config import Config
 from ace_dist.data.loader.base import Loader
@@ -20,12 +22,19 @@ from ace_dist.data.shards import ShardFiles, ShardSet
 from ace_dist.utils.distributed import Ranks, on_first, say_once
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_json
-from ace_dist.utils.reading import read_object
+from ace_dist.utils.reading import Number, Text, check_shape, read_object
 
 CANDIDATES = ("dali", "pyav")
 MEASURED_S = 0.5  # for each candidate, besides its start
 BATCHES = 4  # that are decoded in turns
 REMEMBERED = "loader.json"
+
+
+class Remembered(TypedDict):
+    """`loader.json`: what was chosen when the run began, and the clips a second of each."""
+
+    backend: Text
+    clips_per_s: dict[str, Number]
 
 
 def fastest_backend(
@@ -45,9 +54,16 @@ def fastest_backend(
     return decided
 
 
+def remembered(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    advice = "; delete it, and loaders are timed anew"
+    return check_shape(read_object(path, DataError, advice), Remembered, str(path), DataError, advice)
+
+
 def decide(config: Config, shards: ShardSet, open_loader: Callable[[str], Loader]) -> tuple[str, str]:
     path, batches = Path(config.run) / REMEMBERED, first_batches(config, shards)
-    began = read_object(path, DataError, "; delete it, and loaders are timed anew") if path.is_file() else {}
+    began = remembered(path)
     first = began.get("backend")
     rates: dict[str, float] = {}
     failure: DataError | None = None

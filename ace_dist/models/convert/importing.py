@@ -1,6 +1,5 @@
 """Brings weight files of other projects under our names: safe reading, a strict check against the network, a report."""
 
-import json
 import pickle
 import re
 import zipfile
@@ -21,6 +20,7 @@ from ace_dist.models.video import resize_positions, resize_times
 from ace_dist.models.weights import LoadReport, load_safetensors, save_safetensors
 from ace_dist.utils.errors import ConfigError, ModelError
 from ace_dist.utils.files import file_sha256
+from ace_dist.utils.reading import read_object
 
 CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")  # under which a checkpoint keeps its weights
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
@@ -173,10 +173,8 @@ def check_activation(source: Path) -> str:
         "QuickGELU, as in OpenAI's weights; open_clip's models without quickgelu in their name have GELU: do not use"
     )
     for path in (folder / "config.json", folder / "open_clip_config.json"):
-        try:
-            about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise ModelError(f"{path}, which says how {source} was made, is not JSON: {error}") from error
+        advice = f"; it should say how {source} was made"
+        about = read_object(path, ModelError, advice) if path.is_file() else {}
         if "model_cfg" in about:  # of open_clip, where GELU is the default
             quick = bool(about["model_cfg"].get("quick_gelu", False))
         elif str(about.get("model_type", "")).startswith("clip"):  # of transformers, where QuickGELU is

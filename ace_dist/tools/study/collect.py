@@ -4,7 +4,6 @@ A sweep of one of the paper's tables is laid out as the paper does, with the pap
 """
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,9 @@ from ace_dist.config import Config, load_config, resolve_path
 from ace_dist.evaluate.run_files import read_results
 from ace_dist.tools.study.rows import Mean, mean_hm, mean_score, swept_settings
 from ace_dist.tools.study.tables import HEADINGS, Printed, Table, printed_number
+from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
+from ace_dist.utils.reading import read_object
 from ace_dist.utils.tables import csv_text
 from ace_dist.utils.text import markdown
 
@@ -138,7 +139,7 @@ def tree_source(path: str | None) -> str:
     file = resolve_path(path or "")
     if not file.is_file():
         return f"{path}, which is gone"
-    meta = json.loads(file.read_text(encoding="utf-8")).get("_meta", {})
+    meta = read_object(file, LabelError).get("_meta", {})
     made = " ".join(str(meta[name]) for name in ("source", "model") if name in meta) or "of unknown making"
     return f"{made}{', edited by hand' if meta.get('hand_edits') else ''} [{file.name}]"
 

@@ -1,6 +1,5 @@
 """The list of run folders: what each is, how far it came, what it scored, and in which settings they differ."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from glob import glob
@@ -13,6 +12,7 @@ from ace_dist.evaluate.runs import aligned_lines, score_pair
 from ace_dist.train.checkpoint import CheckpointFolder
 from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError, UserError
+from ace_dist.utils.reading import read_object
 
 HEADER = ("", "folder", "method", "dataset", "seed", "steps", "state", "base", "novel", "HM", "SRT", "commit")
 OWN = ("name", "run")  # settings that every run has its own of
@@ -53,7 +53,7 @@ def read_run_state(folder: Path) -> ListedRun:
     environment = folder / "environment.json"
     if not environment.is_file():
         raise UserError(f"{environment} does not exist: launchers/train.py writes it when a run starts")
-    git = json.loads(environment.read_text(encoding="utf-8"))["git"]
+    git = read_object(environment, UserError)["git"]
     commit = (git["commit"] or "unknown")[:8] + "+" * bool(git["modified"])
     checkpoints = CheckpointFolder(folder / "checkpoints", keep=1).complete()
     steps = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0

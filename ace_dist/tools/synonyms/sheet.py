@@ -7,7 +7,6 @@ is not repeated among the synonyms; on import it is put first. Deleting a row de
 import csv
 import datetime
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ace_dist.concepts.actions import normalise
 from ace_dist.concepts.trees import SynonymTrees, walk
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
+from ace_dist.utils.reading import read_object
 from ace_dist.utils.tables import csv_text, unguarded
 
 Nodes = dict[tuple[str, ...], tuple[str, ...]]  # path of an inner node -> its children
@@ -78,8 +78,7 @@ def read_nodes(path: Path) -> tuple[Nodes, dict[str, Any]]:
 
 def raw_object(path: Path) -> dict[str, Any]:
     """A tree file as it stands, whether its trees are whole or not; empty when it is missing or no object."""
-    raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return raw if isinstance(raw, dict) else {}
+    return read_object(path, LabelError) if path.is_file() else {}
 
 
 def inner_nodes(nested: Mapping[str, Any]) -> Nodes:
