@@ -40,6 +40,7 @@ from ace_dist.config import (
 )
 from ace_dist.utils.errors import ConfigError, UserError
 from ace_dist.utils.extras import missing_packages_named
+from ace_dist.utils.processes import end_with_launcher
 from ace_dist.utils.secrets import redact
 from ace_dist.utils.text import printable
 
@@ -785,6 +786,7 @@ def execute(argv: Sequence[str]) -> int:
     `--local_rank`, which DeepSpeed's launcher puts before the name with `--module ace_dist`, is ignored. `umask=077`
     is of every command.
     """
+    end_with_launcher(os.environ)
     argv = take_umask([word for word in argv if not word.replace("_", "-").lstrip("-").startswith("local-rank")])
     if argv and argv[0] in ("--version", "-V"):
         print(f"ace-dist {__version__}")

@@ -22,7 +22,6 @@ from ace_dist.utils.cores import cores
 from ace_dist.utils.errors import RunError, UserError
 from ace_dist.utils.lost_ranks import HostGroup, lost_ranks_named
 from ace_dist.utils.meeting import Meeting, started_on_one_host
-from ace_dist.utils.processes import end_with_launcher
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,9 +83,8 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
     """Join the process group that the environment describes (`rank_variables`): a launcher's, SLURM's, or alone.
 
     NCCL on CUDA, gloo on CPUs. `device` is `training.device`; `timeout_s` bounds this call and every collective.
-    Raises `RunError` when the ranks do not meet. From here on a rank ends when a launcher of DeepSpeed above it does.
+    Raises `RunError` when the ranks do not meet.
     """
-    end_with_launcher(os.environ)
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise RunError("training.device=cuda, but torch sees no CUDA device; set training.device=cpu or auto")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 POLL_S = 1.0
-LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch"}
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "ace", "ace_dist"}
 
 
 def stat_fields(pid: int) -> list[str]:
@@ -28,17 +28,18 @@ def start_time(pid: int) -> str | None:
 
 
 def launchers_above() -> list[int]:
-    """The processes above this one that are launchers of DeepSpeed, the nearest first."""
-    found, pid = list[int](), os.getppid()
-    while pid > 1 and is_launcher(pid):
-        found.append(pid)
-        fields = stat_fields(pid)
-        pid = int(fields[1]) if fields else 0
+    """The process that started this rank, and those above it that are launchers too, the nearest first."""
+    found = [os.getppid()]
+    while fields := stat_fields(found[-1]):
+        above = int(fields[1])
+        if above <= 1 or not is_launcher(above):
+            break
+        found.append(above)
     return found
 
 
 def is_launcher(pid: int) -> bool:
-    """Whether a process is Python at a launcher of DeepSpeed; a shell that mentions one in its words is none."""
+    """Whether a process is Python at a launcher; a shell that mentions one in its words is none."""
     try:
         words = Path("/proc", str(pid), "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -50,13 +51,11 @@ def end_with_launcher(environ: Mapping[str, str]) -> None:
     """Send this rank a TERM, on which a training saves and ends, when a launcher above it is gone.
 
     DeepSpeed's launchers pass no kill on: without this, ranks train on behind one that was killed, and the next start
-    of the run finds its folder taken. Does nothing in a process that DeepSpeed has not started.
+    of the run finds its folder taken. Does nothing in a process that neither DeepSpeed nor `ace` has started.
     """
-    if "LOCAL_SIZE" not in environ:  # a variable of DeepSpeed's launcher alone
+    if "LOCAL_SIZE" not in environ:  # a variable of DeepSpeed's launcher and of `ace` alone
         return
     started = {pid: start_time(pid) for pid in launchers_above()}
-    if not started:
-        return
 
     def watch() -> None:
         while all(start_time(pid) == since for pid, since in started.items()):

@@ -53,7 +53,7 @@ def test_a_rank_saves_and_ends_when_a_launcher_is_killed(chain, killed):
 
 def test_a_script_that_starts_the_launcher_is_none(chain):
     """One may end before what it has started."""
-    pids, out = chain("nightly.py", "deepspeed")
+    pids, out = chain("nightly.py", "ace")
     assert out.readline() == "1\n"
     os.kill(pids[0], signal.SIGKILL)
     os.kill(pids[1], signal.SIGKILL)
