@@ -21,6 +21,7 @@ from ace_dist.data.annotations.csv import read_csv
 from ace_dist.data.build.container import CONTAINERS, StoredVideo
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.build.encode import check_decodes
+from ace_dist.data.build.isolation import Workers
 from ace_dist.data.loader.pyav import decode_frames
 from ace_dist.data.shards import ClipRecord, ShardFiles
 from ace_dist.utils.errors import DataError
@@ -178,3 +179,13 @@ def test_there_is_one_door():
         if re.search(r"\bav\.open\(|VideoReader\(str|cv2\.|Image\.open", line) and '"w"' not in line
     ]
     assert [line.split(":")[0] for line in opened] == ["data/build/container.py"], opened
+
+
+def test_a_worker_imports_nothing_from_the_present_folder(tmp_path, monkeypatch):
+    """Videos may lie beside a file that is called as a module which a worker imports."""
+    for name in ("queue", "signal", "resource", "cloudpickle"):
+        (tmp_path / f"{name}.py").write_text("import pathlib; pathlib.Path('imported').touch()")
+    monkeypatch.chdir(tmp_path)
+    with Workers(1, abs) as workers:
+        assert workers.run(60, -1) == 1
+    assert not (tmp_path / "imported").exists()

@@ -105,10 +105,7 @@ class Workers:
     @contextlib.contextmanager
     def worker(self) -> Iterator["Worker"]:
         """One for the time of a block. It goes back to the others when it has finished its work."""
-        worker = self.idle.pop() if self.idle else Worker(self.function)
-        if worker.process.poll() is not None:  # somebody ended it while it was idle
-            worker.close()
-            worker = Worker(self.function)
+        worker = self.idle_worker() or Worker(self.function)
         self.busy.add(worker)
         try:
             yield worker
@@ -119,6 +116,15 @@ class Workers:
             else:
                 worker.close()
 
+    def idle_worker(self) -> "Worker | None":
+        with contextlib.suppress(IndexError):  # threads share the list
+            while True:
+                worker = self.idle.pop()
+                if worker.process.poll() is None:
+                    return worker
+                worker.close()  # somebody ended it while it was idle
+        return None
+
 
 class Worker:
     """One process, and the connection to it."""
@@ -127,16 +133,18 @@ class Worker:
         self.connection, theirs = multiprocessing.Pipe()
         # Each of OpenBLAS's threads takes some of the address space.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", START, str(theirs.fileno())]
+        # -P: a file of the present folder that is called as a module is not it.
+        command = [sys.executable, "-P", "-c", START, str(theirs.fileno())]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
         theirs.close()
         self.is_idle, self.timeout_s = True, 0.0
-        self.connection.send((sys.path, function))
+        with contextlib.suppress(OSError):  # it died; `receive` says how
+            self.connection.send((sys.path, function))
 
     def send(self, timeout_s: float, *arguments: Any) -> None:
         self.is_idle, self.timeout_s = False, timeout_s
         request = sys.path, os.getcwd(), timeout_s, cloudpickle.dumps(arguments)
-        with contextlib.suppress(OSError):  # it died; `receive` says how
+        with contextlib.suppress(OSError):
             self.connection.send(request)
 
     def receive(self) -> tuple[Any, ...]:
