@@ -1,6 +1,7 @@
 """Cluster profiles: the YAML files of `configs/cluster` that say where jobs run and what each of them gets."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ace_dist.config import choices, config_dir, did_you_mean, help_asked, resolve_path, split_settings
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.reading import read_yaml
+from ace_dist.utils.secrets import STRONG_NAMES, WEAK_NAMES
 
 
 @dataclass
@@ -34,6 +36,7 @@ class ClusterConfig:
     sbatch: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch, such as {reservation: NAME}
     setup: list[str] = field(default_factory=list)  # shell lines before the ranks start, such as `module load cuda`
     python: str | None = None  # interpreter on the nodes; null: the one that submits
+    environment: list[str] = field(default_factory=list)  # more variables of this shell for the job; FOO_* is several
     max_timeouts: int = 100  # requeues of a job whose time was up
     crash_requeues: int = 2  # requeues of a job that was killed by a signal (out of memory, a broken GPU)
 
@@ -76,6 +79,12 @@ def profile_path(name: str) -> Path:
 
 def check(profile: ClusterConfig, path: Path) -> None:
     """What the types cannot say."""
+    refuse_control_characters({f"cluster.{key}": value for key, value in vars(profile).items()})
+    if hidden := [name for name in profile.environment if STRONG_NAMES.search(name) or WEAK_NAMES.search(name)]:
+        raise ConfigError(
+            f"cluster.environment lists {hidden[0]}, the name of a secret, and SLURM keeps a copy of what a job sees; "
+            f"load it on the node: cluster.setup='[source ~/.keys]'"
+        )
     if profile.kind not in ("local", "slurm"):
         raise ConfigError(f"{path}: kind={profile.kind} is not one of local, slurm")
     for key in ("nodes", "tasks_per_node", "time_min", "parallel"):
@@ -84,7 +93,9 @@ def check(profile: ClusterConfig, path: Path) -> None:
     if profile.kind == "local" and profile.nodes > 1:
         raise ConfigError(f"cluster.nodes={profile.nodes}: cluster.kind=local is this machine alone; use kind=slurm")
     if profile.kind == "local" and profile.setup:
-        raise ConfigError("cluster.setup is for cluster.kind=slurm; locally the job has the environment of this shell")
+        raise ConfigError(
+            "cluster.setup is for cluster.kind=slurm; locally a job sees variables of this shell: cluster.environment"
+        )
     if profile.gpus_per_node and profile.tasks_per_node != profile.gpus_per_node:
         raise ConfigError(
             f"cluster.tasks_per_node={profile.tasks_per_node} with cluster.gpus_per_node={profile.gpus_per_node}: "
@@ -94,3 +105,12 @@ def check(profile: ClusterConfig, path: Path) -> None:
         raise ConfigError(
             f"cluster.signal_lead_s={profile.signal_lead_s} leaves nothing of cluster.time_min={profile.time_min}"
         )
+
+
+def refuse_control_characters(settings: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` naming a setting with a new line or the like: it would become a line of the job's file."""
+    for name, value in settings.items():
+        texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        for text in texts:
+            if isinstance(text, str) and re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", text):
+                raise ConfigError(f"{name}={text!r} holds a control character, such as a new line; write it without")

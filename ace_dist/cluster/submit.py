@@ -1,11 +1,12 @@
 """Hands jobs to SLURM or to this machine through submitit, stays with them, and asks whether they are still there.
 
-sbatch passes the submitting shell's whole environment on to the job, and SLURM keeps a copy in its state folder. So
-variables that look like secrets are taken out of the environment while submitting. A job that needs one reads it on the
+sbatch passes the submitting shell's environment on to the job, and SLURM keeps a copy in its state folder. So a job
+gets the variables of a list (`PASSED`, `cluster.environment`) and no secret. One that needs a secret reads it on the
 node: `cluster.setup=['source ~/.keys']`.
 """
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,21 @@ from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from ace_dist.cluster.jobs import Job, Main, read_journal
-from ace_dist.cluster.profiles import ClusterConfig
+from ace_dist.cluster.profiles import ClusterConfig, refuse_control_characters
 from ace_dist.config import Config
 from ace_dist.utils.errors import ConfigError, RunError
-from ace_dist.utils.secrets import STRONG_NAMES, WEAK_NAMES, redact
+from ace_dist.utils.secrets import SHAPES, STRONG_NAMES, WEAK_NAMES, redact
 
 Load = Callable[[Sequence[str]], Config]  # composes a run's configuration and checks it
 POLL_S = 0.5
+PASSED = (  # variables that a job sees, * for any ending: the shell, Python, the machine's libraries, the cluster
+    "HOME", "USER", "LOGNAME", "SHELL", "PATH", "PWD", "TERM", "TZ", "TMPDIR", "LANG", "LANGUAGE", "LC_*", "XDG_*",
+    "PYTHON*", "VIRTUAL_ENV", "CONDA_*", "MAMBA_*", "PYENV_*", "UV_*", "LD_LIBRARY_PATH", "LD_PRELOAD", "LIBRARY_PATH",
+    "CPATH", "CC", "CXX", "MODULE*", "LMOD_*", "LOADEDMODULES", "_LMFILES_", "BASH_FUNC_*", "SSL_CERT_*", "*_proxy",
+    "CUDA*", "NVIDIA_*", "NCCL_*", "GLOO_*", "UCX_*", "FI_*", "OMPI_*", "OMP_*", "MKL_*", "OPENBLAS_*", "NUMBA_*",
+    "TORCH*", "PYTORCH_*", "TRITON_*", "DALI_*", "DS_*", "DEEPSPEED_*", "HF_*", "TRANSFORMERS_*", "WN_*", "WANDB_*",
+    "TRACKIO_*", "ACE_*", "SLURM_*", "SBATCH_*", "SUBMITIT_*", "SCRATCH*", "*_SCRATCH", "WORK", "STORE", "PROJECT",
+)  # fmt: skip
 PLACE = ("partition", "account", "qos", "constraint")  # of sbatch's options
 COMPOSED = ("train", "shards build", "shards verify", "preflight")  # commands whose settings are a run's
 
@@ -41,6 +51,7 @@ def slurm_parameters(profile: ClusterConfig, name: str, folder: Path) -> dict[st
     whole job reach the ranks and must not kill the batch shell meanwhile. A step that a signal has killed is requeued
     `crash_requeues` times.
     """
+    refuse_control_characters({"folder": str(folder), "name": name})
     crashes = f"{shlex.quote(str(folder.absolute()))}/$SLURM_JOB_ID.crashes"
     parameters = {
         **{key: getattr(profile, key) for key in ("nodes", "cpus_per_task", *PLACE, "exclude")},
@@ -94,25 +105,37 @@ def submit(profile: ClusterConfig, jobs: Sequence[Job], name: str, folder: Path)
     executor = submitit.SlurmExecutor(folder, max_num_timeout=profile.max_timeouts, python=profile.python)
     executor.update_parameters(**slurm_parameters(profile, name, folder))
     try:
-        with without_secrets():
+        with job_environment(profile, jobs):
             return [job.job_id for job in executor.submit_array(list(jobs))]
     except FailedJobError as error:
         raise RunError(f"sbatch refused the job: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
-def without_secrets(**variables: str) -> Iterator[None]:
-    """Inside, the environment lacks variables whose names look like secrets, and has these new ones."""
-    hidden = {
-        name: os.environ.pop(name) for name in list(os.environ) if STRONG_NAMES.search(name) or WEAK_NAMES.search(name)
-    }
-    os.environ.update(variables)
+def job_environment(profile: ClusterConfig, jobs: Sequence[Job], **variables: str) -> Iterator[None]:
+    """Inside, the environment has the variables that a job may see (`passed_on`), and these new ones."""
+    texts = [*profile.setup, *(word for job in jobs for word in job.words)]
+    before = dict(os.environ)
+    kept = {name: value for name, value in before.items() if passed_on(name, value, profile.environment, texts)}
+    os.environ.clear()
+    os.environ.update(kept | variables)
     try:
         yield
     finally:
-        for name in variables:
-            del os.environ[name]
-        os.environ.update(hidden)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def passed_on(name: str, value: str, added: Sequence[str], texts: Sequence[str] = ()) -> bool:
+    """Whether a job sees a variable: one of `PASSED` or `added`, or one that a setting names as `$NAME`.
+
+    A secret never passes, by its name or by its value.
+    """
+    if STRONG_NAMES.search(name) or WEAK_NAMES.search(name) or SHAPES.search(value):
+        return False
+    if any(fnmatchcase(name, pattern) for pattern in (*PASSED, *added)):
+        return True
+    return any(re.search(rf"\$(?:{re.escape(name)}\b|{{{re.escape(name)}}})", text) for text in texts)
 
 
 def refuse_secrets(profile: ClusterConfig, settings: Sequence[str]) -> None:
@@ -156,7 +179,7 @@ class LocalQueue:
             variables["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // ranks))
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            with without_secrets(**variables):
+            with job_environment(profile, [job], **variables):
                 self.running[slot] = executor.submit(job)
         finally:
             signal.signal(signal.SIGINT, before)
@@ -236,6 +259,7 @@ def check_job(load: Load, command: str, settings: Sequence[str], profile: Cluste
     cannot share, and `UserError` for trees and label sets that are not there.
     """
     refuse_secrets(profile, settings)
+    refuse_control_characters({setting.partition("=")[0]: setting for setting in settings})
     if command in COMPOSED:
         config = load(settings)
         if command == "train":

@@ -18,7 +18,7 @@ from ace_dist.cluster import jobs
 from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.preflight import Finding, table
 from ace_dist.cluster.profiles import ClusterConfig, split_profile
-from ace_dist.cluster.submit import LocalQueue, build_job, check_job, refuse_secrets, sbatch_text, without_secrets
+from ace_dist.cluster.submit import LocalQueue, build_job, check_job, job_environment, refuse_secrets, sbatch_text
 from ace_dist.cluster.sweep import State, Sweep, SweepRun, expand, run_id, run_state, select
 from ace_dist.config import config_dir, load_config
 from ace_dist.tools.study.collect import as_csv, as_html, as_latex, as_markdown, collect, sheet, write_tables
@@ -108,7 +108,8 @@ def test_a_pickled_job_holds_no_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME_OF_DATA", "kept")
     job = build_job(execute, "train", ["seed=3"], tmp_path)
     assert b"sk-0123456789" not in pickle.dumps(job) and pickle.loads(pickle.dumps(job)) == job
-    with without_secrets():
+    profile = ClusterConfig(kind="slurm", environment=["HOME_OF_*"])
+    with job_environment(profile, [job]):
         assert "OPENAI_API_KEY" not in os.environ and os.environ["HOME_OF_DATA"] == "kept"
     assert os.environ["OPENAI_API_KEY"] == "sk-0123456789"
 
