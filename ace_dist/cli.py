@@ -369,7 +369,11 @@ def build_shards(argv: list[str]) -> None:
     if missing := manifest["quarantined"]:
         print(f"{missing} segments left out, listed in {dataset.shards}/quarantine.jsonl")
     if cut := manifest.get("shortened"):
-        print(f"{len(cut)} segments reach past the end of their video and end with it: {', '.join(cut[:5])}")
+        print(f"{len(cut)} segments reach past what their video shows and are cut there: {', '.join(cut[:5])}")
+    if padded := manifest.get("padded"):
+        print(f"{len(padded)} clips are filled up with the last frame of their video: {', '.join(padded[:5])}")
+    if shards.older_build:
+        print(shards.older_build)
     if same := coinciding_views(test, dataset.clip):
         print(
             f"{same} of {len(test)} test clips are too short for {dataset.clip.views} different views "

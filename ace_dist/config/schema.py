@@ -61,6 +61,7 @@ class DatasetConfig:
     task: int | None = None  # the part of a build that this process makes, 0 to tasks - 1; null: the SLURM array's
     tasks: int | None = None  # parts that a build is made in; null: the SLURM array's number of tasks, else 1
     allow_quarantine: bool = False  # finish a build without the segments that failed, listed in quarantine.jsonl
+    pad: bool = False  # repeat the last frame of a video that is shorter than a clip; else it is refused
     world: dict[str, Any] = field(default_factory=dict)  # of a rendered world, which checks them itself
 
 

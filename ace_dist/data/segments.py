@@ -1,8 +1,9 @@
 """A labelled stretch of video, its decoded frames, and `Reader`, the base of everything that supplies them."""
 
 import abc
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ VALIDATION = ("val", "valid", "validation", "dev", "eval")
 class Segment:
     """One action in one video. Its verb and object are kept in the one form that labels have (`normalise`).
 
-    `id` is unique in its data set and safe as a file name; times are seconds from the video's first frame; `video` is a
-    path, or empty when the reader renders; `group` is whatever a split must not cut (participant, environment, camera);
+    `id` is unique in its data set and safe as a file name; times are seconds of the video's own clock, as players show
+    them, and `end_s` is infinite when the segment lasts as long as its video; `video` is a path, or empty when the
+    reader renders; `group` is whatever a split must not cut (participant, environment, camera);
     `origin` tells a user where the segment was annotated.
     """
 
@@ -75,16 +77,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class RawClip:
-    """Decoded or rendered frames at a constant rate: uint8 RGB [N, H, W, 3], frame 0 at `start_s` of the source."""
+    """Decoded or rendered frames at a constant rate, uint8 RGB [H, W, 3] each, the first at `start_s` of the source.
 
-    frames: NDArray[np.uint8]
+    `frames` may be a stream, which is read once: a long segment then takes no more memory than a short one.
+    """
+
+    frames: Iterable[NDArray[np.uint8]]
     fps: float
     start_s: float
-
-    @property
-    def end_s(self) -> float:
-        """Time in the source at which the last frame stops being shown, in seconds."""
-        return self.start_s + len(self.frames) / self.fps
 
 
 class Reader(abc.ABC):
@@ -105,8 +105,13 @@ class Reader(abc.ABC):
     def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
         """Frames of the segment's source from `start_s` to `end_s` seconds, clamped to what exists.
 
-        Raises `DataError` when the source cannot supply a frame of the segment.
+        Raises `DataError`, now or while the frames are taken, when the source cannot supply a frame of the segment.
         """
+
+    def span(self, segment: Segment) -> tuple[float, float]:
+        """When the segment's source shows its first picture, and when its last one ends, in seconds."""
+        raw = self.read(segment, 0.0, math.inf)
+        return raw.start_s, raw.start_s + sum(1 for _ in raw.frames) / raw.fps
 
     def source(self) -> dict[str, Any]:
         """Settings beside `dataset.kind`, clip and encoding that decide what the clips look like."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, Strict
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from ace_dist.concepts import Action
 from ace_dist.data.segments import SPLITS
@@ -28,6 +28,9 @@ from ace_dist.utils.files import write_bytes
 from ace_dist.utils.reading import Number, Text, Whole, check_shape, read_object
 
 FORMAT = "ace-dist shards 1"
+# What the same input becomes. 2: times count from the container's start, where sound may begin before the pictures (1:
+# from the first picture); mirrored videos are turned right, the default or largest of several streams is read.
+BUILD = 2
 MANIFEST = "manifest.json"
 INDEX_VERSION = "v1.2"  # of DALI's wds2idx
 Side = Annotated[int, Strict(), Field(ge=1, le=16384)]  # pixels; H.264 and VP9 have levels up to 16384
@@ -37,7 +40,8 @@ Side = Annotated[int, Strict(), Field(ge=1, le=16384)]  # pixels; H.264 and VP9 
 class ClipRecord:
     """One stored clip: where its bytes lie, what they hold, and what happens in it.
 
-    `offset` and `size` are the video's bytes inside the tar file `shard`; segment times count from stored frame 0.
+    `offset` and `size` are the video's bytes inside the tar file `shard`; segment times count from stored frame 0. The
+    last `padded_s` seconds repeat the last frame of a video that was shorter than a clip.
     """
 
     key: Text
@@ -55,6 +59,7 @@ class ClipRecord:
     split: Text
     group: Text
     sha256: Text
+    padded_s: Number = 0.0
 
     @property
     def action(self) -> Action:
@@ -71,14 +76,20 @@ class Encoding(TypedDict):
     codec: Text
 
 
+class Origin(TypedDict):
+    kind: NotRequired[Text]
+
+
 class BuildConfiguration(TypedDict):
     encoding: Encoding
     clip_seconds: Number
+    source: NotRequired[Origin]
 
 
 class Manifest(TypedDict):
     """`manifest.json`, as far as it is read."""
 
+    build: NotRequired[Whole]
     configuration: BuildConfiguration
     shards: list[ShardEntry]
     clips: list[ClipRecord]
@@ -144,6 +155,21 @@ class ShardSet:
     def codec(self) -> str:
         """Codec of every stored clip: vp9, mjpeg or h264."""
         return str(self.manifest["configuration"]["encoding"]["codec"])
+
+    @property
+    def older_build(self) -> str:
+        """What an older version may have made otherwise of the same annotations; empty when this one made the shards.
+
+        Labels in frames and rendered worlds have no clock that could be read in two ways.
+        """
+        build, kind = self.manifest.get("build", 1), self.manifest["configuration"].get("source", {}).get("kind")
+        if build >= BUILD or kind not in ("csv", "webdataset"):
+            return ""
+        return (
+            f"dataset.shards={self.folder} was built by an older version, which counted times from a video's first "
+            "picture: its clips are right where picture and sound begin together, and up to seconds late elsewhere, as "
+            "in files of capture devices; to be sure, build into another folder"
+        )
 
     @property
     def seconds(self) -> float:
@@ -296,8 +322,13 @@ def safe_members(path: Path) -> list[tarfile.TarInfo]:
 
 
 def clip_description(record: ClipRecord) -> dict[str, Any]:
+    return {name: value for name, value in listed(record).items() if name not in ("shard", "offset", "size")}
+
+
+def listed(record: ClipRecord) -> dict[str, Any]:
+    """A clip as the manifest lists it; what is not padded does not speak of it."""
     fields = dataclasses.asdict(record)
-    return {name: value for name, value in fields.items() if name not in ("shard", "offset", "size")}
+    return fields if record.padded_s else {name: value for name, value in fields.items() if name != "padded_s"}
 
 
 def action_counts(records: Sequence[ClipRecord]) -> dict[str, dict[str, int]]:

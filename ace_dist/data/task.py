@@ -78,6 +78,8 @@ def load_task(config: Config) -> Task:
     dataset = config.dataset
     check_files(config)
     shards = load_shards(dataset)
+    if shards.older_build:
+        say_once(shards.older_build)
     trees = load_trees(config)
     train, test = ([record.action for record in shards.split(name)] for name in ("train", "test"))
     table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None

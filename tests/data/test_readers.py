@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from data_worlds import frame_number, numbered_frames, write_video
+from data_worlds import frame_number, numbered_frames, read_frames, write_video
 from paper_data import GTEA_VERBS, random_gtea, write_ata, write_gtea, write_ikea, write_numbered, write_segments
 
 from ace_dist.concepts import load_class_table
@@ -20,7 +20,6 @@ from ace_dist.config import assets_dir, load_config
 from ace_dist.data.annotations.ata_release import ConvertConfig, convert
 from ace_dist.data.annotations.frames import video_clock
 from ace_dist.data.annotations.ikea import environment
-from ace_dist.data.build.decode import read_window
 from ace_dist.data.datasets import build_dataset, build_reader, load_shards
 from ace_dist.utils.errors import DataError
 
@@ -535,9 +534,9 @@ def test_the_clock_of_a_video(tmp_path, name, codec):
     """Rate and number of frames, also where the container does not state the number; frame k is shown at k / rate."""
     count, rate = int(np.random.default_rng().integers(20, 60)), random.choice((12.5, 15, 24, 25, 30))
     video = write_numbered(tmp_path / name, count, rate, size=(64, 64), codec=codec)
-    assert video_clock(video) == pytest.approx((rate, count), rel=2e-3)
+    assert video_clock(video) == pytest.approx((rate, count, 0.0), rel=2e-3)
     first = random.randrange(count - 5)
-    frames = read_window(video, first / rate, (first + 5) / rate).frames[:5]  # Matroska rounds times to milliseconds
+    frames = read_frames(video, first / rate, (first + 5) / rate).frames[:5]  # Matroska rounds times to milliseconds
     assert [frame_number(frame) for frame in frames] == list(range(first, first + 5))
 
 
@@ -547,4 +546,4 @@ def test_the_clock_of_an_avi_file_whose_header_counts_ticks(tmp_path):
     video = write_video(tmp_path / "a.avi", numbered_frames(count, 64, 64), rate=24)
     with av.open(str(video)) as container:
         assert container.streams.video[0].frames != count
-    assert video_clock(video) == pytest.approx((24, count), rel=1e-3)
+    assert video_clock(video) == pytest.approx((24, count, 0.0), rel=1e-3)

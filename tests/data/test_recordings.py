@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_worlds import numbered_frames, small_loader, write_video
+from data_worlds import numbered_frames, read_frames, small_loader, write_video
 from PIL import Image
 
 from ace_dist.config import ClipConfig
-from ace_dist.data.build.decode import read_window
 from ace_dist.data.loader.dali import DaliLoader
 from ace_dist.data.loader.pyav import PyavLoader
 from ace_dist.data.sampling import TestPlan, TrainPlan
@@ -105,7 +104,7 @@ def test_a_test_view_shows_the_recording_at_its_times(tmp_path, videos, launch):
     plan = TestPlan(shards.records, range(len(shards.records)), ClipConfig(5, 1.0, 1), loader, 1)
     for batch in backend.stream(plan.batches()):
         (video,) = (path for path in videos if batch.ids[0].startswith(f"{path.stem}-"))
-        recording = read_window(video)
+        recording = read_frames(video)
         middle = int(batch.ids[0].split("-")[-2]) / 1000 + 1.3 / 2
         stored = recording.start_s + np.arange(len(recording.frames)) / recording.fps
         nearest = np.abs(stored - (middle + (np.arange(5) - 2) / 5)[:, None]).argmin(1)

@@ -6,9 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from data_worlds import frame_number, numbered_frames, rotate_on_display, write_sound, write_video
+from data_worlds import frame_number, numbered_frames, read_frames, rotate_on_display, write_sound, write_video
 
-from ace_dist.data.build.decode import read_window
 from ace_dist.utils.errors import DataError
 
 SMOOTH = {"crf": "12", "g": "7"}
@@ -26,13 +25,13 @@ def close(frames, original):
 def test_a_file_of_constant_rate_is_copied_frame_by_frame(tmp_path):
     frames = numbered_frames(40, 48, 80, seed=1)
     path = write_video(tmp_path / "a.mp4", frames, rate=12, options=SMOOTH)
-    whole = read_window(path)
+    whole = read_frames(path)
     assert (numbers(whole), whole.fps, whole.start_s) == (list(range(40)), 12.0, 0.0)
     assert whole.end_s == pytest.approx(40 / 12)
     assert close(whole.frames, frames) < 6
-    part = read_window(path, 1.0, 2.0)
+    part = read_frames(path, 1.0, 2.0)
     assert (numbers(part), part.start_s) == (list(range(12, 24)), 1.0)
-    clamped = read_window(path, -5.0, 99.0)
+    clamped = read_frames(path, -5.0, 99.0)
     assert (numbers(clamped), clamped.start_s) == (list(range(40)), 0.0)
 
 
@@ -42,7 +41,7 @@ def test_any_window_holds_the_nearest_frames(tmp_path):
     for _ in range(15):
         start = rng.uniform(0, 2.8)
         end = start + rng.uniform(0.1, 3)
-        part = read_window(path, start, end)
+        part = read_frames(path, start, end)
         first = numbers(part)[0]
         assert abs(first / 30 - start) <= 0.5 / 30 + 1e-6 and part.start_s == pytest.approx(first / 30)
         assert numbers(part) == list(range(first, first + len(part.frames)))
@@ -52,7 +51,7 @@ def test_any_window_holds_the_nearest_frames(tmp_path):
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(561, 20), 25, 7.5])
 def test_odd_rates(tmp_path, rate):
     path = write_video(tmp_path / "a.mp4", numbered_frames(30, 32, 64), rate=rate, options=SMOOTH)
-    whole = read_window(path)
+    whole = read_frames(path)
     assert numbers(whole) == list(range(30)) and whole.fps == pytest.approx(float(rate), rel=1e-3)
 
 
@@ -60,7 +59,7 @@ def test_a_first_time_that_is_not_zero_does_not_shift_anything(tmp_path):
     frames = numbered_frames(36, 32, 64)
     for name in ("a.mkv", "a.mp4", "a.ts"):
         path = write_video(tmp_path / name, frames, rate=12, times=[5.0 + i / 12 for i in range(36)], options=SMOOTH)
-        part = read_window(path, 1.0, 2.0)
+        part = read_frames(path, 1.0, 2.0)
         assert numbers(part) == list(range(12, 24)), name
         assert part.start_s == pytest.approx(1.0, abs=1e-3)
 
@@ -69,8 +68,8 @@ def test_b_frames_and_long_gops_do_not_shift_anything(tmp_path):
     path = write_video(
         tmp_path / "a.mp4", numbered_frames(60, 32, 64), rate=20, options={"crf": "12", "g": "250", "bf": "3"}
     )
-    assert numbers(read_window(path, 1.0, 2.0)) == list(range(20, 40))
-    assert numbers(read_window(path)) == list(range(60))
+    assert numbers(read_frames(path, 1.0, 2.0)) == list(range(20, 40))
+    assert numbers(read_frames(path)) == list(range(60))
 
 
 def test_a_variable_rate_becomes_constant_by_the_nearest_time(tmp_path):
@@ -80,7 +79,7 @@ def test_a_variable_rate_becomes_constant_by_the_nearest_time(tmp_path):
     path = write_video(tmp_path / "a.mkv", numbered_frames(50, 32, 64), times=times.tolist(), options=SMOOTH)
     for fps in (None, 10.0, 24.0):
         for start, end in ((0.0, float(times[-1])), (1.3, 3.1)):
-            raw = read_window(path, start, end, fps=fps)
+            raw = read_frames(path, start, end, fps=fps)
             grid = raw.start_s + np.arange(len(raw.frames)) / raw.fps
             distance = np.abs(times[None] - grid[:, None])
             shown = np.array(numbers(raw))
@@ -91,8 +90,8 @@ def test_a_variable_rate_becomes_constant_by_the_nearest_time(tmp_path):
 
 def test_another_rate_repeats_or_leaves_out_frames(tmp_path):
     path = write_video(tmp_path / "a.mp4", numbered_frames(24, 32, 64), rate=12, options=SMOOTH)
-    assert numbers(read_window(path, fps=6.0)) == list(range(0, 24, 2))
-    doubled = numbers(read_window(path, fps=24.0))
+    assert numbers(read_frames(path, fps=6.0)) == list(range(0, 24, 2))
+    doubled = numbers(read_frames(path, fps=24.0))
     assert sorted(set(doubled)) == list(range(24)) and len(doubled) in (47, 48)
 
 
@@ -101,11 +100,11 @@ def test_rotation_is_applied(tmp_path, degrees):
     frames = numbered_frames(4, 48, 80, seed=4)
     path = write_video(tmp_path / "a.mp4", frames, options=SMOOTH)
     rotate_on_display(path, degrees)
-    raw = read_window(path)
+    raw = read_frames(path)
     turned = np.rot90(frames, -degrees // 90, axes=(1, 2))  # numpy turns counterclockwise
     assert raw.frames.shape == turned.shape
     assert close(raw.frames, turned) < 6
-    small = read_window(path, short_side=24)
+    small = read_frames(path, short_side=24)
     assert min(small.frames.shape[1:3]) == 24 and (small.frames.shape[1] > small.frames.shape[2]) == (degrees != 180)
 
 
@@ -123,7 +122,7 @@ def test_rotation_is_applied(tmp_path, degrees):
 )
 def test_other_codecs_bit_depths_and_chroma_formats(tmp_path, codec, pix_fmt, name, options):
     frames = numbered_frames(10, 48, 80, seed=2)
-    raw = read_window(write_video(tmp_path / name, frames, codec=codec, pix_fmt=pix_fmt, options=options))
+    raw = read_frames(write_video(tmp_path / name, frames, codec=codec, pix_fmt=pix_fmt, options=options))
     assert raw.frames.dtype == np.uint8 and numbers(raw) == list(range(10))
     if pix_fmt != "gray":
         assert close(raw.frames, frames) < 7
@@ -132,18 +131,18 @@ def test_other_codecs_bit_depths_and_chroma_formats(tmp_path, codec, pix_fmt, na
 def test_odd_sizes_and_pixels_that_are_not_square(tmp_path):
     frames = numbered_frames(5, 51, 83)
     path = write_video(tmp_path / "odd.mkv", frames, codec="ffv1", pix_fmt="bgr0")
-    assert close(read_window(path).frames, frames) == 0
+    assert close(read_frames(path).frames, frames) == 0
     wide = write_video(tmp_path / "wide.mkv", numbered_frames(5, 48, 60), aspect=Fraction(4, 3), options=SMOOTH)
-    assert read_window(wide).frames.shape[1:3] == (48, 80)
-    assert read_window(wide, short_side=24).frames.shape[1:3] == (24, 40)
+    assert read_frames(wide).frames.shape[1:3] == (48, 80)
+    assert read_frames(wide, short_side=24).frames.shape[1:3] == (24, 40)
 
 
 def test_scaling_while_reading_keeps_the_picture(tmp_path):
     frames = numbered_frames(5, 240, 320, seed=3)
-    small = read_window(write_video(tmp_path / "a.mp4", frames, options=SMOOTH), short_side=60).frames
+    small = read_frames(write_video(tmp_path / "a.mp4", frames, options=SMOOTH), short_side=60).frames
     by_blocks = frames.reshape(5, 60, 4, 80, 4, 3).mean((2, 4))  # area averaging by an exact factor, done by hand
     assert small.shape == (5, 60, 80, 3) and close(small, by_blocks) < 4
-    assert read_window(tmp_path / "a.mp4", short_side=999).frames.shape[1:3] == (240, 320)  # never enlarged
+    assert read_frames(tmp_path / "a.mp4", short_side=999).frames.shape[1:3] == (240, 320)  # never enlarged
 
 
 def test_files_that_are_no_videos_say_so(tmp_path):
@@ -161,6 +160,6 @@ def test_files_that_are_no_videos_say_so(tmp_path):
     }
     for name, message in expected.items():
         with pytest.raises(DataError, match=rf"{name}.*{message}"):
-            read_window(tmp_path / name)
+            read_frames(tmp_path / name)
     with pytest.raises(DataError, match=r"whole\.mp4 shows no frame at 9 s: it ends at 2\.50 s"):
-        read_window(tmp_path / "whole.mp4", 9.0, 10.0)
+        read_frames(tmp_path / "whole.mp4", 9.0, 10.0)

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 from damage import COUNT, FPS, damage, damaged_videos, sound_videos
+from data_worlds import read_frames
 from fuzzing import cases
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from ace_dist import Classifier
 from ace_dist.config import load_config
 from ace_dist.data.annotations.csv import COLUMNS
-from ace_dist.data.build.decode import BREAK_S, read_window
+from ace_dist.data.build.decode import BREAK_S
 from ace_dist.data.datasets import build_dataset
 from ace_dist.data.shards import ShardFiles
 from ace_dist.data.task import load_test_trees
@@ -63,10 +64,10 @@ def test_names_inside_a_file_may_be_anything(tmp_path, videos, name, old, new):
     path = tmp_path / name
     path.write_bytes(videos[name].replace(old, new))
     if name == "h264.mp4":
-        assert len(read_window(path).frames) == COUNT
+        assert len(read_frames(path).frames) == COUNT
     else:
         with pytest.raises(UserError, match="of a video codec that FFmpeg does not know"):
-            read_window(path)
+            read_frames(path)
 
 
 @cases(250)
@@ -79,7 +80,7 @@ def test_a_damaged_video_gives_frames_or_one_sentence(tmp_path, videos, case):
     path = tmp_path / name
     path.write_bytes(damage(videos[name], kind, detail))
     try:
-        raw = read_window(path, short_side=64)
+        raw = read_frames(path, short_side=64)
     except UserError as error:
         one_sentence(error, path)
         return

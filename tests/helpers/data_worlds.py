@@ -12,6 +12,7 @@ import av
 import numpy as np
 
 from ace_dist.config import DatasetConfig, EncodingConfig, LoaderConfig
+from ace_dist.data.build.decode import read_window
 from ace_dist.data.build.shards import Build
 from ace_dist.data.segments import RawClip, Reader, Segment
 
@@ -65,10 +66,31 @@ def write_video(path, frames, rate=12, codec="libx264", pix_fmt="yuv420p", times
     return path
 
 
+@dataclass(frozen=True)
+class Window(RawClip):
+    """Frames that were read, as one array [N, H, W, 3]."""
+
+    @property
+    def end_s(self):
+        return self.start_s + len(self.frames) / self.fps
+
+
+def read_frames(path, *arguments, **settings):
+    """`read_window` to its end."""
+    raw = read_window(path, *arguments, **settings)
+    return Window(np.stack(list(raw.frames)), raw.fps, raw.start_s)
+
+
 def rotate_on_display(path, degrees_clockwise):
-    """Set the display matrix of an mp4 file's track header, as a phone held upright does (ISO/IEC 14496-12, 8.3.2)."""
-    a, b = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees_clockwise]
-    matrix = struct.pack(">9i", a << 16, b << 16, 0, -b << 16, a << 16, 0, 0, 0, 1 << 30)
+    """Set the display matrix of an mp4 file's track header, as a phone held upright does."""
+    turn_on_display(
+        path, *{0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees_clockwise]
+    )
+
+
+def turn_on_display(path, a, b, c, d):
+    """Show the pixel at (x, y) of an mp4 file's pictures at (ax + cy, bx + dy) (ISO/IEC 14496-12, 8.3.2)."""
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     data = bytearray(path.read_bytes())
     place = data.index(b"tkhd") + 4 + 40
     data[place : place + 36] = matrix

@@ -103,7 +103,7 @@ def test_a_file_shows_its_own_pictures_or_is_refused(hostile, tmp_path, name):
     (tmp_path / "some.tar").write_bytes(b"#" * 512 + hostile + b"#" * 512)
     for source in (tmp_path / name, StoredVideo(name, tmp_path / "some.tar", 512, len(hostile))):
         try:
-            frames = read_window(source).frames
+            frames = list(read_window(source).frames)
         except DataError as error:
             assert name in str(error)
         else:

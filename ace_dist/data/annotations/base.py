@@ -6,7 +6,7 @@ from pathlib import Path
 from ace_dist.concepts import ClassTable, load_class_table
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.build.container import Source
-from ace_dist.data.build.decode import read_window
+from ace_dist.data.build.decode import promised_span, read_window
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment
 from ace_dist.utils.errors import DataError
 
@@ -38,6 +38,11 @@ class VideoReader(Reader):
 
     def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
         return read_window(self.video(segment), start_s, end_s, fps=self.fps, short_side=self.short_side)
+
+    def span(self, segment: Segment) -> tuple[float, float]:
+        """As the file says; one that does not say is read to its end."""
+        first_s, end_s = promised_span(self.video(segment))
+        return (first_s, end_s) if end_s else super().span(segment)
 
 
 def data_root(dataset: DatasetConfig, source: str) -> Path:

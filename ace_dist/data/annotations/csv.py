@@ -1,7 +1,8 @@
 """Reads CSV annotation files: one labelled segment a row. Says every way in which such a file can be wrong.
 
-Columns `video,start_s,end_s,verb,object,split,group`; relative paths count from the CSV's folder; other columns are
-ignored. Commas, semicolons or tabs separate values, and the header's case does not matter.
+Columns `video,start_s,end_s,verb,object,split,group`; times are those that players show, an empty one is the beginning
+or end of the video; relative paths count from the CSV's folder; other columns are ignored. Commas, semicolons or tabs
+separate values, and the header's case does not matter.
 """
 
 import hashlib
@@ -66,7 +67,7 @@ def parse_row(path: Path, row: Row, line: int) -> Segment:
             raise DataError(f"{column} is empty")
     if not row["object"]:
         raise DataError('object is empty; write a placeholder such as "item" or "ingredient" if there is none')
-    start_s, end_s = seconds(row, "start_s"), seconds(row, "end_s")
+    start_s, end_s = seconds(row, "start_s", 0.0), seconds(row, "end_s", math.inf)
     if start_s >= end_s:
         raise DataError(f"start_s={row['start_s']} is not before end_s={row['end_s']}")
     video = find_video(path.parent, row["video"])
@@ -123,8 +124,10 @@ def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, Row]]:
         raise faults_error(path, [str(error)]) from error
 
 
-def seconds(row: Mapping[str, str], column: str) -> float:
-    """A time of a row. Raises `DataError` when it is not a finite number from 0 on."""
+def seconds(row: Mapping[str, str], column: str, empty: float) -> float:
+    """A time of a row, or `empty`. Raises `DataError` when it is not a finite number from 0 on."""
+    if not row[column]:
+        return empty
     try:
         value = float(row[column])
     except ValueError:

@@ -15,7 +15,7 @@ from ace_dist.concepts import ClassTable
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table
 from ace_dist.data.build.container import open_video
-from ace_dist.data.build.decode import frame_rate
+from ace_dist.data.build.decode import frame_rate, shown_span
 from ace_dist.data.build.isolation import run_alone
 from ace_dist.data.segments import Failure, Segment
 from ace_dist.utils.errors import DataError, listing
@@ -43,8 +43,8 @@ class Recording:
     frames: int | None = None
 
 
-def video_clock(path: Path) -> tuple[float, int]:
-    """Frames per second and number of frames, as the container states them.
+def video_clock(path: Path) -> tuple[float, int, float]:
+    """Frames per second, number of frames, and when the first one is shown, as the container states them.
 
     Frames are counted where it states none, or a number that does not go with its length: some AVI files give the ticks
     of their clock. Raises `DataError` when the file is missing or is no video.
@@ -52,10 +52,11 @@ def video_clock(path: Path) -> tuple[float, int]:
     with open_video(path) as (container, stream):
         rate = frame_rate(path, container, stream)
         stated, length_s = int(stream.frames), float((stream.duration or 0) * stream.time_base)
+        first_s, _ = shown_span(container, stream)
     if stated > 0 and abs(stated - length_s * rate) <= 2:
-        return rate, stated
+        return rate, stated, first_s
     with open_video(path) as (container, stream):
-        return rate, sum(1 for packet in container.demux(stream) if packet.size)
+        return rate, sum(1 for packet in container.demux(stream) if packet.size), first_s
 
 
 def build_frame_reader(
@@ -94,7 +95,7 @@ def build_frame_reader(
             parts = [part for part in recording.labels if table.action(part.label)]
             rejected += [Failure(f"{recording.name}-{part.first}", video, part.origin, faults[video]) for part in parts]
             continue
-        fps, held = clocks[video]
+        fps, held, first_s = clocks[video]
         last = min(held, recording.frames) if recording.frames is not None else held
         for part in recording.labels:
             if table.action(part.label) is None:
@@ -104,7 +105,7 @@ def build_frame_reader(
             elif part.first >= last:
                 outside["labels past the end of their video"] += 1
             else:
-                segment = build_segment(recording, part, min(part.end, last), fps, table)
+                segment = build_segment(recording, part, min(part.end, last), fps, first_s, table)
                 outside["labels that repeat another one exactly"] += segment.id in segments
                 segments.setdefault(segment.id, segment)
     notes = tuple(f"{count} segments left out: {label}" for label, count in sorted(outside.items()) if count)
@@ -113,8 +114,8 @@ def build_frame_reader(
 
 def read_clocks(
     recordings: Sequence[Recording], tolerance_s: float, timeout_s: float
-) -> tuple[dict[str, tuple[float, int]], dict[str, str]]:
-    """Rate and frames of each video that can be used, and why each other one cannot, by the video's path."""
+) -> tuple[dict[str, tuple[float, int, float]], dict[str, str]]:
+    """Rate, frames and first time of each video that can be used, and why each other one cannot, by its path."""
     clocks, faults = {}, {}
     for recording in recordings:
         video = f"{recording.video}"
@@ -122,14 +123,14 @@ def read_clocks(
             faults[video] = "does not exist"
             continue
         try:
-            fps, held = run_alone(timeout_s, video_clock, recording.video)
+            fps, held, first_s = run_alone(timeout_s, video_clock, recording.video)
         except DataError as error:
             faults[video] = f"{error}"
             continue
         if fault := length_fault(recording, fps, held, tolerance_s):
             faults[video] = fault
         else:
-            clocks[video] = (fps, held)
+            clocks[video] = (fps, held, first_s)
     return clocks, faults
 
 
@@ -158,7 +159,9 @@ def length_fault(recording: Recording, fps: float, held: int, tolerance_s: float
     return None
 
 
-def build_segment(recording: Recording, part: LabelledFrames, end: int, fps: float, table: ClassTable) -> Segment:
+def build_segment(
+    recording: Recording, part: LabelledFrames, end: int, fps: float, first_s: float, table: ClassTable
+) -> Segment:
     """One labelled stretch in seconds. Its id depends on the recording's name, the frames and the label alone."""
     action = table.action(part.label)
     assert action is not None
@@ -167,8 +170,8 @@ def build_segment(recording: Recording, part: LabelledFrames, end: int, fps: flo
     return Segment(
         id=f"{stem}-{part.first:06d}-{digest}",
         video=str(recording.video),
-        start_s=part.first / fps,
-        end_s=end / fps,
+        start_s=first_s + part.first / fps,
+        end_s=first_s + end / fps,
         verb=action.verb,
         object=action.object,
         split=recording.split,

@@ -12,6 +12,7 @@ extracted. Every video is a segment or has a line in the ledger.
 """
 
 import hashlib
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -23,9 +24,7 @@ from typing import Any
 from ace_dist.concepts.actions import Action
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table, data_root
-from ace_dist.data.build.container import StoredVideo, open_video
-from ace_dist.data.build.decode import promised_length
-from ace_dist.data.build.isolation import run_alone
+from ace_dist.data.build.container import StoredVideo
 from ace_dist.data.segments import SPLITS, VALIDATION, Failure, Segment, parse_split
 from ace_dist.data.shards import safe_members
 from ace_dist.utils.errors import DataError, UserError, listing
@@ -60,7 +59,7 @@ class WebDatasetReader(VideoReader):
 
     def __init__(self, dataset: DatasetConfig) -> None:
         self.root = root = data_root(dataset, "tar files in WebDataset's layout")
-        self.table, self.timeout_s = class_table(dataset), dataset.timeout_s
+        self.table = class_table(dataset)
         self.places: dict[str, Place] = {}
         self.dotted: list[Path] = []  # tar files whose names hold dots
         rejected: list[Failure] = []
@@ -129,13 +128,13 @@ class WebDatasetReader(VideoReader):
         about = description(members)
         action = self.action(about)
         place = tar.relative_to(self.root)  # its file name alone, where it does not lie in a folder
-        start_s, end_s = number(about, "start_s", 0.0), number(about, "end_s", None)
+        start_s, end_s = number(about, "start_s", 0.0), number(about, "end_s", math.inf)
         digest = hashlib.sha256(f"{place.as_posix()}\n{key}".encode()).hexdigest()[:8]
         segment = Segment(
             id=f"{re.sub('[^A-Za-z0-9_-]+', '-', key).strip('-')[-40:] or 'sample'}-{digest}",
             video=str(tar),
             start_s=start_s,
-            end_s=run_alone(self.timeout_s, length_s, videos[0]) if end_s is None else end_s,
+            end_s=end_s,
             verb=action.verb,
             object=action.object,
             split=parse_split(text(about, "split")) if about.get("split") else split_of(place),
@@ -213,18 +212,10 @@ def description(members: Mapping[str, Place]) -> dict[str, Any]:
     return about
 
 
-def number(about: Mapping[str, Any], key: str, default: float | None) -> Any:
-    value = about.get(key, default)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9):
+def number(about: Mapping[str, Any], key: str, default: float) -> float:
+    value = about.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
         raise DataError(f"{key}={value!r} is not a number of seconds from 0 on")
     return value
-
-
-def length_s(place: Place) -> float:
-    """What a video says of its own length. Raises `DataError` when it says nothing, or is none."""
-    video = place.video()
-    with open_video(video) as (container, stream):
-        promised_s = promised_length(container, stream)
-    if promised_s <= 0:
-        raise DataError(f"{video} does not say how long it is; give start_s and end_s in its json")
-    return promised_s

@@ -8,12 +8,15 @@ open nothing else.
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import av
+from av.stream import Disposition
 
 from ace_dist.utils.errors import DataError
 
@@ -22,6 +25,7 @@ CONTAINERS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf", "dv", "yuv4mpegpipe", "ivf", "gif"),
     *("h264", "hevc", "mjpeg", "mpegvideo", "m4v"),  # bare streams, which the reader refuses with a way to wrap them
 )
+STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 SPOKEN = "mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogv, mxf, dv, y4m, ivf or gif"
 
 
@@ -77,21 +81,40 @@ def open_container(source: Source, containers: Sequence[str] = CONTAINERS) -> It
 
 
 @contextlib.contextmanager
-def open_video(source: Source, threads: int = 1, containers: Sequence[str] = CONTAINERS) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream, ready to decode. Raises `DataError` as `open_container` does."""
+def open_video(
+    source: Source, threads: int = 1, containers: Sequence[str] = CONTAINERS, strict: bool = True
+) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream, ready to decode. Raises `DataError` as `open_container` does.
+
+    FFmpeg paints over damage and says nothing, unless it is `strict`; else it only marks most frames that it painted.
+    """
     with open_container(source, containers) as container:
-        if not container.streams.video:
-            raise DataError(f"{source} has no video stream" + (", only audio" if container.streams.audio else ""))
-        stream = container.streams.video[0]
-        if stream.codec_context is None:
-            raise DataError(f"{source} is damaged, or of a video codec that FFmpeg does not know")
+        stream = choose_stream(source, container)
         context = stream.codec_context
         check_picture(source, context.width, context.height, float(stream.sample_aspect_ratio or 1))
-        stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        stream.codec_context.options = PICTURE_LIMIT | {
-            "err_detect": "explode"
-        }  # else FFmpeg paints over damage and says nothing
+        stream.thread_type, context.thread_count = "AUTO", threads
+        context.options = PICTURE_LIMIT | ({"err_detect": "explode"} if strict else {})
         yield container, stream
+
+
+def choose_stream(source: Source, container: Any) -> Any:
+    """The default one of a file's video streams, else its largest; never a cover picture. Says so when it chooses."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & STILL]
+    if not streams:
+        only = "a cover picture" if container.streams.video else "audio" if container.streams.audio else ""
+        raise DataError(f"{source} has no video stream" + (f", only {only}" if only else ""))
+    known = [stream for stream in streams if stream.codec_context is not None]
+    if not known:
+        raise DataError(f"{source} is damaged, or of a video codec that FFmpeg does not know")
+    best = max(known, key=lambda stream: (bool(stream.disposition & Disposition.default), stream.width * stream.height))
+    if len(known) > 1:
+        say_choice(f"{source}", len(known), f"stream {best.index} ({best.width}x{best.height})")
+    return best
+
+
+@cache
+def say_choice(source: str, count: int, chosen: str) -> None:
+    print(f"{source} has {count} video streams; {chosen} is read: the default one, else the largest", file=sys.stderr)
 
 
 def check_picture(source: Source, width: int, height: int, pixel_aspect: float) -> None:

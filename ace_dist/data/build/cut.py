@@ -9,15 +9,17 @@ import itertools
 import math
 import sys
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import cast
 
 import av
+import numpy as np
+from numpy.typing import NDArray
 
 from ace_dist.config import EncodingConfig
-from ace_dist.data.build.encode import encode
+from ace_dist.data.build.encode import EncodedClip, encode
 from ace_dist.data.build.isolation import LostError, Workers
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment, clip_window
 from ace_dist.data.shards import ClipRecord
@@ -37,12 +39,14 @@ class Cutter:
     clip_seconds: float
     encoding: EncodingConfig
     timeout_s: float = 0.0  # 0: no limit
+    pad: bool = False  # fill a video that is shorter than a clip with its last frame
 
     def cut(self, segment: Segment) -> Cut:
         """Read, encode and check one segment. The record has no place in a shard yet."""
         try:
-            segment, raw = self.read(segment)
-            encoded = encode(raw, self.encoding)
+            segment, start_s, padded_s, encoded = self.store(self.placed(segment))
+        except MemoryError:
+            return failure(segment, "memory runs out while it is cut; build with fewer dataset.workers")
         except (DataError, av.error.FFmpegError, OSError) as error:
             return failure(segment, " ".join(str(error).split()))
         record = ClipRecord(
@@ -54,49 +58,92 @@ class Cutter:
             fps=encoded.fps,
             width=encoded.width,
             height=encoded.height,
-            segment_start_s=round(max(segment.start_s - raw.start_s, 0.0), 6),
-            segment_end_s=round(min(segment.end_s - raw.start_s, encoded.frames / encoded.fps), 6),
+            segment_start_s=round(max(segment.start_s - start_s, 0.0), 6),
+            segment_end_s=round(min(segment.end_s - start_s, encoded.frames / encoded.fps), 6),
             verb=segment.verb,
             object=segment.object,
             split=segment.split,
             group=segment.group,
             sha256=hashlib.sha256(encoded.data).hexdigest(),
+            padded_s=round(padded_s, 6),
         )
         return record, encoded.data
 
-    def read(self, segment: Segment) -> tuple[Segment, RawClip]:
-        """The frames around a segment. One that is annotated past the end of its video ends where the video ends.
+    def placed(self, segment: Segment) -> Segment:
+        """A segment that lasts as long as its video, with the times of that."""
+        if math.isfinite(segment.end_s):
+            return segment
+        first_s, end_s = self.reader.span(segment)
+        return dataclasses.replace(segment, start_s=max(segment.start_s, first_s), end_s=end_s)
 
-        Raises `DataError` when that leaves less than half of the segment, when the video does not show its beginning,
-        or when the whole video is shorter than a clip.
+    def store(self, segment: Segment) -> tuple[Segment, float, float, EncodedClip]:
+        """The clip around a segment, the time of its first frame, and for how long its last one is repeated.
+
+        A segment that is annotated before the first picture of its video, or past the last one, begins or ends there.
+        Raises `DataError` when that leaves less than half of the segment, or when the whole video is shorter than a
+        clip and `pad` does not fill it.
         """
-        start_s, end_s = clip_window(segment, self.clip_seconds, self.encoding.margin_s)
-        if self.encoding.fps:
-            # Back to a time from which frames fall on the sampling times of the training window (`window_frames`): it
-            # then shows the very frames that it would have chosen from the video's own.
-            fps = self.encoding.fps
-            first_s = (segment.start_s + segment.end_s - self.clip_seconds + 1 / fps) / 2
-            start_s = first_s - math.ceil((first_s - start_s) * fps - 1e-6) / fps
+        start_s, end_s = self.window(segment)
         raw = self.reader.read(segment, start_s, end_s)
-        half_frame_s, length_s = 0.5 / raw.fps, raw.end_s - raw.start_s
-        is_whole = start_s <= 0 and raw.end_s < end_s - half_frame_s
-        if is_whole and length_s < self.clip_seconds - half_frame_s:
+        half_frame_s, middle_s = 0.5 / raw.fps, (segment.start_s + segment.end_s) / 2
+        if raw.start_s > middle_s + half_frame_s:
             raise DataError(
-                f"the video lasts {length_s:.2f} s, less than one clip (dataset.clip.seconds={self.clip_seconds:g}); "
-                "make clips shorter or leave the video out"
-            )
-        if raw.end_s < (segment.start_s + segment.end_s) / 2 - half_frame_s:
-            raise DataError(
-                f"the segment lasts from {segment.start_s:g} to {segment.end_s:g} s, but the video ends at "
-                f"{raw.end_s:.2f} s, before its middle"
+                f"the segment lasts from {segment.start_s:g} to {segment.end_s:g} s, but the video shows nothing "
+                f"before {raw.start_s:.2f} s, behind its middle"
             )
         if raw.start_s > segment.start_s + self.encoding.margin_s + half_frame_s:
+            return self.store(dataclasses.replace(segment, start_s=raw.start_s))
+        from_first = start_s <= 0 or raw.start_s > start_s + half_frame_s
+        until_s = end_s - raw.start_s - half_frame_s  # what begins with its video and ends earlier is all of it
+        frames = Counted(raw, until_s if from_first else 0.0, self.clip_seconds if self.pad else 0.0)
+        encoded = encode(dataclasses.replace(raw, frames=frames), self.encoding)
+        ends_s = raw.start_s + frames.own_s
+        is_short = from_first and frames.own_s < min(until_s, self.clip_seconds - half_frame_s)
+        if is_short and not self.pad:
             raise DataError(
-                f"the segment starts at {segment.start_s:g} s, but the video shows nothing before {raw.start_s:.2f} s"
+                f"the video lasts {frames.own_s:.2f} s, less than one clip (dataset.clip.seconds="
+                f"{self.clip_seconds:g}); make clips shorter, leave the video out, or build with dataset.pad=true, "
+                "which repeats its last frame"
             )
-        if raw.end_s < segment.end_s - half_frame_s:  # its middle is another one now, and so is the window
-            return self.read(dataclasses.replace(segment, end_s=raw.end_s))
-        return segment, raw
+        if ends_s < middle_s - half_frame_s:
+            raise DataError(
+                f"the segment lasts from {segment.start_s:g} to {segment.end_s:g} s, but the video ends at "
+                f"{ends_s:.2f} s, before its middle"
+            )
+        if is_short:  # an action that lasts to the end of the video lasts to that of the clip
+            end_s = segment.end_s if segment.end_s < ends_s - half_frame_s else ends_s + frames.padded_s
+            return dataclasses.replace(segment, end_s=end_s), raw.start_s, frames.padded_s, encoded
+        if ends_s < segment.end_s - half_frame_s:  # its middle is another one now, and so is the window
+            return self.store(dataclasses.replace(segment, end_s=ends_s))
+        return segment, raw.start_s, 0.0, encoded
+
+    def window(self, segment: Segment) -> tuple[float, float]:
+        """The times to read. Where a rate is set, back to a time from which frames fall on the sampling times of the
+        training window (`window_frames`): it then shows the very frames that it would have chosen from the video's own.
+        """
+        start_s, end_s = clip_window(segment, self.clip_seconds, self.encoding.margin_s)
+        if fps := self.encoding.fps:
+            first_s = (segment.start_s + segment.end_s - self.clip_seconds + 1 / fps) / 2
+            start_s = first_s - math.ceil((first_s - start_s) * fps - 1e-6) / fps
+        return start_s, end_s
+
+
+class Counted:
+    """The frames of a clip, counted as they pass. Where they end before `until_s`, the last one fills up `pad_s`."""
+
+    def __init__(self, raw: RawClip, until_s: float, pad_s: float) -> None:
+        self.raw, self.until_s, self.pad_s = raw, until_s, pad_s
+        self.own_s = self.padded_s = 0.0
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        count = 0
+        for pixels in self.raw.frames:
+            count += 1
+            yield pixels
+        self.own_s = count / self.raw.fps
+        if self.own_s < self.until_s and (missing := math.ceil(self.pad_s * self.raw.fps - 0.5) - count) > 0:
+            self.padded_s = missing / self.raw.fps
+            yield from itertools.repeat(pixels, missing)
 
 
 def failure(segment: Segment, reason: str) -> Failure:

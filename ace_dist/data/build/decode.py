@@ -1,22 +1,26 @@
 """Decodes any user's video: a stretch of time in, upright RGB frames at a constant rate out."""
 
+import contextlib
 import itertools
 import math
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, ColorTrc, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from ace_dist.data.build.container import Source, check_picture, open_video
+from ace_dist.data.build.container import STILL, Source, check_picture, open_video
 from ace_dist.data.sampling import scaled_size
 from ace_dist.data.segments import RawClip
 from ace_dist.utils.errors import DataError
 
 CAMERA_FPS = 120  # what ordinary cameras reach; a higher claim is checked by counting
+EARLIER_S = 10.0  # a second try to seek goes back by this much more: groups of pictures are seldom longer
 BREAK_S = 0.5  # a header may promise this much more than there is; audio tracks and rounding make it so
 HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -63,8 +67,21 @@ class Upright:
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        pixels: NDArray[np.uint8] = scaled.to_ndarray().astype(np.uint8, copy=False)
-        return np.rot90(pixels, round(frame.rotation / 90))  # both count counterclockwise
+        return as_shown(scaled.to_ndarray().astype(np.uint8, copy=False), frame.side_data.get(Type.DISPLAYMATRIX))
+
+
+def as_shown(pixels: NDArray[np.uint8], matrix: Any) -> NDArray[np.uint8]:
+    """A stored picture turned and mirrored as its display matrix says; None leaves it as it is.
+
+    A pixel at (x, y) is shown at (ax + cy, bx + dy), by ISO/IEC 14496-12, 8.3.2; x counts to the right, y down. Other
+    turns than quarters count as the nearest one of these eight.
+    """
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, np.int32).astype(int)[:5]
+    if abs(a) + abs(d) < abs(b) + abs(c):  # rows become columns
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def read_window(
@@ -76,39 +93,29 @@ def read_window(
     short_side: int = 0,
     threads: int = 1,
 ) -> RawClip:
-    """Frames of `path` from `start_s` to `end_s` seconds after its first frame, clamped to what exists.
+    """Frames of `path` from `start_s` to `end_s` seconds of the file's clock, clamped to what exists, as a stream.
 
     The rate is `fps`, or the file's average rate; every output frame is the one shown nearest to its time, so variable
-    rates become constant. Rotation and pixel aspect are applied; frames whose shorter side exceeds `short_side` (when
-    not 0) are scaled down to it while they are read, so that a long full-HD segment fits into memory.
-    Raises `DataError` when the file is missing, is not a video, is damaged or breaks off inside the window, is HDR,
-    changes its size, or ends before `start_s`.
+    rates become constant. Rotation, mirroring and pixel aspect are applied; frames whose shorter side exceeds
+    `short_side` (when not 0) are scaled down to it.
+    Raises `DataError`, now or while the frames are taken, when the file is missing, is not a video, is damaged or
+    breaks off inside the window, is HDR, changes its size, or ends before `start_s`.
     """
     with open_video(path) as (container, stream):
         own_rate = frame_rate(path, container, stream)
         rate = fps or own_rate
-        promised_s, upright = promised_length(container, stream), Upright(path, stream, short_side)
-    from_s = max(start_s - 1 / rate, 0.0)
-    try:
-        frames, first_s = nearest_frames(timed_frames(path, from_s, rate, threads), start_s, end_s, rate, upright)
-    except DamageError:
-        if not from_s:
-            raise
-        # In an open group of pictures, what follows a key frame may need what comes before it: not damage but our seek.
-        frames, first_s = nearest_frames(timed_frames(path, 0.0, rate, threads), start_s, end_s, rate, upright)
-    ends_s = first_s + len(frames) / rate
-    if ends_s < min(end_s, promised_s - BREAK_S) - 0.5 / rate:
-        where = f"at {ends_s:.2f} s" if frames else f"before {start_s:g} s"
-        raise DataError(f"{path} breaks off {where}, although its header promises {promised_s:.2f} s")
-    if not frames and ends_s > max(start_s, 0):
-        raise DataError(f"{path} shows nothing before {ends_s - 1 / rate:.2f} s: it does not begin with a key frame")
-    if not frames:
-        raise DataError(f"{path} shows no frame at {max(start_s, 0):g} s: it ends at {ends_s:.2f} s")
-    return RawClip(np.stack(frames), rate, first_s)
+        promised_s, upright = shown_span(container, stream)[1], Upright(path, stream, short_side)
+    pictures = nearest_pictures(path, start_s, end_s, rate, promised_s, upright, threads)
+    first_s, picture = next(pictures)
+    return RawClip(itertools.chain([picture], (picture for _, picture in pictures)), rate, first_s)
 
 
 class DamageError(DataError):
     """A stretch of a file that cannot be decoded without guessing."""
+
+
+class OpenGroupError(DamageError):
+    """One in the open group of pictures with which a file was cut off: perhaps what stood before is missed, and no more."""
 
 
 def frame_rate(path: Source, container: Any, stream: Any) -> float:
@@ -132,6 +139,32 @@ def frame_rate(path: Source, container: Any, stream: Any) -> float:
     return (len(times) - 1) / float((max(times) - min(times)) * stream.time_base)
 
 
+def clock_zero(container: Any) -> Fraction:
+    """The time stamp, in seconds, at which a file's clock shows 0: that of its first picture or sound.
+
+    Players and annotation tools count from there; capture devices begin with up to seconds of sound alone. What an
+    audio encoder puts before time 0 is not heard, and a cover picture has no time.
+    """
+    pictures = [stream for stream in container.streams.video if not stream.disposition & STILL]
+    starts = [stream.start_time * stream.time_base for stream in pictures if stream.start_time is not None]
+    sounds = [stream for stream in container.streams.audio if stream.start_time is not None]
+    return min([*starts, *(max(stream.start_time * stream.time_base, Fraction(0)) for stream in sounds)])
+
+
+def shown_span(container: Any, stream: Any) -> tuple[float, float]:
+    """When the first picture is shown by the file's clock, and when the last one ends; 0 when the file does not say."""
+    first_s = float(stream.start_time * stream.time_base - clock_zero(container))
+    promised_s = promised_length(container, stream)
+    return first_s, first_s + promised_s if promised_s else 0.0
+
+
+def promised_span(path: Source) -> tuple[float, float]:
+    """`shown_span` of a file. Raises `DataError` when it is no video."""
+    with open_video(path) as (container, stream):
+        frame_rate(path, container, stream)  # refuses a stream without times
+        return shown_span(container, stream)
+
+
 def promised_length(container: Any, stream: Any) -> float:
     """Seconds of video that the file says it holds, 0 when it does not say."""
     if container.format.name == "avi" and stream.frames:  # its duration is a guess from the size of what is there
@@ -147,24 +180,43 @@ def promised_length(container: Any, stream: Any) -> float:
 
 
 def timed_frames(path: Source, from_s: float, rate: float, threads: int) -> Iterator[tuple[float, Any]]:
-    """Decoded frames with their times in seconds after the file's first frame, from about `from_s` on.
+    """Decoded frames with their times in seconds of the file's clock, from about `from_s` on.
 
-    Seeks to the key frame before it. Where a file's index misleads and the first frame comes too late, decodes from the
-    beginning instead. So do files whose packets do not say when they are shown: their frames are counted.
+    Seeks to the key frame before it. Where a file's index misleads (that of a transport stream knows no key frames) and
+    the first frame comes too late, seeks `EARLIER_S` further back, then decodes from the beginning. Frames may come
+    twice when a try fails half-way; `cells` takes the first one.
     """
-    with open_video(path, threads) as (container, stream):
-        base, origin = stream.time_base, stream.start_time
+    for target_s in (from_s, from_s - EARLIER_S):
+        with contextlib.suppress(DamageError):  # what follows a key frame may need what stands before it
+            tried = decoded_frames(path, target_s, rate, threads)
+            first = next(tried, None)
+            if first is not None and first[0] <= from_s:
+                yield first
+                yield from tried
+                return
+    try:
+        yield from decoded_frames(path, 0.0, rate, threads)
+    except OpenGroupError:  # its first frames order FFmpeg to forget pictures that stood before them
+        yield from decoded_frames(path, 0.0, rate, threads, strict=False)
+
+
+def decoded_frames(
+    path: Source, target_s: float, rate: float, threads: int, strict: bool = True
+) -> Iterator[tuple[float, Any]]:
+    """Frames with their times from the key frame before `target_s` on; none where the file knows no such key frame.
+
+    Files whose packets do not say when they are shown begin at the beginning: their frames are counted.
+    """
+    with open_video(path, threads, strict=strict) as (container, stream):
+        zero, base = clock_zero(container), stream.time_base
         counted = counted_times(path, rate) if shown_out_of_order(container, stream) else None
-        if from_s > 0 and counted is None:
-            container.seek(origin + math.floor(from_s / base), stream=stream, backward=True)
-        for number, frame in enumerate(undamaged_frames(path, container, stream, counted is not None)):
-            time_s = next(counted) if counted else float((frame.pts - origin) * base)
-            if number == 0 and time_s > from_s > 0 and counted is None:
-                break
-            yield time_s, frame
-        else:
-            return
-    yield from timed_frames(path, 0.0, rate, threads)
+        if counted is None and target_s > stream.start_time * base - zero:
+            try:
+                container.seek(math.floor((zero + target_s) / base), stream=stream, backward=True)
+            except av.error.PermissionError:
+                return
+        for frame in undamaged_frames(path, container, stream, counted is not None):
+            yield next(counted) if counted else float(frame.pts * base - zero), frame
 
 
 def shown_out_of_order(container: Any, stream: Any) -> bool:
@@ -179,33 +231,43 @@ def shown_out_of_order(container: Any, stream: Any) -> bool:
 def counted_times(path: Source, rate: float) -> Iterator[float]:
     """Seconds at which the frames of such a file are shown: they come out in order, at the times of its packets."""
     with open_video(path) as (container, stream):
+        zero = clock_zero(container)
         packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
         stamps = sorted(packet.dts for packet in packets if packet.size and packet.dts is not None)
-        times = [float((stamp - stream.start_time) * stream.time_base) for stamp in stamps]
+        times = [float(stamp * stream.time_base - zero) for stamp in stamps]
     return itertools.chain(times, itertools.count(times[-1] + 1 / rate if times else 0.0, 1 / rate))
 
 
 def undamaged_frames(path: Source, container: Any, stream: Any, counted: bool = False) -> Iterator[Any]:
     """Decoded frames from the next key frame on: what stands before it lacks its references and would be grey.
 
+    So do frames that stand behind this key frame and are shown before it, those of an open group. Most decoders leave
+    them out themselves; that of H.264 calls them damaged.
     Raises `DamageError` instead of a frame that FFmpeg had to guess, or one without a time unless times are `counted`.
     """
-    keyed, last_s = False, 0.0
+    keys, key_pts, leading = 0, 0, 0
+    last_s, zero = 0.0, clock_zero(container)
     for packet in container.demux(stream):
-        keyed = keyed or packet.is_keyframe
-        if packet.size and not keyed:
+        keys += packet.is_keyframe
+        if packet.is_keyframe and keys == 1:
+            key_pts = packet.pts
+        if packet.size and not keys:
             continue
+        if stream.codec_context.name == "h264" and None not in (packet.pts, key_pts) and packet.pts < key_pts:
+            leading += 1
+            continue
+        kind = OpenGroupError if leading and keys == 1 else DamageError
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:
-            raise DamageError(f"{path} is damaged after {last_s:.2f} s: {error.strerror or error}") from error
+            raise kind(f"{path} is damaged after {last_s:.2f} s: {error.strerror or error}") from error
         for frame in frames:
             if packet.is_corrupt or frame.is_corrupt:
-                raise DamageError(f"{path} is damaged after {last_s:.2f} s")
+                raise kind(f"{path} is damaged after {last_s:.2f} s")
             if frame.pts is None and not counted:
                 raise DamageError(f"{path} has a frame without a time after {last_s:.2f} s")
             if frame.pts is not None:
-                last_s = float((frame.pts - stream.start_time) * stream.time_base)
+                last_s = float(frame.pts * stream.time_base - zero)
             yield frame
 
 
@@ -231,17 +293,18 @@ def cells(shown: Iterator[tuple[float, Any]], rate: float) -> Iterator[tuple[flo
         yield before[0], begin_s, before[0] + 0.5 / rate, before[1]
 
 
-def nearest_frames(
-    shown: Iterator[tuple[float, Any]], start_s: float, end_s: float, rate: float, upright: Upright
-) -> tuple[list[NDArray[np.uint8]], float]:
-    """The pictures nearest to the times first + k / rate below `end_s`, and `first`.
+def nearest_pictures(
+    path: Source, start_s: float, end_s: float, rate: float, promised_s: float, upright: Upright, threads: int
+) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """The pictures nearest to the times first + k / rate below `end_s`, each with `first`; at least one.
 
     `first` is the time of the frame nearest to `start_s` where one is within half a frame, so that a file of constant
     rate is copied frame by frame; `start_s` itself in a longer pause of a variable rate; and the first frame's time in
-    a file that begins later. Without any picture, `first` is the time at which the file ends.
+    a file that begins later.
+    Raises `DataError` when there is none, or when a file that promises to last until `promised_s` ends earlier.
     """
-    pictures: list[NDArray[np.uint8]] = []
-    first_s, last_s = math.nan, 0.0
+    count, first_s, last_s = 0, math.nan, 0.0
+    shown = timed_frames(path, max(start_s - 1 / rate, 0.0), rate, threads)
     for time_s, begin_s, until_s, frame in cells(shown, rate):
         last_s = time_s
         if until_s <= start_s:
@@ -249,9 +312,18 @@ def nearest_frames(
         if math.isnan(first_s):
             in_a_pause = begin_s <= start_s and abs(time_s - start_s) > 0.5 / rate
             first_s = start_s if in_a_pause else time_s
-        times = range(len(pictures), math.ceil((min(until_s, end_s) - first_s) * rate - 1e-6))
+        times = range(count, math.ceil((min(until_s, end_s) - first_s) * rate - 1e-6))
         if times:
-            pictures += [upright.picture(frame, time_s)] * len(times)
+            picture = upright.picture(frame, time_s)
+            yield from ((first_s, picture) for _ in times)
+            count += len(times)
         if until_s >= end_s:
             break
-    return pictures, first_s if pictures else last_s + 1 / rate
+    ends_s = first_s + count / rate if count else last_s + 1 / rate
+    if ends_s < min(end_s, promised_s - BREAK_S) - 0.5 / rate:
+        where = f"at {ends_s:.2f} s" if count else f"before {start_s:g} s"
+        raise DataError(f"{path} breaks off {where}, although its header promises {promised_s:.2f} s")
+    if not count and ends_s > max(start_s, 0):
+        raise DataError(f"{path} shows nothing before {last_s:.2f} s: its pictures begin there")
+    if not count:
+        raise DataError(f"{path} shows no frame at {max(start_s, 0):g} s: it ends at {ends_s:.2f} s")

@@ -9,7 +9,7 @@ The container is mp4 for every codec: PyAV and both backends of DALI's `fn.decod
 import io
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -81,38 +81,46 @@ def is_reference(index: int, gop: int, codec: str) -> bool:
     return codec != "vp9" or index % gop % REFERENCE_EVERY == 0
 
 
-def resample(raw: RawClip, fps: float | None) -> RawClip:
-    """The clip at another constant rate, each frame the nearest one in time. None keeps the rate."""
-    if fps is None or fps == raw.fps:
-        return raw
-    count = math.floor((len(raw.frames) - 0.5) * fps / raw.fps) + 1  # while a frame is nearer than half a frame
-    nearest = np.floor(np.arange(count) * raw.fps / fps + 0.5).astype(int)
-    return RawClip(raw.frames[np.minimum(nearest, len(raw.frames) - 1)], fps, raw.start_s)
+def resampled(raw: RawClip, fps: float) -> Iterator[NDArray[np.uint8]]:
+    """The frames at another constant rate, as they come, each the nearest one in time."""
+    taken = given = 0
+    for pixels in raw.frames:
+        taken += 1
+        while math.floor(given * raw.fps / fps + 0.5) < taken:
+            given += 1
+            yield pixels
+    count = math.floor((taken - 0.5) * fps / raw.fps) + 1  # while a frame is nearer than half a frame
+    yield from itertools.repeat(pixels, max(count - given, 0))
 
 
 def encode(raw: RawClip, encoding: EncodingConfig) -> EncodedClip:
-    """Encode raw frames canonically, decode them again, and return the file only if every frame is there.
+    """Encode raw frames canonically, one by one; decode them again, and return the file only if every frame is there.
 
     Raises `DataError` when the frames are too small for an even size, or when something else comes back.
     """
-    raw = resample(raw, encoding.fps)
-    count, source_height, source_width = raw.frames.shape[:3]
+    fps = encoding.fps or raw.fps
+    pictures = iter(raw.frames) if fps == raw.fps else resampled(raw, fps)
+    first = next(pictures)
+    pictures = itertools.chain([first], pictures)
+    source_height, source_width = first.shape[:2]
     if encoding.short_side and min(source_height, source_width) > encoding.short_side:
         height, width = (2 * side for side in scaled_size(source_height, source_width, encoding.short_side // 2))
     else:  # never enlarged, which would add bytes and no detail; at most the odd row or column goes
         height, width = source_height - source_height % 2, source_width - source_width % 2
-        raw = RawClip(raw.frames[:, :height, :width], raw.fps, raw.start_s)
+        pictures = (picture[:height, :width] for picture in pictures)
     if min(height, width) < 2:
         raise DataError(f"frames of {source_width}x{source_height} pixels are too small to encode")
-    rate = Fraction(raw.fps).limit_denominator(1001)
-    data = write_file(raw.frames, rate, height, width, encoding)
+    rate = Fraction(fps).limit_denominator(1001)
+    data, count = write_file(pictures, rate, height, width, encoding)
     check_decodes(data, count, height, width, encoding.gop, float(rate), encoding.codec)
     return EncodedClip(data, count, width, height, float(rate))
 
 
-def write_file(frames: NDArray[np.uint8], rate: Fraction, height: int, width: int, encoding: EncodingConfig) -> bytes:
-    """The mp4 file of uint8 RGB frames [N, H, W, 3]. Resizes on the way when the frames have another size."""
-    buffer = io.BytesIO()
+def write_file(
+    frames: Iterable[NDArray[np.uint8]], rate: Fraction, height: int, width: int, encoding: EncodingConfig
+) -> tuple[bytes, int]:
+    """The mp4 file of uint8 RGB frames [H, W, 3], and their number. Resizes on the way when they have another size."""
+    buffer, count = io.BytesIO(), 0
     full = encoding.codec == "mjpeg"  # JPEG knows no limited range
     with av.open(buffer, "w", format=CONTAINER, options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(ENCODERS[encoding.codec], rate=rate, options=encoder_options(encoding))
@@ -122,7 +130,7 @@ def write_file(frames: NDArray[np.uint8], rate: Fraction, height: int, width: in
         context.colorspace = Colorspace.ITU601
         context.color_range = ColorRange.JPEG if full else ColorRange.MPEG
         flagged = flagger(width, height, encoding.gop) if encoding.codec == "vp9" else None
-        for index, pixels in enumerate(frames):
+        for pixels in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
                 width,
                 height,
@@ -132,11 +140,12 @@ def write_file(frames: NDArray[np.uint8], rate: Fraction, height: int, width: in
                 interpolation=SCALING,
                 threads=1,
             )
-            frame = flagged(frame, index) if flagged else frame
-            frame.pts, frame.time_base = index, 1 / rate
+            frame = flagged(frame, count) if flagged else frame
+            frame.pts, frame.time_base = count, 1 / rate
+            count += 1
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    return buffer.getvalue()
+    return buffer.getvalue(), count
 
 
 def flagger(width: int, height: int, gop: int) -> Callable[[av.VideoFrame, int], av.VideoFrame]:

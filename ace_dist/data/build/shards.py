@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
@@ -26,7 +27,7 @@ from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.build.cut import Cutter, cut_all, failure
 from ace_dist.data.build.encode import CONTAINER, check_encoding, encoder_options
 from ace_dist.data.segments import SPLITS, Failure, Reader, Segment
-from ace_dist.data.shards import FORMAT, MANIFEST, ClipRecord, ShardSet, action_counts, write_shard
+from ace_dist.data.shards import BUILD, FORMAT, MANIFEST, ClipRecord, ShardSet, action_counts, listed, write_shard
 from ace_dist.utils.errors import DataError, listing
 from ace_dist.utils.files import file_sha256, write_bytes
 from ace_dist.utils.reading import check_shape, parse_json
@@ -95,7 +96,7 @@ class Build:
         if not segments or (refused and not dataset.allow_quarantine):
             raise DataError(failure_report(folder, refused, configuration["segments"]))
         jobs = shard_jobs(segments, dataset.clips_per_shard, configuration)
-        cutter = Cutter(reader, dataset.clip.seconds, dataset.encoding, dataset.timeout_s)
+        cutter = Cutter(reader, dataset.clip.seconds, dataset.encoding, dataset.timeout_s, dataset.pad)
         return cls(folder, cutter, jobs, refused, configuration, dataset.allow_quarantine)
 
     def run(self, workers: int = 0, progress: bool = True, task: int = 0, tasks: int = 1) -> ShardSet | None:
@@ -251,7 +252,7 @@ class Build:
         ]
         failures = {entry.id: entry for entry in entries}
         made = {shard["name"]: shard for shard in shards.manifest["shards"]}
-        for job in self.jobs if shards.manifest["tools"] == tool_versions() else ():
+        for job in self.jobs if same_makers(shards.manifest) else ():
             records = [record for record in shards.records if record.shard == job.name]
             failed = [failures[segment.id] for segment in job.segments if segment.id in failures]
             self.note(job, made[job.name]["sha256"], made[job.name]["size"], records, failed)
@@ -270,6 +271,8 @@ class Build:
             raise DataError(failure_report(self.folder, failures, self.configuration["segments"]))
         manifest = {
             "format": FORMAT,
+            "build": BUILD,
+            "clock": "seconds from the start of each container",
             "configuration": self.configuration,
             "container": CONTAINER,
             "encoder": encoder_options(self.cutter.encoding),
@@ -277,11 +280,12 @@ class Build:
             "counts": action_counts(records),
             "quarantined": len(failures),
             "shortened": self.shortened(records),
+            "padded": [record.key for record in records if record.padded_s],
             "shards": [
                 {"name": job.name, "sha256": state.sha256, "size": state.size, "clips": len(state.records)}
                 for job, state in zip(self.jobs, states, strict=True)
             ],
-            "clips": [dataclasses.asdict(record) for record in records],
+            "clips": [listed(record) for record in records],
         }
         write_bytes(self.folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         for job in self.jobs:
@@ -293,7 +297,7 @@ class Build:
         stored_s = {record.key: record.segment_end_s - record.segment_start_s for record in records}
         frame_s = {record.key: 1 / record.fps for record in records}
         annotated = ((s.id, s.end_s - s.start_s) for job in self.jobs for s in job.segments if s.id in stored_s)
-        return [key for key, length_s in annotated if length_s - stored_s[key] > frame_s[key]]
+        return [key for key, length_s in annotated if math.inf > length_s > stored_s[key] + frame_s[key]]
 
 
 def describe(
@@ -312,6 +316,7 @@ def describe(
         "source": json.loads(json.dumps(source, sort_keys=True, default=str)),
         "segments": len(segments) + len(refused),
         "segments_sha256": digest.hexdigest(),
+        **({"pad": True} if dataset.pad else {}),
     }
 
 
@@ -319,6 +324,11 @@ def segment_identity(segment: Segment) -> dict[str, Any]:
     """A segment with its video's name and size for its path: moving a data set does not make it another one."""
     size = os.stat(segment.video).st_size if segment.video and os.path.isfile(segment.video) else None
     return dataclasses.asdict(segment) | {"video": os.path.basename(segment.video), "video_bytes": size, "origin": ""}
+
+
+def same_makers(manifest: Mapping[str, Any]) -> bool:
+    """Whether clips that are made now are those that a finished build would hold."""
+    return manifest.get("build", 1) == BUILD and manifest["tools"] == tool_versions()
 
 
 def tool_versions() -> dict[str, Any]:
@@ -334,7 +344,7 @@ def shard_jobs(segments: Sequence[Segment], clips_per_shard: int, configuration:
         chosen = [segment for segment in segments if segment.split == split]
         for number, first in enumerate(range(0, len(chosen), clips_per_shard)):
             part = chosen[first : first + clips_per_shard]
-            content = [shared, tool_versions(), [segment_identity(segment) for segment in part]]
+            content = [shared, BUILD, tool_versions(), [segment_identity(segment) for segment in part]]
             fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
             jobs.append(ShardJob(f"{split}-{number:05d}.tar", part, fingerprint))
     return jobs

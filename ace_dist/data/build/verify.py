@@ -256,7 +256,11 @@ def quality_warnings(shards: ShardSet) -> list[str]:
         more = ", ..." if len(both) > 5 else ""
         warnings.append(f"groups in both splits, so that the test is not of unknown ones: {', '.join(both[:5])}{more}")
     if shortened := shards.manifest.get("shortened"):
-        warnings.append(f"{len(shortened)} segments reach past the end of their video and end with it")
+        warnings.append(f"{len(shortened)} segments reach past what their video shows and are cut there")
+    if padded := shards.manifest.get("padded"):
+        warnings.append(f"{len(padded)} clips are filled up with the last frame of their video (dataset.pad)")
+    if shards.older_build:
+        warnings.append(shards.older_build)
     listed = {shard["name"] for shard in shards.manifest["shards"]}
     strange = sorted(path.name for path in shards.folder.glob("*.tar") if path.name not in listed)
     return warnings + [f"{name} is not in {MANIFEST}; nothing reads it" for name in strange]

@@ -36,8 +36,9 @@ def read_clip(
     """
     dataset = config.dataset
     limit_s = dataset.timeout_s if timeout_s is None else timeout_s
+    arguments = Path(path), dataset.clip, dataset.encoding, dataset.pad, start_s, end_s
     try:
-        part, record, data = run_alone(limit_s, cut_video, Path(path), dataset.clip, dataset.encoding, start_s, end_s)
+        part, record, data = run_alone(limit_s, cut_video, *arguments)
     except LostError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     (requests,) = TestPlan([record], [0], config.dataset.clip, config.loader, config.dataset.clip.views).batches()
