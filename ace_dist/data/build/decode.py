@@ -115,7 +115,7 @@ class DamageError(DataError):
 
 
 class OpenGroupError(DamageError):
-    """One in the open group of pictures with which a file was cut off: perhaps what stood before is missed, and no more."""
+    """One in an open group of pictures that a file begins with: perhaps what stood before it is missed, and no more."""
 
 
 def frame_rate(path: Source, container: Any, stream: Any) -> float:
@@ -132,8 +132,9 @@ def frame_rate(path: Source, container: Any, stream: Any) -> float:
     counted = shown_out_of_order(container, stream)
     if 0 < rate <= CAMERA_FPS and not counted:
         return rate
-    stamps = [packet.dts if counted else packet.pts for packet in container.demux(stream) if packet.size]
-    times = [stamp for stamp in stamps if stamp is not None]
+    packets = itertools.dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
+    stamps = [packet.dts if counted else packet.pts for packet in packets if packet.size]
+    times = [stamp for stamp in stamps if stamp is not None and stamp >= (stamps[0] or 0)]  # less an open group's first
     if len(times) < 2 or min(times) == max(times):
         raise DataError(f"{path} does not say its frame rate; set dataset.encoding.fps")
     return (len(times) - 1) / float((max(times) - min(times)) * stream.time_base)
@@ -142,13 +143,12 @@ def frame_rate(path: Source, container: Any, stream: Any) -> float:
 def clock_zero(container: Any) -> Fraction:
     """The time stamp, in seconds, at which a file's clock shows 0: that of its first picture or sound.
 
-    Players and annotation tools count from there; capture devices begin with up to seconds of sound alone. What an
-    audio encoder puts before time 0 is not heard, and a cover picture has no time.
+    Players and annotation tools count from there; capture devices begin with up to seconds of sound alone. Exact, where
+    FFmpeg's own number is rounded, and without cover pictures, which have no time.
     """
-    pictures = [stream for stream in container.streams.video if not stream.disposition & STILL]
-    starts = [stream.start_time * stream.time_base for stream in pictures if stream.start_time is not None]
-    sounds = [stream for stream in container.streams.audio if stream.start_time is not None]
-    return min([*starts, *(max(stream.start_time * stream.time_base, Fraction(0)) for stream in sounds)])
+    streams = [*container.streams.video, *container.streams.audio]
+    timed = [stream for stream in streams if stream.start_time is not None and not stream.disposition & STILL]
+    return min((stream.start_time * stream.time_base for stream in timed), default=Fraction(0))
 
 
 def shown_span(container: Any, stream: Any) -> tuple[float, float]:

@@ -328,7 +328,7 @@ def segment_identity(segment: Segment) -> dict[str, Any]:
 
 def same_makers(manifest: Mapping[str, Any]) -> bool:
     """Whether clips that are made now are those that a finished build would hold."""
-    return manifest.get("build", 1) == BUILD and manifest["tools"] == tool_versions()
+    return bool(manifest.get("build", 1) == BUILD and manifest["tools"] == tool_versions())
 
 
 def tool_versions() -> dict[str, Any]:
