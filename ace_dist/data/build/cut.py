@@ -45,8 +45,6 @@ class Cutter:
         """Read, encode and check one segment. The record has no place in a shard yet."""
         try:
             segment, start_s, padded_s, encoded = self.store(self.placed(segment))
-        except MemoryError:
-            return failure(segment, "memory runs out while it is cut; build with fewer dataset.workers")
         except (DataError, av.error.FFmpegError, OSError) as error:
             return failure(segment, " ".join(str(error).split()))
         record = ClipRecord(
