@@ -10,7 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.reformatter import ColorRange, ColorTrc, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
@@ -67,7 +67,9 @@ class Upright:
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        return as_shown(scaled.to_ndarray().astype(np.uint8, copy=False), frame.side_data.get(Type.DISPLAYMATRIX))
+        # `frame.side_data` would tie frames into cycles, and hundreds of them would wait for the garbage collector.
+        matrix = SideDataContainer(frame).get(Type.DISPLAYMATRIX)
+        return as_shown(scaled.to_ndarray().astype(np.uint8, copy=False), matrix)
 
 
 def as_shown(pixels: NDArray[np.uint8], matrix: Any) -> NDArray[np.uint8]:
