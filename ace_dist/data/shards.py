@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NotRequired, Self
 
 from pydantic import Field, Strict
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from ace_dist.concepts import Action
 from ace_dist.data.segments import SPLITS

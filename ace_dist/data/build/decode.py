@@ -68,7 +68,7 @@ class Upright:
             threads=1,
         )
         # `frame.side_data` would tie frames into cycles, and hundreds of them would wait for the garbage collector.
-        matrix = SideDataContainer(frame).get(Type.DISPLAYMATRIX)
+        matrix = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]  # missing in its stub
         return as_shown(scaled.to_ndarray().astype(np.uint8, copy=False), matrix)
 
 
