@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RANKS ?= 2
 
-.PHONY: install demo test fuzz lint test-gpu bench-similarity bench-gpu clean
+.PHONY: install demo test fuzz lint audit test-gpu bench-similarity bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +45,12 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml ace_dist kernels launchers
+	$(BIN)/uv pip check --quiet --python $(BIN)/python
+
+# Known weaknesses of the pinned packages; needs the network.
+audit: install
+	$(BIN)/uv tool run pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf runs data

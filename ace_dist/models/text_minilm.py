@@ -31,15 +31,19 @@ class MiniLMTextTower(TextTower):
         folder = minilm_folder()
         from transformers import AutoConfig, AutoModel, AutoTokenizer  # here: the import takes seconds
 
-        shape = AutoConfig.from_pretrained(
-            folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa"
+        shape = AutoConfig.from_pretrained(  # a folder  # nosec B615
+            folder,
+            local_files_only=True,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation="sdpa",
         )
         for name, size in (("width", shape.hidden_size), ("depth", shape.num_hidden_layers)):
             if getattr(config, name) != size:
                 raise ModelError(
                     f"model.text.{name}={getattr(config, name)} does not fit model.text.tower=minilm; set it to {size}"
                 )
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # a folder  # nosec B615
         self.bert: Any = AutoModel.from_config(shape, add_pooling_layer=False)
         stored = load_file(folder / "model.safetensors")
         # Less the pooler, which sentence embeddings do not use, and a buffer of older transformers.

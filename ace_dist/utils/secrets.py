@@ -14,7 +14,7 @@ HIDDEN = "<hidden>"
 
 # Names of secrets that nothing else is called: whatever stands beside them is hidden, sentences too.
 _KEY_OF = "api|auth|access|account|client|database|db|encryption|master|priv|private|service|shared|signing|ssh|storage"
-_PASS_OF = "admin|database|db|ftp|key|mail|pg|redis|root|smtp|user"
+_PASS_OF = "admin|database|db|ftp|key|mail|pg|redis|root|smtp|user"  # no password  # nosec B105
 _DATABASE = r"database|db|redis|mongo(?:db)?|postgres(?:ql)?|mysql|amqp|broker|celery|sentry"
 STRONG_NAMES = re.compile(
     rf"(?:^|[._-])(?:[a-z0-9]*(?:secret|password|passwd|passphrase|passcode|credential)|[a-z0-9]*(?:{_KEY_OF})[_-]?key"

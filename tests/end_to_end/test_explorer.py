@@ -1,8 +1,10 @@
 """The explorer: what it answers against the classifier, and the page driven in a real headless browser."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -81,7 +83,7 @@ def test_removing_a_word_changes_the_result_and_refusals_say_why(explorer):
     for wrong, message in (
         ({"spin block": ["spin block"]}, "at least two labels"),
         ({"spin block": [], "lift mug": ["lift mug"]}, "'spin block' has no word left"),
-        ({"spin block": ["turn it" * 20], "lift mug": ["lift mug"]}, "has 140 characters"),
+        ({"spin block": ["turn it" * 40], "lift mug": ["lift mug"]}, "has 280 characters"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             explorer.look(clip, wrong)
@@ -196,15 +198,14 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("scratch")
 
 
-@pytest.fixture(scope="module")
-def address(run_dir, scratch):
-    """The page of the run, served by the launcher in a process of its own; SIGTERM leaves nothing of it."""
+@contextlib.contextmanager
+def served(run_dir, scratch, *settings):
+    """The address of a run's page, served by the launcher in a process of its own; SIGTERM leaves nothing of it."""
     port = free_port()
-    command = [sys.executable, str(ROOT / "launchers" / "explore.py"), f"run={run_dir}", f"port={port}"]
+    command = [sys.executable, str(ROOT / "launchers" / "explore.py"), f"run={run_dir}", f"port={port}", *settings]
     with subprocess.Popen(
-        [*command, "largest_upload_mb=1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"TMPDIR": str(scratch)},
-    ) as server:  # fmt: skip
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"TMPDIR": str(scratch)}
+    ) as server:
         try:
             deadline = time.monotonic() + 120
             while socket.socket().connect_ex(("127.0.0.1", port)):
@@ -217,8 +218,16 @@ def address(run_dir, scratch):
             server.terminate()
             assert server.wait(60) == 128 + signal.SIGTERM
             assert not list(scratch.iterdir()), "temporary files are left"
+            said = server.stdout.read()  # Gradio's own lines advise a public link
+            assert f"open http://127.0.0.1:{port} in a browser" in said and "share" not in said
         finally:
             server.kill()
+
+
+@pytest.fixture(scope="module")
+def address(run_dir, scratch):
+    with served(run_dir, scratch, "largest_upload_mb=1") as address:
+        yield address
 
 
 @pytest.fixture
@@ -283,6 +292,76 @@ def test_the_page_in_a_browser(page, tmp_path, scratch):
         page.get_by_text(re.compile(message)).first.wait_for()
     assert page.foreign == [], f"requests to other machines: {page.foreign}"
     assert page.errors == []
+
+
+LEAK = "http://leak.invalid"  # a request to it would be seen, and an alert would be a dialog
+PAYLOADS = {
+    "box": f"<img src={LEAK}/1 onerror=alert(1)>",
+    "plate": "<script>alert(2)</script>",
+    "pin": "</title></textarea></script><script>alert(3)</script>",
+    "block": f"![a]({LEAK}/4) [b]({LEAK}/5)",
+    "cup": '" onmouseover=alert(6) autofocus onfocus=alert(7) x="',
+    "ring": "${alert(8)} {{constructor.constructor('alert(9)')()}}",
+    "cone": f"<svg><style>@import '{LEAK}/10'</style><a href=javascript:alert(11)>",
+    "wheel": f"<iframe src={LEAK}/12></iframe><link rel=stylesheet href={LEAK}/13>",
+}
+
+
+@pytest.fixture
+def hostile(run_dir, tmp_path):
+    """A run and shards of somebody who puts mark-up, scripts and addresses wherever a name stands."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    shutil.copytree(run_dir.parent / "shards", tmp_path / "shards")
+    files = (tmp_path / "shards" / "manifest.json", *(tmp_path / "run" / "inputs").glob("*.json"))
+    for path in files:
+        text = path.read_text()
+        for name, payload in PAYLOADS.items() if path.name != "synonyms.json" else ():
+            text = re.sub(f'(?<=[" ]){name}"', lambda _, payload=payload: f'{json.dumps(payload)[1:-1]}"', text)
+        path.write_text(text)
+    space = tmp_path / "run" / "concept_space.npz"
+    arrays = dict(np.load(space))
+    for part in ("phrases", "actions"):
+        words = [str(phrase).rpartition(" ") for phrase in arrays[part]]
+        arrays[part] = np.array([f"{verb} {PAYLOADS.get(name, name)}" for verb, _, name in words])
+    np.savez(space, **arrays)
+    config = tmp_path / "run" / "config.yaml"
+    name = json.dumps(f"<img src={LEAK}/14 onerror=alert(14)> ![a]({LEAK}/15) </script>")
+    text = config.read_text()
+    assert "  name: tabletop\n" in text and "  name: ace\n" in text
+    text = text.replace("  name: tabletop\n", f"  name: {name}\n").replace("  name: ace\n", f"  name: {name}\n")
+    config.write_text(text.partition("\n")[2])  # without the checksum in its first line
+    return tmp_path
+
+
+def test_a_hostile_run_in_a_browser(hostile, phone, tmp_path_factory):
+    """Clips, labels, words, the robustness test, the concept map, an upload: no request leaves, no script runs."""
+    page, dialogs, stopped = phone, [], []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.on("requestfailed", lambda request: stopped.append(request.url) if request.failure == "csp" else None)
+    scratch = tmp_path_factory.mktemp("hostile-scratch")
+    with served(hostile / "run", scratch, f"dataset.shards={hostile / 'shards'}") as address:
+        page.goto(address)
+        page.locator("#ace-clip input").click()
+        page.locator("[role=option]", has_text=PAYLOADS["box"]).first.click()
+        page.locator("#ace-look", has_text=PAYLOADS["box"]).wait_for()
+        for title in ("The Synonym Robustness Test", "The concepts before"):
+            page.get_by_text(title).click()
+        page.locator("svg.ace-map").nth(1).wait_for()
+        page.locator("svg.ace-map circle").first.hover(force=True)
+        page.locator("#ace-labels textarea").fill("\n".join(f"juggle {payload}" for payload in PAYLOADS.values()))
+        page.locator("#ace-use").click()
+        page.locator("#ace-look", has_text=f"juggle {PAYLOADS['plate']}").wait_for()
+        video = hostile / "<img src=x onerror=alert(16)>.mp4"
+        render_video(video, seconds=2.5, size=(64, 64), rate=12)
+        page.locator("#ace-upload input[type=file]").set_input_files(str(video))
+        page.get_by_text("uploaded: ").wait_for()
+        assert page.locator(f"[src*='{LEAK}'], [href*='{LEAK}'], [src='x'], iframe").count() == 0, "a name is mark-up"
+        assert page.foreign == []
+        # Were a name to become mark-up after all, the policy would stop what it asks for.
+        markup = "".join(payload for payload in PAYLOADS.values()) + f"<img src=x onerror=fetch('{LEAK}/17')>"
+        page.evaluate("markup => document.body.insertAdjacentHTML('beforeend', markup)", markup)
+        page.wait_for_timeout(500)
+    assert dialogs == [] and set(page.foreign) == set(stopped) and f"{LEAK}/1" in stopped
 
 
 def test_wrong_runs_and_ports_are_answered_in_a_sentence(launch, tmp_path):

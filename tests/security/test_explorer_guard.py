@@ -126,7 +126,7 @@ def test_bodies_have_limits(door, tmp_path):
 def test_uploads_on_their_way_count(tmp_path):
     """Many at once do not pass the limit of all together, and leave it when they are done."""
     gradio = Gradio()
-    guard = Guard(gradio, tmp_path, 1)
+    guard = Guard(gradio, tmp_path, 1, "")
 
     async def flood():
         gradio.holds.clear()

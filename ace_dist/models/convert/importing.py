@@ -351,7 +351,7 @@ def load_pickle(path: Path, allow_pickle: bool) -> Any:
         raise not_a_checkpoint(path) from error
     print(f"warning: {path} is loaded with all its Python objects (allow_pickle=true)", flush=True)
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        return torch.load(path, map_location="cpu", weights_only=False)  # allow_pickle=true  # nosec B614
     except (ModuleNotFoundError, AttributeError) as error:
         raise ModelError(f"{path} needs Python code of its own project to load: {error}") from error
 

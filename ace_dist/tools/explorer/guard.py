@@ -51,7 +51,7 @@ class Refused(Exception):
 class Guard:
     """`app` behind these checks. `folder` holds the uploads; a `token` of "" asks for none."""
 
-    def __init__(self, app: Application, folder: Path, largest_upload_mb: int, token: str = "") -> None:
+    def __init__(self, app: Application, folder: Path, largest_upload_mb: int, token: str) -> None:
         self.app, self.folder, self.token = app, folder, token
         self.largest_upload = largest_upload_mb << 20
         self.arriving = 0  # bytes of the uploads on their way

@@ -29,7 +29,7 @@ from ace_dist.utils.errors import UserError
 UPLOAD_S = 120.0  # reading a video of a minute takes seconds; one on which FFmpeg hangs takes for ever
 MOST_LABELS = 200  # typed ones, or as many as the run has classes
 MOST_PHRASES = 3000  # of all labels together, or as many as stand for the run's classes; a CPU encodes 200 a second
-LONGEST_PHRASE = 100  # characters; the text encoder reads about 70 words
+LONGEST_PHRASE = 200  # characters; the text encoder reads about 70 words
 KEPT_CLIPS = 32  # encoded clips that stay in memory, so that changing a word does not decode again
 
 
