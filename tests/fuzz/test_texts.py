@@ -1,4 +1,4 @@
-"""Annotations, labels, trees, label sets, tar files and answers as nobody meant them.
+"""Annotations, labels, trees, label sets, tar files, manifests and answers as nobody meant them.
 
 Each is read or refused by an error of ours, and what was read is counted: rows in = segments + ledger.
 """
@@ -22,6 +22,7 @@ from ace_dist.concepts.actions import base_forms, normalise
 from ace_dist.config import load_config
 from ace_dist.data.annotations.csv import COLUMNS, read_csv
 from ace_dist.data.annotations.webdataset import SUFFIXES, WebDatasetReader
+from ace_dist.data.shards import ShardSet, action_counts
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.answers import parse_answer
 from ace_dist.tools.synonyms.sheet import read_sheet
@@ -279,6 +280,34 @@ def test_damaged_tar_files(data: Any) -> None:
         assert "train-0.tar" in str(error)
         return
     assert accounted(reader) == 3
+
+
+@cases(40)
+@given(st.data())
+def test_manifests(data: Any) -> None:
+    """A manifest is refused by a sentence, or gives as many clips as it lists."""
+    clip = {
+        "key": "a", "shard": "train-00000.tar", "offset": 512, "size": 3, "frames": 4, "fps": 8.0, "width": 8,
+        "height": 8, "segment_start_s": 0.0, "segment_end_s": 0.5, "verb": "Put", "object": "screw",
+        "split": "train", "group": "p", "sha256": "0" * 64,
+    }  # fmt: skip
+    manifest = {
+        "format": "ace-dist shards 1", "clips": [clip, clip | {"key": "b", "split": "test"}], "quarantined": 0,
+        "shards": [{"name": "train-00000.tar", "size": 2048, "sha256": "0" * 64, "clips": 2}],
+        "configuration": {"encoding": {"codec": "vp9", "gop": 4}, "clip_seconds": 0.5, "segments": 2},
+        "counts": {"train": {"put screw": 1}, "test": {"put screw": 1}}, "tools": {"av": "1"},
+    }  # fmt: skip
+    raw = json.dumps(changed(data.draw, manifest)).encode()
+    with folder() as path:
+        (path / "train-00000.tar").write_bytes(b"\0" * 2048)
+        (path / "manifest.json").write_bytes(data.draw(st.just(raw) | damaged(raw)))
+        with contextlib.suppress(DataError, LabelError):
+            shards = ShardSet.load(path)
+            counts = action_counts(shards.records)
+            listed = json.loads((path / "manifest.json").read_bytes())["clips"]
+            assert len(shards.split("train")) + len(shards.split("test")) == len(listed)
+            assert sum(counts["train"].values()) + sum(counts["test"].values()) == len(listed)
+            assert shards.codec and shards.seconds > 0
 
 
 # --------------------------------------------------------------------------------------------------------- answers
