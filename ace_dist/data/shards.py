@@ -32,7 +32,10 @@ FORMAT = "ace-dist shards 1"
 # from the first picture); mirrored videos are turned right, the default or largest of several streams is read.
 BUILD = 2
 MANIFEST = "manifest.json"
+LONGEST_NAME = 255  # bytes of a file's name, on every file system of Linux
 INDEX_VERSION = "v1.2"  # of DALI's wds2idx
+Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Split = Annotated[str, Strict(), Field(pattern="^(train|test)$")]
 Side = Annotated[int, Strict(), Field(ge=1, le=16384)]  # pixels; H.264 and VP9 have levels up to 16384
 
 
@@ -49,14 +52,14 @@ class ClipRecord:
     offset: Whole
     size: Whole
     frames: Whole
-    fps: Number
+    fps: Positive
     width: Side
     height: Side
     segment_start_s: Number
     segment_end_s: Number
     verb: Text
     object: Text
-    split: Text
+    split: Split
     group: Text
     sha256: Text
     padded_s: Number = 0.0
@@ -74,6 +77,8 @@ class ShardEntry(TypedDict):
 
 class Encoding(TypedDict):
     codec: Text
+    gop: Whole
+    fps: Positive | None
 
 
 class Origin(TypedDict):
@@ -82,7 +87,7 @@ class Origin(TypedDict):
 
 class BuildConfiguration(TypedDict):
     encoding: Encoding
-    clip_seconds: Number
+    clip_seconds: Positive
     source: NotRequired[Origin]
 
 
@@ -240,8 +245,13 @@ def check_places(path: Path, manifest: Manifest) -> None:
     folder = path.parent
     sizes = {shard["name"]: shard["size"] for shard in manifest["shards"]}
     names = {*sizes, *(record.shard for record in manifest["clips"])}
-    if outside := sorted(name for name in names if Path(name).name != name or name == ".."):
-        raise DataError(f"{path} names shard {outside[0]!r}, which is not a file of dataset.shards={folder}; refused")
+    strange = (
+        name for name in names if Path(name).name != name or name == ".." or len(os.fsencode(name)) > LONGEST_NAME
+    )
+    if outside := sorted(strange):
+        raise DataError(
+            f"{path} names shard {outside[0][:80]!r}, which is not a file of dataset.shards={folder}; refused"
+        )
     links = [name for name in names if (folder / name).is_symlink()]
     if away := sorted(name for name in links if not (folder / name).resolve().is_relative_to(folder.resolve())):
         raise DataError(

@@ -139,7 +139,7 @@ def test_faulty_samples_are_named_or_in_the_ledger(world):
         "soon": ([("soon.mp4", good), ("soon.json", about(verb="v", object="o", end_s="1"))], "end_s='1' is not a"),
         "verb": ([("verb.mp4", good), ("verb.json", about(verb=["put"], object="o"))], "verb=['put'] is not text"),
         "none": ([("none.mp4", good), ("none.json", about(verb="-", object="o"))], "has no verb"),
-        "deep": ([("deep.mp4", good), ("deep.json", b"[" * 9999)], "its json is not JSON"),
+        "deep": ([("deep.mp4", good), ("deep.json", b"[" * 9999)], "its json is not valid JSON"),
         "long": ([("long.mp4", good), ("long.json", b" " * (1 << 20) + b"{}")], "its json has 1,048,578 bytes"),
     }  # fmt: skip
     members = [member for fault, _ in faults.values() for member in fault]

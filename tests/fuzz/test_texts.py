@@ -294,7 +294,7 @@ def test_manifests(data: Any) -> None:
     manifest = {
         "format": "ace-dist shards 1", "clips": [clip, clip | {"key": "b", "split": "test"}], "quarantined": 0,
         "shards": [{"name": "train-00000.tar", "size": 2048, "sha256": "0" * 64, "clips": 2}],
-        "configuration": {"encoding": {"codec": "vp9", "gop": 4}, "clip_seconds": 0.5, "segments": 2},
+        "configuration": {"encoding": {"codec": "vp9", "gop": 4, "fps": None}, "clip_seconds": 0.5, "segments": 2},
         "counts": {"train": {"put screw": 1}, "test": {"put screw": 1}}, "tools": {"av": "1"},
     }  # fmt: skip
     raw = json.dumps(changed(data.draw, manifest)).encode()
