@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RANKS ?= 2
 
-.PHONY: install demo test fuzz lint audit test-gpu bench-similarity bench-gpu clean
+.PHONY: install demo test fuzz soak lint audit test-gpu bench-similarity bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,9 @@ test-gpu: install
 
 fuzz: install
 	FUZZ_FACTOR=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 --dist worksteal
+
+soak: install
+	$(BIN)/python tests/soak.py --minutes 60
 
 bench-similarity: install
 	$(BIN)/python benchmarks/bench_similarity.py --device cpu --threads 1

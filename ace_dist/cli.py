@@ -755,8 +755,7 @@ def start(argv: Sequence[str]) -> int:
         config = read_config(Path(split_settings(settings, EvaluateSettings)[0].run))
     else:
         config = load_run(split_settings(settings, TrainSettings)[1])
-    count = own.ranks or default_ranks(config)
-    return run_ranks([name, *settings], count) if count > 1 else execute([name, *settings])
+    return run_ranks([name, *settings], own.ranks or default_ranks(config))
 
 
 def main(*words: str, run: Callable[[Sequence[str]], int] | None = None) -> int:

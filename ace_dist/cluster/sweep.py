@@ -258,7 +258,7 @@ def launch(sweep: Sweep, runs: Sequence[SweepRun], profile: ClusterConfig, execu
     for run, job_id in zip(runs, submit(profile, jobs, name, sweep.jobs_folder), strict=True):
         sweep.note_job(run, job_id, "slurm")
         print(f"job      {job_id}  {run.id}")
-    print(f"next     python launchers/sweep.py status sweep={sweep.folder.name}", flush=True)
+    print(f"next     ace sweep status sweep={sweep.folder.name}", flush=True)
     return 0
 
 

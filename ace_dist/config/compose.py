@@ -167,7 +167,7 @@ def explain(message: str, cause: BaseException | None) -> str:
     if missing_file := re.search(r"Could not find '([\w-]+)/([^']+)'", message):
         group, name = missing_file.groups()
         if group == "experiment" and (assets_dir() / "tables" / f"{name}.yaml").is_file():
-            return f"{name} is a table of the paper: python launchers/sweep.py experiment={name} dataset=NAME runs it"
+            return f"{name} is a table of the paper: ace sweep experiment={name} dataset=NAME runs it"
         names = choices(group)
         near = did_you_mean(name, names)
         return f"{group}={name} does not exist in configs/{group}/; there are {', '.join(names)}{near}"
@@ -176,7 +176,7 @@ def explain(message: str, cause: BaseException | None) -> str:
         key, _, values = setting.partition("=")
         if known_keys().get(key) in TEXT_LISTS:
             return f"{setting} is not a list; write '{key}=[{values}]'"
-        return f"{setting!r} gives several values to one run; launchers/sweep.py runs a grid"
+        return f"{setting!r} gives several values to one run; `ace sweep` runs a grid"
     if wrong := re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)\n +full_key: (\S+)", message):
         file, fault, key = f"configs/{wrong[1]}.yaml", wrong[2], wrong[3]
         if fault.startswith("Key "):
@@ -220,7 +220,7 @@ def read_config(run_dir: Path) -> Config:
     path = run_dir / "config.yaml"
     if not path.is_file():
         near = sorted(str(found.parent) for found in run_dir.glob("*/config.yaml"))[:5]
-        hint = f"; inside it are {', '.join(near)}" if near else " (launchers/train.py run=FOLDER makes one)"
+        hint = f"; inside it are {', '.join(near)}" if near else " (`ace train run=FOLDER` makes one)"
         raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder{hint}")
     advice = (
         "; bring it back from a backup, or delete it and give the command that trained the run, which writes it again"

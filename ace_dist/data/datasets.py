@@ -28,7 +28,7 @@ def build_reader(dataset: DatasetConfig, worlds: Readers | None = None) -> Reade
         raise DataError(f"dataset.views={dataset.views} has no meaning for dataset.kind={dataset.kind}; set it to null")
     readers = {**READERS, **(worlds or {})}
     if dataset.kind not in readers:
-        raise DataError(f"dataset.kind={dataset.kind} is rendered: build its shards with launchers/build_shards.py")
+        raise DataError(f"dataset.kind={dataset.kind} is rendered: build its shards with `ace shards`")
     return readers[dataset.kind](dataset)
 
 

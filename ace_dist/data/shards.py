@@ -132,7 +132,7 @@ class ShardSet:
         if not path.is_file():
             raise DataError(
                 f"{path} does not exist: dataset.shards={folder} holds no finished build; make it with "
-                f"launchers/build_shards.py dataset=NAME dataset.shards={folder} (of your own videos: dataset=csv "
+                f"ace shards dataset=NAME dataset.shards={folder} (of your own videos: dataset=csv "
                 "dataset.annotations=FILE), or set dataset.shards to the folder of a finished one"
             )
         again = "; build dataset.shards again"
@@ -204,7 +204,7 @@ class ShardFiles:
         if hashlib.sha256(data).hexdigest() != record.sha256:
             raise DataError(
                 f"the bytes of clip {record.key} in {self.folder / record.shard} are not those that were stored: the "
-                "shard was changed or damaged after its build; launchers/verify_shards.py says where else"
+                "shard was changed or damaged after its build; `ace shards verify` says where else"
             )
         if data[4:8] != b"ftyp":  # a playlist would make a decoder open the files that it names
             raise DataError(f"clip {record.key} in {self.folder / record.shard} cannot be decoded: it is no mp4 file")

@@ -104,7 +104,7 @@ class Classifier:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Load a folder that `launchers/export.py` wrote. Raises `UserError` naming the file that is missing."""
+        """Load a folder that `ace export` wrote. Raises `UserError` naming the file that is missing."""
         config, model = read_exported(Path(folder))
         return cls(config, model.to(device), load_test_trees(config))
 

@@ -85,7 +85,7 @@ def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
     needed = ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors")
     for name in needed:
         if not (folder / name).is_file():
-            raise RunError(f"{folder / name} does not exist: {folder} is no export (launchers/export.py makes one)")
+            raise RunError(f"{folder / name} does not exist: {folder} is no export (`ace export` makes one)")
     if not check_checksums(folder, needed, "copy the folder anew, or export its run again"):
         say_once(f"{folder} has no {CHECKSUMS}: it is used unchecked, as by the version that exported it")
     config = read_config(folder)

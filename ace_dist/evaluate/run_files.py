@@ -122,7 +122,7 @@ class Run:
 
 
 def read_run(folder: Path, output: Path | None = None) -> Run:
-    """Read and check a run folder, with the results in `output` where there are some (`launchers/evaluate.py output=`).
+    """Read and check a run folder, with the results in `output` where there are some (`ace evaluate output=`).
 
     Raises `RunError` naming the first file that is missing or does not fit.
     """
@@ -258,4 +258,4 @@ def run_file(folder: Path, name: str) -> Path:
 
 
 def writer(folder: Path, name: str) -> str:
-    return "launchers/train.py" if name in TRAINING_FILES else f"launchers/evaluate.py run={folder}"
+    return "ace train" if name in TRAINING_FILES else f"ace evaluate run={folder}"

@@ -74,9 +74,7 @@ def load_run_weights(model: DualEncoder, folder: Path, left_out: Set[str] = froz
     paths = [folder / name for name in RUN_FILES]
     for path in paths:
         if not path.is_file():
-            raise UserError(
-                f"{path} does not exist: the run has not finished training (launchers/train.py continues it)"
-            )
+            raise UserError(f"{path} does not exist: the run has not finished training (`ace train` continues it)")
     again = "the command that trained the run writes it again out of the last checkpoint"
     if not check_checksums(folder, [path.name for path in paths], again):
         say_once(f"{folder} has no {CHECKSUMS}: its weights are used unchecked, as by the version that wrote them")

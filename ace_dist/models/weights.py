@@ -163,7 +163,7 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, se
     report.mismatched = [f"{key} {theirs} for {ours}" for key, (theirs, ours) in shapes.items() if theirs != ours]
     if not report.complete:
         raise ModelError(
-            f"{setting} does not fit the model: {report}; launchers/import_weights.py brings others' files, or another "
+            f"{setting} does not fit the model: {report}; `ace weights` brings others' files, or another "
             f"tower's, under its names"
         )
     with torch.no_grad():

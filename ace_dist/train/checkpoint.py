@@ -344,7 +344,7 @@ def begin_again(run_dir: Path) -> None:
     if weights.is_file():
         raise RunError(
             f"run {run_dir} has finished, but {run_dir / 'checkpoints'} holds no checkpoint to continue from: "
-            f"launchers/evaluate.py run={run_dir} tests its weights; to train it anew, delete {weights}, or choose "
+            f"ace evaluate run={run_dir} tests its weights; to train it anew, delete {weights}, or choose "
             f"another folder with run=DIR"
         )
     kept = log.with_name(f"metrics.before-{len(list(run_dir.glob('metrics.before-*.jsonl'))) + 1}.jsonl")

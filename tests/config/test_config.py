@@ -75,7 +75,7 @@ def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
             ["dataset.test_groups=p0,p1"],
             r"dataset.test_groups=p0,p1 is not a list; write 'dataset.test_groups=\[p0,p1\]'",
         ),
-        (["seed=1,2"], "'seed=1,2' gives several values.*launchers/sweep.py"),
+        (["seed=1,2"], "'seed=1,2' gives several values.*ace sweep"),
         (["training.lr=1"], "unknown setting 'training.lr'.*did you mean 'training.lr_"),
         (["training.epochs=0"], "training.epochs=0.* greater than zero"),
         (["loader.backend=dal"], "loader.backend=dal is not one of auto, dali, pyav"),

@@ -86,7 +86,7 @@ def test_training_before_building_names_the_command(launch, tmp_path):
     """A folder without shards, by the launcher itself."""
     done = launch("train", f"dataset.shards={tmp_path}", check=False, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"dataset.shards={tmp_path} holds no finished build; make it with launchers/build_shards.py" in done.stderr
+    assert f"dataset.shards={tmp_path} holds no finished build; make it with ace shards " in done.stderr
 
 
 def test_the_overview_names_every_command(capsys):
@@ -163,7 +163,7 @@ def test_a_full_disk_is_said_in_a_line(monkeypatch, capsys):
 
 def test_a_folder_that_is_no_run(tmp_path):
     """The runs inside it are named."""
-    with pytest.raises(ConfigError, match=r"launchers/train\.py run=FOLDER makes one"):
+    with pytest.raises(ConfigError, match=r"`ace train run=FOLDER` makes one"):
         read_config(tmp_path)
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "config.yaml").touch()

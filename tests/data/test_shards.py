@@ -448,5 +448,5 @@ def test_settings_and_segments_that_make_no_sense(tmp_path):
                     | wrong
                 )
             )
-    with pytest.raises(DataError, match=r"manifest\.json does not exist: dataset\.shards=.*launchers/build_shards\.py"):
+    with pytest.raises(DataError, match=r"manifest\.json does not exist: dataset\.shards=.*ace shards"):
         ShardSet.load(tmp_path / "nothing")

@@ -151,7 +151,7 @@ def test_messages_show_no_folder_of_the_server(explorer):
     run = explorer.run
     for text, shown in (
         (
-            f"{run / 'results.json'} is missing; run launchers/evaluate.py run={run} again",
+            f"{run / 'results.json'} is missing; run ace evaluate run={run} again",
             "run/results.json is missing",
         ),
         ("/home/ann/trees.json has no node for 'x'", "trees.json has no node"),

@@ -89,8 +89,10 @@ def rule_of(words):
 
 def toy(words, rule):
     """The script and its arguments at toy size: one rank whatever the launcher, with the rule's changes."""
-    script = next(index for index, word in enumerate(words) if word.startswith("launchers/"))
+    script = next(index for index, word in enumerate(words) if word == "ace" or word.startswith("launchers/"))
     given = words[script:]
+    if given[0] == "ace" and given[1] == "train":
+        given.append("ranks=1")
     for old, new in rule.replace:
         given = [word.replace(old, new) for word in given]
     return [*given, *(word for word in rule.add if word not in given)]

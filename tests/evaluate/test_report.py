@@ -267,7 +267,7 @@ WRITERS = {
 def test_a_missing_file_is_named_with_its_launcher(tmp_path, rng, name, launcher):
     build_run(tmp_path / "run", rng, steps=3)
     (tmp_path / "run" / name).unlink()
-    with pytest.raises(RunError, match=rf"{name} is missing; launchers/{launcher}.py"):
+    with pytest.raises(RunError, match=rf"{name} is missing; ace {launcher}"):
         write_report(tmp_path / "run")
     assert not (tmp_path / "run/report.html").exists()
 

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from light import BLOCKED
 
 from ace_dist import cli
 from ace_dist.utils.errors import UserError
@@ -15,7 +16,6 @@ from ace_dist.utils.extras import EXTRAS, missing_packages_named
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-BLOCKED = (*EXTRAS, "triton", "webdataset", "wn", "ninja")
 CLASSIFY = f"""
 import sys
 for name in {BLOCKED!r}:

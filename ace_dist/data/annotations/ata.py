@@ -1,6 +1,6 @@
 """Reads ATA (Anomalous Toy Assembly) through a manifest of our own: the release's layout is not public.
 
-`launchers/convert_ata.py` makes it (`ata_release.py` says from what).
+`ace shards ata` makes it (`ata_release.py` says from what).
 
     dataset.root/manifest.csv      or dataset.annotations=FILE; relative videos count from the manifest
         video,view,person,toy,start_frame,end_frame,label
@@ -82,7 +82,7 @@ def find_manifest(dataset: DatasetConfig) -> Path:
         )
     if missing or named is None:
         raise DataError(
-            f"dataset=ata needs{listing(missing)}\n{SOURCE}; launchers/convert_ata.py root=FOLDER output=manifest.csv "
+            f"dataset=ata needs{listing(missing)}\n{SOURCE}; ace shards ata root=FOLDER output=manifest.csv "
             f"makes the manifest out of videos and label files"
         )
     return resolve_path(named)

@@ -39,7 +39,7 @@ EXPECTED = {"videos": 1152, "people": 32, "toys": 3, "views": 4, "labels": 15}  
 
 @dataclass
 class ConvertConfig:
-    """Settings of `launchers/convert_ata.py`. `person` to `take`: regular expressions over a path, with a group."""
+    """Settings of `ace shards ata`. `person` to `take`: regular expressions over a path, with a group."""
 
     root: str = ""  # folder of videos and label files
     output: str = ""  # the manifest; videos in it are named relative to its folder
@@ -178,6 +178,5 @@ def report(output: Path, lines: Sequence[Sequence[object]]) -> list[str]:
         *notes,
         f"people: {', '.join(people)}",
         "which four test and which one validates is not published: set dataset.test_groups='[A, B, C, D]' and "
-        "dataset.left_out_groups='[E]' for python launchers/build_shards.py dataset=ata dataset.annotations="
-        + str(output),
+        "dataset.left_out_groups='[E]' for ace shards dataset=ata dataset.annotations=" + str(output),
     ]

@@ -37,7 +37,7 @@ CLASSIFIER_HEADS = ("timesformer", "hf_timesformer", "timm_vit")  # kinds whose 
 
 @dataclass
 class ImportConfig:
-    """Settings of `launchers/import_weights.py`: a weight file and what it is to become. `None`: as the file has it."""
+    """Settings of `ace weights`: a weight file and what it is to become. `None`: as the file has it."""
 
     source: str = ""  # a weight file, or a Hugging Face folder
     output: str = ""  # a safetensors file
@@ -77,7 +77,7 @@ class ImportReport(LoadReport):
 
 
 def import_command(config: ImportConfig) -> None:
-    """`launchers/import_weights.py`: writes when nothing is missing, left over or of another shape."""
+    """`ace weights`: writes when nothing is missing, left over or of another shape."""
     if not (config.source and config.output.endswith(".safetensors")):
         raise ConfigError("give source=FILE (a weight file or Hugging Face folder) and output=FILE.safetensors")
     state, report = import_weights(config)

@@ -52,7 +52,7 @@ def read_run_state(folder: Path) -> ListedRun:
     config = read_config(folder)
     environment = folder / "environment.json"
     if not environment.is_file():
-        raise UserError(f"{environment} does not exist: launchers/train.py writes it when a run starts")
+        raise UserError(f"{environment} does not exist: `ace train` writes it when a run starts")
     git = read_object(environment, UserError)["git"]
     commit = (git["commit"] or "unknown")[:8] + "+" * bool(git["modified"])
     checkpoints = CheckpointFolder(folder / "checkpoints", keep=1).complete()

@@ -34,7 +34,7 @@ Node = tuple[str, ...]  # its path: root, child, grandchild, ...
 
 @dataclass
 class BuildConfig(ClientConfig):
-    """Settings of `launchers/build_synonyms.py`; those of the language model's server come from `ClientConfig`."""
+    """Settings of `ace synonyms`; those of the language model's server come from `ClientConfig`."""
 
     actions: Any = None  # a CSV file with the columns verb and object, a text file of labels, or a list
     output: str | None = None  # the tree file to write

@@ -22,7 +22,7 @@ SHOWN = 20  # missing nodes that are printed; the file names all of them
 
 @dataclass
 class InspectConfig:
-    """Settings of `launchers/inspect_synonyms.py`."""
+    """Settings of `ace synonyms inspect`."""
 
     trees: str | None = None  # tree file
     actions: Any = None  # base actions: annotations (those of the train split count), a text file, a list; null: all

@@ -130,7 +130,7 @@ def sameness_warnings(trees: SynonymTrees, unchanged: Mapping[str, float]) -> li
     return [
         f"{', '.join(map(repr, same))}: all children have the same synonyms as their root, so a drawn label averages "
         f"the same phrases and L_rand can equal L_fixed (Eq. 4, 8, 9); give the children synonyms of their own "
-        f"(launchers/build_synonyms.py manual=export, edit, manual=import)"
+        f"(ace synonyms manual=export, edit, manual=import)"
     ]
 
 
