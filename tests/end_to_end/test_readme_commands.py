@@ -47,7 +47,7 @@ RULES = (
     Rule(r"^make test", left_out="this is it"),
     Rule(r"^sbatch ", left_out="needs SLURM: tests/slurm/test_build_array.py"),
     Rule(
-        r"launchers/explore.py",
+        r"(launchers/explore.py|ace explore) ",
         left_out="serves until Ctrl-C: tests/end_to_end/test_explorer.py, test_first_contact.py",
     ),
     # Data and weights that cannot be shipped; test_paper_data.py and tests/models/test_importing.py have
@@ -64,9 +64,9 @@ RULES = (
     # The rest runs: fewer clips, two steps, one rank, no worker process.
     Rule(r"build_shards.py experiment=demo", add=(*WORLD, "dataset.workers=1")),
     Rule(r"train.py experiment=demo", add=(*WORLD, *SHORT)),
-    Rule(r"build_shards.py dataset=csv", add=("dataset.workers=1",)),
-    Rule(r"train.py experiment=own", add=SHORT),
-    Rule(r"launchers/(report|estimate|build_synonyms|inspect_synonyms|verify_shards|classify|export).py "),
+    Rule(r"ace shards dataset=csv", add=("dataset.workers=1",)),
+    Rule(r"ace train experiment=own", add=(*SHORT, "ranks=1")),
+    Rule(r"launchers/(report|estimate).py |ace (synonyms|shards verify|classify|export) "),
 )
 
 
@@ -91,8 +91,6 @@ def toy(words, rule):
     """The script and its arguments at toy size: one rank whatever the launcher, with the rule's changes."""
     script = next(index for index, word in enumerate(words) if word == "ace" or word.startswith("launchers/"))
     given = words[script:]
-    if given[0] == "ace" and given[1] == "train":
-        given.append("ranks=1")
     for old, new in rule.replace:
         given = [word.replace(old, new) for word in given]
     return [*given, *(word for word in rule.add if word not in given)]
@@ -112,6 +110,7 @@ def checkout(tmp_path_factory):
     """A working folder as the README supposes it: launchers, the annotations that it prints, videos of that length."""
     folder = tmp_path_factory.mktemp("checkout")
     (folder / "launchers").symlink_to(ROOT / "launchers")
+    (folder / "ace").write_text("import sys\nfrom ace_dist.cli import ace\nsys.exit(ace())\n")
     (annotations,) = blocks("csv")
     (folder / "annotations.csv").write_text(annotations)
     rows = [line.split(",") for line in annotations.splitlines()[1:]]
