@@ -149,7 +149,7 @@ def test_an_upload_is_shown_or_refused_in_words_and_is_gone(tmp_path, videos, cl
     page = pytest.importorskip("ace_dist.tools.explorer.page", reason="pip install 'ace-dist[explore]'")
     explorer = page.Explorer.__new__(page.Explorer)  # without a run folder and its test clips
     explorer.config, explorer.classifier = classifier.config, classifier
-    explorer.robustness = lambda clip: []
+    explorer.presets, explorer.robustness = dict, lambda clip: []
     in_time()
     name, damaged = case
     path = tmp_path / name
@@ -157,4 +157,4 @@ def test_an_upload_is_shown_or_refused_in_words_and_is_gone(tmp_path, videos, cl
     words = {label: [(label, True)] for label in ("spin block", "lift mug")}
     clip, sheet, caption, look, _ = page.Page(explorer).upload(str(path), words)
     assert not path.exists() and "Traceback" not in look and str(tmp_path) not in look
-    assert (clip is None) == (sheet is None) == (caption == "") and look
+    assert (clip is None) == (sheet == "") == (caption == "") and look
