@@ -18,7 +18,7 @@ _PASS_OF = "admin|database|db|ftp|key|mail|pg|redis|root|smtp|user"  # no passwo
 _DATABASE = r"database|db|redis|mongo(?:db)?|postgres(?:ql)?|mysql|amqp|broker|celery|sentry"
 STRONG_NAMES = re.compile(
     rf"(?:^|[._-])(?:[a-z0-9]*(?:secret|password|passwd|passphrase|passcode|credential)|[a-z0-9]*(?:{_KEY_OF})[_-]?key"
-    rf"|[a-z0-9]*(?:{_PASS_OF})[_-]?pass|[a-z0-9]+[_-]pat|[a-z0-9]*(?:auth|access|bearer)[_-]?token"
+    rf"|[a-z0-9]*(?:{_PASS_OF})[_-]?pass|[a-z0-9]+[_-]pat|[a-z0-9]*(?:auth|access|bearer)[_-]?token|[a-z0-9]+_token(?=$|[._-])"
     rf"|[a-z0-9]*(?:{_DATABASE})[_-]?(?:url|uri|dsn)|dsn|connection[_-]?string|authorization|cookie)s?(?:$|[._-])",
     re.I,
 )
