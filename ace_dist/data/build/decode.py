@@ -22,6 +22,7 @@ from ace_dist.utils.errors import DataError
 CAMERA_FPS = 120  # what ordinary cameras reach; a higher claim is checked by counting
 EARLIER_S = 10.0  # a second try to seek goes back by this much more: groups of pictures are seldom longer
 BREAK_S = 0.5  # a header may promise this much more than there is; audio tracks and rounding make it so
+MOST_REPEATS = 2**17  # of one picture: an hour at 30 frames/s; three frames may claim to last for weeks
 HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
@@ -315,6 +316,11 @@ def nearest_pictures(
             in_a_pause = begin_s <= start_s and abs(time_s - start_s) > 0.5 / rate
             first_s = start_s if in_a_pause else time_s
         times = range(count, math.ceil((min(until_s, end_s) - first_s) * rate - 1e-6))
+        if len(times) > MOST_REPEATS:
+            raise DataError(
+                f"{path} shows one picture from {begin_s:.0f} to {until_s:.0f} s, {len(times)} frames at {rate:g} a "
+                "second; name a part without this pause, or a lower dataset.encoding.fps"
+            )
         if times:
             picture = upright.picture(frame, time_s)
             yield from ((first_s, picture) for _ in times)
