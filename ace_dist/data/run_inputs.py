@@ -65,6 +65,14 @@ def keep_inputs(run_dir: Path, config: Config, task: Mapping[str, Any]) -> None:
     write_json(folder / "inputs.json", {"shards": str(absolute(config.dataset.shards)), "files": facts, **task})
 
 
+def note_shards(run_dir: Path, config: Config) -> None:
+    """Of a run that goes on: note where its clips lie now."""
+    path, shards = run_dir / "inputs" / "inputs.json", str(absolute(config.dataset.shards))
+    inputs = read_object(path, RunError)
+    if inputs["shards"] != shards:
+        write_json(path, {**inputs, "shards": shards})
+
+
 def starting_weights(config: Config) -> dict[str, str]:
     """Setting -> path of what gives a new run its weights: another run, or the files of weights that are used."""
     if config.init_from:

@@ -13,6 +13,7 @@ from ace_dist.data.run_inputs import (
     file_of,
     has_inputs,
     keep_inputs,
+    note_shards,
     read_inputs,
     starting_weights,
     with_own_inputs,
@@ -183,9 +184,9 @@ def starting_model(config: Config, run_dir: Path) -> DualEncoder:
 
 
 def keep_start(run_dir: Path, config: Config, task: Task, model: DualEncoder) -> None:
-    """Keep what the run starts from, once: its inputs, and the weights of the text tower that training will change."""
+    """Keep what a run starts from: its inputs, and the weights of the text tower that training will change."""
     if has_inputs(run_dir):
-        return
+        return note_shards(run_dir, config)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad and name.startswith("text.")}
     digest = store_frozen(run_dir, trained, START) if trained else None
     keep_inputs(run_dir, config, {**describe_task(task), "start_sha256": digest})

@@ -94,6 +94,8 @@ def test_a_run_goes_on_whatever_its_paths_are_called(place, ranks, monkeypatch):
     monkeypatch.chdir(place / "sub")
     assert train(settings("../new", "../own"), ranks).step == 4
     assert read_config(place / "new").dataset.synonyms == "words/trees.json"  # what the user wrote stays
+    assert run_config(place / "new").dataset.shards == str(place / "sub" / ".." / "own")  # where the clips were last
+    assert evaluate_run(place / "new", ranks)["base"]
 
 
 def test_a_run_does_not_go_on_with_other_words_or_clips(place, ranks):
