@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -149,7 +150,8 @@ def test_an_upload_is_shown_or_refused_in_words_and_is_gone(tmp_path, videos, cl
     page = pytest.importorskip("ace_dist.tools.explorer.page", reason="pip install 'ace-dist[explore]'")
     explorer = page.Explorer.__new__(page.Explorer)  # without a run folder and its test clips
     explorer.config, explorer.classifier = classifier.config, classifier
-    explorer.presets, explorer.robustness = dict, lambda clip: []
+    explorer.robustness, explorer.run, explorer.most_phrases = lambda clip: [], tmp_path, 100
+    explorer.task = SimpleNamespace(classes=SimpleNamespace(base=(), novel=()))
     in_time()
     name, damaged = case
     path = tmp_path / name
