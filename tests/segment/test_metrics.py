@@ -78,7 +78,9 @@ def test_edit_and_f1_equal_a_plain_reading_of_the_protocol(seed, fresh_seed):
     assert edit_score(predicted, truth) == pytest.approx(100 * (1 - distance(one, other) / longest))
     for overlap in (0.1, 0.25, 0.5):
         assert f1_at(predicted, truth, overlap) == pytest.approx(reference_f1(predicted, truth, overlap))
-    assert frame_accuracy(predicted, truth) == pytest.approx(100 * np.mean([a == b for a, b in zip(predicted, truth)]))
+    assert frame_accuracy(predicted, truth) == pytest.approx(
+        100 * np.mean([a == b for a, b in zip(predicted, truth, strict=True)])
+    )
 
 
 def test_worked_corner_cases():
@@ -124,9 +126,7 @@ def test_rejection_scores_equal_their_definitions(fresh_seed):
     known, unknown = rng.normal(1, 1, 400).round(1), rng.normal(0, 1, 300).round(1)  # rounded: with ties
     truth = [1] * 400 + [0] * 300
     assert auroc(known, unknown) == pytest.approx(100 * roc_auc_score(truth, [*known, *unknown]))
-    rates = [
-        np.mean(unknown >= threshold) for threshold in np.unique(known) if np.mean(known >= threshold) >= 0.95
-    ]
+    rates = [np.mean(unknown >= threshold) for threshold in np.unique(known) if np.mean(known >= threshold) >= 0.95]
     assert fpr_at_95(known, unknown) == pytest.approx(100 * min(rates))
     with pytest.raises(UserError, match="finite"):
         auroc([], unknown)
@@ -154,8 +154,8 @@ def test_average_precision_ranks_by_score_and_counts_a_second_hit_as_false(fresh
     right, scores = rng.random(40) < 0.5, rng.random(40)
     right[0] = True
     videos = [f"v{i}" for i in range(40)]
-    found = [Detection(name, "a", 0, 1, score) for name, score in zip(videos, scores)]
-    truth = [Detection(name, "a", 0, 1) for name, good in zip(videos, right) if good]
+    found = [Detection(name, "a", 0, 1, score) for name, score in zip(videos, scores, strict=True)]
+    truth = [Detection(name, "a", 0, 1) for name, good in zip(videos, right, strict=True) if good]
     order = np.argsort(-scores)
     falling = np.maximum.accumulate((np.cumsum(right[order]) / np.arange(1, 41))[::-1])[::-1]
     assert mean_average_precision(found, truth, 0.5) == pytest.approx(100 * falling[right[order]].mean())

@@ -94,6 +94,12 @@ def retreat(pose: Pose, s: Array, start: float, m: Manner) -> Pose:
     return pose
 
 
+def idle(s: Array, m: Manner) -> Pose:
+    """An open hand that rests near the person and stirs a little: nothing is done. No verb of the world."""
+    sway = 0.05 * np.sin(m.angle(s, 0.3))
+    return rest(s, hand_x=-0.75 * m.away[0] + sway, hand_y=-0.75 * m.away[1] + sway, grip=np.zeros_like(s))
+
+
 def lift(s: Array, m: Manner) -> Pose:
     """Up and away from the shadow, in a closed hand."""
     return carry(rest(s, height=0.75 * m.amplitude * m.progress(s)))

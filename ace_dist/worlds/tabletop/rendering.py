@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ace_dist.worlds.tabletop.motions import PROGRAMS
+from ace_dist.worlds.tabletop.motions import PROGRAMS, idle
 from ace_dist.worlds.tabletop.world import ClipStyle, Colour, mix
 
 Array = NDArray[np.float64]
@@ -136,16 +136,16 @@ def _background(style: ClipStyle, width: int) -> Image.Image:
 
 
 class Scene:
-    """One clip: its background, poses and colours, ready to draw frame by frame."""
+    """One clip: its background, poses and colours, ready to draw frame by frame. Without a verb an empty table."""
 
     def __init__(self, verb: str, name: str, style: ClipStyle, times: Array, size: int, motion_noise: float) -> None:
         self.name, self.style, self.size = name, style, size
         begin, end = style.segment
-        self.pose = PROGRAMS[verb](np.clip((times - begin) / (end - begin), 0.0, 1.0), style.manner)
+        self.pose = (PROGRAMS[verb] if verb else idle)(np.clip((times - begin) / (end - begin), 0.0, 1.0), style.manner)
         rng = np.random.default_rng([style.paint_seed, 1])
         self.wobble = _wobble(rng, times) * motion_noise
         self.camera = _wobble(rng, times) * style.jitter * OVERSAMPLE
-        self.colour = OBJECT_COLOURS[name]
+        self.colour = OBJECT_COLOURS[name] if name else (0.0, 0.0, 0.0)
         self.width = round(size * OVERSAMPLE * (1 + 2 * MARGIN))
         self.table = _background(style, self.width)
         self.grain = rng.normal(0.0, style.grain, (4, size, size, 1))
@@ -157,17 +157,12 @@ class Scene:
         image = self.table.copy()
         painter = Painter(image, self.style)
         painter.origin = painter.origin + painter.matrix @ self.wobble[i]
-        # The object's shadow on the table, smaller the higher it is lifted.
-        p, size = self.pose, self.style.object_size
-        table = self.table.getpixel((2, 2))
-        assert isinstance(table, tuple)
-        radius = size * (0.5 - 0.12 * float(np.clip(p.height[i], 0, 1)))
-        shadow = _ellipse(radius, 0.4 * radius, p.x[i] + 0.05, p.y[i] - 0.45 * size)
-        painter.fill(shadow, tuple(int(0.62 * channel) for channel in table))
-        self._draw_fixture(painter, i, front=False)
-        self._draw_object(painter, i)
-        self._draw_fixture(painter, i, front=True)
-        self._draw_tool(painter, i)
+        if self.name:
+            self._draw_shadow(painter, i)
+            self._draw_fixture(painter, i, front=False)
+            self._draw_object(painter, i)
+            self._draw_fixture(painter, i, front=True)
+            self._draw_tool(painter, i)
         self._draw_hand(painter, i)
         inner = self.size * OVERSAMPLE
         slack = self.width - inner
@@ -175,6 +170,15 @@ class Scene:
         small = image.crop((x, y, x + inner, y + inner)).reduce(OVERSAMPLE)
         noisy = np.asarray(small, dtype=np.float64) + self.grain[self.grain_index[i]]
         return np.asarray(np.clip(noisy, 0, 255), dtype=np.uint8)
+
+    def _draw_shadow(self, painter: Painter, i: int) -> None:
+        """On the table, smaller the higher the object is lifted."""
+        p, size = self.pose, self.style.object_size
+        table = self.table.getpixel((2, 2))
+        assert isinstance(table, tuple)
+        radius = size * (0.5 - 0.12 * float(np.clip(p.height[i], 0, 1)))
+        shadow = _ellipse(radius, 0.4 * radius, p.x[i] + 0.05, p.y[i] - 0.45 * size)
+        painter.fill(shadow, tuple(int(0.62 * channel) for channel in table))
 
     def _place(self, points: Array, i: int) -> Array:
         """Object units to scene units."""
