@@ -1,0 +1,42 @@
+"""Brings the pictures of a long video to the encoder: decoded once, in another process, cropped as test views are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ace_dist.config import EncodingConfig, LoaderConfig
+from ace_dist.data.build.decode import read_window
+from ace_dist.data.build.isolation import stream_alone
+from ace_dist.data.loader.pixels import TestCrop
+
+BLOCK = 16  # pictures that come over at once
+STALL_S = 120.0  # for a block; a file that takes longer hangs FFmpeg
+
+
+def stream_crops(
+    path: Path, start_s: float, interval_s: float, encoding: EncodingConfig, loader: LoaderConfig
+) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Blocks of crops, uint8 RGB [k, 3, S, S], of the pictures `interval_s` apart from `start_s` on.
+
+    Each comes with the time of the first picture of all. The process that decodes may crash or hang: then, and when the
+    file cannot be read, raises `DataError`.
+    """
+    return stream_alone(STALL_S, crops, path, start_s, interval_s, encoding, loader)
+
+
+def crops(
+    path: Path, start_s: float, interval_s: float, encoding: EncodingConfig, loader: LoaderConfig
+) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    raw = read_window(path, start_s, fps=1 / interval_s, short_side=encoding.short_side)
+    crop: TestCrop | None = None
+    block: list[NDArray[np.uint8]] = []
+    for picture in raw.frames:
+        crop = crop or TestCrop(picture.shape[0], picture.shape[1], loader)
+        block.append(crop(picture))
+        if len(block) == BLOCK:
+            yield raw.start_s, np.stack(block)
+            block = []
+    if block:
+        yield raw.start_s, np.stack(block)

@@ -1,0 +1,196 @@
+"""Embeds the windows of a long video once, and keeps the embeddings: other labels then need no video.
+
+What is kept lies in a folder of its own for each combination of weights, video and windows, in parts of `PART` windows,
+so that a run that is killed goes on at the last whole part. Memory does not grow with the video but by its embeddings
+(2 kB a window at 512 numbers: 14 MB an hour at two windows a second).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ace_dist.config import Config
+from ace_dist.data.build.decode import promised_span
+from ace_dist.data.loader.base import normalise
+from ace_dist.data.loader.long_video import stream_crops
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.segment.windows import WindowGrid
+from ace_dist.utils.errors import DataError
+from ace_dist.utils.files import write_bytes, write_json
+
+PART = 256  # windows
+END_BYTES = 1 << 20  # at each end of a video, which tell it from another one of the same size and date
+Progress = Callable[[float, float], None]  # seconds of video done, and in all
+
+
+@dataclass(frozen=True)
+class EmbeddedVideo:
+    """`embeddings` [N, D] float32 of windows `stride_s` apart, the first one's stretch beginning at `start_s`."""
+
+    video: str
+    embeddings: npt.NDArray[np.float32]
+    start_s: float
+    end_s: float
+    stride_s: float
+
+
+def default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ace-dist" / "embeddings"
+
+
+@torch.no_grad()
+def embed_video(
+    model: DualEncoder,
+    config: Config,
+    path: str | Path,
+    stride_s: float | None = None,
+    cache: Path | None = None,
+    progress: Progress = lambda done_s, all_s: None,
+) -> EmbeddedVideo:
+    """The windows of a whole video. `cache`: where embeddings are kept; None: nowhere.
+
+    Raises `DataError` when the video cannot be read to its end: what is there of it is never taken for all of it.
+    """
+    path, grid = Path(path), WindowGrid.build(config.dataset.clip, stride_s)
+    folder = None if cache is None else cache / store_key(model, config, path, grid)
+    if folder is not None and (kept := read_whole(folder, path, grid)):
+        return kept
+    parts = read_parts(folder) if folder is not None else []
+    first = sum(map(len, parts))
+    span_s = promised_span(path)
+    start = PictureClock()
+    pictures = start.watch(
+        stream_crops(
+            path,
+            max(span_s[0], 0.0) + grid.first_s + grid.first_picture(first) * grid.interval_s,
+            grid.interval_s,
+            config.dataset.encoding,
+            config.loader,
+        )
+    )
+    windows = grid.windows(pictures, first)
+    while batch := list(islice(windows, PART)):
+        parts.append(encode_windows(model, config, batch))
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_array(folder / f"part-{len(parts) - 1:05d}.f32", parts[-1])
+        progress(sum(map(len, parts)) * grid.stride_s, span_s[1] - span_s[0])
+    if not parts:
+        raise DataError(f"{path} shows no picture")
+    embeddings = np.concatenate(parts)
+    begin_s = start.first_s - grid.first_s - grid.first_picture(first) * grid.interval_s
+    end_s = begin_s + (grid.first_picture(first) + start.count) * grid.interval_s
+    if folder is not None:
+        write_json(folder / "whole.json", {"windows": len(embeddings), "start_s": begin_s, "end_s": end_s})
+    return EmbeddedVideo(str(path), embeddings, begin_s, end_s, grid.stride_s)
+
+
+class PictureClock:
+    """Counts the pictures that come by, and keeps the time of the first one."""
+
+    first_s, count = 0.0, 0
+
+    def watch(self, blocks: Iterator[tuple[float, npt.NDArray[np.uint8]]]) -> Iterator[npt.NDArray[np.uint8]]:
+        for first_s, block in blocks:
+            self.first_s = first_s
+            self.count += len(block)
+            yield from block
+
+
+def encode_windows(
+    model: DualEncoder, config: Config, windows: list[list[npt.NDArray[np.uint8]]]
+) -> npt.NDArray[np.float32]:
+    """Embeddings [n, D] of windows of pictures [3, S, S], in batches of `evaluation.batch_size`."""
+    parameter, size = next(model.video.parameters()), config.evaluation.batch_size
+    found: list[Tensor] = []
+    for i in range(0, len(windows), size):
+        clips = torch.from_numpy(np.stack([np.stack(window) for window in windows[i : i + size]]))
+        found.append(
+            model.encode_video(normalise(clips.to(parameter.device), config.loader).to(parameter)).float().cpu()
+        )
+    return torch.cat(found).numpy()
+
+
+# ------------------------------------------------------------------------------------------------------ what is kept
+def store_key(model: DualEncoder, config: Config, path: Path, grid: WindowGrid) -> str:
+    """The name of a video's folder: a digest of all that its embeddings depend on."""
+    loader, encoding = config.loader, config.dataset.encoding
+    what: dict[str, Any] = {
+        "weights": digest_weights(model),
+        "precision": str(next(model.video.parameters()).dtype),
+        "video": digest_video(path),
+        "grid": asdict(grid),
+        "pixels": [loader.test_short_side, loader.crop, list(loader.mean), list(loader.std), encoding.short_side],
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def digest_weights(model: DualEncoder) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.video.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digest_video(path: Path) -> str:
+    """Of its size, date and both ends: a whole film is not read twice."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            head = file.read(END_BYTES)
+            file.seek(max(0, status.st_size - END_BYTES))
+            ends = head + file.read(END_BYTES)
+    except OSError as error:
+        raise DataError(f"video {path} cannot be read: {error.strerror}") from error
+    return hashlib.sha256(ends + f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+
+
+def read_parts(folder: Path) -> list[npt.NDArray[np.float32]]:
+    """The whole parts of an unfinished video, up to the first that is missing, damaged or short."""
+    parts: list[npt.NDArray[np.float32]] = []
+    while (array := read_array(folder / f"part-{len(parts):05d}.f32")) is not None and len(array) == PART:
+        parts.append(array)
+    return parts
+
+
+def read_whole(folder: Path, path: Path, grid: WindowGrid) -> EmbeddedVideo | None:
+    """The kept embeddings of a video, or None when they are not all there."""
+    try:
+        about = json.loads((folder / "whole.json").read_text(encoding="utf-8"))
+        windows, start_s, end_s = int(about["windows"]), float(about["start_s"]), float(about["end_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    arrays = [read_array(folder / f"part-{i:05d}.f32") for i in range(-(-windows // PART))]
+    found = [array for array in arrays if array is not None]
+    if sum(map(len, found)) != windows:
+        return None
+    return EmbeddedVideo(str(path), np.concatenate(found), start_s, end_s, grid.stride_s)
+
+
+def write_array(path: Path, array: npt.NDArray[np.float32]) -> None:
+    """The numbers, behind a digest of them and their width."""
+    data = np.ascontiguousarray(array, np.float32).tobytes()
+    write_bytes(path, hashlib.sha256(data).digest() + array.shape[1].to_bytes(4, "little") + data)
+
+
+def read_array(path: Path) -> npt.NDArray[np.float32] | None:
+    """What `write_array` wrote, or None when it is missing or damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if len(content) < 36 or hashlib.sha256(content[36:]).digest() != content[:32]:
+        return None
+    width = int.from_bytes(content[32:36], "little")
+    return np.frombuffer(content[36:], np.float32).reshape(-1, width)

@@ -1,0 +1,99 @@
+"""From the embeddings of a long video and any labels to its timeline."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ace_dist.concepts import FreeLabel
+from ace_dist.config import Config, did_you_mean
+from ace_dist.evaluate.protocols import similarity
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.segment.decoders import DecoderConfig, build_decoder
+from ace_dist.segment.decoders.viterbi import decode_viterbi
+from ace_dist.segment.embed import EmbeddedVideo
+from ace_dist.segment.procedure import Procedure
+from ace_dist.segment.rejection import Rejection
+from ace_dist.segment.timeline import Timeline, build_timeline
+from ace_dist.utils.errors import ConfigError, LabelError
+from ace_dist.utils.files import write_json
+
+CALIBRATION = "calibration.json"  # in a run or an export: what `ace calibrate` chose
+FLOOR = -12.0  # of log-probabilities: one impossible window must not outweigh ten good ones
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a model's scores become a timeline: the decoder, and when none of the labels fits.
+
+    `source` says where the numbers come from. Without calibration no window is "none of these".
+    """
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    rejection: Rejection | None = None
+    source: str = "not calibrated: no part of a video is 'none of these'"
+
+    @classmethod
+    def load(cls, folder: Path) -> "Calibration":
+        """Of a run or an export; not calibrated when it has no such file. Raises `ConfigError` for a broken one."""
+        path = folder / CALIBRATION
+        if not path.is_file():
+            return cls()
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            decoder, rejection = DecoderConfig(**content["decoder"]), Rejection(**content["rejection"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path} is not a calibration ({error}); write it again: ace calibrate") from error
+        return cls(decoder, rejection, str(path))
+
+    def save(self, folder: Path, known: dict[str, Any]) -> None:
+        """`known`: what was measured while calibrating."""
+        assert self.rejection is not None
+        decoder = vars(self.decoder)
+        write_json(folder / CALIBRATION, {"decoder": decoder, "rejection": self.rejection.as_json(), "known": known})
+
+
+def segment(
+    model: DualEncoder,
+    config: Config,
+    video: EmbeddedVideo,
+    labels: Sequence[FreeLabel],
+    calibration: Calibration,
+    procedure: Procedure | None = None,
+) -> Timeline:
+    """The timeline of `labels`.
+
+    With a `procedure`, changes that it does not allow cost twice as much, and what was done otherwise is said.
+    """
+    names = [label.label for label in labels]
+    (scores,) = similarity(model, torch.from_numpy(video.embeddings), [[label.phrases for label in labels]], 1.0)
+    cosines = scores.double().numpy()
+    rejection = calibration.rejection or Rejection(threshold=-1e9, error_rate=0.0)
+    log_probabilities = rejection.log_probabilities(video.embeddings.astype(float), cosines, config.method.temperature)
+    floored = np.maximum(log_probabilities, FLOOR)
+    if procedure is None:
+        classes = build_decoder(calibration.decoder, video.stride_s)(floored)
+    else:
+        check_steps(procedure, names)
+        cost = calibration.decoder.switch_cost
+        minimum = max(1, round(calibration.decoder.minimum_s / video.stride_s))
+        classes = decode_viterbi(floored, minimum, procedure.switch_costs([*names, ""], cost, cost))
+    timeline = build_timeline(video, names, classes, log_probabilities, cosines)
+    if procedure is None:
+        return timeline
+    spans = [(part.start_s, part.end_s, part.label) for part in timeline if part.label is not None]
+    return replace(timeline, deviations=tuple(procedure.deviations(spans)))
+
+
+def check_steps(procedure: Procedure, labels: Sequence[str]) -> None:
+    """Raise `LabelError` when a step of the procedure is none of the labels."""
+    for step in procedure.labels:
+        if step not in labels:
+            raise LabelError(
+                f"{procedure.source}: step {step!r} is not among actions=[{', '.join(labels)}]"
+                f"{did_you_mean(step, labels)}; without actions=... the steps themselves are the labels"
+            )

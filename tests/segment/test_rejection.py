@@ -1,0 +1,88 @@
+"""None of these: the error rate holds, probabilities are calibrated, and the fit is what scikit-learn finds."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from ace_dist.segment.metrics import auroc
+from ace_dist.segment.rejection import (
+    RIDGE,
+    LabelledWindows,
+    Rejection,
+    conformal_threshold,
+    fit_rejection,
+    log_softmax,
+    logistic_regression,
+)
+from ace_dist.utils.errors import UserError
+
+DIMENSIONS, CLASSES = 12, 4
+
+
+def draw_windows(rng: np.random.Generator, people: int, each: int, background: bool = True) -> LabelledWindows:
+    """Actions lie about one of four directions; background about a fifth."""
+    centres = np.eye(DIMENSIONS)[:CLASSES] * 2
+    labels = rng.integers(-1 if background else 0, CLASSES, people * each)
+    means = np.where(labels[:, None] >= 0, centres[np.maximum(labels, 0)], np.eye(DIMENSIONS)[6])
+    embeddings = means + rng.normal(0, 0.6, (len(labels), DIMENSIONS))
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    groups = np.repeat([f"person-{i}" for i in range(people)], each)
+    return LabelledWindows(embeddings, unit[:, :CLASSES], labels, groups)
+
+
+def test_of_new_windows_a_share_of_at_most_the_error_rate_is_rejected(fresh_seed):
+    rng = np.random.default_rng(fresh_seed)
+    for rate in (0.05, 0.1, 0.3):
+        shares = []
+        for _ in range(200):  # the promise is about the mean over calibrations (marginal coverage)
+            known = rng.normal(size=60)
+            shares.append(np.mean(rng.normal(size=500) < conformal_threshold(known, rate)))
+        expected = np.floor(rate * 61) / 61  # of exchangeable scores, of which none are equal
+        assert abs(np.mean(shares) - expected) < 4 * np.std(shares) / np.sqrt(200) and expected <= rate
+
+
+def test_a_rate_below_one_in_the_number_of_scores_rejects_nothing():
+    assert conformal_threshold([0.3, 0.2, 0.5], 0.1) < 0.2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_background_is_told_from_actions_and_the_rate_is_kept(seed, fresh_seed):
+    rng = np.random.default_rng([fresh_seed, seed])
+    rejection, known = fit_rejection(draw_windows(rng, 8, 120), 0.1, temperature=0.002)
+    assert set(known["groups"]["fitted"]).isdisjoint(known["groups"]["calibrated"])
+    new = draw_windows(rng, 4, 300)
+    scores, action = rejection.scores(new.embeddings, new.cosines), new.labels >= 0
+    assert auroc(scores[action], scores[~action]) > 90
+    assert np.mean(scores[action] < rejection.threshold) < 0.17
+    assert known["ece_after"] < known["ece_before"] and rejection.temperature > 1
+    table = np.exp(rejection.log_probabilities(new.embeddings, new.cosines, 0.002))
+    assert table.shape == (len(new.labels), CLASSES + 1) and np.allclose(table.sum(1), 1)
+    assert ((table[:, -1] > 0.5) == (scores < rejection.threshold)).all()
+
+
+def test_without_background_the_best_cosine_decides(fresh_seed):
+    windows = draw_windows(np.random.default_rng(fresh_seed), 4, 50, background=False)
+    rejection, _ = fit_rejection(windows, 0.1, temperature=0.02)
+    assert np.allclose(rejection.scores(windows.embeddings, windows.cosines), windows.cosines.max(1))
+    assert Rejection(**rejection.as_json()) == rejection
+
+
+def test_the_regression_equals_scikit_learns(fresh_seed):
+    rng = np.random.default_rng(fresh_seed)
+    rows = rng.normal(size=(300, 3))
+    positive = rows @ [1.0, -2.0, 0.5] + rng.normal(size=300) > 0.8
+    ours = logistic_regression(rows, positive)
+    other = LogisticRegression(class_weight="balanced", C=1 / RIDGE, tol=1e-10, max_iter=1000).fit(rows, positive)
+    assert np.allclose(ours, [*other.coef_[0], other.intercept_[0]], atol=2e-4)
+
+
+def test_log_softmax_does_not_overflow():
+    assert np.allclose(log_softmax(np.array([[1e4, 1e4]])), np.log(0.5))
+
+
+def test_what_cannot_be_calibrated_on_is_refused(fresh_seed):
+    rng = np.random.default_rng(fresh_seed)
+    with pytest.raises(UserError, match="two people"):
+        fit_rejection(draw_windows(rng, 1, 50), 0.1, 0.02)
+    with pytest.raises(UserError, match="error_rate=1.5"):
+        fit_rejection(draw_windows(rng, 4, 50), 1.5, 0.02)
