@@ -8,7 +8,7 @@ from ace_dist.config.settings import did_you_mean
 from ace_dist.utils.errors import ConfigError
 
 CHOICES = {
-    "dataset.kind": ("csv", "gtea", "ikea", "ata", "webdataset", "tabletop"),
+    "dataset.kind": ("csv", "mstcn", "gtea", "ikea", "ata", "webdataset", "tabletop"),
     "dataset.encoding.codec": ("vp9", "mjpeg", "h264"),
     "dataset.clip.view_spacing": ("ends", "slowfast"),
     "dataset.clip.sampling": ("window", "segments"),

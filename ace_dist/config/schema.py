@@ -38,9 +38,11 @@ class DatasetConfig:
     """Where labels and clips come from, and which actions are novel."""
 
     name: str = MISSING
-    kind: str = MISSING  # csv | gtea | ikea | ata | webdataset | tabletop
-    root: str | None = None  # folder of gtea, ikea, ata or webdataset; each reader's docstring says what lies in it
-    annotations: str | None = None  # CSV file (csv, ata) or IKEA-ASM's database or gt_segments.json; null: in `root`
+    kind: str = MISSING  # csv | mstcn | gtea | ikea | ata | webdataset | tabletop
+    root: str | None = (
+        None  # folder of mstcn, gtea, ikea, ata or webdataset; each reader's docstring says what lies in it
+    )
+    annotations: str | None = None  # CSV file, or an annotation tool's export (csv), or IKEA-ASM's database or JSON
     classes: str | None = None  # the data set's labels as actions (JSON); null: whatever the clips show
     views: list[str] | None = None  # cameras of ikea or ata; null: all
     frame_tolerance_s: float = 1.0  # seconds by which labels and video may differ in length (gtea, ikea, ata)

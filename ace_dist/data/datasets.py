@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
 from ace_dist.config import DatasetConfig, resolve_path
-from ace_dist.data.annotations import ata, csv, gtea, ikea, webdataset
+from ace_dist.data.annotations import ata, csv, gtea, ikea, mstcn, webdataset
 from ace_dist.data.build.shards import Build
 from ace_dist.data.segments import Reader
 from ace_dist.data.shards import ShardSet
@@ -18,6 +18,7 @@ READERS: Readers = {
     "gtea": gtea.build_reader,
     "ikea": ikea.build_reader,
     "ata": ata.build_reader,
+    "mstcn": mstcn.build_reader,
     "webdataset": webdataset.WebDatasetReader,
 }
 

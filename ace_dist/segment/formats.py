@@ -109,7 +109,11 @@ def to_eaf(timeline: Timeline) -> str:
     """ELAN's annotation format 3.0 (mpi.nl/tools/elan/EAF_Annotation_Format_3.0_and_ELAN.pdf); times in ms."""
     video = Path(timeline.video).resolve()
     root = ElementTree.Element(
-        "ANNOTATION_DOCUMENT", AUTHOR="", DATE=datetime.now(UTC).isoformat(timespec="seconds"), FORMAT="3.0", VERSION="3.0"
+        "ANNOTATION_DOCUMENT",
+        AUTHOR="",
+        DATE=datetime.now(UTC).isoformat(timespec="seconds"),
+        FORMAT="3.0",
+        VERSION="3.0",
     )
     header = ElementTree.SubElement(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
     media = {"MEDIA_URL": video.as_uri(), "MIME_TYPE": "video/mp4", "RELATIVE_MEDIA_URL": f"./{video.name}"}

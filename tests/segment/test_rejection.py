@@ -24,7 +24,7 @@ def draw_windows(rng: np.random.Generator, people: int, each: int, background: b
     centres = np.eye(DIMENSIONS)[:CLASSES] * 2
     labels = rng.integers(-1 if background else 0, CLASSES, people * each)
     means = np.where(labels[:, None] >= 0, centres[np.maximum(labels, 0)], np.eye(DIMENSIONS)[6])
-    embeddings = means + rng.normal(0, 0.6, (len(labels), DIMENSIONS))
+    embeddings = means + rng.normal(0, 0.9, (len(labels), DIMENSIONS))
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     groups = np.repeat([f"person-{i}" for i in range(people)], each)
     return LabelledWindows(embeddings, unit[:, :CLASSES], labels, groups)
@@ -52,7 +52,7 @@ def test_background_is_told_from_actions_and_the_rate_is_kept(seed, fresh_seed):
     assert set(known["groups"]["fitted"]).isdisjoint(known["groups"]["calibrated"])
     new = draw_windows(rng, 4, 300)
     scores, action = rejection.scores(new.embeddings, new.cosines), new.labels >= 0
-    assert auroc(scores[action], scores[~action]) > 90
+    assert auroc(scores[action], scores[~action]) > 75
     assert np.mean(scores[action] < rejection.threshold) < 0.17
     assert known["ece_after"] < known["ece_before"] and rejection.temperature > 1
     table = np.exp(rejection.log_probabilities(new.embeddings, new.cosines, 0.002))

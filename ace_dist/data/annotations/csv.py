@@ -1,4 +1,6 @@
-"""Reads CSV annotation files: one labelled segment a row. Says every way in which such a file can be wrong.
+"""Reads CSV annotation files, one labelled segment a row, and says every way in which such a file can be wrong.
+
+Exports of annotation tools become such rows first: see `exports`.
 
 Columns `video,start_s,end_s,verb,object,split,group`; times are those that players show, an empty one is the beginning
 or end of the video; relative paths count from the CSV's folder; other columns are ignored. Commas, semicolons or tabs
@@ -13,6 +15,7 @@ from pathlib import Path, PureWindowsPath
 
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations.base import VideoReader
+from ace_dist.data.annotations.exports import export_rows, is_export
 from ace_dist.data.segments import Failure, Segment, parse_split
 from ace_dist.utils.errors import DataError, UserError, listing
 from ace_dist.utils.tables import Row, check_row, parse_table
@@ -39,18 +42,19 @@ def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_
     segments: list[Segment] = []
     faults: list[str] = []
     rejected: list[Failure] = []
-    first_line: dict[tuple[object, ...], int] = {}
-    for line, row in numbered_rows(path, COLUMNS):
+    first_place: dict[tuple[object, ...], str] = {}
+    for place, row in export_rows(path) if is_export(path) else table_rows(path):
         try:
-            segment = parse_row(path, row, line)
+            segment = parse_row(path, row, place)
             identity = (segment.video, segment.start_s, segment.end_s, segment.verb, segment.object)
-            if identity in first_line:
-                raise DataError(f"repeats line {first_line[identity]}: same video, times and action")
+            if identity in first_place:
+                raise DataError(f"repeats {first_place[identity]}: same video, times and action")
         except UserError as fault:
-            faults.append(f"line {line}: {fault}")
-            rejected.append(Failure(f"line-{line}", row.get("video", ""), f"{path.name} line {line}", str(fault)))
+            faults.append(f"{place}: {fault}")
+            name = re.sub(r"[^A-Za-z0-9_-]+", "-", place)
+            rejected.append(Failure(name, row.get("video", ""), f"{path.name} {place}", str(fault)))
             continue
-        first_line[identity] = line
+        first_place[identity] = place
         segments.append(segment)
     if faults and not keep_faults:
         raise faults_error(path, faults)
@@ -59,7 +63,11 @@ def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_
     return VideoReader(segments, fps, short_side, rejected=rejected)
 
 
-def parse_row(path: Path, row: Row, line: int) -> Segment:
+def table_rows(path: Path) -> list[tuple[str, Row]]:
+    return [(f"line {line}", row) for line, row in numbered_rows(path, COLUMNS)]
+
+
+def parse_row(path: Path, row: Row, place: str) -> Segment:
     """One row as a segment; raises `UserError` with what is wrong and what to write instead."""
     check_row(row, COLUMNS)
     for column in ("video", "verb"):
@@ -84,7 +92,7 @@ def parse_row(path: Path, row: Row, line: int) -> Segment:
         object=row["object"],
         split=parse_split(row["split"]),
         group=row["group"],
-        origin=f"{path} line {line}",
+        origin=f"{path} {place}",
     )
 
 

@@ -60,18 +60,22 @@ def video_clock(path: Path) -> tuple[float, int, float]:
 
 
 def build_frame_reader(
-    dataset: DatasetConfig, recordings: Sequence[Recording], *, as_released: bool = False
+    dataset: DatasetConfig,
+    recordings: Sequence[Recording],
+    *,
+    as_released: bool = False,
+    table: ClassTable | None = None,
 ) -> VideoReader:
     """The reader of the labelled frames of all recordings as segments; its notes count labels that were left out.
 
-    A label counts when `dataset.classes` has it, and is left out when it is listed as no action. Any other label, or
-    one without a frame, is an error; in annotations taken `as_released`, which a user cannot mend, it is left out with
-    a note that counts it. Labels that reach past the end of their recording end with it; those that begin there, and
-    exact repetitions, are left out with a note.
+    A label counts when `table`, by default `dataset.classes`, has it, and is left out when it is listed as no action.
+    Any other label, or one without a frame, is an error; in annotations taken `as_released`, which a user cannot mend,
+    it is left out with a note that counts it. Labels that reach past the end of their recording end with it; those that
+    begin there, and exact repetitions, are left out with a note.
     Raises `DataError` for such labels, and for videos that are missing, unreadable, or of another length than their
     labels by more than `dataset.frame_tolerance_s`; with `dataset.allow_quarantine` each such video costs itself alone.
     """
-    table = class_table(dataset)
+    table = table or class_table(dataset)
     if table is None:
         raise DataError(
             f"dataset.kind={dataset.kind} needs dataset.classes=FILE, such as ace_dist/assets/classes/gtea.json"

@@ -77,16 +77,21 @@ def check_names(root: Path, names: list[str]) -> None:
 
 
 def recording(root: Path, name: str) -> Recording:
-    """One video and its runs of equal labels. Blank lines at the end of the file are nothing."""
-    path = root / "groundTruth" / f"{name}.txt"
+    """One video and its runs of equal labels."""
+    runs, frames = label_runs(root / "groundTruth" / f"{name}.txt")
+    group = subject(name)
+    return Recording(name, find_video(root, name), group, "test" if group == "S1" else "train", runs, frames)
+
+
+def label_runs(path: Path) -> tuple[tuple[LabelledFrames, ...], int]:
+    """The runs of equal labels of a file with one label a frame, and its frames. Blank lines at its end are nothing."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
     runs, first = [], 0
     for label, run in groupby(lines):
         end = first + sum(1 for _ in run)
         runs.append(LabelledFrames(first, end, label, f"{path} line {first + 1}"))
         first = end
-    group = subject(name)
-    return Recording(name, find_video(root, name), group, "test" if group == "S1" else "train", tuple(runs), len(lines))
+    return tuple(runs), len(lines)
 
 
 def find_video(root: Path, name: str) -> Path:
