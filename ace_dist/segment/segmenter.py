@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ace_dist.concepts import FreeLabel
+from ace_dist.concepts import FreeLabel, Phrases
 from ace_dist.config import Config, did_you_mean
 from ace_dist.evaluate.protocols import similarity
 from ace_dist.models.dual_encoder import DualEncoder
@@ -17,12 +17,13 @@ from ace_dist.segment.decoders import DecoderConfig, build_decoder
 from ace_dist.segment.decoders.viterbi import decode_viterbi
 from ace_dist.segment.embed import EmbeddedVideo
 from ace_dist.segment.procedure import Procedure
-from ace_dist.segment.rejection import Rejection
+from ace_dist.segment.rejection import Floats, Rejection
 from ace_dist.segment.timeline import Timeline, build_timeline
 from ace_dist.utils.errors import ConfigError, LabelError
 from ace_dist.utils.files import write_json
 
 CALIBRATION = "calibration.json"  # in a run or an export: what `ace calibrate` chose
+REJECT_NOTHING = Rejection(threshold=-1e3, error_rate=0.0)
 FLOOR = -12.0  # of log-probabilities: one impossible window must not outweigh ten good ones
 
 
@@ -34,7 +35,7 @@ class Calibration:
     """
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    rejection: Rejection | None = None
+    rejection: Rejection = REJECT_NOTHING
     source: str = "not calibrated: no part of a video is 'none of these'"
 
     @classmethod
@@ -52,9 +53,8 @@ class Calibration:
 
     def save(self, folder: Path, known: dict[str, Any]) -> None:
         """`known`: what was measured while calibrating."""
-        assert self.rejection is not None
-        decoder = vars(self.decoder)
-        write_json(folder / CALIBRATION, {"decoder": decoder, "rejection": self.rejection.as_json(), "known": known})
+        parts = {"decoder": vars(self.decoder), "rejection": self.rejection.as_json()}
+        write_json(folder / CALIBRATION, parts | {"known": known})
 
 
 def segment(
@@ -65,26 +65,39 @@ def segment(
     calibration: Calibration,
     procedure: Procedure | None = None,
 ) -> Timeline:
-    """The timeline of `labels`.
+    """The timeline of `labels`."""
+    cosines = window_similarity(model, video, tuple(label.phrases for label in labels))
+    names = [label.label for label in labels]
+    return decode(video, names, cosines, calibration, config.method.temperature, procedure)
+
+
+def window_similarity(model: DualEncoder, video: EmbeddedVideo, phrases: Phrases) -> Floats:
+    """Similarities [N, K] of a video's windows to classes (Eq. 3, without temperature)."""
+    (scores,) = similarity(model, torch.from_numpy(video.embeddings), [phrases], 1.0)
+    return np.asarray(scores.double().numpy(), np.float64)
+
+
+def decode(
+    video: EmbeddedVideo,
+    labels: Sequence[str],
+    cosines_NK: Floats,
+    calibration: Calibration,
+    temperature: float,
+    procedure: Procedure | None = None,
+) -> Timeline:
+    """From similarities to a timeline. `temperature` of the model.
 
     With a `procedure`, changes that it does not allow cost twice as much, and what was done otherwise is said.
     """
-    names = [label.label for label in labels]
-    (scores,) = similarity(model, torch.from_numpy(video.embeddings), [[label.phrases for label in labels]], 1.0)
-    cosines = scores.double().numpy()
-    rejection = calibration.rejection or Rejection(threshold=-1e9, error_rate=0.0)
-    log_probabilities = rejection.log_probabilities(video.embeddings.astype(float), cosines, config.method.temperature)
-    floored = np.maximum(log_probabilities, FLOOR)
+    scores = calibration.rejection.log_probabilities(video.embeddings.astype(float), cosines_NK, temperature)
+    floored, decoder = np.maximum(scores, FLOOR), calibration.decoder
     if procedure is None:
-        classes = build_decoder(calibration.decoder, video.stride_s)(floored)
-    else:
-        check_steps(procedure, names)
-        cost = calibration.decoder.switch_cost
-        minimum = max(1, round(calibration.decoder.minimum_s / video.stride_s))
-        classes = decode_viterbi(floored, minimum, procedure.switch_costs([*names, ""], cost, cost))
-    timeline = build_timeline(video, names, classes, log_probabilities, cosines)
-    if procedure is None:
-        return timeline
+        classes = build_decoder(decoder, video.stride_s)(floored)
+        return build_timeline(video, labels, classes, scores, cosines_NK)
+    check_steps(procedure, labels)
+    minimum = max(1, round(decoder.minimum_s / video.stride_s))
+    costs = procedure.switch_costs([*labels, ""], decoder.switch_cost, decoder.switch_cost)
+    timeline = build_timeline(video, labels, decode_viterbi(floored, minimum, costs), scores, cosines_NK)
     spans = [(part.start_s, part.end_s, part.label) for part in timeline if part.label is not None]
     return replace(timeline, deviations=tuple(procedure.deviations(spans)))
 

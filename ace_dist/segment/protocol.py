@@ -1,0 +1,106 @@
+"""The test of timelines: base, novel and mixed labels, other words, rejection and deviations, for every decoder.
+
+Labels of a set that a video shows count; all else of the video is "none of these", also actions of other sets.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ace_dist.concepts import LabelSet
+from ace_dist.segment.decoders import NAMES
+from ace_dist.segment.embed import EmbeddedVideo
+from ace_dist.segment.labelled import LabelledVideo
+from ace_dist.segment.metrics import auroc, fpr_at_95, precision_recall, timeline_scores
+from ace_dist.segment.procedure import Procedure
+from ace_dist.segment.rejection import Floats
+from ace_dist.segment.segmenter import Calibration, decode
+from ace_dist.segment.timeline import Timeline
+
+METRIC_FPS = 10.0  # frames a second at which timelines are compared
+METRICS = ("accuracy", "accuracy_without_background", "edit", "f1@10", "f1@25", "f1@50")
+
+
+@dataclass(frozen=True)
+class TimelineTest:
+    """Videos with their truth, and a model: `similarity` gives the [N, K] of a video's windows to a label set."""
+
+    videos: Sequence[tuple[LabelledVideo, EmbeddedVideo]]
+    similarity: Callable[[EmbeddedVideo, LabelSet], Floats]
+    calibration: Calibration
+    temperature: float
+
+    def evaluate(self, sets: Mapping[str, Sequence[LabelSet]], procedures: Mapping[str, Procedure]) -> dict[str, Any]:
+        """`timelines.json`. The first label set of each part ("base", "novel", "mixed") holds the true labels.
+
+        The others name the same actions in other words: mean and standard deviation (ddof 0) over them, as in the SRT.
+        """
+        found: dict[str, Any] = {}
+        for part, (roots, *others) in sets.items():
+            decoders: dict[str, Any] = {}
+            for name in NAMES:
+                runs = [self.scores(words, roots, name) for words in (roots, *others)]
+                decoders[name] = dict(runs[0])
+                if others:
+                    decoders[name]["other_words"] = mean_and_spread(runs[1:])
+            found[part] = {"actions": len(roots.labels), "rejection": self.rejection(roots), "decoders": decoders}
+        if procedures:
+            found["deviations"] = self.deviations(sets["mixed"][0], procedures)
+        return found
+
+    def scores(self, words: LabelSet, roots: LabelSet, decoder: str) -> dict[str, float]:
+        """Of timelines found under `words` and told in the true labels."""
+        predicted, truth = [], []
+        for video, embedded in self.videos:
+            timeline = self.timeline(embedded, words, roots, decoder)
+            shown = video.frame_labels(embedded.start_s, embedded.end_s, METRIC_FPS)
+            truth.append([label if label in roots.labels else None for label in shown])
+            predicted.append(timeline.frame_labels(len(shown), METRIC_FPS))
+        return timeline_scores(predicted, truth)
+
+    def timeline(self, video: EmbeddedVideo, words: LabelSet, roots: LabelSet, decoder: str) -> Timeline:
+        calibration = replace(self.calibration, decoder=replace(self.calibration.decoder, name=decoder))
+        return decode(video, roots.labels, self.similarity(video, words), calibration, self.temperature)
+
+    def rejection(self, labels: LabelSet) -> dict[str, Any]:
+        """How well windows of these labels are told from pauses, and from actions that are none of the labels."""
+        parts: dict[str, list[float]] = {"known": [], "pause": [], "other": []}
+        for video, embedded in self.videos:
+            cosines = self.similarity(embedded, labels)
+            values = self.calibration.rejection.scores(embedded.embeddings.astype(float), cosines).tolist()
+            shown = video.window_labels(embedded.start_s, embedded.stride_s, len(values))
+            for label, score in zip(shown, values, strict=True):
+                parts["pause" if label is None else "known" if label in labels.labels else "other"].append(score)
+        threshold, known = self.calibration.rejection.threshold, parts["known"]
+        found: dict[str, Any] = {"known_rejected": 100.0 * float(np.mean(np.array(known) < threshold))}
+        for name, scores in ((name, parts[name]) for name in ("pause", "other") if parts[name]):
+            rejected = 100.0 * float(np.mean(np.array(scores) < threshold))
+            found[name] = {"auroc": auroc(known, scores), "fpr95": fpr_at_95(known, scores), "rejected": rejected}
+        return found
+
+    def deviations(self, labels: LabelSet, procedures: Mapping[str, Procedure]) -> dict[str, float]:
+        """Precision and recall of the deviations from each video's procedure: (video, kind, label), all together."""
+        predicted, truth = [], []
+        for video, embedded in self.videos:
+            name = video.path.stem
+            if procedure := procedures.get(name):
+                cosines = self.similarity(embedded, labels)
+                timeline = decode(embedded, labels.labels, cosines, self.calibration, self.temperature, procedure)
+                predicted += [(name, each.kind, each.label) for each in timeline.deviations]
+                truth += [(name, each.kind, each.label) for each in procedure.deviations(video.spans)]
+        precision, recall = precision_recall(predicted, truth)
+        return {"precision": precision, "recall": recall, "found": len(predicted), "true": len(truth)}
+
+
+def mean_and_spread(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    table = {name: [run[name] for run in runs] for name in METRICS}
+    return {name: {"mean": float(np.mean(row)), "std": float(np.std(row))} for name, row in table.items()}
+
+
+def load_procedures(folder: Path) -> dict[str, Procedure]:
+    """The procedure of each video of a folder that has NAME.json or NAME.yaml with its steps."""
+    files = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".yaml", ".yml")]
+    return {path.stem: Procedure.load(path) for path in files}
