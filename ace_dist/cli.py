@@ -38,6 +38,7 @@ from ace_dist.config import (
     shipped_file,
     split_settings,
 )
+from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment
 from ace_dist.utils.errors import ConfigError, UserError
 from ace_dist.utils.extras import missing_packages_named
 from ace_dist.utils.processes import end_with_launcher
@@ -187,7 +188,7 @@ def classify(argv: list[str]) -> None:
     Prints the probability of each label, and what was averaged for it.
     """
     settings = parse_settings(argv, ClassifySettings)
-    from ace_dist.evaluate.classifier import Classifier
+    from ace_dist.classifier import Classifier
 
     classifier = Classifier.from_run(settings.run)
     result = classifier.classify(settings.video, settings.actions, start_s=settings.start_s, end_s=settings.end_s)
@@ -720,6 +721,7 @@ def help_text(name: str) -> str:
 Command = Callable[[list[str]], int | None]
 COMMANDS: dict[str, Command] = {
     "demo": demo, "train": train, "evaluate": evaluate, "classify": classify, "explore": explore, "export": export,
+    "segment": segment, "calibrate": calibrate, "timelines": evaluate_timelines,
     "shards build": build_shards, "shards verify": verify_shards, "shards ata": convert_ata,
     "synonyms build": build_synonyms, "synonyms inspect": inspect_synonyms,
     "weights import": import_weights, "weights pretrain": pretrain_tabletop,

@@ -40,7 +40,7 @@ from ace_dist.utils.files import (
     write_json,
     write_text,
 )
-from ace_dist.utils.reading import read_text
+from ace_dist.utils.reading import read_object, read_text
 from ace_dist.utils.secrets import redact, redacted
 from ace_dist.utils.text import markdown
 
@@ -67,6 +67,9 @@ def export_run(run: Path, output: Path) -> None:
         if config.model.similarity.attributes is not None:
             words = read_text(own_file(run, config, "model.similarity.attributes"), RunError)
             write_text(folder / "attributes.txt", redact(words))
+        if (path := run / "calibration.json").is_file():  # without the names of people that it was made on
+            calibration = read_object(path, RunError)
+            write_json(folder / path.name, {name: calibration.get(name) for name in ("decoder", "rejection")})
         predictions, provenance = read_run_object(run, "predictions.json"), run_provenance(run, config)
         labels = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
         write_text(folder / "config.yaml", to_yaml(portable(config)))

@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 
 from ace_dist.config import Config
-from ace_dist.data.build.decode import promised_span
+from ace_dist.data.build.container import open_video
+from ace_dist.data.build.decode import promised_length
 from ace_dist.data.loader.base import normalise
 from ace_dist.data.loader.long_video import stream_crops
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes, write_json
+from ace_dist.utils.reading import read_object
 
 PART = 256  # windows
 END_BYTES = 1 << 20  # at each end of a video, which tell it from another one of the same size and date
@@ -67,7 +69,8 @@ def embed_video(
         return kept
     parts = read_parts(folder) if folder is not None else []
     first = sum(map(len, parts))
-    span_s = promised_span(path)
+    with open_video(path) as (container, stream):
+        span_s = 0.0, promised_length(container, stream)
     start = PictureClock()
     pictures = start.watch(
         stream_crops(
@@ -167,9 +170,9 @@ def read_parts(folder: Path) -> list[npt.NDArray[np.float32]]:
 def read_whole(folder: Path, path: Path, grid: WindowGrid) -> EmbeddedVideo | None:
     """The kept embeddings of a video, or None when they are not all there."""
     try:
-        about = json.loads((folder / "whole.json").read_text(encoding="utf-8"))
+        about = read_object(folder / "whole.json", DataError)
         windows, start_s, end_s = int(about["windows"]), float(about["start_s"]), float(about["end_s"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, ValueError, KeyError, TypeError):
         return None
     arrays = [read_array(folder / f"part-{i:05d}.f32") for i in range(-(-windows // PART))]
     found = [array for array in arrays if array is not None]

@@ -8,8 +8,6 @@
 .mp4    the video with its labels written on it: see `captions`
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,21 +16,32 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ace_dist.concepts import Action
+from ace_dist.segment.captions import write_captioned
+from ace_dist.segment.page import to_html
 from ace_dist.segment.timeline import Timeline
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_text
-from ace_dist.utils.tables import sheet_text
+from ace_dist.utils.tables import csv_text
 
 LABEL_STUDIO_FPS = 25  # its own default of <Video frameRate="25">, by which it counts frames
 
 
 def write_timeline(timeline: Timeline, path: Path) -> None:
     """Write the form that the name's ending asks for. Raises `ConfigError` for an ending that is not known."""
-    form = next((form for ending, form in FORMS.items() if path.name.lower().endswith(ending)), None)
-    if form is None:
-        raise ConfigError(f"output={path}: a timeline is written as one of {', '.join(FORMS)}, chosen by the ending")
+    form = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, form(timeline))
+    if form is None:
+        write_captioned(timeline, path)
+    else:
+        write_text(path, form(timeline))
+
+
+def check_output(path: Path) -> Callable[[Timeline], str] | None:
+    """What makes the text of such a file; None for a video."""
+    for ending, form in FORMS.items():
+        if path.name.lower().endswith(ending):
+            return form
+    raise ConfigError(f"output={path}: a timeline is written as one of {', '.join(FORMS)}, chosen by the ending")
 
 
 def as_object(timeline: Timeline) -> dict[str, Any]:
@@ -52,7 +61,7 @@ def as_object(timeline: Timeline) -> dict[str, Any]:
             }
             for part in timeline
         ],
-        "deviations": [vars(deviation) for deviation in timeline.deviations],
+        "deviations": None if timeline.deviations is None else [vars(each) for each in timeline.deviations],
         "windows": {
             "start_s": timeline.start_s,
             "stride_s": timeline.stride_s,
@@ -68,15 +77,15 @@ def to_json(timeline: Timeline) -> str:
 
 def to_csv(timeline: Timeline) -> str:
     """Rows of `dataset.annotations`, with the score and the next best label beside."""
-    out = io.StringIO()
-    sheet = csv.writer(out)
-    sheet.writerow(["video", "start_s", "end_s", "verb", "object", "split", "group", "score", "runner_up"])
+    rows: list[list[object]] = [["video", "start_s", "end_s", "verb", "object", "split", "group", "score", "runner_up"]]
+    video = Path(timeline.video).resolve()
     for part in timeline.actions:
         action = Action.parse(part.label or "")
-        cells = [Path(timeline.video).resolve(), f"{part.start_s:.3f}", f"{part.end_s:.3f}", action.verb, action.object]
-        row = [*cells, "train", Path(timeline.video).stem, f"{part.score:.3f}", part.runner_up or ""]
-        sheet.writerow([sheet_text(str(cell)) for cell in row])
-    return out.getvalue()
+        times = [f"{part.start_s:.3f}", f"{part.end_s:.3f}"]
+        rows.append(
+            [video, *times, action.verb, action.object, "train", video.stem, f"{part.score:.3f}", part.runner_up]
+        )
+    return csv_text(rows)
 
 
 def to_vtt(timeline: Timeline) -> str:
@@ -157,11 +166,13 @@ def to_label_studio(timeline: Timeline) -> str:
     return json.dumps([task], indent=1, ensure_ascii=False) + "\n"
 
 
-FORMS: dict[str, Callable[[Timeline], str]] = {  # the first ending that fits
+FORMS: dict[str, Callable[[Timeline], str] | None] = {  # the first ending that fits
     ".labelstudio.json": to_label_studio,
     ".json": to_json,
     ".csv": to_csv,
     ".vtt": to_vtt,
     ".srt": to_srt,
     ".eaf": to_eaf,
+    ".html": to_html,
+    ".mp4": None,
 }

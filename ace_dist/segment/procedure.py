@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml  # type: ignore[import-untyped]
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from ace_dist.concepts.actions import normalise
 from ace_dist.config import did_you_mean
 from ace_dist.utils.errors import LabelError
+from ace_dist.utils.reading import read_yaml
 
 TRIED_ASSIGNMENTS = 500  # of the segments of one label to the steps that share it
 Span = tuple[float, float, str]  # start_s, end_s, label
@@ -77,11 +77,7 @@ class Procedure:
     @classmethod
     def load(cls, path: str | Path) -> "Procedure":
         """Read a YAML file. Raises `LabelError` naming the file and what cannot be understood in it."""
-        try:
-            document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise LabelError(f"procedure={path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-        return cls.parse(document, str(path))
+        return cls.parse(read_yaml(Path(path), LabelError, "; procedure= names a YAML file of steps"), str(path))
 
     @classmethod
     def parse(cls, document: Any, source: str = "the procedure") -> "Procedure":

@@ -4,7 +4,7 @@ Labels of a set that a video shows count; all else of the video is "none of thes
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ace_dist.segment.segmenter import Calibration, decode
 from ace_dist.segment.timeline import Timeline
 
 METRIC_FPS = 10.0  # frames a second at which timelines are compared
+TABLE = ("accuracy", "edit", "f1@10", "f1@50")
 METRICS = ("accuracy", "accuracy_without_background", "edit", "f1@10", "f1@25", "f1@50")
 
 
@@ -62,7 +63,7 @@ class TimelineTest:
         return timeline_scores(predicted, truth)
 
     def timeline(self, video: EmbeddedVideo, words: LabelSet, roots: LabelSet, decoder: str) -> Timeline:
-        calibration = replace(self.calibration, decoder=replace(self.calibration.decoder, name=decoder))
+        calibration = self.calibration.with_decoder(decoder)
         return decode(video, roots.labels, self.similarity(video, words), calibration, self.temperature)
 
     def rejection(self, labels: LabelSet) -> dict[str, Any]:
@@ -89,10 +90,21 @@ class TimelineTest:
             if procedure := procedures.get(name):
                 cosines = self.similarity(embedded, labels)
                 timeline = decode(embedded, labels.labels, cosines, self.calibration, self.temperature, procedure)
-                predicted += [(name, each.kind, each.label) for each in timeline.deviations]
+                predicted += [(name, each.kind, each.label) for each in timeline.deviations or ()]
                 truth += [(name, each.kind, each.label) for each in procedure.deviations(video.spans)]
         precision, recall = precision_recall(predicted, truth)
         return {"precision": precision, "recall": recall, "found": len(predicted), "true": len(truth)}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """A line for each set of labels and decoder; what stands behind a slash is the mean under other words."""
+    lines = [f"{'labels':7} {'decoder':10}" + "".join(f"{name.replace('accuracy', 'acc'):>16}" for name in TABLE)]
+    for part in ("base", "novel", "mixed"):
+        for decoder, scores in results.get(part, {"decoders": {}})["decoders"].items():
+            other = scores.get("other_words")
+            cells = [f"{scores[name]:.1f}" + (f" / {other[name]['mean']:.1f}" if other else "") for name in TABLE]
+            lines.append(f"{part:7} {decoder:10}" + "".join(f"{cell:>16}" for cell in cells))
+    return "\n".join(lines)
 
 
 def mean_and_spread(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -1,6 +1,5 @@
 """From the embeddings of a long video and any labels to its timeline."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ace_dist.segment.rejection import Floats, Rejection
 from ace_dist.segment.timeline import Timeline, build_timeline
 from ace_dist.utils.errors import ConfigError, LabelError
 from ace_dist.utils.files import write_json
+from ace_dist.utils.reading import check_shape, read_object
 
 CALIBRATION = "calibration.json"  # in a run or an export: what `ace calibrate` chose
 REJECT_NOTHING = Rejection(threshold=-1e3, error_rate=0.0)
@@ -44,12 +44,24 @@ class Calibration:
         path = folder / CALIBRATION
         if not path.is_file():
             return cls()
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            decoder, rejection = DecoderConfig(**content["decoder"]), Rejection(**content["rejection"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{path} is not a calibration ({error}); write it again: ace calibrate") from error
+        advice = "; write it again: ace calibrate"
+        content = read_object(path, ConfigError, advice)
+        decoder = check_shape(content.get("decoder"), DecoderConfig, f"{path}, decoder", ConfigError, advice)
+        rejection = check_shape(content.get("rejection"), Rejection, f"{path}, rejection", ConfigError, advice)
         return cls(decoder, rejection, str(path))
+
+    @property
+    def is_calibrated(self) -> bool:
+        return self.rejection.error_rate > 0
+
+    def fits(self, embeddings_ND: Floats, cosines_NK: Floats) -> bool | None:
+        """Whether one of the labels fits the mean of these windows; None when not calibrated."""
+        if not self.is_calibrated:
+            return None
+        return bool(self.rejection.scores(embeddings_ND, cosines_NK).mean() >= self.rejection.threshold)
+
+    def with_decoder(self, name: str | None) -> "Calibration":
+        return self if name is None else replace(self, decoder=replace(self.decoder, name=name))
 
     def save(self, folder: Path, known: dict[str, Any]) -> None:
         """`known`: what was measured while calibrating."""

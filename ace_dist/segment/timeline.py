@@ -48,7 +48,7 @@ class Timeline(Sequence[TimedSegment]):
     segments: tuple[TimedSegment, ...]
     stride_s: float
     probabilities: npt.NDArray[np.float32]
-    deviations: tuple[Deviation, ...] = ()
+    deviations: tuple[Deviation, ...] | None = None  # from the procedure, where there is one
 
     @overload
     def __getitem__(self, place: int) -> TimedSegment: ...

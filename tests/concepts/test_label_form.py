@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import pytest
 
+from ace_dist.classifier import Classification
 from ace_dist.concepts import Action, SynonymTrees, free_labels, load_class_table, load_srt, split_classes, srt_labels
 from ace_dist.concepts.actions import base_forms, normalise
 from ace_dist.concepts.trees import near
@@ -14,7 +15,6 @@ from ace_dist.data.annotations.csv import read_csv
 from ace_dist.data.annotations.frames import LabelledFrames, Recording, check_labels
 from ace_dist.data.segments import Segment
 from ace_dist.data.shards import ClipRecord, action_counts
-from ace_dist.evaluate.classifier import Classification
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.sheet import read_sheet
 from ace_dist.tools.synonyms.wordnet import WordNetSource

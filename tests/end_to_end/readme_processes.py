@@ -16,7 +16,7 @@ PRELOADED = [
     "ace_dist.cluster.sweep",
     "ace_dist.tools.synonyms",
     "ace_dist.data.build.verify",
-    "ace_dist.evaluate.classifier",
+    "ace_dist.classifier",
     "ace_dist.evaluate.export",
     "ace_dist.evaluate.report",
     "ace_dist.train.dry_run",

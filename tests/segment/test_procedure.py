@@ -137,7 +137,7 @@ def test_what_is_no_procedure_is_refused_with_the_reason(document, message):
 def test_a_file_that_is_no_yaml_is_named(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("steps: [lift box", encoding="utf-8")
-    with pytest.raises(LabelError, match="job.yaml cannot be read as YAML"):
+    with pytest.raises(LabelError, match="job.yaml is not valid YAML"):
         Procedure.load(path)
     with pytest.raises(LabelError, match="gone.yaml"):
         Procedure.load(tmp_path / "gone.yaml")

@@ -8,7 +8,6 @@ A label becomes verb and object as `Action.parse` splits it. All rows are of the
 video's name: `dataset.test_groups` says which videos are tested. Videos are looked for beside the file, by their names.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,11 +19,11 @@ from xml.etree import ElementTree
 from ace_dist.concepts import Action
 from ace_dist.data.annotations.frames import video_clock
 from ace_dist.utils.errors import DataError, LabelError
+from ace_dist.utils.reading import read_json, read_text
 from ace_dist.utils.tables import Row
 
 ENDINGS = (".eaf", ".xml", ".json")
 ACTIONS_TIER = "actions"
-LARGEST = 256 << 20  # bytes of an export; ten thousand segments take a few
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,14 @@ def export_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def read_spans(path: Path) -> list[Span]:
+    is_json = path.suffix.lower() == ".json"
     try:
-        if path.stat().st_size > LARGEST:
-            raise DataError(f"{path} has more than {LARGEST >> 20} MiB, which is no export of annotations")
-        text = path.read_text(encoding="utf-8-sig")
-        spans = json_spans(json.loads(text)) if path.suffix.lower() == ".json" else xml_spans(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    except (ValueError, RecursionError, ElementTree.ParseError, KeyError, TypeError, AttributeError) as error:
+        spans = json_spans(read_json(path, DataError)) if is_json else xml_spans(read_text(path, DataError))
+    except (ElementTree.ParseError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(
-            f"{path} is no export of ELAN (.eaf), CVAT (.xml), Label Studio or VIA 3 (.json): {error}"
-        ) from error
+        tools = "ELAN (.eaf), CVAT (.xml), Label Studio or VIA 3 (.json)"
+        raise DataError(f"{path} is no export of {tools}: {error}") from error
     if not spans:
         raise DataError(f"{path} holds no labelled stretch of time")
     return spans

@@ -1,17 +1,18 @@
 """Brings the pictures of a long video to the encoder: decoded once, in another process, cropped as test views are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ace_dist.config import EncodingConfig, LoaderConfig
-from ace_dist.data.build.decode import read_window
+from ace_dist.data.build.decode import CAMERA_FPS, read_window
 from ace_dist.data.build.isolation import stream_alone
 from ace_dist.data.loader.pixels import TestCrop
 
 BLOCK = 16  # pictures that come over at once
+THUMBNAIL = 120  # pixels
 STALL_S = 120.0  # for a block; a file that takes longer hangs FFmpeg
 
 
@@ -40,3 +41,23 @@ def crops(
             block = []
     if block:
         yield raw.start_s, np.stack(block)
+
+
+def stream_thumbnails(path: Path, times_s: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
+    """The upright pictures, at most `THUMBNAIL` pixels on their shorter side, that are shown at each of `times_s`."""
+    return stream_alone(STALL_S, thumbnails, path, times_s)
+
+
+def thumbnails(path: Path, times_s: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
+    for time_s in times_s:
+        raw = read_window(path, time_s, time_s + 1 / CAMERA_FPS, short_side=THUMBNAIL)
+        yield next(iter(raw.frames))
+
+
+def stream_frames(path: Path, fps: float, short_side: int) -> Iterator[NDArray[np.uint8]]:
+    """All pictures of a video at a constant rate."""
+    return stream_alone(STALL_S, frames, path, fps, short_side)
+
+
+def frames(path: Path, fps: float, short_side: int) -> Iterator[NDArray[np.uint8]]:
+    yield from read_window(path, fps=fps, short_side=short_side).frames

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ace_dist.classifier import Classifier
 from ace_dist.concepts import LabelSet
 from ace_dist.concepts.actions import normalise
 from ace_dist.data.build.single_video import LONGEST_S, TooLongError
@@ -22,7 +23,6 @@ from ace_dist.data.loader.single_video import read_clip
 from ace_dist.data.run_inputs import run_config
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.task import load_run_task
-from ace_dist.evaluate.classifier import Classifier
 from ace_dist.evaluate.protocols import encode_phrases, srt_label_sets
 from ace_dist.utils.errors import UserError
 

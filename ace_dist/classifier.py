@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -20,10 +20,15 @@ from ace_dist.data.loader.single_video import read_clip
 from ace_dist.data.run_inputs import run_config
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.export import read_exported
-from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, score
+from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, score, similarity
 from ace_dist.evaluate.runs import trained_model
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.segment.embed import Progress, embed_video
+from ace_dist.segment.procedure import Procedure
+from ace_dist.segment.segmenter import Calibration, segment
+from ace_dist.segment.timeline import Timeline
 from ace_dist.utils.distributed import say_once
+from ace_dist.utils.errors import LabelError
 
 # OpenMP's threads are not copied by a fork, and torch would wait for them for ever, say in a pool of processes. As in
 # torch's own data loader, a forked process computes with one thread.
@@ -34,18 +39,34 @@ os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 class Classification(Mapping[str, float]):
     """Label → probability, most probable first; `labels` says what was averaged for each.
 
+    `cosines`: label → mean similarity over the views (Eq. 3, without temperature). `fits`: whether any of the labels
+    does, by the model's calibration; None without one (`launchers/calibrate.py`).
     Labels are in their one form, and are found in any spelling: `result["Pick_Up Screw"]` is `result["pick up screw"]`.
     """
 
     probabilities: Mapping[str, float]
     labels: tuple[FreeLabel, ...]
     distinct_views: int
+    cosines: Mapping[str, float] = field(default_factory=dict)
+    fits: bool | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The most probable label; None when none of them fits."""
+        return None if self.fits is False else next(iter(self.probabilities))
+
+    @property
+    def cosine(self) -> float:
+        """Of the most probable label."""
+        return self.cosines[next(iter(self.probabilities))]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "probabilities", MappingProxyType(dict(self.probabilities)))
+        for name in ("probabilities", "cosines"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:  # a mapping proxy has no pickle and no copy
-        return type(self), (dict(self.probabilities), self.labels, self.distinct_views)
+        cosines = dict(self.cosines)
+        return type(self), (dict(self.probabilities), self.labels, self.distinct_views, cosines, self.fits)
 
     def __getitem__(self, label: str) -> float:
         return self.probabilities[normalise(label)]
@@ -64,6 +85,8 @@ class Classification(Mapping[str, float]):
             group = words[label]
             meaning = f"mean over {len(group)} synonyms: {', '.join(group)}" if group else "stands alone"
             lines.append(f"{probability:7.1%}  {label:{width}}  {meaning}")
+        if self.fits is False:
+            lines.append("none of these: the video is less like any label than actions of the training are like theirs")
         return "\n".join(lines)
 
 
@@ -78,15 +101,18 @@ class Classifier:
     is no device of that name, it comes back on the CPU. Processes of a pool get it once by an initializer, or load it.
     """
 
-    def __init__(self, config: Config, model: DualEncoder, trees: SynonymTrees) -> None:
+    def __init__(
+        self, config: Config, model: DualEncoder, trees: SynonymTrees, calibration: Calibration | None = None
+    ) -> None:
         self.config = config
         self.model = model.eval()
         self.trees = trees
+        self.calibration = calibration or Calibration()
 
     def __getstate__(self) -> dict[str, Any]:
         device = next(self.model.parameters()).device
         model = self.model if device.type == "cpu" else copy.deepcopy(self.model).cpu()
-        return {"config": self.config, "model": model, "trees": self.trees, "device": str(device)}
+        return {**self.__dict__, "model": model, "device": str(device)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         device = torch.device(state.pop("device"))
@@ -100,13 +126,20 @@ class Classifier:
     def from_run(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a finished run folder. Raises `UserError` naming the file that is missing."""
         config = run_config(Path(run))
-        return cls(config, trained_model(Path(run), config, torch.device(device)), load_test_trees(config))
+        model = trained_model(Path(run), config, torch.device(device))
+        return cls(config, model, load_test_trees(config), Calibration.load(Path(run)))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a folder that `ace export` wrote. Raises `UserError` naming the file that is missing."""
         config, model = read_exported(Path(folder))
-        return cls(config, model.to(device), load_test_trees(config))
+        return cls(config, model.to(device), load_test_trees(config), Calibration.load(Path(folder)))
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Load a finished run folder or an export, whichever `folder` is."""
+        is_export = (Path(folder) / "video").is_dir()
+        return cls.from_pretrained(folder, device) if is_export else cls.from_run(folder, device)
 
     @torch.no_grad()
     def classify(
@@ -125,9 +158,43 @@ class Classifier:
         labels = self.labels(actions)
         clip = read_clip(video, self.config, start_s, end_s)
         names = LabelSet(tuple(label.label for label in labels), tuple(label.phrases for label in labels))
-        (row,) = self.probabilities(self.encode(clip.video), [names])
+        embeddings = self.encode(clip.video)
+        (row,) = self.probabilities(embeddings, [names])
         ranked = sorted(zip(names.labels, row, strict=True), key=lambda pair: -pair[1])
-        return Classification(dict(ranked), tuple(labels), clip.distinct_views)
+        (views,) = similarity(self.model, embeddings, [names.phrases], 1.0)
+        cosines = views.double().mean(0, keepdim=True).numpy()
+        return Classification(
+            dict(ranked),
+            tuple(labels),
+            clip.distinct_views,
+            dict(zip(names.labels, cosines[0].tolist(), strict=True)),
+            self.calibration.fits(embeddings.double().mean(0, keepdim=True).numpy(), cosines),
+        )
+
+    def segment(
+        self,
+        video: str | Path,
+        actions: str | Sequence[str] | None = None,
+        procedure: Procedure | None = None,
+        *,
+        decoder: str | None = None,
+        stride_s: float | None = None,
+        cache: Path | None = None,
+        progress: Progress = lambda done_s, all_s: None,
+    ) -> Timeline:
+        """What a video of any length shows, when, among `actions` (two or more, any words) or none of them.
+
+        With a `procedure` its steps are the labels, unless others are given, and the timeline says what was done
+        otherwise. `decoder`: argmax, viterbi or transport; None: that of the calibration. `stride_s`: seconds between
+        windows, None: a quarter of a training clip. `cache`: a folder that keeps the embeddings, so that other labels
+        need no video. Raises `UserError` for a video that cannot be read to its end, and for unusable labels.
+        """
+        if actions is None and procedure is None:
+            raise LabelError("segment needs actions=[...] or a procedure")
+        labels = self.labels(procedure.labels if actions is None and procedure else actions or ())
+        calibration = self.calibration.with_decoder(decoder)
+        embedded = embed_video(self.model, self.config, video, stride_s, cache, progress)
+        return segment(self.model, self.config, embedded, labels, calibration, procedure)
 
     def labels(self, actions: str | Sequence[str], policy: Policy | None = None) -> list[FreeLabel]:
         """What stands for each action: the words of its tree where the run was trained with them, or itself alone.

@@ -1,0 +1,169 @@
+"""One HTML page of a timeline that works offline: segments with thumbnails, a curve a label, the job's checklist."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ace_dist.data.loader.long_video import stream_thumbnails
+from ace_dist.segment.timeline import NONE, Timeline, clock
+
+# Okabe and Ito's colours, told apart by colour-blind readers; from the ninth label on they repeat with stripes.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#666666")
+THUMBNAILS = 80  # the most that a page holds; longer timelines show those of their longest segments
+CURVE_POINTS = 600  # of a curve: the largest probability of each stretch
+WIDTH, ROW = 1000, 46  # of the drawing, in its own units
+
+
+def to_html(timeline: Timeline) -> str:
+    """The page. Reads the video once more, for the thumbnails."""
+    title = html.escape(Path(timeline.video).name)
+    actions = sum(part.label is not None for part in timeline)
+    length = timeline.end_s - timeline.start_s
+    summary = f"{actions} segments of {len(timeline.labels)} labels in {clock(length)}"
+    parts = [bar(timeline), checklist(timeline), curves(timeline), segment_list(timeline)]
+    return PAGE.format(title=title, summary=summary, body="\n".join(part for part in parts if part))
+
+
+def colour(timeline: Timeline, label: str | None) -> str:
+    return "#dddddd" if label is None else COLOURS[timeline.labels.index(label) % len(COLOURS)]
+
+
+def place(timeline: Timeline, time_s: float) -> float:
+    return WIDTH * (time_s - timeline.start_s) / max(timeline.end_s - timeline.start_s, 1e-9)
+
+
+def bar(timeline: Timeline) -> str:
+    """All of the video as one bar; uncertain stretches are hatched, each part links to its entry below."""
+    cells = []
+    for number, part in enumerate(timeline):
+        x = place(timeline, part.start_s)
+        box = f'x="{x:.1f}" y="0" width="{max(place(timeline, part.end_s) - x, 0.5):.1f}" height="40"'
+        name = html.escape(part.label or NONE)
+        hatch = f'<rect {box} fill="url(#hatch)"/>' if part.uncertain and part.label else ""
+        fill = colour(timeline, part.label)
+        tip = f"<title>{clock(part.start_s)} to {clock(part.end_s)}: {name}, {part.score:.0%}</title>"
+        cells.append(f'<a href="#s{number}"><rect {box} fill="{fill}"/>{hatch}{tip}</a>')
+    ticks = "".join(
+        f'<text x="{place(timeline, time):.1f}" y="58" text-anchor="{anchor}">{clock(time)[:-2]}</text>'
+        for time, anchor in zip(np.linspace(timeline.start_s, timeline.end_s, 5), ANCHORS, strict=True)
+    )
+    legend = "".join(
+        f'<span><i style="background:{colour(timeline, label)}"></i>{html.escape(label)}</span>'
+        for label in timeline.labels
+    )
+    return (
+        f'<h2>Timeline</h2><svg viewBox="0 0 {WIDTH} 64" role="img" aria-label="Timeline of the video">{HATCH}'
+        f'{"".join(cells)}{ticks}</svg><p class="legend">{legend}'
+        '<span><i style="background:#ddd"></i>none of these</span>'
+        '<span><i class="hatched"></i>uncertain: below one half</span></p>'
+    )
+
+
+ANCHORS = ("start", "middle", "middle", "middle", "end")
+HATCH = (
+    '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<rect width="2" height="6" fill="#fff" fill-opacity=".75"/></pattern></defs>'
+)
+
+
+def curves(timeline: Timeline) -> str:
+    """Probability over time, a row for each label that is the best one somewhere; the others follow as a sentence."""
+    shown = [label for label in timeline.labels if any(part.label == label for part in timeline)]
+    rows = []
+    for row, label in enumerate(shown):
+        values = timeline.probabilities[:, timeline.labels.index(label)]
+        stretches = np.array_split(values, min(len(values), CURVE_POINTS))
+        points = [
+            (WIDTH * (i + 0.5) / len(stretches), ROW * (row + 1) - 6 - 30 * float(stretch.max()))
+            for i, stretch in enumerate(stretches)
+        ]
+        base = ROW * (row + 1) - 6
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        rows.append(
+            f'<line x1="0" x2="{WIDTH}" y1="{base}" y2="{base}" stroke="#ccc"/>'
+            f'<polyline points="{line}" fill="none" stroke="{colour(timeline, label)}" stroke-width="2"/>'
+            f'<text x="4" y="{base - 24}">{html.escape(label)}</text>'
+        )
+    absent = [html.escape(label) for label in timeline.labels if label not in shown]
+    note = f"<p>Never the best label: {', '.join(absent)}.</p>" if absent else ""
+    drawing = (
+        f'<svg viewBox="0 0 {WIDTH} {ROW * len(shown)}" role="img" aria-label="Probability of each label over time">'
+    )
+    return f"<h2>Probability of each label</h2>{drawing}{''.join(rows)}</svg>{note}" if shown else note
+
+
+def checklist(timeline: Timeline) -> str:
+    """What was done otherwise than the procedure says; nothing where there is no procedure."""
+    if timeline.deviations is None:
+        return ""
+    if not timeline.deviations:
+        return '<h2>Procedure</h2><p class="good">Every step was seen, in order.</p>'
+    items = "".join(
+        f"<li><b>{html.escape(each.kind)}</b> {html.escape(each.label)}: {html.escape(each.note)}"
+        + (f" ({clock(each.start_s)})" if each.start_s is not None else "")
+        + "</li>"
+        for each in timeline.deviations
+    )
+    return f'<h2>Procedure</h2><ul class="deviations">{items}</ul>'
+
+
+def segment_list(timeline: Timeline) -> str:
+    by_length = sorted(range(len(timeline)), key=lambda i: timeline[i].start_s - timeline[i].end_s)
+    chosen = sorted(by_length[:THUMBNAILS])
+    times = [(timeline[i].start_s + timeline[i].end_s) / 2 for i in chosen]
+    pictures = dict(zip(chosen, thumbnails(Path(timeline.video), times), strict=True))
+    entries = []
+    for number, part in enumerate(timeline):
+        name = html.escape(part.label or NONE)
+        picture = f'<img src="{pictures[number]}" alt="" loading="lazy">' if number in pictures else ""
+        other = f" or {html.escape(part.runner_up)}?" if part.uncertain and part.runner_up and part.label else ""
+        mark = ' class="uncertain"' if other else ""
+        entries.append(
+            f'<li id="s{number}"{mark}>{picture}<div><b style="border-color:{colour(timeline, part.label)}">{name}</b>'
+            f"<span>{clock(part.start_s)} to {clock(part.end_s)}</span><span>{part.score:.0%}{other}</span></div></li>"
+        )
+    return f'<h2>Segments</h2><ol class="segments">{"".join(entries)}</ol>'
+
+
+def thumbnails(video: Path, times_s: Sequence[float]) -> list[str]:
+    """A data URI for each time: the frame shown then, as JPEG."""
+    found = []
+    for picture in stream_thumbnails(video, times_s):
+        out = io.BytesIO()
+        Image.fromarray(picture).save(out, "JPEG", quality=70)
+        found.append(f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}")
+    return found
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --line: #8884; }}
+body {{ font: 16px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; }}
+h1 {{ font-size: 1.4rem; overflow-wrap: anywhere; margin-bottom: 0; }} h2 {{ font-size: 1.1rem; margin-top: 1.6rem; }}
+svg {{ width: 100%; height: auto; display: block; }}
+svg text {{ font: 15px system-ui, sans-serif; fill: currentColor; }}
+.legend span {{ display: inline-block; margin-right: 1rem; }}
+.legend i {{ display: inline-block; width: .9em; height: .9em; margin-right: .35em; vertical-align: -.1em; }}
+.hatched {{ background: repeating-linear-gradient(45deg, #888 0 3px, #fff 3px 6px); }}
+.segments {{ list-style: none; padding: 0; display: grid; gap: .6rem;
+  grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }}
+.segments li {{ display: flex; gap: .7rem; border: 1px solid var(--line); border-radius: .4rem; padding: .5rem; }}
+.segments li:target {{ outline: 3px solid #0072b2; }} .segments li.uncertain {{ border-style: dashed; }}
+.segments img {{ width: 6rem; height: 4.5rem; object-fit: cover; border-radius: .25rem; }}
+.segments b {{ border-left: .35rem solid; padding-left: .4rem; overflow-wrap: anywhere; }}
+.segments span {{ display: block; font-size: .9rem; opacity: .85; }}
+.deviations li {{ margin: .3rem 0; }} .good::before {{ content: "\\2713  "; }}
+</style></head>
+<body><h1>{title}</h1><p>{summary}</p>
+{body}
+</body></html>
+"""

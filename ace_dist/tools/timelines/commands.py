@@ -1,0 +1,167 @@
+"""The commands about long videos: `segment`, `calibrate` and `evaluate_timelines`."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from ace_dist.config import parse_settings
+from ace_dist.utils.errors import ConfigError, RunError
+from ace_dist.utils.files import write_json
+
+
+@dataclass
+class SegmentSettings:
+    run: str = MISSING  # a run folder, or an export
+    video: list[str] = MISSING  # one or many video files, of any length
+    actions: list[str] | None = None  # a list such as '[spin block, hammer pin]'; null: the steps of the procedure
+    procedure: str | None = None  # YAML file of the steps that belong to the job, in order
+    output: list[str] = field(default_factory=list)  # files; {} stands for the video's name, as in 'out/{}.json'
+    decoder: str | None = None  # argmax | viterbi | transport; null: that of the calibration
+    stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
+    cache: str | None = "auto"  # folder of embeddings, so that other labels need no video; null: keep none
+    device: str = "cpu"
+
+
+def segment(argv: list[str]) -> None:
+    """Find what a long video shows, and when: `python launchers/segment.py run=DIR video=FILE actions='[...]'`.
+
+    Any labels, in any words; stretches that none of them fits are "none of these" when the run is calibrated
+    (launchers/calibrate.py). `output=[FILE.json, FILE.html]` writes files for other programs: .json .csv .vtt .srt
+    .eaf (ELAN) .labelstudio.json .html .mp4.
+    """
+    settings = parse_settings(argv, SegmentSettings)
+    from ace_dist.classifier import Classifier
+    from ace_dist.segment.formats import check_output, write_timeline
+    from ace_dist.segment.procedure import Procedure
+    from ace_dist.segment.timeline import clock
+
+    if len(settings.video) > 1 and (fixed := [name for name in settings.output if "{}" not in name]):
+        raise ConfigError(f"output={fixed[0]} is one file for {len(settings.video)} videos; write {{}} for their names")
+    for name in settings.output:
+        check_output(Path(name))
+    procedure = Procedure.load(settings.procedure) if settings.procedure else None
+    classifier = Classifier.load(settings.run, settings.device)
+    if not classifier.calibration.is_calibrated:
+        print(classifier.calibration.source, flush=True)
+    cache = cache_folder(settings.cache)
+    for video in settings.video:
+        with progress_bar(video) as progress:
+            timeline = classifier.segment(
+                video,
+                settings.actions,
+                procedure,
+                decoder=settings.decoder,
+                stride_s=settings.stride_s,
+                cache=cache,
+                progress=progress,
+            )
+        print(video, timeline.table(), sep="\n")
+        for each in timeline.deviations or ():
+            when = "" if each.start_s is None else f"{clock(each.start_s)}  "
+            print(f"{when}{each.kind}: {each.label} {each.note}")
+        for name in settings.output:
+            path = Path(name.replace("{}", Path(video).stem))
+            write_timeline(timeline, path)
+            print(f"written: {path}", flush=True)
+
+
+def cache_folder(cache: str | None) -> Path | None:
+    from ace_dist.segment.embed import default_cache
+
+    return default_cache() if cache == "auto" else Path(cache) if cache else None
+
+
+@contextlib.contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[float, float], None]]:
+    """Of seconds of video, with the time left; in a log file a line every tenth."""
+    from tqdm import tqdm
+
+    with tqdm(desc=Path(name).name, unit="s of video", disable=not sys.stderr.isatty(), total=1.0) as bar:
+
+        def show(done_s: float, all_s: float) -> None:
+            bar.total = round(max(all_s, done_s), 1)
+            bar.n = round(done_s, 1)
+            bar.refresh()
+
+        yield show
+
+
+@dataclass
+class CalibrateSettings:
+    run: str = MISSING  # a finished run folder
+    videos: str | None = None  # annotations of long videos (CSV, or a tool's export), or a folder in MS-TCN's layout
+    error_rate: float = 0.1  # share of actions like those of the training that may be called "none of these"
+    stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
+    cache: str | None = "auto"  # folder of embeddings; null: keep none
+    device: str = "cpu"
+
+
+def calibrate(argv: list[str]) -> None:
+    """Teach a run when no label fits, and how to segment: `python launchers/calibrate.py run=DIR videos=FILE`.
+
+    Uses videos of the training split alone, and writes RUN/calibration.json. What is not labelled there counts as
+    background. Without `videos` it looks at the run's training clips, which show no background.
+    """
+    settings = parse_settings(argv, CalibrateSettings)
+    from ace_dist.classifier import Classifier
+    from ace_dist.segment.segmenter import CALIBRATION
+    from ace_dist.tools.timelines.videos import calibrate_on_clips, calibrate_on_long_videos
+
+    run = Path(settings.run)
+    classifier = Classifier.from_run(run, settings.device)
+    if settings.videos is None:
+        calibration, known = calibrate_on_clips(classifier, run, settings.error_rate)
+    else:
+        stride_s, cache = settings.stride_s, cache_folder(settings.cache)
+        calibration, known = calibrate_on_long_videos(
+            classifier, run, settings.videos, settings.error_rate, stride_s, cache
+        )
+    calibration.save(run, known)
+    print(json.dumps(known, indent=1), f"written: {run / CALIBRATION}", sep="\n")
+
+
+@dataclass
+class EvaluateTimelinesSettings:
+    run: str = MISSING  # a finished and calibrated run folder
+    videos: str = MISSING  # annotations of long videos (CSV, or a tool's export), or a folder in MS-TCN's layout
+    fold: int = 1  # of a folder in MS-TCN's layout: which split is tested
+    procedures: str | None = None  # folder with a NAME.yaml or NAME.json of steps for each video; null: none
+    output: str | None = None  # a JSON file; null: RUN/timelines.json
+    stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
+    cache: str | None = "auto"  # folder of embeddings; null: keep none
+    device: str = "cpu"
+
+
+def evaluate_timelines(argv: list[str]) -> None:
+    """Test the segmentation of long videos: `python launchers/evaluate_timelines.py run=DIR videos=FOLDER`.
+
+    Base, novel and mixed labels, and the same under other words, by every decoder: frame accuracy, edit score, F1@10,
+    25, 50; rejection (AUROC, FPR95); precision and recall of deviations where there are procedures.
+    """
+    settings = parse_settings(argv, EvaluateTimelinesSettings)
+    from ace_dist.classifier import Classifier
+    from ace_dist.segment.protocol import TimelineTest, load_procedures, table
+    from ace_dist.segment.segmenter import window_similarity
+    from ace_dist.tools.timelines.videos import embed_all, read_videos, root_label_sets
+
+    run = Path(settings.run)
+    classifier = Classifier.from_run(run, settings.device)
+    if not classifier.calibration.is_calibrated:
+        raise RunError(f"{run} is not calibrated; first: python launchers/calibrate.py run={run} videos=...")
+    truths = read_videos(settings.videos, "test", settings.fold)
+    test = TimelineTest(
+        embed_all(classifier, truths, settings.stride_s, cache_folder(settings.cache)),
+        lambda video, labels: window_similarity(classifier.model, video, labels.phrases),
+        classifier.calibration,
+        classifier.config.method.temperature,
+    )
+    procedures = load_procedures(Path(settings.procedures)) if settings.procedures else {}
+    results = test.evaluate(root_label_sets(classifier, run), procedures)
+    path = Path(settings.output) if settings.output else run / "timelines.json"
+    write_json(path, {"videos": len(truths), "method": classifier.config.method.name, **results})
+    print(table(results), f"written: {path}", sep="\n")

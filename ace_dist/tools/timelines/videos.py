@@ -1,0 +1,108 @@
+"""The long videos of a calibration or a test: read, embedded, and given the labels of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ace_dist.classifier import Classifier
+from ace_dist.concepts import Action, LabelSet, root_labels
+from ace_dist.config import DatasetConfig
+from ace_dist.data.datasets import build_reader
+from ace_dist.data.loader import build_loader
+from ace_dist.data.run_inputs import read_inputs
+from ace_dist.data.sampling import TestPlan
+from ace_dist.data.task import load_task
+from ace_dist.evaluate.protocols import similarity, srt_label_sets
+from ace_dist.segment.calibrate import ScoredVideo, calibrate_on_videos
+from ace_dist.segment.embed import EmbeddedVideo, embed_video
+from ace_dist.segment.labelled import LabelledVideo, labelled_videos
+from ace_dist.segment.rejection import LabelledWindows, fit_rejection
+from ace_dist.segment.segmenter import Calibration, window_similarity
+from ace_dist.tools.timelines.commands import progress_bar
+from ace_dist.utils.errors import DataError, RunError
+
+
+def read_videos(source: str, split: str, fold: int = 1) -> list[LabelledVideo]:
+    """The labelled videos of a split, of an annotation file or a folder in MS-TCN's layout."""
+    dataset = DatasetConfig(name="videos", kind="csv", shards="", annotations=source)
+    if Path(source).is_dir():
+        dataset = DatasetConfig(name="videos", kind="mstcn", shards="", root=source, fold=fold)
+    if found := labelled_videos(build_reader(dataset).segments(), split):
+        return found
+    raise DataError(f"videos={source} has no video of the {split} split (a video with segments of both is in neither)")
+
+
+def embed_all(
+    classifier: Classifier, truths: list[LabelledVideo], stride_s: float | None, cache: Path | None
+) -> list[tuple[LabelledVideo, EmbeddedVideo]]:
+    found = []
+    for truth in truths:
+        with progress_bar(truth.path.name) as progress:
+            embedded = embed_video(classifier.model, classifier.config, truth.path, stride_s, cache, progress)
+        found.append((truth, embedded))
+    return found
+
+
+def root_label_sets(classifier: Classifier, run: Path) -> dict[str, list[LabelSet]]:
+    """Base, novel and mixed labels of a run, each followed by its SRT's label sets."""
+    inputs, config, trees = read_inputs(run), classifier.config, classifier.trees
+    if inputs["base"] is None:
+        raise RunError(f"{run} was written by an earlier version, which kept no classes: train it again")
+    parts = {part: tuple(Action(verb, thing) for verb, thing in inputs[part]) for part in ("base", "novel")}
+    leaves = config.method.leaf_augmentation
+    found = {
+        part: [
+            root_labels(actions, trees, leaves),
+            *srt_label_sets(config, part, actions, trees),
+        ]
+        for part, actions in parts.items()
+        if actions
+    }
+    if len(found) == 2:
+        found["mixed"] = [
+            LabelSet(base.labels + novel.labels, base.phrases + novel.phrases)
+            for base, novel in zip(found["base"], found["novel"], strict=False)
+        ]
+    return found
+
+
+def calibrate_on_long_videos(
+    classifier: Classifier, run: Path, source: str, error_rate: float, stride_s: float | None, cache: Path | None
+) -> tuple[Calibration, dict[str, Any]]:
+    """On the videos of the training split. `calibrate_on_videos` says what is returned."""
+    labels = root_label_sets(classifier, run)["base"][0]
+    videos = [
+        ScoredVideo(truth, embedded, window_similarity(classifier.model, embedded, labels.phrases))
+        for truth, embedded in embed_all(classifier, read_videos(source, "train"), stride_s, cache)
+    ]
+    return calibrate_on_videos(videos, labels.labels, classifier.config.method.temperature, error_rate)
+
+
+@torch.no_grad()
+def calibrate_on_clips(classifier: Classifier, run: Path, error_rate: float) -> tuple[Calibration, dict[str, Any]]:
+    """On the clips (mean of the views) of the run's validation people, or of its training where none are held out."""
+    config, model = classifier.config, classifier.model
+    task = load_task(config)
+    held = task.validation_clips()
+    records, classes = held if held[0] else task.training_clips()
+    device = next(model.video.parameters()).device
+    loader = build_loader(config, device, None)
+    plan = TestPlan(records, classes, config.dataset.clip, config.loader, config.evaluation.batch_size)
+    views: dict[str, list[torch.Tensor]] = {}
+    for batch in loader.stream(plan.batches()):
+        for name, row in zip(batch.ids, model.encode_video(batch.video).float().cpu(), strict=True):
+            views.setdefault(name, []).append(row)
+    loader.close()
+    embeddings = torch.stack([torch.stack(views[record.key]).mean(0) for record in records])
+    labels = root_label_sets(classifier, run)["base"][0]
+    (cosines,) = similarity(model, embeddings, [labels.phrases], 1.0)
+    windows = LabelledWindows(
+        embeddings.double().numpy(),
+        cosines.double().numpy(),
+        np.array(classes, np.int64),
+        np.array([record.group for record in records]),
+    )
+    rejection, known = fit_rejection(windows, error_rate, config.method.temperature)
+    return Calibration(rejection=rejection), known | {"clips": len(records), "held_out": bool(held[0])}

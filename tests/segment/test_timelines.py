@@ -1,0 +1,179 @@
+"""From embeddings to a timeline and to files: times fit, none of these is said, every form is what others expect."""
+
+import json
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from ace_dist.concepts import LabelSet
+from ace_dist.config import DatasetConfig
+from ace_dist.data.datasets import build_reader
+from ace_dist.segment.calibrate import ScoredVideo, calibrate_on_videos
+from ace_dist.segment.decoders import NAMES, DecoderConfig
+from ace_dist.segment.embed import EmbeddedVideo
+from ace_dist.segment.formats import FORMS, write_timeline
+from ace_dist.segment.labelled import labelled_videos
+from ace_dist.segment.procedure import Procedure
+from ace_dist.segment.protocol import TimelineTest
+from ace_dist.segment.rejection import Rejection
+from ace_dist.segment.segmenter import Calibration, decode
+from ace_dist.utils.errors import ConfigError, LabelError
+from ace_dist.worlds.tabletop.procedures import draw_procedure_video, write_videos
+from ace_dist.worlds.tabletop.world import BASE_ACTIONS, TabletopConfig
+
+LABELS = ["lift box", "spin block", "tap pin"]
+STRIDE_S = 0.5
+WORLD = TabletopConfig(size=32, fps=8.0)
+
+
+def embedded(places: list[int | None], rng: np.random.Generator, noise: float = 0.0, name="job.mp4", start_s=0.0):
+    """Windows along the axis of their label; None along an axis of its own. Similarities are cosines to the axes."""
+    rows = np.eye(8)[[7 if place is None else place for place in places]] + rng.normal(0, noise, (len(places), 8))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    video = EmbeddedVideo(name, rows.astype(np.float32), start_s, start_s + len(places) * STRIDE_S, STRIDE_S)
+    return video, rows[:, : len(LABELS)].astype(float)
+
+
+CALIBRATION = Calibration(DecoderConfig(), Rejection(threshold=0.5, error_rate=0.1, weights=[10.0, -4.5]))
+
+
+@pytest.mark.parametrize("decoder", NAMES)
+def test_segments_cover_the_video_and_say_none_of_these(decoder, rng):
+    places = [None] * 4 + [0] * 8 + [2] * 6 + [None] * 5
+    video, cosines = embedded(places, rng, start_s=0.5)
+    timeline = decode(video, LABELS, cosines, CALIBRATION.with_decoder(decoder), temperature=0.05)
+    assert [(part.label, part.start_s, part.end_s) for part in timeline] == [
+        (None, 0.5, 2.5),
+        ("lift box", 2.5, 6.5),
+        ("tap pin", 6.5, 9.5),
+        (None, 9.5, 12.0),
+    ]
+    assert all(part.score > 0.9 for part in timeline) and timeline[1].cosine > 0.99
+    assert timeline.label_at(6.4) == "lift box" and timeline.label_at(11.9) is None and timeline.deviations is None
+    assert timeline.frame_labels(3, 1 / 3.0) == [None, "lift box", "tap pin"]
+    assert np.allclose(timeline.probabilities.sum(1), 1, atol=1e-5)
+
+
+def test_without_calibration_every_window_has_a_label(rng):
+    video, cosines = embedded([None] * 4 + [0] * 8, rng)
+    assert all(part.label for part in decode(video, LABELS, cosines, Calibration(), temperature=0.05))
+
+
+def test_a_procedure_names_what_was_done_otherwise(rng):
+    video, cosines = embedded([2] * 6 + [0] * 6, rng)
+    job = Procedure.parse(["lift box", "spin block", "tap pin"])
+    timeline = decode(video, LABELS, cosines, CALIBRATION, 0.05, job)
+    assert [(each.kind, each.label) for each in timeline.deviations] == [
+        ("swapped", "tap pin"),
+        ("missing", "spin block"),
+    ]
+    with pytest.raises(LabelError, match="step 'cut cone' is not among actions"):
+        decode(video, LABELS, cosines, CALIBRATION, 0.05, Procedure.parse(["cut cone"]))
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jobs")
+    write_videos(folder, WORLD, train=6, test=2)
+    return folder
+
+
+def scored(folder, split: str, rng, noise: float) -> list[ScoredVideo]:
+    """Videos of a model that knows the actions but for some noise."""
+    names = [" ".join(action) for action in BASE_ACTIONS]
+    reader = build_reader(DatasetConfig(name="jobs", kind="mstcn", shards="", root=str(folder)))
+    found = []
+    for truth in labelled_videos(reader.segments(), split):
+        windows = round(draw_procedure_video(WORLD, split, int(truth.path.stem[-3:])).duration_s / STRIDE_S)
+        shown = truth.window_labels(0.0, STRIDE_S, windows)
+        rows = np.eye(len(names) + 1)[[names.index(label) if label in names else len(names) for label in shown]]
+        rows = rows + rng.normal(0, noise, rows.shape)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        video = EmbeddedVideo(str(truth.path), rows.astype(np.float32), 0.0, windows * STRIDE_S, STRIDE_S)
+        found.append(ScoredVideo(truth, video, rows[:, :-1]))
+    return found
+
+
+def test_calibration_chooses_on_training_videos_what_helps_on_others(jobs, rng, tmp_path):
+    names = [" ".join(action) for action in BASE_ACTIONS]
+    calibration, known = calibrate_on_videos(scored(jobs, "train", rng, 0.7), names, 0.05, error_rate=0.1)
+    calibration.save(tmp_path, known)
+    assert Calibration.load(tmp_path).rejection == calibration.rejection
+    assert known["decoders"][calibration.decoder.name] == max(known["decoders"].values())
+    assert known["decoders"][calibration.decoder.name] > known["decoders"]["argmax"]
+    videos = scored(jobs, "test", rng, 0.7)
+    cosines = {video.embedded.video: video.cosines for video in videos}
+
+    def similarity(video, labels):
+        return cosines[video.video][:, [names.index(label) for label in labels.labels]]
+
+    base = LabelSet(tuple(names), tuple((name,) for name in names))
+    pairs = [(video.truth, video.embedded) for video in videos]
+    results = TimelineTest(pairs, similarity, calibration, 0.05).evaluate({"base": [base, base]}, {})["base"]
+    best = results["decoders"][calibration.decoder.name]
+    assert best["f1@50"] > results["decoders"]["argmax"]["f1@50"]
+    assert best["other_words"]["f1@50"] == {"mean": pytest.approx(best["f1@50"]), "std": 0.0}
+    assert results["rejection"]["pause"]["auroc"] > 80
+
+
+def test_a_broken_calibration_is_named(tmp_path):
+    (tmp_path / "calibration.json").write_text('{"decoder": {"name": "viterbi"}, "rejection": {"threshold": "high"}}')
+    with pytest.raises(ConfigError, match=r"calibration\.json, rejection: .*ace calibrate"):
+        Calibration.load(tmp_path)
+
+
+@pytest.fixture
+def timeline(jobs, rng):
+    """Of a rendered video, with labels that would break a careless writer, and a deviation."""
+    path = jobs / "videos" / "job-test-000.mp4"
+    windows = round(draw_procedure_video(WORLD, "test", 0).duration_s / STRIDE_S)
+    video, cosines = embedded(([0] * 9 + [None] * 4 + [1] * 6 + [2] * 200)[:windows], rng, name=str(path))
+    found = decode(video, LABELS, cosines, CALIBRATION, 0.05, Procedure.parse(["lift box", "tap pin", "spin block"]))
+    return found
+
+
+def test_a_timeline_corrected_in_another_program_is_training_data(timeline, jobs, tmp_path):
+    expected = [(part.start_s, part.end_s, part.label) for part in timeline.actions]
+    for ending in (".csv", ".eaf", ".labelstudio.json"):
+        path = jobs / "videos" / f"shift{ending}"
+        write_timeline(timeline, path)
+        segments = build_reader(DatasetConfig(name="own", kind="csv", shards="", annotations=str(path))).segments()
+        for segment, (start_s, end_s, label) in zip(segments, expected, strict=True):
+            assert f"{segment.verb} {segment.object}" == label and segment.split == "train"
+            assert abs(segment.start_s - start_s) <= 0.02 and abs(segment.end_s - end_s) <= 0.02
+
+
+def test_every_form_is_written_whole_and_is_what_its_readers_expect(timeline, tmp_path):
+    for ending in FORMS:
+        write_timeline(timeline, tmp_path / f"out{ending}")
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["video"] == timeline.video and [part["label"] for part in content["segments"]][:2] == [
+        "lift box",
+        None,
+    ]
+    assert content["duration_s"] == pytest.approx(timeline.end_s) and content["deviations"][0]["kind"]
+    assert (tmp_path / "out.vtt").read_text().startswith("WEBVTT\n\n00:00:00.000 --> 00:00:04.500\nlift box\n")
+    assert (tmp_path / "out.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:04,500\nlift box\n\n2\n")
+    slots = [int(slot.get("TIME_VALUE")) for slot in ElementTree.parse(tmp_path / "out.eaf").iter("TIME_SLOT")]
+    assert slots[:2] == [0, 4500]
+    page = (tmp_path / "out.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == len(timeline) and "swapped" in page
+    assert not re.search(r"(src|href)=.(https?:|//)|<script", page) and len(page) < 3_000_000
+    with pytest.raises(ConfigError, match=r"out\.doc: a timeline is written as one of"):
+        write_timeline(timeline, tmp_path / "out.doc")
+
+
+def test_labels_from_outside_stay_text(timeline, tmp_path):
+    bad = '<img src=x onerror="alert(1)"> & "co"'
+    hostile = replace(
+        timeline,
+        labels=(bad, *timeline.labels[1:]),
+        segments=tuple(replace(part, label=bad) if part.label == "lift box" else part for part in timeline),
+    )
+    for ending in (".html", ".vtt", ".eaf"):
+        write_timeline(hostile, tmp_path / f"out{ending}")
+        assert "<img src=x" not in (tmp_path / f"out{ending}").read_text()
+    assert bad in {value.text for value in ElementTree.parse(tmp_path / "out.eaf").iter("ANNOTATION_VALUE")}
