@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ace_dist.config import Config
-from ace_dist.data.build.container import open_video
-from ace_dist.data.build.decode import promised_length
+from ace_dist.data.build.decode import promised_span
+from ace_dist.data.build.isolation import run_alone
 from ace_dist.data.loader.base import normalise
-from ace_dist.data.loader.long_video import stream_crops
+from ace_dist.data.loader.long_video import STALL_S, stream_crops
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.errors import DataError
@@ -69,8 +69,7 @@ def embed_video(
         return kept
     parts = read_parts(folder) if folder is not None else []
     first = sum(map(len, parts))
-    with open_video(path) as (container, stream):
-        span_s = 0.0, promised_length(container, stream)
+    span_s = run_alone(STALL_S, promised_span, path)
     start = PictureClock()
     pictures = start.watch(
         stream_crops(
