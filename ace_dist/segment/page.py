@@ -16,7 +16,7 @@ from ace_dist.segment.timeline import NONE, Timeline, clock
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#666666")
 THUMBNAILS = 80  # the most that a page holds; longer timelines show those of their longest segments
 CURVE_POINTS = 600  # of a curve: the largest probability of each stretch
-WIDTH, ROW = 1000, 46  # of the drawing, in its own units
+WIDTH, ROW = 1000, 40  # of a drawing, in its own units, stretched to the page
 
 
 def to_html(timeline: Timeline) -> str:
@@ -48,23 +48,19 @@ def bar(timeline: Timeline) -> str:
         fill = colour(timeline, part.label)
         tip = f"<title>{clock(part.start_s)} to {clock(part.end_s)}: {name}, {part.score:.0%}</title>"
         cells.append(f'<a href="#s{number}"><rect {box} fill="{fill}"/>{hatch}{tip}</a>')
-    ticks = "".join(
-        f'<text x="{place(timeline, time):.1f}" y="58" text-anchor="{anchor}">{clock(time)[:-2]}</text>'
-        for time, anchor in zip(np.linspace(timeline.start_s, timeline.end_s, 5), ANCHORS, strict=True)
-    )
+    ticks = "".join(f"<span>{clock(time)[:-2]}</span>" for time in np.linspace(timeline.start_s, timeline.end_s, 5))
     legend = "".join(
         f'<span><i style="background:{colour(timeline, label)}"></i>{html.escape(label)}</span>'
         for label in timeline.labels
     )
     return (
-        f'<h2>Timeline</h2><svg viewBox="0 0 {WIDTH} 64" role="img" aria-label="Timeline of the video">{HATCH}'
-        f'{"".join(cells)}{ticks}</svg><p class="legend">{legend}'
-        '<span><i style="background:#ddd"></i>none of these</span>'
+        f'<h2>Timeline</h2><svg class="bar" viewBox="0 0 {WIDTH} 40" preserveAspectRatio="none" role="img" '
+        f'aria-label="Timeline of the video">{HATCH}{"".join(cells)}</svg><p class="ticks">{ticks}</p>'
+        f'<p class="legend">{legend}<span><i style="background:#ddd"></i>none of these</span>'
         '<span><i class="hatched"></i>uncertain: below one half</span></p>'
     )
 
 
-ANCHORS = ("start", "middle", "middle", "middle", "end")
 HATCH = (
     '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     '<rect width="2" height="6" fill="#fff" fill-opacity=".75"/></pattern></defs>'
@@ -75,26 +71,23 @@ def curves(timeline: Timeline) -> str:
     """Probability over time, a row for each label that is the best one somewhere; the others follow as a sentence."""
     shown = [label for label in timeline.labels if any(part.label == label for part in timeline)]
     rows = []
-    for row, label in enumerate(shown):
+    for label in shown:
         values = timeline.probabilities[:, timeline.labels.index(label)]
         stretches = np.array_split(values, min(len(values), CURVE_POINTS))
-        points = [
-            (WIDTH * (i + 0.5) / len(stretches), ROW * (row + 1) - 6 - 30 * float(stretch.max()))
+        line = " ".join(
+            f"{WIDTH * (i + 0.5) / len(stretches):.1f},{ROW * (1 - float(stretch.max())):.1f}"
             for i, stretch in enumerate(stretches)
-        ]
-        base = ROW * (row + 1) - 6
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        )
         rows.append(
-            f'<line x1="0" x2="{WIDTH}" y1="{base}" y2="{base}" stroke="#ccc"/>'
-            f'<polyline points="{line}" fill="none" stroke="{colour(timeline, label)}" stroke-width="2"/>'
-            f'<text x="4" y="{base - 24}">{html.escape(label)}</text>'
+            f'<p class="curve">{html.escape(label)}</p><svg class="curve" viewBox="0 0 {WIDTH} {ROW}" '
+            f'preserveAspectRatio="none" role="img" aria-label="Probability of {html.escape(label)} over time">'
+            f'<polyline points="{line}" fill="none" stroke="{colour(timeline, label)}" stroke-width="2" '
+            'vector-effect="non-scaling-stroke"/></svg>'
         )
     absent = [html.escape(label) for label in timeline.labels if label not in shown]
     note = f"<p>Never the best label: {', '.join(absent)}.</p>" if absent else ""
-    drawing = (
-        f'<svg viewBox="0 0 {WIDTH} {ROW * len(shown)}" role="img" aria-label="Probability of each label over time">'
-    )
-    return f"<h2>Probability of each label</h2>{drawing}{''.join(rows)}</svg>{note}" if shown else note
+    head = "<h2>Probability of each label <small>from 0 to 100 %</small></h2>"
+    return head + "".join(rows) + note
 
 
 def checklist(timeline: Timeline) -> str:
@@ -149,8 +142,10 @@ PAGE = """<!doctype html>
 :root {{ color-scheme: light dark; --line: #8884; }}
 body {{ font: 16px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; }}
 h1 {{ font-size: 1.4rem; overflow-wrap: anywhere; margin-bottom: 0; }} h2 {{ font-size: 1.1rem; margin-top: 1.6rem; }}
-svg {{ width: 100%; height: auto; display: block; }}
-svg text {{ font: 15px system-ui, sans-serif; fill: currentColor; }}
+svg {{ width: 100%; display: block; }} .bar, svg.curve {{ height: 40px; }}
+svg.curve {{ border-bottom: 1px solid var(--line); }} p.curve {{ margin: .7rem 0 0; font-size: .9rem; }}
+.ticks {{ display: flex; justify-content: space-between; margin: .2rem 0; font-size: .85rem; opacity: .85; }}
+small {{ font-weight: normal; opacity: .75; }}
 .legend span {{ display: inline-block; margin-right: 1rem; }}
 .legend i {{ display: inline-block; width: .9em; height: .9em; margin-right: .35em; vertical-align: -.1em; }}
 .hatched {{ background: repeating-linear-gradient(45deg, #888 0 3px, #fff 3px 6px); }}

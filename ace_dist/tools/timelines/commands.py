@@ -20,7 +20,7 @@ class SegmentSettings:
     video: list[str] = MISSING  # one or many video files, of any length
     actions: list[str] | None = None  # a list such as '[spin block, hammer pin]'; null: the steps of the procedure
     procedure: str | None = None  # YAML file of the steps that belong to the job, in order
-    output: list[str] = field(default_factory=list)  # files; {} stands for the video's name, as in 'out/{}.json'
+    output: list[str] = field(default_factory=list)  # files; * stands for the video's name, as in 'out/*.json'
     decoder: str | None = None  # argmax | viterbi | transport; null: that of the calibration
     stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
     cache: str | None = "auto"  # folder of embeddings, so that other labels need no video; null: keep none
@@ -40,8 +40,8 @@ def segment(argv: list[str]) -> None:
     from ace_dist.segment.procedure import Procedure
     from ace_dist.segment.timeline import clock
 
-    if len(settings.video) > 1 and (fixed := [name for name in settings.output if "{}" not in name]):
-        raise ConfigError(f"output={fixed[0]} is one file for {len(settings.video)} videos; write {{}} for their names")
+    if len(settings.video) > 1 and (fixed := [name for name in settings.output if "*" not in name]):
+        raise ConfigError(f"output={fixed[0]} is one file for {len(settings.video)} videos; write * for their names")
     for name in settings.output:
         check_output(Path(name))
     procedure = Procedure.load(settings.procedure) if settings.procedure else None
@@ -65,7 +65,7 @@ def segment(argv: list[str]) -> None:
             when = "" if each.start_s is None else f"{clock(each.start_s)}  "
             print(f"{when}{each.kind}: {each.label} {each.note}")
         for name in settings.output:
-            path = Path(name.replace("{}", Path(video).stem))
+            path = Path(name.replace("*", Path(video).stem))
             write_timeline(timeline, path)
             print(f"written: {path}", flush=True)
 
