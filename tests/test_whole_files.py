@@ -23,6 +23,7 @@ ALLOWED = {
     ("data/build/shards.py", "among_tasks"): "a lock without content",
     ("data/shards.py", "write_shard"): "into memory",
     ("evaluate/figures.py", "save"): "into memory",
+    ("segment/captions.py", "write_captioned"): "under a temporary name",
     ("evaluate/runs.py", "write_concept_space"): "into memory",
 }
 

@@ -1,9 +1,6 @@
 """The commands about long videos: `segment`, `calibrate` and `evaluate_timelines`."""
 
-import contextlib
 import json
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +36,7 @@ def segment(argv: list[str]) -> None:
     from ace_dist.segment.formats import check_output, write_timeline
     from ace_dist.segment.procedure import Procedure
     from ace_dist.segment.timeline import clock
+    from ace_dist.tools.timelines.videos import cache_folder, progress_bar
 
     if len(settings.video) > 1 and (fixed := [name for name in settings.output if "*" not in name]):
         raise ConfigError(f"output={fixed[0]} is one file for {len(settings.video)} videos; write * for their names")
@@ -70,27 +68,6 @@ def segment(argv: list[str]) -> None:
             print(f"written: {path}", flush=True)
 
 
-def cache_folder(cache: str | None) -> Path | None:
-    from ace_dist.segment.embed import default_cache
-
-    return default_cache() if cache == "auto" else Path(cache) if cache else None
-
-
-@contextlib.contextmanager
-def progress_bar(name: str) -> Iterator[Callable[[float, float], None]]:
-    """Of seconds of video, with the time left; in a log file a line every tenth."""
-    from tqdm import tqdm
-
-    with tqdm(desc=Path(name).name, unit="s of video", disable=not sys.stderr.isatty(), total=1.0) as bar:
-
-        def show(done_s: float, all_s: float) -> None:
-            bar.total = round(max(all_s, done_s), 1)
-            bar.n = round(done_s, 1)
-            bar.refresh()
-
-        yield show
-
-
 @dataclass
 class CalibrateSettings:
     run: str = MISSING  # a finished run folder
@@ -110,7 +87,7 @@ def calibrate(argv: list[str]) -> None:
     settings = parse_settings(argv, CalibrateSettings)
     from ace_dist.classifier import Classifier
     from ace_dist.segment.segmenter import CALIBRATION
-    from ace_dist.tools.timelines.videos import calibrate_on_clips, calibrate_on_long_videos
+    from ace_dist.tools.timelines.videos import cache_folder, calibrate_on_clips, calibrate_on_long_videos
 
     run = Path(settings.run)
     classifier = Classifier.from_run(run, settings.device)
@@ -147,7 +124,7 @@ def evaluate_timelines(argv: list[str]) -> None:
     from ace_dist.classifier import Classifier
     from ace_dist.segment.protocol import TimelineTest, load_procedures, table
     from ace_dist.segment.segmenter import window_similarity
-    from ace_dist.tools.timelines.videos import embed_all, read_videos, root_label_sets
+    from ace_dist.tools.timelines.videos import cache_folder, embed_all, read_videos, root_label_sets
 
     run = Path(settings.run)
     classifier = Classifier.from_run(run, settings.device)

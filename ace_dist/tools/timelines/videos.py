@@ -1,10 +1,14 @@
 """The long videos of a calibration or a test: read, embedded, and given the labels of a run."""
 
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ace_dist.classifier import Classifier
 from ace_dist.concepts import Action, LabelSet, root_labels
@@ -16,12 +20,28 @@ from ace_dist.data.sampling import TestPlan
 from ace_dist.data.task import load_task
 from ace_dist.evaluate.protocols import similarity, srt_label_sets
 from ace_dist.segment.calibrate import ScoredVideo, calibrate_on_videos
-from ace_dist.segment.embed import EmbeddedVideo, embed_video
+from ace_dist.segment.embed import EmbeddedVideo, default_cache, embed_video
 from ace_dist.segment.labelled import LabelledVideo, labelled_videos
 from ace_dist.segment.rejection import LabelledWindows, fit_rejection
 from ace_dist.segment.segmenter import Calibration, window_similarity
-from ace_dist.tools.timelines.commands import progress_bar
 from ace_dist.utils.errors import DataError, RunError
+
+
+def cache_folder(cache: str | None) -> Path | None:
+    return default_cache() if cache == "auto" else Path(cache) if cache else None
+
+
+@contextlib.contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[float, float], None]]:
+    """Of seconds of video, with the time left; in a log file a line every tenth."""
+    with tqdm(desc=Path(name).name, unit="s of video", disable=not sys.stderr.isatty(), total=1.0) as bar:
+
+        def show(done_s: float, all_s: float) -> None:
+            bar.total = round(max(all_s, done_s), 1)
+            bar.n = round(done_s, 1)
+            bar.refresh()
+
+        yield show
 
 
 def read_videos(source: str, split: str, fold: int = 1) -> list[LabelledVideo]:
