@@ -24,6 +24,7 @@ ALLOWED = {
     ("data/shards.py", "write_shard"): "into memory",
     ("evaluate/figures.py", "save"): "into memory",
     ("segment/captions.py", "write_captioned"): "under a temporary name",
+    ("worlds/tabletop/procedures.py", "encode_frames"): "under a temporary name",
     ("evaluate/runs.py", "write_concept_space"): "into memory",
 }
 
