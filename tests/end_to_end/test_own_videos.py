@@ -1,4 +1,4 @@
-"""The README's "Your own videos", run as written, from a CSV to a classification; and bad input."""
+"""The tutorial, docs/own_videos.md, run as written, from a CSV to a classification; and bad input."""
 
 import csv
 import json
@@ -77,7 +77,7 @@ def project(tmp_path_factory, videos):
 
 
 def test_from_videos_to_a_classification(project, videos, launch):
-    """Every command of the README section; the numbers that come out fit together."""
+    """Every command of the tutorial; the numbers that come out fit together."""
     built = launch(
         "build_shards", "dataset=csv", "dataset.annotations=annotations.csv", "dataset.shards=shards", cwd=project
     )

@@ -1,4 +1,4 @@
-"""The README's commands for the paper's data sets: one build, any fold, a step of training, the whole evaluation."""
+"""The commands for the paper's data sets (docs/reproduce.md): a build, any fold, a step of training, the evaluation."""
 
 import json
 

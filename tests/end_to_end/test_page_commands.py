@@ -1,7 +1,7 @@
-"""Every command of the README, taken from the README itself and run at toy size in the order in which it stands there.
+"""Every command of the README and of the pages in docs/, run at toy size in the order in which it stands there.
 
 `RULES` says for each command what is changed so that it ends in seconds; a command that no rule knows fails, so a new
-one in the README needs a line here. A command that needs what CI has not is run up to the point where it says so, or
+one on a page needs a line here. A command that needs what CI has not is run up to the point where it says so, or
 is left out with a reason.
 """
 
@@ -9,10 +9,11 @@ import re
 import shlex
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
-from readme_processes import run, start_server
+from page_processes import run, start_server
 from test_own_videos import render_video
 
 from ace_dist.config import known_keys
@@ -21,7 +22,10 @@ from ace_dist.worlds.tabletop.world import TabletopConfig
 pytestmark = pytest.mark.slow  # the tests of this file build on each other: --dist loadfile
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUN_PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("install", "own_videos", "accuracy", "reproduce", "cluster", "method")),
+)  # each in a working folder of its own; test_architecture_page.py runs the blocks of that page
 WORLD = ("dataset.world.train_clips=24", "dataset.world.test_clips=36")
 SHORT = ("training.max_steps=2", "training.batch_size=2", "training.device=cpu")
 
@@ -43,8 +47,9 @@ class Rule:
 
 RULES = (
     Rule(r"^make install", left_out="made the environment in which this test runs"),
-    Rule(r"^make demo", left_out="four commands at full size: test_make_demo_is_what_the_readme_says"),
+    Rule(r"^make demo", left_out="four commands at full size: test_make_demo_is_what_the_page_says"),
     Rule(r"^make test", left_out="this is it"),
+    Rule(r"^pip install ", left_out="needs a package index and an environment of its own"),
     Rule(r"^sbatch ", left_out="needs SLURM: tests/slurm/test_build_array.py"),
     Rule(
         r"(launchers/explore.py|ace explore) ",
@@ -61,6 +66,7 @@ RULES = (
     Rule(r"report.py sweep=", refused="sweep.json does not exist"),
     Rule(r"sweep.py (sweep|experiment)=", add=("dry_run=true",), replace=(("0..4", "0"), ("1..4", "1"))),
     Rule(r"submit.py ", add=("dry_run=true",)),
+    Rule(r"^ace demo", add=(*WORLD, *SHORT, "dataset.workers=1", "ranks=1")),
     # The rest runs: fewer clips, two steps, one rank, no worker process.
     Rule(r"build_shards.py experiment=demo", add=(*WORLD, "dataset.workers=1")),
     Rule(r"train.py experiment=demo", add=(*WORLD, *SHORT)),
@@ -70,14 +76,15 @@ RULES = (
 )
 
 
-def blocks(language):
-    """Contents of the fenced blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(page, language):
+    """Contents of the fenced blocks of a page in a language."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def commands():
-    """Every command of the README, a list of words each; comments and continued lines as a shell reads them."""
-    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+def commands(*pages):
+    """Every command of the pages, a list of words each; comments and continued lines as a shell reads them."""
+    lines = "".join(block for page in pages for block in blocks(page, "bash")).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -107,11 +114,14 @@ def server():
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A working folder as the README supposes it: launchers, the annotations that it prints, videos of that length."""
-    folder = tmp_path_factory.mktemp("checkout")
+    """The working folder of a page: launchers, the annotations that the tutorial prints, videos of that length."""
+    return cache(lambda page: make_checkout(tmp_path_factory.mktemp(Path(page).stem)))
+
+
+def make_checkout(folder):
     (folder / "launchers").symlink_to(ROOT / "launchers")
     (folder / "ace").write_text("import sys\nfrom ace_dist.cli import ace\nsys.exit(ace())\n")
-    (annotations,) = blocks("csv")
+    (annotations,) = blocks("docs/own_videos.md", "csv")
     (folder / "annotations.csv").write_text(annotations)
     rows = [line.split(",") for line in annotations.splitlines()[1:]]
     for video in {row[0] for row in rows}:
@@ -122,18 +132,19 @@ def checkout(tmp_path_factory):
 
 def test_every_command_is_known():
     """A new command needs a rule, a rule that no command needs goes, and a reason is given for each one left out."""
-    unknown = [" ".join(words) for words in commands() if rule_of(words) is None]
-    assert not unknown, f"the README has commands that RULES does not know: {unknown}"
-    used = {rule_of(words).pattern for words in commands()}
+    every = commands(*RUN_PAGES)
+    unknown = [" ".join(words) for words in every if rule_of(words) is None]
+    assert not unknown, f"the pages have commands that RULES does not know: {unknown}"
+    used = {rule_of(words).pattern for words in every}
     assert not [rule.pattern for rule in RULES if rule.pattern not in used], "rules for commands that are gone"
-    assert len(commands()) > 25 and len([words for words in commands() if rule_of(words).left_out]) < 8
+    assert len(every) > 25 and len([words for words in every if rule_of(words).left_out]) < 9
 
 
-def test_make_demo_is_what_the_readme_says():
-    """`make demo` is the first sequence of "Reproduce the paper", in the same order."""
+def test_make_demo_is_what_the_page_says():
+    """`make demo` is the first sequence of docs/reproduce.md, in the same order."""
     printed = subprocess.run(["make", "-n", "demo"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     made = [line[line.index("launchers/") :] for line in printed.splitlines() if "launchers/" in line]
-    told = [words for words in commands() if not rule_of(words).left_out][: len(made)]
+    told = [words for words in commands("docs/reproduce.md") if not rule_of(words).left_out][: len(made)]
     assert [shlex.split(line) for line in made] == [
         words[words.index("launchers/" + script(words)) :] for words in told
     ]
@@ -144,14 +155,14 @@ def script(words):
     return next(word.removeprefix("launchers/") for word in words if word.startswith("launchers/"))
 
 
-RUN = [words for words in commands() if (rule := rule_of(words)) and not rule.left_out]
+RUN = [(page, words) for page in RUN_PAGES for words in commands(page) if not getattr(rule_of(words), "left_out", "")]
 
 
-@pytest.mark.parametrize("words", RUN, ids=[" ".join(words)[:70] for words in RUN])
-def test_the_command_works(words, checkout, server):
+@pytest.mark.parametrize(("page", "words"), RUN, ids=[f"{page}: {' '.join(words)[:70]}" for page, words in RUN])
+def test_the_command_works(page, words, checkout, server):
     """Exit status 0, or the refusal that the rule names; never a traceback."""
     rule = rule_of(words)
-    status, said = run(server, toy(words, rule), checkout)
+    status, said = run(server, toy(words, rule), checkout(page))
     assert "Traceback" not in said, said
     if rule.refused:
         assert status == 2 and rule.refused in said, said
@@ -159,12 +170,20 @@ def test_the_command_works(words, checkout, server):
         assert status == 0, said
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_the_python_works(number, checkout, server):
-    """The README's Python, after its commands."""
-    (checkout / "block.py").write_text(blocks("python")[number])
-    status, said = run(server, ["block.py"], checkout)
+PYTHON = [(page, number) for page in RUN_PAGES for number in range(len(blocks(page, "python")))]
+
+
+@pytest.mark.parametrize(("page", "number"), PYTHON)
+def test_the_python_works(page, number, checkout, server):
+    """A page's Python, after its commands."""
+    folder = checkout(page)
+    (folder / "block.py").write_text(blocks(page, "python")[number])
+    status, said = run(server, ["block.py"], folder)
     assert status == 0, said
+
+
+def test_the_readme_is_read_at_one_sitting():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 PAGES = sorted(
