@@ -20,18 +20,18 @@ class ClusterConfig:
     """Where a job runs and what it gets. `null` leaves a value to the cluster's own default."""
 
     kind: str = MISSING  # local | slurm
-    nodes: int = 1
+    nodes: int = 1  # machines of a job
     tasks_per_node: int = 1  # ranks of a node; one for each of its GPUs
-    gpus_per_node: int = 0
-    cpus_per_task: int | None = None
+    gpus_per_node: int = 0  # 0: a job without GPUs
+    cpus_per_task: int | None = None  # cores of a rank
     mem_gb: float | None = None  # of a node
     time_min: int = 60  # a job that needs longer is requeued and continues
     signal_lead_s: int = 120  # before its time is up a job is told to save
     parallel: int = 4  # runs of a sweep at the same time
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: str | None = None  # SLURM's
+    account: str | None = None  # SLURM's, to which the time is charged
+    qos: str | None = None  # SLURM's quality of service
+    constraint: str | None = None  # features that the nodes must have, in SLURM's notation
     exclude: str | None = None  # nodes to avoid, in SLURM's notation
     sbatch: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch, such as {reservation: NAME}
     setup: list[str] = field(default_factory=list)  # shell lines before the ranks start, such as `module load cuda`

@@ -10,9 +10,9 @@ from omegaconf import MISSING
 class ClipConfig:
     """What one clip is: `frames` frames over `seconds` seconds; a test video is shown in `views` clips."""
 
-    frames: int = 8
-    seconds: float = 2.0
-    views: int = 3
+    frames: int = 8  # shown to the model
+    seconds: float = 2.0  # of video that a clip covers
+    views: int = 3  # clips of one test video; their scores are fused
     view_spacing: str = (
         "ends"  # ends: the last view ends with the action | slowfast: view k starts at k/views of the way
     )
@@ -25,7 +25,7 @@ class ClipConfig:
 class EncodingConfig:
     """The canonical encoding of stored clips: vp9 for the least space, mjpeg to train on GPUs (docs/data.md)."""
 
-    codec: str = "vp9"
+    codec: str = "vp9"  # vp9 | mjpeg | h264
     short_side: int = 256  # pixels; 0 keeps the size of the source
     fps: float | None = None  # frames per second; null keeps the rate of the source
     gop: int = 32  # frames from key frame to key frame
@@ -37,7 +37,7 @@ class EncodingConfig:
 class DatasetConfig:
     """Where labels and clips come from, and which actions are novel."""
 
-    name: str = MISSING
+    name: str = MISSING  # how results and tables call it
     kind: str = MISSING  # csv | mstcn | gtea | ikea | ata | webdataset | tabletop
     root: str | None = (
         None  # folder of mstcn, gtea, ikea, ata or webdataset; each reader's docstring says what lies in it
@@ -57,7 +57,7 @@ class DatasetConfig:
     left_out_groups: list[str] = field(default_factory=list)  # groups in neither split, such as a validation person
     clip: ClipConfig = field(default_factory=ClipConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
-    clips_per_shard: int = 128
+    clips_per_shard: int = 128  # of one tar file
     workers: int = 0  # processes that build or check shards; 0: one per core
     timeout_s: float = 600.0  # seconds after which a process that hangs on a video is ended, by every command; 0: never
     task: int | None = None  # the part of a build that this process makes, 0 to tasks - 1; null: the SLURM array's
@@ -73,25 +73,25 @@ class VideoConfig:
 
     tower: str = "timesformer"  # timesformer | vit (an image model on every frame) | spacetime (LaViLa's)
     clip_style: bool = False  # of vit and spacetime: CLIP's norm before the blocks, QuickGELU, no patch bias
-    pooling: str = "mean"  # of vit: mean over frames | frames: keep them, for model.spotting
+    pooling: str = "mean"  # of vit: mean over frames | frames: keep them, for model.similarity.spotting
     temporal_layers: int = 0  # of vit: transformer layers over the frames' embeddings
     prompt_tokens: int = 0  # of vit: learned tokens a block
     prompt_depth: int = 9  # of vit: blocks that have them, counted from the first
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    patch: int = 16
-    image_size: int = 224
-    frames: int = 8
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.1
-    embed_dim: int = 512
+    width: int = 768  # numbers of a token
+    depth: int = 12  # transformer blocks
+    heads: int = 12  # attention heads of a block
+    patch: int = 16  # side of a patch, in pixels
+    image_size: int = 224  # side of a frame, in pixels
+    frames: int = 8  # length of the weights' `time_embed`
+    mlp_ratio: float = 4.0  # width of the MLP, in widths of a token
+    drop_path: float = 0.1  # stochastic depth: the share of blocks skipped, at the last one
+    embed_dim: int = 512  # width of the space that both encoders share
     time_embed_resize: str = "nearest"  # nearest | linear
     attention: str = "auto"  # auto | triton | xformers | sdpa
     trained_blocks: int = 3  # counted from the last
-    train_head: bool = False
-    train_norm: bool = False
-    train_time_embed: bool = False
+    train_head: bool = False  # the projection into the shared space
+    train_norm: bool = False  # the last norm
+    train_time_embed: bool = False  # the embeddings of the times
     trunk_precision: str = "same"  # products of the frozen blocks: same as the others | fp8 (Ada, Hopper), fewer digits
     recompute: str = "auto"  # auto | none | norms (and GELU) | blocks: what the backward pass computes again
     compile: str = "auto"  # auto | none | cudagraphs | default | reduce-overhead (both) | max-autotune, as in torch
@@ -106,13 +106,13 @@ class TextConfig:
     prompts: list[str] = field(default_factory=lambda: ["{}"])  # a phrase is encoded as the mean over these sentences
     prompt_tokens: int = 0  # of clip: learned tokens before the phrase
     prompt_depth: int = 9  # of clip: layers that have their own, counted from the first
-    width: int = 512
-    depth: int = 12
-    heads: int = 8
-    mlp_ratio: float = 4.0
-    embed_dim: int = 512
+    width: int = 512  # numbers of a token
+    depth: int = 12  # transformer layers
+    heads: int = 8  # attention heads of a block
+    mlp_ratio: float = 4.0  # width of the MLP, in widths of a token
+    embed_dim: int = 512  # width of the space that both encoders share
     trained_layers: int = 0  # counted from the last
-    train_projection: bool = True
+    train_projection: bool = True  # that into the shared space
     release_frozen: bool = True  # free the weights that only new phrases need; those of the run folder serve them
     weights: str | None = None  # safetensors file
 
@@ -145,7 +145,7 @@ class MethodConfig:
 
     name: str = "ace"  # of the file of configs/method; how results and tables call the method
     objective: str = "concept"  # concept (Eq. 8) | label (a plain cross-entropy) | bike (symmetric KL in the batch)
-    temperature: float = 0.02
+    temperature: float = 0.02  # τ: cosines are divided by it
     label_smoothing: float = 0.0  # of the baselines with a plain cross-entropy
     leaf_augmentation: bool = True  # Eq. 3: average over the children of a label's verb
     shadow_negatives: bool = True  # Eq. 6 to 8
@@ -166,11 +166,11 @@ class LoaderConfig:
     backend: str = "auto"  # auto | dali | pyav | torchcodec (a package of its own)
     threads: int = 0  # that decode for a rank; 0: all its cores beside a GPU, two on a CPU, which computes as well
     prefetch: int = 2  # batches decoded ahead
-    crop: int = 224
-    short_side_min: int = 256
-    short_side_max: int = 320
-    test_short_side: int = 256
-    flip: float = 0.5  # probability
+    crop: int = 224  # side of the square that the model sees, in pixels
+    short_side_min: int = 256  # of training clips, in pixels, before the crop
+    short_side_max: int = 320  # the largest of them
+    test_short_side: int = 256  # of test clips, in pixels, before the centre crop
+    flip: float = 0.5  # probability that a training clip is mirrored
     mixup: float = (
         0.0  # of method.objective=label: clips and labels of a batch blended, the share Beta(mixup, mixup); 0: none
     )
@@ -181,7 +181,7 @@ class LoaderConfig:
     feature_cache: str | None = None  # folder for the frozen video blocks' features; needs augment=false
     feature_cache_gib: float = 50.0  # the most that this folder may hold
     mean: list[float] = field(default_factory=lambda: [0.45, 0.45, 0.45])  # of RGB in [0, 1]
-    std: list[float] = field(default_factory=lambda: [0.225, 0.225, 0.225])
+    std: list[float] = field(default_factory=lambda: [0.225, 0.225, 0.225])  # of RGB in [0, 1]
     dtype: str = "float32"  # float32: the loader normalises; uint8: a TimeSformer's patch embedding does, from bytes
 
 
@@ -208,30 +208,30 @@ class TrainingConfig:
 
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "auto"  # auto | fp32 | bf16; auto: bf16 on CUDA devices that have it
-    epochs: float = 15.0
+    epochs: float = 15.0  # passes over the training clips; they give the number of steps
     batch_size: int = 16  # clips per optimizer step, over all ranks
     accumulation: int = 1  # micro-batches that make one optimizer step
-    lr_video: float = 0.005
-    lr_text: float = 0.005
+    lr_video: float = 0.005  # learning rate of the video side
+    lr_text: float = 0.005  # learning rate of the text side
     lr_new: float | None = (
         None  # of layers over frames and prompts of the video side, which may start anew; null: lr_video
     )
     optimizer: str = "sgd"  # sgd | adamw
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of adamw
     momentum: float = 0.9  # of sgd, as is nesterov
-    nesterov: bool = True
-    weight_decay: float = 1e-4
+    nesterov: bool = True  # Nesterov's momentum
+    weight_decay: float = 1e-4  # of all weights that train
     clip_norm: float = 0.0  # largest norm of the gradient of all that trains; 0: none (DeepSpeed's own default is 1)
     schedule: str = "steps"  # steps | cosine | constant
     milestones: list[float] = field(default_factory=lambda: [0.7333, 0.9333])  # of `steps`: shares of the run
-    gamma: float = 0.1
+    gamma: float = 0.1  # of `steps`: the rate is multiplied by it at each milestone
     warmup: float = 0.0  # share of the run
     ema_decay: float = 0.0  # of a running average of the weights, which is then tested and exported; 0: none
-    log_every_steps: int = 10
+    log_every_steps: int = 10  # steps from line to line of metrics.jsonl
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # or wandb, trackio; beside metrics.jsonl
-    save_every_steps: int = 200
+    save_every_steps: int = 200  # steps from checkpoint to checkpoint
     save_every_minutes: float = 15.0  # save also when the last one is this old
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # how many are kept, the newest
     keep_best: bool = False  # test and export the weights that validated best, not the last; keeps their checkpoint too
     early_stopping_patience: int = 0  # finish after so many validations that are no better than the best; 0: never
     stop_after_steps: int | None = None  # stop early and save, as a preempted job would
@@ -269,10 +269,10 @@ class EvaluationConfig:
 class Config:
     """A whole run."""
 
-    name: str = MISSING
-    run: str = "runs/${name}"
+    name: str = MISSING  # of the run; the experiment's unless you say otherwise
+    run: str = "runs/${name}"  # the run folder
     init_from: str | None = None  # a finished run, whose weights this one starts from; null: model.*.weights
-    seed: int = 0
+    seed: int = 0  # of drawn labels, clips, crops and new weights
     profile: bool = False  # record a few steps: see training.profile
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

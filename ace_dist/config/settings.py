@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ace_dist.utils.errors import ConfigError
@@ -35,6 +35,9 @@ RENAMED = {  # settings of the version before, for one release
     "pretrain.seeing_lr": "pretrain.supervised_lr",
     "pretrain.seen": "pretrain.supervised_weights",
 }
+
+
+DEFAULTS = {"None": "null", "True": "true", "False": "false", MISSING: "..."}  # as a command line writes them
 
 
 def parse_settings(argv: Sequence[str], schema: type[Settings]) -> Settings:
@@ -158,19 +161,24 @@ def help_asked(argv: Sequence[str]) -> bool:
 
 def describe_fields(schema: type, prefix: str = "") -> list[str]:
     """A line a field: its name, default and comment."""
-    notes, defaults, kinds = comments(schema), OmegaConf.structured(schema), get_type_hints(schema)
-    lines = []
-    for name in defaults:
+    return [f"{name}={default}   {note}".rstrip() for name, default, note in documented_fields(schema, prefix)]
+
+
+def documented_fields(schema: type, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Name, default (`...`: must be given) and comment of each field, those of nested dataclasses by dotted names."""
+    notes, kinds, rows = comments(schema), get_type_hints(schema), list[tuple[str, str, str]]()
+    defaults = OmegaConf.to_container(OmegaConf.structured(schema), resolve=False)
+    assert isinstance(defaults, dict)
+    for name, default in defaults.items():
         if is_dataclass(kinds[name]):
-            lines += describe_fields(kinds[name], f"{prefix}{name}.")  # type: ignore[arg-type]
-            continue
-        value = "..." if OmegaConf.is_missing(defaults, name) else defaults[name]
-        note = f"   {notes[name]}" if name in notes else ""
-        lines.append(f"{prefix}{name}={'null' if value is None else value}{note}")
-    return lines
+            rows += documented_fields(kinds[name], f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            rows.append((f"{prefix}{name}", DEFAULTS.get(str(default), str(default)), notes.get(name, "")))
+    return rows
 
 
 def comments(schema: type) -> dict[str, str]:
     """The comment behind each field in the source of a dataclass and those that it extends."""
     sources = [inspect.getsource(base) for base in reversed(schema.__mro__[:-1])]
-    return dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", "".join(sources), re.M))
+    in_brackets = r"(?:[^#\n]*\(\n)?"  # a default that the formatter put on a line of its own
+    return dict(re.findall(rf"^    (\w+): {in_brackets}[^#\n]*# (.*)$", "".join(sources), re.M))

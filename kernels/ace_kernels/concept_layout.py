@@ -71,7 +71,8 @@ class ConceptLayout:
             set_offsets: for every label set its [C_r+1] offsets, each rising from 0.
             set_rows: for every label set the rows of its positions. Without it the sets lie one after the other in the
                 table.
-            shadow_offsets, shadow_rows: the same of the shadow negatives.
+            shadow_offsets: the same of the shadow negatives.
+            shadow_rows: their rows.
             height: rows of the table; by default no more than are used.
             shadow_height: rows of a second table that holds the shadow negatives and follows the first one.
                 `shadow_rows` then count from its beginning.
