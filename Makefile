@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RANKS ?= 2
 
-.PHONY: install demo test fuzz soak lint audit test-gpu bench-similarity bench-gpu clean
+.PHONY: install demo test docs fuzz soak lint audit test-gpu bench-similarity bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -50,6 +50,11 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml ace_dist kernels launchers
 	$(BIN)/uv pip check --quiet --python $(BIN)/python
+
+# The documentation as a site in site/, warnings as errors.
+docs: install
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Known weaknesses of the pinned packages; needs the network.
 audit: install
