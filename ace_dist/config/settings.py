@@ -167,8 +167,7 @@ def describe_fields(schema: type, prefix: str = "") -> list[str]:
 def documented_fields(schema: type, prefix: str = "") -> list[tuple[str, str, str]]:
     """Name, default (`...`: must be given) and comment of each field, those of nested dataclasses by dotted names."""
     notes, kinds, rows = comments(schema), get_type_hints(schema), list[tuple[str, str, str]]()
-    defaults = OmegaConf.to_container(OmegaConf.structured(schema), resolve=False)
-    assert isinstance(defaults, dict)
+    defaults: Any = OmegaConf.to_container(OmegaConf.structured(schema), resolve=False)
     for name, default in defaults.items():
         if is_dataclass(kinds[name]):
             rows += documented_fields(kinds[name], f"{prefix}{name}.")  # type: ignore[arg-type]
