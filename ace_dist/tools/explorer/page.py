@@ -16,6 +16,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.data_classes import FileData
 
 from ace_dist.concepts.actions import normalise
 from ace_dist.evaluate.report import concept_layout
@@ -133,6 +134,7 @@ def build_page(explorer: Explorer) -> Any:
                 tests = [(f"{t.action}{'' if t.base else ' (novel)'}: {t.id}", t.id) for t in explorer.tests]
                 chosen = gr.Dropdown(tests, value=None, label="A clip of the test set", elem_id="ace-clip")
                 uploaded = gr.File(label="... or your own video of one action", elem_id="ace-upload")
+                uploaded.preprocess = path_alone
                 caption, sheet = gr.HTML(""), gr.HTML("")
                 labels = gr.Textbox(
                     "\n".join(start or page.presets[False]),
@@ -153,6 +155,11 @@ def build_page(explorer: Explorer) -> Any:
         use.click(page.use_labels, [labels, clip, words], [words, result]).then(label_phrases, words, drawn)
         concepts.expand(page.maps, None, maps)
     return blocks
+
+
+def path_alone(file: FileData | None) -> str | None:
+    """What `Page.upload` gets; `gr.File` itself leaves an empty temporary file behind for each upload."""
+    return None if file is None else file.path
 
 
 def label_phrases(words: Words) -> dict[str, list[str]]:
