@@ -441,6 +441,21 @@ def import_weights(argv: list[str]) -> None:
     import_command(parse_settings(argv, ImportConfig))
 
 
+def get_weights(argv: list[str]) -> None:
+    """Download released weights and convert them: `ace weights get clip_b16`; without a name it lists them.
+
+    Says the licence, and waits for `accept_licence=true` where it restricts. A stopped download goes on.
+    HF_HUB_OFFLINE, HF_ENDPOINT (a mirror), HF_TOKEN and HF_HOME hold.
+    """
+    from ace_dist.models.convert.known import GetSettings, get_command, known_table
+
+    if not argv or help_asked(argv):
+        print("", known_table(), sep="\n")
+    if argv:
+        named = [f"name={word}" if re.fullmatch(r"\w+", word) else word for word in argv[:1]]
+        get_command(parse_settings([*named, *argv[1:]], GetSettings))
+
+
 def pretrain_tabletop(argv: list[str]) -> None:
     """Pretrain both tabletop towers: `ace weights pretrain [output=DIR] [pretrain.steps=N]`.
 
@@ -724,7 +739,7 @@ COMMANDS: dict[str, Command] = {
     "segment": segment, "calibrate": calibrate, "timelines": evaluate_timelines,
     "shards build": build_shards, "shards verify": verify_shards, "shards ata": convert_ata,
     "synonyms build": build_synonyms, "synonyms inspect": inspect_synonyms,
-    "weights import": import_weights, "weights pretrain": pretrain_tabletop,
+    "weights import": import_weights, "weights get": get_weights, "weights pretrain": pretrain_tabletop,
     "report run": report_run, "report runs": report_runs, "report sweep": report_sweep, "report grid": report_grid,
     "estimate": estimate, "preflight": preflight, "submit": submit,
     "sweep run": sweep_run, "sweep status": sweep_status, "sweep collect": sweep_collect, "sweep retry": sweep_retry,

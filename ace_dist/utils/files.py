@@ -79,6 +79,13 @@ def write_checksums(folder: Path, digests: Mapping[str, str]) -> None:
     write_text(folder / CHECKSUMS, "".join(f"{digest}  {name}\n" for name, digest in digests.items()))
 
 
+def read_checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file by its name, as `SHA256SUMS` of a folder has them; none when there is no such file."""
+    path = folder / CHECKSUMS
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
 def check_checksums(folder: Path, needed: Iterable[str], remedy: str) -> bool:
     """Compare every file of a folder's `SHA256SUMS`; False when it has none, as those that earlier versions wrote.
 
@@ -88,8 +95,7 @@ def check_checksums(folder: Path, needed: Iterable[str], remedy: str) -> bool:
     path = folder / CHECKSUMS
     if not path.is_file():
         return False
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    digests = read_checksums(folder)
     for name in needed:
         digests.setdefault(name, "")
     for name, digest in digests.items():
