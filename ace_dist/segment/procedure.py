@@ -26,8 +26,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from ace_dist.concepts.actions import normalise
 from ace_dist.config import did_you_mean
@@ -193,6 +191,9 @@ def largest_ordered(done: Mapping[int, int], above: Sequence[frozenset[int]]) ->
     "Step a was done before b and must follow it" is a partial order, so the largest set without such a pair is its
     largest antichain, and by Dilworth's theorem as large as the number of steps less a maximum matching of the pairs.
     """
+    from scipy.sparse import csr_array  # of an extra: classifying needs none
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     kept = sorted(done, key=lambda step: done[step])
 
     def size(steps: Sequence[int]) -> int:

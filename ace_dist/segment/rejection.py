@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize, minimize_scalar
 
 from ace_dist.segment.metrics import expected_calibration_error
 from ace_dist.utils.errors import UserError
@@ -147,6 +146,8 @@ def fit_known(
 
 def logistic_regression(features_NF: Floats, positive: npt.NDArray[np.bool_]) -> Floats:
     """Weights [F + 1], the intercept last, of the least log loss, plus ridge; both classes count alike."""
+    from scipy.optimize import minimize  # of an extra: classifying needs none
+
     rows = np.column_stack([features_NF, np.ones(len(features_NF))])
     sign = np.where(positive, 1.0, -1.0)
     weight = np.where(positive, 0.5 / max(positive.sum(), 1), 0.5 / max((~positive).sum(), 1))
@@ -163,6 +164,8 @@ def logistic_regression(features_NF: Floats, positive: npt.NDArray[np.bool_]) ->
 
 def best_temperature(logits_NK: Floats, labels: npt.NDArray[np.int64]) -> float:
     """The factor that logits are divided by for the least log loss (temperature scaling, Guo et al., ICML 2017)."""
+    from scipy.optimize import minimize_scalar
+
     places = np.arange(len(labels))
 
     def loss(log_factor: float) -> float:

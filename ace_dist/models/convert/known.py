@@ -6,7 +6,7 @@ SHA-256 of every other file is recorded at its first download, in `downloads/SHA
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,8 @@ def get_command(settings: GetSettings) -> None:
         return
     source = obtain(settings.name, known, folder / "downloads")
     for path, made in outputs.items():
-        more = {"allow_pickle": settings.allow_pickle, "frames": settings.frames}
-        import_command(ImportConfig(source=str(source), output=str(path), kind=known.kind, **more, **made))
+        wanted = ImportConfig(source=str(source), output=str(path), kind=known.kind, frames=settings.frames, **made)
+        import_command(replace(wanted, allow_pickle=settings.allow_pickle))
         print(flush=True)
     print(f"{source} is no longer needed; it spares the download when these files are made again")
 
@@ -162,14 +162,14 @@ def obtain(name: str, known: KnownWeights, folder: Path) -> Path:
 
 def from_hub(known: KnownWeights, file: Path) -> Path:
     """A file of the hub, out of its own cache when it is there; else `file`, checked by the hub's SHA-256 of it."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url, try_to_load_from_cache
 
     assert known.repository and known.file
     cached = try_to_load_from_cache(known.repository, known.file, revision=known.revision)
     if isinstance(cached, str):
         return Path(cached)
-    url, headers = hf_hub_url(known.repository, known.file, revision=known.revision), build_hf_headers()
+    url = hf_hub_url(known.repository, known.file, revision=known.revision)
+    headers = {"authorization": f"Bearer {token}"} if (token := get_token()) else {}
     facts = get_hf_file_metadata(url, headers=headers)
     download(url, file, facts.size, headers)
     if facts.etag and len(facts.etag) == 64 and file_sha256(file) != facts.etag:  # of large files it is the SHA-256
