@@ -344,6 +344,24 @@ def report_grid(argv: list[str]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- data and trees
+@dataclass
+class AnnotationsSettings:
+    output: str = MISSING  # the CSV file to write
+
+
+def split_annotations(argv: list[str]) -> None:
+    """Check and split annotations: `ace annotations dataset=csv dataset.annotations=FILE output=FILE.csv`.
+
+    Without a split a quarter of the clips is tested, in whole groups (column group, else the video), the same ones each
+    time; `dataset.test_groups='[NAME, ...]'` names others.
+    """
+    own, rest = split_settings(argv, AnnotationsSettings)
+    dataset = load_config(rest).dataset
+    from ace_dist.tools.annotations import write_annotations
+
+    print(*write_annotations(dataset, Path(own.output)), sep="\n", flush=True)
+
+
 def build_shards(argv: list[str]) -> None:
     """Make shards: `ace shards dataset=csv dataset.annotations=FILE dataset.shards=DIR`.
 
@@ -485,7 +503,7 @@ def submit(argv: list[str]) -> int:
     from ace_dist.cluster import submit as jobs
 
     name, words = find_command([*settings.launcher.split(), *rest])
-    if name.split()[0] in ("submit", "sweep", "demo"):
+    if name.split()[0] in ("submit", "sweep", "demo", "own"):
         raise ConfigError(f"launcher={settings.launcher} starts others itself: start it as it is")
     jobs.check_job(load_run, name, words, profile)
     folder = Path(settings.folder)
@@ -679,6 +697,29 @@ def demo(argv: list[str]) -> int:
     return 0
 
 
+def own(argv: list[str]) -> int:
+    """Train on your own videos, from annotations to the report: `ace own annotations.csv [key=value ...]`.
+
+    Takes a CSV file, an export of ELAN, CVAT, Label Studio or VIA, a folder per label, or a folder in MS-TCN's layout.
+    Runs and prints the single commands: the split, synonym trees, shards, a dry run that says how long the training
+    takes, the training with its test and report. Settings go to all of them. Given again, it goes on.
+    """
+    from ace_dist.tools.own import OwnSettings, named_first, stages, training_words
+
+    settings, others = split_settings(named_first(argv), OwnSettings)
+    ranks, rest = split_settings(others, RankSettings)
+    if help_asked(rest):
+        print("  key=value    any of `ace train`")
+        raise SystemExit(0)
+    config = load_run(training_words(settings, rest))
+    for words in stages(settings, rest, config, [f"ranks={ranks.ranks}"] if ranks.ranks else []):
+        print(f"\n$ ace {shlex.join(words)}", flush=True)
+        if status := start(words):
+            print("stopped; the same command goes on", file=sys.stderr)
+            return status
+    return 0
+
+
 def config_list(argv: list[str]) -> None:
     """List the settings files that come with the package: `ace config list`."""
     parse_settings(argv, NoSettings)
@@ -735,8 +776,10 @@ def help_text(name: str) -> str:
 # ------------------------------------------------------------------------------------------------ the command line
 Command = Callable[[list[str]], int | None]
 COMMANDS: dict[str, Command] = {
-    "demo": demo, "train": train, "evaluate": evaluate, "classify": classify, "explore": explore, "export": export,
+    "demo": demo, "own": own,
+    "train": train, "evaluate": evaluate, "classify": classify, "explore": explore, "export": export,
     "segment": segment, "calibrate": calibrate, "timelines": evaluate_timelines,
+    "annotations": split_annotations,
     "shards build": build_shards, "shards verify": verify_shards, "shards ata": convert_ata,
     "synonyms build": build_synonyms, "synonyms inspect": inspect_synonyms,
     "weights import": import_weights, "weights get": get_weights, "weights pretrain": pretrain_tabletop,
@@ -865,7 +908,7 @@ def overview() -> str:
         f"ace-dist {__version__}. Its commands, as `ace NAME key=value`:\n",
         *(f"  {name:18} {first_line(name)}" for name in COMMANDS),
         "\nBegin with the demo:    ace demo",
-        "or with your own CSV:   ace synonyms actions=annotations.csv output=trees.json source=wordnet children=6",
+        "or with your own CSV:   ace own annotations.csv",
         "Each one explains itself with --help.",
         "umask=077, which every command takes, makes files that nobody else can read.",
     ])  # fmt: skip

@@ -26,6 +26,7 @@ from ace_dist.train.schedule import total_steps
 from ace_dist.utils.cores import host_cores
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.parts import PartFlops
+from ace_dist.utils.text import in_words
 
 SOURCE_FPS = 30.0  # assumed of a camera when nothing says
 
@@ -368,14 +369,6 @@ def pace_lines(config: Config, where: str, pace: Pace, count: int | None) -> lis
         steps, epoch = total_steps(config.training, count), count / config.training.batch_size
         lines.append(f"  {in_words(epoch * step_s)} an epoch, {in_words(steps * step_s)} a run of {steps} steps")
     return lines
-
-
-def in_words(seconds: float) -> str:
-    """A duration in the unit that one would say it in."""
-    units = {"seconds": (1, 90), "minutes": (60, 90 * 60), "hours": (3600, 48 * 3600), "days": (86400, math.inf)}
-    unit = next(name for name, (_, most) in units.items() if seconds < most)
-    count = seconds / units[unit][0]
-    return f"{count:.1f} {unit}" if count < 10 else f"{count:.0f} {unit}"
 
 
 def assumptions(config: Config, budget: DecodeBudget, place: Place) -> list[str]:

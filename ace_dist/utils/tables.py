@@ -19,37 +19,40 @@ RUNS = re.compile(r"'*\s*[=+\-@\t\r\n＝＋－＠]")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.I)
 
 
-def parse_table(text: str, columns: Sequence[str]) -> list[tuple[int, Row]]:
+def parse_table(text: str, columns: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[int, Row]]:
     """Non-empty rows with their line numbers: column -> value, both without spaces around them.
 
-    Columns are called as in the header, in lower case with underscores. A row that is too short lacks columns, see
-    `check_row`. Raises `DataError` for a header without one of `columns` or with one twice, and for quotes that are
-    not closed, which would swallow rows.
+    Columns are called as in the header, in lower case with underscores; those of `optional` that it lacks are empty.
+    A row that is too short lacks columns, see `check_row`. Raises `DataError` for a header without one of the other
+    `columns` or with one twice, and for quotes that are not closed, which would swallow rows.
     """
     first = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count), strict=True)
     try:
         header = ["_".join(name.lower().replace("-", " ").replace("_", " ").split()) for name in next(reader, [])]
-        check_header(header, columns)
+        check_header(header, columns, optional)
+        absent = dict.fromkeys((name for name in optional if name not in header), "")
         rows = []
         for values in reader:
             row = dict(zip(header, (unguarded(value.strip()).strip() for value in values), strict=False))
             if extra := [value for value in values[len(header) :] if value.strip()]:
                 row[LEFT_OVER] = " ".join(extra)
             if any(row.values()):
-                rows.append((reader.line_num, row))
+                rows.append((reader.line_num, row | absent))
     except csv.Error as error:
         raise DataError(f"line {reader.line_num}: {error}; is a double quote not closed?") from error
     return rows
 
 
-def check_header(header: Sequence[str], columns: Sequence[str]) -> None:
+def check_header(header: Sequence[str], columns: Sequence[str], optional: Sequence[str]) -> None:
     if twice := [name for name in columns if header.count(name) > 1]:
         raise DataError(f"line 1: the header has {twice[0]} twice")
-    hints = []
-    for column in (missing := [column for column in columns if column not in header]):
+    missing, hints = [], []
+    for column in (column for column in columns if column not in header):
         near = difflib.get_close_matches(column, [name for name in header if name not in columns], n=1)
-        hints += [f"; rename {near[0]!r} to {column}" if near else ""]
+        if near or column not in optional:
+            missing.append(column)
+            hints += [f"; rename {near[0]!r} to {column}" if near else ""]
     if missing:
         present = ", ".join(filter(None, header)) or "nothing"
         raise DataError(f"line 1: column {', '.join(missing)} is missing; the header has {present}{''.join(hints)}")

@@ -1,5 +1,6 @@
-"""Text from elsewhere, made harmless for the place where it is shown."""
+"""Text from elsewhere, made harmless for the place where it is shown; durations in words."""
 
+import math
 import re
 
 # A name such as `take_1.0 (left)` stays as it is.
@@ -14,3 +15,11 @@ def markdown(text: str) -> str:
 def printable(text: str) -> str:
     """`text` with control characters written out, so that a terminal shows them and does not obey; new lines stay."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda c: repr(c[0])[1:-1], text)
+
+
+def in_words(seconds: float) -> str:
+    """A duration in the unit that one would say it in."""
+    units = {"seconds": (1, 90), "minutes": (60, 90 * 60), "hours": (3600, 48 * 3600), "days": (86400, math.inf)}
+    unit = next(name for name, (_, most) in units.items() if seconds < most)
+    count = seconds / units[unit][0]
+    return f"{count:.1f} {unit}" if count < 10 else f"{count:.0f} {unit}"

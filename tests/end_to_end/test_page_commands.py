@@ -55,6 +55,7 @@ RULES = (
         r"(launchers/explore.py|ace explore) ",
         left_out="serves until Ctrl-C: tests/end_to_end/test_explorer.py, test_first_contact.py",
     ),
+    Rule(r"^ace own ", left_out="the commands below it, one after the other: tests/end_to_end/test_own.py"),
     # Data and weights that cannot be shipped; test_paper_data.py and tests/models/test_importing.py have
     # small copies of each.
     Rule(r"build_shards.py dataset=gtea", refused="dataset.root=/data/gtea is not a folder"),

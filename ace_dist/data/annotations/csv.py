@@ -1,26 +1,29 @@
 """Reads CSV annotation files, one labelled segment a row, and says every way in which such a file can be wrong.
 
-Exports of annotation tools become such rows first: see `exports`.
+Exports of annotation tools, and a folder per label, become such rows first: see `exports`, `label_folders`.
 
 Columns `video,start_s,end_s,verb,object,split,group`; times are those that players show, an empty one is the beginning
 or end of the video; relative paths count from the CSV's folder; other columns are ignored. Commas, semicolons or tabs
-separate values, and the header's case does not matter.
+separate values, and the header's case does not matter. Without any split all rows train, and `dataset.test_groups` says
+which groups are tested.
 """
 
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations.base import VideoReader
 from ace_dist.data.annotations.exports import export_rows, is_export
+from ace_dist.data.annotations.label_folders import folder_rows
 from ace_dist.data.segments import Failure, Segment, parse_split
 from ace_dist.utils.errors import DataError, UserError, listing
 from ace_dist.utils.tables import Row, check_row, parse_table
 
 COLUMNS = ("video", "start_s", "end_s", "verb", "object", "split", "group")
+OPTIONAL = ("split", "group")
 
 
 def build_reader(dataset: DatasetConfig) -> VideoReader:
@@ -43,7 +46,7 @@ def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_
     faults: list[str] = []
     rejected: list[Failure] = []
     first_place: dict[tuple[object, ...], str] = {}
-    for place, row in export_rows(path) if is_export(path) else table_rows(path):
+    for place, row in annotated_rows(path):
         try:
             segment = parse_row(path, row, place)
             identity = (segment.video, segment.start_s, segment.end_s, segment.verb, segment.object)
@@ -63,8 +66,15 @@ def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_
     return VideoReader(segments, fps, short_side, rejected=rejected)
 
 
-def table_rows(path: Path) -> list[tuple[str, Row]]:
-    return [(f"line {line}", row) for line, row in numbered_rows(path, COLUMNS)]
+def annotated_rows(path: Path) -> Iterable[tuple[str, Row]]:
+    """Where each annotation stands, and its row. Of a CSV file all are of the training split when no row has one."""
+    if is_export(path):
+        return export_rows(path)
+    if path.is_dir() and not any(path.glob("*.csv")):
+        return folder_rows(path)
+    rows = numbered_rows(path, COLUMNS, OPTIONAL)
+    unsplit = {"split": "train"} if not any(row.get("split") for _, row in rows) else {}
+    return [(f"line {line}", row | unsplit if "split" in row else row) for line, row in rows]
 
 
 def parse_row(path: Path, row: Row, place: str) -> Segment:
@@ -114,7 +124,7 @@ def faults_error(path: Path, faults: list[str]) -> DataError:
     return DataError(f"{path}:{text} (dataset.annotations)")
 
 
-def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, Row]]:
+def numbered_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[tuple[int, Row]]:
     """`parse_table` of a file. Raises `DataError` naming it."""
     if path.is_dir():
         files = sorted(map(str, path.glob("*.csv")))
@@ -123,7 +133,7 @@ def numbered_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, Row]]:
     if not path.is_file():
         raise DataError(f"dataset.annotations={path} does not exist")
     try:
-        return parse_table(path.read_text(encoding="utf-8-sig"), columns)
+        return parse_table(path.read_text(encoding="utf-8-sig"), columns, optional)
     except UnicodeDecodeError as error:
         raise faults_error(path, [f"is not a CSV file in UTF-8; save it as such: {error}"]) from error
     except OSError as error:
