@@ -16,6 +16,7 @@ from ace_dist.utils.errors import UserError
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
+Z95 = 1.959964  # the standard normal's 97.5 % point
 FUSIONS = ("softmax_sum", "logit_mean", "logit_max", "embedding_mean")
 
 
@@ -66,6 +67,26 @@ def random_baseline(labels: npt.ArrayLike, num_classes: int) -> dict[str, float]
     share = np.bincount(truth, minlength=num_classes) / len(truth)
     share, q = share[share > 0], 1.0 / num_classes
     return {"accuracy": 100.0 * q, "f1": float(100.0 * np.mean(2.0 * share * q / (share + q)))}
+
+
+def accuracy_interval(hits: npt.ArrayLike, groups: Sequence[str]) -> tuple[float, float]:
+    """95 % interval of the mean of `hits` [N], each in [0, 1], in percent: Wilson's, at the effective number of clips.
+
+    Clips of one group (person, recording) resemble each other, so N clips of G groups tell less than N. They count as
+    N / d, where d is Kish's design effect: the variance of the mean by groups, with the factor G / (G - 1), over that
+    of independent clips, and 1 at least (Dean and Pagano, "Evaluating confidence interval methods for binomial
+    proportions in clustered surveys", 2015). A single group tells nothing of others: d is 1 then.
+    """
+    values = np.asarray(hits, np.float64)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    n, p, count = len(values), float(values.mean()), int(member.max()) + 1
+    effect, alone = 1.0, p * (1 - p) / max(1, n - 1)
+    if count > 1 and alone > 0:
+        by_group = np.bincount(member, weights=values - p)
+        effect = max(1.0, count / (count - 1) * float(np.sum(by_group**2)) / n**2 / alone)
+    scale = Z95**2 * effect / n
+    centre, half = (p + scale / 2) / (1 + scale), np.sqrt(scale * (p * (1 - p) + scale / 4)) / (1 + scale)
+    return 100.0 * max(0.0, float(centre - half)), 100.0 * min(1.0, float(centre + half))
 
 
 def harmonic_mean(a: float, b: float) -> float:

@@ -27,15 +27,8 @@ from ace_dist.data.loader.base import Loader
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.shards import ClipRecord
 from ace_dist.data.task import Task
-from ace_dist.evaluate.metrics import (
-    accuracy,
-    bias_curve,
-    fuse_views,
-    harmonic_mean,
-    macro_f1,
-    random_baseline,
-    srt_summary,
-)
+from ace_dist.evaluate.caveats import chance_scores, guessing, intervals, mean_of_both, result_notes
+from ace_dist.evaluate.metrics import accuracy, bias_curve, fuse_views, macro_f1, srt_summary
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.distributed import Ranks, say_once
 
@@ -165,13 +158,17 @@ def evaluate(config: Config, task: Task, predict: Predict) -> tuple[dict[str, An
 
     Base and novel are separate modes, each among its own classes, without shadow negatives, and each under the label
     sets of its SRT; `gzsl` is both among all classes. A data set without novel actions has `novel`, `hm`, `srt` and
-    `gzsl` null; one whose test split shows no base action has `base`, `srt_base`, `hm` and `gzsl` null.
+    `gzsl` null; one whose test split shows no base action has `base`, `srt_base`, `hm` and `gzsl` null. What guessing
+    scores stands under `chance`, the accuracies' intervals under `interval`, and what speaks against the scores in
+    `notes`; there are no intervals and notes of `evaluation.scorer=chance` itself.
     """
     classes, leaves = task.classes, config.method.leaf_augmentation
     everything = [root_labels((*classes.base, *classes.novel), task.trees, leaves)]
     predictions: dict[str, Any] = {"base": None, "novel": None, "srt": [], "srt_base": [], "gzsl": {}}
+    groups: dict[str, str] = {}
     for part, actions, srt in (("base", classes.base, "srt_base"), ("novel", classes.novel, "srt")):
         clips = task.test_clips(novel=part == "novel")
+        groups |= {record.key: record.group for record in clips[0]}
         if clips[0]:
             sets = [root_labels(actions, task.trees, leaves), *srt_label_sets(config, part, actions, task.trees)]
             predictions[part], *predictions[srt], predictions["gzsl"][part] = predict(clips, sets + everything)
@@ -181,6 +178,10 @@ def evaluate(config: Config, task: Task, predict: Predict) -> tuple[dict[str, An
         novel = predictions["gzsl"]["novel"]
         novel["labels"] = [label + len(classes.base) for label in novel["labels"]]
     results = summary(config, predictions, len(classes.base))
+    results |= {"chance": chance_scores(predictions), "interval": None, "notes": []}
+    if config.evaluation.scorer != "chance":  # whose scores are expectations
+        results["interval"] = intervals(predictions, groups)
+        results["notes"] = result_notes(predictions, results)
     for entry in entries(predictions):
         entry["probabilities"] = np.asarray(entry["probabilities"]).round(6).tolist()
     return results, predictions
@@ -189,7 +190,7 @@ def evaluate(config: Config, task: Task, predict: Predict) -> tuple[dict[str, An
 def summary(config: Config, predictions: dict[str, Any], base_classes: int) -> dict[str, Any]:
     """`results.json` of the predictions."""
     chance = config.evaluation.scorer == "chance"
-    rate = expected_scores if chance else accuracy_and_f1
+    rate = guessing if chance else accuracy_and_f1
     base, novel = (rate(predictions[part]) if predictions[part] else None for part in ("base", "novel"))
     srt, srt_base = (
         srt_summary([rate(run) for run in predictions[name]]) if predictions[name] else None
@@ -213,10 +214,6 @@ def summary(config: Config, predictions: dict[str, Any], base_classes: int) -> d
         "srt_base": srt_base,
         "gzsl": gzsl,
     }
-
-
-def mean_of_both(base: dict[str, float], novel: dict[str, float]) -> dict[str, float]:
-    return {name: harmonic_mean(base[name], novel[name]) for name in base}
 
 
 def log_scores(entry: dict[str, Any]) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -260,8 +257,3 @@ def build_guesser(seed: int) -> Predict:
         ]
 
     return guess
-
-
-def expected_scores(predicted: dict[str, Any]) -> dict[str, float]:
-    """What guessing is expected to score on these labels, in percent, whatever it guessed: the same in all SRT runs."""
-    return random_baseline(predicted["labels"], len(predicted["classes"]))

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from ace_dist.evaluate import figures
+from ace_dist.evaluate.caveats import chance_scores
 from ace_dist.evaluate.figures import DARK, LIGHT, concept_figure, srt_figure
-from ace_dist.evaluate.metrics import class_f1, concept_distances, confusion_matrix, harmonic_mean, random_baseline
+from ace_dist.evaluate.metrics import class_f1, concept_distances, confusion_matrix
 from ace_dist.evaluate.run_files import ConceptSpace, Run, read_results, read_run
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
@@ -58,6 +59,9 @@ def write_report(folder: Path, compare: Sequence[Path] = (), output: Path | None
         hardware=in_one_line(run.environment["hardware"]),
         rows=rows,
         random=chance_row(run),
+        notes=[
+            note if name == next(iter(rows)) else f"{name}: {note}" for name in rows for note in rows[name]["notes"]
+        ],
         sections={
             "Synonym robustness": srt_section(run, rows),
             "All classes together": gzsl_section(run, rows),
@@ -125,20 +129,8 @@ def method_name(results: Results) -> str:
 
 
 def chance_row(run: Run) -> dict[str, Any]:
-    """The scores of guessing, in the shape of results.json, from the label distribution; its SRT has no spread."""
-    base, novel = (random_baseline(p["labels"], len(p["classes"])) if p else None for p in (run.base, run.novel))
-    hm = {metric: harmonic_mean(base[metric], novel[metric]) for metric in base} if base and novel else None
-    spread = {"accuracy_std": 0.0, "f1_std": 0.0}
-    srt, srt_base = (
-        {f"{metric}_mean": value for metric, value in scores.items()} | spread if scores else None
-        for scores in (novel, base)
-    )
-    gzsl: dict[str, Any] | None = None
-    if run.gzsl:
-        gzsl = {name: random_baseline(part["labels"], len(part["classes"])) for name, part in run.gzsl.items()}
-        gzsl["hm"] = {metric: harmonic_mean(*(gzsl[name][metric] for name in run.gzsl)) for metric in gzsl["base"]}
-        gzsl["curve"] = None
-    return {"base": base, "novel": novel, "hm": hm, "srt": srt, "srt_base": srt_base, "gzsl": gzsl}
+    """The scores of guessing, in the shape of results.json; from the predictions, as runs of before do not say them."""
+    return {"interval": None, **chance_scores({"base": run.base, "novel": run.novel, "gzsl": run.gzsl})}
 
 
 def accuracies(results: Results) -> dict[str, tuple[float, float]]:

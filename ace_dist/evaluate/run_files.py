@@ -53,6 +53,19 @@ class Together(TypedDict):
     curve: BiasCurve | None
 
 
+class Interval(TypedDict):
+    """Of an accuracy, in percent: its two ends."""
+
+    accuracy: Annotated[list[Score], Field(min_length=2, max_length=2)]
+
+
+class Intervals(TypedDict):
+    method: Text
+    base: NotRequired[Interval | None]
+    novel: NotRequired[Interval | None]
+    srt: NotRequired[Interval | None]
+
+
 class Results(TypedDict):
     """`results.json`, as far as it is read."""
 
@@ -66,6 +79,8 @@ class Results(TypedDict):
     srt: Robustness | None
     srt_base: Robustness | None
     gzsl: Together | None
+    interval: Intervals | None
+    notes: list[Text]
 
 
 class Guesses(TypedDict):
@@ -154,9 +169,10 @@ def read_run(folder: Path, output: Path | None = None) -> Run:
 def read_results(folder: Path) -> dict[str, Any]:
     """Read `results.json`, with every score that the table shows; each part but the first four names may be null.
 
-    Runs of before have no `srt_base` and `gzsl`: these are null then.
+    Runs of before have no `srt_base`, `gzsl`, `chance` and `interval`: these are null then.
     """
-    results = {"srt_base": None, "gzsl": None, **read_run_object(folder, "results.json")}
+    later = dict.fromkeys(("srt_base", "gzsl", "chance", "interval"))
+    results = {**later, "notes": [], **read_run_object(folder, "results.json")}
     check_shape(results, Results, str(folder / "results.json"), RunError)
     return results
 

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.run_inputs import read_inputs, run_config
 from ace_dist.data.task import NO_TEST, Task, load_run_task, load_task, test_digest
+from ace_dist.evaluate.caveats import METHOD, few_steps
+from ace_dist.evaluate.metrics import accuracy_interval, random_baseline
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
 from ace_dist.evaluate.run_files import read_metrics
 from ace_dist.models.build import build_model, load_some
@@ -71,6 +73,8 @@ def evaluate_run(
 
             results, predictions = evaluate(config, task, predict)
             loader.close()
+    if config.evaluation.scorer != "chance" and (note_steps := too_few_steps(run, config)):
+        results["notes"].append(note_steps)
     with safe_open(run / "model" / "trained.safetensors", "pt") as file:  # which weights it holds, in words
         results |= {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
     if ranks.is_first:
@@ -81,6 +85,12 @@ def evaluate_run(
         write_json(folder / "results.json", results)
     ranks.barrier()
     return results
+
+
+def too_few_steps(run: Path, config: Config) -> str | None:
+    """`few_steps` of a run that has trained, by the last line of its log."""
+    lines = [line for line in read_metrics(run) if "epoch" in line]
+    return few_steps(config.training, lines[-1]["step"], lines[-1]["epoch"] / lines[-1]["step"]) if lines else None
 
 
 def untrained_text(run: Path, config: Config) -> DualEncoder:
@@ -95,7 +105,10 @@ def untrained_text(run: Path, config: Config) -> DualEncoder:
 
 
 def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:
-    """Instead of a test: `results.json` with the last validation alone, its scores in percent and its clips."""
+    """Instead of a test: `results.json` with the last validation alone, its scores in percent and its clips.
+
+    Of the clips only their number counts in its interval: which of them were right is not kept.
+    """
     config = run_config(run)
     lines = [line for line in read_metrics(run) if "validation_accuracy" in line]
     if not lines:
@@ -103,11 +116,22 @@ def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:
             f"{run / 'metrics.jsonl'} holds no validation, so there is no result; evaluation.test=true tests"
         )
     last = lines[-1]
-    clips = len(load_task(config).validation_clips()[0])
-    scores = {"accuracy": last["validation_accuracy"], "f1": last["validation_f1"], "clips": clips}
+    task = load_task(config)
+    records, labels = task.validation_clips()
+    scores = {"accuracy": last["validation_accuracy"], "f1": last["validation_f1"], "clips": len(records)}
     named = {"method": config.method.name, "dataset": config.dataset.name, "fold": config.dataset.fold}
     untested = dict.fromkeys(("base", "novel", "hm", "srt"))
-    results = {**named, "seed": config.seed, **untested, "validation": scores}
+    hits = np.full(len(records), scores["accuracy"] / 100)
+    interval = {"accuracy": list(accuracy_interval(hits, [""] * len(records))), "clips": len(records)}
+    results = {
+        **named,
+        "seed": config.seed,
+        **untested,
+        "validation": scores,
+        "chance": {"validation": random_baseline(labels, len(task.classes.base))},
+        "interval": {"method": METHOD, "validation": interval},
+        "notes": [],
+    }
     if ranks.is_first:
         write_json(run / "results.json", results)
     ranks.barrier()
@@ -133,13 +157,30 @@ def write_concept_space(path: Path, task: Task, before: DualEncoder, after: Dual
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """The paper's row for one run: accuracy / macro F1 in percent, of the SRT as mean ± std."""
+    """The paper's row for one run: accuracy / macro F1 in percent, of the SRT as mean ± std.
+
+    Under it the accuracies' intervals, the row of guessing, and a line for each thing that speaks against the scores.
+    """
     header = ["method", "dataset", "base", "novel", "HM", "SRT (mean ± std)"]
     cells = [score_pair(results[part]) for part in ("base", "novel", "hm")]
-    title, row = aligned_lines([header, [results["method"], results["dataset"], *cells, srt_pair(results["srt"])]])
+    rows = [header, [results["method"], results["dataset"], *cells, srt_pair(results["srt"])]]
     untested = results["base"] is None and results["novel"] is None
-    unit = f"nothing was scored: {NO_TEST}" if untested else "accuracy / macro F1, in percent"
-    return "\n".join([title, "-" * len(title), row, *beside_the_paper(results), unit])
+    units = [f"nothing was scored: {NO_TEST}" if untested else "accuracy / macro F1, in percent"]
+    if within := results["interval"]:
+        rows.append(["interval", "", *(interval_text(within.get(part)) for part in ("base", "novel", "hm", "srt"))])
+        units.append(f"interval of the accuracy: {within['method']}")
+    if chance := results["chance"]:
+        scores = [score_pair(chance[part]) for part in ("base", "novel", "hm")]
+        rows.append(["chance", "", *scores, score_pair(chance["srt"], "_mean")])
+        units[0] += "; chance: guessing each label alike"
+    title, *lines = aligned_lines(rows)
+    notes = [f"note: {note}" for note in results["notes"]]
+    return "\n".join([title, "-" * len(title), *lines, *beside_the_paper(results), *units, *notes])
+
+
+def interval_text(part: Mapping[str, Any] | None) -> str:
+    """The interval of an accuracy in a part of `results.json`, a dash where there is none."""
+    return "{:.1f} to {:.1f}".format(*part["accuracy"]) if part else "-"
 
 
 def beside_the_paper(results: dict[str, Any]) -> list[str]:

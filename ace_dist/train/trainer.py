@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ace_dist.config import Config, read_config, resolve_path
+from ace_dist.config import Config, TrainingConfig, read_config, resolve_path
 from ace_dist.data.loader import build_loader
 from ace_dist.data.run_inputs import (
     file_of,
@@ -20,6 +20,7 @@ from ace_dist.data.run_inputs import (
 )
 from ace_dist.data.sampling import ClipRequest, TrainPlan, claim_clips
 from ace_dist.data.task import NO_TEST, Task, describe_task, load_task, load_test
+from ace_dist.evaluate.caveats import few_steps, shortened
 from ace_dist.evaluate.protocols import rehearse
 from ace_dist.models.build import build_model, load_some
 from ace_dist.models.dual_encoder import DualEncoder
@@ -35,7 +36,7 @@ from ace_dist.train.monitor import Monitor
 from ace_dist.train.profile import Profiler
 from ace_dist.train.run_folder import claim, set_results_aside
 from ace_dist.train.run_lock import RunLock
-from ace_dist.train.schedule import total_steps
+from ace_dist.train.schedule import lr_factor, total_steps
 from ace_dist.train.trackers import require_trackers
 from ace_dist.train.validation import Validation, copy_to_test
 from ace_dist.utils.determinism import deterministic
@@ -43,6 +44,8 @@ from ace_dist.utils.distributed import Ranks, on_first, say_once, seed_everythin
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_checksums
 from ace_dist.utils.parts import Flops
+
+EARLY_STEPS = 10  # a learning rate that has fallen by then was never at work
 
 
 @dataclass(frozen=True)
@@ -316,19 +319,56 @@ def micro_batches(plan: TrainPlan, start: int, end: int, parts: int) -> Iterator
 
 
 def describe(task: Task, plan: TrainPlan, engine: Engine) -> str:
-    """What is about to be trained, for the console."""
+    """What is about to be trained, for the console, with what will keep its result from meaning much."""
     model, features = engine.module.model, engine.module.text_features
     video, text = (sum(map(whole_size, model.trainable_parameters()[tower])) for tower in ("video", "text"))
     held_out = ""
     if task.validation:
         clips = len(task.validation_clips()[0])
         held_out = f", held out for validation: {clips} of {', '.join(sorted(task.validation))}"
-    return (
+    lines = [
         f"classes: {len(task.classes.base)} base, {len(task.classes.novel)} novel; "
-        f"training clips: {len(plan.records)}{held_out}\n"
+        f"training clips: {len(plan.records)}{held_out}",
         f"parameters: {sum(map(whole_size, model.parameters())):,}, of which train {video:,} (video) and {text:,} "
-        f"(text)\nphrases: {len(features)} encoded once ({features.memory_mib:.2f} MiB)\n"
+        f"(text)",
+        f"phrases: {len(features)} encoded once ({features.memory_mib:.2f} MiB)",
         f"steps: {engine.steps} of {plan.batch_size} clips ({plan.steps_per_epoch} an epoch) "
-        f"on {engine.ranks.world} rank(s), {'bf16' if engine.bf16 else 'fp32'} on {engine.ranks.device}"
-        + ("" if task.is_tested() else f"\nwarning: {NO_TEST}, so the evaluation at the end will score nothing")
+        f"on {engine.ranks.world} rank(s), {'bf16' if engine.bf16 else 'fp32'} on {engine.ranks.device}",
+        *(f"warning: {text}" for text in run_warnings(task, plan, engine.settings, engine.steps, engine.ranks.world)),
+    ]
+    return "\n".join(lines)
+
+
+def run_warnings(task: Task, plan: TrainPlan, settings: TrainingConfig, steps: int, world: int) -> list[str]:
+    """A sentence for each thing that will keep a run's result from meaning much, with what to set."""
+    clips, batch = len(plan.records), plan.batch_size
+    untrained = [str(action) for index, action in enumerate(task.classes.base) if index not in set(plan.labels)]
+    found = [few_steps(settings, steps, batch / clips), early_decay(settings, steps)]
+    if not task.is_tested():
+        found.append(f"{NO_TEST}, so the evaluation at the end will score nothing")
+    if batch > clips:
+        parts = world * settings.accumulation
+        fits = f"training.batch_size={clips // parts * parts}" if clips >= parts else f"ranks={clips} or less"
+        found.append(f"training.batch_size={batch} exceeds the {clips} training clips: a step repeats some; set {fits}")
+    if untrained:
+        remedy = "hold fewer groups out by evaluation.validation_groups or evaluation.validation_share"
+        if not task.validation:
+            remedy = "see that dataset.left_out_groups and the training split leave some"
+        found.append(
+            f"{len(untrained)} of {len(task.classes.base)} base actions have no training clip "
+            f"({shortened(untrained)}); {remedy}"
+        )
+    return [text for text in found if text]
+
+
+def early_decay(settings: TrainingConfig, steps: int) -> str | None:
+    """Whether the learning rate falls to half of its largest value within the first steps."""
+    factors = [lr_factor(settings, step, steps) for step in range(min(steps, EARLY_STEPS + 1))]
+    peak = factors.index(max(factors)) if factors else 0
+    low = next((step for step, factor in enumerate(factors) if step > peak and factor < factors[peak] / 2), None)
+    if low is None:
+        return None
+    return (
+        f"the learning rate falls after {low} step{'s' * (low != 1)} already (training.schedule={settings.schedule}, "
+        f"{steps} steps); set training.schedule=constant, or more steps"
     )

@@ -1,0 +1,108 @@
+"""Protects honest results: chance, intervals that hold what they promise, a sentence wherever a score says little."""
+
+import numpy as np
+import pytest
+
+from ace_dist.config import TrainingConfig
+from ace_dist.evaluate.caveats import chance_scores, few_steps, intervals, result_notes
+from ace_dist.evaluate.metrics import accuracy_interval, srt_summary
+from ace_dist.evaluate.protocols import accuracy_and_f1
+from ace_dist.evaluate.runs import results_table
+
+
+def entry(labels, predictions, classes=("lift lid", "spin pin", "push arm")):
+    ids = [f"clip-{index}" for index in range(len(labels))]
+    return {"classes": list(classes), "ids": ids, "labels": list(labels), "predictions": list(predictions)}
+
+
+def results_of(base, novel, srt=(), groups=10):
+    """`results.json` of entries whose clips lie in so many groups, with its notes."""
+    predictions = {"base": base, "novel": novel, "srt": list(srt), "srt_base": [], "gzsl": None}
+    of_clips = {f"clip-{index}": str(index % groups) for index in range(1000)}
+    scores = {name: accuracy_and_f1(part) if part else None for name, part in (("base", base), ("novel", novel))}
+    results = {"method": "ace", "dataset": "mine", **scores, "hm": None, "srt_base": None, "gzsl": None}
+    results["srt"] = srt_summary([accuracy_and_f1(run) for run in srt]) if srt else None
+    results |= {"interval": intervals(predictions, of_clips), "chance": chance_scores(predictions)}
+    return results | {"notes": result_notes(predictions, results)}
+
+
+# ------------------------------------------------------------------------------------------------------ the interval
+def test_wilson_by_hand():
+    """8 of 10 independent clips: 49.0 to 94.3 % (Wilson 1927; the example of Newcombe's papers, rounded)."""
+    low, high = accuracy_interval([1] * 8 + [0] * 2, [str(k) for k in range(10)])
+    assert (low, high) == (pytest.approx(49.0, abs=0.1), pytest.approx(94.3, abs=0.1))
+    assert accuracy_interval([1] * 5, list("abcde"))[0] == pytest.approx(56.6, abs=0.1), "all right is not certain"
+
+
+def test_clips_of_one_group_count_together():
+    """Five clips of each recording that are all right or all wrong tell what one clip of each tells."""
+    hits, groups = [1] * 8 + [0] * 2, [str(k) for k in range(10)]
+    low, high = accuracy_interval(np.repeat(hits, 5), np.repeat(groups, 5))
+    alone = accuracy_interval(hits, groups)
+    assert low <= alone[0] + 0.5 and high >= alone[1] - 0.5
+    alike = accuracy_interval(np.tile(hits, 5), np.repeat(groups[:5], 10))
+    assert alike == pytest.approx(accuracy_interval(np.tile(hits, 5), [str(k) for k in range(50)]))
+
+
+def test_an_interval_holds_the_truth(rng):
+    """Of 400 tests on 30 clips of 10 people who differ, about 95 % hold the true accuracy; 88 % at the very least."""
+    held = 0
+    for _ in range(400):
+        people = rng.beta(3, 2, 10)  # of mean 0.6
+        hits = rng.random((10, 3)) < people[:, None]
+        low, high = accuracy_interval(hits.ravel(), np.repeat(np.arange(10).astype(str), 3))
+        held += low <= 60 <= high
+    assert held / 400 > 0.88
+
+
+# ------------------------------------------------------------------------------------------------------ the sentences
+def test_a_good_result_has_no_note():
+    labels = [0, 1, 2] * 20
+    results = results_of(entry(labels, labels), entry(labels, labels), [entry(labels, labels)] * 3)
+    assert results["notes"] == []
+    table = results_table(results)
+    assert "chance             33.3 / 33.3" in table and "100.0" in table and "Wilson" in table and "note" not in table
+
+
+def test_a_result_at_chance_says_so(rng):
+    labels = [0, 1, 2] * 4
+    results = results_of(entry(labels, labels), entry(labels, np.roll(labels, 1)[::-1]))
+    (note,) = results["notes"]
+    assert note.startswith("novel is not shown to be above chance: ") and "guessing 33.3, from 12 test clips" in note
+    assert results_table(results).endswith(f"note: {note}")
+
+
+def test_always_the_commonest_label_is_not_above_chance():
+    """Four of five clips are of one action: naming it always gives 80 %, far above guessing, and knows nothing."""
+    labels = [0] * 40 + [1] * 5 + [2] * 5
+    notes = results_of(entry(labels, [0] * 50), None)["notes"]
+    assert "always the commonest label 80.0" in notes[1]
+    assert notes[0].startswith("one label got 50 of 50 base test clips: lift lid;")
+
+
+def test_a_spread_of_0_of_a_collapsed_model_is_no_robustness():
+    labels = [0, 1, 2] * 20
+    collapsed = [entry(labels, [run % 3] * 60) for run in range(10)]
+    notes = results_of(None, collapsed[0], collapsed)["notes"]
+    assert any(note.startswith("the spread of 0 of SRT is no robustness") for note in notes)
+    sound = results_of(None, entry(labels, labels), [entry(labels, labels)] * 10)
+    assert sound["srt"]["accuracy_std"] == 0 and sound["notes"] == [], "a spread of 0 can be a merit"
+
+
+def test_one_action_one_group_and_actions_without_clips():
+    one = results_of(entry([0, 0], [0, 0], ["lift lid"]), None)["notes"]
+    assert "base has one action alone (lift lid)" in one[0] and len(one) == 1
+    notes = results_of(entry([0, 1] * 30, [0, 1] * 30), None, groups=1)["notes"]
+    assert "1 of 3 base actions have no test clip (push arm)" in notes[0] and "dataset.test_groups" in notes[0]
+    assert notes[1].startswith("all base test clips are of one group")
+
+
+def test_few_steps_name_what_to_set():
+    """And a run with these settings is long enough."""
+    short = TrainingConfig(epochs=15, batch_size=16)  # 60 clips: 57 steps
+    assert few_steps(short, 57, 16 / 60).endswith("set training.epochs=54")  # 54 * 60 / 16 = 202.5
+    cut = TrainingConfig(epochs=100, batch_size=16, max_steps=30)
+    assert few_steps(cut, 30, 16 / 60).endswith("set training.max_steps=null")
+    stopped = TrainingConfig(epochs=100, batch_size=16, early_stopping_patience=2)
+    assert few_steps(stopped, 30, 16 / 60).endswith("set training.early_stopping_patience=0")
+    assert few_steps(short, 200, 1) is None and few_steps(short, 0, 1) is None
