@@ -39,6 +39,7 @@ from ace_dist.config import (
     split_settings,
 )
 from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment
+from ace_dist.utils.console import VERBOSE
 from ace_dist.utils.errors import ConfigError, UserError
 from ace_dist.utils.extras import missing_packages_named
 from ace_dist.utils.processes import end_with_launcher
@@ -118,7 +119,7 @@ def evaluate_and_report(
     with watchdog if ranks.world > 1 else nullcontext():
         results = evaluate_run(run_dir, ranks, shards, output, watchdog.note)
     if ranks.is_first:
-        print(f"\n{results_table(results)}\n\nreport: {write_report(run_dir, output=output)}", flush=True)
+        print(f"report: {write_report(run_dir, output=output)}\n\n{results_table(results)}", flush=True)
 
 
 @dataclass
@@ -800,7 +801,7 @@ def ace() -> int:
 
 def start(argv: Sequence[str]) -> int:
     """Run a command; one of `RANKED` in as many processes as suit this machine, or as `ranks=N` says."""
-    argv = take_umask(argv)
+    argv = take_verbose(take_umask(argv))
     if not argv or argv[0].startswith("-"):
         return execute(argv)
     name, rest = find_command(argv)
@@ -847,10 +848,11 @@ def execute(argv: Sequence[str]) -> int:
     """Run `NAME [SUBCOMMAND] key=value ...`; returns its exit status. Raises `UserError` for what a user can mend.
 
     `--local_rank`, which DeepSpeed's launcher puts before the name with `--module ace_dist`, is ignored. `umask=077`
-    is of every command.
+    and `verbose=true` are of every command.
     """
     end_with_launcher(os.environ)
-    argv = take_umask([word for word in argv if not word.replace("_", "-").lstrip("-").startswith("local-rank")])
+    argv = [word for word in argv if not word.replace("_", "-").lstrip("-").startswith("local-rank")]
+    argv = take_verbose(take_umask(argv))
     if argv and argv[0] in ("--version", "-V"):
         print(f"ace-dist {__version__}")
         return 0
@@ -872,6 +874,16 @@ def take_umask(argv: Sequence[str]) -> list[str]:
                 raise ConfigError(f"{word} is not three octal digits, such as umask=077 (nobody else reads the files)")
             os.umask(int(word.partition("=")[2], 8))
     return [word for word in argv if not word.startswith("umask=")]
+
+
+def take_verbose(argv: Sequence[str]) -> list[str]:
+    """The words without `verbose=true`, or `--verbose`, which this process and all that it starts go by."""
+    for word in argv:
+        if word == "--verbose" or word.startswith("verbose="):
+            if word not in ("--verbose", "verbose=true", "verbose=false"):
+                raise ConfigError(f"{word} is not verbose=true or verbose=false")
+            os.environ[VERBOSE] = str(int(word != "verbose=false"))
+    return [word for word in argv if word != "--verbose" and not word.startswith("verbose=")]
 
 
 def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -910,5 +922,5 @@ def overview() -> str:
         "\nBegin with the demo:    ace demo",
         "or with your own CSV:   ace own annotations.csv",
         "Each one explains itself with --help.",
-        "umask=077, which every command takes, makes files that nobody else can read.",
+        "umask=077, which every command takes, makes files that nobody else can read; verbose=true says more.",
     ])  # fmt: skip

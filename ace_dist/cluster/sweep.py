@@ -224,11 +224,11 @@ def progress(run_dir: Path) -> str:
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log without progress bars; says so when there is none."""
+    """The last lines of a log without those of progress; says so when there is none."""
     if not log.is_file():
         return f"; no log at {log}"
     text = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace"))
-    shown = [line.strip() for line in text if line.strip() and not re.match(r"train:\s+\d+%", line)]
+    shown = [line.strip() for line in text if line.strip() and not re.match(r"train:\s+\d+(%| of )", line)]
     return f"; the end of {log.name}: {redact(' | '.join(shown[-3:]))}"
 
 

@@ -35,6 +35,7 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     config = with_own_inputs(run_dir, config)
     task, plan, objective = build_task(config, ranks)
     steps = total_steps(config.training, len(plan.records))
+    about = describe(task, plan, config, objective, ranks, steps)
     engine = Engine(config, objective, ranks, steps)
     requests = plan.requests(0)[: micro_batch_size(config, ranks.world)]
     objective.model.expect_clips(config.loader)
@@ -59,7 +60,7 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     where = f"{run_dir} holds this run, which would continue" if continues else f"{run_dir} would be made"
     if ranks.is_first:
         print(
-            describe(task, plan, engine),
+            about,
             *classes,
             f"first batch of a rank: video {list(batch.video.shape)} [B, T, 3, H, W], losses: {values}",
             f"memory of a rank at its peak: {max(peaks_gib):.2f} GiB of the {device}",

@@ -5,7 +5,6 @@ DeepSpeed keeps weights and momentum in a form that depends on the ZeRO stage, t
 """
 
 import copy
-import logging
 from typing import Any
 
 import torch
@@ -43,7 +42,6 @@ class Engine:
     def __init__(self, config: Config, objective: ConceptObjective, ranks: Ranks, steps: int) -> None:
         import deepspeed
 
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.settings = config.training
         self.ranks = ranks
         self.steps = steps
@@ -265,12 +263,6 @@ class Engine:
                 optimizer.state[master]["step"] = torch.tensor(0.0)
         if self.stage in (1, 2):
             wrapper._lazy_init_hp_params_optimizer_state()  # links parameters to their pieces of it
-
-
-def whole_size(parameter: nn.Parameter) -> int:
-    """Numbers in a parameter over all ranks; under ZeRO 3 this rank may hold none of them."""
-    size: int = getattr(parameter, "ds_numel", parameter.numel())
-    return size
 
 
 def build_optimizer(groups: list[dict[str, Any]], settings: TrainingConfig) -> torch.optim.Optimizer:

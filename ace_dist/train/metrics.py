@@ -24,6 +24,7 @@ from ace_dist.config import Config
 from ace_dist.objectives import ConceptObjective, total_loss
 from ace_dist.train.callbacks import Callback
 from ace_dist.train.engine import Engine, micro_batch_size
+from ace_dist.utils.console import is_verbose
 from ace_dist.utils.distributed import Ranks
 from ace_dist.utils.files import write_text
 from ace_dist.utils.parts import Flops, PartFlops
@@ -225,7 +226,13 @@ def peak_gib(device: torch.device) -> float:
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """`Meters.summary` in a few lines for the console."""
+    """`Meters.summary` for the console: the pace, and with `verbose=true` arithmetic and memory by part."""
+    pace = (
+        f"pace: {summary['clips_per_s']:.1f} clips/s on {summary['ranks']} rank(s), {summary['data_wait_share']:.0%} "
+        f"of the time waiting for data, {summary['memory_peak_gib']:.2f} GiB of memory a rank at its peak"
+    )
+    if not is_verbose():
+        return pace
     mfu, ceiling = summary["mfu_percent"], summary["ceiling_tflops_per_s"]
     against = "" if mfu is None else f", {mfu:.1f} % of the {ceiling:.3g} TFLOP/s of large matrix products"
     flops = sorted(summary["model_gflops_by_part"].items(), key=lambda item: -sum(item[1].values()))
@@ -233,17 +240,16 @@ def summary_table(summary: dict[str, Any]) -> str:
     shares = ", ".join(f"{name} {sum(part.values()) / total:.1%}" for name, part in flops)
     memory = ", ".join(f"{name.replace('_', ' ')} {gib:.3f}" for name, gib in summary["memory_gib_by_part"].items())
     return (
-        f"pace: {summary['clips_per_s']:.1f} clips/s on {summary['ranks']} rank(s), {summary['data_wait_share']:.0%} "
-        f"of the time waiting for data\n"
+        f"{pace}\n"
         f"arithmetic: {summary['model_tflops_per_s']:.3g} TFLOP/s{against}; {total:.4g} GFLOP a step: {shares}\n"
-        f"memory of a rank at its peak: {summary['memory_peak_gib']:.2f} GiB: {memory}"
+        f"memory of a rank in GiB: {memory}"
     )
 
 
 def write_summary(run_dir: Path, start: int, done: int, summary: dict[str, Any] | None) -> None:
-    """Print the summary of steps `start` to `done` and store it as `<run_dir>/summary.json`; nothing for None."""
+    """Store the summary of steps `start` to `done` as `<run_dir>/summary.json`, and print it; nothing for None."""
     if summary is None:
         return
     summary = {"first_step": start + 1, "last_step": done, **summary}
     write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-    print(f"\n{summary_table(summary)}", flush=True)
+    print(summary_table(summary), flush=True)

@@ -1,4 +1,4 @@
-"""What a run says about itself while it trains: progress bar, `metrics.jsonl`, trackers."""
+"""What a run says about itself while it trains: progress, `metrics.jsonl`, trackers."""
 
 import json
 import time
@@ -15,6 +15,7 @@ from ace_dist.config import TrainingConfig
 from ace_dist.train.callbacks import Callback, StepEnd
 from ace_dist.train.metrics import Meters
 from ace_dist.train.trackers import build_trackers
+from ace_dist.utils.console import Progress
 from ace_dist.utils.distributed import Ranks, on_first
 from ace_dist.utils.files import read_log, write_text
 
@@ -58,18 +59,16 @@ class Monitor(Callback):
         self.trackers = on_first(ranks, build_trackers, settings.trackers, run_dir, start) or []
         if not ranks.is_first:
             return
-        from tqdm import tqdm
-
         forget_after(run_dir / "metrics.jsonl", start, self.last_step)
         self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self.bar = tqdm(total=steps, initial=start, desc="train", unit="step", dynamic_ncols=True, mininterval=1.0)
+        self.progress = Progress(steps, "train", "step", start)
 
     def close(self, error: BaseException | None) -> None:
         if self.ranks.is_first:
             self.file.close()
             for tracker in self.trackers:
                 tracker.close(failed=error is not None)
-            self.bar.close()
+            self.progress.close()
 
     def on_micro_batch(self, losses: Mapping[str, Tensor], loss: Tensor) -> None:
         """Add one micro-batch: its loss and the parts that it sums; no host sync."""
@@ -81,12 +80,14 @@ class Monitor(Callback):
         return done % self.every == 0 or done == self.steps
 
     def on_step_end(self, end: StepEnd) -> None:
-        """Move the bar on; when it is time, read the sums and write a line."""
+        """When it is time, read the sums and write a line; show how far the run is."""
         self.end = end
+        text = self.log(end) if self.due(end.step) else None
         if self.ranks.is_first:
-            self.bar.update(1)
-        if not self.due(end.step):
-            return
+            self.progress.update(text=text)
+
+    def log(self, end: StepEnd) -> str:
+        """Write the line of the steps since the last one; returns it in short."""
         means = self.ranks.mean({name: value / self.micro_steps for name, value in self.sums.items()})
         now = time.perf_counter()
         clips = (end.step - self.last_step) * self.batch_size
@@ -107,9 +108,7 @@ class Monitor(Callback):
         self.last_s, self.last_wait_s, self.last_step = now, end.wait_s, end.step
         if self.ranks.is_first:
             self.append(line)
-            self.bar.set_postfix_str(
-                f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
-            )
+        return f"loss {line['loss']:.3f}, {line['clips_per_s']:.1f} clips/s, data wait {line['data_wait_share']:.0%}"
 
     def on_result(self, step: int, values: Mapping[str, float]) -> None:
         """A line of its own for what is measured at a step and not over steps."""

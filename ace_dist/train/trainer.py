@@ -29,7 +29,7 @@ from ace_dist.objectives import ConceptObjective, build_objective, total_loss
 from ace_dist.train.augment import augment
 from ace_dist.train.callbacks import Callbacks, GarbageCollection, StepEnd
 from ace_dist.train.checkpoint import Checkpoint, CheckpointFolder, Checkpoints, read, store_frozen
-from ace_dist.train.engine import Engine, micro_batch_size, whole_size
+from ace_dist.train.engine import Engine, micro_batch_size
 from ace_dist.train.health import EXIT_CODES, Health, StopSignal, Watchdog
 from ace_dist.train.metrics import Meters, step_flops, write_summary
 from ace_dist.train.monitor import Monitor
@@ -40,7 +40,7 @@ from ace_dist.train.schedule import lr_factor, total_steps
 from ace_dist.train.trackers import require_trackers
 from ace_dist.train.validation import Validation, copy_to_test
 from ace_dist.utils.determinism import deterministic
-from ace_dist.utils.distributed import Ranks, on_first, say_once, seed_everything
+from ace_dist.utils.distributed import Ranks, on_first, say_once, seed_everything, uses_bf16
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_checksums
 from ace_dist.utils.parts import Flops
@@ -117,6 +117,8 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
     twin = copy_to_test(objective.model, config) if config.evaluation.every_steps else None
     steps = total_steps(config.training, len(plan.records))
+    if ranks.is_first:
+        print(describe(task, plan, config, objective, ranks, steps), flush=True)
     objective.model.compile_blocks(steps, compile_obstacle(config))
     engine = Engine(config, objective, ranks, steps)
     if config.model.text.release_frozen:
@@ -126,8 +128,6 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
         if twin is not None:
             twin.release_text(stored)
     validation = Validation(config, task, twin.bfloat16() if twin and engine.bf16 else twin, engine)
-    if ranks.is_first:
-        print(describe(task, plan, engine), flush=True)
     checkpoints = Checkpoints(run_dir, engine, config.training, frozen or "")
     health = Health(ranks, stop_signal)
     start = checkpoints.restore()
@@ -318,10 +318,15 @@ def micro_batches(plan: TrainPlan, start: int, end: int, parts: int) -> Iterator
             yield requests[first : first + size]
 
 
-def describe(task: Task, plan: TrainPlan, engine: Engine) -> str:
-    """What is about to be trained, for the console, with what will keep its result from meaning much."""
-    model, features = engine.module.model, engine.module.text_features
-    video, text = (sum(map(whole_size, model.trainable_parameters()[tower])) for tower in ("video", "text"))
+def describe(task: Task, plan: TrainPlan, config: Config, objective: ConceptObjective, ranks: Ranks, steps: int) -> str:
+    """What is about to be trained, for the console, with what will keep its result from meaning much.
+
+    To be called before DeepSpeed shares the weights out.
+    """
+    model, features = objective.model, objective.text_features
+    trained = model.trainable_parameters()
+    whole, video, text = (sum(p.numel() for p in those) for those in (model.parameters(), *trained.values()))
+    precision = "bf16" if uses_bf16(config.training.precision, ranks.device) else "fp32"
     held_out = ""
     if task.validation:
         clips = len(task.validation_clips()[0])
@@ -329,12 +334,11 @@ def describe(task: Task, plan: TrainPlan, engine: Engine) -> str:
     lines = [
         f"classes: {len(task.classes.base)} base, {len(task.classes.novel)} novel; "
         f"training clips: {len(plan.records)}{held_out}",
-        f"parameters: {sum(map(whole_size, model.parameters())):,}, of which train {video:,} (video) and {text:,} "
-        f"(text)",
+        f"parameters: {whole:,}, of which train {video:,} (video) and {text:,} (text)",
         f"phrases: {len(features)} encoded once ({features.memory_mib:.2f} MiB)",
-        f"steps: {engine.steps} of {plan.batch_size} clips ({plan.steps_per_epoch} an epoch) "
-        f"on {engine.ranks.world} rank(s), {'bf16' if engine.bf16 else 'fp32'} on {engine.ranks.device}",
-        *(f"warning: {text}" for text in run_warnings(task, plan, engine.settings, engine.steps, engine.ranks.world)),
+        f"steps: {steps} of {plan.batch_size} clips ({plan.steps_per_epoch} an epoch) on {ranks.world} rank(s), "
+        f"{precision} on {ranks.device}",
+        *(f"warning: {text}" for text in run_warnings(task, plan, config.training, steps, ranks.world)),
     ]
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 
+from ace_dist.utils.console import quiet_deepspeed
 from ace_dist.utils.cores import cores
 from ace_dist.utils.errors import RunError, UserError
 from ace_dist.utils.lost_ranks import HostGroup, lost_ranks_named
@@ -103,8 +104,10 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
         # DeepSpeed's launcher sets no thread count, torch then starts one thread a core in every rank, and two ranks on
         # two cores run slower than one.
         torch.set_num_threads(cores(os.environ))
+    quiet_deepspeed()
     import deepspeed
 
+    quiet_deepspeed()
     # At its first start on a CPU DeepSpeed would compile a shared-memory all-reduce for inference, for a minute, which
     # training never calls. Without the entry DeepSpeed uses torch.distributed for that operator too.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -143,6 +143,10 @@ def test_the_installed_command_trains_the_demo_and_classifies(installed):
     settings = (*WORLD, "dataset.workers=1")
     said = installed_ace(installed, "demo", *settings, *SHORT, "ranks=1")
     assert "$ ace train experiment=demo method=procvlr" in said and "report: runs/demo/report.html" in said
+    training = said.split("$ ace train experiment=demo dataset")[-1].split("$ ace report")[0].rstrip().splitlines()[1:]
+    assert training[0].startswith("classes: 12 base, 6 novel"), "our lines are first"
+    assert any(line.startswith("chance") for line in training[-9:]), "the table is last"
+    assert not re.search(r"\r|TFLOP|untested optimizer|\[WARNING\]", said)
     video = write_video(installed / "work" / "a.mp4", numbered_frames(24, 48, 64))
     words = ("classify", "run=runs/demo", f"video={video}", "actions=[spin block, lift mug]")
     assert "%  spin block" in installed_ace(installed, *words, blocked=BLOCKED)

@@ -13,8 +13,6 @@ from operator import mul
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from ace_dist import __version__
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.trees import SynonymTrees
@@ -23,6 +21,7 @@ from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.answers import Answer, parse_answer, question, read_template, template_sha256
 from ace_dist.tools.synonyms.budget import Budget, BuildStopped, ClientConfig, NoAnswer, estimated_tokens
 from ace_dist.tools.synonyms.wordnet import WordNetSource
+from ace_dist.utils.console import Progress
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json, write_text
 
@@ -196,13 +195,13 @@ def grow_trees(
     output: Path,
     concurrency: int,
 ) -> BuildResult:
-    """Grow `concurrency` trees at a time under a progress bar; save them whenever one is done."""
+    """Grow `concurrency` trees at a time and show how far it is; save them whenever one is done."""
     if output.is_file() and SynonymTrees.load(output).meta.get("hand_edits"):  # never overwrite a person's work
         raise ConfigError(f"output={output} was edited by hand; choose another name, or move it away")
     output.parent.mkdir(parents=True, exist_ok=True)
     missing: dict[str, str] = {}
-    with tqdm(total=question_count(actions, sizes), desc="nodes", disable=None) as bar:
-        trees = {root: Tree(action, sizes, source, bar.update) for root, action in actions.items()}
+    with Progress(question_count(actions, sizes), "synonyms", "node") as progress:
+        trees = {root: Tree(action, sizes, source, progress.update) for root, action in actions.items()}
         with ThreadPoolExecutor(concurrency) as pool:
             try:
                 futures = {pool.submit(tree.grow, (root,)): tree for root, tree in trees.items()}
