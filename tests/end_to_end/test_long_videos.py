@@ -1,0 +1,71 @@
+"""From a trained run to timelines by the commands: segment, calibrate, correct, and test."""
+
+import json
+
+import pytest
+
+from ace_dist.config import DatasetConfig, load_config
+from ace_dist.data.datasets import build_reader
+from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment
+from ace_dist.train.trainer import train
+from ace_dist.utils.errors import UserError
+from ace_dist.worlds.tabletop.procedures import write_videos
+from ace_dist.worlds.tabletop.world import TabletopConfig
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_world, ranks):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    steps = ["training.batch_size=4", "training.max_steps=2", "training.save_every_steps=2", "training.device=cpu"]
+    train(load_config([*small_world(), f"run={folder}", *steps]), ranks)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jobs")
+    write_videos(folder, TabletopConfig(), train=4, test=2)
+    return folder
+
+
+def test_segment_calibrate_correct_and_test(run, launch, jobs, tmp_path, capsys):
+    names, cache = [f"{jobs}/videos/job-test-00{i}.mp4" for i in range(2)], f"cache={tmp_path / 'cache'}"
+    said = launch("segment", f"run={run}", f"video={names[0]}", "actions=[lift box, tap pin]", cache).stdout
+    assert "not calibrated" in said and "lift box" in said
+    calibrate([f"run={run}", f"videos={jobs}", "error_rate=0.2", cache])
+    known = json.loads((run / "calibration.json").read_text())["known"]
+    assert known["videos"] == 4 and set(known["decoders"]) == {"argmax", "viterbi", "transport"}
+    capsys.readouterr()
+    labels = "actions=[lift box, push block, drop ring, shake cup, tap pin]"
+    outputs = f"output=[{tmp_path}/out/*.json, {jobs}/videos/*.csv, {tmp_path}/out/*.html]"
+    segment([f"run={run}", f"video=[{', '.join(names)}]", labels, "decoder=viterbi", outputs, cache])
+    said = capsys.readouterr().out
+    assert "not calibrated" not in said and said.count("written: ") == 6
+    found = json.loads((tmp_path / "out" / "job-test-000.json").read_text())
+    assert found["segments"][0]["start_s"] == 0 and found["segments"][-1]["end_s"] == pytest.approx(found["duration_s"])
+    table = jobs / "videos" / "job-test-000.csv"  # a person puts it right
+    head = table.read_text().splitlines()[0]
+    table.write_text(f"{head}\n{names[0]},1.0,3.0,raise,box,train,anna,1,\n")
+    (own,) = build_reader(DatasetConfig(name="own", kind="csv", shards="", annotations=str(table))).segments()
+    assert (own.verb, own.group) == ("raise", "anna")
+    evaluate_timelines([f"run={run}", f"videos={jobs}", f"procedures={jobs}/procedures", cache])
+    results = json.loads((run / "timelines.json").read_text())
+    assert set(results) >= {"base", "novel", "mixed", "deviations"} and results["videos"] == 2
+    assert len(results["mixed"]["decoders"]["transport"]["other_words"]) == 6
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (["actions=[lift box, Lift_Box]"], "once"),
+        (["actions=[lift box, '']"], "non-empty"),
+        (["actions=[lift box, tap pin]", "decoder=hmm"], "decoder=hmm is not one of argmax"),
+        (["actions=[lift box, tap pin]", "output=out.doc"], "chosen by the ending"),
+        (["actions=[lift box, tap pin]", "stride_s=5"], "stride_s=5.0 must lie above 0 and not above 2"),
+        (["procedure=gone.yaml"], "gone.yaml"),
+        ([], "actions"),
+    ],
+)
+def test_what_cannot_be_segmented_is_refused_in_a_sentence(settings, message, run, jobs):
+    with pytest.raises(UserError, match=message):
+        segment([f"run={run}", f"video={jobs}/videos/job-test-000.mp4", *settings, "cache=null"])

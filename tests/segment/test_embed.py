@@ -1,0 +1,113 @@
+"""Windows of a long video are embedded as clips are, once, and what is kept is whole or is made again."""
+
+import numpy as np
+import pytest
+import torch
+
+import ace_dist.segment.embed as embed
+from ace_dist.classifier import Classifier
+from ace_dist.config import load_config
+from ace_dist.data.build.decode import read_window
+from ace_dist.data.loader.base import normalise
+from ace_dist.data.task import load_test_trees
+from ace_dist.models.build import build_model
+from ace_dist.segment.embed import embed_video
+from ace_dist.utils.errors import DataError
+from ace_dist.worlds.tabletop.procedures import write_videos
+from ace_dist.worlds.tabletop.world import TabletopConfig
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """With the weights that pretraining gave."""
+    config = load_config(["experiment=demo"])
+    return Classifier(config, build_model(config.model, config.seed), load_test_trees(config))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jobs")
+    write_videos(folder, TabletopConfig(), train=0, test=1)
+    return folder / "videos" / "job-test-000.mp4"
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(embed, "PART", 8)
+
+
+def naive(classifier, video, windows: int) -> np.ndarray:
+    """Each window read by itself and encoded by itself."""
+    clip, loader = classifier.config.dataset.clip, classifier.config.loader
+    found = []
+    for window in range(windows):
+        middle = (window + 0.5) * clip.seconds / 4
+        times = [middle + (k - (clip.frames - 1) / 2) * clip.seconds / clip.frames for k in range(clip.frames)]
+        pictures = []
+        for time in times:
+            raw = read_window(video, min(max(time, 0.0), windows), time + 1, fps=8.0)
+            picture = torch.from_numpy(np.ascontiguousarray(next(iter(raw.frames)))).permute(2, 0, 1)[None].float()
+            side = (loader.test_short_side,) * 2
+            picture = torch.nn.functional.interpolate(picture, side, mode="bilinear", antialias=True)
+            edge = (loader.test_short_side - loader.crop) // 2
+            pictures.append(picture[0, :, edge : edge + loader.crop, edge : edge + loader.crop].round())
+        views = normalise(torch.stack(pictures).clamp(0, 255).byte()[None], loader)
+        found.append(classifier.encode(views)[0].numpy())
+    return np.stack(found)
+
+
+def test_windows_are_those_of_clips_read_one_by_one(classifier, video):
+    found = embed_video(classifier.model, classifier.config, video)
+    assert found.start_s == 0 and found.stride_s == 0.5 and len(found.embeddings) == np.ceil(found.end_s / 0.5)
+    some = slice(3, 9)  # away from the ends, where a test of its own says what is repeated
+    wanted = naive(classifier, video, 9)[some]
+    cosines = (found.embeddings[some] * wanted).sum(1)
+    cosines /= np.linalg.norm(found.embeddings[some], axis=1) * np.linalg.norm(wanted, axis=1)
+    assert cosines.min() > 0.999  # rounding of resized pixels differs
+
+
+def test_other_labels_need_no_video(classifier, video, tmp_path, monkeypatch):
+    first = embed_video(classifier.model, classifier.config, video, cache=tmp_path)
+    monkeypatch.setattr(embed, "stream_crops", None)  # would be called to read the video
+    again = embed_video(classifier.model, classifier.config, video, cache=tmp_path)
+    assert (first.embeddings == again.embeddings).all()
+    assert (first.start_s, first.end_s, first.stride_s) == (again.start_s, again.end_s, again.stride_s)
+    with pytest.raises(TypeError):  # other windows are another matter
+        embed_video(classifier.model, classifier.config, video, stride_s=1.0, cache=tmp_path)
+
+
+def test_a_killed_run_goes_on_and_damage_is_made_again(classifier, video, tmp_path, small_parts, monkeypatch):
+    whole = embed_video(classifier.model, classifier.config, video, cache=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    parts = sorted(folder.glob("part-*"))
+    assert len(parts) > 4
+    begun: list[float] = []
+    read = embed.stream_crops
+    monkeypatch.setattr(embed, "stream_crops", lambda *args: begun.append(args[1]) or read(*args))
+    (folder / "whole.json").unlink()
+    for part in parts[3:]:
+        part.unlink()
+    assert np.allclose(
+        embed_video(classifier.model, classifier.config, video, cache=tmp_path).embeddings, whole.embeddings
+    )
+    assert begun[0] > 10  # 24 windows of half a second were there, less what the first new one reaches back
+    content = bytearray(parts[1].read_bytes())
+    content[100] ^= 1
+    parts[1].write_bytes(content)
+    again = embed_video(classifier.model, classifier.config, video, cache=tmp_path)
+    assert np.allclose(again.embeddings, whole.embeddings) and again.end_s == pytest.approx(whole.end_s)
+
+
+def test_what_is_there_of_a_video_is_not_taken_for_all_of_it(classifier, video, tmp_path):
+    cut = tmp_path / "cut.mp4"
+    content = video.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"cut\.mp4"):
+        classifier.segment(cut, ["spin block", "lift box"], cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("whole.json"))
+    sound = tmp_path / "note.mp4"
+    sound.write_text("no video")
+    with pytest.raises(DataError, match=r"note\.mp4 cannot be read as a video"):
+        classifier.segment(sound, ["spin block", "lift box"])
+    with pytest.raises(DataError, match=r"gone\.mp4"):
+        classifier.segment(tmp_path / "gone.mp4", ["spin block", "lift box"])
