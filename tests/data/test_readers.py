@@ -458,7 +458,7 @@ def test_ata_says_all_that_it_lacks_at_once(tmp_path):
     with pytest.raises(DataError) as caught:
         reader_of("dataset=ata", f"dataset.root={tmp_path}")
     for words in ("manifest.csv, which does not exist", "dataset.test_groups=[PERSON", "usa.honda-ri.com/ata",
-                  "convert_ata.py", "dataset.left_out_groups"):  # fmt: skip
+                  "ace shards ata", "dataset.left_out_groups"):  # fmt: skip
         assert words in str(caught.value)
     with pytest.raises(DataError, match=r"needs\n  dataset\.root=FOLDER.*or dataset\.annotations=FILE"):
         reader_of("dataset=ata", "dataset.test_groups=[P03]")

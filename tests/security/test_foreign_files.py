@@ -32,7 +32,7 @@ def shards(tmp_path):
     (folder / "0.tar").write_bytes(bytes(2048))
 
     def write(clip=(), **other):
-        configuration = {"encoding": {"codec": "vp9"}, "clip_seconds": 1.0}
+        configuration = {"encoding": {"codec": "vp9", "gop": 32, "fps": None}, "clip_seconds": 1.0}
         manifest = {"format": FORMAT, "configuration": configuration, "shards": [{"name": "0.tar", "size": 2048}]}
         manifest |= {"clips": [{**CLIP, **dict(clip)}]} | other
         (folder / "manifest.json").write_text(json.dumps(manifest))
