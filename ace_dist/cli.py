@@ -449,6 +449,18 @@ def inspect_synonyms(argv: list[str]) -> None:
     inspect_command(parse_settings(argv, InspectConfig))
 
 
+def synonym_senses(argv: list[str]) -> None:
+    """List every sense of a verb in WordNet: `ace synonyms senses VERB`, such as `ace synonyms senses pick up`.
+
+    One of them is picked in a build with `senses='{VERB: NAME}'`.
+    """
+    from ace_dist.tools.synonyms.commands import SensesConfig, senses_command
+
+    words = [word for word in argv if "=" not in word and not word.startswith("-")]
+    settings = [word for word in argv if word not in words]
+    senses_command(parse_settings([*settings, *([f"verb={' '.join(words)}"] if words else [])], SensesConfig))
+
+
 # -------------------------------------------------------------------------------------------------------- weights
 def import_weights(argv: list[str]) -> None:
     """Bring others' weights in: `ace weights source=FILE output=FILE.safetensors [tower=NAME]`.
@@ -782,7 +794,7 @@ COMMANDS: dict[str, Command] = {
     "segment": segment, "calibrate": calibrate, "timelines": evaluate_timelines,
     "annotations": split_annotations,
     "shards build": build_shards, "shards verify": verify_shards, "shards ata": convert_ata,
-    "synonyms build": build_synonyms, "synonyms inspect": inspect_synonyms,
+    "synonyms build": build_synonyms, "synonyms inspect": inspect_synonyms, "synonyms senses": synonym_senses,
     "weights import": import_weights, "weights get": get_weights, "weights pretrain": pretrain_tabletop,
     "report run": report_run, "report runs": report_runs, "report sweep": report_sweep, "report grid": report_grid,
     "estimate": estimate, "preflight": preflight, "submit": submit,
@@ -889,7 +901,7 @@ def take_verbose(argv: Sequence[str]) -> list[str]:
 def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The name of the command that the words ask for, which may be a launcher's, and the words after it.
 
-    Of a command with subcommands it is the first one, or the one that a setting is called as (`report.py sweep=DIR`).
+    Of a command with subcommands it is the first one; of `report` the one that a setting is called as (`sweep=DIR`).
     Raises `ConfigError` with the nearest name when there is none such.
     """
     first, rest = argv[0].removesuffix(".py").replace("-", "_"), list(argv[1:])
@@ -906,7 +918,7 @@ def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
         return f"{first} {rest[0]}", rest[1:]
     if help_asked(rest) and len(rest) == 1:
         print(*(f"{first} {name}\n    {first_line(f'{first} {name}')}" for name in names), sep="\n")
-    keys = {word.partition("=")[0] for word in rest}
+    keys = {word.partition("=")[0] for word in rest if first == "report"}
     return f"{first} {next((name for name in names if name in keys), names[0])}", rest
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ace_dist.concepts.actions import Action, listed_texts, normalise
+from ace_dist.concepts.makers import MAKERS, maker_synonyms
 from ace_dist.concepts.sampler import Phrases, label_phrases
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.concepts.wordnet import WordNet, find_wordnet
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.reading import read_object
 
-# A label whose verb has no node in the trees: alone beside averaged ones | averaged over WordNet's synonyms | a reason
-# for all labels of its set to stand alone. A mean of unit vectors is shorter than one of them, so a label that stands
-# alone among averaged ones has the larger similarity to start with: the default scores all classes of a set alike.
+# A label whose verb has no node in the trees: alone beside averaged ones | averaged over the synonyms of makers.json, or
+# of WordNet | a reason for all labels of its set to stand alone. A mean of unit vectors is shorter than one of them, so
+# a label that stands alone among averaged ones has the larger similarity to start with: the default scores all alike.
 WORDNET_SIZE = 9  # words of a label set none of whose labels has a node
 Policy = Literal["alone", "wordnet", "all_alone_when_any_is"]
 
@@ -135,7 +136,12 @@ def averaged(labels: Sequence[Action], nodes: Sequence[tuple[str, ...] | None], 
 
 @lru_cache
 def wordnet_node(verb: str, size: int) -> tuple[str, ...]:
-    """A verb and its nearest synonyms in WordNet, `size` together. Raises `LabelError` for a verb it does not have."""
+    """A verb and its nearest synonyms, `size` together: of our own list of makers' verbs, else of WordNet.
+
+    Raises `LabelError` for a verb that neither has.
+    """
+    if own := maker_synonyms(verb, verb):
+        return (verb, *own[: size - 1])
     wordnet = shared_wordnet()
     try:
         sense = wordnet.sense(verb)
@@ -202,7 +208,8 @@ def free_labels(
             words = trees.node(tree, verb) or (verb,)
             phrases = tuple(str(Action(word, label[len(verb) :])) for word in words)
         elif policy == "wordnet":
-            action, tree = Action.parse(label), "WordNet"
+            action = Action.parse(label)
+            tree = MAKERS if maker_synonyms(action.verb, action.verb) else "WordNet"
             words = wordnet_node(action.verb, max((len(each.phrases) for each in found), default=WORDNET_SIZE))
             phrases = tuple(str(action.with_verb(word)) for word in words)
         found.append(FreeLabel(label, phrases, tree))

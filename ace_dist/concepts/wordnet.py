@@ -6,6 +6,9 @@ in PyPI's copy (its lines end in CRLF), and refuses folders outside its own data
 
 A verb's *sense* is the one with the highest tag count among its senses of change, contact and motion, else among all;
 senses without a count follow in WordNet's order, those of sexual acts last. A sense can be picked by name, `spin.v.01`.
+
+A candidate is *suspicious* when no tagged text uses it as a verb, when it is vulgar, when it is meant in an untagged
+sense far down its list, or when it takes no thing as its object there ("pop" for "iron a shirt").
 """
 
 import difflib
@@ -28,6 +31,11 @@ PHYSICAL = {30, 35, 38}  # lexicographer files verb.change, verb.contact and ver
 USABLE = re.compile(r"[a-z]+(?:['-][a-z]+)*(?: [a-z]+(?:['-][a-z]+)*){0,2}")
 TYPO = 0.84  # likeness (difflib) of a misspelt verb, "hamer"; verbs of other languages stay below: "heben" and "keen"
 SEXUAL = re.compile(r"\bsexual")  # in a gloss: the sense that WordNet lists first for "screw"
+VULGAR = re.compile(r"\b(?:sexual|urine|urinate|feces|excrement|obscene)")  # in a gloss
+# Frames in which somebody does it to a thing, such as 8, "Somebody ----s something" (frames.vrb, wninput(5WN)).
+OBJECT_FRAMES = {8, 15, 16, 19, 21, 31}
+USUAL_SENSES = 4  # of a verb: a later one that no tagged text uses is one that a reader does not think of
+SHOWN_SENSES = 12  # in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,12 @@ class Sense:
     troponyms: tuple[str, ...]  # ways of doing it
     group: tuple[str, ...]  # close in meaning
     gloss: str
+    with_object: frozenset[str]  # its verbs that take a thing as their object
+
+    @property
+    def definition(self) -> str:
+        """The gloss without its examples."""
+        return self.gloss.split('; "')[0]
 
 
 def find_wordnet(folder: str | None = None) -> Path:
@@ -98,8 +112,29 @@ class WordNet:
             match = re.fullmatch(r"(.+)\.v\.(\d{1,4})", name)
             offsets = self.index.get(match[1].replace("_", " "), ()) if match else ()
             if not match or not 1 <= int(match[2]) <= len(offsets):
-                raise LabelError(f"senses: {name!r} is no sense of WordNet; they are named spin.v.01, spin.v.02, ...")
+                raise LabelError(f"senses: {name!r} is no sense of WordNet; {self.senses_in_words(name, verb)}")
             return self.senses[offsets[int(match[2]) - 1]]
+        listed = self.listed(verb)
+        offsets = self.index[listed]
+        decent = [offset for offset in offsets if not SEXUAL.search(self.senses[offset].gloss)]
+        physical = [offset for offset in decent or offsets if self.senses[offset].file in PHYSICAL]
+        return self.senses[max(physical or decent or offsets, key=lambda offset: self.count(listed, offset))]
+
+    def senses_in_words(self, name: str, verb: str) -> str:
+        """What may stand for a sense name that does not exist: the senses of its word, else of `verb`."""
+        asked = name.partition(".")[0].replace("_", " ")
+        word = next((word for word in (asked, verb) if word in self.index), None)
+        if word is None:
+            return "they are named spin.v.01, spin.v.02, ..."
+        offsets = self.index[word]
+        shown = [
+            f"{sense_name(word, n)} ({self.senses[o].definition})" for n, o in enumerate(offsets[:SHOWN_SENSES], 1)
+        ]
+        more = f"; `ace synonyms senses {word}` lists all {len(offsets)}" if len(offsets) > SHOWN_SENSES else ""
+        return f"{word!r} has {'; '.join(shown)}{more}"
+
+    def listed(self, verb: str) -> str:
+        """The verb of WordNet that stands for `verb`: itself, with hyphens, or its first word. Raises `LabelError`."""
         spellings = (verb, verb.replace(" ", "-"), verb.split()[0])  # labels have no hyphens, some verbs here do
         listed = next((spelling for spelling in spellings if spelling in self.index), None)
         if listed is None:
@@ -111,33 +146,40 @@ class WordNet:
                 f"has, as in senses='{{{verb}: {near[0].replace(' ', '_') if near else 'spin'}.v.01}}', or write its "
                 f"tree by hand"
             )
-        offsets = self.index[listed]
-        decent = [offset for offset in offsets if not SEXUAL.search(self.senses[offset].gloss)]
-        physical = [offset for offset in decent or offsets if self.senses[offset].file in PHYSICAL]
-        return self.senses[max(physical or decent or offsets, key=lambda offset: self.count(listed, offset))]
+        return listed
 
     def name(self, verb: str, sense: Sense) -> str:
         """The name of a sense as one of `verb` or, where the verb is another, of its own first verb."""
         word = verb if sense.offset in self.index.get(verb, ()) else sense.verbs[0]
-        return f"{word.replace(' ', '_')}.v.{self.index[word].index(sense.offset) + 1:02d}"
+        return sense_name(word, self.index[word].index(sense.offset) + 1)
 
     def count(self, verb: str, offset: str) -> int:
         """How often WordNet's tagged texts use `verb` in this sense."""
         return self.counts.get((verb, self.index[verb].index(offset) + 1), 0)
 
-    def children(self, verb: str, sense: Sense, avoid: Collection[str] = ()) -> Iterator[tuple[str, Sense]]:
+    def suspicious(self, verb: str, sense: Sense) -> bool:
+        """Whether `verb`, meant in `sense`, is rare, vulgar, or takes no thing as its object (rules above)."""
+        number = self.index[verb].index(sense.offset)
+        rare = not self.frequency[verb] or (number >= USUAL_SENSES and not self.count(verb, sense.offset))
+        return rare or verb not in sense.with_object or any(VULGAR.search(s.gloss) for s in self.at(self.index[verb]))
+
+    def children(
+        self, verb: str, sense: Sense, avoid: Collection[str] = (), suspicious: bool = False
+    ) -> Iterator[tuple[str, Sense]]:
         """Candidates for synonyms of `verb` in `sense`, best first, each with the sense that it is meant in.
 
         In this order: verbs of the sense itself, of its verb group, its troponyms and theirs, its hypernyms, and the
         troponyms of each hypernym, the nearest ones first. Within one of these the verbs more frequent in that
-        sense come first, then those more frequent in any, then the alphabet. Verbs of `avoid` are left out.
+        sense come first, then those more frequent in any, then the alphabet. Verbs of `avoid` are left out, and
+        suspicious ones unless asked for.
         """
         excluded = {verb, *avoid}
         for level in self.levels(sense):
             pairs = [(other, near) for near in level for other in near.verbs if USABLE.fullmatch(other)]
             pairs.sort(key=lambda pair: (-self.count(pair[0], pair[1].offset), -self.frequency[pair[0]], pair[0]))
             for other, near in pairs:
-                if (name := normalise(other)) not in excluded:  # "spot-weld" stands in a tree as "spot weld"
+                name = normalise(other)  # "spot-weld" stands in a tree as "spot weld"
+                if name not in excluded and (suspicious or not self.suspicious(other, near)):
                     excluded.add(name)
                     yield name, near
 
@@ -159,6 +201,10 @@ class WordNet:
         return [self.senses[offset] for offset in offsets]
 
 
+def sense_name(verb: str, number: int) -> str:
+    return f"{verb.replace(' ', '_')}.v.{number:02d}"
+
+
 def parse_data(text: str) -> Iterator[Sense]:
     for line in text.splitlines():
         if line.startswith("  "):
@@ -174,4 +220,8 @@ def parse_data(text: str) -> Iterator[Sense]:
             if part_of_speech == "v":
                 pointers[symbol].append(offset)
         above, below, group = (tuple(dict.fromkeys(pointers[symbol])) for symbol in ("@", "~", "$"))
-        yield Sense(parts[0], int(parts[1]), verbs, above, below, group, gloss.strip())
+        frames = parts[start + 4 * int(parts[start - 1]) + 1 :]  # "+", the frame, the number of its verb or 00 for all
+        pairs = zip(frames[1::3], frames[2::3], strict=True)
+        of = {int(word, 16) for frame, word in pairs if int(frame) in OBJECT_FRAMES}
+        with_object = frozenset(verb for number, verb in enumerate(verbs, 1) if {0, number} & of)
+        yield Sense(parts[0], int(parts[1]), verbs, above, below, group, gloss.strip(), with_object)

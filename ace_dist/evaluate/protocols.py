@@ -37,7 +37,7 @@ Predict = Callable[[Clips, Sequence[LabelSet]], list[dict[str, Any]]]  # an entr
 WITHOUT_NODE = "evaluation.labels_without_node"
 MEANING: Mapping[Policy, str] = {
     "alone": "these labels stand alone beside averaged ones",
-    "wordnet": "these labels are averaged over WordNet's synonyms",
+    "wordnet": "these labels are averaged over the synonyms of makers.json, or of WordNet",
     "all_alone_when_any_is": "every label beside them stands alone too",
 }
 

@@ -287,8 +287,9 @@ def test_free_labels_say_what_they_average():
     assert labels[3].phrases == ("twirl cup", "twirl x0 cup", "twirl x1 cup")
     with pytest.raises(LabelError, match="labels_without_node=wordnet.*'frobnicate'"):
         free_labels(typed, trees, policy="wordnet")
-    hammered = free_labels(["spin block", "hammer pin"], trees, policy="wordnet")[1]
-    assert hammered.tree == "WordNet" and hammered.phrases[0] == "hammer pin" and len(set(hammered.phrases)) == 3
+    _, hammered, whittled = free_labels(["spin block", "hammer pin", "whittle pin"], trees, policy="wordnet")
+    assert hammered.tree == "makers.json" and hammered.phrases == ("hammer pin", "pound pin", "beat pin")
+    assert whittled.tree == "WordNet" and whittled.phrases[0] == "whittle pin" and len(set(whittled.phrases)) == 3
     for wrong in (["spin block"], [], ["a b", "a  b"], ["a b", ""]):
         with pytest.raises(LabelError):
             free_labels(wrong, None)

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 
+from ace_dist.cli import execute
 from ace_dist.concepts import ConceptSampler, SynonymTrees
 from ace_dist.concepts import wordnet as module
 from ace_dist.concepts.wordnet import WordNet, find_wordnet
@@ -14,12 +15,13 @@ from ace_dist.tools.synonyms.diagnostics import diagnose
 from ace_dist.utils.errors import LabelError, UserError
 
 # A hand-made database in wndb format. "go round" (motion) has two verbs, a way ("pirouette"), and is a way of "move".
+# Frame 8 takes an object, 2 none; of "go round" and "slide" only one verb has it.
 DATA = """\
   1 a licence line
-00000010 38 v 02 spin 0 go_round 0 003 @ 00000020 v 0000 ~ 00000030 v 0000 + 09999999 n 0101 01 + 02 00 | turn quickly
-00000020 38 v 01 move 0 002 ~ 00000010 v 0000 ~ 00000040 v 0000 00 | change place
+00000010 38 v 02 spin 0 go_round 0 003 @ 00000020 v 0000 ~ 00000030 v 0000 + 09999999 n 0101 02 + 02 00 + 08 01 | turn
+00000020 38 v 01 move 0 002 ~ 00000010 v 0000 ~ 00000040 v 0000 01 + 08 00 | change place; "move it"
 00000030 38 v 02 pirouette 0 McTwist 0 001 @ 00000010 v 0000 00 | spin on one foot
-00000040 38 v 02 slide 0 glide 0 001 @ 00000020 v 0000 00 | move smoothly
+00000040 38 v 02 slide 0 glide 0 001 @ 00000020 v 0000 01 + 08 02 | move smoothly
 00000050 36 v 01 spin 1 000 00 | make thread
 """
 INDEX = """\
@@ -31,7 +33,14 @@ pirouette v 1 1 @ 1 0 00000030
 slide v 1 1 @ 1 1 00000040
 spin v 2 2 @ ~ 2 2 00000050 00000010
 """
-COUNTS = "spin%2:36:00:: 1 9\nspin%2:38:00:: 2 4\nglide%2:38:00:: 1 7\nslide%2:38:00:: 1 2\nspin%1:04:00:: 1 99\n"
+COUNTS = """\
+spin%2:36:00:: 1 9
+spin%2:38:00:: 2 4
+glide%2:38:00:: 1 7
+slide%2:38:00:: 1 2
+spin%1:04:00:: 1 99
+move%2:38:00:: 1 1
+"""
 
 
 @pytest.fixture
@@ -51,24 +60,62 @@ def wordnet():
 def test_the_physical_sense_wins_over_a_more_frequent_one(small):
     """`spin` is tagged nine times as making thread (creation), four times as turning (motion)."""
     sense = small.sense("spin")
-    assert sense.gloss == "turn quickly" and small.name("spin", sense) == "spin.v.02"
+    assert sense.definition == "turn" and small.name("spin", sense) == "spin.v.02"
     assert small.sense("spin", "spin.v.01").gloss == "make thread"
-    assert small.sense("spin round").gloss == "turn quickly", "an unlisted phrasal verb has its first word's sense"
+    assert small.sense("move").definition == "change place", "without the example"
+    assert small.sense("spin round") is sense, "an unlisted phrasal verb has its first word's sense"
 
 
 def test_the_order_of_candidates(small):
     """Same sense, ways of doing it, what it is a way of, other ways of that by count; proper names are left out."""
     sense = small.sense("spin")
-    assert [verb for verb, _ in small.children("spin", sense)] == ["go round", "pirouette", "move", "glide", "slide"]
-    assert [verb for verb, _ in small.children("spin", sense, avoid={"move"})][2:] == ["glide", "slide"]
+    every = [verb for verb, _ in small.children("spin", sense, suspicious=True)]
+    assert every == ["go round", "pirouette", "move", "glide", "slide"]
+    assert [verb for verb, _ in small.children("spin", sense, {"move"}, suspicious=True)][2:] == ["glide", "slide"]
     assert dict(small.children("spin", sense))["glide"].gloss == "move smoothly", "a child keeps the sense it came from"
 
 
+def test_suspicious_candidates_are_left_out(small, wordnet):
+    """Verbs that no text uses ("go round", "pirouette"), and those that take no object in their sense ("slide")."""
+    assert [verb for verb, _ in small.children("spin", small.sense("spin"))] == ["move", "glide"]
+    drunk = [verb for verb, _ in wordnet.children("drink", wordnet.sense("drink"))]
+    assert {"sip", "gulp"} <= set(drunk) and not {"suckle", "guggle", "booze", "drink up"} & set(drunk)
+    ironed = [verb for verb, _ in wordnet.children("iron", wordnet.sense("iron"))]
+    assert "unfold" in ironed and "pop" not in ironed
+    assert "screw" not in [verb for verb, _ in wordnet.children("twist", wordnet.sense("twist"))], "vulgar"
+
+
 @pytest.mark.parametrize("name", ["spin.v.03", "spin.v.00", "spin", "float.v.01"])
-def test_senses_that_do_not_exist(small, name):
-    """The error names the grammar of senses."""
-    with pytest.raises(LabelError, match=r"spin\.v\.01"):
+def test_senses_that_do_not_exist(small, wordnet, name):
+    """The error lists those that do: of the verb that the name has, else of the action's own."""
+    with pytest.raises(LabelError, match=r"'spin' has spin\.v\.01 \(make thread\); spin\.v\.02 \(turn\)$"):
         small.sense("spin", name)
+    with pytest.raises(LabelError, match=r"break\.v\.12 \(.*; `ace synonyms senses break` lists all 59"):
+        wordnet.sense("break", "break.v.60")
+    with pytest.raises(LabelError, match=r"named spin\.v\.01"):
+        wordnet.sense("torque", "torque.v.01")
+
+
+def test_all_senses_of_a_verb_are_listed(capsys):
+    """`*` is the one that a build takes; a verb of our own list needs none. The advice at the end is a setting."""
+    execute(["synonyms", "senses", "sew"])
+    said = capsys.readouterr().out.splitlines()
+    assert [line[:12] for line in said[:2]] == ["* sew.v.01  ", "  sew.v.02  "] and "senses='{sew: sew.v.01}'" in said[
+        -1
+    ]
+    execute(["synonyms", "senses", "pick", "up"])
+    said = capsys.readouterr().out
+    assert "our own list" in said and "  pick_up.v.16  gain or regain energy" in said and "* " not in said
+    execute(["synonyms", "senses", "verb=slot-in"])
+    assert "no verb 'slot in'; these are the senses of 'slot'" in capsys.readouterr().out
+    execute(["synonyms", "senses", "torque"])
+    assert "WordNet has no such verb" in capsys.readouterr().out
+    execute(["synonyms", "senses", "screw"])
+    assert "bonk" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="did you mean 'tighten'"):
+        execute(["synonyms", "senses", "tigten"])
+    with pytest.raises(UserError, match="verb is not set"):
+        execute(["synonyms", "senses"])
 
 
 def test_the_shipped_database(wordnet):
@@ -122,12 +169,12 @@ def test_ten_actions_from_a_csv_to_trees_that_train(tmp_path):
     result = build(config, said.append)
     first = result.path.read_bytes()
     build(config, said.append)
-    assert result.path.read_bytes() == first, "nothing but the database decides"
+    assert result.path.read_bytes() == first, "nothing but list and database decide"
     trees = SynonymTrees.load(result.path)
     assert len(trees.roots) == 10 and all(len(c) == 6 for root in trees.roots for _, c in trees.nodes(root))
     bad = ("root of another", "shadow pool", "most nodes")
     assert not [warning for warning in diagnose(trees).warnings if any(words in warning for words in bad)]
-    assert trees.meta["senses"]["spin"] == "spin.v.01" and any("spin.v.01, revolve quickly" in line for line in said)
+    assert trees.meta["own_list"]["verbs"] == sorted(trees.roots) and "from our own list: cut, fold" in said[0]
     sampler = ConceptSampler(read_actions(str(path)).actions, trees, seed=0)
     reachable = set(sampler.phrases)
     for step in range(20):
@@ -135,20 +182,77 @@ def test_ten_actions_from_a_csv_to_trees_that_train(tmp_path):
         assert {phrase for group in (*draw.random, *draw.shadow) for phrase in group} <= reachable
 
 
-def test_a_sense_that_the_user_picks(tmp_path):
-    """It shapes the tree; a name for a verb that no action has is an error; an unknown verb is reported alone."""
+TWELVE = {  # verb -> one synonym that its first five must hold, and what WordNet made of it
+    "torque": ("tighten to spec", "spin"), "inspect": ("examine", "visit"), "scan": ("read barcode of", "ransack"),
+    "drink": ("sip", "suckle"), "screw": ("drive in", "love"), "solder": ("tack solder", "join"),
+    "crimp": ("squeeze shut", "crease"), "pipette": ("draw up", "pipe"), "rinse": ("wash off", "gargle"),
+    "tighten": ("cinch", "frap"), "weld": ("spot weld", "unite"), "clamp": ("grip", "dog"),
+}  # fmt: skip
+
+
+def test_makers_verbs_come_from_our_own_list(tmp_path, monkeypatch):
+    """All twelve of an assembly line, with five and with eight synonyms, where no WordNet is installed."""
+    monkeypatch.setattr(module, "pypi_folders", list)
+    monkeypatch.setattr(module, "DEBIAN", tmp_path)
+    for size in (6, 9):
+        actions = [f"{verb} part" for verb in TWELVE]
+        result = build(BuildConfig(actions=actions, output=str(tmp_path / "t.json"), source="wordnet", children=size))
+        trees = SynonymTrees.load(result.path)
+        assert result.missing == {} and trees.meta["source"] == "makers.json"
+        for verb, (sensible, nonsense) in TWELVE.items():
+            assert sensible in trees.children(verb) and nonsense not in trees.vocabulary(verb)
+            assert {len(children) for _, children in trees.nodes(verb)} == {size}
+    with pytest.raises(UserError, match="no WordNet database"):
+        build(BuildConfig(actions=["whittle stick"], output=str(tmp_path / "u.json"), source="wordnet", children=3))
+
+
+def test_verbs_of_two_concepts_come_last(tmp_path):
+    """ "fuse" is a child of both in our own list; a tree of either alone has it."""
+    config = BuildConfig(output=str(tmp_path / "t.json"), source="wordnet", children=5, actions=["weld a", "solder b"])
+    both = SynonymTrees.load(build(config).path)
+    assert "fuse" not in both.children("weld") + both.children("solder") and diagnose(both).shared_verbs() == {}
+    config.actions = ["weld a"]
+    assert "fuse" in SynonymTrees.load(build(config).path).children("weld")
+
+
+def test_a_sense_that_the_user_picks(tmp_path, capsys):
+    """It shapes the tree, also of a verb of our own list; an unknown verb or sense is reported, with the way on."""
     config = BuildConfig(
         actions=["lay down lid", "spin block"], output=str(tmp_path / "t.json"), source="wordnet", children=3
     )
     config.senses = {"lay down": "put_down.v.01"}
     trees = SynonymTrees.load(build(config).path)
-    assert "put down" in trees.children("lay down") and trees.meta["senses"]["lay down"] == "put_down.v.01"
+    assert "put down" in trees.children("lay down") and trees.meta["senses"] == {"lay down": "put_down.v.01"}
+    assert trees.meta["own_list"]["verbs"] == ["spin"] and trees.meta["source"] == "makers.json and WordNet 3.0"
     config.senses = {"twirl": "spin.v.01"}
     with pytest.raises(UserError, match="'twirl', which no action begins with"):
         build(config)
     config.senses, config.actions = {}, ["defrobnicate lid", "spin block"]
     result = build(config)
     assert list(result.missing) == ["defrobnicate"] and SynonymTrees.load(result.path).roots == ("spin",)
+    with pytest.raises(SystemExit):
+        execute(["synonyms", "actions=[spin block, lift lid]", "senses={spin: spin.v.99}", "source=wordnet",
+                 "children=3", f"output={tmp_path}/t.json"])  # fmt: skip
+    said = capsys.readouterr().err
+    assert "spin.v.08 (prolong or extend)" in said and "1 node missing; the same command ends the same way" in said
+
+
+def test_the_advice_for_too_few_synonyms_works(tmp_path):
+    """A smaller M, or suspicious verbs of WordNet; of our own list a smaller M, or a sense of WordNet."""
+    config = BuildConfig(output=str(tmp_path / "t.json"), source="wordnet", children=9, actions=["caulk gap"])
+    (fault,) = build(config).missing.values()
+    assert "WordNet has 7 of 8" in fault and not build(config).continues
+    size = int(fault.partition("children=")[2].split()[0])
+    config.children, config.grandchildren = size, 5
+    assert build(config).missing == {}
+    config.children, config.grandchildren, config.suspicious = 9, None, True
+    assert build(config).missing == {}
+    config.actions, config.children = ["torque bolt"], 60
+    (fault,) = build(config).missing.values()
+    config.children = int(fault.partition("children=")[2].split()[0])
+    assert build(config).missing == {}
+    config.children, config.senses = 60, {"torque": "tighten.v.01"}
+    assert "our own list" not in "".join(build(config).missing.values())
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ class Answer:
     rejected: list[str] = field(default_factory=list)  # "no idea!: the object is missing"
     answers: int = 0  # of a model, that were read
     fault: str = ""
+    passing: bool = False  # the fault: asking again may give an answer
 
 
 def read_template(path: str | None) -> str:

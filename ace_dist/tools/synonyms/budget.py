@@ -12,7 +12,14 @@ MESSAGE_OVERHEAD = 16  # tokens that a chat template adds around one message, ge
 
 
 class BuildStopped(RunError):
-    """No further question makes sense: the budget is spent, the server refuses, or the build was interrupted."""
+    """No further question makes sense: the budget is spent, the server refuses, or the build was interrupted.
+
+    `passing`: another build with the same settings may get further.
+    """
+
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 class NoAnswer(RunError):
@@ -90,7 +97,7 @@ class Budget:
         with self._change:
             while reason := self._excess(tokens_in, tokens_out):
                 if not self._reserved:
-                    raise BuildStopped(reason)
+                    raise BuildStopped(reason, passing=self.tokens_in + self.tokens_out > 0)
                 self._change.wait()
             self._reserved.append((tokens_in, tokens_out))
             return tokens_in, tokens_out

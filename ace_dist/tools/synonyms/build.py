@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ace_dist import __version__
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.trees import SynonymTrees
-from ace_dist.concepts.wordnet import WordNet, find_wordnet
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.answers import Answer, parse_answer, question, read_template, template_sha256
 from ace_dist.tools.synonyms.budget import Budget, BuildStopped, ClientConfig, NoAnswer, estimated_tokens
@@ -37,7 +36,7 @@ class BuildConfig(ClientConfig):
 
     actions: Any = None  # a CSV file with the columns verb and object, a text file of labels, or a list
     output: str | None = None  # the tree file to write
-    source: str = "model"  # model | wordnet
+    source: str = "model"  # model | wordnet (our own list of makers' verbs, and WordNet for those it lacks)
     children: int = 9  # M of the first order, the verb itself counted
     grandchildren: int | None = None  # M of the second and deeper orders; null: as children
     orders: int = 2
@@ -49,7 +48,8 @@ class BuildConfig(ClientConfig):
     dry_run: bool = False  # estimate, ask nothing
     # WordNet
     wordnet: str | None = None  # folder of the database; null: the PyPI package's or Debian's
-    senses: dict[str, str] = field(default_factory=dict)  # verb: sense, such as {spin: spin.v.01}
+    senses: dict[str, str] = field(default_factory=dict)  # verb: WordNet's sense of it, such as {spin: spin.v.01}
+    suspicious: bool = False  # take rare and vulgar verbs, and those without an object, too
     # a sheet that a person edits
     manual: str | None = None  # export | import
     trees: str | None = None  # the tree file to export, or the one that the sheet was exported from
@@ -66,6 +66,7 @@ class BuildResult:
 
     path: Path
     missing: dict[str, str]
+    continues: bool = False  # the same command, given again, may fill them
 
 
 def build(config: BuildConfig, say: Callable[[str], None] = print) -> BuildResult | None:
@@ -78,8 +79,10 @@ def build(config: BuildConfig, say: Callable[[str], None] = print) -> BuildResul
     output = Path(config.output or "").expanduser()
     actions = read_actions(config.actions).by_verb()
     if config.source == "wordnet":
-        wordnet = WordNetSource(WordNet(find_wordnet(config.wordnet)), config.senses, set(actions))
+        wordnet = WordNetSource(config.wordnet, config.senses, set(actions), config.suspicious)
         result = grow_trees(actions, config.sizes(), wordnet, output, 1)
+        if wordnet.own:
+            say(f"  from our own list: {', '.join(sorted(wordnet.own))}")
         for verb, name, gloss in wordnet.root_senses():
             say(f"  {verb}: {name}, {gloss}")
         return result
@@ -116,7 +119,7 @@ class ModelSource:
             try:
                 reply = self.client.ask(prompt, total.answers)
             except NoAnswer as error:
-                total.fault = str(error)
+                total.fault, total.passing = str(error), True
                 return total
             answer = parse_answer(reply.text, action, truncated=reply.finish == "length")
             total.answers += 1
@@ -158,6 +161,7 @@ class Tree:
     missing: dict[Node, str] = field(default_factory=dict)  # nodes without enough synonyms, with the reason
     answers: dict[Node, Answer] = field(default_factory=dict)
     stopped: str = ""
+    continues: bool = False  # another build may fill what is missing
 
     def grow(self, node: Node) -> Any:
         """The tree at `node`, parents first. After `BuildStopped` the other nodes count as missing."""
@@ -170,9 +174,11 @@ class Tree:
                 self.answers[node] = answer
             except BuildStopped as error:
                 self.stopped = answer.fault = str(error)
+                answer.passing = error.passing
             self.node_done()
         if answer.fault:
             self.missing[node] = answer.fault
+            self.continues |= answer.passing
         return self._nest(node, answer.verbs, not answer.fault)
 
     def _nest(self, node: Node, synonyms: Sequence[str], whole: bool) -> Any:
@@ -212,7 +218,8 @@ def grow_trees(
                 if isinstance(source, ModelSource):
                     source.client.stop("the build was interrupted")  # questions under way end soon
                 raise
-    return BuildResult(partial_path(output) if missing else output, missing)
+    continues = any(tree.continues for tree in trees.values())
+    return BuildResult(partial_path(output) if missing else output, missing, continues)
 
 
 def save(trees: Mapping[str, Tree], meta: dict[str, Any], output: Path) -> dict[str, str]:

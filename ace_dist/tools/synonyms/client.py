@@ -155,11 +155,11 @@ class ChatClient:
             served_model=printable(self._scrub(reply.served_model))[:80],
         )
 
-    def stop(self, reason: str) -> BuildStopped:
+    def stop(self, reason: str, passing: bool = False) -> BuildStopped:
         """No request after this one, whichever thread asks; the first reason counts."""
         self.http.stop_reason = self.http.stop_reason or reason
         self.http.stopped.set()
-        return BuildStopped(reason)
+        return BuildStopped(reason, passing)
 
     def _no_answer(self, reason: str) -> RunError:
         """The error of one question without an answer; after `DEAD_SERVER` in a row, of the whole build."""
@@ -168,7 +168,7 @@ class ChatClient:
             dead = self._failures_in_a_row >= DEAD_SERVER
         message = f"no answer in at most {self.config.attempts} attempts: {reason}"
         if dead:
-            return self.stop(f"{DEAD_SERVER} questions in a row had no answer; the last: {message}")
+            return self.stop(f"{DEAD_SERVER} questions in a row had no answer; the last: {message}", passing=True)
         return NoAnswer(message)
 
     def _scrub(self, text: str) -> str:

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from ace_dist.concepts import SynonymTrees
+from ace_dist.concepts.actions import normalise
+from ace_dist.concepts.makers import maker_synonyms, maker_trees
+from ace_dist.concepts.wordnet import VULGAR, WordNet, find_wordnet
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.build import BuildConfig, build
 from ace_dist.tools.synonyms.diagnostics import diagnose, embedding_spread
@@ -17,6 +22,11 @@ INCOMPLETE = 3  # exit status of a build that lacks nodes
 UNCHANGED = (
     "unchanged: share of a verb's draws (Eq. 4) that average the phrases of its root label, so L_rand repeats L_fixed"
 )
+NEXT = {
+    True: "the same command continues",
+    False: "the same command ends the same way: change what the lines above name, or complete the file by hand "
+    "(manual=export)",
+}
 SHOWN = 20  # missing nodes that are printed; the file names all of them
 
 
@@ -34,6 +44,34 @@ class InspectConfig:
     output: str | None = None  # folder of the report; null: beside the tree file
 
 
+@dataclass
+class SensesConfig:
+    """Settings of `ace synonyms senses`."""
+
+    verb: str = MISSING  # the verb, which may stand alone: `ace synonyms senses pick up`
+    wordnet: str | None = None  # folder of the database; null: the PyPI package's or Debian's
+
+
+def senses_command(config: SensesConfig) -> None:
+    """Print what our own list has for a verb, and every sense of it in WordNet; `*` marks the one that is taken."""
+    verb = normalise(config.verb)
+    if own := maker_synonyms(verb, verb):
+        print(f"{verb!r} is in our own list, which is taken: {', '.join(maker_trees().children(verb)[1:])}")
+    wordnet = WordNet(find_wordnet(config.wordnet))
+    if own and verb not in wordnet.index:
+        print("WordNet has no such verb")
+        return
+    listed, chosen = wordnet.listed(verb), wordnet.sense(verb)
+    if listed != verb.replace("-", " "):
+        print(f"WordNet has no verb {verb!r}; these are the senses of {listed!r}")
+    for sense in wordnet.at(wordnet.index[listed]):
+        star = "*" if sense is chosen and not own else " "
+        verbs = "" if VULGAR.search(sense.gloss) else f"  [{', '.join(sense.verbs)}]"
+        print(f"{star} {wordnet.name(listed, sense)}  {sense.definition}{verbs}")
+    name = wordnet.name(listed, chosen)
+    print(f"to take one: ace synonyms actions=FILE output=FILE source=wordnet senses='{{{verb}: {name}}}'")
+
+
 def build_command(config: BuildConfig) -> None:
     """Build, export or import; say what is missing and what looks wrong. Exits with 3 when nodes are missing."""
     if config.manual is not None:
@@ -45,7 +83,8 @@ def build_command(config: BuildConfig) -> None:
     for node, reason in list(result.missing.items())[:SHOWN]:
         print(f"missing: {node}: {reason}", file=sys.stderr)
     if result.missing:
-        print(f"{result.path}: {len(result.missing)} nodes missing; the same command continues", file=sys.stderr)
+        nodes = f"{len(result.missing)} node{'s' * (len(result.missing) > 1)} missing"
+        print(f"{result.path}: {nodes}; {NEXT[result.continues]}", file=sys.stderr)
         raise SystemExit(INCOMPLETE)
     print_findings(result.path, read_actions(config.actions).base_verbs())
 
