@@ -17,7 +17,7 @@ from ace_dist.concepts.wordnet import WordNet, find_wordnet
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.reading import read_object
 
-# A label whose verb has no node in the trees: alone beside averaged ones | averaged over the synonyms of makers.json, or
+# A label whose verb has no node in the trees: alone beside averaged ones | averaged over synonyms of makers.json, or
 # of WordNet | a reason for all labels of its set to stand alone. A mean of unit vectors is shorter than one of them, so
 # a label that stands alone among averaged ones has the larger similarity to start with: the default scores all alike.
 WORDNET_SIZE = 9  # words of a label set none of whose labels has a node
