@@ -20,6 +20,7 @@ from ace_dist.data.loader.single_video import read_clip
 from ace_dist.data.run_inputs import run_config
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.export import read_exported
+from ace_dist.evaluate.hub import exported_folder
 from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, score, similarity
 from ace_dist.evaluate.runs import trained_model
 from ace_dist.models.dual_encoder import DualEncoder
@@ -130,10 +131,17 @@ class Classifier:
         return cls(config, model, load_test_trees(config), Calibration.load(Path(run)))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Load a folder that `ace export` wrote. Raises `UserError` naming the file that is missing."""
-        config, model = read_exported(Path(folder))
-        return cls(config, model.to(device), load_test_trees(config), Calibration.load(Path(folder)))
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+    ) -> Self:
+        """Load a folder that `ace export` wrote, or OWNER/NAME of the hub that its `push=` filled.
+
+        From the hub come the files of its `SHA256SUMS`, which are compared with it, and no pickle; `revision` is a
+        branch, tag or commit there. Raises `UserError` naming the file that is missing or damaged.
+        """
+        folder = exported_folder(folder, revision)
+        config, model = read_exported(folder)
+        return cls(config, model.to(device), load_test_trees(config), Calibration.load(folder))
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:

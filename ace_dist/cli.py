@@ -191,7 +191,7 @@ def classify(argv: list[str]) -> None:
     settings = parse_settings(argv, ClassifySettings)
     from ace_dist.classifier import Classifier
 
-    classifier = Classifier.from_run(settings.run)
+    classifier = Classifier.load(settings.run)
     result = classifier.classify(settings.video, settings.actions, start_s=settings.start_s, end_s=settings.end_s)
     print(result.table())
 
@@ -243,17 +243,29 @@ def explore(argv: list[str]) -> None:
 
 @dataclass
 class ExportSettings:
-    run: str = MISSING  # a finished run folder
+    run: str | None = None  # a finished run folder; null with push=: output is an export already
     output: str = MISSING  # a new folder
+    push: str | None = None  # OWNER/NAME: publish it on a model hub, with HF_TOKEN, at HF_ENDPOINT
+    private: bool = True  # where push= makes the repository: whether its owner alone sees it
 
 
 def export(argv: list[str]) -> None:
-    """Export a finished run: `ace export run=DIR output=DIR`."""
+    """Export a finished run: `ace export run=DIR output=DIR`; `push=OWNER/NAME` publishes it on a model hub too."""
     settings = parse_settings(argv, ExportSettings)
+    if settings.run is None and settings.push is None:
+        raise ConfigError("run is not set: give a finished run folder as run=..., or push=OWNER/NAME for an old export")
     from ace_dist.evaluate.export import export_run
+    from ace_dist.evaluate.hub import check_repository, push_export
 
-    export_run(Path(settings.run), Path(settings.output))
-    print(f'{settings.output}: load it with ace_dist.Classifier.from_pretrained("{settings.output}")')
+    output, source = Path(settings.output), settings.output
+    if settings.push is not None:
+        check_repository(settings.push)
+    if settings.run is not None:
+        export_run(Path(settings.run), output)
+    if settings.push is not None:
+        print(f"{settings.push}: {push_export(output, settings.push, settings.private)}")
+        source = settings.push
+    print(f'{source}: load it with ace_dist.Classifier.from_pretrained("{source}")')
 
 
 # -------------------------------------------------------------------------------------------------------- reports
