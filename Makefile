@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RANKS ?= 2
 
-.PHONY: install demo test docs fuzz soak lint audit test-gpu bench-similarity bench-gpu clean
+.PHONY: install demo test test-long docs fuzz soak lint audit test-gpu bench-similarity bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -21,7 +21,10 @@ demo: install
 	$(BIN)/python launchers/report.py run=runs/demo compare='[runs/demo-procvlr]'
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not long" -n 2 --dist loadfile
+
+test-long: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 test-gpu: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -n 8 --dist worksteal

@@ -69,7 +69,7 @@ def load_run(argv: Sequence[str]) -> Config:
 # ------------------------------------------------------------------------------------------------------ training
 @dataclass
 class RankSettings:
-    ranks: int | None = None  # processes on this machine; null: one a GPU, two without a GPU
+    ranks: int | None = None  # processes that `ace` starts on this machine; null: one a GPU, two without a GPU
 
 
 @dataclass
@@ -886,6 +886,8 @@ def execute(argv: Sequence[str]) -> int:
     name, rest = find_command(argv)
     if help_asked(rest):
         print(inspect.getdoc(COMMANDS[name]), "settings, written key=value:", sep="\n\n")
+        if name in RANKED:
+            split_settings(rest, RankSettings)
     with missing_packages_named():
         return COMMANDS[name](rest) or 0
 

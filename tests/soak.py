@@ -1,8 +1,9 @@
 """A day in the life, again and again: does anything grow that should not? `make soak` runs it for an hour.
 
 Each round builds shards (killed once on the way), trains on two ranks (killed or told to stop on the way, then
-continued), evaluates again, and has two clients at once ask a page of the explorer that serves from the first round to
-the last; this process classifies with one `Classifier` meanwhile. After each round it counts what is left: memory, open
+continued), evaluates again, segments a video, and has two clients at once (of HTTP, no browsers: they send what the
+page's script would) ask a page of the explorer that serves from the first round to the last; this process classifies
+with one `Classifier`. After each round it counts what is left: memory, open
 files and threads of the page and of this process, listening ports, processes, entries of /dev/shm and temporary files.
 It ends with 1 when a count is larger after the last round than after the second one, or memory by more than a tenth.
 
@@ -135,6 +136,14 @@ class Soak:
             result = self.classifier.classify(self.video, ["spin block", "lift mug", "juggle balls"])
             assert abs(sum(result.values()) - 1) < 1e-3
 
+    def segment(self, run: Path) -> None:
+        """Twice: the second time from the embeddings that the first one kept, with the same result."""
+        output = [self.folder / f"timeline-{self.round}-{again}.json" for again in range(2)]
+        for path in output:
+            words = [f"video={self.video}", "actions=[spin block, lift mug]", f"cache={self.folder / 'embeddings'}"]
+            self.finish("segment", f"run={run}", *words, f"output={path}")
+        assert output[0].read_bytes() == output[1].read_bytes()
+
     def counts(self) -> dict[str, float]:
         """What is left now, a while after everything of the round has ended."""
         page, own = psutil.Process(self.page.pid), psutil.Process()
@@ -179,6 +188,7 @@ class Soak:
             self.serve(run)
         self.explore()
         self.classify(run)
+        self.segment(run)
         counts = self.counts()
         self.round += 1
         return counts

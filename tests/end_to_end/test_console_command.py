@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +14,17 @@ import pytest
 from data_worlds import numbered_frames, write_video
 from light import BLOCKED
 
-from ace_dist import cli
+from ace_dist import __version__, cli
 from ace_dist.cluster.ranks import exit_status
 from ace_dist.config import ConfigError, load_config, to_yaml
+from ace_dist.data.task import load_test_trees
+from ace_dist.evaluate.export import portable
+from ace_dist.models.build import build_model
+from ace_dist.models.convert.exporting import save_encoders
 from ace_dist.tools.completion import complete
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "import sys\nfrom ace_dist.cli import ace\nsys.exit(ace())\n"
-WORLD = ("dataset.world.train_clips=16", "dataset.world.test_clips=36")
-SHORT = ("training.max_steps=2", "training.batch_size=4", "training.device=cpu")
 
 
 def test_training_without_settings_prints_help_and_runs_nothing(capsys, tmp_path, monkeypatch):
@@ -138,18 +139,20 @@ def test_the_wheel_holds_all_that_a_run_needs(installed):
 
 
 @pytest.mark.slow
-def test_the_installed_command_trains_the_demo_and_classifies(installed):
-    """Away from the checkout; classifying as in an installation without extras."""
-    settings = (*WORLD, "dataset.workers=1")
-    said = installed_ace(installed, "demo", *settings, *SHORT, "ranks=1")
-    assert "$ ace train experiment=demo method=procvlr" in said and "report: runs/demo/report.html" in said
-    training = said.split("$ ace train experiment=demo dataset")[-1].split("$ ace report")[0].rstrip().splitlines()[1:]
-    assert training[0].startswith("classes: 12 base, 6 novel"), "our lines are first"
-    assert any(line.startswith("chance") for line in training[-9:]), "the table is last"
-    assert not re.search(r"\r|TFLOP|untested optimizer|\[WARNING\]", said)
+def test_the_installed_command_classifies_and_segments(installed):
+    """With the files that an export needs, away from the checkout, as in an installation without extras.
+
+    `make test-long` installs the wheel and trains.
+    """
+    config = load_config(["experiment=demo"])
+    folder = installed / "work" / "exported"
+    folder.mkdir(parents=True)
+    save_encoders(build_model(config.model, config.seed), folder, config.dataset.clip.frames)
+    load_test_trees(config).save(folder / "synonyms.json")
+    (folder / "config.yaml").write_text(to_yaml(portable(config)))
     video = write_video(installed / "work" / "a.mp4", numbered_frames(24, 48, 64))
-    words = ("classify", "run=runs/demo", f"video={video}", "actions=[spin block, lift mug]")
-    assert "%  spin block" in installed_ace(installed, *words, blocked=BLOCKED)
-    environment = json.loads((installed / "work" / "runs" / "demo" / "environment.json").read_text())
-    assert environment["command"].startswith("python -m ace_dist train ") and environment["git"]["commit"] is None
-    shutil.rmtree(installed / "work" / "runs")
+    words = ("run=exported", f"video={video}", "actions=[spin block, lift mug]")
+    assert installed_ace(installed, "--version") == f"ace-dist {__version__}\n"
+    assert "%  spin block" in installed_ace(installed, "classify", *words, blocked=BLOCKED)
+    installed_ace(installed, "segment", *words, "output=a.json", "cache=null", blocked=BLOCKED)
+    assert json.loads((installed / "work" / "a.json").read_text())
