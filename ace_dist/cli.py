@@ -778,6 +778,19 @@ class CompletionSettings:
     shell: str = "bash"  # or zsh
 
 
+def doctor(argv: list[str]) -> int:
+    """Say what this machine has, what is missing, and what would be slow and why: `ace doctor`.
+
+    Exits with 1 when something must be mended. `ace preflight` checks the settings of a run, on all its ranks.
+    """
+    parse_settings(argv, NoSettings)
+    from ace_dist.tools.doctor import doctor
+
+    text, good = doctor()
+    print(text)
+    return int(not good)
+
+
 def completion(argv: list[str]) -> None:
     """Print what completes commands and settings at the tab key: `eval "$(ace completion)"` in ~/.bashrc.
 
@@ -811,7 +824,7 @@ COMMANDS: dict[str, Command] = {
     "report run": report_run, "report runs": report_runs, "report sweep": report_sweep, "report grid": report_grid,
     "estimate": estimate, "preflight": preflight, "submit": submit,
     "sweep run": sweep_run, "sweep status": sweep_status, "sweep collect": sweep_collect, "sweep retry": sweep_retry,
-    "config get": config_get, "config list": config_list, "completion": completion,
+    "config get": config_get, "config list": config_list, "doctor": doctor, "completion": completion,
 }  # fmt: skip
 LAUNCHERS = {command.__name__: name for name, command in COMMANDS.items()}  # launchers/build_shards.py: "shards build"
 RANKED = ("train", "evaluate", "preflight")  # `ace` starts their ranks

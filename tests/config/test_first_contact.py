@@ -20,6 +20,7 @@ from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_SETTINGS = (
     *(name for name in cli.DEMO_BY_DEFAULT if name != "evaluate"), "config list", "demo", "completion", "weights get",
+    "doctor",
 )  # fmt: skip
 
 
@@ -48,7 +49,17 @@ def test_every_command_has_a_launcher():
     """A file that DeepSpeed and SLURM start: it starts the command of its name, and nothing else."""
     launchers = {path.stem: path.read_text() for path in (ROOT / "launchers").glob("*.py")}
     named = {cli.find_command([launcher, "x=1"])[0] for launcher in launchers}
-    own = {"demo", "own", "annotations", "config get", "config list", "completion", "weights get", "synonyms senses"}
+    own = {
+        "demo",
+        "own",
+        "annotations",
+        "config get",
+        "config list",
+        "completion",
+        "weights get",
+        "synonyms senses",
+        "doctor",
+    }
     assert {*named, *own} >= {n for n in cli.COMMANDS if n.split()[0] not in ("report", "sweep")}
     assert all(text.endswith(f'raise SystemExit(main("{name}"))\n') for name, text in launchers.items())
 
