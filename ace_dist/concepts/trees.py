@@ -12,6 +12,7 @@ from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
 from ace_dist.utils.reading import read_object
 
+MAKING = "`ace synonyms actions=annotations.csv output=trees.json source=wordnet children=6` makes one"  # in messages
 Node = Mapping[str, Any] | tuple[str, ...]  # children with their own nodes, or, at the last order, children alone
 
 
@@ -62,7 +63,9 @@ class SynonymTrees:
         """Read a tree file. Raises `LabelError` naming the file when it is missing, not JSON, or breaks a rule."""
         path = Path(path)
         if not path.is_file():
-            raise LabelError(f"synonym tree file {path} does not exist; set dataset.synonyms to a JSON tree file")
+            raise LabelError(
+                f"synonym tree file {path} does not exist; set dataset.synonyms to a JSON tree file; {MAKING}"
+            )
         raw = read_object(path, LabelError, " (dataset.synonyms: an object of root verbs)")
         meta, words = raw.pop("_meta", {}), raw.pop("_words", {})
         if not isinstance(meta, dict):
@@ -130,7 +133,7 @@ class SynonymTrees:
                 f"no synonym tree for the verb{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} in "
                 f"{self.source}{near(missing[0], self._nodes)}; add it as "
                 f'{{"{missing[0]}": {{"{missing[0]}": ["{missing[0]}", ...], ...}}}} or set dataset.synonyms to '
-                f"another file"
+                f"another file; {MAKING}"
             )
 
     def verbs(self) -> tuple[str, ...]:

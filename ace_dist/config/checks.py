@@ -1,7 +1,10 @@
 """What the types of settings cannot say: choices, ranges, and settings that contradict each other."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from operator import attrgetter
+from typing import Any
 
 from ace_dist.config.schema import Config
 from ace_dist.config.settings import did_you_mean
@@ -39,10 +42,12 @@ POSITIVE = (
     "training.save_every_minutes", "training.stall_after_s", "training.collective_timeout_s", "evaluation.batch_size",
 )  # fmt: skip
 POSITIVE_OR_NULL = ("method.children", "method.grandchildren", "evaluation.children", "evaluation.grandchildren")
+NOT_NEGATIVE_OR_NULL = ("training.lr_new", "training.max_steps", "training.stop_after_steps")
 NOT_NEGATIVE = (
     "dataset.workers", "dataset.timeout_s", "training.gc_every_steps", "training.early_stopping_patience",
     "training.profile.steps", "training.profile.after", "evaluation.every_steps", "loader.mixup", "loader.cutmix",
-    "loader.color_jitter", "loader.gray_scale", "loader.threads", "loader.prefetch",
+    "loader.color_jitter", "loader.gray_scale", "loader.threads", "loader.prefetch", "training.lr_video",
+    "training.lr_text", "training.weight_decay", "training.clip_norm", "training.gamma",
 )  # fmt: skip
 LARGEST = {  # beyond any model or clip; a larger number would take the memory before anything else is looked at
     "model.video.width": 65536, "model.video.depth": 1024, "model.video.heads": 1024, "model.video.embed_dim": 65536,
@@ -50,7 +55,12 @@ LARGEST = {  # beyond any model or clip; a larger number would take the memory b
     "model.text.depth": 1024, "model.text.heads": 1024, "model.text.embed_dim": 65536, "dataset.clip.frames": 65536,
     "dataset.clip.views": 1024, "loader.crop": 8192,
 }  # fmt: skip
-BELOW_ONE = {"training.ema_decay": "; 0 switches it off", "evaluation.validation_share": ""}
+BELOW_ONE = {
+    "training.ema_decay": "; 0 switches it off",
+    "training.momentum": "",
+    "training.warmup": "",
+    "evaluation.validation_share": "",
+}
 
 
 def check_config(config: Config) -> None:
@@ -58,6 +68,9 @@ def check_config(config: Config) -> None:
     for key, allowed in CHOICES.items():
         if (value := attrgetter(key)(config)) not in allowed:
             raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
+    for key, number in numbers(config):
+        if not math.isfinite(number):
+            raise ConfigError(f"{key}={number} is not a finite number")
     for key in POSITIVE:
         if not (value := attrgetter(key)(config)) > 0:
             raise ConfigError(f"{key}={value} must be greater than zero")
@@ -70,6 +83,9 @@ def check_config(config: Config) -> None:
     for key in NOT_NEGATIVE:
         if not (value := attrgetter(key)(config)) >= 0:
             raise ConfigError(f"{key}={value} must be at least 0")
+    for key in NOT_NEGATIVE_OR_NULL:
+        if (value := attrgetter(key)(config)) is not None and not value >= 0:
+            raise ConfigError(f"{key}={value} must be at least 0, or null")
     for key, hint in BELOW_ONE.items():
         if not 0 <= (value := attrgetter(key)(config)) < 1:
             raise ConfigError(f"{key}={value} must lie in [0, 1){hint}")
@@ -81,6 +97,17 @@ def check_config(config: Config) -> None:
     ):
         if wrong:
             raise ConfigError(message)
+
+
+def numbers(part: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every setting that is a number with a fraction, and its dotted key."""
+    for entry in fields(part):
+        value = getattr(part, entry.name)
+        if is_dataclass(value):
+            yield from numbers(value, f"{prefix}{entry.name}.")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float):
+                yield prefix + entry.name, number
 
 
 def data_rules(config: Config) -> Iterator[tuple[bool, str]]:
@@ -157,6 +184,10 @@ def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         training.batch_size % training.accumulation > 0,
         f"training.batch_size={training.batch_size} is not a multiple of training.accumulation={training.accumulation}",
+    )
+    yield (
+        len(training.betas) != 2 or not all(0 <= beta < 1 for beta in training.betas),
+        f"training.betas={training.betas} must be two numbers in [0, 1)",
     )
     held_out = bool(evaluation.validation_groups or evaluation.validation_share)
     yield (

