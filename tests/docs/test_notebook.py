@@ -15,7 +15,7 @@ SHELL = "import subprocess\ndef shell(line):\n    subprocess.run(line, shell=Tru
 
 
 def as_script(cells):
-    """The code cells as one script; `!command {name}` is a command of the shell with the name's value, as in IPython."""
+    """The code cells as one script; `!command {name}` is a command of the shell with a value in it, as in IPython."""
     lines = [line for cell in cells for line in ["", *"".join(cell["source"]).splitlines()]]
     return SHELL + "\n".join(re.sub(r"^!(.*)$", r'shell(f"\1")', line) for line in lines)
 
@@ -32,7 +32,7 @@ def test_it_runs_from_top_to_bottom(tmp_path):
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "cells.py"], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
-        timeout=280,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SRT    accuracy" in done.stdout

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN_PAGES = (
     "README.md",
     *(f"docs/{name}.md" for name in ("install", "own_videos", "accuracy", "reproduce", "cluster", "method")),
+    *(f"docs/{name}.md" for name in ("language_models", "gpu", "concepts", "data")),
 )  # each in a working folder of its own; test_architecture_page.py runs the blocks of that page
 WORLD = ("dataset.world.train_clips=24", "dataset.world.test_clips=36")
 SHORT = ("training.max_steps=2", "training.batch_size=2", "training.device=cpu")
@@ -59,6 +60,9 @@ RULES = (
     # Data and weights that cannot be shipped; test_paper_data.py and tests/models/test_importing.py have
     # small copies of each.
     Rule(r"build_shards.py dataset=gtea", refused="dataset.root=/data/gtea is not a folder"),
+    Rule(r"build_shards.py dataset=ikea", refused="dataset.root=/data/ikea is not a folder"),
+    Rule(r"build_shards.py dataset=ata", refused="/data/ata"),
+    Rule(r"convert_ata.py ", refused="/data/ata"),
     Rule(r"import_weights.py source=\S+\.(pyth|pt) ", refused="does not exist"),
     Rule(r"train.py experiment=(gtea_ace|own model=timesformer_b16)", add=("--cfg",)),
     # Sweeps and jobs: checked row by row, submitted by tests/slurm and tests/cluster/test_cluster.py; what asks a sweep
@@ -73,7 +77,8 @@ RULES = (
     Rule(r"train.py experiment=demo", add=(*WORLD, *SHORT)),
     Rule(r"ace shards dataset=csv", add=("dataset.workers=1",)),
     Rule(r"ace train experiment=own", add=(*SHORT, "ranks=1")),
-    Rule(r"launchers/(report|estimate).py |ace (synonyms|shards verify|classify|export) "),
+    Rule(r"launchers/(report|estimate|build_synonyms|inspect_synonyms).py "),
+    Rule(r"ace (synonyms|shards verify|classify|export|estimate) "),
 )
 
 
