@@ -9,7 +9,7 @@ FROM python:${PYTHON}-slim AS base
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc g++ libc6-dev git \
     && rm -rf /var/lib/apt/lists/*
-# gcc: Triton and numba's callers build small programs when they first run; git: environment.json names commits
+# gcc: Triton and DeepSpeed compile small parts when they first run; git: environment.json names commits
 RUN pip install --no-cache-dir uv
 ENV UV_SYSTEM_PYTHON=1 UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
 WORKDIR /src

@@ -63,6 +63,7 @@ RULES = (
     Rule(r"build_shards.py dataset=ikea", refused="dataset.root=/data/ikea is not a folder"),
     Rule(r"build_shards.py dataset=ata", refused="/data/ata"),
     Rule(r"convert_ata.py ", refused="/data/ata"),
+    Rule(r"ace annotations ", refused="labels.eaf does not exist"),
     Rule(r"import_weights.py source=\S+\.(pyth|pt) ", refused="does not exist"),
     Rule(r"train.py experiment=(gtea_ace|own model=timesformer_b16)", add=("--cfg",)),
     # Sweeps and jobs: checked row by row, submitted by tests/slurm and tests/cluster/test_cluster.py; what asks a sweep
