@@ -1,27 +1,33 @@
 """A trained model in use: any video and any action labels in, probabilities out."""
 
+import base64
 import copy
+import html
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, cast
+from typing import Any, BinaryIO, Self, cast, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ace_dist.concepts import FreeLabel, LabelSet, Policy, SynonymTrees, free_labels
 from ace_dist.concepts.actions import base_forms, normalise
 from ace_dist.concepts.labels import known_verb
 from ace_dist.config import Config
-from ace_dist.data.loader.single_video import read_clip
+from ace_dist.data.loader.single_video import LooseClip, Video, is_batch, read_clip
 from ace_dist.data.run_inputs import run_config
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.export import read_exported
 from ace_dist.evaluate.hub import exported_folder
-from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, score, similarity
+from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, encode_phrases, score, similarity
 from ace_dist.evaluate.runs import trained_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.embed import Progress, embed_video
@@ -29,7 +35,9 @@ from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.segmenter import Calibration, segment
 from ace_dist.segment.timeline import Timeline
 from ace_dist.utils.distributed import say_once
-from ace_dist.utils.errors import LabelError
+from ace_dist.utils.errors import DataError, LabelError, ModelError
+
+SHOWN = 8  # frames that a result keeps
 
 # OpenMP's threads are not copied by a fork, and torch would wait for them for ever, say in a pool of processes. As in
 # torch's own data loader, a forked process computes with one thread.
@@ -42,6 +50,7 @@ class Classification(Mapping[str, float]):
 
     `cosines`: label → mean similarity over the views (Eq. 3, without temperature). `fits`: whether any of the labels
     does, by the model's calibration; None without one (`launchers/calibrate.py`).
+    `frames`: at most eight that the model saw, uint8 RGB [N, H, W, 3], for notebooks.
     Labels are in their one form, and are found in any spelling: `result["Pick_Up Screw"]` is `result["pick up screw"]`.
     """
 
@@ -50,6 +59,7 @@ class Classification(Mapping[str, float]):
     distinct_views: int
     cosines: Mapping[str, float] = field(default_factory=dict)
     fits: bool | None = None
+    frames: NDArray[np.uint8] | None = field(default=None, compare=False)
 
     @property
     def label(self) -> str | None:
@@ -65,9 +75,26 @@ class Classification(Mapping[str, float]):
         for name in ("probabilities", "cosines"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The most probable labels with their probabilities."""
+        return list(self.probabilities.items())[:count]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{label!r} {probability:.1%}" for label, probability in self.top(3))
+        more = f", {len(self) - 3} more" if len(self) > 3 else ""
+        return f"Classification({shown}{more}{'; none fits' if self.fits is False else ''})"
+
+    def _repr_html_(self) -> str:
+        """Frames and table, as a notebook shows them."""
+        pictures = "".join(f'<img src="data:image/png;base64,{png(frame)}">' for frame in self._frames())
+        return f"<div>{pictures}</div><pre>{html.escape(self.table())}</pre>"
+
+    def _frames(self) -> list[NDArray[np.uint8]]:
+        return [] if self.frames is None else list(self.frames)
+
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:  # a mapping proxy has no pickle and no copy
         cosines = dict(self.cosines)
-        return type(self), (dict(self.probabilities), self.labels, self.distinct_views, cosines, self.fits)
+        return type(self), (dict(self.probabilities), self.labels, self.distinct_views, cosines, self.fits, self.frames)
 
     def __getitem__(self, label: str) -> float:
         return self.probabilities[normalise(label)]
@@ -91,8 +118,17 @@ class Classification(Mapping[str, float]):
         return "\n".join(lines)
 
 
+def png(frame: NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
 class Classifier:
     """A finished run, ready to name the action of any video among any labels.
+
+    A video is a path, a file opened in binary mode, pictures as an array or a tensor, uint8 RGB [T, H, W, 3], or a list
+    of T pictures [H, W, 3] (arrays, tensors, PIL). A list of videos is encoded together and answered by a list.
 
     Labels whose verb is in a synonym tree are averaged over its node when the run was trained with leaf augmentation
     (ACE Eq. 3 and "Inference"). When a verb is in no tree, `evaluation.labels_without_node` decides: all labels stand
@@ -124,15 +160,18 @@ class Classifier:
         self.model = self.model.to(device)
 
     @classmethod
-    def from_run(cls, run: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Load a finished run folder. Raises `UserError` naming the file that is missing."""
+    def from_run(cls, run: str | Path, device: str | torch.device = "auto") -> Self:
+        """Load a finished run folder onto a device; auto: a GPU where there is one.
+
+        Raises `UserError` naming the file that is missing.
+        """
         config = run_config(Path(run))
-        model = trained_model(Path(run), config, torch.device(device))
+        model = trained_model(Path(run), config, choose_device(device))
         return cls(config, model, load_test_trees(config), Calibration.load(Path(run)))
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+        cls, folder: str | Path, device: str | torch.device = "auto", revision: str | None = None
     ) -> Self:
         """Load a folder that `ace export` wrote, or OWNER/NAME of the hub that its `push=` filled.
 
@@ -141,43 +180,113 @@ class Classifier:
         """
         folder = exported_folder(folder, revision)
         config, model = read_exported(folder)
-        return cls(config, model.to(device), load_test_trees(config), Calibration.load(folder))
+        return cls(config, model.to(choose_device(device)), load_test_trees(config), Calibration.load(folder))
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
+    def load(cls, folder: str | Path, device: str | torch.device = "auto") -> Self:
         """Load a finished run folder or an export, whichever `folder` is."""
         is_export = (Path(folder) / "video").is_dir()
         return cls.from_pretrained(folder, device) if is_export else cls.from_run(folder, device)
 
+    @overload
+    def classify(
+        self,
+        video: str | Path | BinaryIO | NDArray[np.uint8] | Tensor,
+        actions: str | Sequence[str],
+        *,
+        start_s: float | None = ...,
+        end_s: float | None = ...,
+        fps: float | None = ...,
+    ) -> Classification: ...
+
+    @overload
+    def classify(self, video: Sequence[Any], actions: str | Sequence[str], *, fps: float | None = ...) -> Any: ...
+
     @torch.no_grad()
     def classify(
         self,
-        video: str | Path,
+        video: Video,
         actions: str | Sequence[str],
         *,
         start_s: float | None = None,
         end_s: float | None = None,
-    ) -> Classification:
-        """Probabilities of `actions` (two or more, any words) for a video file, or for a part of it in seconds.
+        fps: float | None = None,
+    ) -> Any:
+        """Probabilities of `actions` (two or more, any words) for a video, or for a part of it in seconds.
 
-        The video goes through the same cutting, encoding, cropping and view fusion as a test clip of the run's shards.
-        Raises `UserError` for a file that cannot be read, is too short or too long, and for unusable labels.
+        A list of videos gives a list of results. `fps` is the rate of pictures in memory; without it those of a video
+        last `dataset.clip.seconds` together. The video goes through the same cutting, encoding, cropping and view
+        fusion as a test clip of the run's shards. Raises `UserError` for a video that cannot be read, is too short or
+        too long, and for unusable labels.
         """
         labels = self.labels(actions)
-        clip = read_clip(video, self.config, start_s, end_s)
+        clips = self.read(video, start_s, end_s, fps)
         names = LabelSet(tuple(label.label for label in labels), tuple(label.phrases for label in labels))
-        embeddings = self.encode(clip.video)
-        (row,) = self.probabilities(embeddings, [names])
-        ranked = sorted(zip(names.labels, row, strict=True), key=lambda pair: -pair[1])
-        (views,) = similarity(self.model, embeddings, [names.phrases], 1.0)
-        cosines = views.double().mean(0, keepdim=True).numpy()
-        return Classification(
-            dict(ranked),
-            tuple(labels),
-            clip.distinct_views,
-            dict(zip(names.labels, cosines[0].tolist(), strict=True)),
-            self.calibration.fits(embeddings.double().mean(0, keepdim=True).numpy(), cosines),
-        )
+        embeddings = self.encode(torch.cat([clip.video for clip in clips]))
+        probabilities = self.clip_probabilities(embeddings, [names], len(clips))[0]
+        (cosines_NK,) = similarity(self.model, embeddings, [names.phrases], 1.0)
+        results = []
+        for number, clip in enumerate(clips):
+            rows = slice(number * len(clip.video), (number + 1) * len(clip.video))
+            cosines = cosines_NK[rows].double().mean(0, keepdim=True).numpy()
+            ranked = sorted(zip(names.labels, probabilities[number], strict=True), key=lambda pair: -pair[1])
+            results.append(
+                Classification(
+                    dict(ranked),
+                    tuple(labels),
+                    clip.distinct_views,
+                    dict(zip(names.labels, cosines[0].tolist(), strict=True)),
+                    self.calibration.fits(embeddings[rows].double().mean(0, keepdim=True).numpy(), cosines),
+                    self.pictures(clip),
+                )
+            )
+        return results if is_batch(video) else results[0]
+
+    @torch.no_grad()
+    def encode_video(
+        self, video: Video, *, start_s: float | None = None, end_s: float | None = None, fps: float | None = None
+    ) -> Tensor:
+        """The embedding [D] of a video, or [N, D] of a list: the mean of its views' unit vectors, float32 on the CPU.
+
+        `encode_video(videos) @ encode_text(actions).T` [N, K] are the cosines of results (Eq. 3).
+        """
+        self.check_one_vector()
+        clips = self.read(video, start_s, end_s, fps)
+        views_ND = torch.nn.functional.normalize(self.encode(torch.cat([clip.video for clip in clips])), dim=1)
+        embeddings = views_ND.view(len(clips), -1, views_ND.shape[1]).mean(1)
+        return embeddings if is_batch(video) else embeddings[0]
+
+    def encode_text(self, actions: str | Sequence[str]) -> Tensor:
+        """The embeddings [K, D] of two labels or more: of each the mean of its phrases' unit vectors (`labels`)."""
+        self.check_one_vector()
+        groups = [label.phrases for label in self.labels(actions)]
+        phrases = list(dict.fromkeys(phrase for group in groups for phrase in group))
+        row = {phrase: index for index, phrase in enumerate(phrases)}
+        units_SD = torch.nn.functional.normalize(encode_phrases(self.model, phrases), dim=1)
+        return torch.stack([units_SD[[row[phrase] for phrase in group]].mean(0) for group in groups])
+
+    def check_one_vector(self) -> None:
+        if self.config.model.similarity.spotting:
+            raise ModelError(
+                f"method={self.config.method.name} weighs a video's frames by each label, so that a video has no one "
+                "embedding; use classify"
+            )
+
+    def read(self, video: Video, start_s: float | None, end_s: float | None, fps: float | None) -> list[LooseClip]:
+        """The clips of one video or of a list. Raises `DataError`; start and end are of one video."""
+        if not is_batch(video):
+            return [read_clip(video, self.config, start_s, end_s, fps=fps)]
+        if start_s is not None or end_s is not None:
+            raise DataError("start_s and end_s are of one video; classify the parts one by one")
+        return [read_clip(each, self.config, None, None, fps=fps) for each in cast(Sequence[Video], video)]
+
+    def pictures(self, clip: LooseClip) -> NDArray[np.uint8]:
+        """At most `SHOWN` frames of the middle view of a clip, uint8 RGB [N, H, W, 3]."""
+        view = clip.video[len(clip.video) // 2]
+        chosen = view[:: -(-len(view) // SHOWN)].permute(0, 2, 3, 1)
+        mean, std = torch.tensor(self.config.loader.mean), torch.tensor(self.config.loader.std)
+        pixels: NDArray[np.uint8] = (255 * (chosen * std + mean)).round().clamp(0, 255).byte().numpy()
+        return pixels
 
     def segment(
         self,
@@ -221,13 +330,29 @@ class Classifier:
         return free_labels(actions, self.trees, policy)
 
     @torch.no_grad()
-    def encode(self, video_VTCHW: Tensor) -> Tensor:
-        """Embeddings [V, D] of the normalised views of one clip, float32 on the CPU."""
+    def encode(self, video_NTCHW: Tensor) -> Tensor:
+        """Embeddings [N, D] of normalised views, `evaluation.batch_size` at a time, float32 on the CPU."""
         parameter = next(self.model.video.parameters())
-        return self.model.encode_video(video_VTCHW.to(parameter)).float().cpu()
+        parts = video_NTCHW.split(max(self.config.evaluation.batch_size, self.config.dataset.clip.views))
+        return torch.cat([self.model.encode_video(part.to(parameter)).float().cpu() for part in parts])
 
     def probabilities(self, embeddings_VD: Tensor, label_sets: Sequence[LabelSet]) -> list[list[float]]:
         """Probabilities of one clip among the labels of each set, its views fused as in the run's evaluation."""
-        views = len(embeddings_VD)
-        test = EncodedTest(["clip"] * views, list(range(views)), [0] * views, embeddings_VD, frozenset({"clip"}))
-        return [part["probabilities"][0].tolist() for part in score(self.model, test, label_sets, self.config)]
+        return [rows[0] for rows in self.clip_probabilities(embeddings_VD, label_sets, 1)]
+
+    def clip_probabilities(
+        self, embeddings_ND: Tensor, label_sets: Sequence[LabelSet], clips: int
+    ) -> list[list[list[float]]]:
+        """The same of several clips, whose views follow one another: for each set a row a clip."""
+        views = len(embeddings_ND) // clips
+        ids = [f"{number:09d}" for number in range(clips) for _ in range(views)]
+        test = EncodedTest(ids, list(range(views)) * clips, [0] * len(ids), embeddings_ND, frozenset(ids))
+        scored = score(self.model, test, label_sets, self.config)
+        assert all(part["ids"] == sorted(test.clips) for part in scored)
+        return [part["probabilities"].tolist() for part in scored]
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

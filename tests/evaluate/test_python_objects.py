@@ -1,16 +1,20 @@
 """What users pass around in Python: results, classifiers, trees and errors go through pickles, copies and pools."""
 
 import copy
+import io
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ace_dist import Classifier
 from ace_dist.config import load_config
+from ace_dist.data.build.decode import read_window
 from ace_dist.data.loader import build_loader
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.shards import ShardFiles, ShardSet
@@ -54,6 +58,89 @@ def test_a_result_is_copied_and_pickled_and_stays_as_it_is(result):
         assert again == result and list(again.items()) == list(result.items()) and again.table() == result.table()
         with pytest.raises(TypeError):
             again.probabilities["lift block"] = 1.0
+
+
+@pytest.fixture(scope="module")
+def pixels(video):
+    """The pictures of that file, uint8 RGB [T, H, W, 3], and their rate."""
+    raw = read_window(video)
+    return np.stack(list(raw.frames)), raw.fps
+
+
+def test_a_video_is_a_file_or_pictures(classifier, video, result, pixels):
+    """An open file is the path itself, and so are its pictures in each form."""
+    assert classifier.classify(video.open("rb"), LABELS) == result
+    assert classifier.classify(io.BytesIO(video.read_bytes()), LABELS) == result
+    frames, fps = pixels
+    array = classifier.classify(frames, LABELS, fps=fps)
+    assert array == result
+    forms = (
+        torch.from_numpy(frames),
+        list(frames),
+        [torch.from_numpy(f) for f in frames],
+        list(map(Image.fromarray, frames)),
+    )
+    assert all(classifier.classify(form, LABELS, fps=fps) == array for form in forms)
+    assert 0 < classifier.classify(frames, LABELS)[LABELS[0]] < 1, "without a rate they last one clip"
+
+
+def test_a_list_of_videos_is_one_batch(classifier, video, result, pixels):
+    """Of all kinds, in their order; each is what it is alone."""
+    frames, fps = pixels
+    alone = [
+        result,
+        classifier.classify(frames, LABELS, fps=fps),
+        classifier.classify(list(frames[::-1]), LABELS, fps=fps),
+    ]
+    together = [
+        classifier.classify([video] * 3, LABELS),
+        classifier.classify([frames, list(frames[::-1])], LABELS, fps=fps),
+    ]
+    for one, other in zip([*[result] * 3, *alone[1:]], [*together[0], *together[1]], strict=True):
+        assert list(one) == list(other)
+        assert list(one.values()) == pytest.approx(list(other.values()), abs=1e-5)
+
+
+def test_the_product_of_embeddings_is_the_cosine(classifier, video, result):
+    one, videos = classifier.encode_video(video), classifier.encode_video([video, video])
+    text = classifier.encode_text(LABELS)
+    assert one.ndim == 1 and videos.shape == (2, *one.shape) and text.shape == (3, *one.shape)
+    torch.testing.assert_close(videos, one.expand(2, -1))
+    cosines = [result.cosines[label] for label in LABELS]
+    assert (one @ text.T).tolist() == pytest.approx(cosines, abs=1e-5) and max(cosines) == result.cosine
+
+
+def test_a_result_shows_itself(result):
+    """The best first; in a notebook frames as the model saw them, and no label is HTML."""
+    assert result.top(2) == list(result.items())[:2] and result.label == result.top(1)[0][0]
+    assert repr(result).startswith(f"Classification({result.label!r} ") and len(repr(result)) < 100
+    assert result.frames.dtype == np.uint8 and result.frames.shape[0] <= 8 and result.frames.std() > 5
+    page = result._repr_html_()
+    assert page.count("<img") == len(result.frames) and result.label in page
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda frames: frames / 255, r"not float64 .*scale to 0 \.\.\. 255"),
+        (lambda frames: frames.transpose(0, 3, 1, 2), "bring the channels to the end"),
+        (lambda frames: frames[0], r"uint8 RGB \[T, H, W, 3\], not uint8 \[\d+, \d+, 3\]"),
+        (lambda frames: [frames[0], frames[0][1:]], "one shape"),
+        (lambda frames: [], "not none"),
+        (lambda frames: io.StringIO("text"), "open it in binary mode"),
+        (lambda frames: "https://example.org/clip.mp4", "does not exist"),
+    ],
+)  # fmt: skip
+def test_what_is_no_video_is_refused(classifier, pixels, made, message):
+    with pytest.raises(errors.UserError, match=message):
+        classifier.classify(made(pixels[0]), LABELS)
+
+
+def test_settings_of_one_video_are_not_of_a_list_or_a_file(classifier, video):
+    with pytest.raises(errors.UserError, match="of one video"):
+        classifier.classify([video], LABELS, start_s=0.5)
+    with pytest.raises(errors.UserError, match="fps=25 is of pictures in memory"):
+        classifier.classify(video, LABELS, fps=25)
 
 
 def test_a_classifier_is_pickled_with_its_weights(classifier, video, result, config, tmp_path):

@@ -1,12 +1,19 @@
 """Cuts one loose video as shards are cut; without torch, so that a process for it starts quickly."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from numpy.typing import NDArray
 
 from ace_dist.config import ClipConfig, EncodingConfig
+from ace_dist.data.build.container import Source
 from ace_dist.data.build.cut import Cutter
-from ace_dist.data.build.decode import promised_span, read_window
+from ace_dist.data.build.decode import EXACT, promised_span, read_window
+from ace_dist.data.sampling import scaled_size
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment
 from ace_dist.data.shards import ClipRecord
 from ace_dist.utils.errors import DataError
@@ -20,43 +27,98 @@ class TooLongError(DataError):
 
 @dataclass(frozen=True)
 class OneVideo(Reader):
-    """The reader of a single file; which part of which file is the caller's to say."""
+    """The reader of a single video, `video` or the file that a segment names; which part is the caller's to say."""
 
     fps: float | None
     short_side: int
+    video: Source | None = None
 
     def segments(self) -> list[Segment]:
         return []
 
     def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
-        return read_window(segment.video, start_s, end_s, fps=self.fps, short_side=self.short_side, threads=0)
+        video = self.video or segment.video
+        return read_window(video, start_s, end_s, fps=self.fps, short_side=self.short_side, threads=0)
 
     def span(self, segment: Segment) -> tuple[float, float]:
         """As the file says; one that does not say is read, up to the longest part that is allowed."""
-        first_s, end_s = promised_span(segment.video)
+        first_s, end_s = promised_span(self.video or segment.video)
         if not end_s:
             raw = self.read(segment, first_s, first_s + LONGEST_S + 1)
             end_s = first_s + sum(1 for _ in raw.frames) / raw.fps
         return first_s, end_s
 
 
+@dataclass(frozen=True)
+class Frames(Reader):
+    """The reader of pictures in memory: uint8 RGB [T, H, W, 3] at `own_fps`, brought to `fps` and `short_side`."""
+
+    pixels: NDArray[np.uint8]
+    own_fps: float
+    fps: float | None
+    short_side: int
+
+    def segments(self) -> list[Segment]:
+        return []
+
+    def span(self, segment: Segment) -> tuple[float, float]:
+        return 0.0, len(self.pixels) / self.own_fps
+
+    def read(self, segment: Segment, start_s: float, end_s: float) -> RawClip:
+        rate, length_s = self.fps or self.own_fps, len(self.pixels) / self.own_fps
+        first = max(0, math.ceil(start_s * rate - 1e-6))
+        last = math.ceil(min(end_s, length_s) * rate - 1e-6)
+        if first >= last:
+            raise DataError(f"the frames end at {length_s:g} s, before {start_s:g} s")
+        nearest = (min(len(self.pixels) - 1, round(index / rate * self.own_fps)) for index in range(first, last))
+        return RawClip(self.scaled(nearest), rate, first / rate)
+
+    def scaled(self, indices: Iterator[int]) -> Iterator[NDArray[np.uint8]]:
+        """Frames whose shorter side exceeds `short_side` (when not 0) scaled down to it, as those of a file are."""
+        height, width = self.pixels.shape[1:3]
+        reformatter = VideoReformatter()
+        for index in indices:
+            picture = np.ascontiguousarray(self.pixels[index])
+            if not self.short_side or min(height, width) <= self.short_side:
+                yield picture
+                continue
+            high, wide = scaled_size(height, width, self.short_side)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            how = EXACT | Interpolation.AREA
+            small = reformatter.reformat(frame, wide, high, "rgb24", interpolation=how, dst_color_range=ColorRange.JPEG)
+            yield small.to_ndarray().astype(np.uint8, copy=False)
+
+
 def cut_video(
-    path: Path, clip: ClipConfig, encoding: EncodingConfig, pad: bool, start_s: float | None, end_s: float | None
+    video: Source, clip: ClipConfig, encoding: EncodingConfig, pad: bool, start_s: float | None, end_s: float | None
 ) -> tuple[Segment, ClipRecord, bytes]:
-    """What was cut of `path`, or of its part from `start_s` to `end_s` seconds, and the stored clip it became.
+    """`cut_part` of a video file."""
+    return cut_part(OneVideo(encoding.fps, encoding.short_side, video), str(video), clip, encoding, pad, start_s, end_s)
+
+
+def cut_part(
+    reader: Reader,
+    name: str,
+    clip: ClipConfig,
+    encoding: EncodingConfig,
+    pad: bool,
+    start_s: float | None,
+    end_s: float | None,
+) -> tuple[Segment, ClipRecord, bytes]:
+    """What was cut of a video, or of its part from `start_s` to `end_s` seconds, and the stored clip it became.
 
     Raises `DataError` as `read_clip` does.
     """
-    cutter = Cutter(OneVideo(encoding.fps, encoding.short_side), clip.seconds, encoding, pad=pad)
+    cutter = Cutter(reader, clip.seconds, encoding, pad=pad)
     segment = cutter.placed(
-        Segment("video", str(path), start_s or 0.0, math.inf if end_s is None else end_s, "v", "o", "test")
+        Segment("video", name, start_s or 0.0, math.inf if end_s is None else end_s, "v", "o", "test")
     )
     if segment.end_s - segment.start_s > LONGEST_S:
         raise TooLongError(
-            f"{path}: {segment.end_s - segment.start_s:.0f} s are too long for one action; name a part of at most "
+            f"{name}: {segment.end_s - segment.start_s:.0f} s are too long for one action; name a part of at most "
             f"{LONGEST_S:.0f} s with start_s=... and end_s=..."
         )
     cut = cutter.cut(segment)
     if isinstance(cut, Failure):
-        raise DataError(cut.reason if str(path) in cut.reason else f"{path}: {cut.reason}")
+        raise DataError(cut.reason if name in cut.reason else f"{name}: {cut.reason}")
     return segment, *cut

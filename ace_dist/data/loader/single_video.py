@@ -1,17 +1,25 @@
 """Brings one loose video to the encoder by the very cutting, encoding and cropping that shards go through."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ace_dist.config import Config
+from ace_dist.data.build.container import ClipInMemory, Source
 from ace_dist.data.build.isolation import LostError, run_alone
-from ace_dist.data.build.single_video import cut_video
+from ace_dist.data.build.single_video import Frames, cut_part, cut_video
 from ace_dist.data.loader.base import normalise
 from ace_dist.data.loader.pyav import decode_clip
 from ace_dist.data.sampling import TestPlan
 from ace_dist.utils.errors import DataError
+
+# A path, a file opened in binary mode, or pictures: uint8 RGB [T, H, W, 3], or T pictures [H, W, 3].
+Video = str | Path | BinaryIO | NDArray[np.uint8] | torch.Tensor | Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -25,23 +33,65 @@ class LooseClip:
 
 
 def read_clip(
-    path: str | Path, config: Config, start_s: float | None, end_s: float | None, timeout_s: float | None = None
+    video: Video,
+    config: Config,
+    start_s: float | None,
+    end_s: float | None,
+    timeout_s: float | None = None,
+    fps: float | None = None,
 ) -> LooseClip:
-    """The test views of `path`, or of its part from `start_s` to `end_s`, as the shards of `config` would give them.
+    """The test views of a video, or of its part from `start_s` to `end_s`, as the shards of `config` would give them.
 
-    The file is read in a process of its own, which may crash or take longer than `timeout_s` (None:
-    `dataset.timeout_s`) without harm.
-    Raises `DataError` when the file cannot be read, is shorter than a clip, or longer than a minute without a part
+    A file is read in a process of its own, which may crash or take longer than `timeout_s` (None: `dataset.timeout_s`)
+    without harm. `fps` is the rate of pictures; None: together they last one clip, `dataset.clip.seconds`.
+    Raises `DataError` when the video cannot be read, is shorter than a clip, or longer than a minute without a part
     being named.
     """
     dataset = config.dataset
-    limit_s = dataset.timeout_s if timeout_s is None else timeout_s
-    arguments = Path(path), dataset.clip, dataset.encoding, dataset.pad, start_s, end_s
-    try:
-        part, record, data = run_alone(limit_s, cut_video, *arguments)
-    except LostError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    how = dataset.clip, dataset.encoding, dataset.pad, start_s, end_s
+    source = as_source(video)
+    if isinstance(source, np.ndarray):
+        own_fps = fps or len(source) / dataset.clip.seconds
+        frames = Frames(source, own_fps, dataset.encoding.fps, dataset.encoding.short_side)
+        part, record, data = cut_part(frames, "the frames", *how)
+    elif fps is not None:
+        raise DataError(f"fps={fps:g} is of pictures in memory; {source} has its own")
+    else:
+        limit_s = dataset.timeout_s if timeout_s is None else timeout_s
+        try:
+            part, record, data = run_alone(limit_s, cut_video, source, *how)
+        except LostError as error:
+            raise DataError(f"{source} cannot be read: {error}") from error
     (requests,) = TestPlan([record], [0], config.dataset.clip, config.loader, config.dataset.clip.views).batches()
     views = torch.stack([torch.from_numpy(decode_clip(data, request)) for request in requests])
     distinct_views = len({request.frames for request in requests})
     return LooseClip(normalise(views, config.loader), part.start_s, part.end_s, distinct_views)
+
+
+def as_source(video: Video) -> Source | NDArray[np.uint8]:
+    """A file as what is opened, pictures as uint8 RGB [T, H, W, 3]. Raises `DataError` for what is neither."""
+    if isinstance(video, (str, Path)):
+        return Path(video)
+    if hasattr(video, "read"):
+        if not isinstance(data := video.read(), bytes):
+            raise DataError(f"{video} is open as text: open it in binary mode, 'rb'")
+        return ClipInMemory(data)
+    if isinstance(video, (list, tuple)):
+        pictures = [np.asarray(picture) for picture in video]
+        if len(shapes := {picture.shape for picture in pictures}) != 1:
+            raise DataError(f"the pictures of a video have one shape [H, W, 3], not {sorted(shapes) or 'none'}")
+        video = np.stack(pictures)
+    pixels = video.detach().cpu().numpy() if isinstance(video, torch.Tensor) else np.asarray(video)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or not len(pixels):
+        channels_first = pixels.ndim == 4 and pixels.shape[1] == 3
+        hint = "; bring the channels to the end" * channels_first + "; scale to 0 ... 255" * (pixels.dtype.kind == "f")
+        raise DataError(f"a video in memory is uint8 RGB [T, H, W, 3], not {pixels.dtype} {list(pixels.shape)}{hint}")
+    return pixels
+
+
+def is_batch(video: Any) -> bool:
+    """Whether a list holds videos, and not the pictures of one."""
+    if not isinstance(video, (list, tuple)) or not video:
+        return False
+    first = video[0]
+    return isinstance(first, (str, Path, list, tuple)) or hasattr(first, "read") or getattr(first, "ndim", 0) == 4
