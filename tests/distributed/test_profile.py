@@ -128,7 +128,7 @@ def test_the_loop_reads_losses_on_logged_steps_alone(small_world, ranks, tmp_pat
 
     monkeypatch.setattr(loop, "take_steps", watched)
     loop.train(settings_of(small_world(), tmp_path / "run"), ranks)
-    on_host = {"ace_dist health.py is_finite", "ace_dist health.py reduce"}
+    on_host = {"ace_dist health.py is_finite", "ace_dist lost_ranks.py reduce"}
     for step in range(2, STEPS):
         found = {
             (stage, reader)
