@@ -141,9 +141,10 @@ class WordNet:
             base = [form for form in base_forms(verb) if form in self.index or form.split()[0] in self.index]
             near = base or difflib.get_close_matches(verb, list(self.index), n=1, cutoff=TYPO)
             meant = f"did you mean {near[0]!r}?" if near else "it holds English ones alone."
+            name = verb if all(letter.isalpha() or letter == " " for letter in verb) else f'"{verb}"'
             raise LabelError(
                 f"WordNet has no verb {verb!r}; {meant} Write another verb in the annotations, say which sense it "
-                f"has, as in senses='{{{verb}: {near[0].replace(' ', '_') if near else 'spin'}.v.01}}', or write its "
+                f"has, as in senses='{{{name}: {near[0].replace(' ', '_') if near else 'spin'}.v.01}}', or write its "
                 f"tree by hand"
             )
         return listed

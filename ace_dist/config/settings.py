@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
@@ -22,6 +23,7 @@ TYPES_IN_WORDS = {
     "ListConfig": "a list; write it in brackets, as '[A, B]'",
 }
 TEXT_LISTS: tuple[Any, ...] = (list[str], list[str] | None)
+TEXT_MAPPING: Any = dict[str, str]
 QUOTES = ("'", '"')
 HELP = {"-h", "--help"}
 RENAMED = {  # settings of the version before, for one release
@@ -80,10 +82,10 @@ def split_settings(
                 said = f"{arg} is not {kind}" if kind else f"{arg}: {' '.join(str(error).split())}"
                 raise ConfigError(said) from error
         elif not equals and not key.startswith(("-", "~")):
-            raise ConfigError(f"{arg!r} is not a setting; settings are written key=value: {', '.join(names)}")
+            raise ConfigError(f"{arg!r} is not a setting; settings are written key=value, without spaces around =")
         elif (alone or (prefix and own)) and key not in HELP:
-            near = did_you_mean(own, names)
-            raise ConfigError(f"unknown setting {key!r}{near}; there are {', '.join(names)}")
+            known = [f"{prefix}{name}" for name in names]
+            raise ConfigError(f"unknown setting {key!r}{did_you_mean(key, known)}; there are {', '.join(known)}")
         else:
             rest.append(arg)
     if help_asked(rest):
@@ -99,6 +101,8 @@ def parse_value(key: str, text: str, kind: Any) -> Any:
     """A value in Hydra's grammar. Text where text is meant needs no quotes; a list of one needs no brackets."""
     if kind in (str, str | None) and not text.startswith(QUOTES) and text != "null":
         return text
+    if kind == TEXT_MAPPING:
+        return as_mapping(key, text)
     spelled = as_list(key, text) if kind in TEXT_LISTS else quoted(f"{key}={text}")
     override = OverridesParser.create().parse_override(spelled)
     return text if override.is_sweep_override() else override.value()
@@ -109,6 +113,17 @@ def as_list(key: str, text: str) -> str:
     if text.startswith(("[", "$")) or text in ("", "null"):
         return quoted(f"{key}={text}")
     return f"{key}=[{text if text.startswith(QUOTES) else quote(text)}]"
+
+
+def as_mapping(key: str, text: str) -> dict[str, str]:
+    """Texts by texts. Hydra's grammar has neither umlauts nor quotes in a name, so YAML's, where all is text, reads it."""
+    try:
+        values = yaml.load(re.sub(r":(?=\S)", ": ", text), Loader=yaml.BaseLoader)  # nosec B506: only text
+    except yaml.YAMLError:
+        values = None
+    if isinstance(values, dict) and all(isinstance(value, str) and value for value in values.values()):
+        return values
+    raise ConfigError(f"{key}={text} is not a mapping: write {key}='{{NAME: value, \"any text\": value}}'")
 
 
 def quoted(override: str) -> str:
@@ -156,6 +171,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     three, the shortest first), and else the most alike one.
     """
     names, asked = list(known), word.lower()
+    asked = "cuda" if asked == "gpu" and "cuda" in names else asked  # it is spelled like cpu, and its opposite
     near = [name for name in names if name.lower() == asked] or dotted_names(asked, names)
     near = near or difflib.get_close_matches(asked, names, n=1, cutoff=0.6)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

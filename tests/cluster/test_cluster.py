@@ -71,7 +71,7 @@ def test_a_profile_reaches_the_sbatch_file(tmp_path):
     [
         (["cluster=slrum"], ["slrum", "did you mean 'slurm'"]),
         (["cluster=nowhere.yaml"], ["nowhere.yaml", "no such file"]),
-        (["cluster.partitoin=x"], ["cluster.partitoin", "did you mean 'partition'"]),
+        (["cluster.partitoin=x"], ["cluster.partitoin", "did you mean 'cluster.partition'"]),
         (["cluster=slurm", "cluster.nodes=two"], ["two", "nodes"]),
         (["cluster.nodes=2"], ["cluster.nodes=2", "kind=slurm"]),
         (["cluster=slurm_gpu", "cluster.tasks_per_node=4"], ["tasks_per_node=4", "gpus_per_node=8"]),

@@ -1,6 +1,7 @@
 """WordNet as an offline source: the reader, the rule for senses, the ranking, and trees that train."""
 
 import csv
+import re
 
 import pytest
 
@@ -8,7 +9,7 @@ from ace_dist.cli import execute
 from ace_dist.concepts import ConceptSampler, SynonymTrees
 from ace_dist.concepts import wordnet as module
 from ace_dist.concepts.wordnet import WordNet, find_wordnet
-from ace_dist.config import assets_dir
+from ace_dist.config import assets_dir, parse_settings
 from ace_dist.tools.synonyms import BuildConfig, build
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.diagnostics import diagnose
@@ -138,6 +139,17 @@ def test_an_unknown_verb_is_a_typo_or_no_english(wordnet, verb, words):
     """No suggestion is better than a word of another meaning: "keen" for German "heben" (lift)."""
     with pytest.raises(LabelError, match=f"no verb '{verb}'; {words}.*senses="):
         wordnet.sense(verb)
+
+
+@pytest.mark.parametrize("verb", ["heben", "drücken", "🙂", "3", "null", "=sum(a1)", "heben auf"])
+def test_the_advised_sense_can_be_given_as_it_is_printed(wordnet, verb):
+    """Umlauts, pictures, numbers and words of the grammar are verbs of someone's sheet."""
+    with pytest.raises(LabelError) as caught:
+        wordnet.sense(verb)
+    argument = re.search(r"senses='(.*)', or", str(caught.value))
+    assert argument
+    settings = parse_settings([f"senses={argument[1]}"], BuildConfig)
+    assert settings.senses == {verb: "spin.v.01"}
 
 
 def test_no_database_is_a_clear_error(tmp_path, monkeypatch):
