@@ -47,7 +47,7 @@ NOT_NEGATIVE = (
     "dataset.workers", "dataset.timeout_s", "training.gc_every_steps", "training.early_stopping_patience",
     "training.profile.steps", "training.profile.after", "evaluation.every_steps", "loader.mixup", "loader.cutmix",
     "loader.color_jitter", "loader.gray_scale", "loader.threads", "loader.prefetch", "training.lr_video",
-    "training.lr_text", "training.weight_decay", "training.clip_norm", "training.gamma",
+    "training.lr_text", "training.weight_decay", "training.clip_norm", "training.gamma", "seed",
 )  # fmt: skip
 LARGEST = {  # beyond any model or clip; a larger number would take the memory before anything else is looked at
     "model.video.width": 65536, "model.video.depth": 1024, "model.video.heads": 1024, "model.video.embed_dim": 65536,

@@ -93,6 +93,12 @@ def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
         (["model.video.compile=default", "profile=true"], "profile=true does not go with model.video.compile=default"),
         (["model.video.compile=default", "deepspeed=zero3"], "does not go with deepspeed=zero3"),
         (["train"], "'train' is not a setting"),
+        (["training.lr_text=-1"], "training.lr_text=-1.* must be at least 0"),
+        (["training.lr_new=-1"], "training.lr_new=-1.* must be at least 0"),
+        (["training.max_steps=-1"], "training.max_steps=-1 must be at least 0"),
+        (["training.warmup=1.5"], "training.warmup=1.5 must lie in"),
+        (["seed=-3"], "seed=-3 must be at least 0"),
+        (["training.device=gpu"], "did you mean 'cuda'"),
         (["--help-me"], "'--help-me' is not an option"),
     ],
 )
