@@ -10,6 +10,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from ace_dist.evaluate.metrics import accuracy, harmonic_mean, macro_f1
+from ace_dist.models.weights import TRAINED
 from ace_dist.utils.distributed import say
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import read_log
@@ -274,4 +275,5 @@ def run_file(folder: Path, name: str) -> Path:
 
 
 def writer(folder: Path, name: str) -> str:
-    return "ace train" if name in TRAINING_FILES else f"ace evaluate run={folder}"
+    finished = (folder / "model" / TRAINED).is_file()  # without weights there is nothing to evaluate
+    return f"ace evaluate run={folder}" if finished and name not in TRAINING_FILES else "ace train"

@@ -53,6 +53,8 @@ def check_header(header: Sequence[str], columns: Sequence[str], optional: Sequen
         if near or column not in optional:
             missing.append(column)
             hints += [f"; rename {near[0]!r} to {column}" if near else ""]
+    if missing and any(NUMBER.fullmatch(name) for name in header):  # a row of values
+        raise DataError(f"line 1: write {','.join(columns)} as the first line; it has {', '.join(header)}")
     if missing:
         present = ", ".join(filter(None, header)) or "nothing"
         raise DataError(f"line 1: column {', '.join(missing)} is missing; the header has {present}{''.join(hints)}")

@@ -15,7 +15,9 @@ from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.config import load_config, read_config
 from ace_dist.data.annotations.csv import read_csv
 from ace_dist.data.task import load_trees
+from ace_dist.evaluate.run_files import run_file
 from ace_dist.models.text_minilm import minilm_folder
+from ace_dist.models.weights import TRAINED
 from ace_dist.utils.distributed import check_ranks_here, connect
 from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError, RunError, UserError
 
@@ -185,6 +187,16 @@ def test_a_folder_that_is_no_run(tmp_path):
     (tmp_path / "first" / "config.yaml").touch()
     with pytest.raises(ConfigError, match=f"inside it are {tmp_path}/first"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(("finished", "command"), [(False, "ace train writes"), (True, "ace evaluate run=.* writes")])
+def test_a_run_without_results_is_trained_first(tmp_path, finished, command):
+    """Before a run has weights, `ace evaluate` would be refused too."""
+    if finished:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / TRAINED).touch()
+    with pytest.raises(RunError, match=rf"results\.json is missing; {command}"):
+        run_file(tmp_path, "results.json")
 
 
 def test_missing_extras_name_their_package(monkeypatch):

@@ -111,6 +111,9 @@ def test_a_file_that_is_no_annotation_file(folder):
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"line 1: column video, start_s.* is missing; the header has nothing"):
         read_csv(path)
+    path.write_text("a.mp4,0.4,2.0,lift,lid,train,anna\n")
+    with pytest.raises(DataError, match=r"line 1: write video,start_s,.* as the first line; it has a\.mp4, 0\.4"):
+        read_csv(path)
     path.write_text("video,start,end_s,verb,object,split,group\n")
     with pytest.raises(DataError, match=r"column start_s is missing; the header has video, start, end_s"):
         read_csv(path)
