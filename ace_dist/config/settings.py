@@ -116,7 +116,7 @@ def as_list(key: str, text: str) -> str:
 
 
 def as_mapping(key: str, text: str) -> dict[str, str]:
-    """Texts by texts. Hydra's grammar has neither umlauts nor quotes in a name, so YAML's, where all is text, reads it."""
+    """Texts by texts, read as YAML where all is text: names in Hydra's grammar have neither umlauts nor quotes."""
     try:
         values = yaml.load(re.sub(r":(?=\S)", ": ", text), Loader=yaml.BaseLoader)  # nosec B506: only text
     except yaml.YAMLError:
