@@ -49,7 +49,7 @@ class Classification(Mapping[str, float]):
     """Label → probability, most probable first; `labels` says what was averaged for each.
 
     `cosines`: label → mean similarity over the views (Eq. 3, without temperature). `fits`: whether any of the labels
-    does, by the model's calibration; None without one (`launchers/calibrate.py`).
+    does, by the model's calibration; None without one (`ace calibrate`).
     `frames`: at most eight that the model saw, uint8 RGB [N, H, W, 3], for notebooks.
     Labels are in their one form, and are found in any spelling: `result["Pick_Up Screw"]` is `result["pick up screw"]`.
     """

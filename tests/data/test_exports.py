@@ -133,7 +133,7 @@ def test_what_was_drawn_is_read(name, folder):
         ("g.xml", "<html></html>", "its root is <html>"),
         ("h.json", "[]", "holds no labelled stretch"),
         ("i.json", '{"a": 1}', "neither a list of tasks"),
-        ("j.json", "[" * 100_000, "is no export of"),
+        ("j.json", "[" * 100_000, "deeper than"),
         ("k.json", json.dumps(VIA).replace("4.0, 5.2", "5.2, 4.0"), "start_s=5.200 is not before"),
     ],
 )

@@ -25,10 +25,10 @@ class SegmentSettings:
 
 
 def segment(argv: list[str]) -> None:
-    """Find what a long video shows, and when: `python launchers/segment.py run=DIR video=FILE actions='[...]'`.
+    """Find what a long video shows, and when: `ace segment run=DIR video=FILE actions='[...]'`.
 
     Any labels, in any words; stretches that none of them fits are "none of these" when the run is calibrated
-    (launchers/calibrate.py). `output=[FILE.json, FILE.html]` writes files for other programs: .json .csv .vtt .srt
+    (ace calibrate). `output=[FILE.json, FILE.html]` writes files for other programs: .json .csv .vtt .srt
     .eaf (ELAN) .labelstudio.json .html .mp4.
     """
     settings = parse_settings(argv, SegmentSettings)
@@ -79,7 +79,7 @@ class CalibrateSettings:
 
 
 def calibrate(argv: list[str]) -> None:
-    """Teach a run when no label fits, and how to segment: `python launchers/calibrate.py run=DIR videos=FILE`.
+    """Teach a run when no label fits, and how to segment: `ace calibrate run=DIR videos=FILE`.
 
     Uses videos of the training split alone, and writes RUN/calibration.json. What is not labelled there counts as
     background. Without `videos` it looks at the run's training clips, which show no background.
@@ -115,7 +115,7 @@ class EvaluateTimelinesSettings:
 
 
 def evaluate_timelines(argv: list[str]) -> None:
-    """Test the segmentation of long videos: `python launchers/evaluate_timelines.py run=DIR videos=FOLDER`.
+    """Test the segmentation of long videos: `ace timelines run=DIR videos=FOLDER`.
 
     Base, novel and mixed labels, and the same under other words, by every decoder: frame accuracy, edit score, F1@10,
     25, 50; rejection (AUROC, FPR95); precision and recall of deviations where there are procedures.
@@ -129,7 +129,7 @@ def evaluate_timelines(argv: list[str]) -> None:
     run = Path(settings.run)
     classifier = Classifier.from_run(run, settings.device)
     if not classifier.calibration.is_calibrated:
-        raise RunError(f"{run} is not calibrated; first: python launchers/calibrate.py run={run} videos=...")
+        raise RunError(f"{run} is not calibrated; first: ace calibrate run={run} videos=...")
     truths = read_videos(settings.videos, "test", settings.fold)
     test = TimelineTest(
         embed_all(classifier, truths, settings.stride_s, cache_folder(settings.cache)),
