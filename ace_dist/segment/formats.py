@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree  # nosec B405: writes alone
 
 from ace_dist.concepts import Action
 from ace_dist.segment.captions import write_captioned
