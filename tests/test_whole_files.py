@@ -23,6 +23,7 @@ ALLOWED = {
     ("data/build/shards.py", "among_tasks"): "a lock without content",
     ("data/shards.py", "write_shard"): "into memory",
     ("evaluate/figures.py", "save"): "into memory",
+    ("utils/hub.py", "download"): "under the name .partial, where a stopped download goes on",
     ("segment/captions.py", "write_captioned"): "under a temporary name",
     ("worlds/tabletop/procedures.py", "encode_frames"): "under a temporary name",
     ("evaluate/runs.py", "write_concept_space"): "into memory",

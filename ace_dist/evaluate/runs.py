@@ -166,15 +166,15 @@ def results_table(results: dict[str, Any]) -> str:
     rows = [header, [results["method"], results["dataset"], *cells, srt_pair(results["srt"])]]
     untested = results["base"] is None and results["novel"] is None
     units = [f"nothing was scored: {NO_TEST}" if untested else "accuracy / macro F1, in percent"]
-    if within := results["interval"]:
+    if within := results.get("interval"):  # runs of before have none of the three
         rows.append(["interval", "", *(interval_text(within.get(part)) for part in ("base", "novel", "hm", "srt"))])
         units.append(f"interval of the accuracy: {within['method']}")
-    if chance := results["chance"]:
+    if chance := results.get("chance"):
         scores = [score_pair(chance[part]) for part in ("base", "novel", "hm")]
         rows.append(["chance", "", *scores, score_pair(chance["srt"], "_mean")])
         units[0] += "; chance: guessing each label alike"
     title, *lines = aligned_lines(rows)
-    notes = [f"note: {note}" for note in results["notes"]]
+    notes = [f"note: {note}" for note in results.get("notes", [])]
     return "\n".join([title, "-" * len(title), *lines, *beside_the_paper(results), *units, *notes])
 
 

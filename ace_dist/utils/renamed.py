@@ -24,7 +24,7 @@ MODULES = {  # below `ace_dist`; what stands below a renamed package moved with 
     "data.tabletop.render": "worlds.tabletop.rendering", "data.verify": "data.build.verify",
     "data.video_file": "data.build.decode",
     "determinism": "utils.determinism", "distributed": "utils.distributed", "errors": "utils.errors",
-    "evaluation": "evaluate", "evaluation.chance": "evaluate.protocols",
+    "evaluation": "evaluate", "evaluation.chance": "evaluate.protocols", "evaluation.classifier": "classifier",
     "evaluation.study": "tools.study.rows", "evaluation.study_grid": "tools.study.grid",
     "evaluation.study_report": "tools.study.report", "evaluation.synonym_report": "tools.synonyms.text_report",
     "explorer": "tools.explorer", "files": "utils.files", "memory": "utils.memory", "methods": "objectives",

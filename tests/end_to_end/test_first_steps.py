@@ -37,7 +37,7 @@ def test_every_way_to_start_a_command():
         words = [sys.executable, *start, *(["seeed=1"] if "train" in start[-1] else [])]
         done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
         if len(start) == 2:
-            assert done.returncode == 0 and "make demo" in done.stdout
+            assert done.returncode == 0 and "ace NAME key=value" in done.stdout
         else:
             assert done.returncode == 2 and "error: unknown setting 'seeed'" in done.stderr
 

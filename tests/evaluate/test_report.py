@@ -258,8 +258,9 @@ def test_too_few_phrases_for_a_layout_are_said_so(tmp_path, rng):
 
 # --------------------------------------------------------------------------------------------------------- errors
 WRITERS = {
-    "train": ("config.yaml", "environment.json", "metrics.jsonl"),
-    "evaluate": ("results.json", "predictions.json", "concept_space.npz"),
+    "train": (  # which also evaluates at its end
+        *("config.yaml", "environment.json", "metrics.jsonl", "results.json", "predictions.json", "concept_space.npz"),
+    ),
 }
 
 

@@ -1,9 +1,11 @@
 """Serves the explorer's page on the loopback address, its temporary files in a private folder."""
 
+import contextlib
 import os
 import secrets
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ace_dist.utils.errors import UserError
@@ -12,16 +14,31 @@ from ace_dist.utils.files import private_folder
 HOST = "127.0.0.1"
 
 
+@contextlib.contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Uploads, and whatever libraries write, go to `folder`; afterwards to where they went before."""
+    before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "TMPDIR")}
+    default = tempfile.tempdir
+    os.environ["GRADIO_TEMP_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = default
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def serve(run: Path, port: int, device: str, largest_upload_mb: int, token: bool, shards: str | None) -> None:
     """Serve the page on the loopback address until Ctrl-C or SIGTERM. Raises `UserError` when the port is taken."""
-    with socket.socket() as listener, private_folder("ace-explorer-") as folder:
+    with socket.socket() as listener, private_folder("ace-explorer-") as folder, temporary_files_in(folder):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
         except (OSError, OverflowError) as error:
             raise UserError(f"port {port} of {HOST} cannot be used ({error}); choose another with port=...") from error
-        # For uploads, and for whatever libraries keep from their import on; so the page is imported afterwards.
-        os.environ["GRADIO_TEMP_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+        # Libraries keep the place of temporary files from their import on; so the page is imported afterwards.
         from ace_dist.tools.explorer.guard import Guard
         from ace_dist.tools.explorer.page import build_app, build_page
         from ace_dist.tools.explorer.session import Explorer
