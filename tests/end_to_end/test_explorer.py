@@ -20,10 +20,12 @@ import torch
 from ports import free_port
 from test_own_videos import render_video
 
+from ace_dist.data.run_inputs import KEPT
 from ace_dist.tools.explorer import drawing
 from ace_dist.tools.explorer.page import Page
 from ace_dist.tools.explorer.session import Explorer, LabelVotes
 from ace_dist.utils.errors import UserError
+from ace_dist.utils.files import file_sha256
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -318,6 +320,12 @@ def hostile(run_dir, tmp_path):
         for name, payload in PAYLOADS.items() if path.name != "synonyms.json" else ():
             text = re.sub(f'(?<=[" ]){name}"', lambda _, payload=payload: f'{json.dumps(payload)[1:-1]}"', text)
         path.write_text(text)
+    inputs = tmp_path / "run" / "inputs" / "inputs.json"  # who writes a run writes its checksums too
+    content = json.loads(inputs.read_text())
+    for key, name in KEPT.items():
+        if key in content["files"] and (inputs.parent / name).is_file():
+            content["files"][key]["sha256"] = file_sha256(inputs.parent / name)
+    inputs.write_text(json.dumps(content))
     space = tmp_path / "run" / "concept_space.npz"
     arrays = dict(np.load(space))
     for part in ("phrases", "actions"):
