@@ -7,7 +7,7 @@ keeps its defaults.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,13 +58,15 @@ def calibrate_on_videos(
 ) -> tuple[Calibration, dict[str, Any]]:
     """The calibration, and what was measured while choosing it. `temperature` of the model."""
     rejection, known = fit_rejection(labelled_windows(videos, labels), error_rate, temperature)
+    judged = [judged_windows(video, labels, rejection, temperature) for video in videos]
+    stride_s = videos[0].embedded.stride_s
     best: dict[str, tuple[float, DecoderConfig]] = {}
     for name, choices in GRID.items():
         tried = (
             replace(DecoderConfig(name), **dict(zip(choices, values, strict=True)))
             for values in itertools.product(*choices.values())
         )
-        scored = [(score_decoder(config, videos, labels, rejection, temperature), config) for config in tried]
+        scored = [(score_decoder(config, stride_s, judged, labels), config) for config in tried]
         best[name] = max(scored, key=lambda entry: entry[0])
     chosen = max(best.values(), key=lambda entry: entry[0])[1]
     # Each decoder keeps its own best parameters, so that a user may name another one.
@@ -76,19 +78,21 @@ def calibrate_on_videos(
     return Calibration(merged, rejection), known
 
 
+def judged_windows(
+    video: ScoredVideo, labels: Sequence[str], rejection: Rejection, temperature: float
+) -> tuple[Floats, list[str | None]]:
+    """What a decoder sees of a video's windows, and their true labels."""
+    scores = rejection.log_probabilities(video.embedded.embeddings.astype(float), video.cosines, temperature)
+    truth = video.truth.window_labels(video.embedded.start_s, video.embedded.stride_s, len(scores))
+    return np.maximum(scores, FLOOR), [label if label in labels else None for label in truth]
+
+
 def score_decoder(
-    config: DecoderConfig,
-    videos: Sequence[ScoredVideo],
-    labels: Sequence[str],
-    rejection: Rejection,
-    temperature: float,
+    config: DecoderConfig, stride_s: float, videos: Sequence[tuple[Floats, list[str | None]]], labels: Sequence[str]
 ) -> float:
-    """F1@50 of windows, in percent."""
-    decode: Callable[[Floats], Any] = build_decoder(config, videos[0].embedded.stride_s)
-    counts = SegmentCounts()
-    for video in videos:
-        scores = rejection.log_probabilities(video.embedded.embeddings.astype(float), video.cosines, temperature)
-        found = [[*labels, None][k] for k in decode(np.maximum(scores, FLOOR)).tolist()]
-        truth = video.truth.window_labels(video.embedded.start_s, video.embedded.stride_s, len(found))
-        counts += segment_counts(found, [label if label in labels else None for label in truth], 0.5)
+    """F1@50 of windows, in percent, of `videos`: log-probabilities [N, K + 1] and true labels of each."""
+    decode, counts = build_decoder(config, stride_s), SegmentCounts()
+    for scores, truth in videos:
+        found = [[*labels, None][k] for k in decode(scores).tolist()]
+        counts += segment_counts(found, truth, 0.5)
     return f1_of(counts)

@@ -18,7 +18,6 @@ from ace_dist.segment.metrics import auroc, fpr_at_95, precision_recall, timelin
 from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.rejection import Floats
 from ace_dist.segment.segmenter import Calibration, decode
-from ace_dist.segment.timeline import Timeline
 
 METRIC_FPS = 10.0  # frames a second at which timelines are compared
 TABLE = ("accuracy", "edit", "f1@10", "f1@50")
@@ -27,10 +26,10 @@ METRICS = ("accuracy", "accuracy_without_background", "edit", "f1@10", "f1@25", 
 
 @dataclass(frozen=True)
 class TimelineTest:
-    """Videos with their truth, and a model: `similarity` gives the [N, K] of a video's windows to a label set."""
+    """Videos with their truth, and a model: `similarities` gives the [N, K] of each video's windows to a label set."""
 
     videos: Sequence[tuple[LabelledVideo, EmbeddedVideo]]
-    similarity: Callable[[EmbeddedVideo, LabelSet], Floats]
+    similarities: Callable[[Sequence[EmbeddedVideo], LabelSet], list[Floats]]
     calibration: Calibration
     temperature: float
 
@@ -40,38 +39,37 @@ class TimelineTest:
         The others name the same actions in other words: mean and standard deviation (ddof 0) over them, as in the SRT.
         """
         found: dict[str, Any] = {}
+        embedded = [video for _, video in self.videos]
         for part, (roots, *others) in sets.items():
+            cosines = [self.similarities(embedded, words) for words in (roots, *others)]
             decoders: dict[str, Any] = {}
             for name in NAMES:
-                runs = [self.scores(words, roots, name) for words in (roots, *others)]
+                runs = [self.scores(of_videos, roots, name) for of_videos in cosines]
                 decoders[name] = dict(runs[0])
                 if others:
                     decoders[name]["other_words"] = mean_and_spread(runs[1:])
-            found[part] = {"actions": len(roots.labels), "rejection": self.rejection(roots), "decoders": decoders}
-        if procedures:
-            found["deviations"] = self.deviations(sets["mixed"][0], procedures)
+            rejection = self.rejection(cosines[0], roots)
+            found[part] = {"actions": len(roots.labels), "rejection": rejection, "decoders": decoders}
+            if procedures and part == [*sets][-1]:  # which holds all labels
+                found["deviations"] = self.deviations(cosines[0], roots, procedures)
         return found
 
-    def scores(self, words: LabelSet, roots: LabelSet, decoder: str) -> dict[str, float]:
-        """Of timelines found under `words` and told in the true labels."""
+    def scores(self, cosines: Sequence[Floats], roots: LabelSet, decoder: str) -> dict[str, float]:
+        """Of timelines found by similarities to some words, and told in the true labels."""
+        calibration = self.calibration.with_decoder(decoder)
         predicted, truth = [], []
-        for video, embedded in self.videos:
-            timeline = self.timeline(embedded, words, roots, decoder)
+        for (video, embedded), table_NK in zip(self.videos, cosines, strict=True):
+            timeline = decode(embedded, roots.labels, table_NK, calibration, self.temperature)
             shown = video.frame_labels(embedded.start_s, embedded.end_s, METRIC_FPS)
             truth.append([label if label in roots.labels else None for label in shown])
             predicted.append(timeline.frame_labels(len(shown), METRIC_FPS))
         return timeline_scores(predicted, truth)
 
-    def timeline(self, video: EmbeddedVideo, words: LabelSet, roots: LabelSet, decoder: str) -> Timeline:
-        calibration = self.calibration.with_decoder(decoder)
-        return decode(video, roots.labels, self.similarity(video, words), calibration, self.temperature)
-
-    def rejection(self, labels: LabelSet) -> dict[str, Any]:
+    def rejection(self, cosines: Sequence[Floats], labels: LabelSet) -> dict[str, Any]:
         """How well windows of these labels are told from pauses, and from actions that are none of the labels."""
         parts: dict[str, list[float]] = {"known": [], "pause": [], "other": []}
-        for video, embedded in self.videos:
-            cosines = self.similarity(embedded, labels)
-            values = self.calibration.rejection.scores(embedded.embeddings.astype(float), cosines).tolist()
+        for (video, embedded), table_NK in zip(self.videos, cosines, strict=True):
+            values = self.calibration.rejection.scores(embedded.embeddings.astype(float), table_NK).tolist()
             shown = video.window_labels(embedded.start_s, embedded.stride_s, len(values))
             for label, score in zip(shown, values, strict=True):
                 parts["pause" if label is None else "known" if label in labels.labels else "other"].append(score)
@@ -82,14 +80,15 @@ class TimelineTest:
             found[name] = {"auroc": auroc(known, scores), "fpr95": fpr_at_95(known, scores), "rejected": rejected}
         return found
 
-    def deviations(self, labels: LabelSet, procedures: Mapping[str, Procedure]) -> dict[str, float]:
+    def deviations(
+        self, cosines: Sequence[Floats], labels: LabelSet, procedures: Mapping[str, Procedure]
+    ) -> dict[str, float]:
         """Precision and recall of the deviations from each video's procedure: (video, kind, label), all together."""
         predicted, truth = [], []
-        for video, embedded in self.videos:
+        for (video, embedded), table_NK in zip(self.videos, cosines, strict=True):
             name = video.path.stem
             if procedure := procedures.get(name):
-                cosines = self.similarity(embedded, labels)
-                timeline = decode(embedded, labels.labels, cosines, self.calibration, self.temperature, procedure)
+                timeline = decode(embedded, labels.labels, table_NK, self.calibration, self.temperature, procedure)
                 predicted += [(name, each.kind, each.label) for each in timeline.deviations or ()]
                 truth += [(name, each.kind, each.label) for each in procedure.deviations(video.spans)]
         precision, recall = precision_recall(predicted, truth)

@@ -13,7 +13,6 @@ from ace_dist.config import Config, did_you_mean
 from ace_dist.evaluate.protocols import similarity
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.decoders import DecoderConfig, build_decoder
-from ace_dist.segment.decoders.viterbi import decode_viterbi
 from ace_dist.segment.embed import EmbeddedVideo
 from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.rejection import Floats, Rejection
@@ -78,15 +77,17 @@ def segment(
     procedure: Procedure | None = None,
 ) -> Timeline:
     """The timeline of `labels`."""
-    cosines = window_similarity(model, video, tuple(label.phrases for label in labels))
+    (cosines,) = window_similarities(model, [video], tuple(label.phrases for label in labels))
     names = [label.label for label in labels]
     return decode(video, names, cosines, calibration, config.method.temperature, procedure)
 
 
-def window_similarity(model: DualEncoder, video: EmbeddedVideo, phrases: Phrases) -> Floats:
-    """Similarities [N, K] of a video's windows to classes (Eq. 3, without temperature)."""
-    (scores,) = similarity(model, torch.from_numpy(video.embeddings), [phrases], 1.0)
-    return np.asarray(scores.double().numpy(), np.float64)
+def window_similarities(model: DualEncoder, videos: Sequence[EmbeddedVideo], phrases: Phrases) -> list[Floats]:
+    """Similarities [N, K] of each video's windows to classes (Eq. 3, without temperature); phrases are encoded once."""
+    embeddings = torch.from_numpy(np.concatenate([video.embeddings for video in videos]))
+    (scores,) = similarity(model, embeddings, [phrases], 1.0)
+    parts = scores.double().split([len(video.embeddings) for video in videos])
+    return [np.asarray(part.numpy(), np.float64) for part in parts]
 
 
 def decode(
@@ -107,9 +108,9 @@ def decode(
         classes = build_decoder(decoder, video.stride_s)(floored)
         return build_timeline(video, labels, classes, scores, cosines_NK)
     check_steps(procedure, labels)
-    minimum = max(1, round(decoder.minimum_s / video.stride_s))
     costs = procedure.switch_costs([*labels, ""], decoder.switch_cost, decoder.switch_cost)
-    timeline = build_timeline(video, labels, decode_viterbi(floored, minimum, costs), scores, cosines_NK)
+    classes = build_decoder(replace(decoder, name="viterbi"), video.stride_s, costs)(floored)
+    timeline = build_timeline(video, labels, classes, scores, cosines_NK)
     spans = [(part.start_s, part.end_s, part.label) for part in timeline if part.label is not None]
     return replace(timeline, deviations=tuple(procedure.deviations(spans)))
 

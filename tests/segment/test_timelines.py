@@ -107,12 +107,12 @@ def test_calibration_chooses_on_training_videos_what_helps_on_others(jobs, rng, 
     videos = scored(jobs, "test", rng, 0.7)
     cosines = {video.embedded.video: video.cosines for video in videos}
 
-    def similarity(video, labels):
-        return cosines[video.video][:, [names.index(label) for label in labels.labels]]
+    def similarities(videos, labels):
+        return [cosines[video.video][:, [names.index(label) for label in labels.labels]] for video in videos]
 
     base = LabelSet(tuple(names), tuple((name,) for name in names))
     pairs = [(video.truth, video.embedded) for video in videos]
-    results = TimelineTest(pairs, similarity, calibration, 0.05).evaluate({"base": [base, base]}, {})["base"]
+    results = TimelineTest(pairs, similarities, calibration, 0.05).evaluate({"base": [base, base]}, {})["base"]
     best = results["decoders"][calibration.decoder.name]
     assert best["f1@50"] > results["decoders"]["argmax"]["f1@50"]
     assert best["other_words"]["f1@50"] == {"mean": pytest.approx(best["f1@50"]), "std": 0.0}

@@ -44,8 +44,10 @@ class DecoderConfig:
             raise ConfigError(f"structure={self.structure} must be at least 0 and below 1")
 
 
-def build_decoder(config: DecoderConfig, stride_s: float) -> Callable[[Scores], Classes]:
-    """The decoder with its times turned into numbers of windows."""
+def build_decoder(
+    config: DecoderConfig, stride_s: float, switch_costs: Scores | None = None
+) -> Callable[[Scores], Classes]:
+    """The decoder with its times turned into numbers of windows; `switch_costs` [K, K] are a procedure's (viterbi)."""
 
     def windows(seconds: float) -> int:
         return max(1, round(seconds / stride_s))
@@ -53,7 +55,8 @@ def build_decoder(config: DecoderConfig, stride_s: float) -> Callable[[Scores], 
     if config.name == "argmax":
         return partial(decode_argmax, median=windows(config.median_s))
     if config.name == "viterbi":
-        return partial(decode_viterbi, minimum=windows(config.minimum_s), switch_cost=config.switch_cost)
+        cost = config.switch_cost if switch_costs is None else switch_costs
+        return partial(decode_viterbi, minimum=windows(config.minimum_s), switch_cost=cost)
     return partial(
         decode_transport, radius=windows(config.radius_s), structure=config.structure, balance=config.balance
     )

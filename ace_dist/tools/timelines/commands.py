@@ -123,7 +123,7 @@ def evaluate_timelines(argv: list[str]) -> None:
     settings = parse_settings(argv, EvaluateTimelinesSettings)
     from ace_dist.classifier import Classifier
     from ace_dist.segment.protocol import TimelineTest, load_procedures, table
-    from ace_dist.segment.segmenter import window_similarity
+    from ace_dist.segment.segmenter import window_similarities
     from ace_dist.tools.timelines.videos import cache_folder, embed_all, read_videos, root_label_sets
 
     run = Path(settings.run)
@@ -133,7 +133,7 @@ def evaluate_timelines(argv: list[str]) -> None:
     truths = read_videos(settings.videos, "test", settings.fold)
     test = TimelineTest(
         embed_all(classifier, truths, settings.stride_s, cache_folder(settings.cache)),
-        lambda video, labels: window_similarity(classifier.model, video, labels.phrases),
+        lambda videos, labels: window_similarities(classifier.model, videos, labels.phrases),
         classifier.calibration,
         classifier.config.method.temperature,
     )

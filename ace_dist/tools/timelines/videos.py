@@ -1,14 +1,12 @@
 """The long videos of a calibration or a test: read, embedded, and given the labels of a run."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ace_dist.classifier import Classifier
 from ace_dist.concepts import Action, LabelSet, root_labels
@@ -23,7 +21,8 @@ from ace_dist.segment.calibrate import ScoredVideo, calibrate_on_videos
 from ace_dist.segment.embed import EmbeddedVideo, default_cache, embed_video
 from ace_dist.segment.labelled import LabelledVideo, labelled_videos
 from ace_dist.segment.rejection import LabelledWindows, fit_rejection
-from ace_dist.segment.segmenter import Calibration, window_similarity
+from ace_dist.segment.segmenter import Calibration, window_similarities
+from ace_dist.utils.console import Progress
 from ace_dist.utils.errors import DataError, RunError
 
 
@@ -33,13 +32,12 @@ def cache_folder(cache: str | None) -> Path | None:
 
 @contextlib.contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[float, float], None]]:
-    """Of seconds of video, with the time left; in a log file a line every tenth."""
-    with tqdm(desc=Path(name).name, unit="s of video", disable=not sys.stderr.isatty(), total=1.0) as bar:
+    """Of seconds of video, with the time left."""
+    with Progress(0, Path(name).name, "second") as shown:
 
         def show(done_s: float, all_s: float) -> None:
-            bar.total = round(max(all_s, done_s), 1)
-            bar.n = round(done_s, 1)
-            bar.refresh()
+            shown.total = round(max(all_s, done_s))
+            shown.update(round(done_s) - shown.done)
 
         yield show
 
@@ -93,10 +91,9 @@ def calibrate_on_long_videos(
 ) -> tuple[Calibration, dict[str, Any]]:
     """On the videos of the training split. `calibrate_on_videos` says what is returned."""
     labels = root_label_sets(classifier, run)["base"][0]
-    videos = [
-        ScoredVideo(truth, embedded, window_similarity(classifier.model, embedded, labels.phrases))
-        for truth, embedded in embed_all(classifier, read_videos(source, "train"), stride_s, cache)
-    ]
+    pairs = embed_all(classifier, read_videos(source, "train"), stride_s, cache)
+    cosines = window_similarities(classifier.model, [embedded for _, embedded in pairs], labels.phrases)
+    videos = [ScoredVideo(*pair, table_NK) for pair, table_NK in zip(pairs, cosines, strict=True)]
     return calibrate_on_videos(videos, labels.labels, classifier.config.method.temperature, error_rate)
 
 
