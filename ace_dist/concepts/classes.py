@@ -145,16 +145,14 @@ def split_classes(
     if untested and (table is None or not novel_actions & with_test):
         raise LabelError(f"{setting} lists {untested}, which has no test clip")
     base = with_training - novel_actions
-    if len(base) < 2 and novel_share is not None:
-        raise LabelError(
-            f"{setting} takes the rarest verbs whole and leaves {len(base)} base action{'s' * (len(base) != 1)} with "
-            f"training clips, and a classifier needs two or more; set it to null and list the novel actions in "
-            f"dataset.novel"
-        )
     if len(base) < 2:
+        few = f"{len(base)} base action{'s' * (len(base) != 1)} with training clips"
         raise LabelError(
-            f"{len(base)} base action{'s' * (len(base) != 1)} with training clips: a classifier needs two or more; "
-            f"check the split column of dataset.annotations, dataset.test_groups and dataset.novel"
+            f"{few}: a classifier needs two or more; check the split column of dataset.annotations, dataset.test_groups "
+            "and dataset.novel"
+            if novel_share is None
+            else f"{setting} takes the rarest verbs whole and leaves {few}, and a classifier needs two or more; set it "
+            "to null and list the novel actions in dataset.novel"
         )
     return ClassLists(tuple(sorted(base if table is None else actions - novel_actions)), tuple(sorted(novel_actions)))
 

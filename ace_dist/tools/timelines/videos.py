@@ -44,6 +44,8 @@ def progress_bar(name: str) -> Iterator[Callable[[float, float], None]]:
 
 def read_videos(source: str, split: str, fold: int = 1) -> list[LabelledVideo]:
     """The labelled videos of a split, of an annotation file or a folder in MS-TCN's layout."""
+    if not Path(source).exists():
+        raise DataError(f"videos={source} does not exist; name an annotation file, or a folder in MS-TCN's layout")
     dataset = DatasetConfig(name="videos", kind="csv", shards="", annotations=source)
     if Path(source).is_dir():
         dataset = DatasetConfig(name="videos", kind="mstcn", shards="", root=source, fold=fold)
