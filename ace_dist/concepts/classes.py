@@ -148,8 +148,8 @@ def split_classes(
     if len(base) < 2:
         few = f"{len(base)} base action{'s' * (len(base) != 1)} with training clips"
         raise LabelError(
-            f"{few}: a classifier needs two or more; check the split column of dataset.annotations, dataset.test_groups "
-            "and dataset.novel"
+            f"{few}: a classifier needs two or more; check the split column of dataset.annotations, dataset.test_groups"
+            " and dataset.novel"
             if novel_share is None
             else f"{setting} takes the rarest verbs whole and leaves {few}, and a classifier needs two or more; set it "
             "to null and list the novel actions in dataset.novel"
