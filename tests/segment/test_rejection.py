@@ -73,7 +73,7 @@ def test_the_regression_equals_scikit_learns(fresh_seed):
     positive = rows @ [1.0, -2.0, 0.5] + rng.normal(size=300) > 0.8
     ours = logistic_regression(rows, positive)
     other = LogisticRegression(class_weight="balanced", C=1 / RIDGE, tol=1e-10, max_iter=1000).fit(rows, positive)
-    assert np.allclose(ours, [*other.coef_[0], other.intercept_[0]], atol=2e-4)
+    assert np.allclose(ours, [*other.coef_[0], other.intercept_[0]], atol=1e-5)
 
 
 def test_log_softmax_does_not_overflow():
