@@ -7,7 +7,6 @@ Shape letters: K classes, R runs of the SRT, S phrases.
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from ace_dist.evaluate.palette import LIGHT, Theme, method_colours
 from ace_dist.utils.files import write_bytes
 
 FloatArray = npt.NDArray[np.float64]
@@ -32,25 +32,6 @@ DPI = 170
 PANEL_WIDTH = 4.4  # inches
 NAMED_ACTIONS = 16  # more names than that hide the points
 GAUSSIAN_RADIUS = 2.0  # standard deviations: an ellipse holds 86 % of a 2-D Gaussian
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one rendering; base is green and novel red, as in the paper's Fig. 5."""
-
-    paper: str
-    ink: str
-    muted: str
-    grid: str
-    base: str
-    novel: str
-    series: tuple[str, ...]
-
-
-LIGHT_SERIES = ("#2f5fd0", "#d9822b", "#7a52a8", "#0f8b8d", "#a23b5a", "#6b7280")
-DARK_SERIES = ("#83a8ff", "#f0a95a", "#bb97ea", "#52c8c4", "#ee86a5", "#a4abb8")
-LIGHT = Theme("#ffffff", "#1b2330", "#5b6574", "#e3e7ed", "#15803d", "#c62f2f", LIGHT_SERIES)
-DARK = Theme("#161b24", "#e7ebf2", "#9aa5b5", "#2c3442", "#4fcb84", "#ff7b72", DARK_SERIES)
 
 
 def srt_figure(runs: Mapping[str, FloatArray], label: str, random: float | None = None, theme: Theme = LIGHT) -> Figure:
@@ -65,8 +46,7 @@ def srt_figure(runs: Mapping[str, FloatArray], label: str, random: float | None 
         at: Style = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         axes.annotate("random", (random, 1.0), (3, -2), **at, fontsize=8, color=theme.muted, va="top")
     one_seed = all(len(values) == 1 for values in runs.values())
-    for row, values in enumerate(runs.values()):
-        colour = theme.series[row % len(theme.series)]
+    for row, (values, colour) in enumerate(zip(runs.values(), method_colours([*runs], theme), strict=True)):
         line: Style = {"color": colour, "linewidth": 1.3}
         box: Style = {"patch_artist": True, "boxprops": {"facecolor": to_rgba(colour, 0.14), "edgecolor": colour}}
         lines: Style = {"medianprops": {**line, "linewidth": 2.2}, "whiskerprops": line, "capprops": line}
@@ -159,8 +139,8 @@ def bias_figure(curves: Mapping[str, Mapping[str, Any]], theme: Theme = LIGHT) -
     `curves`: method -> `gzsl` of results.json.
     """
     figure, axes = panel(theme, 3.4)
-    for index, (name, gzsl) in enumerate(curves.items()):
-        colour, curve = theme.series[index % len(theme.series)], gzsl["curve"]
+    for (name, gzsl), colour in zip(curves.items(), method_colours([*curves], theme), strict=True):
+        curve = gzsl["curve"]
         axes.plot(curve["base"], curve["novel"], color=colour, linewidth=1.9, label=f"{name}, area {curve['area']:.1f}")
         plain = [gzsl[part]["accuracy"] for part in ("base", "novel")]
         axes.scatter(plain[0], plain[1], color=colour, edgecolor=theme.paper, s=42, zorder=4)
@@ -172,7 +152,7 @@ def bias_figure(curves: Mapping[str, Mapping[str, Any]], theme: Theme = LIGHT) -
 def concept_figure(
     points: FloatArray, actions: Sequence[str], base: npt.NDArray[np.bool_], theme: Theme = LIGHT
 ) -> Figure:
-    """Phrases as points [S, 2], each action as a Gaussian: outlined green when a base action, red when novel."""
+    """Phrases as points [S, 2], each action as a Gaussian: outlined in the colour of base or of novel actions."""
     figure, axes = panel(theme, 4.1)
     draw_concepts(axes, points, actions, base, theme, fontsize=8)
     return figure
@@ -283,8 +263,7 @@ def draw_scores(
     """Horizontal bars, a group a measure and a bar a method, with deviation, value and the mark of guessing."""
     measures = list(next(iter(scores.values())))
     height = 0.74 / len(scores)
-    for index, (method, row) in enumerate(scores.items()):
-        colour = LIGHT.series[index % len(LIGHT.series)]
+    for index, ((method, row), colour) in enumerate(zip(scores.items(), method_colours([*scores]), strict=True)):
         at = np.arange(len(measures)) - 0.37 + height * (index + 0.5)
         means, deviations = np.array([row[name] for name in measures]).T
         axes.barh(at, means, height * 0.9, color=colour, label=method, zorder=2)

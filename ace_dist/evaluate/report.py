@@ -16,8 +16,9 @@ from sklearn.manifold import TSNE
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.caveats import chance_scores
-from ace_dist.evaluate.figures import DARK, LIGHT, concept_figure, srt_figure
+from ace_dist.evaluate.figures import concept_figure, srt_figure
 from ace_dist.evaluate.metrics import class_f1, concept_distances, confusion_matrix
+from ace_dist.evaluate.palette import DARK, LIGHT, method_name
 from ace_dist.evaluate.run_files import ConceptSpace, Run, read_results, read_run
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
@@ -34,9 +35,6 @@ CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis 
     ("data_wait_share", "data_wait", "share of the step", "Share of a step spent waiting for data.", True),
     ("validation", "validation", "percent", "Validation: base actions of held-out groups.", True),
 )
-METHODS = {  # as the paper prints them
-    "ace": "ACE", "procvlr": "ProcVLR", "vifi": "ViFi", "bike": "BIKE", "text4vis": "Text4Vis", "lavila": "LaViLa",
-}  # fmt: skip
 
 
 def write_report(folder: Path, compare: Sequence[Path] = (), output: Path | None = None) -> Path:
@@ -55,7 +53,7 @@ def write_report(folder: Path, compare: Sequence[Path] = (), output: Path | None
     )
     text = templates.get_template("report.html.j2").render(
         run=run,
-        method=method_name(run.results),
+        method=method_name(run.results["method"]),
         hardware=in_one_line(run.environment["hardware"]),
         rows=rows,
         random=chance_row(run),
@@ -91,7 +89,7 @@ def result_picture(folder: Path, path: Path, compare: Sequence[Path] = ()) -> Pa
         caption = f"distance within a concept {distances['within']:.2f}, between {distances['between']:.2f}"
         spaces[when] = (concept_layout(embeddings, space.actions), caption)
     figure = figures.result_figure(
-        f"{method_name(run.results)} on {run.results['dataset']}: one action, many words",
+        f"{method_name(run.results['method'])} on {run.results['dataset']}: one action, many words",
         spaces,
         space.actions,
         space.base,
@@ -116,16 +114,11 @@ def table_rows(run: Run, compare: Sequence[Path]) -> dict[str, Results]:
                 f"{run.results[key]!r} here; leave it out of `compare`"
             )
     results = [run.results, *others]
-    names = [method_name(row) for row in results]
+    names = [method_name(row["method"]) for row in results]
     if len(set(names)) < len(names):
-        names = [f"{method_name(row)} (seed {row['seed']})" for row in results]
+        names = [f"{method_name(row['method'])} (seed {row['seed']})" for row in results]
     names = [name if names.count(name) == 1 else f"{name} #{index + 1}" for index, name in enumerate(names)]
     return dict(zip(names, results, strict=True))
-
-
-def method_name(results: Results) -> str:
-    """The paper's spelling of the method; the name itself for one that is not in the paper."""
-    return METHODS.get(str(results["method"]), str(results["method"]))
 
 
 def chance_row(run: Run) -> dict[str, Any]:
@@ -205,8 +198,8 @@ def space_section(run: Run) -> Section:
     text = (
         f"t-SNE of the text embeddings of {len(space.phrases)} phrases of {len(names)} actions. A point is a phrase; "
         "an ellipse is the Gaussian of an action (two standard deviations): green with round points for a base "
-        "action, red with triangles for a novel one. Both layouts use the same settings and seed, yet lengths in two "
-        "t-SNE pictures do not compare: the table below is measured in the full space."
+        "action, orange-red with triangles for a novel one. Both layouts use the same settings and seed, yet lengths "
+        "in two t-SNE pictures do not compare: the table below is measured in the full space."
     )
     if len(names) > figures.NAMED_ACTIONS:
         text += " Actions: " + ", ".join(f"{index + 1} {name}" for index, name in enumerate(names)) + "."

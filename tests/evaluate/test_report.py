@@ -9,6 +9,7 @@ import pytest
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.metrics import accuracy, bias_curve, harmonic_mean, macro_f1, srt_summary
+from ace_dist.evaluate.palette import DARK
 from ace_dist.evaluate.report import result_picture, write_report
 from ace_dist.utils.errors import RunError, UserError
 
@@ -368,7 +369,7 @@ def test_a_gaussian_is_drawn_with_its_own_covariance(rng):
 
 def test_single_phrases_single_runs_and_absent_classes_can_be_drawn():
     figures.concept_figure(np.eye(2), ["a", "b"], np.array([True, False]))
-    figures.srt_figure({"ACE": np.array([[50.0]])}, "Accuracy", 20.0, figures.DARK)
+    figures.srt_figure({"ACE": np.array([[50.0]])}, "Accuracy", 20.0, DARK)
     figures.class_f1_figure(np.array([np.nan, 40.0]), np.array([0, 4]), ["$a", "b$"], True).canvas.draw()
     figures.confusion_figure(np.zeros((31, 31), np.int64), [f"very long name of action {i}" for i in range(31)])
     figures.curve_figure({"loss": (np.array([0.0]), np.array([1.0]))}, "loss", False)

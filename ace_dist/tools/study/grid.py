@@ -14,7 +14,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ace_dist.evaluate import figures
-from ace_dist.evaluate.figures import DPI, LIGHT
+from ace_dist.evaluate.figures import DPI
+from ace_dist.evaluate.palette import LIGHT
 from ace_dist.tools.study.report import PAIRED_NOTE, markdown_table
 from ace_dist.tools.study.rows import Difference, StudyRow, paired_difference, read_rows
 from ace_dist.utils.errors import RunError

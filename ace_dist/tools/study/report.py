@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ace_dist.evaluate import figures
-from ace_dist.evaluate.figures import LIGHT
 from ace_dist.evaluate.metrics import concept_distances, harmonic_mean
+from ace_dist.evaluate.palette import LIGHT
 from ace_dist.evaluate.run_files import read_space
 from ace_dist.tools.study.rows import (
     LEVEL,

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import TextConfig, resolve_path
-from ace_dist.evaluate.figures import DPI, LIGHT, save
+from ace_dist.evaluate.figures import DPI, save
+from ace_dist.evaluate.palette import LIGHT
 from ace_dist.tools.synonyms.diagnostics import ConceptSpread, Diagnostics, Encode
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.files import write_json
