@@ -65,7 +65,7 @@ class Theme:
 
 
 LIGHT = Theme("#ffffff", "#1b2330", "#566070", "#e3e7ed")
-DARK = Theme("#161b24", "#e7ebf2", "#9aa5b5", "#2c3442", lift=0.3)
+DARK = Theme("#161b24", "#e7ebf2", "#9aa5b5", "#2c3442", lift=0.2)
 
 
 def method_name(key: str) -> str:
