@@ -1,10 +1,12 @@
-"""How well a timeline was found: frame accuracy, segmental edit score, F1@IoU, detection mAP, rejection, deviations.
+"""How well a timeline was found: frame accuracy, segmental edit score, F1@IoU, detection mAP, rejection, deviations,
+delay of live labels.
 
 Frame labels are strings (or any hashable); `None` is "none of the labels" and always background, beside the names in
 `background`. All is in percent unless it says otherwise. Frame accuracy, edit score and F1@k follow the protocol of
 MS-TCN (Farha and Gall, CVPR 2019), which has them from Lea et al. (ED-TCN, CVPR 2017).
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
@@ -236,3 +238,21 @@ def precision_recall(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -
     shared = sum((Counter(predicted) & Counter(truth)).values())
     precision = 100.0 * shared / len(predicted) if predicted else 100.0
     return precision, 100.0 * shared / len(truth) if truth else 100.0
+
+
+def label_delays(
+    changes: Sequence[tuple[float, Hashable]], truth: Sequence[tuple[float, float, Hashable]]
+) -> list[float]:
+    """How late a live label is: of each true segment, the seconds from its start until its label is said.
+
+    `changes`: when a label was said, by the stream's clock, in order; it holds until the next one. `truth`: start, end
+    and label. 0 where the label is already said; infinite where it is not said before the segment ends.
+    """
+    delays = []
+    for start_s, end_s, label in truth:
+        ends_s = [*(time_s for time_s, _ in changes[1:]), math.inf]
+        said = zip(changes, ends_s, strict=True) if changes else ()
+        begins_s = (time_s for (time_s, name), until_s in said if name == label and until_s > start_s)
+        first_s = max(next(begins_s, math.inf), start_s)
+        delays.append(first_s - start_s if first_s < end_s else math.inf)
+    return delays

@@ -7,6 +7,7 @@ import pytest
 
 from ace_dist.segment.decoders import DecoderConfig, build_decoder
 from ace_dist.segment.decoders.argmax import decode_argmax
+from ace_dist.segment.decoders.live import LiveDecoder
 from ace_dist.segment.decoders.transport import decode_transport
 from ace_dist.segment.decoders.viterbi import decode_viterbi
 from ace_dist.segment.metrics import f1_at
@@ -93,3 +94,43 @@ def test_times_become_windows_and_bad_parameters_are_named():
         DecoderConfig("hmm")
     with pytest.raises(ConfigError, match="minimum_s=-1"):
         DecoderConfig(minimum_s=-1)
+
+
+def first_change(scores, begin, label, minimum, cost):
+    """When, from window `begin` on, a label must change, to which, and where that began: every start is tried."""
+    for now in range(begin + minimum - 1, len(scores)):
+        starts = range(begin, now - minimum + 2)
+        if label is None:
+            return now, int(scores[begin : now + 1].sum(0).argmax()), begin
+        leads = [(float((scores[j : now + 1, k] - scores[j : now + 1, label]).sum()), k, j)
+                 for k in range(scores.shape[1]) if k != label for j in starts]  # fmt: skip
+        lead, best, start = max(leads)
+        if lead > cost:
+            return now, best, start
+    return None
+
+
+@pytest.mark.parametrize("minimum, cost", [(1, 0.0), (1, 2.0), (3, 0.5), (4, 3.0)])
+def test_live_labels_change_at_the_first_window_that_pays(minimum, cost, fresh_seed):
+    rng = np.random.default_rng([fresh_seed, minimum])
+    scores = rng.normal(size=(60, 4)) + 1.5 * np.eye(4)[rng.integers(4, size=15).repeat(4)]
+    decoder = LiveDecoder(minimum, cost)
+    steps = [decoder.step(float(n), row) for n, row in enumerate(scores)]
+    wanted, begin, label = {}, 0, None
+    while (found := first_change(scores, begin, label, minimum, cost)) is not None:
+        now, label, start = found
+        wanted[now], begin = (label, start), now + 1
+    assert {n: (step.label, step.start_s) for n, step in enumerate(steps) if step and step.is_new} == wanted
+    assert steps[: minimum - 1] == [None] * (minimum - 1) and all(steps[minimum - 1 :])
+    assert len(wanted) > 1 and min(np.diff(list(wanted))) >= minimum
+    assert np.allclose(steps[-1].means, np.exp(scores[-minimum:]).mean(0))
+
+
+def test_the_past_is_decided_without_the_future(rng):
+    scores = rng.normal(size=(80, 5))
+    other = np.concatenate([scores[:40], rng.normal(size=(40, 5))])
+    said = []
+    for table in (scores, other):
+        decoder = LiveDecoder(3, 1.0)
+        said.append([step and step.label for step in map(decoder.step, map(float, range(80)), table)])
+    assert said[0][:40] == said[1][:40] and said[0] != said[1]

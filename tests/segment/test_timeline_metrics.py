@@ -14,6 +14,7 @@ from ace_dist.segment.metrics import (
     f1_at,
     fpr_at_95,
     frame_accuracy,
+    label_delays,
     mean_average_precision,
     precision_recall,
     timeline_scores,
@@ -166,3 +167,19 @@ def test_deviations_are_counted_as_often_as_they_occur():
     truth = [("missing", "a"), ("repeated", "b"), ("repeated", "b")]
     assert precision_recall([("repeated", "b"), ("extra", "c")], truth) == (50, pytest.approx(100 / 3))
     assert precision_recall([], []) == (100, 100)
+
+
+def test_the_delay_of_live_labels_equals_asking_every_tenth_of_a_second(rng):
+    truth = [(0.0, 4.0, "lift box"), (4.0, 5.0, "tap pin"), (6.0, 9.0, "lift box"), (9.0, 9.5, "spin block")]
+    for _ in range(20):
+        times = sorted(rng.choice(100, 6, replace=False) / 10)
+        changes = [(float(t), ["lift box", "tap pin", "spin block", None][rng.integers(4)]) for t in times]
+
+        def said(time_s, changes=changes):
+            return next((label for begin_s, label in reversed(changes) if begin_s <= time_s), "nothing yet")
+
+        for (start_s, end_s, label), found in zip(truth, label_delays(changes, truth), strict=True):
+            asked = [start_s + k / 10 for k in range(round(10 * (end_s - start_s)))]
+            wanted = next((time_s - start_s for time_s in asked if said(time_s + 1e-9) == label), np.inf)
+            assert found == pytest.approx(wanted, abs=1e-6)
+    assert label_delays([], truth[:1]) == [np.inf]
