@@ -38,6 +38,7 @@ class LiveDecoder:
         self.recent: deque[tuple[float, Floats]] = deque(maxlen=self.minimum)
         self.label: int | None = None
         self.start_s, self.windows = 0.0, 0  # since the last change
+        self.lead = self.lead_s = np.zeros(0)  # [K] of each label's lead before `recent`, and when it began
 
     def step(self, time_s: float, scores_K: Floats) -> LiveDecision | None:
         """The label after a window that stands for the time from `time_s` on; None in the first `minimum` - 1."""
