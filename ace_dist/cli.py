@@ -272,7 +272,7 @@ def export(argv: list[str]) -> None:
 @dataclass
 class ReportSettings:
     run: str = MISSING  # a run folder
-    compare: list[str] = field(default_factory=list)  # other finished runs of the same data set and fold
+    compare: list[str] | None = None  # other finished runs of the same data set and fold; null: as the page has them
     output: str | None = None  # another folder for the page and its figures; results that lie there are shown
     picture: str | None = None  # a PNG file: concept space before and after beside the scores
 
@@ -282,7 +282,7 @@ def report_run(argv: list[str]) -> None:
     settings = parse_settings(argv, ReportSettings)
     from ace_dist.evaluate.report import result_picture, write_report
 
-    compare = [Path(folder) for folder in settings.compare]
+    compare = None if settings.compare is None else [Path(folder) for folder in settings.compare]
     output = Path(settings.output) if settings.output else None
     print(f"report: {write_report(Path(settings.run), compare, output)}")
     if settings.picture:

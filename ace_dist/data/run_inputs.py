@@ -167,7 +167,7 @@ def replaced(config: Config, values: Mapping[str, Any]) -> Config:
     config = copy.deepcopy(config)
     for key, value in values.items():
         part, _, name = key.rpartition(".")
-        setattr(attrgetter(part)(config), name, value)
+        setattr(attrgetter(part)(config) if part else config, name, value)
     return config
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import Config, assets_dir, read_config, resolve_path, to_yaml
-from ace_dist.data.run_inputs import KEPT, read_inputs, run_config
+from ace_dist.data.run_inputs import KEPT, PATHS, read_inputs, replaced, run_config
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.run_files import read_results, read_run_object
 from ace_dist.evaluate.runs import results_table, trained_model
@@ -104,12 +104,9 @@ def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
 
 def portable(config: Config) -> Config:
     """The configuration without paths of the machine that trained it, for time positions of the clip's length."""
-    model = config.model
-    frames = config.dataset.clip.frames if model.video.tower == "timesformer" else model.video.frames
-    video, text = replace(model.video, weights=None, frames=frames), replace(model.text, weights=None)
-    model = replace(model, video=video, text=text, similarity=replace(model.similarity, attributes=None))
-    dataset = replace(config.dataset, annotations=None, shards="", synonyms="synonyms.json", srt=None, srt_base=None)
-    return replace(config, run="", dataset=dataset, model=model, evaluation=replace(config.evaluation, synonyms=None))
+    frames = config.dataset.clip.frames if config.model.video.tower == "timesformer" else config.model.video.frames
+    here = {"run": "", "dataset.shards": "", "dataset.synonyms": "synonyms.json", "model.video.frames": frames}
+    return replaced(config, {**dict.fromkeys(PATHS), **here})
 
 
 def own_file(run: Path, config: Config, key: str) -> Path:

@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
+from typing_extensions import TypedDict
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.caveats import chance_scores
@@ -21,13 +23,15 @@ from ace_dist.evaluate.metrics import class_f1, concept_distances, confusion_mat
 from ace_dist.evaluate.palette import DARK, LIGHT, method_name
 from ace_dist.evaluate.run_files import ConceptSpace, Run, read_results, read_run
 from ace_dist.utils.errors import RunError
-from ace_dist.utils.files import write_text
+from ace_dist.utils.files import write_json, write_text
+from ace_dist.utils.reading import Text, check_shape, read_object
 
 FloatArray = npt.NDArray[np.float64]
 Results = Mapping[str, Any]  # as in results.json
 Section = tuple[str, list[dict[str, str]]]  # a paragraph; and pictures, each a caption and data URIs of both themes
 TSNE_SEED = 0
 TSNE_LEAST = 4  # phrases; scikit-learn's perplexity must stay below their number
+COMPARED = "compared.json"  # beside the page: the other runs that it was asked to show, as seen from there
 CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis starts at 0
     ("loss", "loss", "loss", "Loss and its parts (ACE Eq. 9).", False),
     ("lr", "learning_rate", "learning rate", "Learning rates.", True),
@@ -37,16 +41,23 @@ CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis 
 )
 
 
-def write_report(folder: Path, compare: Sequence[Path] = (), output: Path | None = None) -> Path:
+class Compared(TypedDict):
+    runs: list[Text]
+
+
+def write_report(folder: Path, compare: Sequence[Path] | None = None, output: Path | None = None) -> Path:
     """Write `report.html` and `figures/*.png` into the run folder, or `output`, and return the path of the page.
 
     `compare`: other run folders (say ProcVLR on the same seed); each becomes a row of the table and of the SRT
-    plot, and must be of the same dataset and fold. Raises `RunError` when a file is missing, naming it and the
-    launcher that makes it, or when the runs are not comparable.
+    plot, and must be of the same dataset and fold. `None`: those that the page had before. Raises `RunError` when a
+    file is missing, naming it and the launcher that makes it, or when the runs are not comparable.
     """
     run = read_run(folder, output)
-    rows = table_rows(run, compare)
+    rows = table_rows(run, compared_before(run) if compare is None else compare)
     (run.output / "figures").mkdir(parents=True, exist_ok=True)
+    if compare is not None:
+        others = [os.path.relpath(other, run.output) for other in compare]
+        write_json(run.output / COMPARED, {"runs": others})
     pages = PackageLoader("ace_dist.evaluate")
     templates = Environment(
         loader=pages, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -77,10 +88,28 @@ def write_report(folder: Path, compare: Sequence[Path] = (), output: Path | None
     return path
 
 
-def result_picture(folder: Path, path: Path, compare: Sequence[Path] = ()) -> Path:
+def compared_before(run: Run) -> list[Path]:
+    """The runs that the page before this one showed; one that is gone, or comparable no more, is left out aloud."""
+    path, found = run.output / COMPARED, []
+    if not path.is_file():
+        return []
+    advice = "; delete it, or write it anew with `ace report run=DIR compare=...`"
+    stored = check_shape(read_object(path, RunError, advice), Compared, str(path), RunError, advice)
+    for name in stored["runs"]:
+        other = Path(os.path.normpath(run.output / name))
+        try:
+            table_rows(run, [other])
+        except RunError as error:
+            print(f"left out of the report: {error}", flush=True)
+        else:
+            found.append(other)
+    return found
+
+
+def result_picture(folder: Path, path: Path, compare: Sequence[Path] | None = None) -> Path:
     """Draw the one picture that tells the run (2040 x 850 pixels): concept space before and after, and the scores."""
     run = read_run(folder)
-    rows, space = table_rows(run, compare), run.space
+    rows, space = table_rows(run, compared_before(run) if compare is None else compare), run.space
     if len(space.phrases) < TSNE_LEAST:
         raise RunError(f"{folder}: {too_few(space)}")
     spaces = {}

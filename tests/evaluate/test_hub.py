@@ -9,6 +9,7 @@ from hub_server import hub_server
 from ace_dist import Classifier, cli
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import load_config, resolve_path, to_yaml
+from ace_dist.data.run_inputs import PATHS, replaced
 from ace_dist.evaluate.export import portable
 from ace_dist.models.build import build_model
 from ace_dist.models.convert.exporting import save_encoders
@@ -31,6 +32,13 @@ def exported(tmp_path_factory):
     write_text(folder / "README.md", "---\nlibrary_name: ace-dist\n---\n# ace on tabletop\n")
     write_text(folder / "notes.txt", "not for others")
     return folder
+
+
+def test_an_export_names_no_place_of_the_machine_that_trained_it():
+    """Every setting of a path, `init_from` and the folder of features too; its own trees are named."""
+    config = replaced(load_config(["experiment=demo"]), {key: f"/home/ana/{key}" for key in (*PATHS, "run")})
+    text = to_yaml(portable(config))
+    assert "ana" not in text and "synonyms: synonyms.json" in text
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -327,6 +328,22 @@ def test_runs_of_another_dataset_are_not_compared(tmp_path, rng):
     edit_json(tmp_path / "two/results.json", lambda results: results.update(dataset="ata"))
     with pytest.raises(RunError, match="dataset is 'ata' there and 'tabletop' here"):
         write_report(tmp_path / "one", compare=[tmp_path / "two"])
+
+
+def test_a_page_that_is_written_again_keeps_its_comparison(tmp_path, rng, quick, capsys):
+    """As by `ace train` of a finished run and `ace evaluate`; moved with its neighbours, and when one of them is gone."""
+    for name in ("ace", "procvlr", "lavila"):
+        build_run(tmp_path / "runs" / name, rng, method=name, steps=3)
+    write_report(tmp_path / "runs/ace", [tmp_path / "runs/procvlr", tmp_path / "runs/lavila"])
+    runs = (tmp_path / "runs").rename(tmp_path / "moved")
+    assert {"ProcVLR", "LaViLa"} <= set(read_report(runs / "ace", None).text.split())
+    shutil.rmtree(runs / "procvlr")
+    capsys.readouterr()
+    again = read_report(runs / "ace", None).text.split()
+    assert "ProcVLR" not in again and "LaViLa" in again
+    assert f"left out of the report: {runs / 'procvlr' / 'results.json'} is missing" in capsys.readouterr().out
+    assert "LaViLa" not in read_report(runs / "ace", ()).text.split(), "compare='[]' forgets them"
+    assert "LaViLa" not in read_report(runs / "ace", None).text.split()
 
 
 # -------------------------------------------------------------------------------------------------------- drawings
