@@ -331,7 +331,7 @@ def test_runs_of_another_dataset_are_not_compared(tmp_path, rng):
 
 
 def test_a_page_that_is_written_again_keeps_its_comparison(tmp_path, rng, quick, capsys):
-    """As by `ace train` of a finished run and `ace evaluate`; moved with its neighbours, and when one of them is gone."""
+    """As by `ace train` of a finished run and `ace evaluate`; moved with its neighbours; when one of them is gone."""
     for name in ("ace", "procvlr", "lavila"):
         build_run(tmp_path / "runs" / name, rng, method=name, steps=3)
     write_report(tmp_path / "runs/ace", [tmp_path / "runs/procvlr", tmp_path / "runs/lavila"])
