@@ -28,7 +28,7 @@ from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.export import read_exported
 from ace_dist.evaluate.hub import exported_folder
 from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, encode_phrases, score, similarity
-from ace_dist.evaluate.runs import trained_model
+from ace_dist.evaluate.runs import interpolated, trained_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.embed import Progress, embed_video
 from ace_dist.segment.procedure import Procedure
@@ -160,14 +160,17 @@ class Classifier:
         self.model = self.model.to(device)
 
     @classmethod
-    def from_run(cls, run: str | Path, device: str | torch.device = "auto") -> Self:
+    def from_run(cls, run: str | Path, device: str | torch.device = "auto", interpolate: float | None = None) -> Self:
         """Load a finished run folder onto a device; auto: a GPU where there is one.
 
-        Raises `UserError` naming the file that is missing.
+        With `interpolate` its weights at another share of the way from before training to after than its own, without
+        its calibration, which is of its own weights. Raises `UserError` naming the file that is missing.
         """
-        config = run_config(Path(run))
+        own = run_config(Path(run))
+        config = interpolated(own, interpolate)
         model = trained_model(Path(run), config, choose_device(device))
-        return cls(config, model, load_test_trees(config), Calibration.load(Path(run)))
+        calibrated = config.evaluation.interpolate == own.evaluation.interpolate
+        return cls(config, model, load_test_trees(config), Calibration.load(Path(run)) if calibrated else None)
 
     @classmethod
     def from_pretrained(
@@ -183,10 +186,16 @@ class Classifier:
         return cls(config, model.to(choose_device(device)), load_test_trees(config), Calibration.load(folder))
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "auto") -> Self:
-        """Load a finished run folder or an export, whichever `folder` is."""
-        is_export = (Path(folder) / "video").is_dir()
-        return cls.from_pretrained(folder, device) if is_export else cls.from_run(folder, device)
+    def load(cls, folder: str | Path, device: str | torch.device = "auto", interpolate: float | None = None) -> Self:
+        """Load a finished run folder or an export, whichever `folder` is; `interpolate` as in `from_run`."""
+        if not (Path(folder) / "video").is_dir():
+            return cls.from_run(folder, device, interpolate)
+        if interpolate is not None:
+            raise ModelError(
+                f"evaluation.interpolate={interpolate:g}: {folder} is an export, which holds one set of weights; give "
+                f"the run that was exported"
+            )
+        return cls.from_pretrained(folder, device)
 
     @overload
     def classify(

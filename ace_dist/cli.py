@@ -108,7 +108,12 @@ def train(argv: list[str]) -> int:
 
 
 def evaluate_and_report(
-    run_dir: Path, config: Config, ranks: Ranks, shards: str | None = None, output: Path | None = None
+    run_dir: Path,
+    config: Config,
+    ranks: Ranks,
+    shards: str | None = None,
+    output: Path | None = None,
+    interpolate: float | None = None,
 ) -> None:
     """Collective. A rank that stands still ends the others as it does in training."""
     from ace_dist.evaluate.report import write_report
@@ -117,7 +122,7 @@ def evaluate_and_report(
 
     watchdog = Watchdog(run_dir, ranks, config.training)
     with watchdog if ranks.world > 1 else nullcontext():
-        results = evaluate_run(run_dir, ranks, shards, output, watchdog.note)
+        results = evaluate_run(run_dir, ranks, shards, output, watchdog.note, interpolate)
     if ranks.is_first:
         print(f"report: {write_report(run_dir, output=output)}\n\n{results_table(results)}", flush=True)
 
@@ -175,12 +180,18 @@ class ClipsOfRun:
 
 
 @dataclass
+class WeightsOfRun:
+    interpolate: float | None = None  # weights at this share of the way from before training to after; null: the run's
+
+
+@dataclass
 class ClassifySettings(RunSettings):
     run: str = MISSING  # a run folder, or an export
     video: str = MISSING  # a video file
     actions: list[str] = MISSING  # a list such as '[spin block, hammer pin]'
     start_s: float | None = None  # start of the action in seconds
     end_s: float | None = None  # its end
+    evaluation: WeightsOfRun = field(default_factory=WeightsOfRun)
 
 
 def classify(argv: list[str]) -> None:
@@ -191,7 +202,7 @@ def classify(argv: list[str]) -> None:
     settings = parse_settings(argv, ClassifySettings)
     from ace_dist.classifier import Classifier
 
-    classifier = Classifier.load(settings.run)
+    classifier = Classifier.load(settings.run, interpolate=settings.evaluation.interpolate)
     result = classifier.classify(settings.video, settings.actions, start_s=settings.start_s, end_s=settings.end_s)
     print(result.table())
 
@@ -199,13 +210,15 @@ def classify(argv: list[str]) -> None:
 @dataclass
 class EvaluateSettings(RunSettings):
     dataset: ClipsOfRun = field(default_factory=ClipsOfRun)
-    output: str | None = None  # another folder for results, page and figures; needed where the test clips are others
+    output: str | None = None  # another folder for results, page and figures; needed for other clips or weights
+    evaluation: WeightsOfRun = field(default_factory=WeightsOfRun)
 
 
 def evaluate(argv: list[str]) -> None:
     """Evaluate a finished run again: `ace evaluate run=DIR`.
 
-    `dataset.shards=DIR` says where the clips lie now. On other clips the results go to `output=DIR`.
+    `dataset.shards=DIR` says where the clips lie now. On other clips, and with other weights
+    (`evaluation.interpolate=0.8`), the results go to `output=DIR`.
     """
     settings = parse_settings(argv, EvaluateSettings)
     run_dir, output = Path(settings.run), Path(settings.output) if settings.output else None
@@ -213,7 +226,7 @@ def evaluate(argv: list[str]) -> None:
     from ace_dist.utils.distributed import connected
 
     with connected(config.training.device, config.training.collective_timeout_s) as ranks:
-        evaluate_and_report(run_dir, config, ranks, settings.dataset.shards, output)
+        evaluate_and_report(run_dir, config, ranks, settings.dataset.shards, output, settings.evaluation.interpolate)
 
 
 @dataclass
@@ -247,6 +260,7 @@ class ExportSettings:
     output: str = MISSING  # a new folder
     push: str | None = None  # OWNER/NAME: publish it on a model hub, with HF_TOKEN, at HF_ENDPOINT
     private: bool = True  # where push= makes the repository: whether its owner alone sees it
+    evaluation: WeightsOfRun = field(default_factory=WeightsOfRun)
 
 
 def export(argv: list[str]) -> None:
@@ -261,7 +275,7 @@ def export(argv: list[str]) -> None:
     if settings.push is not None:
         check_repository(settings.push)
     if settings.run is not None:
-        export_run(Path(settings.run), output)
+        export_run(Path(settings.run), output, settings.evaluation.interpolate)
     if settings.push is not None:
         print(f"{settings.push}: {push_export(output, settings.push, settings.private)}")
         source = settings.push

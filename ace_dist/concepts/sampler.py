@@ -1,5 +1,6 @@
 """The stochastic labels of ACE: fixed, randomised and shadow-negative phrases of a training step (Eq. 3, 4, 6, 7)."""
 
+import math
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,22 @@ class ConceptSampler:
         roots = sorted({action.verb for action in actions})
         self.choices = [range(len(trees.children(root))) for root in roots]
         self.class_root = [roots.index(action.verb) for action in actions]
+
+    def root_rows(self) -> list[tuple[int, ...]]:
+        """The rows of each class's root label."""
+        return [self.fixed_rows.rows[first:end] for first, end in pairwise(self.fixed_rows.offsets)]
+
+    def narrow_shadows(self, similarities: Sequence[Sequence[float]], low: float, high: float) -> None:
+        """Keep the wrong labels of each class whose rank in similarity to it lies between two shares; one at least.
+
+        `high` below 1 leaves out the nearest, which may be no wrong labels at all (false negatives: Huynh et al., WACV
+        2022); a `low` above 0 leaves out those that teach nothing (semi-hard: Schroff et al., FaceNet, CVPR 2015).
+        """
+        for index, (pool, nearness) in enumerate(zip(self.shadow_verbs, similarities, strict=True)):
+            order = sorted(range(len(pool)), key=lambda place: (nearness[place], place))
+            first = min(int(low * len(order)), len(order) - 1)
+            kept = order[first : max(first + 1, math.ceil(high * len(order)))]
+            self.shadow_verbs[index] = [pool[place] for place in sorted(kept)]
 
     def draw(self, step: int) -> ConceptDraw:
         """The labels of a step: root labels, randomised ones (Eq. 4), and a shadow negative for each (Eq. 7)."""

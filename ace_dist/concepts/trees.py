@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
@@ -125,6 +125,11 @@ class SynonymTrees:
         """Every inner node of a tree with its children, parents first: `(root,)`, `(root, child)`, ..."""
         return ((path, tuple(node)) for path, node in walk((normalise(root),), self._nodes[normalise(root)]))
 
+    def without(self, words: Collection[str], roots: Collection[str]) -> "SynonymTrees":
+        """A copy in which the trees of `roots` hold none of `words`, at any order."""
+        nodes = {root: drop_words(tree, words) if root in roots else tree for root, tree in self._nodes.items()}
+        return SynonymTrees(cast("Mapping[str, Mapping[str, Any]]", nodes), self.meta, self.source, words=self.words)
+
     def require(self, verbs: Iterable[str]) -> None:
         """Raise `LabelError`, naming every verb without a tree at once."""
         missing = sorted({verb for verb in map(normalise, listed_texts(verbs)) if verb not in self._nodes})
@@ -157,6 +162,12 @@ def copy_node(node: Any, where: str) -> Node:
     if twice := [verb for verb, name in zip(verbs, names, strict=True) if names.count(name) > 1]:
         raise LabelError(f"{where} holds {' and '.join(map(repr, twice))}, which are one verb")
     return {name: copy_node(node[verb], f"{where} > {name!r}") for verb, name in zip(verbs, names, strict=True)}
+
+
+def drop_words(node: Node, words: Collection[str]) -> Node:
+    if not isinstance(node, Mapping):
+        return tuple(verb for verb in node if verb not in words)
+    return {verb: drop_words(below, words) for verb, below in node.items() if verb not in words}
 
 
 def walk(path: tuple[str, ...], node: Node) -> Iterator[tuple[tuple[str, ...], Node]]:

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from ace_dist.config.schema import Config
-from ace_dist.config.settings import did_you_mean
+from ace_dist.config.settings import DEFAULTS, did_you_mean
 from ace_dist.utils.errors import ConfigError
 
 CHOICES = {
@@ -29,6 +29,7 @@ CHOICES = {
     "loader.dtype": ("float32", "uint8"),
     "training.device": ("auto", "cpu", "cuda"),
     "training.precision": ("auto", "fp32", "bf16"),
+    "training.keep_best": (False, True, "base_srt"),
     "training.optimizer": ("sgd", "adamw"),
     "training.schedule": ("steps", "cosine", "constant"),
     "evaluation.scorer": ("similarity", "chance"),
@@ -47,7 +48,8 @@ NOT_NEGATIVE = (
     "dataset.workers", "dataset.timeout_s", "training.gc_every_steps", "training.early_stopping_patience",
     "training.profile.steps", "training.profile.after", "evaluation.every_steps", "loader.mixup", "loader.cutmix",
     "loader.color_jitter", "loader.gray_scale", "loader.threads", "loader.prefetch", "training.lr_video",
-    "training.lr_text", "training.weight_decay", "training.clip_norm", "training.gamma", "seed",
+    "training.lr_text", "training.weight_decay",
+    "method.l2_sp", "method.distil", "method.margin", "training.clip_norm", "training.gamma", "seed",
 )  # fmt: skip
 LARGEST = {  # beyond any model or clip; a larger number would take the memory before anything else is looked at
     "model.video.width": 65536, "model.video.depth": 1024, "model.video.heads": 1024, "model.video.embed_dim": 65536,
@@ -60,6 +62,7 @@ BELOW_ONE = {
     "training.momentum": "",
     "training.warmup": "",
     "evaluation.validation_share": "",
+    "evaluation.validation_words": "; 0 holds none out",
 }
 
 
@@ -67,7 +70,8 @@ def check_config(config: Config) -> None:
     """Raise `ConfigError` for the first setting that cannot be, and for the first two that contradict each other."""
     for key, allowed in CHOICES.items():
         if (value := attrgetter(key)(config)) not in allowed:
-            raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
+            names = [DEFAULTS.get(str(name), str(name)) for name in allowed]
+            raise ConfigError(f"{key}={value} is not one of {', '.join(names)}{did_you_mean(str(value), names)}")
     for key, number in numbers(config):
         if not math.isfinite(number):
             raise ConfigError(f"{key}={number} is not a finite number")
@@ -89,6 +93,8 @@ def check_config(config: Config) -> None:
     for key, hint in BELOW_ONE.items():
         if not 0 <= (value := attrgetter(key)(config)) < 1:
             raise ConfigError(f"{key}={value} must lie in [0, 1){hint}")
+    if not 0 <= (share := config.evaluation.interpolate) <= 1:
+        raise ConfigError(f"evaluation.interpolate={share} must lie in [0, 1]; 1 takes the trained weights as they are")
     for wrong, message in (
         *data_rules(config),
         *augmentation_rules(config),
@@ -152,6 +158,23 @@ def model_rules(config: Config) -> Iterator[tuple[bool, str]]:
         not (method.fixed_labels or method.random_labels),
         "method.fixed_labels=false and method.random_labels=false leave no loss; switch one on",
     )
+    beyond = {key: getattr(method, key) for key in ("l2_sp", "distil", "margin") if getattr(method, key)}
+    trains = text.train_projection or text.trained_layers > 0 or text.prompt_tokens > 0
+    for key, value in beyond.items():
+        yield (
+            method.objective != "concept" or not trains,
+            f"method.{key}={value} is for method.objective=concept with a text side that trains; set it to 0, or "
+            f"method=ace",
+        )
+    band = method.shadow_band
+    yield (
+        len(band) != 2 or not 0 <= band[0] < band[1] <= 1,
+        f"method.shadow_band={band} must be two shares, as [0, 1] (all shadow negatives) or [0, 0.9]",
+    )
+    yield (
+        band != [0, 1] and not method.shadow_negatives,
+        f"method.shadow_band={band} chooses among shadow negatives, which are off; set method.shadow_negatives=true",
+    )
     for key in ("random_labels", "shadow_negatives"):
         yield (
             method.objective != "concept" and getattr(method, key),
@@ -189,6 +212,15 @@ def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
         len(training.betas) != 2 or not all(0 <= beta < 1 for beta in training.betas),
         f"training.betas={training.betas} must be two numbers in [0, 1)",
     )
+    yield (
+        not 0 < training.layer_decay <= 1,
+        f"training.layer_decay={training.layer_decay} must lie in (0, 1]; 1 gives all layers of a side one rate",
+    )
+    swa = training.swa_start
+    yield (
+        swa is not None and (not 0 <= swa < 1 or training.ema_decay > 0),
+        f"training.swa_start={swa} must lie in [0, 1), with training.ema_decay=0: there is one average",
+    )
     held_out = bool(evaluation.validation_groups or evaluation.validation_share)
     yield (
         bool(evaluation.validation_groups and evaluation.validation_share),
@@ -211,7 +243,16 @@ def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
         "evaluation.every_steps too (dataset.left_out_groups leaves groups out of training and test)",
     )
     yield (
-        not evaluation.every_steps and (training.keep_best or training.early_stopping_patience > 0),
+        evaluation.validation_words > 0 and not evaluation.every_steps,
+        f"evaluation.validation_words={evaluation.validation_words} holds words out that nothing asks for; set "
+        f"evaluation.every_steps, and evaluation.validation_share or evaluation.validation_groups",
+    )
+    yield (
+        training.keep_best == "base_srt" and not evaluation.validation_words,
+        "training.keep_best=base_srt needs words that training never draws; set evaluation.validation_words=0.4",
+    )
+    yield (
+        not evaluation.every_steps and (bool(training.keep_best) or training.early_stopping_patience > 0),
         "training.keep_best and training.early_stopping_patience go by validation, which is off; set "
         "evaluation.every_steps, and evaluation.validation_share or evaluation.validation_groups",
     )

@@ -157,6 +157,12 @@ class MethodConfig:
     exclude_real_classes: bool = False  # a shadow negative may not equal a base class
     exclude_novel_labels: bool = False  # no phrase of a shadow negative may be the label of a novel class
     independent_draws: bool = False  # draw per class instead of once per root verb
+    shadow_band: list[float] = field(
+        default_factory=lambda: [0.0, 1.0]
+    )  # shadow negatives by rank of similarity, shares
+    l2_sp: float = 0.0  # weight of a pull of the text side's weights to where they began; 0: none
+    distil: float = 0.0  # weight of a loss on changes of the phrases' similarities since the start; 0: none
+    margin: float = 0.0  # by which a phrase is to be nearer to its own class's mean than to another's; 0: no such loss
 
 
 @dataclass
@@ -226,13 +232,17 @@ class TrainingConfig:
     milestones: list[float] = field(default_factory=lambda: [0.7333, 0.9333])  # of `steps`: shares of the run
     gamma: float = 0.1  # of `steps`: the rate is multiplied by it at each milestone
     warmup: float = 0.0  # share of the run
+    layer_decay: float = 1.0  # the rate of a layer is that of the one above it times this; 1: one rate a side
+    swa_start: float | None = None  # average the weights of all steps from this share of the run on (SWA); null: none
     ema_decay: float = 0.0  # of a running average of the weights, which is then tested and exported; 0: none
     log_every_steps: int = 10  # steps from line to line of metrics.jsonl
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # or wandb, trackio; beside metrics.jsonl
     save_every_steps: int = 200  # steps from checkpoint to checkpoint
     save_every_minutes: float = 15.0  # save also when the last one is this old
     keep_checkpoints: int = 2  # how many are kept, the newest
-    keep_best: bool = False  # test and export the weights that validated best, not the last; keeps their checkpoint too
+    keep_best: bool | str = (
+        False  # test and export the weights that validated best, by accuracy (true) or base_srt; false: the last
+    )
     early_stopping_patience: int = 0  # finish after so many validations that are no better than the best; 0: never
     stop_after_steps: int | None = None  # stop early and save, as a preempted job would
     max_steps: int | None = None  # shortens the schedule itself
@@ -249,6 +259,7 @@ class EvaluationConfig:
     """How a test video is scored (ACE, implementation details; Synonym Robustness Test)."""
 
     scorer: str = "similarity"  # similarity: the model | chance: what guessing is expected to score, without a model
+    interpolate: float = 1.0  # test and export weights at this share of the way from before training to after (WiSE-FT)
     batch_size: int = 16  # clips per forward pass of one rank
     view_fusion: str = "softmax_sum"  # softmax_sum | logit_mean | logit_max | embedding_mean
     synonyms: str | None = None  # synonym trees of the test (Table 4); null: those of the training
@@ -263,6 +274,7 @@ class EvaluationConfig:
     every_steps: int = 0  # validate this often on clips of the training split that are held out for it; 0: never
     validation_groups: list[str] = field(default_factory=list)  # the groups (people, cameras) held out; or instead
     validation_share: float = 0.0  # this share of the groups, drawn by `seed`
+    validation_words: float = 0.0  # share of each base verb's synonyms that never trains: base SRT, by `seed`; 0: none
 
 
 @dataclass

@@ -1,11 +1,12 @@
 """What a run learns and is tested on: classes, synonym trees and labelled clips, from its configuration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ace_dist.concepts import Action, ClassLists, SynonymTrees, load_class_table, split_classes
+from ace_dist.concepts.held_out_words import HeldOut, hold_out_words
 from ace_dist.concepts.trees import MAKING
 from ace_dist.config import Config, resolve_path
 from ace_dist.data.datasets import load_shards
@@ -22,13 +23,15 @@ NO_TEST = "the test split has no clip (dataset.test_groups, or the split column 
 class Task:
     """What a run learns and is tested on. A record's action is its verb and object.
 
-    `validation` are groups of the training split whose clips are looked at while training and do not train.
+    `validation` are groups of the training split whose clips are looked at while training and do not train;
+    `held_out` are words of the base verbs that name these clips in validation and that training never draws.
     """
 
     classes: ClassLists
     trees: SynonymTrees
     shards: ShardSet
     validation: frozenset[str] = frozenset()
+    held_out: HeldOut = field(default_factory=dict)
 
     def training_clips(self) -> tuple[list[ClipRecord], list[int]]:
         """Training clips of base actions with their class indices; clips of novel actions are left out."""
@@ -87,8 +90,18 @@ def load_task(config: Config) -> Task:
     table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None
     classes = split_classes(train, test, dataset.novel, novel_share=dataset.novel_share, table=table)
     trees.require(action.verb for action in (*classes.base, *classes.novel))
-    whole = Task(classes, trees, shards)
+    whole = split_words(config, Task(classes, trees, shards))
     return replace(whole, validation=held_out_groups(*whole.training_clips(), config.evaluation, config.seed))
+
+
+def split_words(config: Config, task: Task) -> Task:
+    """Take `evaluation.validation_words` out of the trees of the base verbs; the novel actions have no part in it."""
+    if not (share := config.evaluation.validation_words):
+        return task
+    verbs = [action.verb for action in task.classes.base]
+    held = hold_out_words(task.trees, verbs, share, config.seed)
+    words = {word for own in held.values() for word in own}
+    return replace(task, trees=task.trees.without(words, verbs), held_out=held)
 
 
 def load_run_task(run_dir: Path, config: Config) -> Task:

@@ -25,7 +25,7 @@ from ace_dist.config import Config, assets_dir, read_config, resolve_path, to_ya
 from ace_dist.data.run_inputs import KEPT, PATHS, read_inputs, replaced, run_config
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.run_files import read_results, read_run_object
-from ace_dist.evaluate.runs import results_table, trained_model
+from ace_dist.evaluate.runs import interpolated, results_table, trained_model
 from ace_dist.models.build import check_size
 from ace_dist.models.convert.exporting import load_encoders, save_encoders
 from ace_dist.models.dual_encoder import DualEncoder
@@ -45,11 +45,22 @@ from ace_dist.utils.secrets import redact, redacted
 from ace_dist.utils.text import markdown
 
 
-def export_run(run: Path, output: Path) -> None:
-    """Write a finished run as a folder that needs nothing else. Raises `RunError` when there is one already."""
+def export_run(run: Path, output: Path, interpolate: float | None = None) -> None:
+    """Write a finished run as a folder that needs nothing else. Raises `RunError` when there is one already.
+
+    `interpolate`: weights at another share of the way from before training to after than the run's own. A note beside
+    the results says that they are not of these, and the calibration, which is not either, stays behind.
+    """
     if output.exists():
         raise RunError(f"output={output} exists; choose another folder or delete it")
-    config, results = run_config(run), read_results(run)
+    own, results = run_config(run), read_results(run)
+    config = interpolated(own, interpolate)
+    same_weights = config.evaluation.interpolate == own.evaluation.interpolate
+    if not same_weights:
+        results["notes"].append(
+            f"these results are of the run's own weights (evaluation.interpolate={own.evaluation.interpolate:g}), not "
+            f"of those in this folder"
+        )
     if config.evaluation.scorer == "chance":
         raise RunError(f"{run} was scored by chance (evaluation.scorer=chance): it has no model to export")
     load_test_trees(config)  # refuses what `from_pretrained` could not read
@@ -67,7 +78,9 @@ def export_run(run: Path, output: Path) -> None:
         if config.model.similarity.attributes is not None:
             words = read_text(own_file(run, config, "model.similarity.attributes"), RunError)
             write_text(folder / "attributes.txt", redact(words))
-        if (path := run / "calibration.json").is_file():  # without the names of people that it was made on
+        if (
+            same_weights and (path := run / "calibration.json").is_file()
+        ):  # without the names of people that it was made on
             calibration = read_object(path, RunError)
             write_json(folder / path.name, {name: calibration.get(name) for name in ("decoder", "rejection")})
         predictions, provenance = read_run_object(run, "predictions.json"), run_provenance(run, config)
@@ -156,6 +169,16 @@ def weight_facts(path: str, began: str | None) -> dict[str, str]:
         raise RunError(f"{file} is not a readable safetensors file: {error}") from error
 
 
+def weights_note(config: Config) -> str:
+    """A paragraph of the model card on weights that are not simply those after training; else nothing."""
+    if (share := config.evaluation.interpolate) == 1:
+        return ""
+    return (
+        f"Its weights lie at {share:g} of the way from those before training to those after (WiSE-FT, "
+        f"`evaluation.interpolate={share:g}`).\n"
+    )
+
+
 def model_card(config: Config, results: dict[str, Any], provenance: dict[str, Any], loads: dict[str, str]) -> str:
     """README.md: what it is, how to use it, its results, what it came from, and what it cannot do."""
     commit = markdown(str((provenance.get("git") or {}).get("commit") or "unknown"))
@@ -179,6 +202,7 @@ A video-language dual encoder fine-tuned by ace-dist (method {method}, seed {con
     from ace_dist import Classifier
     Classifier.from_pretrained("THIS FOLDER").classify("clip.mp4", ["spin block", "hammer pin"])
 
+{weights_note(config)}
 The encoders alone: video `{loads["video"]}`; text `{loads["text"]}`. Compare unit vectors, divided by the temperature
 {config.method.temperature:g}.
 

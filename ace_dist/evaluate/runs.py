@@ -12,17 +12,19 @@ import torch
 from safetensors import safe_open
 
 from ace_dist.concepts import LabelSet
-from ace_dist.config import Config
+from ace_dist.config import Config, read_config
+from ace_dist.config.checks import check_config
 from ace_dist.data.loader import build_loader
-from ace_dist.data.run_inputs import read_inputs, run_config
+from ace_dist.data.run_inputs import read_inputs, replaced, run_config
 from ace_dist.data.task import NO_TEST, Task, load_run_task, load_task, test_digest
 from ace_dist.evaluate.caveats import METHOD, few_steps
 from ace_dist.evaluate.metrics import accuracy_interval, random_baseline
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
 from ace_dist.evaluate.run_files import read_metrics
-from ace_dist.models.build import build_model, load_some
+from ace_dist.models.build import build_model, load_tensors
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.weights import START
+from ace_dist.models.interpolation import load_interpolated
+from ace_dist.models.weights import START, TensorFile
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.errors import RunError
@@ -32,9 +34,20 @@ GZSL_NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
 
 
 def trained_model(run: Path, config: Config, device: torch.device) -> DualEncoder:
-    """The model of a finished run, in the precision it was trained in."""
-    model = build_model(config.model, config.seed, run / "model").to(device)
+    """The model of a finished run, in the precision it was trained in; `evaluation.interpolate` of the way."""
+    model = build_model(config.model, config.seed, run / "model")
+    if (share := config.evaluation.interpolate) != 1:
+        load_interpolated(model, run / "model", share)
+    model = model.to(device)
     return model.bfloat16() if uses_bf16(config.training.precision, device) else model
+
+
+def interpolated(config: Config, share: float | None) -> Config:
+    """The configuration of a run with another `evaluation.interpolate`; None: the run's own. Raises `ConfigError`."""
+    if share is not None:
+        config = replaced(config, {"evaluation.interpolate": share})
+        check_config(config)
+    return config
 
 
 def evaluate_run(
@@ -43,13 +56,19 @@ def evaluate_run(
     shards: str | None = None,
     output: Path | None = None,
     note: Callable[[str], None] = lambda place: None,
+    interpolate: float | None = None,
 ) -> dict[str, Any]:
     """Evaluate a finished run and write its results, into its folder or `output`. Collective; returns `results.json`.
 
     The clips are those of `shards`, or where the run read them; `note` is told where the evaluation is. Raises an error
     for a folder that would get the results of other test clips than its run began with.
     """
-    config = run_config(run, shards)
+    config = interpolated(run_config(run, shards), interpolate)
+    if output is None and config.evaluation.interpolate != (own := read_config(run).evaluation.interpolate):
+        raise RunError(
+            f"evaluation.interpolate={interpolate:g} gives other weights than those whose results {run} holds "
+            f"({own:g}); give output=DIR for the results of these"
+        )
     task, folder = load_run_task(run, config), output or run
     if output is None and (known := read_inputs(run)["test"]) and known != (here := test_digest(task)):
         raise RunError(
@@ -77,6 +96,8 @@ def evaluate_run(
         results["notes"].append(note_steps)
     with safe_open(run / "model" / "trained.safetensors", "pt") as file:  # which weights it holds, in words
         results |= {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
+    if interpolate is not None:
+        results["weights"] = f"{results.get('weights', 'trained')}; tested with evaluation.interpolate={interpolate:g}"
     if ranks.is_first:
         before = untrained_text(run, config).to(ranks.device)
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +121,7 @@ def untrained_text(run: Path, config: Config) -> DualEncoder:
         return build_model(config.model, config.seed)
     model = build_model(config.model, config.seed, run / "model")
     if inputs["start_sha256"]:
-        load_some(model, run / "model" / START)
+        load_tensors(model, TensorFile(run / "model" / START))
     return model
 
 
@@ -118,7 +139,8 @@ def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:
     last = lines[-1]
     task = load_task(config)
     records, labels = task.validation_clips()
-    scores = {"accuracy": last["validation_accuracy"], "f1": last["validation_f1"], "clips": len(records)}
+    names = [key.removeprefix("validation_") for key in last if key.startswith("validation_")]
+    scores = {name: last[f"validation_{name}"] for name in names} | {"clips": len(records)}
     named = {"method": config.method.name, "dataset": config.dataset.name, "fold": config.dataset.fold}
     untested = dict.fromkeys(("base", "novel", "hm", "srt"))
     hits = np.full(len(records), scores["accuracy"] / 100)

@@ -1,9 +1,10 @@
 """Builds the encoders that a configuration names, with their weights."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ace_dist.config import ModelConfig, resolve_path
 from ace_dist.models.dual_encoder import DualEncoder
@@ -96,8 +97,8 @@ def load_run_weights(model: DualEncoder, folder: Path, left_out: Set[str] = froz
 
 
 @torch.no_grad()
-def load_some(model: DualEncoder, path: Path) -> None:
-    """Load the tensors that a file has; the others stay as they are."""
+def load_tensors(model: DualEncoder, tensors: Mapping[str, Tensor]) -> None:
+    """Load these tensors by name; the others stay as they are."""
     own = model.state_dict()
-    for name, tensor in TensorFile(path).items():
+    for name, tensor in tensors.items():
         own[name].copy_(tensor)

@@ -19,7 +19,7 @@ from ace_dist.utils.files import write_bytes
 
 VIDEO_SETTING, TEXT_SETTING = "model.video.weights", "model.text.weights"
 FROZEN, TRAINED = "frozen.safetensors", "trained.safetensors"  # of a run's model folder: together its whole model
-START = "start.safetensors"  # beside them: what of the text tower trains, as it was before
+START = "start.safetensors"  # beside them: what trains, as it was before
 IMAGE_SIDE_OF_CLIP = ("vision_model.", "visual_projection.", "logit_scale")  # in the files of a whole CLIP model
 POSITION_IDS = "text_model.embeddings.position_ids"  # a constant buffer in files of older transformers
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ace_dist.concepts import ConceptDraw, ConceptSampler
 from ace_dist.config import MethodConfig
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.objectives.text_terms import changed_similarities, concept_margin, pull_to_start
 from ace_dist.utils.distributed import gather_rows
 from ace_dist.utils.parts import part
 
@@ -30,6 +31,7 @@ class PlacedDraw:
 
     layout: ConceptLayout
     sets: tuple[str, ...]
+    phrases: Tensor | None = None  # int64 [P], those of the sampler; with `method.distil`
 
 
 class ConceptObjective(nn.Module):
@@ -45,6 +47,11 @@ class ConceptObjective(nn.Module):
         self.sampler = sampler
         self.settings = settings
         self.text_features = model.build_text_features(sampler.phrases)
+        if tuple(settings.shadow_band) != (0, 1):
+            sampler.narrow_shadows(self.shadow_similarities(), *settings.shadow_band)
+        text = {name: p for name, p in model.text.named_parameters() if p.requires_grad}
+        self.start = {name: p.detach().float().clone() for name, p in text.items()} if settings.l2_sp else {}
+        self.start_text_SD = self.start_text() if settings.distil else None
 
     def place(self, draw: ConceptDraw) -> PlacedDraw:
         """Find what a draw repeats, and send its integers to the device in one copy, without waiting for it.
@@ -65,7 +72,8 @@ class ConceptObjective(nn.Module):
             device=self.text_features.device,
             beside=self.text_features.sentences(distinct_P[min(first, len(distinct_P) - 1) : last]),
         )  # fmt: skip
-        return PlacedDraw(layout, tuple(sets))
+        phrases = torch.from_numpy(distinct_P).to(layout.offsets.device) if self.settings.distil else None
+        return PlacedDraw(layout, tuple(sets), phrases)
 
     def share(self, phrases: int) -> tuple[int, int]:
         """First and last of the phrases that this rank encodes."""
@@ -75,7 +83,9 @@ class ConceptObjective(nn.Module):
         return dist.get_rank() * size, (dist.get_rank() + 1) * size
 
     def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw | PlacedDraw) -> dict[str, Tensor]:
-        """Scalar losses of one micro-batch, on the device: "fixed" and "random", less what is switched off."""
+        """Scalar losses of one micro-batch, on the device: "fixed" and "random", less what is switched off, and
+        `text_losses`.
+        """
         placed = draw if isinstance(draw, PlacedDraw) else self.place(draw)
         video_BD = self.model.encode_video(video_BTCHW)
         table_PD = self.encode(placed)
@@ -83,7 +93,43 @@ class ConceptObjective(nn.Module):
             losses_R = concept_cross_entropy_sets(
                 video_BD, table_PD, placed.layout, labels_B, self.settings.temperature
             )
-        return dict(zip(placed.sets, losses_R.unbind(), strict=True))
+            text = self.text_losses(table_PD, placed)
+        return dict(zip(placed.sets, losses_R.unbind(), strict=True)) | text
+
+    def text_losses(self, table_PD: Tensor, placed: PlacedDraw) -> dict[str, Tensor]:
+        """Losses on the text side alone, each times its weight; cosines count over the temperature, as in Eq. 8."""
+        settings, losses = self.settings, dict[str, Tensor]()
+        if settings.l2_sp:
+            trained = {name: p for name, p in self.model.text.named_parameters() if name in self.start}
+            losses["l2_sp"] = settings.l2_sp * pull_to_start(trained, self.start)
+        if self.start_text_SD is not None:
+            start_PD = self.start_text_SD[placed.phrases]
+            losses["distil"] = settings.distil * changed_similarities(table_PD, start_PD) / settings.temperature
+        if settings.margin:
+            layout = placed.layout.to(table_PD.device)
+            assert layout.rows is not None and layout.sizes is not None
+            sizes = layout.sizes[: layout.set_classes[0]]  # of the first label set
+            text_SD = table_PD[layout.rows[: sum(sizes)]]
+            losses["margin"] = concept_margin(text_SD, sizes, settings.margin) / settings.temperature
+        return losses
+
+    @torch.no_grad()
+    def start_text(self) -> Tensor:
+        """Embeddings [S, D] of every phrase of the sampler as the text tower has them before training."""
+        return self.text_features.encode(torch.arange(len(self.text_features))).float()
+
+    def shadow_similarities(self) -> list[list[float]]:
+        """Of each class, the cosine of each of its wrong labels with its root label before training, as means."""
+        text_SD = torch.nn.functional.normalize(self.start_text(), dim=1).cpu()
+
+        def mean(rows: tuple[int, ...]) -> Tensor:
+            return torch.nn.functional.normalize(text_SD[list(rows)].mean(0), dim=0)
+
+        fixed = [mean(tuple(rows)) for rows in self.sampler.root_rows()]
+        return [
+            [float(mean(rows) @ root) for rows in pool]
+            for pool, root in zip(self.sampler.shadow_verbs, fixed, strict=False)
+        ]
 
     def root_scores(self, video: Tensor, draw: ConceptDraw | PlacedDraw) -> Tensor:
         """The model's scores [B,C] of video embeddings against the draw's fixed labels."""

@@ -172,7 +172,9 @@ def model_cost(config: Config, bf16: bool) -> Cost:
 
 def memory_gib(config: Config, cost: Cost, ranks: int, bf16: bool) -> dict[str, float]:
     stage = int(config.deepspeed.get("zero_optimization", {}).get("stage", 0))
-    moments = (2 if config.training.optimizer == "adamw" else 1) + (config.training.ema_decay > 0)
+    moments = (2 if config.training.optimizer == "adamw" else 1) + (
+        config.training.ema_decay > 0 or config.training.swa_start is not None
+    )
     size = 2 if bf16 else 4
     master = 4 if bf16 else 0  # fp32 copies of what trains
     clips = config.training.batch_size / ranks / config.training.accumulation

@@ -3,7 +3,7 @@
     checkpoints/step-00000200/
         weights.safetensors     what trains, fp32, by name
         momentum.safetensors    the optimizer's state of it (adamw: mean, square)
-        average.safetensors     with training.ema_decay: the running average of the weights
+        average.safetensors     with training.ema_decay or swa_start: the running average of the weights
         generators.safetensors  torch's random generators of every rank
         checkpoint.json         step, ranks, ZeRO stage, precision; SHA-256 of the frozen weights, of each file and of
                                 what it says itself; states of the loop's callbacks (the open line of the log, ...)
@@ -16,7 +16,7 @@ drawn labels, learning rates) is a function of the step.
 Frozen weights are one file for all runs that lie side by side and begin from the same weights:
 `<parent of run_dir>/.frozen/<sha256>.safetensors`, to which `<run_dir>/model/frozen.safetensors` is a hard link. A
 hundred runs of a sweep cost one copy, and a run folder copied elsewhere has its weights with it. The same holds for
-`start.safetensors`, the text tower's trained weights before training. A file that no run links to any more
+`start.safetensors`, the trained weights as they were before training. A file that no run links to any more
 (`find .frozen -links 1`) can be deleted.
 """
 

@@ -14,7 +14,7 @@ from ace_dist.concepts import ConceptDraw
 from ace_dist.config import Config, TrainingConfig
 from ace_dist.data.loader.base import Batch
 from ace_dist.objectives import ConceptObjective, PlacedDraw
-from ace_dist.train.schedule import lr_factor
+from ace_dist.train.schedule import average_share, layer_factor, lr_factor
 from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.errors import ConfigError
 
@@ -50,7 +50,8 @@ class Engine:
         self.parts = STATE_PARTS[config.training.optimizer]
         if config.training.optimizer == "sgd" and not config.training.momentum:
             self.parts = {}
-        if config.training.ema_decay:
+        self.averages = average_share(config.training, 0, steps) is not None
+        if self.averages:
             self.parts = self.parts | AVERAGE
         optimizer = build_optimizer(self.parameter_groups(), config.training)
         settings = engine_settings(config, ranks.world, self.bf16)
@@ -73,7 +74,7 @@ class Engine:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trainable parameters of both towers, each group with its base rate; "new" with `training.lr_new`."""
         settings, model = self.settings, self.module.model
-        rates = {"video": settings.lr_video, "text": settings.lr_text, "new": settings.lr_new}
+        rates = {"video": settings.lr_video, "text": settings.lr_text, "new": settings.lr_new or 0.0}
         trainable = model.trainable_parameters()
         if settings.lr_new is not None:
             named = model.video.named_parameters()
@@ -81,9 +82,9 @@ class Engine:
             trainable["new"] = [parameter for parameter in trainable["video"] if id(parameter) in new]
             trainable["video"] = [parameter for parameter in trainable["video"] if id(parameter) not in new]
         groups = [
-            {"params": params, "name": name, "lr": rates[name], "base_lr": rates[name]}
-            for name, params in trainable.items()
-            if params
+            {"params": params, "name": name, "lr": rates[name] * factor, "base_lr": rates[name] * factor}
+            for name, whole in trainable.items()
+            for factor, params in self.by_layer(whole).items()
         ]
         if not groups:
             raise ConfigError(
@@ -92,8 +93,20 @@ class Engine:
             )
         return groups
 
+    def by_layer(self, parameters: list[nn.Parameter]) -> dict[float, list[nn.Parameter]]:
+        """Parameters by what `training.layer_decay` multiplies their rate by, the last layers at the end."""
+        if self.settings.layer_decay == 1:
+            return {1.0: parameters} if parameters else {}
+        model, factors = self.module.model, dict[int, float]()
+        for tower, depth in ((model.video, model.video.config.depth), (model.text, model.text.config.depth)):
+            factors |= {id(p): layer_factor(self.settings, name, depth) for name, p in tower.named_parameters()}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in sorted(parameters, key=lambda p: factors.get(id(p), 1.0)):
+            groups.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+        return groups
+
     def set_learning_rates(self, step: int) -> dict[str, float]:
-        """Set the rates of a step; returns them by group, `lr_video` and `lr_text`."""
+        """Set the rates of a step; returns them by side, `lr_video` and `lr_text`, of its last layers."""
         factor = lr_factor(self.settings, step, self.steps)
         for state in self.base_optimizer.state.values():
             if "step" in state:
@@ -161,18 +174,18 @@ class Engine:
         return bool(self.deepspeed.skipped_steps)
 
     @torch.no_grad()
-    def average(self) -> None:
-        """After an optimizer step: move the running average of the weights, a + (1 - `training.ema_decay`) (w - a).
+    def average(self, done: int) -> None:
+        """After `done` optimizer steps: move the average of the weights, a + share (w - a) (`average_share`).
 
         Each rank moves what it holds of the optimizer's fp32 weights, so nothing is sent and no rank holds the whole.
         """
-        if self.settings.ema_decay:
+        if (share := average_share(self.settings, done, self.steps)) is not None:
             for master, state in self.base_optimizer.state.items():
-                state["average"].lerp_(master, 1 - self.settings.ema_decay)
+                state["average"].lerp_(master, share)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to test and to export, whole, in fp32, on the CPU: the average when there is one. Collective."""
-        part = "average" if self.settings.ema_decay else "weights"
+        part = "average" if self.averages else "weights"
         return self.state(part)[part]
 
     def state(self, *parts: str) -> TrainedState:
@@ -257,7 +270,7 @@ class Engine:
         flat = [p for group in optimizer.param_groups for p in group["params"]]
         for master in wrapper.fp32_partitioned_groups_flat if self.stage == 3 else flat:
             optimizer.state[master] = {key: torch.zeros_like(master) for key in self.parts.values()}
-            if self.settings.ema_decay:
+            if self.averages:
                 optimizer.state[master]["average"] = master.detach().clone()
             if isinstance(optimizer, torch.optim.AdamW):
                 optimizer.state[master]["step"] = torch.tensor(0.0)

@@ -1,14 +1,39 @@
 """Learning-rate factors as pure functions of the step, so that a resumed run needs no scheduler state."""
 
 import math
+import re
 
 from ace_dist.config import TrainingConfig
+
+BEFORE_THE_LAYERS = ("embed", "cls_token")  # in names of parameters
 
 
 def total_steps(settings: TrainingConfig, clips: int) -> int:
     """Optimizer steps of a run: enough to see `epochs * clips` clips, unless `max_steps` says otherwise."""
     steps = math.ceil(settings.epochs * clips / settings.batch_size)
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
+def average_share(settings: TrainingConfig, done: int, steps: int) -> float | None:
+    """How far the average of the weights moves to those after `done` of `steps` steps, in (0, 1]; None: there is none.
+
+    An exponential one (EMA: Polyak and Juditsky, 1992) by a constant share. One over the last steps alone (SWA:
+    Izmailov et al., UAI 2018) is the weights themselves until it starts, then the mean of those after every step since.
+    """
+    if settings.swa_start is not None:
+        return 1 / max(1, done - math.floor(settings.swa_start * steps))
+    return 1 - settings.ema_decay if settings.ema_decay else None
+
+
+def layer_factor(settings: TrainingConfig, name: str, depth: int) -> float:
+    """What the rate of a parameter of a tower of `depth` layers is multiplied by (ELECTRA: Clark et al., ICLR 2020).
+
+    The last layer and all that follows it have 1, each layer below `training.layer_decay` of the one above, and what
+    comes before the first layer once more.
+    """
+    found = re.search(r"\b(?:blocks|encoder\.layers?)\.(\d+)\.", name)
+    above = depth - 1 - int(found[1]) if found else depth * any(part in name for part in BEFORE_THE_LAYERS)
+    return settings.layer_decay**above
 
 
 def lr_factor(settings: TrainingConfig, step: int, steps: int) -> float:

@@ -22,7 +22,7 @@ from ace_dist.data.sampling import ClipRequest, TrainPlan, claim_clips
 from ace_dist.data.task import NO_TEST, Task, describe_task, load_task, load_test
 from ace_dist.evaluate.caveats import few_steps, shortened
 from ace_dist.evaluate.protocols import rehearse
-from ace_dist.models.build import build_model, load_some
+from ace_dist.models.build import build_model, load_tensors
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.weights import FROZEN, START, TRAINED, TensorFile, save_safetensors
 from ace_dist.objectives import ConceptObjective, build_objective, total_loss
@@ -173,7 +173,8 @@ def starting_model(config: Config, run_dir: Path) -> DualEncoder:
     if gone and has_inputs(run_dir) and CheckpointFolder(run_dir / "checkpoints", keep=1).complete():
         say_once(f"{', '.join(gone)} does not exist here: the run goes on with the weights that it holds")
         model = build_model(replace(config.model, init="random"), config.seed)
-        load_some(model, run_dir / "model" / FROZEN)
+        for name in (FROZEN, START):
+            load_tensors(model, TensorFile(run_dir / "model" / name))
         return model
     if not config.init_from:
         return build_model(config.model, config.seed)
@@ -187,10 +188,10 @@ def starting_model(config: Config, run_dir: Path) -> DualEncoder:
 
 
 def keep_start(run_dir: Path, config: Config, task: Task, model: DualEncoder) -> None:
-    """Keep what a run starts from: its inputs, and the weights of the text tower that training will change."""
+    """Keep what a run starts from: its inputs, and the weights that training will change."""
     if has_inputs(run_dir):
         return note_shards(run_dir, config)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and name.startswith("text.")}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     digest = store_frozen(run_dir, trained, START) if trained else None
     keep_inputs(run_dir, config, {**describe_task(task), "start_sha256": digest})
 
@@ -238,8 +239,8 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
             health.note_gradients(step, engine.finite)
             if engine.skipped:
                 raise health.explain_skipped(step)
-            engine.average()
             done = step + 1
+            engine.average(done)
             end = StepEnd(done, done * plan.batch_size / len(plan.records), rates, loader.wait_s)
             callbacks.on_step_end(end)  # log, validate
             if end.save or overdue or stopped or checkpoints.due(done) or done == last:
@@ -275,16 +276,19 @@ def export(training: Training, step: int) -> None:
 
     Which they are stands in the file's metadata, for `results.json`.
     """
-    engine, validation, decay = training.engine, training.validation, training.config.training.ema_decay
+    engine, validation, settings = training.engine, training.validation, training.config.training
     ranks, best_step = engine.ranks, validation.best_step
     about = f"step {step}" if best_step is None else str(validation)
-    if decay:
-        about += f", running average (EMA {decay:g})"
+    if engine.averages:
+        kind = f"EMA {settings.ema_decay:g}" if settings.swa_start is None else f"SWA from {settings.swa_start:g} on"
+        about += f", running average ({kind})"
+    if (share := training.config.evaluation.interpolate) != 1:
+        about += f", at {share:g} of the way from before training (evaluation.interpolate)"
     if best_step in (None, step):
         weights = engine.weights()
     else:
         best = on_first(ranks, read_best, training.checkpoints.folder.at(best_step))
-        weights = best.parts["average" if decay else "weights"] if best else {}
+        weights = best.parts["average" if engine.averages else "weights"] if best else {}
     on_first(ranks, write_trained, training.run_dir / "model", weights, about, training.checkpoints.frozen)
     if ranks.is_first:
         if step < engine.steps:
@@ -331,6 +335,7 @@ def describe(task: Task, plan: TrainPlan, config: Config, objective: ConceptObje
     if task.validation:
         clips = len(task.validation_clips()[0])
         held_out = f", held out for validation: {clips} of {', '.join(sorted(task.validation))}"
+        held_out += f", and {sum(map(len, task.held_out.values()))} words" if task.held_out else ""
     lines = [
         f"classes: {len(task.classes.base)} base, {len(task.classes.novel)} novel; "
         f"training clips: {len(plan.records)}{held_out}",

@@ -8,19 +8,26 @@ import copy
 import time
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ace_dist.concepts import root_labels
+from ace_dist.concepts.held_out_words import held_out_label_sets
 from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.task import Task, load_test_trees
+from ace_dist.evaluate.metrics import srt_summary
 from ace_dist.evaluate.protocols import accuracy_and_f1, encode_test, score
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.interpolation import interpolate
+from ace_dist.models.weights import START, TensorFile
 from ace_dist.train.callbacks import Callback, StepEnd
 from ace_dist.train.checkpoint import Checkpoints
 from ace_dist.train.engine import Engine
+
+SPREAD = ("accuracy_mean", "accuracy_std", "f1_mean", "f1_std")
 
 
 def copy_to_test(model: DualEncoder, config: Config) -> DualEncoder:
@@ -37,8 +44,9 @@ def copy_to_test(model: DualEncoder, config: Config) -> DualEncoder:
 class Validation(Callback):
     """The validations of one run; all that is asked of it has the same answer on every rank.
 
-    `best` is the best result so far: its step, accuracy and macro F1 in percent; of equal accuracies the higher F1
-    wins, of equal results the earlier one. `since_best` counts validations since then.
+    `best` is the best result so far: its step and `scores`. It is compared by accuracy and, of equal ones, macro F1;
+    with `training.keep_best=base_srt` by the mean of the base SRT and, of equal ones, its smaller spread. Of equal
+    results the earlier one wins. `since_best` counts validations since then.
     """
 
     name = "validation"
@@ -67,24 +75,41 @@ class Validation(Callback):
         self.callbacks.on_stage("validation", step)
         started = time.perf_counter()
         own = dict(self.model.named_parameters())
+        weights = self.engine.weights()
+        if (share := self.config.evaluation.interpolate) != 1:
+            weights = interpolate(TensorFile(Path(self.config.run) / "model" / START), weights, share)
         with torch.no_grad():
-            for name, weight in self.engine.weights().items():
+            for name, weight in weights.items():
                 own[name].copy_(weight)
         scores = self.ranks.gather(self.scores(step))[0]  # rank 0's, whatever the other devices round
         self.since_best += 1
-        if self.best is None or (scores["accuracy"], scores["f1"]) > (self.best["accuracy"], self.best["f1"]):
+        if self.best is None or self.rank(scores) > self.rank(self.best):
             self.best, self.since_best = {"step": step, **scores}, 0
-        result = {"validation_accuracy": scores["accuracy"], "validation_f1": scores["f1"]}
+        result = {f"validation_{name}": value for name, value in scores.items()}
         self.callbacks.on_result(step, {**result, "validating_s": time.perf_counter() - started})
 
     def scores(self, step: int) -> dict[str, float]:
-        """Accuracy and macro F1 on the held-out clips, scored as test clips of base actions are."""
+        """Accuracy and macro F1 on the held-out clips, scored as test clips of base actions are, in percent.
+
+        With `evaluation.validation_words` also the base SRT, mean and spread: the same clips under held-out words.
+        """
         assert self.model is not None
         config, task, on_batch = self.config, self.task, partial(self.callbacks.on_stage, "validation", step)
         with closing(build_loader(config, self.ranks.device, self.model.frozen_part(config.loader))) as loader:
             encoded = encode_test(self.model, loader, task.validation_clips(), config, self.ranks, on_batch)
         roots = root_labels(task.classes.base, load_test_trees(config), config.method.leaf_augmentation)
-        return accuracy_and_f1(score(self.model, encoded, [roots], config)[0])
+        sets = held_out_label_sets(task.classes.base, task.held_out, config.seed) if task.held_out else []
+        scores, *runs = map(accuracy_and_f1, score(self.model, encoded, [roots, *sets], config))
+        if runs:
+            base_srt = srt_summary(runs)
+            scores |= {f"srt_{name}": base_srt[name] for name in SPREAD}
+        return scores
+
+    def rank(self, scores: dict[str, float]) -> tuple[float, float]:
+        """What two results are compared by; the larger is better."""
+        if self.config.training.keep_best == "base_srt":
+            return scores["srt_accuracy_mean"], -scores["srt_accuracy_std"]
+        return scores["accuracy"], scores["f1"]
 
     @property
     def exhausted(self) -> bool:
@@ -116,7 +141,8 @@ class Validation(Callback):
     def __str__(self) -> str:
         """The best result, in words."""
         assert self.best is not None
-        return (
-            f"step {self.best['step']}, best of validation (accuracy {self.best['accuracy']:.1f} %, macro F1 "
-            f"{self.best['f1']:.1f} %)"
-        )
+        best, srt = self.best, ""
+        if "srt_accuracy_mean" in best:
+            srt = f", base SRT {best['srt_accuracy_mean']:.1f} ± {best['srt_accuracy_std']:.1f} %"
+        scores = f"accuracy {best['accuracy']:.1f} %, macro F1 {best['f1']:.1f} %{srt}"
+        return f"step {best['step']}, best of validation ({scores})"

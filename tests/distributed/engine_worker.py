@@ -70,7 +70,7 @@ def train(engine, config, ranks, first, last):
         loss = total_loss(engine.forward(batch_of(config, step, ranks), engine.module.sampler.draw(step)))
         engine.backward(loss)
         engine.step()
-        engine.average()
+        engine.average(step + 1)
         losses.append(ranks.mean({"loss": loss})["loss"])
     return losses
 

@@ -3,17 +3,21 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ace_dist.concepts.held_out_words import held_out_label_sets
 from ace_dist.config import load_config, read_config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.loader.base import Loader
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.task import load_task
+from ace_dist.evaluate.protocols import accuracy_and_f1, encode_test, score
 from ace_dist.evaluate.runs import evaluate_run, results_table, trained_model
+from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.objectives.concept import ConceptObjective
 from ace_dist.train.callbacks import StepEnd
@@ -199,6 +203,60 @@ def test_the_best_weights_are_exported_and_the_run_ends_when_nothing_improves(ru
     scored([60.0])
     outcome = run("stopped", *settings)
     assert (outcome.step, outcome.stopped) == (8, None), "patience and best must outlive a stop"
+
+
+WORDS = [*VALIDATION, "evaluation.validation_words=0.4"]
+
+
+def test_base_srt_asks_for_words_that_no_step_draws(run, ranks, monkeypatch):
+    """Every phrase that a step encodes, against every phrase that a validation does; the mean and spread by hand."""
+    drawn, asked = set(), []
+    place, build = ConceptObjective.place, DualEncoder.build_text_features
+
+    def placed(self, draw):
+        drawn.update(*draw.fixed, *draw.random, *draw.shadow)
+        return place(self, draw)
+
+    def built(self, phrases):
+        asked.append(set(phrases))
+        return build(self, phrases)
+
+    monkeypatch.setattr(ConceptObjective, "place", placed)
+    monkeypatch.setattr(DualEncoder, "build_text_features", built)
+    run("words", *WORDS)
+    config = read_config(run.folder / "words")
+    task = load_task(config)
+    labels = {str(action.with_verb(word)) for action in task.classes.base for word in task.held_out[action.verb]}
+    assert any(labels <= phrases for phrases in asked), "validation asks for all of them"
+    words = {phrase.removesuffix(f" {action.object}") for action in task.classes.base for phrase in drawn}
+    assert words.isdisjoint(chain(*task.held_out.values())) and drawn.isdisjoint(labels)
+
+    (last,) = [line for line in lines(run, "words") if line.get("step") == STEPS and "validation_accuracy" in line]
+    model = trained_model(run.folder / "words", config, torch.device("cpu")).eval()
+    clips = encode_test(model, build_loader(config, "cpu"), task.validation_clips(), config, ranks)
+    found = [
+        accuracy_and_f1(score(model, clips, [labels], config)[0])["accuracy"]
+        for labels in held_out_label_sets(task.classes.base, task.held_out, config.seed)
+    ]
+    assert last["validation_srt_accuracy_mean"] == pytest.approx(sum(found) / 10)
+    assert last["validation_srt_accuracy_std"] == pytest.approx(torch.tensor(found).std(correction=0).item(), abs=1e-3)
+
+
+def test_the_best_weights_by_base_srt(run, monkeypatch, capsys):
+    """The highest mean, and of equal means the smaller spread, whatever base accuracy says."""
+    found = iter([(90.0, 50.0, 5.0), (70.0, 60.0, 9.0), (60.0, 60.0, 8.0), (95.0, 60.0, 8.0)])
+
+    def scores(self, step):
+        names = ("accuracy", "srt_accuracy_mean", "srt_accuracy_std")
+        return dict(zip(names, next(found), strict=True)) | {"f1": 1.0}
+
+    monkeypatch.setattr(Validation, "scores", scores)
+    run("best", *WORDS, "training.keep_best=base_srt", "training.max_steps=8")
+    said = capsys.readouterr().out
+    assert "exported: step 6, best of validation (accuracy 60.0 %, macro F1 1.0 %, base SRT 60.0 ± 8.0 %)" in said
+    best = load_file(run.folder / "best" / "checkpoints" / "step-00000006" / "weights.safetensors")
+    exported = load_file(run.folder / "best" / "model" / "trained.safetensors")
+    assert all(torch.equal(best[name], exported[name]) for name in best)
 
 
 def test_a_best_checkpoint_that_is_gone_is_named(run, scored, capsys):

@@ -82,7 +82,10 @@ class RateSearch:
 
     def score(self, video: float, text: float) -> Score | None:
         path = self.folder / self.run(video, text).id / "results.json"
-        return Score(**read_object(path, RunError)["validation"]) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_object(path, RunError)["validation"]
+        return Score(found["accuracy"], found["f1"], found["clips"])
 
     def scores(self, side: str) -> dict[float, Score]:
         """Scores by the rate of one side, whatever else the folder holds; the text side's at the video rate taken."""

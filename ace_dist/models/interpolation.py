@@ -1,0 +1,31 @@
+"""Weights between those before and after training (WiSE-FT: Wortsman et al., Robust fine-tuning, CVPR 2022)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ace_dist.models.build import load_tensors
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.weights import START, TRAINED, TensorFile
+from ace_dist.utils.errors import RunError
+
+
+def interpolate(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """`share` of each trained tensor and the rest of the one before training, by name; exact at 0 and at 1."""
+    return {name: start[name].lerp(tensor, share) for name, tensor in trained.items()}
+
+
+def load_interpolated(model: DualEncoder, folder: Path, share: float) -> None:
+    """Give a model the weights of a run's `model` folder at `share` of the way from its start to its end.
+
+    Raises `RunError` for a run of an earlier version, which kept no weights of the video side from before training.
+    """
+    path, trained = folder / START, TensorFile(folder / TRAINED)
+    start = TensorFile(path) if path.is_file() else {}
+    if trained.keys() - start.keys():
+        raise RunError(
+            f"evaluation.interpolate={share:g} needs the weights from before training, and {path} does not hold them: "
+            f"an earlier version trained this run; train it again, or set evaluation.interpolate=1"
+        )
+    load_tensors(model, interpolate(start, trained, share))
