@@ -237,6 +237,7 @@ class ExploreSettings:
     largest_upload_mb: int = 200
     dataset: ClipsOfRun = field(default_factory=ClipsOfRun)
     token: bool = False  # open only by the address that is printed; for a machine with other users
+    videos: str | None = None  # folder of long videos that the Timeline page offers; null: uploads alone
 
 
 def explore(argv: list[str]) -> None:
@@ -251,6 +252,7 @@ def explore(argv: list[str]) -> None:
         settings.largest_upload_mb,
         settings.token,
         settings.dataset.shards,
+        settings.videos,
     )
 
 

@@ -34,6 +34,7 @@ from ace_dist.utils.reading import read_object
 PART = 256  # windows
 END_BYTES = 1 << 20  # at each end of a video, which tell it from another one of the same size and date
 Progress = Callable[[float, float], None]  # seconds of video done, and in all
+OnPicture = Callable[[npt.NDArray[np.uint8]], None]  # a picture [3, S, S]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,10 @@ def embed_video(
     stride_s: float | None = None,
     cache: Path | None = None,
     progress: Progress = lambda done_s, all_s: None,
+    on_picture: OnPicture = lambda picture: None,
 ) -> EmbeddedVideo:
-    """The windows of a whole video. `cache`: where embeddings are kept; None: nowhere.
+    """The windows of a whole video. `cache`: where embeddings are kept; None: nowhere. `on_picture` sees each picture
+    that is read, as the model does.
 
     Raises `DataError` when the video cannot be read to its end: what is there of it is never taken for all of it.
     """
@@ -71,7 +74,7 @@ def embed_video(
     parts = read_parts(folder) if folder is not None else []
     first = sum(map(len, parts))
     span_s = run_alone(STALL_S, promised_span, path)
-    start = PictureClock()
+    start = PictureClock(on_picture)
     pictures = start.watch(
         stream_crops(
             path,
@@ -101,13 +104,16 @@ def embed_video(
 class PictureClock:
     """Counts the pictures that come by, and keeps the time of the first one."""
 
-    first_s, count = 0.0, 0
+    def __init__(self, on_picture: OnPicture) -> None:
+        self.first_s, self.count, self.on_picture = 0.0, 0, on_picture
 
     def watch(self, blocks: Iterator[tuple[float, npt.NDArray[np.uint8]]]) -> Iterator[npt.NDArray[np.uint8]]:
         for first_s, block in blocks:
             self.first_s = first_s
             self.count += len(block)
-            yield from block
+            for picture in block:
+                self.on_picture(picture)
+                yield picture
 
 
 def encode_windows(

@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,16 @@ CURVE_POINTS = 600  # of a curve: the largest probability of each stretch
 WIDTH, ROW = 1000, 40  # of a drawing, in its own units, stretched to the page
 
 
-def to_html(timeline: Timeline) -> str:
-    """The page. Reads the video once more, for the thumbnails."""
+Stills = Callable[[Sequence[float]], Sequence[bytes]]  # JPEG of what is shown at each of some times
+
+
+def to_html(timeline: Timeline, stills: Stills | None = None) -> str:
+    """The page. Without `stills` it reads the video once more, for the thumbnails."""
     title = html.escape(Path(timeline.video).name)
     actions = sum(part.label is not None for part in timeline)
     length = timeline.end_s - timeline.start_s
     summary = f"{actions} segments of {len(timeline.labels)} labels in {clock(length)}"
-    parts = [bar(timeline), checklist(timeline), curves(timeline), segment_list(timeline)]
+    parts = [bar(timeline), checklist(timeline), curves(timeline), segment_list(timeline, stills)]
     return PAGE.format(title=title, summary=summary, body="\n".join(part for part in parts if part))
 
 
@@ -70,24 +73,26 @@ HATCH = (
 def curves(timeline: Timeline) -> str:
     """Probability over time, a row for each label that is the best one somewhere; the others follow as a sentence."""
     shown = [label for label in timeline.labels if any(part.label == label for part in timeline)]
-    rows = []
-    for label in shown:
-        values = timeline.probabilities[:, timeline.labels.index(label)]
-        stretches = np.array_split(values, min(len(values), CURVE_POINTS))
-        line = " ".join(
-            f"{WIDTH * (i + 0.5) / len(stretches):.1f},{ROW * (1 - float(stretch.max())):.1f}"
-            for i, stretch in enumerate(stretches)
-        )
-        rows.append(
-            f'<p class="curve">{html.escape(label)}</p><svg class="curve" viewBox="0 0 {WIDTH} {ROW}" '
-            f'preserveAspectRatio="none" role="img" aria-label="Probability of {html.escape(label)} over time">'
-            f'<polyline points="{line}" fill="none" stroke="{colour(timeline, label)}" stroke-width="2" '
-            'vector-effect="non-scaling-stroke"/></svg>'
-        )
+    rows = [f'<p class="curve">{html.escape(label)}</p>{curve(timeline, label)}' for label in shown]
     absent = [html.escape(label) for label in timeline.labels if label not in shown]
     note = f"<p>Never the best label: {', '.join(absent)}.</p>" if absent else ""
     head = "<h2>Probability of each label <small>from 0 to 100 %</small></h2>"
     return head + "".join(rows) + note
+
+
+def curve(timeline: Timeline, label: str) -> str:
+    """The probability of one label over time."""
+    values = timeline.probabilities[:, timeline.labels.index(label)]
+    stretches = np.array_split(values, min(len(values), CURVE_POINTS))
+    line = " ".join(
+        f"{WIDTH * (i + 0.5) / len(stretches):.1f},{ROW * (1 - float(stretch.max())):.1f}"
+        for i, stretch in enumerate(stretches)
+    )
+    return (
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {ROW}" preserveAspectRatio="none" role="img" '
+        f'aria-label="Probability of {html.escape(label)} over time"><polyline points="{line}" fill="none" '
+        f'stroke="{colour(timeline, label)}" stroke-width="2" vector-effect="non-scaling-stroke"/></svg>'
+    )
 
 
 def checklist(timeline: Timeline) -> str:
@@ -105,11 +110,14 @@ def checklist(timeline: Timeline) -> str:
     return f'<h2>Procedure</h2><ul class="deviations">{items}</ul>'
 
 
-def segment_list(timeline: Timeline) -> str:
+def segment_list(timeline: Timeline, stills: Stills | None) -> str:
     by_length = sorted(range(len(timeline)), key=lambda i: timeline[i].start_s - timeline[i].end_s)
     chosen = sorted(by_length[:THUMBNAILS])
     times = [(timeline[i].start_s + timeline[i].end_s) / 2 for i in chosen]
-    pictures = dict(zip(chosen, thumbnails(Path(timeline.video), times), strict=True))
+    shown = stills(times) if stills else thumbnails(Path(timeline.video), times)
+    pictures = {
+        i: f"data:image/jpeg;base64,{base64.b64encode(still).decode()}" for i, still in zip(chosen, shown, strict=True)
+    }
     entries = []
     for number, part in enumerate(timeline):
         name = html.escape(part.label or NONE)
@@ -123,13 +131,13 @@ def segment_list(timeline: Timeline) -> str:
     return f'<h2>Segments</h2><ol class="segments">{"".join(entries)}</ol>'
 
 
-def thumbnails(video: Path, times_s: Sequence[float]) -> list[str]:
-    """A data URI for each time: the frame shown then, as JPEG."""
+def thumbnails(video: Path, times_s: Sequence[float]) -> list[bytes]:
+    """For each time the frame shown then, as JPEG."""
     found = []
     for picture in stream_thumbnails(video, times_s):
         out = io.BytesIO()
         Image.fromarray(picture).save(out, "JPEG", quality=70)
-        found.append(f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}")
+        found.append(out.getvalue())
     return found
 
 

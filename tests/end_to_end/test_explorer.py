@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,11 @@ from ports import free_port
 from test_own_videos import render_video
 
 from ace_dist.data.run_inputs import KEPT
-from ace_dist.tools.explorer import drawing
-from ace_dist.tools.explorer.page import Page
-from ace_dist.tools.explorer.session import Explorer, LabelVotes
+from ace_dist.tools.explorer import answer
+from ace_dist.tools.explorer.clip_page import ClipPage, View
+from ace_dist.tools.explorer.desk import Desk
+from ace_dist.tools.explorer.markup import asked, message_html
+from ace_dist.tools.explorer.session import Explorer, LabelVotes, Look
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.files import file_sha256
 
@@ -59,7 +60,7 @@ def test_a_look_is_the_mean_of_the_votes(explorer):
     """Softmax over the labels of the mean cosine / τ, averaged over the views (`softmax_sum`); votes are cosines."""
     clip = explorer.test_clip(explorer.tests[0].id)
     words = explorer.synonyms(["spin block", "juggle balls", "lift mug"])
-    look = explorer.look(clip, words)
+    look = explorer.look(clip, words).labels
     assert explorer.config.evaluation.view_fusion == "softmax_sum"
     unit = torch.nn.functional.normalize
     text = {label: unit(explorer.classifier.model.text(list(group)), dim=1) for label, group in words.items()}
@@ -78,9 +79,9 @@ def test_removing_a_word_changes_the_result_and_refusals_say_why(explorer):
     """A label of fewer words has another mean; impossible questions are refused by name."""
     clip = explorer.test_clip(explorer.tests[-1].id)
     words = {label: list(group) for label, group in explorer.synonyms(["spin block", "lift mug"]).items()}
-    before = {item.label: item.probability for item in explorer.look(clip, words)}
+    before = {item.label: item.probability for item in explorer.look(clip, words).labels}
     words["spin block"] = words["spin block"][1:]
-    after = {item.label: item.probability for item in explorer.look(clip, words)}
+    after = {item.label: item.probability for item in explorer.look(clip, words).labels}
     assert before["spin block"] != after["spin block"]
     for wrong, message in (
         ({"spin block": ["spin block"]}, "at least two labels"),
@@ -96,7 +97,8 @@ def test_removing_a_word_changes_the_result_and_refusals_say_why(explorer):
 def test_a_phrase_may_stand_for_two_labels(explorer):
     """As in trees that share a synonym, and in the run's own evaluation with them."""
     clip = explorer.test_clip(explorer.tests[0].id)
-    look = explorer.look(clip, {"stir cup": ["stir cup", "agitate cup"], "shake cup": ["shake cup", "agitate cup"]})
+    words = {"stir cup": ["stir cup", "agitate cup"], "shake cup": ["shake cup", "agitate cup"]}
+    look = explorer.look(clip, words).labels
     assert len(look) == 2 and all(len(item.votes) == 2 for item in look)
 
 
@@ -122,17 +124,59 @@ def test_phrases_have_a_limit_too(explorer):
         explorer.look(explorer.test_clip(explorer.tests[0].id), words)
 
 
-def test_a_clip_is_shown_among_the_labels_of_its_split(explorer):
-    """Presets follow the clip, a visitor's own labels stay; nothing of the clip is refused."""
-    page = Page(explorer)
-    words = page.first_words()
+@pytest.fixture
+def page_of(explorer):
+    return ClipPage([explorer], Desk([explorer.run]))
+
+
+def test_it_opens_with_an_answer_and_the_labels_follow_the_clip(explorer, page_of):
+    """The first view is a clip of a novel action with its answer; presets hold the truth, a visitor's labels stay."""
+    view = page_of.opening()
+    assert not view.test.base and "ace-verdict" in page_of.answer(view)
     for test in (explorer.tests[0], explorer.tests[-1]):
-        clip, sheet, _, look, _, words, text = page.choose(test.id, words)
-        assert test.action in words and test.action in text.splitlines() and clip is not None
-        assert "ace-look" in look and sheet.count("data:image/png;base64,") == 1
-    own = page.typed_words("juggle balls\nthrow cup")
-    assert page.choose(explorer.tests[0].id, own)[5] == own
-    assert page.use_labels("one", None, own)[0] == own, "a refused text leaves the labels before"
+        view = page_of.press(view, "clip", test.id)
+        html = page_of.answer(view)
+        assert test.action in view.words and "✓" not in html and " truth" in html
+        assert html.count("data:video/webm") == 1 and ("never trained on" in html) == (not test.base)
+    own = page_of.use_labels(view, "juggle balls\nthrow cup")
+    assert page_of.press(own, "clip", explorer.tests[0].id).words == own.words
+    with pytest.raises(UserError, match="at least two"):
+        page_of.use_labels(own, "one")
+
+
+def test_buttons_change_words_and_unknown_ones_are_refused(explorer, page_of):
+    """Whatever a browser sends in the place of a button's request: a sentence, and no change."""
+    view = page_of.opening()
+    label, (phrase, *_) = next((label, group) for label, group in view.words.items() if len(group) > 1)
+    view = page_of.press(view, "label", label)
+    before = page_of.answer(view)
+    view = page_of.press(view, "word", phrase[0])
+    assert (phrase[0], False) in view.words[label] and page_of.answer(view) != before
+    view = page_of.press(view, "add", "Fling_It")
+    assert view.words[label][-1] == ("fling it", True)
+    assert page_of.press(view, "label", "nothing of this page").label == label
+    for do, value in (("clip", "../../etc/passwd"), ("delete", ""), ("__class__", "x"), ("add", "x" * 300)):
+        with pytest.raises(UserError):
+            page_of.press(view, do, value)
+    for data in (None, [], "clip", {}, {"do": "clip"}, {"do": 1, "value": "x"}, {"do": "clip", "value": "x" * 5000}):
+        with pytest.raises(UserError, match="load it again"):
+            asked(data)
+    assert page_of.gallery(page_of.press(view, "shelf", "9" * 30)) and page_of.press(view, "shelf", "-3")
+
+
+def test_a_meaningless_label_is_never_certain_without_a_word(explorer, page_of):
+    """Words that no tree knows, and a best cosine below that of base clips: said beside the percentage."""
+    view = page_of.use_labels(page_of.opening(), "asdf qwer\nKiste heben")
+    assert "No synonym tree knows the verb of" in page_of.answer(view)
+    look = Look((LabelVotes("a", 1.0, (("a", 0.1),)),), None, 0.1, 0.3, ())
+    assert "None of these" in answer.verdict_html(look, 0.1) and "below 0.30" in answer.verdict_html(look, 0.1)
+    assert "None of these" in answer.verdict_html(replace(look, floor=None, fits=False), 0.1)
+    assert "None of these" not in answer.verdict_html(replace(look, cosine=0.4, fits=True), 0.1)
+
+
+def test_the_floor_is_what_base_clips_reach(explorer):
+    explorer.measure_floor()
+    assert -1 < explorer.floor < 1
 
 
 def test_a_data_set_of_one_novel_action_opens(explorer, monkeypatch):
@@ -141,16 +185,17 @@ def test_a_data_set_of_one_novel_action_opens(explorer, monkeypatch):
         task = explorer.task
         classes = replace(task.classes, base=task.classes.base[:base], novel=task.classes.novel[:novel])
         monkeypatch.setattr(explorer, "task", replace(task, classes=classes))
-        page = Page(explorer)
-        assert len(page.first_words()) == first
-        assert "Choose a test clip" in page.look(None, {})
+        page = ClipPage([explorer], Desk([explorer.run]))
+        view = page.opening()
+        assert len(view.words) == first and page.gallery(view) and page.answer(view)
         monkeypatch.undo()
+    assert "Choose" in page.answer(View({}))
 
 
 def test_messages_show_no_folder_of_the_server(explorer):
     """A refusal names files, and not where they lie."""
-    page = Page(explorer)
     run = explorer.run
+    desk = Desk([run])
     for text, shown in (
         (
             f"{run / 'results.json'} is missing; run ace evaluate run={run} again",
@@ -160,7 +205,7 @@ def test_messages_show_no_folder_of_the_server(explorer):
         ("'/srv/my data/a b/trees.json' is broken", "trees.json"),
         ("dataset.shards=/mnt/x/shards lacks a/b", "dataset.shards=shards lacks a/b"),
     ):
-        message = unescape(page.refusal(UserError(text)))
+        message = desk.refusal(UserError(text))
         assert shown in message and "/home" not in message and str(run.parent) not in message and "/srv" not in message
 
 
@@ -176,7 +221,8 @@ def test_the_robustness_table_is_that_of_the_evaluation(explorer):
     """Ten runs for a clip: the predictions that `predictions.json` holds for it."""
     predictions = json.loads((explorer.run / "predictions.json").read_text())
     test = next(test for test in explorer.tests if not test.base)
-    runs = explorer.robustness(explorer.test_clip(test.id))
+    runs, classes = explorer.robustness(explorer.test_clip(test.id), base=False)
+    assert test.action in classes
     assert len(runs) == len(predictions["srt"]) == 10
     for run, stored in zip(runs, predictions["srt"], strict=True):
         expected = stored["probabilities"][stored["ids"].index(test.id)]
@@ -186,12 +232,12 @@ def test_the_robustness_table_is_that_of_the_evaluation(explorer):
 
 def test_drawings_escape_what_a_user_types():
     """Labels are text of a stranger's: none of it becomes markup."""
-    evil = "<script>alert(1)</script>"
-    html = drawing.look_html([LabelVotes(evil, 0.5, ((evil, 0.1),))])
-    html += drawing.robustness_html([[(evil, 0.5), ("b", 0.5)]]) + drawing.message_html(evil)
-    assert "<script" not in html and html.count("&lt;script&gt;") == 4
-    sheet = drawing.contact_sheet(np.zeros((8, 48, 48, 3), np.uint8))
-    assert sheet.shape == (2 * 144, 5 * 144, 3)
+    evil = '"><script>alert(1)</script>'
+    look = Look((LabelVotes(evil, 0.5, ((evil, 0.1),)),), True, 0.1, None, (evil,))
+    html = answer.verdict_html(look, 0.1) + answer.bars_html(look, evil, evil, every=True)
+    html += answer.words_html(evil, {evil: [(evil, True)]}, [look]) + message_html(evil)
+    html += answer.robustness_html([[(evil, 0.5), ("b", 0.5)]], [evil, "b"], evil)
+    assert "<script" not in html and '""' not in html and html.count("&lt;script&gt;") >= 10
 
 
 @pytest.fixture(scope="module")
@@ -241,57 +287,61 @@ def page(phone, address):
 
 def percents(page):
     """Label -> shown probability."""
-    bars = page.locator("#ace-look .ace-bar")
+    bars = page.locator("#ace-look .ace-bars button")
     bars.first.wait_for()
     texts = [bars.nth(i).inner_text().split("\n") for i in range(bars.count())]
     return {parts[0].strip(): parts[-1].strip() for parts in texts}
 
 
 def test_the_page_in_a_browser(page, tmp_path, scratch):
-    """Upload, labels, a synonym removed and one added, bad and oversized files refused; nothing leaves the machine, and
-    nothing of an upload stays in it."""
-    page.locator(".ace-hint").wait_for()
-    assert page.locator(".ace-error").count() == 0, "the page opens with an error"
+    """An answer at once, an upload, labels, a synonym switched off by keyboard and one added, bad and oversized files
+    refused; nothing leaves the machine, and nothing of an upload stays in it."""
+    page.locator("#ace-look .ace-verdict").wait_for()
+    assert page.locator(".ace-message").count() == 0, "the page opens with an error"
+    page.wait_for_function("document.querySelector('video').videoWidth > 0")  # the film plays under the policy
+    film, verdict = page.locator(".ace-clip video").bounding_box(), page.locator(".ace-verdict").bounding_box()
+    assert film["x"] + film["width"] <= verdict["x"] and verdict["y"] < film["y"] + film["height"], "not side by side"
     video = tmp_path / "my video ü.mp4"
     render_video(video, seconds=2.5, size=(64, 64), rate=12)
-    chooser = page.locator("#ace-upload input[type=file]")
-    chooser.set_input_files(str(video))
-    page.get_by_text("uploaded: ").wait_for()
-    page.locator("img.ace-sheet").wait_for()
+    page.locator("input[type=file]").first.set_input_files(str(video))
+    page.get_by_text("Your video").wait_for()
     kept = [path for path in scratch.rglob("*") if path.is_file()]
     assert not kept, "the upload, its frames or an empty temporary file are left"
-    page.locator("#ace-labels textarea").fill("spin block")
-    page.locator("#ace-use").click()
-    message = page.locator(".ace-error", has_text="at least two labels")
+    labels, use = page.get_by_label("Actions to choose between"), page.get_by_role("button", name="Use these labels")
+    labels.fill("spin block")
+    use.click()
+    message = page.get_by_role("alert").filter(has_text="at least two labels")
     message.wait_for()
     box = message.bounding_box()
     assert box["y"] >= 0 and box["y"] + box["height"] <= 844, "the message is off the screen"
-    page.locator("#ace-labels textarea").fill("spin block\nlift mug\njuggle balls")
-    page.locator("#ace-use").click()
+    labels.fill("spin block\nlift mug\njuggle balls")
+    use.click()
     page.locator("#ace-look", has_text="juggle balls").wait_for()
-    first = percents(page)
-    assert set(first) == {"spin block", "lift mug", "juggle balls"}
+    assert set(percents(page)) == {"spin block", "lift mug", "juggle balls"}
 
-    before = page.locator("#ace-look").inner_text()
-    field = page.get_by_placeholder("another phrase for juggle balls")
+    page.get_by_role("button", name=re.compile("^juggle balls")).first.click()
+    field = page.get_by_label("another phrase for juggle balls")
     field.fill("throw <b>balls</b>")
-    page.get_by_label("rotate block").uncheck()
-    page.wait_for_function("t => document.querySelector('#ace-look').innerText != t", arg=before)
-    assert field.input_value() == "throw <b>balls</b>", "a tick wiped what was being typed"
     field.press("Enter")
-    page.locator("#ace-look", has_text="2 phrases").wait_for()
+    page.get_by_role("button", name="throw <b>balls</b>").wait_for()
     assert page.locator("#ace-look b b").count() == 0, "a typed word became markup"
+    chip = page.get_by_role("button", name=re.compile("^juggle balls")).last
+    field.fill("half a wo")
+    chip.focus()
+    page.keyboard.press("Space")
+    page.locator(".ace-chips button[aria-pressed=false]", has_text="juggle balls").wait_for()
+    assert page.evaluate("document.activeElement.getAttribute('data-do')") == "word", "the keyboard lost its place"
+    assert field.input_value() == "half a wo", "a chip wiped what was being typed"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "the page is wider than a phone"
 
-    for name, content, message in (
+    for name, content, said in (
         ("no video.mp4", b"this is not a video", "cannot be read"),
         ("large.mp4", bytes(3 * 2**20), "large"),
     ):
         broken = tmp_path / name
         broken.write_bytes(content)
-        page.get_by_label("Clear").first.click()
-        page.locator("#ace-upload input[type=file]").set_input_files(str(broken))
-        page.get_by_text(re.compile(message)).first.wait_for()
+        page.locator("input[type=file]").first.set_input_files(str(broken))
+        page.get_by_text(re.compile(said)).first.wait_for()
     assert page.foreign == [], f"requests to other machines: {page.foreign}"
     assert page.errors == []
 
@@ -349,20 +399,18 @@ def test_a_hostile_run_in_a_browser(hostile, phone, tmp_path_factory):
     scratch = tmp_path_factory.mktemp("hostile-scratch")
     with served(hostile / "run", scratch, f"dataset.shards={hostile / 'shards'}") as address:
         page.goto(address)
-        page.locator("#ace-clip input").click()
-        page.locator("[role=option]", has_text=PAYLOADS["box"]).first.click()
+        page.locator(".ace-gallery button", has_text=PAYLOADS["box"]).first.click()
         page.locator("#ace-look", has_text=PAYLOADS["box"]).wait_for()
-        for title in ("The Synonym Robustness Test", "The concepts before"):
-            page.get_by_text(title).click()
-        page.locator("svg.ace-map").nth(1).wait_for()
-        page.locator("svg.ace-map circle").first.hover(force=True)
-        page.locator("#ace-labels textarea").fill("\n".join(f"juggle {payload}" for payload in PAYLOADS.values()))
-        page.locator("#ace-use").click()
+        page.get_by_role("button", name="Synonym Robustness Test").click()
+        page.locator("#ace-srt").wait_for()
+        labels = "\n".join(f"juggle {payload}" for payload in PAYLOADS.values())
+        page.get_by_label("Actions to choose between").fill(labels)
+        page.get_by_role("button", name="Use these labels").click()
         page.locator("#ace-look", has_text=f"juggle {PAYLOADS['plate']}").wait_for()
         video = hostile / "<img src=x onerror=alert(16)>.mp4"
         render_video(video, seconds=2.5, size=(64, 64), rate=12)
-        page.locator("#ace-upload input[type=file]").set_input_files(str(video))
-        page.get_by_text("uploaded: ").wait_for()
+        page.locator("input[type=file]").first.set_input_files(str(video))
+        page.get_by_text("Your video").wait_for()
         assert page.locator(f"[src*='{LEAK}'], [href*='{LEAK}'], [src='x'], iframe").count() == 0, "a name is mark-up"
         assert page.foreign == []
         # Were a name to become mark-up after all, the policy would stop what it asks for.

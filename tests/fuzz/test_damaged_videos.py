@@ -147,16 +147,21 @@ def test_a_damaged_video_is_classified_or_refused(tmp_path, videos, classifier, 
 @given(damaged_videos)
 def test_an_upload_is_shown_or_refused_in_words_and_is_gone(tmp_path, videos, classifier, case):
     """Each is read in a process of its own, hence few."""
-    page = pytest.importorskip("ace_dist.tools.explorer.page", reason="pip install 'ace-dist[explore]'")
-    explorer = page.Explorer.__new__(page.Explorer)  # without a run folder and its test clips
-    explorer.config, explorer.classifier = classifier.config, classifier
-    explorer.robustness, explorer.run, explorer.most_phrases = lambda clip: [], tmp_path, 100
-    explorer.task = SimpleNamespace(classes=SimpleNamespace(base=(), novel=()))
+    pages = pytest.importorskip("ace_dist.tools.explorer.clip_page", reason="pip install 'ace-dist[explore]'")
+    explorer = pages.Explorer.__new__(pages.Explorer)  # without a run folder and its test clips
+    explorer.config, explorer.classifier, explorer.run = classifier.config, classifier, tmp_path
+    explorer.tests, explorer.floor, explorer.most_phrases = [], None, 100
+    explorer.task = SimpleNamespace(classes=SimpleNamespace(base=(), novel=()), trees=classifier.trees)
+    page = pages.ClipPage([explorer], pages.Desk([tmp_path]))
     in_time()
     name, damaged = case
     path = tmp_path / name
     path.write_bytes(damage(videos[name], *damaged))
     words = {label: [(label, True)] for label in ("spin block", "lift mug")}
-    clip, sheet, caption, look, _ = page.Page(explorer).upload(str(path), words)
-    assert not path.exists() and "Traceback" not in look and str(tmp_path) not in look
-    assert (clip is None) == (sheet == "") == (caption == "") and look
+    try:
+        view = page.upload(pages.View(words), str(path))
+        assert "ace-verdict" in page.answer(view) and view.upload == name
+    except UserError as error:
+        said = page.desk.refusal(error)
+        assert said and "Traceback" not in said and str(tmp_path) not in said
+    assert not path.exists()

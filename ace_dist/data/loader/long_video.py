@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ace_dist.config import EncodingConfig, LoaderConfig
-from ace_dist.data.build.decode import CAMERA_FPS, read_window
+from ace_dist.data.build.decode import read_window
 from ace_dist.data.build.isolation import stream_alone
 from ace_dist.data.loader.pixels import TestCrop
 
@@ -50,7 +50,7 @@ def stream_thumbnails(path: Path, times_s: Sequence[float]) -> Iterator[NDArray[
 
 def thumbnails(path: Path, times_s: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
     for time_s in times_s:
-        raw = read_window(path, time_s, time_s + 1 / CAMERA_FPS, short_side=THUMBNAIL)
+        raw = read_window(path, time_s, short_side=THUMBNAIL)  # one is decoded, which may be shown a little later
         yield next(iter(raw.frames))
 
 

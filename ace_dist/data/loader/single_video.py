@@ -24,12 +24,16 @@ Video = str | Path | BinaryIO | NDArray[np.uint8] | torch.Tensor | Sequence[Any]
 
 @dataclass(frozen=True)
 class LooseClip:
-    """The test views of a video: normalised RGB [views, T, 3, H, W]; short videos show the same frames in each."""
+    """The test views of a video: normalised RGB [views, T, 3, H, W]; short videos show the same frames in each.
+
+    `stored`: the clip that they are of, as shards would hold it.
+    """
 
     video: torch.Tensor
     start_s: float
     end_s: float
     distinct_views: int
+    stored: bytes
 
 
 def read_clip(
@@ -65,7 +69,7 @@ def read_clip(
     (requests,) = TestPlan([record], [0], config.dataset.clip, config.loader, config.dataset.clip.views).batches()
     views = torch.stack([torch.from_numpy(decode_clip(data, request)) for request in requests])
     distinct_views = len({request.frames for request in requests})
-    return LooseClip(normalise(views, config.loader), part.start_s, part.end_s, distinct_views)
+    return LooseClip(normalise(views, config.loader), part.start_s, part.end_s, distinct_views, data)
 
 
 def as_source(video: Video) -> Source | NDArray[np.uint8]:

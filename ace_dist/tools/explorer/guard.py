@@ -153,6 +153,7 @@ def content_security_policy(scripts: Iterable[bytes]) -> str:
         " ".join(["script-src 'self' 'unsafe-eval'", *(f"'sha256-{digest}'" for digest in digests)]),
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",
+        "media-src data:",
         "font-src 'self'",
         "connect-src 'self'",
         "form-action 'none'",

@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +31,13 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def serve(run: Path, port: int, device: str, largest_upload_mb: int, token: bool, shards: str | None) -> None:
-    """Serve the page on the loopback address until Ctrl-C or SIGTERM. Raises `UserError` when the port is taken."""
+def serve(
+    run: Path, port: int, device: str, largest_upload_mb: int, token: bool, shards: str | None, videos: str | None
+) -> None:
+    """Serve the page on the loopback address until Ctrl-C or SIGTERM. Raises `UserError` when the port is taken.
+
+    `videos`: a folder of long videos that the page offers.
+    """
     with socket.socket() as listener, private_folder("ace-explorer-") as folder, temporary_files_in(folder):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -40,11 +46,14 @@ def serve(run: Path, port: int, device: str, largest_upload_mb: int, token: bool
             raise UserError(f"port {port} of {HOST} cannot be used ({error}); choose another with port=...") from error
         # Libraries keep the place of temporary files from their import on; so the page is imported afterwards.
         from ace_dist.tools.explorer.guard import Guard
+        from ace_dist.tools.explorer.long_videos import offered_videos
         from ace_dist.tools.explorer.page import build_app, build_page
         from ace_dist.tools.explorer.session import Explorer
 
         secret = secrets.token_urlsafe(24) if token else ""
-        page = build_app(build_page(Explorer(run, device, shards)), largest_upload_mb)
+        explorer = Explorer(run, device, shards)
+        page = build_app(build_page([explorer], offered_videos(videos)), largest_upload_mb)
+        threading.Thread(target=explorer.measure_floor, daemon=True).start()
         app = Guard(page, folder, largest_upload_mb, secret)
         import uvicorn  # comes with gradio, whose absence the page's import explains
 
