@@ -238,6 +238,7 @@ class ExploreSettings:
     dataset: ClipsOfRun = field(default_factory=ClipsOfRun)
     token: bool = False  # open only by the address that is printed; for a machine with other users
     videos: str | None = None  # folder of long videos that the Timeline page offers; null: uploads alone
+    compare: str | None = None  # another run folder, asked the same side by side; null: none
 
 
 def explore(argv: list[str]) -> None:
@@ -246,7 +247,7 @@ def explore(argv: list[str]) -> None:
     from ace_dist.tools.explorer.serve import serve
 
     serve(
-        Path(settings.run),
+        [Path(run) for run in (settings.run, settings.compare) if run],
         settings.port,
         settings.device,
         settings.largest_upload_mb,

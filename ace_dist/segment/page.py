@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from ace_dist.data.loader.long_video import stream_thumbnails
+from ace_dist.evaluate.palette import BLUE, GREEN, OLIVE, ORANGE, PLUM, PURPLE, SKY, VERMILLION
 from ace_dist.segment.timeline import NONE, Timeline, clock
 
-# Okabe and Ito's colours, told apart by colour-blind readers; from the ninth label on they repeat with stripes.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#666666")
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, OLIVE, PLUM)  # of labels; from the ninth on they repeat
 THUMBNAILS = 80  # the most that a page holds; longer timelines show those of their longest segments
 CURVE_POINTS = 600  # of a curve: the largest probability of each stretch
 WIDTH, ROW = 1000, 40  # of a drawing, in its own units, stretched to the page

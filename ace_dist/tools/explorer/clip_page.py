@@ -143,7 +143,7 @@ class ClipPage:
         name = f"<h3>{escape(explorer.name)}</h3>" if len(self.explorers) > 1 else ""
         error_rate = explorer.classifier.calibration.rejection.error_rate
         verdict = answer.verdict_html(look, error_rate, truth)
-        return f"{name}{verdict}{answer.bars_html(look, shown, truth, every)}"
+        return f'<section class="ace-one">{name}{verdict}{answer.bars_html(look, shown, truth, every)}</section>'
 
     def caption(self, view: View) -> str:
         if view.test is None:

@@ -15,8 +15,10 @@ import gradio as gr
 from fastapi import FastAPI
 
 from ace_dist.tools.explorer.clip_page import ClipPage, build_clip_page
+from ace_dist.tools.explorer.compare_page import build_compare_page
 from ace_dist.tools.explorer.desk import Desk
 from ace_dist.tools.explorer.long_videos import LongVideos
+from ace_dist.tools.explorer.map_page import MapPage, build_map_page
 from ace_dist.tools.explorer.markup import STYLE
 from ace_dist.tools.explorer.session import Explorer
 from ace_dist.tools.explorer.timeline_page import TimelinePage, build_timeline_page
@@ -42,6 +44,11 @@ def build_page(explorers: Sequence[Explorer], videos: Mapping[str, Path]) -> Any
             build_clip_page(ClipPage(explorers[:1], desk))
         with gr.Tab("Timeline"):
             build_timeline_page(TimelinePage(LongVideos(first, videos), desk))
+        with gr.Tab("Concepts") as concepts:
+            build_map_page(MapPage(first, desk), concepts)
+        if len(explorers) > 1:
+            with gr.Tab("Two runs"):
+                build_compare_page(ClipPage(explorers, desk))
     return blocks
 
 

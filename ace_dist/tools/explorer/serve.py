@@ -6,7 +6,7 @@ import secrets
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ace_dist.utils.errors import UserError
@@ -32,11 +32,17 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 def serve(
-    run: Path, port: int, device: str, largest_upload_mb: int, token: bool, shards: str | None, videos: str | None
+    runs: Sequence[Path],
+    port: int,
+    device: str,
+    largest_upload_mb: int,
+    token: bool,
+    shards: str | None,
+    videos: str | None,
 ) -> None:
     """Serve the page on the loopback address until Ctrl-C or SIGTERM. Raises `UserError` when the port is taken.
 
-    `videos`: a folder of long videos that the page offers.
+    `runs`: one, or two that are compared. `videos`: a folder of long videos that the page offers.
     """
     with socket.socket() as listener, private_folder("ace-explorer-") as folder, temporary_files_in(folder):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,9 +57,10 @@ def serve(
         from ace_dist.tools.explorer.session import Explorer
 
         secret = secrets.token_urlsafe(24) if token else ""
-        explorer = Explorer(run, device, shards)
-        page = build_app(build_page([explorer], offered_videos(videos)), largest_upload_mb)
-        threading.Thread(target=explorer.measure_floor, daemon=True).start()
+        offered, explorers = offered_videos(videos), [Explorer(run, device, shards) for run in runs]
+        page = build_app(build_page(explorers, offered), largest_upload_mb)
+        for explorer in explorers:
+            threading.Thread(target=explorer.measure_floor, daemon=True).start()
         app = Guard(page, folder, largest_upload_mb, secret)
         import uvicorn  # comes with gradio, whose absence the page's import explains
 

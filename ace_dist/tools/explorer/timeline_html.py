@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from ace_dist.evaluate.palette import BLUE, OLIVE, PLUM
 from ace_dist.segment.page import WIDTH, colour, curve, place
 from ace_dist.segment.timeline import NONE, TimedSegment, Timeline, clock
 from ace_dist.tools.explorer.answer import chips_html
@@ -11,7 +12,7 @@ from ace_dist.tools.explorer.markup import button, data_uri
 from ace_dist.tools.explorer.words import Words
 
 FRAMES = 6  # of a segment
-DARK = ("#0072b2", "#666666")  # colours of labels on which white can be read
+DARK = (BLUE, OLIVE, PLUM)  # colours of labels on which white can be read
 LISTED = 400  # segments; the bar shows them all
 KEEP = {".json": "JSON", ".csv": "CSV", ".eaf": "ELAN", ".vtt": "WebVTT", ".html": "Page"}
 
