@@ -311,14 +311,15 @@ class Classifier:
         """What a video of any length shows, when, among `actions` (two or more, any words) or none of them.
 
         With a `procedure` its steps are the labels, unless others are given, and the timeline says what was done
-        otherwise. `decoder`: argmax, viterbi or transport; None: that of the calibration. `stride_s`: seconds between
-        windows, None: a quarter of a training clip. `cache`: a folder that keeps the embeddings, so that other labels
-        need no video. Raises `UserError` for a video that cannot be read to its end, and for unusable labels.
+        otherwise. `decoder`: argmax, viterbi or transport; None: that of the calibration, with a procedure viterbi,
+        which alone follows its order. `stride_s`: seconds between windows, None: a quarter of a training clip. `cache`:
+        a folder that keeps the embeddings, so that other labels need no video. Raises `UserError` for a video that
+        cannot be read to its end, and for unusable labels.
         """
         if actions is None and procedure is None:
             raise LabelError("segment needs actions=[...] or a procedure")
         labels = self.labels(procedure.labels if actions is None and procedure else actions or ())
-        calibration = self.calibration.with_decoder(decoder)
+        calibration = self.calibration.with_decoder(decoder or ("viterbi" if procedure else None))
         embedded = embed_video(self.model, self.config, video, stride_s, cache, progress)
         return segment(self.model, self.config, embedded, labels, calibration, procedure)
 

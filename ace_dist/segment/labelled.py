@@ -4,6 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from ace_dist.concepts import Action
 from ace_dist.data.segments import Segment
 
@@ -16,18 +19,21 @@ class LabelledVideo:
     group: str
     spans: tuple[tuple[float, float, str], ...]
 
-    def label_at(self, time_s: float) -> str | None:
-        """Of the span that begins last, where several overlap."""
-        found = [label for start_s, end_s, label in self.spans if start_s <= time_s < end_s]
-        return found[-1] if found else None
+    def labels_at(self, times_s: npt.NDArray[np.float64]) -> list[str | None]:
+        """The label at each of some rising times: of the span that begins last, where several overlap."""
+        found: list[str | None] = [None] * len(times_s)
+        for start_s, end_s, label in self.spans:
+            first, end = np.searchsorted(times_s, [start_s, end_s])
+            found[first:end] = [label] * (end - first)
+        return found
 
     def window_labels(self, start_s: float, stride_s: float, windows: int) -> list[str | None]:
         """The label in the middle of each window's stretch."""
-        return [self.label_at(start_s + (k + 0.5) * stride_s) for k in range(windows)]
+        return self.labels_at(start_s + (np.arange(windows) + 0.5) * stride_s)
 
     def frame_labels(self, start_s: float, end_s: float, fps: float) -> list[str | None]:
         """The label in the middle of each frame of a video that shows `fps` frames a second."""
-        return [self.label_at(start_s + (k + 0.5) / fps) for k in range(round((end_s - start_s) * fps))]
+        return self.labels_at(start_s + (np.arange(round((end_s - start_s) * fps)) + 0.5) / fps)
 
 
 def labelled_videos(segments: Iterable[Segment], split: str) -> list[LabelledVideo]:

@@ -3,24 +3,33 @@
 Labels of a set that a video shows count; all else of the video is "none of these", also actions of other sets.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ace_dist.concepts import LabelSet
-from ace_dist.segment.decoders import NAMES
+from ace_dist.segment.decoders import NAMES, DecoderConfig
 from ace_dist.segment.embed import EmbeddedVideo
 from ace_dist.segment.labelled import LabelledVideo
-from ace_dist.segment.metrics import auroc, fpr_at_95, precision_recall, timeline_scores
+from ace_dist.segment.metrics import (
+    auroc,
+    edit_score,
+    fpr_at_95,
+    precision_recall,
+    segment_counts,
+    timeline_scores,
+)
 from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.rejection import Floats
 from ace_dist.segment.segmenter import Calibration, decode
 
 METRIC_FPS = 10.0  # frames a second at which timelines are compared
 TABLE = ("accuracy", "edit", "f1@10", "f1@50")
+TRAINING_FREE = Calibration(DecoderConfig("transport"))  # as arXiv 2602.21406: nothing is fitted
 METRICS = ("accuracy", "accuracy_without_background", "edit", "f1@10", "f1@25", "f1@50")
 
 
@@ -42,28 +51,44 @@ class TimelineTest:
         embedded = [video for _, video in self.videos]
         for part, (roots, *others) in sets.items():
             cosines = [self.similarities(embedded, words) for words in (roots, *others)]
-            decoders: dict[str, Any] = {}
-            for name in NAMES:
-                runs = [self.scores(of_videos, roots, name) for of_videos in cosines]
-                decoders[name] = dict(runs[0])
-                if others:
-                    decoders[name]["other_words"] = mean_and_spread(runs[1:])
-            rejection = self.rejection(cosines[0], roots)
-            found[part] = {"actions": len(roots.labels), "rejection": rejection, "decoders": decoders}
+            ways = {name: self.calibration.with_decoder(name) for name in NAMES}
+            alone = LabelSet(roots.labels, tuple((label,) for label in roots.labels))
+            found[part] = {
+                "actions": len(roots.labels),
+                "rejection": self.rejection(cosines[0], roots),
+                "decoders": {name: self.in_all_words(cosines, roots, way) for name, way in ways.items()},
+                "without_rejection": {
+                    name: self.scores(cosines[0], roots, way.without_rejection()) for name, way in ways.items()
+                },
+                "training_free": self.scores(self.similarities(embedded, alone), roots, TRAINING_FREE),
+            }
             if procedures and part == [*sets][-1]:  # which holds all labels
                 found["deviations"] = self.deviations(cosines[0], roots, procedures)
         return found
 
-    def scores(self, cosines: Sequence[Floats], roots: LabelSet, decoder: str) -> dict[str, float]:
-        """Of timelines found by similarities to some words, and told in the true labels."""
-        calibration = self.calibration.with_decoder(decoder)
+    def in_all_words(
+        self, cosines: Sequence[Sequence[Floats]], roots: LabelSet, calibration: Calibration
+    ) -> dict[str, Any]:
+        """`scores` by the true labels' similarities, the first ones, and under `other_words` by those to others."""
+        true, *others = (self.scores(of_videos, roots, calibration) for of_videos in cosines)
+        if others:
+            true["other_words"] = mean_and_spread(others) | {"videos": [run["videos"] for run in others]}
+        return true
+
+    def scores(self, cosines: Sequence[Floats], roots: LabelSet, calibration: Calibration) -> dict[str, Any]:
+        """Of timelines found by similarities to some words, and told in the true labels.
+
+        `videos`: of each its edit score, and segments hit, falsely found and missed at F1@50, to draw samples from.
+        """
         predicted, truth = [], []
         for (video, embedded), table_NK in zip(self.videos, cosines, strict=True):
             timeline = decode(embedded, roots.labels, table_NK, calibration, self.temperature)
             shown = video.frame_labels(embedded.start_s, embedded.end_s, METRIC_FPS)
             truth.append([label if label in roots.labels else None for label in shown])
             predicted.append(timeline.frame_labels(len(shown), METRIC_FPS))
-        return timeline_scores(predicted, truth)
+        pairs = [*zip(predicted, truth, strict=True)]
+        videos = [[edit_score(*pair), *astuple(segment_counts(*pair, 0.5))] for pair in pairs]
+        return timeline_scores(predicted, truth) | {"videos": videos}
 
     def rejection(self, cosines: Sequence[Floats], labels: LabelSet) -> dict[str, Any]:
         """How well windows of these labels are told from pauses, and from actions that are none of the labels."""
@@ -82,17 +107,39 @@ class TimelineTest:
 
     def deviations(
         self, cosines: Sequence[Floats], labels: LabelSet, procedures: Mapping[str, Procedure]
-    ) -> dict[str, float]:
-        """Precision and recall of the deviations from each video's procedure: (video, kind, label), all together."""
-        predicted, truth = [], []
+    ) -> dict[str, Any]:
+        """Precision and recall of the deviations from each video's procedure: (kind, label) of all videos together.
+
+        By every decoder without a look at the procedure, and under `procedure` by Viterbi that follows its order.
+        """
+        ways = {name: (self.calibration.with_decoder(name), False) for name in NAMES}
+        ways["procedure"] = self.calibration.with_decoder("viterbi"), True
+        return {name: self.deviations_found(cosines, labels, procedures, *way) for name, way in ways.items()}
+
+    def deviations_found(
+        self,
+        cosines: Sequence[Floats],
+        labels: LabelSet,
+        procedures: Mapping[str, Procedure],
+        calibration: Calibration,
+        follow: bool,
+    ) -> dict[str, Any]:
+        """`videos`: of each how many deviations were found, are true, and are both."""
+        predicted, truth, videos = [], [], []
         for (video, embedded), table_NK in zip(self.videos, cosines, strict=True):
-            name = video.path.stem
-            if procedure := procedures.get(name):
-                timeline = decode(embedded, labels.labels, table_NK, self.calibration, self.temperature, procedure)
-                predicted += [(name, each.kind, each.label) for each in timeline.deviations or ()]
-                truth += [(name, each.kind, each.label) for each in procedure.deviations(video.spans)]
+            if procedure := procedures.get(video.path.stem):
+                order = procedure if follow else None
+                timeline = decode(embedded, labels.labels, table_NK, calibration, self.temperature, order)
+                found, true = (
+                    [(each.kind, each.label) for each in procedure.deviations(spans)]
+                    for spans in (timeline.spans, video.spans)
+                )
+                videos.append([len(found), len(true), (Counter(found) & Counter(true)).total()])
+                predicted += [(video.path.stem, *each) for each in found]
+                truth += [(video.path.stem, *each) for each in true]
         precision, recall = precision_recall(predicted, truth)
-        return {"precision": precision, "recall": recall, "found": len(predicted), "true": len(truth)}
+        found_and_true = {"found": len(predicted), "true": len(truth)}
+        return {"precision": precision, "recall": recall, **found_and_true, "videos": videos}
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -62,6 +62,9 @@ class Calibration:
     def with_decoder(self, name: str | None) -> "Calibration":
         return self if name is None else replace(self, decoder=replace(self.decoder, name=name))
 
+    def without_rejection(self) -> "Calibration":
+        return replace(self, rejection=replace(REJECT_NOTHING, temperature=self.rejection.temperature))
+
     def save(self, folder: Path, known: dict[str, Any]) -> None:
         """`known`: what was measured while calibrating."""
         parts = {"decoder": vars(self.decoder), "rejection": self.rejection.as_json()}
@@ -100,19 +103,19 @@ def decode(
 ) -> Timeline:
     """From similarities to a timeline. `temperature` of the model.
 
-    With a `procedure`, changes that it does not allow cost twice as much, and what was done otherwise is said.
+    With a `procedure` the timeline says what was done otherwise. Viterbi follows its order too: changes that it does
+    not allow cost twice as much. The other decoders know no order.
     """
     scores = calibration.rejection.log_probabilities(video.embeddings.astype(float), cosines_NK, temperature)
-    floored, decoder = np.maximum(scores, FLOOR), calibration.decoder
-    if procedure is None:
-        classes = build_decoder(decoder, video.stride_s)(floored)
-        return build_timeline(video, labels, classes, scores, cosines_NK)
-    check_steps(procedure, labels)
-    costs = procedure.switch_costs([*labels, ""], decoder.switch_cost, decoder.switch_cost)
-    classes = build_decoder(replace(decoder, name="viterbi"), video.stride_s, costs)(floored)
+    decoder, costs = calibration.decoder, None
+    if procedure is not None:
+        check_steps(procedure, labels)
+        costs = procedure.switch_costs([*labels, ""], decoder.switch_cost, decoder.switch_cost)
+    classes = build_decoder(decoder, video.stride_s, costs)(np.maximum(scores, FLOOR))
     timeline = build_timeline(video, labels, classes, scores, cosines_NK)
-    spans = [(part.start_s, part.end_s, part.label) for part in timeline if part.label is not None]
-    return replace(timeline, deviations=tuple(procedure.deviations(spans)))
+    if procedure is None:
+        return timeline
+    return replace(timeline, deviations=tuple(procedure.deviations(timeline.spans)))
 
 
 def check_steps(procedure: Procedure, labels: Sequence[str]) -> None:

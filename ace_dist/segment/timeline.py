@@ -1,5 +1,6 @@
 """What a long video shows, when: labelled stretches of time, and the curve of every label behind them."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -65,12 +66,18 @@ class Timeline(Sequence[TimedSegment]):
         """The segments that have a label."""
         return (segment for segment in self.segments if segment.label is not None)
 
+    @property
+    def spans(self) -> list[tuple[float, float, str]]:
+        """(start_s, end_s, label) of the segments that have a label."""
+        return [(part.start_s, part.end_s, part.label) for part in self.segments if part.label is not None]
+
     def label_at(self, time_s: float) -> str | None:
-        return next((part.label for part in self.segments if part.start_s <= time_s < part.end_s), None)
+        place = bisect_right(self.segments, time_s, key=lambda part: part.start_s) - 1
+        return self.segments[place].label if place >= 0 and time_s < self.segments[place].end_s else None
 
     def frame_labels(self, frames: int, fps: float) -> list[str | None]:
-        """The label of each of `frames` frames, taken in the middle of the time that it is shown."""
-        return [self.label_at((frame + 0.5) / fps) for frame in range(frames)]
+        """The label of each of the first `frames` frames, taken in the middle of the time that it is shown."""
+        return [self.label_at(self.start_s + (frame + 0.5) / fps) for frame in range(frames)]
 
     def table(self) -> str:
         """One line a segment: times, label, score, and the next best label where it is uncertain."""

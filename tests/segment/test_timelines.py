@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import groupby
 from xml.etree import ElementTree
 
 import numpy as np
@@ -69,6 +70,12 @@ def test_a_procedure_names_what_was_done_otherwise(rng):
     assert [(each.kind, each.label) for each in timeline.deviations] == [
         ("swapped", "tap pin"),
         ("missing", "spin block"),
+    ]
+    blurred = [2, 1, 2, 1, 2, 1, 0, 1, 0, 0, 0, 0]  # a median of one window keeps every change, whatever the order says
+    video, cosines = embedded(blurred, rng)
+    by_window = replace(CALIBRATION, decoder=DecoderConfig("argmax", median_s=0.0))
+    assert [part.label for part in decode(video, LABELS, cosines, by_window, 0.05, job)] == [
+        LABELS[label] for label, _ in groupby(blurred)
     ]
     with pytest.raises(LabelError, match="step 'cut cone' is not among actions"):
         decode(video, LABELS, cosines, CALIBRATION, 0.05, Procedure.parse(["cut cone"]))

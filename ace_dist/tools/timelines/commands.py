@@ -18,7 +18,7 @@ class SegmentSettings:
     actions: list[str] | None = None  # a list such as '[spin block, hammer pin]'; null: the steps of the procedure
     procedure: str | None = None  # YAML file of the steps that belong to the job, in order
     output: list[str] = field(default_factory=list)  # files; * stands for the video's name, as in 'out/*.json'
-    decoder: str | None = None  # argmax | viterbi | transport; null: that of the calibration
+    decoder: str | None = None  # argmax | viterbi | transport; null: viterbi with a procedure, else the calibration's
     stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
     cache: str | None = "auto"  # folder of embeddings, so that other labels need no video; null: keep none
     device: str = "cpu"
