@@ -258,6 +258,7 @@ def main(argv: Sequence[str]) -> None:
     if not runs:
         raise RunError("name the folders of the runs: python benchmarks/segmentation_study.py runs/segmentation/*")
     output = Path(own.get("output", RESULTS))
+    output.mkdir(parents=True, exist_ok=True)
     write_text(output / "runs.csv", csv_text([COLUMNS, *(row for run in runs for row in rows(run))]))
     print(tables(runs))
 

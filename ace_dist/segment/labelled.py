@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ class LabelledVideo:
     group: str
     spans: tuple[tuple[float, float, str], ...]
 
-    def labels_at(self, times_s: npt.NDArray[np.float64]) -> list[str | None]:
+    def labels_at(self, times_s: npt.NDArray[np.floating[Any]]) -> list[str | None]:
         """The label at each of some rising times: of the span that begins last, where several overlap."""
         found: list[str | None] = [None] * len(times_s)
         for start_s, end_s, label in self.spans:
