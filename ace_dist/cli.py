@@ -494,11 +494,14 @@ def synonym_senses(argv: list[str]) -> None:
 def import_weights(argv: list[str]) -> None:
     """Bring others' weights in: `ace weights source=FILE output=FILE.safetensors [tower=NAME]`.
 
-    Reads, converts, reports, and writes when nothing is missing, left over or of another shape.
+    Reads, converts, reports, and writes when nothing is missing, left over or of another shape. With `model=NAME` a
+    file or folder of open_clip becomes all files of that model, tokenizer included, in the folder `output`.
     """
     from ace_dist.models.convert.importing import ImportConfig, import_command
+    from ace_dist.models.convert.open_clip import import_pair
 
-    import_command(parse_settings(argv, ImportConfig))
+    settings = parse_settings(argv, ImportConfig)
+    (import_command if settings.model is None else import_pair)(settings)
 
 
 def get_weights(argv: list[str]) -> None:
@@ -514,6 +517,23 @@ def get_weights(argv: list[str]) -> None:
     if argv:
         named = [f"name={word}" if re.fullmatch(r"\w+", word) else word for word in argv[:1]]
         get_command(parse_settings([*named, *argv[1:]], GetSettings))
+
+
+@dataclass
+class ModelsSettings:
+    model: str | None = None  # one of configs/model; null: all
+    frames: int = 8  # of a clip
+
+
+def models(argv: list[str]) -> None:
+    """List the encoders of configs/model: parameters, FLOPs a clip, licence, where weights come from, what trains.
+
+    `ace models`, or one of them: `ace models model=pe_core_b16 frames=16`.
+    """
+    settings = parse_settings(argv, ModelsSettings)
+    from ace_dist.tools.models import models_table
+
+    print(models_table(settings.frames, settings.model))
 
 
 def pretrain_tabletop(argv: list[str]) -> None:
@@ -837,6 +857,7 @@ COMMANDS: dict[str, Command] = {
     "annotations": split_annotations,
     "shards build": build_shards, "shards verify": verify_shards, "shards ata": convert_ata,
     "synonyms build": build_synonyms, "synonyms inspect": inspect_synonyms, "synonyms senses": synonym_senses,
+    "models": models,
     "weights import": import_weights, "weights get": get_weights, "weights pretrain": pretrain_tabletop,
     "report run": report_run, "report runs": report_runs, "report sweep": report_sweep, "report grid": report_grid,
     "estimate": estimate, "preflight": preflight, "submit": submit,

@@ -16,15 +16,16 @@ CHOICES = {
     "dataset.clip.view_spacing": ("ends", "slowfast"),
     "dataset.clip.sampling": ("window", "segments"),
     "model.init": ("weights", "random", "random_video"),
-    "model.video.tower": ("timesformer", "vit", "spacetime"),
+    "model.video.tower": ("timesformer", "vit", "spacetime", "open_clip"),
+    "model.video.temporal": ("mean", "transformer", "adapter"),
     "model.video.pooling": ("mean", "frames"),
     "model.video.time_embed_resize": ("nearest", "linear"),
     "model.video.trunk_precision": ("same", "fp8"),
     "model.video.recompute": ("auto", "none", "norms", "blocks"),
     "model.video.compile": ("auto", "none", "cudagraphs", "default", "reduce-overhead", "max-autotune"),
     "model.video.attention": ("auto", "triton", "xformers", "sdpa"),
-    "model.text.tower": ("clip", "minilm"),
-    "method.objective": ("concept", "label", "bike"),
+    "model.text.tower": ("clip", "open_clip", "minilm"),
+    "method.objective": ("concept", "label", "bike", "sigmoid"),
     "loader.backend": ("auto", "dali", "pyav", "torchcodec"),
     "loader.dtype": ("float32", "uint8"),
     "training.device": ("auto", "cpu", "cuda"),
@@ -54,7 +55,8 @@ NOT_NEGATIVE = (
 LARGEST = {  # beyond any model or clip; a larger number would take the memory before anything else is looked at
     "model.video.width": 65536, "model.video.depth": 1024, "model.video.heads": 1024, "model.video.embed_dim": 65536,
     "model.video.image_size": 8192, "model.video.patch": 8192, "model.video.frames": 65536, "model.text.width": 65536,
-    "model.text.depth": 1024, "model.text.heads": 1024, "model.text.embed_dim": 65536, "dataset.clip.frames": 65536,
+    "model.text.depth": 1024, "model.text.heads": 1024, "model.text.embed_dim": 65536,
+    "model.text.vocabulary": 2**20, "model.text.context": 65536, "dataset.clip.frames": 65536,
     "dataset.clip.views": 1024, "loader.crop": 8192,
 }  # fmt: skip
 BELOW_ONE = {
@@ -99,6 +101,7 @@ def check_config(config: Config) -> None:
         *data_rules(config),
         *augmentation_rules(config),
         *model_rules(config),
+        *frame_rules(config),
         *training_rules(config),
     ):
         if wrong:
@@ -177,10 +180,17 @@ def model_rules(config: Config) -> Iterator[tuple[bool, str]]:
     )
     for key in ("random_labels", "shadow_negatives"):
         yield (
-            method.objective != "concept" and getattr(method, key),
+            method.objective not in ("concept", "sigmoid") and getattr(method, key),
             f"method.{key}=true does not go with method.objective={method.objective}, whose loss is on fixed labels "
             f"alone; set method.{key}=false, or method=ace",
         )
+    similarity, sigmoid = config.model.similarity, method.objective == "sigmoid"
+    yield (
+        similarity.bias != sigmoid or (sigmoid and not similarity.learn_temperature),
+        f"method.objective={method.objective} does not go with model.similarity.bias={similarity.bias} and "
+        f"model.similarity.learn_temperature={similarity.learn_temperature}: the sigmoid loss needs both, and no other "
+        f"loss changes with a bias; take method=ace_sigmoid, or leave both out",
+    )
     yield (
         config.model.similarity.spotting != (video.pooling == "frames"),
         f"model.similarity.spotting={config.model.similarity.spotting} does not go with model.video.pooling="
@@ -198,6 +208,33 @@ def model_rules(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         loader.dtype == "uint8" and video.tower != "timesformer",
         f"loader.dtype=uint8 is for model.video.tower=timesformer, not {video.tower}; set loader.dtype=float32",
+    )
+
+
+def frame_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """The same for image towers of open_clip, whose pretraining says how clips must look and what they are told by."""
+    video, text, loader = config.model.video, config.model.text, config.loader
+    library = video.tower == "open_clip"
+    for key in ("mean", "std"):
+        own, given = getattr(video, key), getattr(loader, key)
+        yield (
+            library and own != given,
+            f"loader.{key}={given} differs from model.video.{key}={own}, by which model.video.arch={video.arch} was "
+            f"trained to see; leave loader.{key} out",
+        )
+    yield (
+        library and text.tower == "open_clip" and text.arch != video.arch,
+        f"model.text.arch={text.arch} differs from model.video.arch={video.arch}: each was trained with its own other "
+        f"side and its own tokens; leave model.text.arch out",
+    )
+    yield (
+        not library and video.temporal != "mean",
+        f"model.video.temporal={video.temporal} is for model.video.tower=open_clip, not {video.tower}; set it to mean",
+    )
+    yield (
+        video.temporal == "transformer" and video.temporal_layers < 1,
+        f"model.video.temporal=transformer has no layers: set model.video.temporal_layers, 6 as Text4Vis, not "
+        f"{video.temporal_layers}",
     )
 
 

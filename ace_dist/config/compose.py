@@ -49,6 +49,7 @@ OWN_FILE = re.compile(rf"({'|'.join(GROUPS)})=.*\.yaml$")
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("assets", lambda: str(assets_dir()), replace=True)
+OmegaConf.register_new_resolver("scaled", lambda size, of, pixels: round(size * pixels / of), replace=True)
 
 
 def config_dir() -> Path:

@@ -71,10 +71,12 @@ class DatasetConfig:
 class VideoConfig:
     """The video encoder. `frames`: length of the weights' `time_embed`, resized to `dataset.clip.frames`."""
 
-    tower: str = "timesformer"  # timesformer | vit (an image model on every frame) | spacetime (LaViLa's)
+    tower: str = "timesformer"  # timesformer | vit (an image model on every frame) | spacetime (LaViLa's) | open_clip
+    arch: str | None = None  # of open_clip: its name of a model of that kind; the sizes are those given here
     clip_style: bool = False  # of vit and spacetime: CLIP's norm before the blocks, QuickGELU, no patch bias
-    pooling: str = "mean"  # of vit: mean over frames | frames: keep them, for model.similarity.spotting
-    temporal_layers: int = 0  # of vit: transformer layers over the frames' embeddings
+    pooling: str = "mean"  # of vit, open_clip: mean over frames | frames: keep them, for model.similarity.spotting
+    temporal: str = "mean"  # of open_clip: mean of frames | transformer over them | adapter before blocks that train
+    temporal_layers: int = 0  # of vit, and of temporal=transformer: transformer layers over the frames' embeddings
     prompt_tokens: int = 0  # of vit: learned tokens a block
     prompt_depth: int = 9  # of vit: blocks that have them, counted from the first
     width: int = 768  # numbers of a token
@@ -82,7 +84,9 @@ class VideoConfig:
     heads: int = 12  # attention heads of a block
     patch: int = 16  # side of a patch, in pixels
     image_size: int = 224  # side of a frame, in pixels
-    frames: int = 8  # length of the weights' `time_embed`
+    mean: list[float] = field(default_factory=lambda: [0.45, 0.45, 0.45])  # of its pretraining's RGB in [0, 1]
+    std: list[float] = field(default_factory=lambda: [0.225, 0.225, 0.225])  # of its pretraining's RGB in [0, 1]
+    frames: int = 8  # length of the weights' `time_embed`, or of what open_clip's temporal part begins with
     mlp_ratio: float = 4.0  # width of the MLP, in widths of a token
     drop_path: float = 0.1  # stochastic depth: the share of blocks skipped, at the last one
     embed_dim: int = 512  # width of the space that both encoders share
@@ -100,9 +104,13 @@ class VideoConfig:
 
 @dataclass
 class TextConfig:
-    """The text tower: CLIP's text transformer at any width, or all-MiniLM-L6-v2."""
+    """The text tower: CLIP's text transformer at any width, one of open_clip, or all-MiniLM-L6-v2."""
 
-    tower: str = "clip"  # clip | minilm
+    tower: str = "clip"  # clip | open_clip | minilm
+    arch: str | None = None  # of open_clip: its name of a model of that kind; the sizes are those given here
+    tokenizer: str | None = None  # of open_clip: its file (tokenizer.json); null: CLIP's, which open_clip carries
+    vocabulary: int = 49408  # of open_clip: rows of the token embedding
+    context: int = 77  # of open_clip: tokens of the longest phrase
     prompts: list[str] = field(default_factory=lambda: ["{}"])  # a phrase is encoded as the mean over these sentences
     prompt_tokens: int = 0  # of clip: learned tokens before the phrase
     prompt_depth: int = 9  # of clip: layers that have their own, counted from the first
@@ -122,6 +130,7 @@ class SimilarityConfig:
     """How videos are compared with labels. ACE: the mean cosine over a class's phrases, at a fixed temperature."""
 
     learn_temperature: bool = False  # times a learned factor that starts at 1 (CLIP's logit scale)
+    bias: bool = False  # of objective=sigmoid: plus a learned bias; it and the factor start as open_clip's weights say
     spotting: bool = False  # BIKE: frames weighed by each phrase; needs model.video.pooling=frames
     attributes: str | None = None  # of spotting: text file, an attribute a line
     attribute_share: float = 0.3  # of spotting: weight of the attributes' score
@@ -144,7 +153,9 @@ class MethodConfig:
     """A method: its objective and labels. configs/method/NAME.yaml says the rest of it: what trains, and the recipe."""
 
     name: str = "ace"  # of the file of configs/method; how results and tables call the method
-    objective: str = "concept"  # concept (Eq. 8) | label (a plain cross-entropy) | bike (symmetric KL in the batch)
+    objective: str = (
+        "concept"  # concept (Eq. 8) | sigmoid (SigLIP's) | label (a plain cross-entropy) | bike (symmetric KL)
+    )
     temperature: float = 0.02  # τ: cosines are divided by it
     label_smoothing: float = 0.0  # of the baselines with a plain cross-entropy
     leaf_augmentation: bool = True  # Eq. 3: average over the children of a label's verb

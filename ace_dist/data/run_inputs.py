@@ -25,6 +25,7 @@ KEPT = {  # setting -> name of the copy
     "dataset.srt_base": "srt_base.json",
     "evaluation.synonyms": "test_synonyms.json",
     "model.similarity.attributes": "attributes.txt",
+    "model.text.tokenizer": "tokenizer.json",
 }
 # Recorded, not copied: `model/` holds what is used of them. `init_from` is a folder, known by its trained weights.
 WEIGHTS = ("model.video.weights", "model.text.weights")

@@ -9,7 +9,7 @@ from torch import Tensor
 from ace_dist.config import ModelConfig, resolve_path
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.similarity import Spotting
-from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights
+from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights, read_logits
 from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import ModelError, UserError
 from ace_dist.utils.files import CHECKSUMS, check_checksums
@@ -19,12 +19,17 @@ ATTRIBUTES = "similarity.attributes"  # of BIKE: embeddings of a text file, and 
 
 
 def build_model(
-    settings: ModelConfig, seed: int, trained: Path | None = None, parent: Path | None = None
+    settings: ModelConfig,
+    seed: int,
+    trained: Path | None = None,
+    parent: Path | None = None,
+    temperature: float = 1.0,
 ) -> DualEncoder:
     """Both encoders: with the weights of the configuration, of a run (`trained` = its model folder), or untrained.
 
     Those of a `parent`, the model folder of another run, are the same but for the attributes, which are of its data
-    set. Random weights depend on `seed` alone, so every rank builds the same.
+    set. Random weights depend on `seed` alone, so every rank builds the same. `temperature` is what the method divides
+    cosines by: a learned scale of the weights' logits starts beside it.
     """
     if (folder := trained or parent) is not None:
         check_size(settings, [folder / name for name in RUN_FILES])
@@ -41,6 +46,7 @@ def build_model(
         video, text = (None if path is None else resolve_path(path) for path in paths)
         if settings.init == "weights":
             load_video_weights(model.video, video)
+            model.similarity.start_at(read_logits(video), temperature)
         if settings.text.tower == "clip" or text is not None:
             load_text_weights(model.text, text)
     if isinstance(model.similarity, Spotting):

@@ -3,7 +3,8 @@
 Shapes: B clips, T frames, S phrases, C classes, A attributes, D width of the shared space.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,20 +16,23 @@ from ace_dist.config import SimilarityConfig
 from ace_dist.models.text import TextTower
 from ace_dist.utils.errors import ModelError
 
+START_BIAS = -10.0  # of a sigmoid loss, when no weights say another (SigLIP, algorithm 1)
+LOGIT_SCALE, LOGIT_BIAS = "similarity.logit_scale", "similarity.logit_bias"  # in files of open_clip's image side
 SPOTTING_TEMPERATURE = 0.01  # of the softmax over frames (BIKE)
 
 
 class Similarity(nn.Module):
     """S(I, a) of several label sets: the mean cosine of a video with the phrases of a class, over the temperature.
 
-    With `learn_temperature` the factor exp(log_scale), 1 at the start, is learned (CLIP's logit scale). Its shape
-    is [1] because DeepSpeed takes no tensor without a dimension.
+    With `learn_temperature` the factor exp(log_scale), 1 at the start, is learned (CLIP's logit scale), with `bias` a
+    summand. Their shape is [1] because DeepSpeed takes no tensor without a dimension.
     """
 
     def __init__(self, settings: SimilarityConfig) -> None:
         super().__init__()
         self.settings = settings
         self.log_scale = nn.Parameter(torch.zeros(1)) if settings.learn_temperature else None
+        self.bias = nn.Parameter(torch.full((1,), START_BIAS)) if settings.bias else None
 
     def forward(self, video: Tensor, table_PD: Tensor, layout: ConceptLayout, temperature: float) -> list[Tensor]:
         """Scores [B,C] of each label set of the layout, whose phrases are rows of the table."""
@@ -38,7 +42,19 @@ class Similarity(nn.Module):
         if self.log_scale is None:
             return list(scores)
         factor = self.log_scale.float().exp()
-        return [values * factor.to(values.device) for values in scores]
+        scores = [values * factor.to(values.device) for values in scores]
+        return scores if self.bias is None else [values + self.bias.float().to(values.device) for values in scores]
+
+    @torch.no_grad()
+    def start_at(self, logits: Mapping[str, Tensor], temperature: float) -> None:
+        """Begin with the scale and bias of an image-text model's logits, where those are learned.
+
+        The factor stands beside 1/`temperature`, so both together are the model's scale.
+        """
+        if self.bias is None or self.log_scale is None or not logits.keys() >= {LOGIT_SCALE, LOGIT_BIAS}:
+            return
+        self.log_scale.copy_(logits[LOGIT_SCALE] + math.log(temperature))
+        self.bias.copy_(logits[LOGIT_BIAS])
 
 
 class Spotting(Similarity):

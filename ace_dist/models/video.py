@@ -4,7 +4,8 @@ Shapes: B clips, T frames, S pixels a side, P patches of a frame, D width.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
@@ -118,6 +119,28 @@ class VideoTower(nn.Module):
     def cross_layer_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters read outside of the layer that holds them: ZeRO 3 has to gather these for the whole tower."""
         return iter(())
+
+    def fit_positions(self, state: MutableMapping[str, Tensor]) -> list[str]:
+        """Resize the stored `pos_embed` and `time_embed` that have another length than ours; says which and how.
+
+        Time is resized by `model.video.time_embed_resize`. What cannot be resized stays, for the caller to refuse.
+        """
+        resized = []
+        for name in ("pos_embed", "time_embed"):
+            own, embed = getattr(self, name, None), state.get(name)
+            if own is None or embed is None or embed.shape == own.shape:
+                continue
+            if embed.dim() != 3 or embed.shape[2] != own.shape[2]:
+                continue
+            patches = embed.shape[1] - 1
+            if name == "time_embed":
+                state[name] = resize_times(embed.float(), self.config.frames, self.config.time_embed_resize)
+            elif patches > 0 and math.isqrt(patches) ** 2 == patches:
+                state[name] = resize_positions(embed.float(), own.shape[1] - 1)
+            else:
+                continue
+            resized.append(f"{name} {list(embed.shape)} to {list(own.shape)}")
+        return resized
 
     def check_video(self, video: Tensor) -> None:
         """Refuse clips that are not [B,T,3,S,S] with the S that the position embedding was made for."""

@@ -9,41 +9,23 @@ from typing import cast
 
 import torch
 from timm.layers import QuickGELU
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ace_dist.config import VideoConfig
 from ace_dist.models.attention import short_on_cpu
+from ace_dist.models.temporal import TemporalTransformer
 from ace_dist.models.text_clip import PROMPT_STD
-from ace_dist.models.video import VideoTower, check_config, resize_times
+from ace_dist.models.video import VideoTower, check_config
 from ace_dist.utils.parts import part
 
 CLIP_EPS, PLAIN_EPS = 1e-5, 1e-6  # of layer norms: CLIP's, and those of timm's ViTs and of the TimeSformer
-TEMPORAL_EPS = 1e-12  # of Text4Vis' temporal transformer
 
 
 def attend_block(block: nn.Module, tokens: Tensor) -> Tensor:
     """A block of timm's, which calls PyTorch's attention itself, with the attention that serves its length best."""
     with short_on_cpu(tokens.shape[1], tokens):
         return cast(Tensor, block(tokens))
-
-
-class TemporalTransformer(nn.Module):
-    """Transformer layers over the T frame embeddings, added to them (Text4Vis, BIKE): [B,T,E] -> [B,T,E]."""
-
-    def __init__(self, width: int, layers: int, frames: int) -> None:
-        super().__init__()
-        self.positions = nn.Parameter(torch.randn(1, frames, width) * 0.01)
-        norm = partial(nn.LayerNorm, eps=TEMPORAL_EPS)
-        heads = max(1, width // 64)  # CLIP's heads are 64 wide
-        self.layers = nn.Sequential(
-            *(Block(width, heads, qkv_bias=True, norm_layer=norm, act_layer=QuickGELU) for _ in range(layers))
-        )
-
-    def forward(self, frames: Tensor) -> Tensor:
-        positions = resize_times(self.positions, frames.shape[1])
-        with short_on_cpu(frames.shape[1], frames):
-            return frames + cast(Tensor, self.layers(frames + positions))
 
 
 class ImageTower(VideoTower, VisionTransformer):  # type: ignore[misc]  # timm is untyped

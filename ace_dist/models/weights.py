@@ -1,7 +1,6 @@
 """Reads and writes weight files (safetensors), and loads towers by exact key, with every difference reported."""
 
 import hashlib
-import math
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ace_dist.models.video import VideoTower, resize_positions, resize_times
+from ace_dist.models.video import VideoTower
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.files import write_bytes
 
@@ -21,6 +20,7 @@ VIDEO_SETTING, TEXT_SETTING = "model.video.weights", "model.text.weights"
 FROZEN, TRAINED = "frozen.safetensors", "trained.safetensors"  # of a run's model folder: together its whole model
 START = "start.safetensors"  # beside them: what trains, as it was before
 IMAGE_SIDE_OF_CLIP = ("vision_model.", "visual_projection.", "logit_scale")  # in the files of a whole CLIP model
+LOGITS = "similarity.logit_"  # scale and bias of an image-text model, beside its image side
 POSITION_IDS = "text_model.embeddings.position_ids"  # a constant buffer in files of older transformers
 
 
@@ -75,27 +75,20 @@ class LoadReport:
 def load_video_weights(model: VideoTower, path: Path | str | None) -> LoadReport:
     """Load a video tower from safetensors with the keys of its `state_dict`. Raises `ModelError` for any difference.
 
-    Except: `pos_embed` and `time_embed` of other lengths are resized (time by `model.video.time_embed_resize`), and
-    what the tower adds to its kind (learned prompts, layers over frames) stays as it is when the file has none of it.
+    Except: position and time embeddings of other lengths are resized (`VideoTower.fit_positions`), and what the tower
+    adds to its kind (learned prompts, layers over frames) stays as it is when the file has none of it.
     """
     stored = read_safetensors(path, VIDEO_SETTING)
     state: ChainMap[str, Tensor] = ChainMap({}, stored)  # type: ignore[arg-type]  # writes go to the first
     report = LoadReport(stored.path)
-    for name in ("pos_embed", "time_embed"):
-        own, embed = getattr(model, name, None), stored.get(name)
-        if own is None or embed is None or embed.shape == own.shape:
-            continue
-        if embed.dim() != 3 or embed.shape[2] != own.shape[2]:
-            continue  # a mismatch
-        patches = embed.shape[1] - 1
-        if name == "time_embed":
-            state[name] = resize_times(embed.float(), model.config.frames, model.config.time_embed_resize)
-        elif patches > 0 and math.isqrt(patches) ** 2 == patches:
-            state[name] = resize_positions(embed.float(), own.shape[1] - 1)
-        else:
-            continue
-        report.resized.append(f"{name} {list(embed.shape)} to {list(own.shape)}")
+    report.resized += model.fit_positions(state)
+    report.ignored += [name for name in stored if name.startswith(LOGITS)]
     return assign(model, state, report, VIDEO_SETTING)
+
+
+def read_logits(path: Path | str | None) -> dict[str, Tensor]:
+    """Scale and bias of an image-text model's logits, as far as the file of its image side has them."""
+    return {name: tensor for name, tensor in read_safetensors(path, VIDEO_SETTING).items() if name.startswith(LOGITS)}
 
 
 def load_text_weights(tower: nn.Module, path: Path | str | None) -> LoadReport:
@@ -137,7 +130,10 @@ def read_safetensors(path: Path | str | None, setting: str) -> TensorFile:
         raise ModelError(f"{setting} is not set; give a safetensors file, or model.init=random to train from nothing")
     file = Path(path)
     if not file.is_file():
-        raise ModelError(f"{file} does not exist ({setting}); give a safetensors file, or model.init=random")
+        raise ModelError(
+            f"{file} does not exist ({setting}); give a safetensors file (`ace models` says where from), or "
+            f"model.init=random"
+        )
     try:
         return TensorFile(file)
     except (SafetensorError, OSError) as error:

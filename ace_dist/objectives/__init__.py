@@ -1,4 +1,4 @@
-"""The objectives: concept (ACE Eq. 8 and 9), label (a plain cross-entropy) and BIKE; each returns named losses."""
+"""The objectives, each returns named losses: concept (ACE Eq. 8 and 9), sigmoid (SigLIP's), label, and BIKE's."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,14 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.objectives.bike import SymmetricObjective
 from ace_dist.objectives.concept import ConceptObjective, PlacedDraw, total_loss
 from ace_dist.objectives.label import LabelObjective
+from ace_dist.objectives.sigmoid import SigmoidObjective
 from ace_dist.utils.distributed import say_once
 
 __all__ = ["ConceptObjective", "PlacedDraw", "build_objective", "total_loss"]
 
 
 OBJECTIVES = {"concept": ConceptObjective, "label": LabelObjective, "bike": SymmetricObjective}  # method.objective
+OBJECTIVES["sigmoid"] = SigmoidObjective
 
 
 def build_objective(

@@ -41,6 +41,8 @@ class ConceptObjective(nn.Module):
     runs here, once for every phrase that the sampler can draw; row i of the cache is phrase i of the sampler.
     """
 
+    shadows_are_sets = False  # whether shadow negatives are laid out as label sets behind the others
+
     def __init__(self, model: DualEncoder, sampler: ConceptSampler, settings: MethodConfig) -> None:
         super().__init__()
         self.model = model
@@ -64,10 +66,11 @@ class ConceptObjective(nn.Module):
         parts = [*sets.values(), *([draw.shadow_rows] if self.settings.shadow_negatives else [])]
         distinct_P, index = np.unique(np.concatenate([each.rows for each in parts]), return_inverse=True)
         rows = np.split(index, np.cumsum([len(each.rows) for each in parts])[:-1])
-        shadowed = len(parts) > len(sets)
+        labels = len(parts) if self.shadows_are_sets else len(sets)
+        shadowed = len(parts) > labels
         first, last = self.share(len(distinct_P))
         layout = ConceptLayout.build(
-            [each.offsets for each in sets.values()], rows[: len(sets)],
+            [each.offsets for each in parts[:labels]], rows[:labels],
             draw.shadow_rows.offsets if shadowed else None, rows[-1] if shadowed else None, height=len(distinct_P),
             device=self.text_features.device,
             beside=self.text_features.sentences(distinct_P[min(first, len(distinct_P) - 1) : last]),

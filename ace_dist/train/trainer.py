@@ -177,7 +177,7 @@ def starting_model(config: Config, run_dir: Path) -> DualEncoder:
             load_tensors(model, TensorFile(run_dir / "model" / name))
         return model
     if not config.init_from:
-        return build_model(config.model, config.seed)
+        return build_model(config.model, config.seed, temperature=config.method.temperature)
     parent = resolve_path(config.init_from)
     if parent.absolute() == run_dir.absolute():
         raise RunError(f"init_from={config.init_from} is the run itself; choose another folder with run=DIR")

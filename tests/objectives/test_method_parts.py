@@ -186,6 +186,7 @@ METHODS = {  # objective, FLAGS, text layers and projection that train; None: as
     "ace_no_shadow": ("concept", (True, False, True, True), (0, True)),
     "ace_no_fixed": ("concept", (True, True, False, True), (0, True)),
     "ace_no_random": ("concept", (True, True, True, False), (0, True)),
+    "ace_sigmoid": ("sigmoid", (True, True, True, True), (0, True)),
     "procvlr": ("concept", (False, False, True, False), (0, False)),
     "vifi_ft": ("label", (False, False, True, False), ("all", True)),
     "vifi_pr": ("label", (False, False, True, False), (0, False)),
@@ -206,7 +207,7 @@ def test_a_method_is_what_its_file_says(experiment, method):
     """Objective, labels and what trains of the text tower, as the paper compares them; recipes win over experiments."""
     config = load_config([f"experiment={experiment}", f"method={method}", "training.lr_video=0.123"])
     objective, flags, (layers, projection) = METHODS[method]
-    assert config.method.name == ("ace" if method.startswith("ace") else method)
+    assert config.method.name == ("ace" if method.startswith("ace_no") else method)
     assert (config.method.objective, tuple(getattr(config.method, flag) for flag in FLAGS)) == (objective, flags)
     text = config.model.text
     assert (text.trained_layers, text.train_projection) == (text.depth if layers == "all" else layers, projection)

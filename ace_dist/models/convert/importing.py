@@ -23,7 +23,10 @@ from ace_dist.utils.files import file_sha256
 from ace_dist.utils.reading import read_object
 
 CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")  # under which a checkpoint keeps its weights
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
+INDEX = "model.safetensors.index.json"  # of weights in several files
+FOLDER_FILES = (  # of a Hugging Face folder
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", INDEX, "pytorch_model.bin",
+)  # fmt: skip
 HEAD_BESIDE = (
     "fusion_model_state_dict"  # BIKE's and Text4Vis' checkpoints keep what is over the frames beside the encoder
 )
@@ -40,7 +43,8 @@ class ImportConfig:
     """Settings of `ace weights`: a weight file and what it is to become. `None`: as the file has it."""
 
     source: str = ""  # a weight file, or a Hugging Face folder
-    output: str = ""  # a safetensors file
+    output: str = ""  # a safetensors file; with model= a folder, `weights` unless said otherwise
+    model: str | None = None  # a file of configs/model: makes all of the files that it names, of both of its towers
     kind: str | None = None  # one of KINDS; found from the keys when left out
     tower: str | None = None  # timesformer, vit, spacetime or text
     frames: int | None = None  # length of the time embedding; of text4vis: the first so many of its 77 frame positions
@@ -296,7 +300,10 @@ def read_source(source: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
     `ModelError` naming the file and what was refused.
     """
     path = weight_file(source)
-    loaded: Any = load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path, allow_pickle)
+    if path.suffix == ".json":
+        loaded: Any = load_sharded(path)
+    else:
+        loaded = load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path, allow_pickle)
     while isinstance(loaded, Mapping):
         inner = next((loaded[name] for name in CONTAINERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
@@ -309,10 +316,40 @@ def read_source(source: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
     tensors = {key: value for key, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise ModelError(f"{path} holds no tensors by name (a state dict); found {type(loaded).__name__}")
+    check_not_quantised(path, tensors)
     for prefix in ("module.", "model.", "module."):
         if all(key.startswith((prefix, "fusion_model.")) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
+
+
+def load_sharded(index: Path) -> dict[str, Tensor]:
+    """Weights in several safetensors files of one folder, by their index. Raises `ModelError` naming what misses."""
+    advice = "; it should name the file of each tensor: download it again"
+    named = read_object(index, ModelError, advice).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise ModelError(f"{index} has no weight_map{advice}")
+    tensors: dict[str, Tensor] = {}
+    for name in dict.fromkeys(named.values()):
+        file = index.parent / name
+        if Path(name).name != name or file.suffix != ".safetensors" or not file.is_file():
+            raise ModelError(
+                f"{index} names {name}, which is no safetensors file beside it; download all its files into one folder"
+            )
+        tensors |= load_safetensors(file)
+    if differing := sorted(tensors.keys() ^ named.keys()):
+        raise ModelError(f"{index} and its files differ in {', '.join(differing[:4])}; download all of them again")
+    return tensors
+
+
+def check_not_quantised(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ModelError` for weights in 8 bits or fewer: what was rounded away cannot be trained on."""
+    for name, tensor in tensors.items():
+        if tensor.dim() >= 2 and tensor.element_size() == 1 and tensor.dtype != torch.bool:
+            raise ModelError(
+                f"{path} is quantised ({name} is {str(tensor.dtype).removeprefix('torch.')}): take the weights that it "
+                f"was made from, in float32, float16 or bfloat16"
+            )
 
 
 def weight_file(source: Path) -> Path:
@@ -322,6 +359,11 @@ def weight_file(source: Path) -> Path:
     for path in (source, *(source / name for name in FOLDER_FILES)):
         if not path.is_dir() and path.exists():
             return path
+    if (source / "pytorch_model.bin.index.json").is_file():
+        raise ModelError(
+            f"source={source} is in several PyTorch files; take its safetensors (with {INDEX}), or save it whole with "
+            f"transformers: AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER2)"
+        )
     raise ModelError(f"source={source} is a folder without {' or '.join(FOLDER_FILES)}; name the weight file")
 
 
@@ -363,6 +405,8 @@ def not_a_checkpoint(path: Path) -> ModelError:
     text = head.decode("utf-8", errors="replace")
     if text.lstrip().lower().startswith(("<!doctype", "<html")):
         what = "is a web page, as a download link gives that wants a log-in; download the weight file itself"
+    elif head.startswith(b"GGUF"):
+        what = "is quantised for llama.cpp (GGUF); take the weights that it was made from"
     elif text.startswith("version https://git-lfs"):
         what = "is a pointer of Git LFS and not the file: run `git lfs pull` in its repository"
     elif head and text.count("\ufffd") < 2 and all(letter.isprintable() or letter.isspace() for letter in text):

@@ -6,7 +6,7 @@ SHA-256 of every other file is recorded at its first download, in `downloads/SHA
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from omegaconf import MISSING
 
 from ace_dist.config import did_you_mean
 from ace_dist.models.convert.importing import ImportConfig, import_command
+from ace_dist.models.convert.open_clip import SETTINGS_FILE, TOKENIZER_FILES, import_pair, pair_config
 from ace_dist.utils.errors import ConfigError, ModelError
 from ace_dist.utils.files import file_sha256, read_checksums, write_checksums
 from ace_dist.utils.hub import download, hub_errors
 
 NON_COMMERCIAL = "-NC"  # in the name of a Creative Commons licence
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository, the newer first
 NEW_HEAD: Mapping[str, Any] = {"embed_dim": 512, "allow": ["head.*"]}  # theirs names the classes of their data set
 
 
@@ -28,17 +30,18 @@ class KnownWeights:
     kind: str  # of `layouts.KINDS`
     licence: str
     page: str  # of its authors, which says the licence
-    makes: Mapping[str, Mapping[str, Any]]  # file name -> settings of the import
+    makes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # file name -> settings of the import
+    model: str | None = None  # a file of configs/model, all of whose files it becomes as well
     repository: str | None = None  # OWNER/NAME on the hub
     revision: str | None = None  # its commit; what it holds cannot change
-    file: str | None = None  # in the repository
+    file: str | None = None  # in the repository; None: as open_clip stores its models, with what lies beside
     url: str | None = None  # elsewhere; neither repository nor url: only a browser gets it
     suffix: str = ".pth"
     md5_begins: str | None = None  # as its authors write it into the file's name
 
     @property
     def address(self) -> str:
-        place = f"{self.repository} on the hub, {self.file}" if self.repository else self.url
+        place = f"{self.repository} on the hub, {self.file or OPEN_CLIP_FILES[0]}" if self.repository else self.url
         return place or f"a folder that only a browser opens, linked from {self.page}"
 
 
@@ -47,8 +50,8 @@ KNOWN = {
         "OpenAI's CLIP ViT-B/16: the text encoder of ACE, and the start of ViFi, BIKE and Text4Vis",
         "hf_clip", "MIT", "https://github.com/openai/CLIP",
         {"clip_text.safetensors": {"tower": "text"}, "clip_image.safetensors": {"tower": "vit"}},
-        repository="openai/clip-vit-base-patch16", revision="57c216476eefef5ab752ec549e440a49ae4ae5f3",
-        file="pytorch_model.bin", suffix=".bin",
+        model="clip_b16", repository="openai/clip-vit-base-patch16",
+        revision="57c216476eefef5ab752ec549e440a49ae4ae5f3", file="pytorch_model.bin", suffix=".bin",
     ),
     "procedurevrl": KnownWeights(
         "ProcedureVRL's second stage on HowTo100M: the video encoder that the paper starts from",
@@ -90,6 +93,41 @@ KNOWN = {
     ),
 }  # fmt: skip
 
+# Where: `open_clip.pretrained` 3.3.0. Neither commits nor checksums are published there: the hub's SHA-256 of the day,
+# and from then on that of the first download, are what a file is compared with.
+OPEN_CLIP = "https://github.com/mlfoundations/open_clip"
+KNOWN |= {
+    "laion_b16": KnownWeights(
+        "OpenCLIP ViT-B/16 on LAION-2B", "open_clip", "MIT", OPEN_CLIP, model="laion_b16",
+        repository="laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
+    ),
+    "datacomp_b16": KnownWeights(
+        "OpenCLIP ViT-B/16 on DataComp-XL", "open_clip", "MIT", OPEN_CLIP, model="datacomp_b16",
+        repository="laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
+    ),
+    "metaclip_b16": KnownWeights(
+        "MetaCLIP ViT-B/16 on 2.5 billion pairs of Common Crawl", "open_clip", "CC-BY-NC 4.0",
+        "https://github.com/facebookresearch/MetaCLIP", model="metaclip_b16",
+        repository="timm/vit_base_patch16_clip_224.metaclip_2pt5b",
+    ),
+    "siglip_b16": KnownWeights(
+        "SigLIP ViT-B/16 on WebLI, English", "open_clip", "Apache-2.0",
+        "https://huggingface.co/timm/ViT-B-16-SigLIP", model="siglip_b16", repository="timm/ViT-B-16-SigLIP",
+    ),
+    "siglip2_b16": KnownWeights(
+        "SigLIP 2 ViT-B/16 on WebLI, many languages", "open_clip", "Apache-2.0",
+        "https://huggingface.co/timm/ViT-B-16-SigLIP2", model="siglip2_b16", repository="timm/ViT-B-16-SigLIP2",
+    ),
+    "pe_core_b16": KnownWeights(
+        "Perception Encoder Core B/16", "open_clip", "Apache-2.0",
+        "https://huggingface.co/timm/PE-Core-B-16", model="pe_core_b16", repository="timm/PE-Core-B-16",
+    ),
+    "pe_core_l14": KnownWeights(
+        "Perception Encoder Core L/14 at 336 pixels", "open_clip", "Apache-2.0",
+        "https://huggingface.co/timm/PE-Core-L-14-336", model="pe_core_l14", repository="timm/PE-Core-L-14-336",
+    ),
+}  # fmt: skip
+
 
 @dataclass
 class GetSettings:
@@ -117,12 +155,20 @@ def get_command(settings: GetSettings) -> None:
     check_licence(settings.name, known, settings.accept_licence)
     folder = Path(settings.output)
     outputs = {folder / name.format(frames=settings.frames): made for name, made in known.makes.items()}
-    for path in [path for path in outputs if path.exists()]:
+    pair = [folder / name for name in pair_files(known.model)] if known.model else []
+    for path in [path for path in (*outputs, *pair) if path.exists()]:
         print(f"{path} is there and stays; delete it to make it again")
-        del outputs[path]
-    if not outputs:
+        outputs.pop(path, None)
+    if all(path.exists() for path in (*outputs, *pair)):
         return
-    source = obtain(settings.name, known, folder / "downloads")
+    downloads = folder / "downloads"
+    whole = known.repository and not known.file
+    source = obtain_folder(settings.name, known, downloads) if whole else obtain(settings.name, known, downloads)
+    if not all(path.exists() for path in pair):
+        wanted = ImportConfig(source=str(source), output=str(folder), model=known.model)
+        restricts = ": non-commercial" if NON_COMMERCIAL in known.licence else ""
+        import_pair(replace(wanted, allow_pickle=settings.allow_pickle), known.licence + restricts)
+        print(flush=True)
     for path, made in outputs.items():
         wanted = ImportConfig(source=str(source), output=str(path), kind=known.kind, frames=settings.frames, **made)
         import_command(replace(wanted, allow_pickle=settings.allow_pickle))
@@ -139,6 +185,52 @@ def check_licence(name: str, known: KnownWeights, accepted: bool) -> None:
             f"{name} is {known.licence}: no commercial use, nor of what you train from it; read {known.page}, and add "
             f"accept_licence=true if you keep to it"
         )
+
+
+def pair_files(model: str) -> list[str]:
+    """The names of the files that a file of configs/model asks for."""
+    config = pair_config(model)
+    paths = (config.video.weights, config.text.weights, config.text.tokenizer)
+    return [Path(path).name for path in paths if path is not None]
+
+
+def obtain_folder(name: str, known: KnownWeights, downloads: Path) -> Path:
+    """A model of open_clip in a folder of its own: its weights, its settings, and its tokenizer where it has one."""
+    folder, model = downloads / name, known.model
+    beside = [SETTINGS_FILE, *(TOKENIZER_FILES if model and pair_config(model).text.tokenizer else ())]
+    advice = (
+        f"or put {', '.join((OPEN_CLIP_FILES[0], *beside))} of {known.repository} into {folder}, and give the command "
+        f"again"
+    )
+    with hub_errors(f"{name} cannot be downloaded", advice):
+        for file in beside:
+            into_folder(known, folder / file)
+        if not any((folder / file).is_file() for file in OPEN_CLIP_FILES):
+            into_folder(known, folder / OPEN_CLIP_FILES[0], folder / OPEN_CLIP_FILES[1])
+    for file in OPEN_CLIP_FILES:
+        if (folder / file).is_file():
+            check_file(folder / file, known)
+    return folder
+
+
+def into_folder(known: KnownWeights, path: Path, older: Path | None = None) -> None:
+    """A file of the known repository under its own name, unless it is there; `older` where the hub has none of `path`.
+
+    What the hub's own cache has is linked, not copied.
+    """
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if path.is_file():
+        return
+    try:
+        found = from_hub(replace(known, file=path.name), path)
+    except EntryNotFoundError:
+        if older is None:
+            raise
+        return into_folder(known, older)
+    if found != path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(found.absolute())
 
 
 def obtain(name: str, known: KnownWeights, folder: Path) -> Path:
@@ -206,5 +298,6 @@ def known_table() -> str:
     lines = []
     for name, known in KNOWN.items():
         lines += [f"{name:22} {known.licence:16} {known.about}", f"{'':22} {known.address}"]
-        lines += [f"{'':22} -> {', '.join(known.makes).replace('{frames}', 'T')}"]
+        made = [*known.makes, *([f"the files of model={known.model}"] if known.model else [])]
+        lines += [f"{'':22} -> {', '.join(made).replace('{frames}', 'T')}"]
     return "\n".join(lines)

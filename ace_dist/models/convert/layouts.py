@@ -149,6 +149,32 @@ HF_CLIP = {
         Rule(CLIP_SCALARS, None),
     ),
 }
+# A whole CLIP of transformers as one of open_clip.
+HF_BLOCK_NAMES = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+                  "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
+
+
+def hf_side(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """The blocks of one of the two transformers of transformers' CLIP."""
+    layer, block = theirs + r"\.encoder\.layers\.(\d+)\.", ours + r"transformer.resblocks.\1."
+    third = Rule(rf"{layer}self_attn\.(?P<qkv>[qkv])_proj\.{WB}", block + r"attn.in_proj_\3")
+    return (*layer_rules(layer, HF_BLOCK_NAMES, block), third, Rule(theirs + r"\.embeddings\.position_ids", None))
+
+
+HF_PAIR = (
+    *hf_side("vision_model", "visual."), *hf_side("text_model", ""),
+    Rule(r"vision_model\.embeddings\.class_embedding", "visual.class_embedding"),
+    Rule(r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding"),
+    Rule(r"vision_model\.embeddings\.patch_embedding\.weight", "visual.conv1.weight"),
+    Rule(rf"vision_model\.pre_layrnorm\.{WB}", r"visual.ln_pre.\1"),  # their spelling
+    Rule(rf"vision_model\.post_layernorm\.{WB}", r"visual.ln_post.\1"),
+    Rule(r"visual_projection\.weight", "visual.proj", transpose),
+    Rule(r"text_model\.embeddings\.token_embedding\.weight", "token_embedding.weight"),
+    Rule(r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
+    Rule(rf"text_model\.final_layer_norm\.{WB}", r"ln_final.\1"),
+    Rule(r"text_projection\.weight", "text_projection", transpose),
+    Rule(r"logit_scale", SAME),
+)  # fmt: skip
 # BIKE's and Text4Vis' releases: OpenAI's names, and a transformer over frames with a learned position for each of 77.
 OVER_FRAMES = (
     Rule(r"fusion_model\.frame_position_embeddings\.weight", "temporal.positions", lambda rows: rows[None]),
@@ -203,9 +229,30 @@ KINDS: dict[str, Kind] = {
 
 def convert(source: Mapping[str, Tensor], kind: str, tower: str) -> Converted:
     """A file's tensors under our names for one tower."""
+    result = apply_rules(source, KINDS[kind].rules[tower])
+
+    # What a tower has and its source has under no name of its own.
+    state = result.state
+    if tower in ("vit", "spacetime") and "head.weight" in state and "head.bias" not in state:
+        state["head.bias"] = torch.zeros(len(state["head.weight"]), dtype=state["head.weight"].dtype)
+        result.derived["head.bias"] = "zeros: the source's projection has no bias"
+    if kind == "timm_vit" and tower == "timesformer" and "pos_embed" in state:
+        inflate(result)
+    if tower == "spacetime":
+        for name in [key.removesuffix(".temporal_fc.weight") for key in state if key.endswith(".temporal_fc.weight")]:
+            merge_temporal(result, name)
+    return result
+
+
+def rename(source: Mapping[str, Tensor], rules: Sequence[Rule]) -> State:
+    """The tensors under the names of `rules`; what no rule knows keeps its own."""
+    result = apply_rules(source, rules)
+    return result.state | {name: source[name] for name in result.unexpected}
+
+
+def apply_rules(source: Mapping[str, Tensor], rules: Sequence[Rule]) -> Converted:
     result = Converted()
     thirds: dict[str, dict[str, Tensor]] = {}
-    rules = KINDS[kind].rules[tower]
     for key, tensor in source.items():
         match, rule = next(
             ((match, rule) for rule in rules if (match := re.fullmatch(rule.pattern, key))), (None, None)
@@ -224,17 +271,6 @@ def convert(source: Mapping[str, Tensor], kind: str, tower: str) -> Converted:
     for target, parts in thirds.items():
         if set(parts) == set("qkv"):
             result.state[target] = torch.cat([parts[name] for name in "qkv"])
-
-    # What a tower has and its source has under no name of its own.
-    state = result.state
-    if tower in ("vit", "spacetime") and "head.weight" in state and "head.bias" not in state:
-        state["head.bias"] = torch.zeros(len(state["head.weight"]), dtype=state["head.weight"].dtype)
-        result.derived["head.bias"] = "zeros: the source's projection has no bias"
-    if kind == "timm_vit" and tower == "timesformer" and "pos_embed" in state:
-        inflate(result)
-    if tower == "spacetime":
-        for name in [key.removesuffix(".temporal_fc.weight") for key in state if key.endswith(".temporal_fc.weight")]:
-            merge_temporal(result, name)
     return result
 
 

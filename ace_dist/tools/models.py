@@ -1,0 +1,55 @@
+"""The table of `ace models`: what each file of configs/model costs, under which licence, and what trains of it."""
+
+from itertools import zip_longest
+from pathlib import Path
+
+from ace_dist.config import Config, choices, load_config, shipped_file
+from ace_dist.models.convert.known import KNOWN, KnownWeights, pair_files
+from ace_dist.tools.estimate import model_cost
+
+OWN_LICENCE = "Apache-2.0"  # of what ships with ace-dist
+
+
+def models_table(frames: int, only: str | None = None) -> str:
+    """A block of lines for each model, or for one; FLOPs are those of the video side for one clip of `frames`."""
+    names = [only] if only else choices("model")
+    if only is not None:
+        shipped_file("model", only)
+    blocks = [describe(name, frames) for name in names]
+    unit = f"GFLOPs: matrix products of the video side, forward, one clip of {frames} frames (frames=N for another)"
+    return "\n".join([*blocks, unit])
+
+
+def describe(name: str, frames: int) -> str:
+    config = load_config(["experiment=demo", f"model={name}", f"dataset.clip.frames={frames}"])
+    if config.model.video.tower == "open_clip" and config.model.video.arch is None:
+        return f"{name:16} any other: model.video.arch=NAME, and its sizes as the files beside it in configs/model"
+    cost = model_cost(config, bf16=False)
+    millions = f"{cost.parameters / 1e6:.1f} M parameters, {cost.trained / 1e6:.1f} M train"
+    lines = [f"{millions}, {cost.forward_flops / 1e9:.1f} GFLOPs", f"trains: {what_trains(config)}", *origins(config)]
+    return "\n".join(f"{title:16} {line}" for title, line in zip_longest([name], lines, fillvalue=""))
+
+
+def what_trains(config: Config) -> str:
+    video, text = config.model.video, config.model.text
+    parts = [f"last {video.trained_blocks} of {video.depth} video blocks"] if video.trained_blocks else []
+    parts += [f"last {text.trained_layers} of {text.depth} text layers"] if text.trained_layers else []
+    flags = {"video norm": video.train_norm, "video head": video.train_head, "text projection": text.train_projection}
+    parts += [part for part, trains in flags.items() if trains]
+    parts += [f"temporal {video.temporal}"] if video.temporal != "mean" else []
+    return ", ".join(parts) or "nothing"
+
+
+def origins(config: Config) -> list[str]:
+    """Licence and command of the weights of a model; of several, a line each."""
+    model = config.model
+    files = {Path(path).name for path in (model.video.weights, model.text.weights) if path is not None}
+    known = {key: each for key, each in KNOWN.items() if files & known_files(each)}
+    if not known:
+        return [f"{OWN_LICENCE}, shipped with ace-dist"]
+    return [f"{each.licence}: ace weights get {key}" for key, each in known.items()]
+
+
+def known_files(known: KnownWeights) -> set[str]:
+    """The names of the files that a release becomes."""
+    return {*known.makes, *(pair_files(known.model) if known.model else [])}
