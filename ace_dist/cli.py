@@ -50,10 +50,9 @@ if TYPE_CHECKING:
     from ace_dist.cluster.sweep import Sweep, SweepRun
     from ace_dist.utils.distributed import Ranks
 
-REFUSALS = {  # what a file system may refuse, and what its owner can do
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or write to another disk"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "write to a folder of yours"),
-}
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_SUCH_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 MEETING_TIMEOUT_S = 120.0  # of the ranks in `preflight`
 
 
@@ -401,6 +400,7 @@ def build_shards(argv: list[str]) -> None:
     from ace_dist.data.build.shards import array_task
     from ace_dist.data.datasets import build_dataset
     from ace_dist.data.sampling import coinciding_views
+    from ace_dist.data.segments import shared_groups
     from ace_dist.worlds import READERS
 
     task, tasks, reason = array_task(dataset.task, dataset.tasks, os.environ)
@@ -421,6 +421,8 @@ def build_shards(argv: list[str]) -> None:
         print(f"{len(cut)} segments reach past what their video shows and are cut there: {', '.join(cut[:5])}")
     if padded := manifest.get("padded"):
         print(f"{len(padded)} clips are filled up with the last frame of their video: {', '.join(padded[:5])}")
+    for note in shared_groups(shards.records):
+        print(f"note: {note}")
     if shards.older_build:
         print(shards.older_build)
     if same := coinciding_views(test, dataset.clip):
@@ -876,7 +878,7 @@ def ace() -> int:
 
 def start(argv: Sequence[str]) -> int:
     """Run a command; one of `RANKED` in as many processes as suit this machine, or as `ranks=N` says."""
-    argv = take_verbose(take_umask(argv))
+    argv = take_verbose(take_umask(with_home(argv)))
     if not argv or argv[0].startswith("-"):
         return execute(argv)
     name, rest = find_command(argv)
@@ -897,8 +899,8 @@ def start(argv: Sequence[str]) -> int:
 def main(*words: str, run: Callable[[Sequence[str]], int] | None = None) -> int:
     """Run the command of `words` and the program's own arguments; returns the exit status.
 
-    A `UserError` is one line on stderr and 2; so are a full disk and a folder that may not be written. Any other
-    `OSError` is a bug and stays one. Ctrl-C gives 130.
+    A `UserError` is one line on stderr and 2; so are a full disk, a path that may not be read or written, and one that
+    cannot be. Any other `OSError` is a bug and stays one. Ctrl-C gives 130.
     """
     try:
         return (run or execute)([*words, *sys.argv[1:]])
@@ -909,14 +911,27 @@ def main(*words: str, run: Callable[[Sequence[str]], int] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in REFUSALS:
+        if error.errno not in (*NO_SPACE, *NO_PERMISSION, *NO_SUCH_PLACE):
             raise
-        where = f"{error.filename or 'writing'}: {error.strerror}"
-        remedy = f"{REFUSALS[error.errno]} (run=, dataset.shards= or output=), then give the command again"
-        print(f"error: {where}; {remedy}", file=sys.stderr)
+        print(f"error: {error.filename or 'writing'}: {error.strerror}; {refusal_remedy(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def refusal_remedy(error: OSError) -> str:
+    """What the owner of a file can do that could not be read or written."""
+    again = "(run=, dataset.shards= or output=), then give the command again"
+    if error.errno in NO_SPACE:
+        return f"free some space or write to another disk {again}"
+    if error.errno in NO_SUCH_PLACE:
+        return f"name another path {again}"
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    folders = [folder for folder in path.absolute().parents if os.path.isdir(folder)] if path else []
+    closed = folders and not os.access(folders[0], os.X_OK)
+    if path and (closed or (os.path.exists(path) and not os.access(path, os.R_OK))):
+        return f"let this user read it (`ls -ld {shlex.quote(str(folders[0] if closed else path))}` shows who may)"
+    return f"write to a folder of yours {again}"
 
 
 def execute(argv: Sequence[str]) -> int:
@@ -927,7 +942,7 @@ def execute(argv: Sequence[str]) -> int:
     """
     end_with_launcher(os.environ)
     argv = [word for word in argv if not word.replace("_", "-").lstrip("-").startswith("local-rank")]
-    argv = take_verbose(take_umask(argv))
+    argv = take_verbose(take_umask(with_home(argv)))
     if argv and argv[0] in ("--version", "-V"):
         print(f"ace-dist {__version__}")
         return 0
@@ -941,6 +956,12 @@ def execute(argv: Sequence[str]) -> int:
             split_settings(rest, RankSettings)
     with missing_packages_named():
         return COMMANDS[name](rest) or 0
+
+
+def with_home(argv: Sequence[str]) -> list[str]:
+    """`key=~/x` and `key=[~/x, ~/y]` as some shells hand them over: no command makes or reads a folder called `~`."""
+    home = os.path.expanduser("~")
+    return [re.sub(r"(?<=[=\[,])(\s*)~(?=/)", lambda found: found[1] + home, word) for word in argv]
 
 
 def take_umask(argv: Sequence[str]) -> list[str]:

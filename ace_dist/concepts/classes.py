@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ace_dist.concepts.actions import Action, listed_texts, normalise
 from ace_dist.utils.errors import LabelError
-from ace_dist.utils.reading import read_object
+from ace_dist.utils.reading import read_object, why_no_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def load_class_table(path: str | Path, setting: str = "dataset.classes") -> Clas
     """
     path = Path(path)
     if not path.is_file():
-        raise LabelError(f"{setting}={path} does not exist")
+        raise LabelError(f"{setting}={path} {why_no_file(path)}")
     form = f'; {setting} needs {{"actions": {{label: [verb, object], ...}}, "not_actions": [label, ...]}}'
     content = read_object(path, LabelError, form)
     pairs, none = content.get("actions"), content.get("not_actions", [])

@@ -15,7 +15,7 @@ from ace_dist.concepts.sampler import Phrases, label_phrases
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.concepts.wordnet import WordNet, find_wordnet
 from ace_dist.utils.errors import LabelError
-from ace_dist.utils.reading import read_object
+from ace_dist.utils.reading import read_object, why_no_file
 
 # A label whose verb has no node in the trees: alone beside averaged ones | averaged over synonyms of makers.json, or
 # of WordNet | a reason for all labels of its set to stand alone. A mean of unit vectors is shorter than one of them, so
@@ -54,7 +54,7 @@ def load_srt(path: str | Path) -> list[dict[str, str]]:
     """Read the runs of an SRT file: per run, root label → label to use. Raises `LabelError` naming the file."""
     path = Path(path)
     if not path.is_file():
-        raise LabelError(f"SRT file {path} does not exist; set dataset.srt to a JSON file of label sets")
+        raise LabelError(f"SRT file {path} {why_no_file(path)}; set dataset.srt to a JSON file of label sets")
     runs: Any = read_object(path, LabelError, " (dataset.srt: an object with a list 'runs')").get("runs")
     well_formed = isinstance(runs, list) and runs and all(isinstance(run, dict) and run for run in runs)
     if not well_formed or not all(isinstance(label, str) for run in runs for label in run.values()):

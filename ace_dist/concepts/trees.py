@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 from ace_dist.concepts.actions import base_forms, listed_texts, normalise
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
-from ace_dist.utils.reading import read_object
+from ace_dist.utils.reading import read_object, why_no_file
 
 MAKING = "`ace synonyms actions=annotations.csv output=trees.json source=wordnet children=6` makes one"  # in messages
 Node = Mapping[str, Any] | tuple[str, ...]  # children with their own nodes, or, at the last order, children alone
@@ -64,7 +64,7 @@ class SynonymTrees:
         path = Path(path)
         if not path.is_file():
             raise LabelError(
-                f"synonym tree file {path} does not exist; set dataset.synonyms to a JSON tree file; {MAKING}"
+                f"synonym tree file {path} {why_no_file(path)}; set dataset.synonyms to a JSON tree file; {MAKING}"
             )
         raw = read_object(path, LabelError, " (dataset.synonyms: an object of root verbs)")
         meta, words = raw.pop("_meta", {}), raw.pop("_words", {})

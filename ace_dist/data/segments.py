@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,24 @@ def parse_split(text: str) -> str:
     elif near := [name for name in SPLITS if split.startswith(name[:2])]:
         hint = f"; did you mean {near[0]}?"
     raise DataError(f"split={text!r} is not one of {', '.join(SPLITS)}{hint}")
+
+
+class Grouped(Protocol):
+    """A segment, or the record of a clip."""
+
+    @property
+    def split(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+
+
+def shared_groups(clips: Sequence[Grouped]) -> list[str]:
+    """A note when clips of one group stand in both splits."""
+    train, test = ({clip.group for clip in clips if clip.split == split and clip.group} for split in SPLITS)
+    if not (both := sorted(train & test)):
+        return []
+    more = ", ..." if len(both) > 5 else ""
+    return [f"groups in both splits, so that the test is not of unknown ones: {', '.join(both[:5])}{more}"]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from ace_dist.config import SimilarityConfig
 from ace_dist.models.text import TextTower
 from ace_dist.utils.errors import ModelError
+from ace_dist.utils.reading import why_no_file
 
 START_BIAS = -10.0  # of a sigmoid loss, when no weights say another (SigLIP, algorithm 1)
 LOGIT_SCALE, LOGIT_BIAS = "similarity.logit_scale", "similarity.logit_bias"  # in files of open_clip's image side
@@ -100,7 +101,7 @@ def read_attributes(path: str | None) -> list[str]:
         return []
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ModelError(f"{file} does not exist (model.similarity.attributes); give a text file, or null")
+        raise ModelError(f"{file} {why_no_file(file)} (model.similarity.attributes); give a text file, or null")
     lines = [line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
     words = list(dict.fromkeys(line for line in lines if line))
     if not words:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ace_dist.models.video import VideoTower
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.files import write_bytes
+from ace_dist.utils.reading import why_no_file
 
 VIDEO_SETTING, TEXT_SETTING = "model.video.weights", "model.text.weights"
 FROZEN, TRAINED = "frozen.safetensors", "trained.safetensors"  # of a run's model folder: together its whole model
@@ -131,7 +132,7 @@ def read_safetensors(path: Path | str | None, setting: str) -> TensorFile:
     file = Path(path)
     if not file.is_file():
         raise ModelError(
-            f"{file} does not exist ({setting}); give a safetensors file (`ace models` says where from), or "
+            f"{file} {why_no_file(file)} ({setting}); give a safetensors file (`ace models` says where from), or "
             f"model.init=random"
         )
     try:

@@ -29,7 +29,7 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes, write_json
-from ace_dist.utils.reading import read_object
+from ace_dist.utils.reading import read_object, why_no_file
 
 PART = 256  # windows
 END_BYTES = 1 << 20  # at each end of a video, which tell it from another one of the same size and date
@@ -71,7 +71,7 @@ def embed_video(
     folder = None if cache is None else cache / store_key(model, config, path, grid)
     if folder is not None and (kept := read_whole(folder, path, grid)):
         return kept
-    parts = read_parts(folder) if folder is not None else []
+    parts = [] if folder is None else read_parts(make_cache(folder))
     first = sum(map(len, parts))
     span_s = run_alone(STALL_S, promised_span, path)
     start = PictureClock(on_picture)
@@ -88,7 +88,6 @@ def embed_video(
     while batch := list(islice(windows, PART)):
         parts.append(encode_windows(model, config, batch))
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
             write_array(folder / f"part-{len(parts) - 1:05d}.f32", parts[-1])
         progress(sum(map(len, parts)) * grid.stride_s, span_s[1] - span_s[0])
     if not parts:
@@ -164,6 +163,8 @@ def digest_weights(model: DualEncoder) -> str:
 
 def digest_video(path: Path) -> str:
     """Of its size, date and both ends: a whole film is not read twice."""
+    if not path.is_file():
+        raise DataError(f"video {path} {why_no_file(path)}")
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -173,6 +174,18 @@ def digest_video(path: Path) -> str:
     except OSError as error:
         raise DataError(f"video {path} cannot be read: {error.strerror}") from error
     return hashlib.sha256(ends + f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+
+
+def make_cache(folder: Path) -> Path:
+    """Raises `DataError`, which names `cache`, where no folder can be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"cache={folder.parent} cannot be written ({error.strerror}); name another folder, or cache=null to keep "
+            f"no embeddings"
+        ) from error
+    return folder
 
 
 def read_parts(folder: Path) -> list[npt.NDArray[np.float32]]:

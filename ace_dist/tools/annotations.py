@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ace_dist.concepts import Action, split_classes
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.csv import COLUMNS
 from ace_dist.data.datasets import build_reader, check_groups
-from ace_dist.data.segments import Failure, Segment
+from ace_dist.data.segments import Failure, Segment, shared_groups
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_text
 from ace_dist.utils.tables import csv_text
@@ -63,7 +63,8 @@ def read_annotations(dataset: DatasetConfig) -> Annotations:
     if unlisted := [segment.id for segment in segments if not os.path.isfile(segment.video)]:
         raise DataError(f"dataset.kind={dataset.kind} has no video file for {unlisted[0]}: build its shards directly")
     if not any(segment.group for segment in segments):
-        segments = [dataclasses.replace(segment, group=Path(segment.video).stem) for segment in segments]
+        names = video_names({segment.video for segment in segments})
+        segments = [dataclasses.replace(segment, group=names[segment.video]) for segment in segments]
     check_groups(dataset, {segment.group for segment in segments})
     used = [segment for segment in segments if segment.group not in dataset.left_out_groups]
     tested, why = choose_test_groups(used, dataset)
@@ -77,9 +78,19 @@ def read_annotations(dataset: DatasetConfig) -> Annotations:
         *reader.notes,
         *(describe(name, [segment for segment in used if segment.split == name]) for name in ("train", "test")),
         why,
+        *(f"note: {note}" for note in shared_groups(used)),
         f"novel actions: {shown(map(str, classes.novel))}{'' if classes.novel else hint}",
     ]
     return Annotations(segments, reader.rejected, notes)
+
+
+def video_names(videos: Collection[str]) -> dict[str, str]:
+    """A name for each video: that of its file, with its folders where several files have that name."""
+    stems = Counter(Path(video).stem for video in videos)
+    common = os.path.commonpath([os.path.dirname(video) for video in videos])
+    return {
+        video: Path(video).stem if stems[Path(video).stem] == 1 else os.path.relpath(video, common) for video in videos
+    }
 
 
 def choose_test_groups(segments: Sequence[Segment], dataset: DatasetConfig) -> tuple[frozenset[str] | None, str]:

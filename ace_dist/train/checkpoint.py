@@ -43,6 +43,7 @@ from ace_dist.train.engine import Engine
 from ace_dist.utils.distributed import on_first
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import file_sha256, sync_folder, write_bytes, write_json, write_pieces
+from ace_dist.utils.reading import read_object
 
 FORMAT = 2
 OLDEST = 1  # whose `checkpoint.json` has no checksum of itself
@@ -149,10 +150,8 @@ class CheckpointFolder:
 
 def read_description(path: Path) -> dict[str, Any]:
     """Read and verify `checkpoint.json`. Raises `RunError`, which says how it is damaged."""
-    if not (path / "checkpoint.json").is_file():
-        raise RunError(f"{path}/checkpoint.json is missing")
+    about = read_object(path / "checkpoint.json", RunError)
     try:
-        about: dict[str, Any] = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         if about["format"] > OLDEST and about.pop("sha256") != json_sha256(about):
             raise ValueError("its SHA-256 is not the one that was written")
         about["files"] = {
@@ -161,7 +160,7 @@ def read_description(path: Path) -> dict[str, Any]:
         version, step = about.get("format"), int(path.name.removeprefix("step-"))
         if about["step"] != step:  # one flipped bit makes another step of it, and so other clips and rates
             raise ValueError(f"step {about['step']} in the folder of step {step}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}/checkpoint.json is damaged ({type(error).__name__}: {error})") from error
     if version not in (OLDEST, FORMAT):
         raise RunError(f"{path} has format {version}, this version reads {OLDEST} and {FORMAT}")

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.processes import start_time
+from ace_dist.utils.reading import parse_json
 
 BEAT_S, WATCH_S = 5.0, 20.0
 UNKNOWN: dict[str, Any] = {"host": "an unknown host", "pid": 0, "job": None}
@@ -181,9 +182,9 @@ def read_owner(file: IO[str]) -> dict[str, Any] | None:
     file.seek(0)
     text = file.read()
     try:
-        owner = json.loads(text) if text else None
+        owner = parse_json(text, "lock.json", RunError) if text else None
         return owner if owner is None else {**UNKNOWN, **owner}
-    except (ValueError, TypeError):
+    except (RunError, TypeError):
         return UNKNOWN
 
 

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from ace_dist.utils.errors import RunError
+from ace_dist.utils.reading import parse_json
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -37,6 +38,9 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # which a user has named, and not the temporary one
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,8 +63,8 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     rows, damaged = list[dict[str, Any]](), list[int]()
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line, str(path), RunError)
+        except RunError:
             row = None
         if isinstance(row, dict) and type(row.get("step")) is int:
             rows.append(row)

@@ -7,6 +7,7 @@ would put this machine's environment into what is shown or passed on.
 
 import functools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -34,11 +35,20 @@ class Fault(ValueError):
     """What is wrong with a text, without the name of its file."""
 
 
+def why_no_file(path: Path) -> str:
+    """What `path` is, which is no plain file, as the end of a sentence that begins with it."""
+    if path.is_dir():
+        return "is a folder, not a file"
+    if path.exists():
+        return "is no plain file but a pipe, a socket or a device"
+    return f"is a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else "does not exist"
+
+
 def read_text(path: Path, error: type[UserError], advice: str = "", largest: int = LARGEST_FILE) -> str:
     """UTF-8 text of a plain file; raises `error` for one that is too large, is binary, or cannot be read."""
     try:
         if not path.is_file():  # a pipe would wait for ever, and a device has no end
-            raise Fault("does not exist" if not path.exists() else "is no plain file")
+            raise Fault(why_no_file(path))
         if (size := path.stat().st_size) > largest:
             raise Fault(f"has {size:,} bytes, more than the {largest:,} that such a file may have")
         text = path.read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ DELIMITERS = ",;\t"
 LEFT_OVER = ""  # the column of values behind the last one of the header
 # What a spreadsheet runs when a cell begins with it (OWASP, "CSV injection"); the last four are full-width forms.
 RUNS = re.compile(r"'*\s*[=+\-@\t\r\n＝＋－＠]")
+DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.I)
 
 
@@ -23,18 +24,23 @@ def parse_table(text: str, columns: Sequence[str], optional: Sequence[str] = ())
     """Non-empty rows with their line numbers: column -> value, both without spaces around them.
 
     Columns are called as in the header, in lower case with underscores; those of `optional` that it lacks are empty.
+    Where semicolons separate values, `1,5` is the number 1.5.
     A row that is too short lacks columns, see `check_row`. Raises `DataError` for a header without one of the other
     `columns` or with one twice, and for quotes that are not closed, which would swallow rows.
     """
     first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count), strict=True)
+    delimiter = max(DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = ["_".join(name.lower().replace("-", " ").replace("_", " ").split()) for name in next(reader, [])]
         check_header(header, columns, optional)
         absent = dict.fromkeys((name for name in optional if name not in header), "")
         rows = []
         for values in reader:
-            row = dict(zip(header, (unguarded(value.strip()).strip() for value in values), strict=False))
+            cells = [unguarded(value.strip()).strip() for value in values]
+            if delimiter == ";":  # what spreadsheets write where a comma stands before decimals
+                cells = [DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in cells]
+            row = dict(zip(header, cells, strict=False))
             if extra := [value for value in values[len(header) :] if value.strip()]:
                 row[LEFT_OVER] = " ".join(extra)
             if any(row.values()):

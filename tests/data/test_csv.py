@@ -94,6 +94,26 @@ def test_each_fault_is_named_with_its_line_and_the_setting(folder, change, messa
     assert "labels.csv" in text and "dataset.annotations" in text and isinstance(caught.value, UserError)
 
 
+def test_a_spreadsheet_with_decimal_commas(folder):
+    """Excel and LibreOffice write semicolons where a comma stands before decimals."""
+    path = folder / "labels.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + b"video;start_s;end_s;verb;object\r\nvideos/a.mp4;0,25;1,5;spin;block M1,5\r\n")
+    (segment,) = read_csv(path).segments()
+    assert (segment.start_s, segment.end_s, segment.object) == (0.25, 1.5, "block m1,5")
+
+
+def test_two_labels_of_one_stretch_are_noted_and_one_label_twice_is_refused(folder):
+    """Also where the file goes by two names."""
+    (folder / "again.mp4").symlink_to("videos/a.mp4")
+    other = GOOD | {"video": "again.mp4"}
+    reader = read_csv(write(folder, GOOD, other | {"verb": "lift"}, GOOD | {"end_s": "2"}))
+    (note,) = reader.notes
+    assert "'spin block' (line 2) and 'lift block' (line 3)" in note and "line 4" not in note
+    assert len(reader.segments()) == 3 and read_csv(write(folder, GOOD)).notes == []
+    with pytest.raises(DataError, match="line 3: repeats line 2"):
+        read_csv(write(folder, GOOD, other | {"split": "test"}))
+
+
 def test_all_faults_come_in_one_message(folder):
     bad = [GOOD | {"start_s": "x"}, GOOD, GOOD | {"object": ""}, GOOD | {"split": "dev"}]
     with pytest.raises(DataError) as caught:

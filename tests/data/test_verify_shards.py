@@ -203,6 +203,16 @@ def test_unknown_labels(sound, tmp_path):
     one_error(verify(sound, sound, "dataset.test_groups=[nobody]"), "dataset.test_groups lists 'nobody'")
 
 
+class LongLabelReader(NumberedReader):
+    def segments(self):
+        return [dataclasses.replace(s, object="very long red lever " * 20) for s in super().segments()]
+
+
+def test_a_label_too_long_for_the_text_encoder(tmp_path, sound):
+    make(tmp_path / "shards", reader=LongLabelReader(8, frames=20, segment=(0.5, 2.0)))
+    one_error(verify(tmp_path / "shards", sound), "CLIP tokens, more than 77", "shorten the label")
+
+
 class EarlierReader(NumberedReader):
     """Segments with labels as they were typed, which earlier versions stored."""
 

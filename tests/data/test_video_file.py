@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from data_worlds import frame_number, numbered_frames, read_frames, rotate_on_display, write_sound, write_video
 
+from ace_dist.config import load_config
+from ace_dist.data.build.single_video import cut_video
 from ace_dist.utils.errors import DataError
 
 SMOOTH = {"crf": "12", "g": "7"}
@@ -163,3 +165,17 @@ def test_files_that_are_no_videos_say_so(tmp_path):
             read_frames(tmp_path / name)
     with pytest.raises(DataError, match=r"whole\.mp4 shows no frame at 9 s: it ends at 2\.50 s"):
         read_frames(tmp_path / "whole.mp4", 9.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ((-3.0, None), "start_s=-3 is negative"),
+        ((9.0, None), "the segment begins at 9 s, but the video ends at 2.00 s"),
+    ],
+)
+def test_a_part_outside_a_video_is_refused(tmp_path, part, message):
+    path = write_video(tmp_path / "a.mp4", numbered_frames(24, 32, 48), rate=12)
+    dataset = load_config(["experiment=demo"]).dataset
+    with pytest.raises(DataError, match=message):
+        cut_video(path, dataset.clip, dataset.encoding, False, *part)

@@ -1,5 +1,6 @@
 """The console command `ace`: what it starts, how it ends, and the wheel that brings it."""
 
+import errno
 import inspect
 import json
 import os
@@ -37,6 +38,37 @@ def test_training_without_settings_prints_help_and_runs_nothing(capsys, tmp_path
         assert stopped.value.code == 0 and "settings, written key=value:" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     assert cli.start(["--version"]) == 0 and re.fullmatch(r"ace-dist \d+\.\S+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "advice"),
+    [
+        (errno.ENOSPC, "", "free some space"),
+        (errno.EACCES, "", "write to a folder of yours"),
+        (errno.EACCES, "closed", "let this user read it (`ls -ld "),
+        (errno.EACCES, "file", "let this user read it (`ls -ld "),
+        (errno.ENOTDIR, "file/x", "name another path"),
+    ],
+)
+def test_what_a_file_system_refuses_is_one_sentence(tmp_path, monkeypatch, capsys, number, place, advice):
+    """A file that may not be read needs other help than one that may not be written."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name not in ("closed", "file"))
+    (tmp_path / "closed").mkdir()
+    name = str(tmp_path / "closed" / "x" if place == "closed" else tmp_path / (place or "new"))
+
+    def run(argv):
+        raise OSError(number, os.strerror(number), name)
+
+    assert cli.main("train", run=run) == 2
+    assert f"{name}: {os.strerror(number)}; {advice}" in capsys.readouterr().err
+
+
+def test_home_is_put_in_where_the_shell_does_not(tmp_path, monkeypatch):
+    """`bash` leaves `run=~/x` alone; no folder is called `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home, words = str(tmp_path), ["run=~/x", "video=[~/a b.mp4, ~/c.mp4]", "~training.seed", "output=a~/b", "x=~y/z"]
+    assert cli.with_home(words) == [f"run={home}/x", f"video=[{home}/a b.mp4, {home}/c.mp4]", *words[2:]]
 
 
 def test_a_settings_file_is_printed_and_used(tmp_path, capsys):

@@ -90,7 +90,7 @@ def test_a_number_that_another_process_has_now_is_no_owner(tmp_path):
     RunLock(tmp_path).acquire()
 
 
-@pytest.mark.parametrize("text", ["{", "", "[1]", '{"host": "h"', "\x00", "7"])
+@pytest.mark.parametrize("text", ["{", "", "[1]", '{"host": "h"', "\x00", "7", "[" * 100_000])
 def test_a_cut_lock_is_no_traceback(tmp_path, text):
     """A machine that crashes while it writes leaves any of these."""
     (tmp_path / "lock.json").write_text(text)

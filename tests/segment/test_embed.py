@@ -76,6 +76,13 @@ def test_other_labels_need_no_video(classifier, video, tmp_path, monkeypatch):
         embed_video(classifier.model, classifier.config, video, stride_s=1.0, cache=tmp_path)
 
 
+def test_a_cache_that_cannot_be_is_named_with_its_setting(classifier, video, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"cache=.*/file/ace-dist/embeddings cannot be written .*cache=null"):
+        embed_video(classifier.model, classifier.config, video, cache=embed.default_cache())
+
+
 def test_a_killed_run_goes_on_and_damage_is_made_again(classifier, video, tmp_path, small_parts, monkeypatch):
     whole = embed_video(classifier.model, classifier.config, video, cache=tmp_path)
     (folder,) = tmp_path.iterdir()

@@ -44,6 +44,23 @@ def write(folder, text, *settings):
     return read_csv(folder / "out" / "a.csv").segments(), "\n".join(said)
 
 
+def test_videos_of_one_name_in_several_folders_are_several_groups(folder):
+    for person in "ab":
+        (folder / person).mkdir()
+        (folder / person / "take.mp4").touch()
+    lines = [f"{video},{k},{k + 1},{verb},{thing},\n" for video in ("a/take.mp4", "b/take.mp4", "c1.mp4")
+             for k, (verb, thing) in enumerate(ACTIONS)]  # fmt: skip
+    segments, _ = write(folder, HEADER + "".join(lines))
+    assert {segment.group for segment in segments} == {"a/take.mp4", "b/take.mp4", "c1"}
+
+
+def test_a_group_in_both_splits_is_noted(folder):
+    lines = rows().replace("\n", ",train\n").replace("group,train", "group,split").splitlines(keepends=True)
+    lines[-1] = lines[-1].replace("train", "test")
+    _, said = write(folder, "".join(lines))
+    assert "note: groups in both splits, so that the test is not of unknown ones: d" in said
+
+
 def test_a_split_is_proposed_by_group_and_is_the_same_each_time(folder):
     segments, said = write(folder, rows())
     splits = {segment.group: segment.split for segment in segments}

@@ -8,8 +8,10 @@ separate values, and the header's case does not matter. Without any split all ro
 which groups are tested.
 """
 
+import functools
 import hashlib
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
@@ -20,6 +22,7 @@ from ace_dist.data.annotations.exports import export_rows, is_export
 from ace_dist.data.annotations.label_folders import folder_rows
 from ace_dist.data.segments import Failure, Segment, parse_split
 from ace_dist.utils.errors import DataError, UserError, listing
+from ace_dist.utils.reading import why_no_file
 from ace_dist.utils.tables import Row, check_row, parse_table
 
 COLUMNS = ("video", "start_s", "end_s", "verb", "object", "split", "group")
@@ -46,10 +49,13 @@ def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_
     faults: list[str] = []
     rejected: list[Failure] = []
     first_place: dict[tuple[object, ...], str] = {}
+    named: dict[tuple[object, ...], dict[str, str]] = {}  # the labels of each stretch of video, and where they stand
+    whole = functools.cache(os.path.realpath)  # one file under two names is one video
     for place, row in annotated_rows(path):
         try:
             segment = parse_row(path, row, place)
-            identity = (segment.video, segment.start_s, segment.end_s, segment.verb, segment.object)
+            stretch = whole(segment.video), segment.start_s, segment.end_s
+            identity = (*stretch, segment.verb, segment.object)
             if identity in first_place:
                 raise DataError(f"repeats {first_place[identity]}: same video, times and action")
         except UserError as fault:
@@ -58,12 +64,26 @@ def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_
             rejected.append(Failure(name, row.get("video", ""), f"{path.name} {place}", str(fault)))
             continue
         first_place[identity] = place
+        named.setdefault(stretch, {})[f"{segment.verb} {segment.object}"] = place
         segments.append(segment)
     if faults and not keep_faults:
         raise faults_error(path, faults)
     if not segments and not faults:
         raise faults_error(path, ["has a header and no row"])
-    return VideoReader(segments, fps, short_side, rejected=rejected)
+    return VideoReader(segments, fps, short_side, two_labels(path, list(named.values())), rejected)
+
+
+def two_labels(path: Path, named: Sequence[Mapping[str, str]]) -> list[str]:
+    """A note when one stretch of video has several labels."""
+    found = [labels for labels in named if len(labels) > 1]
+    if not found:
+        return []
+    texts = [" and ".join(f"{label!r} ({place})" for label, place in labels.items()) for labels in found[:3]]
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return [
+        f"note: {path} gives one stretch of video several labels: {'; '.join(texts)}{more}. A clip has one right "
+        f"answer, so that each of them counts as wrong for the others"
+    ]
 
 
 def annotated_rows(path: Path) -> Iterable[tuple[str, Row]]:
@@ -116,7 +136,7 @@ def find_video(folder: Path, name: str) -> Path:
         except OSError:  # a name that is too long
             continue
     hint = "; write it relative to the folder of the CSV file" if windows.drive else ""
-    raise DataError(f"video {folder / name} does not exist{hint}")
+    raise DataError(f"video {folder / name} {why_no_file(folder / name)}{hint}")
 
 
 def faults_error(path: Path, faults: list[str]) -> DataError:
@@ -131,7 +151,7 @@ def numbered_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = 
         hint = f", such as {files[0]}" if files else "; it holds none that ends in .csv"
         raise DataError(f"dataset.annotations={path} is a folder; name the CSV file in it{hint}")
     if not path.is_file():
-        raise DataError(f"dataset.annotations={path} does not exist")
+        raise DataError(f"dataset.annotations={path} {why_no_file(path)}")
     try:
         return parse_table(path.read_text(encoding="utf-8-sig"), columns, optional)
     except UnicodeDecodeError as error:

@@ -19,6 +19,7 @@ from ace_dist.data.build.decode import frame_rate, shown_span
 from ace_dist.data.build.isolation import run_alone
 from ace_dist.data.segments import Failure, Segment
 from ace_dist.utils.errors import DataError, listing
+from ace_dist.utils.reading import why_no_file
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def read_clocks(
     for recording in recordings:
         video = f"{recording.video}"
         if not recording.video.is_file():
-            faults[video] = "does not exist"
+            faults[video] = why_no_file(recording.video)
             continue
         try:
             fps, held, first_s = run_alone(timeout_s, video_clock, recording.video)

@@ -19,6 +19,7 @@ import av
 from av.stream import Disposition
 
 from ace_dist.utils.errors import DataError
+from ace_dist.utils.reading import why_no_file
 
 # FFmpeg's names of the demuxers. Each reads one file that holds its own pictures.
 CONTAINERS = (
@@ -133,7 +134,7 @@ def open_bytes(source: Source) -> "Part":
         return Part(io.BytesIO(source.data), 0, len(source.data))
     path = source.file if isinstance(source, StoredVideo) else Path(source)
     if not path.is_file():
-        raise DataError(f"video {source} does not exist")
+        raise DataError(f"video {source} {why_no_file(path)}")
     offset, size = (source.offset, source.size) if isinstance(source, StoredVideo) else (0, path.stat().st_size)
     if size == 0:
         raise DataError(f"video {source} is empty (0 bytes)")

@@ -72,6 +72,8 @@ class Cutter:
         if math.isfinite(segment.end_s):
             return segment
         first_s, end_s = self.reader.span(segment)
+        if segment.start_s >= end_s:
+            raise DataError(f"the segment begins at {segment.start_s:g} s, but the video ends at {end_s:.2f} s")
         return dataclasses.replace(segment, start_s=max(segment.start_s, first_s), end_s=end_s)
 
     def store(self, segment: Segment) -> tuple[Segment, float, float, EncodedClip]:

@@ -109,6 +109,8 @@ def cut_part(
 
     Raises `DataError` as `read_clip` does.
     """
+    if start_s is not None and start_s < 0:
+        raise DataError(f"start_s={start_s:g} is negative; times count from the start of the file")
     cutter = Cutter(reader, clip.seconds, encoding, pad=pad)
     segment = cutter.placed(
         Segment("video", name, start_s or 0.0, math.inf if end_s is None else end_s, "v", "o", "test")

@@ -21,7 +21,7 @@ from ace_dist.data.build.encode import check_decodes
 from ace_dist.data.build.isolation import LostError, Workers, renew_deadline
 from ace_dist.data.build.shards import QUARANTINE
 from ace_dist.data.datasets import split_by_group
-from ace_dist.data.segments import SPLITS
+from ace_dist.data.segments import SPLITS, shared_groups
 from ace_dist.data.shards import (
     MANIFEST,
     ClipRecord,
@@ -225,13 +225,20 @@ def one_form(counts: Mapping[str, int]) -> Counter[str]:
 
 
 def label_errors(config: Config, shards: ShardSet) -> list[str]:
-    """What a training would say of the labels: classes without a rule, verbs without a synonym tree."""
+    """What a training would say of the labels: classes without a rule, labels too long, verbs without a tree."""
+    from ace_dist.models.tokenizer import bpe_ids  # imports torch
+
     dataset, errors, records = config.dataset, [], shards.records
     try:
         records = split_by_group(shards, dataset).records
         actions = {split: [record.action for record in records if record.split == split] for split in SPLITS}
         table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None
         split_classes(actions["train"], actions["test"], dataset.novel, novel_share=dataset.novel_share, table=table)
+    except UserError as error:
+        errors.append(f"labels: {error}")
+    try:
+        if config.model.text.tower == "clip":
+            bpe_ids([str(action) for action in sorted({record.action for record in records}, key=str)])
     except UserError as error:
         errors.append(f"labels: {error}")
     try:
@@ -251,10 +258,7 @@ def quality_warnings(shards: ShardSet) -> list[str]:
         if counts and max(counts.values()) > UNEQUAL * min(counts.values()):
             most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
             warnings.append(f"balance: {split} has {counts[most]} clips of {most} and {counts[least]} of {least}")
-    groups = [{r.group for r in shards.records if r.split == split and r.group} for split in SPLITS]
-    if both := sorted(groups[0] & groups[1]):
-        more = ", ..." if len(both) > 5 else ""
-        warnings.append(f"groups in both splits, so that the test is not of unknown ones: {', '.join(both[:5])}{more}")
+    warnings += shared_groups(shards.records)
     if shortened := shards.manifest.get("shortened"):
         warnings.append(f"{len(shortened)} segments reach past what their video shows and are cut there")
     if padded := shards.manifest.get("padded"):

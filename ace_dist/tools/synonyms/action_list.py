@@ -7,6 +7,7 @@ from pathlib import Path
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.classes import load_class_table
 from ace_dist.utils.errors import DataError, LabelError
+from ace_dist.utils.reading import why_no_file
 from ace_dist.utils.tables import parse_table
 
 Row = tuple[str, str | None, str, str]  # where it stands, verb, object, split
@@ -61,7 +62,7 @@ def read_actions(source: str | Sequence[str]) -> ActionList:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file; empty lines, and in a text file those that begin with #, are left out."""
     if not path.is_file():
-        raise LabelError(f"actions={path} does not exist; give a CSV or text file, or a list '[spin block, ...]'")
+        raise LabelError(f"actions={path} {why_no_file(path)}; give a CSV or text file, or a list '[spin block, ...]'")
     if path.suffix.lower() == ".json":
         return [("", a.verb, a.object, "") for a in load_class_table(path, "actions").actions.values()]
     try:

@@ -17,6 +17,7 @@ from ace_dist.concepts.actions import PARTICLES, Action, normalise
 from ace_dist.config import assets_dir, resolve_path
 from ace_dist.tools.synonyms.answer_text import answer_lines
 from ace_dist.utils.errors import ConfigError
+from ace_dist.utils.reading import why_no_file
 
 TEMPLATE = """\
 Give {count} synonyms of the action "{action}" as it is done during {domain}.
@@ -96,7 +97,9 @@ def read_template(path: str | None) -> str:
         return TEMPLATE
     file = resolve_path(path)
     if not file.is_file():
-        raise ConfigError(f"prompt={path} does not exist; the paper's is {assets_dir() / 'prompts' / 'ace_paper.txt'}")
+        raise ConfigError(
+            f"prompt={path} {why_no_file(file)}; the paper's is {assets_dir() / 'prompts' / 'ace_paper.txt'}"
+        )
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     template = "\n".join(lines).strip()
     if missing := [place for place in PLACES if f"{{{place}}}" not in template]:

@@ -15,7 +15,7 @@ from ace_dist.concepts.actions import normalise
 from ace_dist.concepts.trees import SynonymTrees, walk
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
-from ace_dist.utils.reading import read_object
+from ace_dist.utils.reading import read_object, why_no_file
 from ace_dist.utils.tables import csv_text, unguarded
 
 Nodes = dict[tuple[str, ...], tuple[str, ...]]  # path of an inner node -> its children
@@ -92,7 +92,7 @@ def path_columns(orders: int) -> list[str]:
 def read_sheet(sheet: Path) -> dict[str, Any]:
     """A sheet as nested nodes. Verbs are put into lower case with single spaces; every other fault is an error."""
     if not sheet.is_file():
-        raise LabelError(f"sheet={sheet} does not exist")
+        raise LabelError(f"sheet={sheet} {why_no_file(sheet)}")
     try:
         text = sheet.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
