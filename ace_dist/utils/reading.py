@@ -37,11 +37,11 @@ class Fault(ValueError):
 
 def why_no_file(path: Path) -> str:
     """What `path` is, which is no plain file, as the end of a sentence that begins with it."""
-    if path.is_dir():
+    if os.path.isdir(path):  # `Path.is_dir` raises for a name that is too long
         return "is a folder, not a file"
-    if path.exists():
+    if os.path.exists(path):
         return "is no plain file but a pipe, a socket or a device"
-    return f"is a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else "does not exist"
+    return f"is a link to {os.readlink(path)}, which does not exist" if os.path.islink(path) else "does not exist"
 
 
 def read_text(path: Path, error: type[UserError], advice: str = "", largest: int = LARGEST_FILE) -> str:
