@@ -123,7 +123,8 @@ def evaluate_and_report(
     with watchdog if ranks.world > 1 else nullcontext():
         results = evaluate_run(run_dir, ranks, shards, output, watchdog.note, interpolate)
     if ranks.is_first:
-        print(f"report: {write_report(run_dir, output=output)}\n\n{results_table(results)}", flush=True)
+        report = write_report(run_dir, output=output, shards=shards)
+        print(f"report: {report}\n\n{results_table(results)}", flush=True)
 
 
 @dataclass
@@ -290,19 +291,17 @@ class ReportSettings:
     run: str = MISSING  # a run folder
     compare: list[str] | None = None  # other finished runs of the same data set and fold; null: as the page has them
     output: str | None = None  # another folder for the page and its figures; results that lie there are shown
-    picture: str | None = None  # a PNG file: concept space before and after beside the scores
+    dataset: ClipsOfRun = field(default_factory=ClipsOfRun)
 
 
 def report_run(argv: list[str]) -> None:
     """Write a run's report again, beside other runs: `ace report run=DIR compare='[DIR, DIR]'`."""
     settings = parse_settings(argv, ReportSettings)
-    from ace_dist.evaluate.report import result_picture, write_report
+    from ace_dist.evaluate.report import write_report
 
     compare = None if settings.compare is None else [Path(folder) for folder in settings.compare]
     output = Path(settings.output) if settings.output else None
-    print(f"report: {write_report(Path(settings.run), compare, output)}")
-    if settings.picture:
-        print(f"picture: {result_picture(Path(settings.run), Path(settings.picture), compare)}")
+    print(f"report: {write_report(Path(settings.run), compare, output, settings.dataset.shards)}")
 
 
 @dataclass

@@ -1,83 +1,150 @@
-"""The report of a finished run: one HTML page that works offline, its figures, and the picture of the README."""
+"""The report of a finished run: one HTML page that works offline, its figures, and their numbers."""
 
 import base64
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
+from markupsafe import Markup
 from sklearn.manifold import TSNE
 from typing_extensions import TypedDict
 
-from ace_dist.evaluate import figures
+from ace_dist.config import read_config
+from ace_dist.evaluate import svg
 from ace_dist.evaluate.caveats import chance_scores
-from ace_dist.evaluate.figures import concept_figure, srt_figure
+from ace_dist.evaluate.examples import Example, Frames, confident_mistakes, disagreements, same_clips, wordings_example
 from ace_dist.evaluate.metrics import class_f1, concept_distances, confusion_matrix
-from ace_dist.evaluate.palette import DARK, LIGHT, method_name
-from ace_dist.evaluate.run_files import ConceptSpace, Run, read_results, read_run
+from ace_dist.evaluate.palette import method_name
+from ace_dist.evaluate.run_files import ConceptSpace, Guessed, Run, read_guesses, read_results, read_run
+from ace_dist.evaluate.verdict import against, tested, verdict
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_json, write_text
 from ace_dist.utils.reading import Text, check_shape, read_object
+from ace_dist.utils.tables import csv_text
 
 FloatArray = npt.NDArray[np.float64]
 Results = Mapping[str, Any]  # as in results.json
-Section = tuple[str, list[dict[str, str]]]  # a paragraph; and pictures, each a caption and data URIs of both themes
 TSNE_SEED = 0
 TSNE_LEAST = 4  # phrases; scikit-learn's perplexity must stay below their number
+MAPPED_ACTIONS = 24  # of a concept map: more names hide each other, and t-SNE takes a minute for 4,000 phrases
 COMPARED = "compared.json"  # beside the page: the other runs that it was asked to show, as seen from there
-CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis starts at 0
-    ("loss", "loss", "loss", "Loss and its parts (ACE Eq. 9).", False),
-    ("lr", "learning_rate", "learning rate", "Learning rates.", True),
-    ("clips_per_s", "throughput", "clips / s", "Throughput, all ranks.", True),
-    ("data_wait_share", "data_wait", "share of the step", "Share of a step spent waiting for data.", True),
-    ("validation", "validation", "percent", "Validation: base actions of held-out groups.", True),
+CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis is logarithmic, whether it starts at 0
+    (
+        "loss",
+        "loss",
+        "loss",
+        "Loss and its parts (ACE Eq. 9), smoothed; the pale line is each logged step.",
+        True,
+        False,
+    ),
+    ("lr", "learning_rate", "learning rate", "Learning rates of the two encoders.", False, True),
+    ("clips_per_s", "throughput", "clips per second", "Throughput of all ranks together.", False, True),
+    ("data_wait_share", "data_wait", "share of the step", "Share of a step spent waiting for data.", False, True),
+    ("validation", "validation", "percent", "Validation: base actions of held-out groups.", False, True),
 )
+TERMS = {  # names in metrics.jsonl -> what they are
+    "loss": "loss",
+    "loss_fixed": "under root labels",
+    "loss_random": "under drawn synonyms",
+    "lr_video": "video encoder",
+    "lr_text": "text encoder",
+    "lr_new": "new layers",
+    "clips_per_s": "clips per second",
+    "data_wait_share": "waiting for data",
+    "validation_accuracy": "accuracy",
+    "validation_f1": "macro F1",
+}
+FORMATS = ("csv", "mstcn", "webdataset")  # data sets whose name says how they are stored
 
 
 class Compared(TypedDict):
     runs: list[Text]
 
 
-def write_report(folder: Path, compare: Sequence[Path] | None = None, output: Path | None = None) -> Path:
-    """Write `report.html` and `figures/*.png` into the run folder, or `output`, and return the path of the page.
+@dataclass
+class Figure:
+    """A drawing with its caption, and its numbers."""
 
-    `compare`: other run folders (say ProcVLR on the same seed); each becomes a row of the table and of the SRT
-    plot, and must be of the same dataset and fold. `None`: those that the page had before. Raises `RunError` when a
-    file is missing, naming it and the launcher that makes it, or when the runs are not comparable.
+    name: str
+    caption: str
+    numbers: Sequence[Sequence[object]]  # with a header
+    svg: Markup
+    links: dict[str, str] = field(default_factory=dict)  # name of a file -> data URI
+
+
+@dataclass
+class Section:
+    title: str
+    text: str
+    figures: list[Figure] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.title.lower())
+
+
+def write_report(
+    folder: Path, compare: Sequence[Path] | None = None, output: Path | None = None, shards: str | None = None
+) -> Path:
+    """Write `report.html` and `figures/` into the run folder, or `output`, and return the path of the page.
+
+    `compare`: other run folders (say ProcVLR on the same seed); each becomes a row of the table and of the figures, and
+    must be of the same dataset and fold; `None`: those that the page had before. `shards`: where the clips lie now. Raises `RunError` when a file is missing,
+    naming it and the launcher that makes it, or when the runs are not comparable.
     """
     run = read_run(folder, output)
-    rows = table_rows(run, compared_before(run) if compare is None else compare)
+    others = compared_before(run) if compare is None else compare
+    rows = table_rows(run, others)
+    guesses = {name: read_guesses(one) for name, one in zip(list(rows)[1:], others, strict=True)}
+    guesses = {next(iter(rows)): Guessed(run.base, run.novel, run.srt), **guesses}
+    frames = Frames.of_run(folder, shards)
+    css = svg.theme_css([*rows])
+    sections = [
+        wordings_section(guesses, frames),
+        srt_section(run, rows),
+        *example_sections(run, next(iter(rows)), frames),
+        class_section(run),
+        gzsl_section(rows),
+        space_section(run),
+        curve_section(run),
+    ]
     (run.output / "figures").mkdir(parents=True, exist_ok=True)
     if compare is not None:
-        others = [os.path.relpath(other, run.output) for other in compare]
-        write_json(run.output / COMPARED, {"runs": others})
-    pages = PackageLoader("ace_dist.evaluate")
+        write_json(run.output / COMPARED, {"runs": [os.path.relpath(other, run.output) for other in compare]})
+    for figure in itertools.chain.from_iterable(section.figures for section in sections):
+        write_figure(figure, run.output / "figures", css)
     templates = Environment(
-        loader=pages, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("ace_dist.evaluate"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     text = templates.get_template("report.html.j2").render(
         run=run,
+        css=Markup(css),  # nosec B704: colours and names of our own
         method=method_name(run.results["method"]),
-        hardware=in_one_line(run.environment["hardware"]),
+        dataset=dataset_name(run),
+        verdict=" ".join(verdict_sentences(run, rows, guesses, frames)),
+        facts=facts(run, rows),
         rows=rows,
         random=chance_row(run),
         notes=[
             note if name == next(iter(rows)) else f"{name}: {note}" for name in rows for note in rows[name]["notes"]
         ],
-        sections={
-            "Synonym robustness": srt_section(run, rows),
-            "All classes together": gzsl_section(run, rows),
-            "Concept space": space_section(run),
-            "Classes": class_section(run),
-            "Training": curve_section(run),
-        },
+        sections=sections,
+        classes=class_rows(run, frames),
+        problem=frames.problem,
         distances=group_distances(run.space),
         together={name: results for name, results in {**rows, "Random": chance_row(run)}.items() if results["gzsl"]},
         srt=list(zip(run.results["srt"]["runs"], run.srt, strict=True)) if run.srt else [],
@@ -99,6 +166,10 @@ def compared_before(run: Run) -> list[Path]:
         other = Path(os.path.normpath(run.output / name))
         try:
             table_rows(run, [other])
+            theirs = read_guesses(other)
+            for ours, entry in ((run.base, theirs.base), (run.novel, theirs.novel)):
+                if ours and entry:
+                    same_clips(ours["ids"], entry)
         except RunError as error:
             print(f"left out of the report: {error}", flush=True)
         else:
@@ -106,30 +177,69 @@ def compared_before(run: Run) -> list[Path]:
     return found
 
 
-def result_picture(folder: Path, path: Path, compare: Sequence[Path] | None = None) -> Path:
-    """Draw the one picture that tells the run (2040 x 850 pixels): concept space before and after, and the scores."""
-    run = read_run(folder)
-    rows, space = table_rows(run, compared_before(run) if compare is None else compare), run.space
-    if len(space.phrases) < TSNE_LEAST:
-        raise RunError(f"{folder}: {too_few(space)}")
-    spaces = {}
-    for when, embeddings in (("before", space.before), ("after", space.after)):
-        distances = concept_distances(embeddings, space.actions)
-        caption = f"distance within a concept {distances['within']:.2f}, between {distances['between']:.2f}"
-        spaces[when] = (concept_layout(embeddings, space.actions), caption)
-    figure = figures.result_figure(
-        f"{method_name(run.results['method'])} on {run.results['dataset']}: one action, many words",
-        spaces,
-        space.actions,
-        space.base,
-        {name: accuracies(results) for name, results in rows.items()},
-        {name: mean for name, (mean, _) in accuracies(chance_row(run)).items()},
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return figures.save(figure, path)
+def write_figure(figure: Figure, folder: Path, css: str) -> None:
+    """Write a figure's SVG and its numbers beside the page, and note them as links of the page that need no file."""
+    files = {
+        f"{figure.name}.svg": svg.standalone(figure.svg, css),
+        f"{figure.name}.csv": csv_text(figure.numbers),
+    }
+    for name, text in files.items():
+        write_text(folder / name, text)
+        kind = "image/svg+xml" if name.endswith(".svg") else "text/csv"
+        figure.links[name] = f"data:{kind};base64,{base64.b64encode(text.encode()).decode('ascii')}"
 
 
-# ------------------------------------------------------------------------------------------------------- table rows
+# ------------------------------------------------------------------------------------------------- names and table rows
+def dataset_name(run: Run) -> str:
+    """The data set's own name: of one that is named as its format, that of its annotations or of its shards' folder."""
+    name = str(run.results["dataset"])
+    if name not in FORMATS:
+        return name
+    dataset = read_config(run.folder).dataset
+    place = Path(dataset.annotations or dataset.shards)
+    return place.stem if place.stem not in ("annotations", "labels", "") else place.resolve().parent.name or name
+
+
+def facts(run: Run, rows: Mapping[str, Results]) -> dict[str, str]:
+    """What a reader needs to place the result."""
+    git = run.environment.get("git") or {}
+    parts = {name: part for name, part in (("base", run.base), ("novel", run.novel)) if part}
+    commit = str(git.get("commit") or run.environment.get("git_commit") or "unknown")[:10]
+    written = datetime.fromtimestamp((run.tested / "results.json").stat().st_mtime, UTC)
+    seeds = sorted({int(row["seed"]) for row in rows.values()})
+    found = {
+        "Seed" if len(seeds) == 1 else "Seeds": ", ".join(map(str, seeds)),
+        "Tested": f"{written:%d %B %Y}",
+        "Commit": commit + (" with changes" if git.get("modified") else ""),
+        "Actions": ", ".join(f"{len(part['classes'])} {name}" for name, part in parts.items()),
+        "Test clips": ", ".join(f"{len(part['ids'])} {name}" for name, part in parts.items()),
+        "Hardware": in_one_line(run.environment["hardware"]),
+    }
+    if "world_size" in run.environment:
+        found["Ranks"] = str(run.environment["world_size"])
+    return found if run.results["fold"] is None else {"Fold": str(run.results["fold"]), **found}
+
+
+def verdict_sentences(
+    run: Run, rows: Mapping[str, Results], guesses: Mapping[str, Guessed], frames: Frames
+) -> list[str]:
+    """The verdict on the run, its difference to each other one, and the number of seeds."""
+    ours, *others = rows
+    sentences = [verdict(ours, {"chance": chance_row(run), **without_null(run.results)})]
+    part = tested(run.results)
+    if part is None:
+        return sentences
+    for other in others:
+        mine, theirs = (guesses[name].entries(part) for name in (ours, other))
+        if mine and len(mine) == len(theirs):
+            sentences.append(against(ours, mine, other, theirs, frames.group))
+    return [*sentences, "This is one seed; others give other numbers."]
+
+
+def without_null(results: Results) -> dict[str, Any]:
+    return {key: value for key, value in results.items() if key != "chance" or value is not None}
+
+
 def table_rows(run: Run, compare: Sequence[Path]) -> dict[str, Results]:
     """The results of this run and of the others by name, which must be of its dataset and fold.
 
@@ -155,15 +265,6 @@ def chance_row(run: Run) -> dict[str, Any]:
     return {"interval": None, **chance_scores({"base": run.base, "novel": run.novel, "gzsl": run.gzsl})}
 
 
-def accuracies(results: Results) -> dict[str, tuple[float, float]]:
-    """Accuracy of the measures that the run has, of base, novel, HM and SRT, as (mean, std)."""
-    single = {"base": "base", "novel": "novel", "HM": "hm"}
-    rows = {name: (float(results[key]["accuracy"]), 0.0) for name, key in single.items() if results[key] is not None}
-    if (srt := results["srt"]) is not None:
-        rows["SRT"] = (float(srt["accuracy_mean"]), float(srt["accuracy_std"]))
-    return rows
-
-
 def group_distances(space: ConceptSpace) -> dict[str, list[dict[str, float]]]:
     """Distances of the concept space before and after, of base, novel and all actions; an empty group is left out."""
     groups = {"base actions": space.base, "novel actions": ~space.base, "all actions": np.ones_like(space.base)}
@@ -175,104 +276,172 @@ def group_distances(space: ConceptSpace) -> dict[str, list[dict[str, float]]]:
 
 
 # --------------------------------------------------------------------------------------------------------- sections
-def picture(run: Run, name: str, caption: str, draw: Callable[..., Figure]) -> dict[str, str]:
-    """Draw `figures/NAME.png` with `draw(theme=...)` in both themes; its caption and data URIs."""
-    found = {"caption": caption}
-    for theme, colours, suffix in (("light", LIGHT, ""), ("dark", DARK, "_dark")):
-        path = figures.save(draw(theme=colours), run.output / "figures" / f"{name}{suffix}.png")
-        found[theme] = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-    return found
+def wordings_section(guesses: Mapping[str, Guessed], frames: Frames) -> Section:
+    """One clip, the same action in several wordings, and how every model votes."""
+    models = {name: found.srt for name, found in guesses.items() if found.srt}
+    title = "One clip, three wordings"
+    if len(models) < len(guesses) or (found := wordings_example(models, frames)) is None:
+        return Section(title, "The test holds no novel action under several label sets, so there is nothing to show.")
+    example, text = found
+    return Section(title, text, examples=[example])
 
 
 def srt_section(run: Run, rows: Mapping[str, Results]) -> Section:
     guess = chance_row(run)["novel"]
     if guess is None or not run.srt:
-        return "The test split shows no novel action, so there is nothing to test.", []
-    pictures = []
-    for metric, title in (("accuracy", "Accuracy"), ("f1", "F1")):
-        tested = {name: results["srt"]["runs"] for name, results in rows.items() if results["srt"] is not None}
-        runs = {name: np.array([[row[metric] for row in scores]]) for name, scores in tested.items()}
-        caption = f"{title}: a dot a run, the diamond is run 1 (root labels), the box spans the quartiles."
-        draw = partial(srt_figure, runs, f"{title} of each run (%)", guess[metric])
-        pictures.append(picture(run, f"srt_{metric}", caption, draw))
-    text = (
-        f"The novel test clips are classified {len(run.srt)} times, each time with other words for the same actions. "
-        "A method that knows the action and not the word has a high mean and a small spread."
+        return Section("Synonym robustness", "The test split shows no novel action, so there is nothing to test.")
+    sets = ["root labels" if i == 0 else ", ".join(map(str, part["classes"][:6])) for i, part in enumerate(run.srt)]
+    section = Section(
+        "Synonym robustness",
+        f"The novel test clips are classified {len(run.srt)} times, each time with other words for the same actions "
+        "(Synonym Robustness Test, SRT). A method that knows the action and not the word has a high mean and a small "
+        "spread.",
     )
-    return text, pictures
+    scored = {name: results["srt"]["runs"] for name, results in rows.items() if results["srt"] is not None}
+    for metric, title in (("accuracy", "accuracy"), ("f1", "macro F1")):
+        scores = {name: [row[metric] for row in runs] for name, runs in scored.items()}
+        table = [
+            ("method", "label_set", metric),
+            *((n, i + 1, v) for n, one in scores.items() for i, v in enumerate(one)),
+        ]
+        words = f"{title[0].upper()}{title[1:]}: a dot a label set, the ring the root labels, the line the mean."
+        chart = svg.srt_chart(scores, sets, guess[metric], f"{title} of each label set (%)")
+        section.figures.append(Figure(f"srt_{metric}", words, table, Markup(chart)))  # nosec B704: escaped in svg.py
+    return section
 
 
-def gzsl_section(run: Run, rows: Mapping[str, Results]) -> Section:
+def example_sections(run: Run, model: str, frames: Frames) -> list[Section]:
+    parts = [part for part in (run.base, run.novel) if part is not None]
+    if any("probabilities" not in part for part in (*parts, *run.srt)):
+        return [Section("Confident mistakes", "predictions.json holds no probabilities, so no clip can be shown.")]
+    mistakes = Section(
+        "Confident mistakes",
+        "The wrong answers, under root labels, with the largest probability, one of each pair of labels: look here for "
+        "wrong labels in the data, and for actions that a camera cannot tell apart. The true label is in bold.",
+        examples=confident_mistakes(parts, model, frames),
+    )
+    words = Section(
+        "Where words disagree",
+        "The novel clips that get the most different answers under the label sets, each with a set that has it right, "
+        "where there is one, and one that has it wrong.",
+        examples=disagreements(run.srt, model, frames),
+    )
+    return [section for section in (mistakes, words) if section.examples]
+
+
+def class_section(run: Run) -> Section:
+    parts = {name: part for name, part in (("base", run.base), ("novel", run.novel)) if part}
+    counted = " and ".join(f"{len(part['ids'])} of {name} actions" for name, part in parts.items())
+    section = Section("Classes", f"Test clips with their root labels: {counted}.")
+    for name, part in parts.items():
+        classes = part["classes"]
+        counts = confusion_matrix(part["labels"], part["predictions"], len(classes))
+        caption = f"{name.capitalize()} actions, the best named first: right answers on the diagonal."
+        if (drawn := len(svg.worst_first(counts))) > svg.MOST_CLASSES:
+            caption += f" The {svg.MOST_CLASSES} of {drawn} classes with the most errors; the CSV file has all."
+        cells = [(classes[i], classes[j], int(counts[i, j])) for i, j in np.argwhere(counts > 0)]
+        chart = Markup(svg.confusion_chart(counts, classes, name))  # nosec B704: escaped in svg.py
+        section.figures.append(Figure(f"confusion_{name}", caption, [("true", "named", "clips"), *cells], chart))
+    return section
+
+
+def class_rows(run: Run, frames: Frames) -> list[dict[str, Any]]:
+    """Of each class a thumbnail of its first test clip, F1, number of clips, and what it is most often taken for."""
+    found = []
+    for name, part in (("base", run.base), ("novel", run.novel)):
+        if part is None:
+            continue
+        classes, labels = part["classes"], part["labels"]
+        counts = confusion_matrix(labels, part["predictions"], len(classes))
+        scores = class_f1(labels, part["predictions"], len(classes))
+        first = {label: clip for clip, label in sorted(zip(part["ids"], labels, strict=True), reverse=True)}
+        for index in svg.worst_first(counts)[::-1]:
+            wrong = counts[index].copy()
+            wrong[index] = 0
+            taken = f"{classes[int(wrong.argmax())]} ({wrong.max()})" if wrong.any() else ""
+            picture = frames.of_clip(first[index], 1) if index in first else ()
+            row = {"part": name, "name": classes[index], "clips": int(counts[index].sum()), "taken": taken}
+            found.append({**row, "f1": float(scores[index]), "picture": picture[0] if picture else ""})
+    return found
+
+
+def gzsl_section(rows: Mapping[str, Results]) -> Section:
+    title = "All classes together"
+    if not any((results["gzsl"] or {}).get("curve") for results in rows.values()):
+        no = "There is no such test: it needs test clips of base and of novel actions, and scores of a model."
+        return Section(title, no)
     curves = {name: results["gzsl"] for name, results in rows.items() if (results["gzsl"] or {}).get("curve")}
-    if not curves:
-        return "There is no such test: it needs test clips of base and of novel actions, and scores of a model.", []
     text = (
         "Base and novel clips choose among all classes (generalised zero-shot). A model that trained on base classes "
         "prefers them; the curve shows what a bias taken from their scores trades (calibrated stacking), the dot is "
         "without one. The area under it does not depend on any bias; the best harmonic mean is found on the test "
         "clips and bounds what a bias chosen elsewhere can reach."
     )
-    draw = partial(figures.bias_figure, curves)
-    return text, [picture(run, "bias_curve", "Novel over base accuracy at every bias.", draw)]
+    table: list[Sequence[object]] = [("method", "bias", "base", "novel")]
+    for name, gzsl in curves.items():
+        table += [
+            (name, *point) for point in zip(*(gzsl["curve"][key] for key in ("bias", "base", "novel")), strict=False)
+        ]
+    chart = Markup(svg.bias_chart(curves))  # nosec B704: escaped in svg.py
+    return Section(title, text, [Figure("bias_curve", "Novel over base accuracy at every bias.", table, chart)])
 
 
 def space_section(run: Run) -> Section:
-    space, names = run.space, tuple(dict.fromkeys(run.space.actions))
+    space, title = mapped(run.space), "Concept space"
     if len(space.phrases) < TSNE_LEAST:
-        return too_few(space), []
-    pictures = []
-    for name, embeddings in (("before", space.before), ("after", space.after)):
-        draw = partial(concept_figure, concept_layout(embeddings, space.actions), space.actions, space.base)
-        pictures.append(picture(run, f"concepts_{name}", f"{name.capitalize()} fine-tuning.", draw))
+        return Section(title, too_few(space))
+    names = tuple(dict.fromkeys(space.actions))
     text = (
         f"t-SNE of the text embeddings of {len(space.phrases)} phrases of {len(names)} actions. A point is a phrase; "
-        "an ellipse is the Gaussian of an action (two standard deviations): green with round points for a base "
-        "action, orange-red with triangles for a novel one. Both layouts use the same settings and seed, yet lengths "
-        "in two t-SNE pictures do not compare: the table below is measured in the full space."
+        "an ellipse is the Gaussian of an action (two standard deviations): round points for a base action, triangles "
+        "for a novel one. Both layouts use the same settings and seed, yet lengths in two t-SNE pictures do not "
+        "compare: the table below is measured in the full space, over all actions."
     )
-    if len(names) > figures.NAMED_ACTIONS:
-        text += " Actions: " + ", ".join(f"{index + 1} {name}" for index, name in enumerate(names)) + "."
-    return text, pictures
+    if (every := len(set(run.space.actions))) > len(names):
+        text = f"The first {len(names)} of {every} actions, novel ones first. {text}"
+    section = Section(title, text)
+    for name, embeddings in (("before", space.before), ("after", space.after)):
+        layout = concept_layout(embeddings, space.actions)
+        table = [
+            ("action", "phrase", "x", "y"),
+            *((a, p, *xy) for a, p, xy in zip(space.actions, space.phrases, layout.tolist(), strict=True)),
+        ]
+        chart = Markup(svg.concept_map(layout, space.phrases, space.actions, space.base))  # nosec B704: escaped in svg.py
+        section.figures.append(Figure(f"concepts_{name}", f"{name.capitalize()} fine-tuning.", table, chart))
+    return section
+
+
+def mapped(space: ConceptSpace) -> ConceptSpace:
+    """The phrases of at most `MAPPED_ACTIONS` actions, those of novel ones first."""
+    order = np.argsort(space.base, kind="stable")
+    names = list(dict.fromkeys(space.actions[index] for index in order))[:MAPPED_ACTIONS]
+    rows = [index for index, action in enumerate(space.actions) if action in set(names)]
+    phrases, actions = (tuple(one[index] for index in rows) for one in (space.phrases, space.actions))
+    return ConceptSpace(space.before[rows], space.after[rows], phrases, actions, space.base[rows])
 
 
 def too_few(space: ConceptSpace) -> str:
     return f"{len(space.phrases)} phrases are too few for a t-SNE picture, which needs {TSNE_LEAST}."
 
 
-def class_section(run: Run) -> Section:
-    parts = {name: part for name, part in (("base", run.base), ("novel", run.novel)) if part}
-    pictures = []
-    for name, part in parts.items():
-        counts = confusion_matrix(part["labels"], part["predictions"], len(part["classes"]))
-        caption = f"{name.capitalize()} actions: rows are the true class, columns the predicted one."
-        draw = partial(figures.confusion_figure, counts, part["classes"])
-        pictures.append(picture(run, f"confusion_{name}", caption, draw))
-    for name, part in parts.items():
-        scores = class_f1(part["labels"], part["predictions"], len(part["classes"]))
-        support = np.bincount(part["labels"], minlength=len(part["classes"]))
-        draw = partial(figures.class_f1_figure, scores, support, part["classes"], name == "base")
-        pictures.append(picture(run, f"class_f1_{name}", f"{name.capitalize()} actions: F1 of each class.", draw))
-    counted = " and ".join(f"{len(part['ids'])} of {name} actions" for name, part in parts.items())
-    return f"Test clips with their root labels: {counted}.", pictures
-
-
 def curve_section(run: Run) -> Section:
     if not run.metrics:
-        return "No step was taken: this is the model as it was before fine-tuning.", []
-    pictures = []
-    for prefix, name, axis, caption, zero in CURVES:
+        return Section("Training", "No step was taken: this is the model as it was before fine-tuning.")
+    section = Section("Training", f"{len(run.metrics)} logged steps, up to step {run.metrics[-1]['step']}.")
+    for prefix, name, axis, caption, log, zero in CURVES:
         points: dict[str, list[tuple[float, float]]] = {}  # of every number named `prefix` or `prefix_*`
         for row in run.metrics:
             for key, value in row.items():
                 if (key == prefix or key.startswith(f"{prefix}_")) and isinstance(value, (int, float)):
-                    points.setdefault(key, []).append((row["step"], value))
+                    points.setdefault(TERMS.get(key, key), []).append((row["step"], value))
         if points:
             curves = {key: np.array(rows, np.float64).T for key, rows in points.items()}
-            draw = partial(figures.curve_figure, curves, axis, zero)
-            pictures.append(picture(run, f"curve_{name}", caption, draw))
+            table = [("step", "curve", name), *((int(n), key, v) for key, rows in points.items() for n, v in rows)]
+            chart = Markup(svg.line_chart(curves, axis, log, zero))  # nosec B704: escaped in svg.py
+            section.figures.append(Figure(f"curve_{name}", caption, table, chart))
         elif prefix != "validation":  # which a run need not have
             raise RunError(f"{run.folder / 'metrics.jsonl'}: no line has a number named {prefix} or {prefix}_*")
-    return f"{len(run.metrics)} logged steps, up to step {run.metrics[-1]['step']}.", pictures
+    return section
 
 
 def concept_layout(embeddings: FloatArray, actions: Sequence[str]) -> FloatArray:

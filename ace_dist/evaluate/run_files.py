@@ -122,8 +122,23 @@ class ConceptSpace:
 
 
 @dataclass(frozen=True)
+class Guessed:
+    """Entries of `predictions.json`; None and empty when the test split shows no such action."""
+
+    base: dict[str, Any] | None
+    novel: dict[str, Any] | None
+    srt: list[dict[str, Any]]
+
+    def entries(self, part: str) -> list[dict[str, Any]]:
+        """Of `part`, of which the SRT has one a label set."""
+        found = getattr(self, part)
+        return found if isinstance(found, list) else [found] if found else []
+
+
+@dataclass(frozen=True)
 class Run:
     folder: Path
+    tested: Path  # the folder of its results
     output: Path  # where its page and figures go, beside the results that they show
     results: dict[str, Any]
     environment: dict[str, Any]
@@ -147,24 +162,38 @@ def read_run(folder: Path, output: Path | None = None) -> Run:
     config, environment = run_file(folder, "config.yaml"), read_run_object(folder, "environment.json")
     check_shape(environment, Environment, str(folder / "environment.json"), RunError)
     metrics, results = read_metrics(folder), read_results(tested)
-    predictions = read_run_object(tested, "predictions.json")
-    check_shape(predictions, Predictions, str(tested / "predictions.json"), RunError)
+    predictions = read_predictions(tested)
     base, novel, srt = predictions["base"], predictions["novel"], predictions["srt"]
     srt_base, gzsl = predictions.get("srt_base", []), predictions.get("gzsl")  # runs of before have neither
-    parts = {"base": base, "novel": novel, **{f"gzsl.{name}": part for name, part in (gzsl or {}).items()}}
-    parts |= {
-        f"{name}[{i}]": part for name, runs in (("srt", srt), ("srt_base", srt_base)) for i, part in enumerate(runs)
-    }
-    for name, part in parts.items():
-        if part is not None:
-            check_predictions(part, f"{tested / 'predictions.json'}: {name}")
     space = read_space(tested)
     shown = redact(read_text(config, RunError))  # somebody else's run may hold what ours does not
-    run = Run(folder, output, results, redacted(environment), shown, base, novel, srt, srt_base, gzsl, space, metrics)
+    run = Run(
+        folder, tested, output, results, redacted(environment), shown, base, novel, srt, srt_base, gzsl, space, metrics
+    )
     scorer = (read_yaml(config, RunError).get("evaluation") or {}).get("scorer")
     if scorer != "chance":  # whose results are expectations, not of the guesses
         check_same_evaluation(run)
     return run
+
+
+def read_predictions(folder: Path) -> dict[str, Any]:
+    """`predictions.json`, whose every entry belongs together. Raises `UserError` when it does not."""
+    path = folder / "predictions.json"
+    predictions = read_run_object(folder, path.name)
+    check_shape(predictions, Predictions, str(path), RunError)
+    parts = {name: predictions[name] for name in ("base", "novel")}
+    parts |= {f"gzsl.{name}": part for name, part in (predictions.get("gzsl") or {}).items()}
+    for name in ("srt", "srt_base"):  # runs of before lack the second
+        parts |= {f"{name}[{i}]": part for i, part in enumerate(predictions.get(name, []))}
+    for name, part in parts.items():
+        if part is not None:
+            check_predictions(part, f"{path}: {name}")
+    return predictions
+
+
+def read_guesses(folder: Path) -> Guessed:
+    predictions = read_predictions(folder)
+    return Guessed(predictions["base"], predictions["novel"], predictions["srt"])
 
 
 def read_results(folder: Path) -> dict[str, Any]:

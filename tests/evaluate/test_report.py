@@ -4,14 +4,16 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from ace_dist.evaluate import figures
+from ace_dist.evaluate import svg
+from ace_dist.evaluate.examples import Frames, confident_mistakes, disagreements, wordings_example
 from ace_dist.evaluate.metrics import accuracy, bias_curve, harmonic_mean, macro_f1, srt_summary
-from ace_dist.evaluate.palette import DARK
-from ace_dist.evaluate.report import result_picture, write_report
+from ace_dist.evaluate.report import write_report
+from ace_dist.evaluate.verdict import paired_interval
 from ace_dist.utils.errors import RunError, UserError
 
 VERBS = ("lift", "spin", "insert", "hammer", "wipe", "push", "shake", "stack", "tilt", "flip", "drop", "slide")
@@ -114,25 +116,33 @@ def test_the_page_in_a_browser(phone, tmp_path, rng):
     page = write_report(tmp_path / "ace", compare=[tmp_path / "procvlr"]).rename(tmp_path / "sent" / "report.html")
     phone.goto(page.as_uri())
     titles = phone.evaluate("[...document.querySelectorAll('h1, h2')].map(title => title.innerText)")
-    assert {"Synonym robustness", "Concept space", "Classes", "Training", "Reproduce"} < set(titles)
+    assert {
+        "One clip, three wordings",
+        "Confident mistakes",
+        "Synonym robustness",
+        "Concept space",
+        "Classes",
+        "Training",
+        "Reproduce",
+    } < set(titles)
     assert f"{results['novel']['accuracy']:.1f}" in phone.locator("body").inner_text()
-    widths = phone.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
-    assert len(widths) > 8 and all(widths)
-    assert phone.evaluate("[...document.images].every(image => image.alt && image.clientWidth <= 390)")
+    drawings = phone.evaluate(
+        "[...document.querySelectorAll('figure svg')].map(one => one.getBoundingClientRect().width)"
+    )
+    assert len(drawings) > 8 and all(0 < width <= 390 for width in drawings)
+    assert phone.evaluate("[...document.querySelectorAll('svg')].every(one => one.getAttribute('aria-label'))")
+    targets = phone.evaluate(
+        "[...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.getAttribute('href')))"
+    )
+    assert len(targets) > 5 and all(targets), "a link to a section that is not there"
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390, "the page is wider than a phone"
     assert phone.foreign == [] and phone.errors == []
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leave out the drawing (tested on its own below) so that tests of the text and of errors stay fast."""
-    from matplotlib.figure import Figure
-
+    """Leave out t-SNE, so that tests of the text and of errors stay fast."""
     monkeypatch.setattr("ace_dist.evaluate.report.concept_layout", lambda rows, actions: np.asarray(rows)[:, :2])
-    for name in ("srt_figure", "concept_figure"):
-        monkeypatch.setattr(f"ace_dist.evaluate.report.{name}", lambda *_, **__: Figure(figsize=(1, 1)))
-    for name in ("confusion_figure", "class_f1_figure", "curve_figure"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 def read_report(folder, compare=()):
@@ -142,7 +152,7 @@ def read_report(folder, compare=()):
 class Page(HTMLParser):
     """Text, tags and addresses of a page, and whether every element was closed."""
 
-    VOID = frozenset({"meta", "link", "img", "br", "source"})
+    VOID = frozenset({"meta", "link", "img", "br"})
 
     def __init__(self, text):
         super().__init__()
@@ -174,7 +184,7 @@ def test_report_is_complete_and_works_offline(tmp_path, rng):
     path = write_report(tmp_path / "ace", compare=[tmp_path / "procvlr"])
     assert path == tmp_path / "ace" / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
-    assert all(address.startswith("data:") for address in page.addresses)  # nothing is loaded, not even from figures/
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)  # nothing is loaded, not even figures/
     assert "script" not in page.tags and "@import" not in path.read_text() and "url(" not in path.read_text()
     assert "ProcVLR" in page.text and "procvlr" not in page.text
     for row in (ours, theirs):
@@ -190,14 +200,17 @@ def test_report_is_complete_and_works_offline(tmp_path, rng):
     assert "Random 16.7 F1" in page.text and "25.0 ± 0.0" in page.text  # 6 base and 4 novel actions
     assert "synonym9 of" in page.text and "cpu 2 cores, gpu none, ranks 2" in page.text
     assert "launchers/train.py experiment=demo method=ace 'note=two words'" in page.text
-    drawn = {file.stem for file in (tmp_path / "ace" / "figures").glob("*.png") if not file.stem.endswith("_dark")}
+    drawn = {file.stem for file in (tmp_path / "ace" / "figures").glob("*.svg")}
     assert drawn == {
-        *("srt_accuracy", "srt_f1", "concepts_before", "concepts_after"),
-        *("confusion_base", "confusion_novel", "class_f1_base", "class_f1_novel"),
-        "bias_curve",
-        *("curve_loss", "curve_learning_rate", "curve_throughput", "curve_data_wait"),
+        *("srt_accuracy", "srt_f1", "concepts_before", "concepts_after", "confusion_base", "confusion_novel"),
+        *("bias_curve", "curve_loss", "curve_learning_rate", "curve_throughput", "curve_data_wait"),
     }
-    assert page.tags.count("img") == len(drawn) == page.tags.count("source")
+    assert drawn == {file.stem for file in (tmp_path / "ace" / "figures").glob("*.csv")}
+    assert page.tags.count("svg") == len(drawn)
+    for name in drawn:
+        assert ElementTree.parse(tmp_path / f"ace/figures/{name}.svg").getroot().tag.endswith("svg")  # opens alone
+        assert sum(address.startswith("data:") for address in page.addresses) > 2 * len(drawn)
+    assert "under drawn synonyms" in page.text and "loss_random" not in page.text
 
 
 def test_any_string_is_text_and_never_markup(tmp_path, rng, quick):
@@ -243,7 +256,6 @@ def test_a_data_set_without_base_or_novel_test_clips_is_reported_as_such(tmp_pat
     page = read_report(tmp_path / "run")
     assert "Fold" not in page.text and page.text.count("–") == 2 * len(lost)  # in the row of the run and of Random
     assert ("nothing to test" in page.text) == (gone == "novel") and "There is no such test" in page.text
-    assert result_picture(tmp_path / "run", tmp_path / "result.png").is_file()
     edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update(base=None, novel=None))
     with pytest.raises(RunError, match="only one of results.json and predictions.json has"):
         write_report(tmp_path / "run")
@@ -254,8 +266,6 @@ def test_too_few_phrases_for_a_layout_are_said_so(tmp_path, rng):
     text = read_report(tmp_path / "run").text
     assert "3 phrases are too few for a t-SNE picture" in text
     assert re.search(r"all actions none \d", text)  # one phrase an action has no spread
-    with pytest.raises(RunError, match="3 phrases are too few"):
-        result_picture(tmp_path / "run", tmp_path / "result.png")
 
 
 # --------------------------------------------------------------------------------------------------------- errors
@@ -346,47 +356,113 @@ def test_a_page_that_is_written_again_keeps_its_comparison(tmp_path, rng, quick,
     assert "LaViLa" not in read_report(runs / "ace", None).text.split()
 
 
+# ------------------------------------------------------------------------------------------- verdict and examples
+def test_the_verdict_says_what_the_numbers_say(tmp_path, rng, quick):
+    ours = build_run(tmp_path / "ace", rng, skill=(0.9, 0.95), steps=3)
+    build_run(tmp_path / "procvlr", rng, method="procvlr", skill=(0.9, 0.1), steps=3)
+    text = read_report(tmp_path / "ace", [tmp_path / "procvlr"]).text
+    assert f"ACE names {ours['srt']['accuracy_mean']:.1f} % of the test clips right" in text
+    assert "It is ahead of ProcVLR: +" in text and "guessing gives 25.0 %" in text and "Commit f00dfeed" in text
+    text = read_report(tmp_path / "procvlr", [tmp_path / "ace"]).text
+    assert "It is behind ACE: -" in text
+    text = read_report(tmp_path / "ace", [tmp_path / "ace"]).text
+    assert (
+        "It is not clearly apart from ACE (seed 3) #2: +0.0 points (95 %: +0.0 to +0.0, paired over 52 clips)" in text
+    )
+
+
+def test_the_paired_interval_counts_groups_and_not_clips(rng):
+    gain, groups = rng.normal(size=40), [f"person {i // 10}" for i in range(40)]
+    mean, half, count = paired_interval(np.repeat(gain, 9), np.repeat(groups, 9).tolist())
+    assert count == 4 and mean == pytest.approx(gain.mean())
+    assert half == pytest.approx(paired_interval(gain, groups)[1])  # the same clips nine times say nothing more
+    sums = (gain - gain.mean()).reshape(4, 10).sum(axis=1)
+    assert half == pytest.approx(3.18245 * np.sqrt((sums**2).sum() * 4 / 3) / 40, rel=1e-4)  # Student's t, 3 degrees
+
+
+def test_the_clip_of_the_first_picture_is_chosen_by_the_rule_that_it_states(rng):
+    truth, right, wrong = [0, 1, 0, 1], [0, 1, 0, 1], [1, 1, 1, 0]
+
+    def build(named):
+        return [entry(names, truth, named) for names in (["lift", "spin"], ["raise", "turn"], ["hoist", "twirl"])]
+
+    example, text = wordings_example({"ACE": build(right), "ProcVLR": build(wrong)}, Frames())
+    assert example.clip == "a" and [answer.wording for answer in example.answers["ACE"]] == ["lift", "raise", "hoist"]
+    assert "Right under all 3 wordings: ACE 4, ProcVLR 1 of 4 clips. 3 are right with ACE alone, 0 with another" in text
+    assert "Shown is the first clip, by name, that ACE names right under all 3 wordings and ProcVLR not." in text
+    example, text = wordings_example({"ACE": build(wrong), "ProcVLR": build(right)}, Frames())
+    assert example.clip == "b" and "There is no clip that ACE names right" in text and "0 are right with ACE" in text
+
+
+def test_mistakes_are_the_most_confident_ones_one_of_each_pair_of_labels():
+    part = entry(["lift", "spin", "wipe"], [0, 0, 1, 2, 2], [1, 1, 2, 2, 0], [0.6, 0.9, 0.7, 0.99, 0.5])
+    found = confident_mistakes([part], "ACE", Frames())
+    assert [example.clip for example in found] == ["b", "c", "e"]
+    votes = found[0].answers["ACE"][0].votes
+    assert [vote.label for vote in votes if vote.is_true] == ["lift"] and votes[0].label == "spin"
+
+
+def test_clips_on_which_words_disagree_come_first():
+    sets = [entry(["lift", "spin", "wipe"], [0, 1, 2], named) for named in ([0, 1, 2], [0, 2, 0], [0, 2, 1], [0, 1, 2])]
+    found = disagreements(sets, "ACE", Frames())
+    assert [example.clip for example in found] == ["c", "b"]  # "a" always gets one answer
+    assert found[0].remark == "right under 2 of 4 label sets, 3 different answers"
+
+
+def entry(classes, labels, predictions, confidence=None):
+    """An entry of predictions.json whose clips are a, b, c, ..; `confidence` [N] of the named label."""
+    confidence = np.full(len(labels), 0.8) if confidence is None else np.array(confidence)
+    rest = (1 - confidence) / (len(classes) - 1)
+    probabilities = np.repeat(rest[:, None], len(classes), axis=1)
+    probabilities[np.arange(len(labels)), predictions] = confidence
+    ids = list("abcdefgh"[: len(labels)])
+    return {
+        "classes": classes,
+        "ids": ids,
+        "labels": labels,
+        "predictions": predictions,
+        "probabilities": probabilities,
+    }
+
+
 # -------------------------------------------------------------------------------------------------------- drawings
-def test_result_picture_has_the_size_of_a_readme_banner(tmp_path, rng):
-    from PIL import Image
-
-    build_run(tmp_path / "ace", rng, steps=3)
-    build_run(tmp_path / "procvlr", rng, method="ProcVLR", steps=3)
-    path = result_picture(tmp_path / "ace", tmp_path / "docs" / "result.png", compare=[tmp_path / "procvlr"])
-    with Image.open(path) as image:
-        assert 1800 <= image.width <= 2400 and 2.0 < image.width / image.height < 2.8
-
-
-def test_labels_of_the_concept_space_do_not_overlap(rng):
+def test_labels_of_the_concept_map_do_not_overlap(rng):
     names = [f"{verb} {OBJECTS[i % 5]}" for i, verb in enumerate(VERBS)]
-    points = rng.normal(size=(36, 2)) * 0.2 + np.repeat(rng.normal(size=(12, 2)), 3, axis=0)
-    figure = figures.concept_figure(points, np.repeat(names, 3).tolist(), np.repeat(np.arange(12) < 8, 3))
-    figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert len(boxes) == 12
-    hidden = sum(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert hidden <= 1
+    places = rng.uniform((60, 60), (370, 340), size=(4, 2))[np.arange(12) % 4]
+    centre = svg.parted([tuple(place) for place in places], names, 400.0)
+    half = np.array([[svg.LETTER * 0.46 * len(name), 6.5] for name in names])
+    overlap = half[:, None] + half[None] - np.abs(centre[:, None] - centre[None]) > 1
+    assert np.triu(overlap.all(axis=2), 1).sum() <= 2
 
 
 def test_a_gaussian_is_drawn_with_its_own_covariance(rng):
     angle = rng.uniform(0, np.pi)
-    shape = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * rng.uniform(0.3, 0.9, size=2)
-    points = rng.normal(size=(4000, 2)) @ shape.T + rng.normal(size=2)
-    figure = figures.concept_figure(points, ["a"] * 4000, np.ones(4000, bool))
-    (ellipse,) = figure.axes[0].patches
+    shape = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * rng.uniform(8, 30, size=2)
+    points = rng.normal(size=(4000, 2)) @ shape.T + rng.uniform(100, 200, size=2)
+    ellipse, top = svg.action_ellipse(points)
     values = np.linalg.eigvalsh(np.cov(points.T, bias=True))
-    assert sorted([ellipse.width, ellipse.height]) == pytest.approx(sorted(4 * np.sqrt(values)))
-    inside = ellipse.contains_points(figure.axes[0].transData.transform(points))
-    (label,) = figure.axes[0].texts  # stands on the top of the ellipse
-    outline = ellipse.get_verts()
-    top = figure.axes[0].transData.transform(label.get_position())
-    assert np.abs(outline[outline[:, 1].argmax()] - top).max() < 20
-    assert inside.mean() == pytest.approx(1 - np.exp(-2), abs=0.03)  # two standard deviations in the plane
+    assert sorted([ellipse["rx"], ellipse["ry"]]) == pytest.approx(sorted(2 * np.sqrt(values)))
+    turn = np.radians(float(re.match(r"rotate\((\S+)", ellipse["transform"])[1]))
+    axes = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    around = (points - [ellipse["cx"], ellipse["cy"]]) @ axes / [ellipse["rx"], ellipse["ry"]]
+    assert ((around**2).sum(axis=1) < 1).mean() == pytest.approx(1 - np.exp(-2), abs=0.03)  # two standard deviations
+    edge = (np.array(top) - [ellipse["cx"], ellipse["cy"]]) @ axes / [ellipse["rx"], ellipse["ry"]]
+    assert (edge**2).sum() == pytest.approx(1, abs=0.02) and top[1] < ellipse["cy"]  # y grows downwards
 
 
-def test_single_phrases_single_runs_and_absent_classes_can_be_drawn():
-    figures.concept_figure(np.eye(2), ["a", "b"], np.array([True, False]))
-    figures.srt_figure({"ACE": np.array([[50.0]])}, "Accuracy", 20.0, DARK)
-    figures.class_f1_figure(np.array([np.nan, 40.0]), np.array([0, 4]), ["$a", "b$"], True).canvas.draw()
-    figures.confusion_figure(np.zeros((31, 31), np.int64), [f"very long name of action {i}" for i in range(31)])
-    figures.curve_figure({"loss": (np.array([0.0]), np.array([1.0]))}, "loss", False)
+def test_single_phrases_single_sets_and_many_classes_can_be_drawn():
+    svg.concept_map(np.eye(2), ["a", "b"], ["a", "b"], np.array([True, False]))
+    svg.srt_chart({"ACE": [50.0]}, ["root labels"], 20.0, "Accuracy")
+    counts = np.eye(90, dtype=np.int64) + np.eye(90, k=1, dtype=np.int64)
+    chart = ElementTree.fromstring(
+        svg.confusion_chart(counts, [f"a very long name of action {i}" for i in range(90)], "base")
+    )
+    assert len(chart.findall(".//rect")) < 3 * svg.MOST_CLASSES
+    svg.confusion_chart(np.zeros((3, 3), np.int64), ["a", "b", "c"], "novel")
+    svg.line_chart({"loss": np.array([[0.0], [1.0]])}, "loss", True, False)
+
+
+def test_a_loss_is_drawn_on_a_logarithmic_axis_unless_it_reaches_zero():
+    curve = np.array([np.arange(1.0, 101.0), np.geomspace(12, 0.01, 100)])
+    assert "logarithmic axis" in svg.line_chart({"loss": curve}, "loss", True, False)
+    assert "logarithmic axis" not in svg.line_chart({"loss": curve * [[1], [0]]}, "loss", True, False)
