@@ -353,6 +353,18 @@ def report_sweep(argv: list[str]) -> None:
 
 
 @dataclass
+class FiguresSettings:
+    figures: str = MISSING  # the folder of runs.csv, where the figures go
+
+
+def report_figures(argv: list[str]) -> None:
+    """Draw the figures of a study again from its `runs.csv`: `ace report figures=DIR`. Takes none of its runs."""
+    from ace_dist.tools.study.report import redraw
+
+    print(*redraw(Path(parse_settings(argv, FiguresSettings).figures)), sep="\n")
+
+
+@dataclass
 class GridSettings:
     grid: str = MISSING  # the method whose gain is drawn
     output: str = MISSING  # the folder of runs.csv
@@ -860,7 +872,8 @@ COMMANDS: dict[str, Command] = {
     "synonyms build": build_synonyms, "synonyms inspect": inspect_synonyms, "synonyms senses": synonym_senses,
     "models": models,
     "weights import": import_weights, "weights get": get_weights, "weights pretrain": pretrain_tabletop,
-    "report run": report_run, "report runs": report_runs, "report sweep": report_sweep, "report grid": report_grid,
+    "report run": report_run, "report runs": report_runs, "report sweep": report_sweep,
+    "report grid": report_grid, "report figures": report_figures,
     "estimate": estimate, "preflight": preflight, "submit": submit,
     "sweep run": sweep_run, "sweep status": sweep_status, "sweep collect": sweep_collect, "sweep retry": sweep_retry,
     "config get": config_get, "config list": config_list, "doctor": doctor, "completion": completion,

@@ -99,8 +99,9 @@ def write_report(
     """Write `report.html` and `figures/` into the run folder, or `output`, and return the path of the page.
 
     `compare`: other run folders (say ProcVLR on the same seed); each becomes a row of the table and of the figures, and
-    must be of the same dataset and fold; `None`: those that the page had before. `shards`: where the clips lie now. Raises `RunError` when a file is missing,
-    naming it and the launcher that makes it, or when the runs are not comparable.
+    must be of the same dataset and fold; `None`: those that the page had before. `shards`: where the clips lie now.
+    Raises `RunError` when a file is missing, naming it and the launcher that makes it, or when the runs are not
+    comparable.
     """
     run = read_run(folder, output)
     others = compared_before(run) if compare is None else compare

@@ -4,13 +4,16 @@ import csv
 import json
 import math
 import random
+import shutil
 
 import numpy as np
 import pytest
 
 from ace_dist.cluster.sweep import Sweep
 from ace_dist.evaluate.metrics import srt_summary
-from ace_dist.tools.study.grid import gain_figure, gains
+from ace_dist.evaluate.palette import BLUE, LIGHT, VERMILLION
+from ace_dist.tools.study.drawing import chances, gains_figure, scores_figure
+from ace_dist.tools.study.grid import gains
 from ace_dist.tools.study.report import study_page
 from ace_dist.tools.study.rows import (
     FIELDS,
@@ -130,7 +133,7 @@ def swept(tmp_path):
 
 
 def test_the_launcher_writes_rows_page_and_figures(swept, tmp_path, launch):
-    """As a user: from a sweep's folder to runs.csv, a page that names what is missing, box plots and both curves."""
+    """As a user: from a sweep's folder to runs.csv, a page, and figures, which the rows alone give again."""
     sweep, results = swept
     output = tmp_path / "out"
     asked = [f"sweep={sweep.folder}", f"output={output}"]
@@ -157,10 +160,13 @@ def test_the_launcher_writes_rows_page_and_figures(swept, tmp_path, launch):
     between = 1 - np.mean([blocks[i, :, j].mean() for i in range(3) for j in range(i)])
     assert f"| {between:.3f} |\n" in page.split("## Concept space")[1].split("##")[0]
     names = {path.name for path in output.glob("*.png")}
-    assert names == {
-        f"figure3_{kind}_{metric}.png" for kind in ("srt", "curve1", "curve2") for metric in ("accuracy", "f1")
-    }
+    assert names == {f"figure3_{kind}.png" for kind in ("scores", "curve1", "curve2")}
     assert all(f"({name})" in page for name in names)
+    for name in names:
+        (output / name).unlink()
+    shutil.rmtree(sweep.folder)
+    launch("report", f"figures={output}")
+    assert {path.name for path in output.glob("*.png")} == names
 
 
 def test_wrong_folders_are_named(tmp_path, launch):
@@ -173,13 +179,34 @@ def test_wrong_folders_are_named(tmp_path, launch):
         assert done.returncode == 2 and words in done.stderr, done.stderr
 
 
-def test_panels_without_any_pair_are_left_out():
-    """The heat map of three settings has a panel for each value of the third that has a cell with a pair."""
-    found = Difference(1.0, 0.5, 1.5, 5)
-    cells = {("long", "0", "clip"): found, ("flat", "0", "clip"): None, ("long", "0", "minilm"): None}
-    for changed, expected in (({}, ["tower clip"]), ({("flat", "0", "minilm"): found}, ["tower clip", "tower minilm"])):
-        figure = gain_figure(["tail", "noise", "tower"], {**cells, **changed}, "SRT", "srt_accuracy_mean")
-        assert [axes.get_title() for axes in figure.axes] == expected
+def test_a_forest_plot_says_who_is_better_where():
+    """Best first, the title counts, the colour is of the side of 0; a spread is better when it falls."""
+    better, worse, open_ = Difference(5.0, 1.0, 9.0, 5), Difference(-4.0, -7.0, -1.0, 5), Difference(1.0, -3.0, 5.0, 5)
+    gains = {
+        "unclear": {"srt_accuracy_mean": open_, "srt_accuracy_std": open_},
+        "lost": {"srt_accuracy_mean": worse, "srt_accuracy_std": better},
+        "won": {"srt_accuracy_mean": better, "srt_accuracy_std": worse},
+    }
+    figure = gains_figure(gains, "ACE", "ProcVLR")
+    assert figure.get_suptitle() == "Under other words ACE is ahead of ProcVLR in 1 of 3 worlds, behind in 1"
+    mean, spread = figure.axes
+    assert [label.get_text() for label in mean.get_yticklabels()] == ["won", "unclear", "lost"]
+    for axes, colours in ((mean, [BLUE, LIGHT.muted, VERMILLION]), (spread, [BLUE, LIGHT.muted, VERMILLION])):
+        assert [line.get_color() for line in axes.get_lines()[:3]] == colours
+
+
+def test_a_figure_says_its_finding_and_what_chance_is():
+    rows = [
+        row("random", 0, 16.7, "t"),
+        *(row(m, seed, v + seed, "t") for m, v in (("vifi_ft", 50), ("ace", 40)) for seed in (0, 1)),
+    ]
+    assert chances(rows)["base_accuracy"] == 16.7
+    assert "base_accuracy" not in chances([*rows, row("random", 0, 12.5, "u")])  # two worlds: which one is not said
+    methods = {name: [one for one in rows if one.method == name] for name in ("random", "vifi_ft", "ace")}
+    figure = scores_figure(methods, chances(rows))
+    assert "Best under other words: ViFi-CLIP" in figure.get_suptitle()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["ViFi-CLIP", "ACE"]
+    assert any(line.get_linestyle() == "--" for line in figure.axes[0].get_lines())
 
 
 def test_gains_over_a_grid(tmp_path, launch):
@@ -206,6 +233,6 @@ def test_gains_over_a_grid(tmp_path, launch):
     write_rows([row("ace", 0, 1.0), *rows], tmp_path / "runs.csv")
     launch("report", "grid=ace", "experiment=grid", "reference=procvlr", f"output={tmp_path}")
     page = (tmp_path / "grid_gain.md").read_text()
-    assert "| 0.4 | 1 | 0 | - | - | - |" in page and page.count(".png)") == 3 == len(list(tmp_path.glob("*.png")))
+    assert "| 0.4 | 1 | 0 | - | - | - |" in page and page.count(".png)") == 1 == len(list(tmp_path.glob("*.png")))
     done = launch("report", "grid=bike", "experiment=grid", "reference=procvlr", f"output={tmp_path}", check=False)
     assert done.returncode == 2 and "no seed of grid has both bike and procvlr" in done.stderr

@@ -240,5 +240,11 @@ def paired_difference(rows: Sequence[StudyRow], reference: Sequence[StudyRow], s
     mean = float(differences.mean())
     if n == 1:
         return Difference(mean, None, None, 1)
-    half = float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * float(differences.std(ddof=1)) / math.sqrt(n)
-    return Difference(mean, mean - half, mean + half, n)
+    return Difference(mean, *mean_interval(differences.tolist()), n)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of Student's interval of a mean, mean ± t(n-1) s/√n; of one value twice itself."""
+    n, mean = len(values), statistics.fmean(values)
+    half = float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else 0.0
+    return mean - half, mean + half
