@@ -94,10 +94,11 @@ def read_inputs(run_dir: Path) -> dict[str, Any]:
     """`inputs/inputs.json`; of a run of an earlier version nothing. Raises `RunError` when it cannot be read."""
     path = run_dir / "inputs" / "inputs.json"
     if not path.is_file():
-        return {"files": {}} | dict.fromkeys(("shards", "base", "novel", "test", "start_sha256"))
+        return {"files": {}} | dict.fromkeys(("shards", "base", "novel", "test", "start_sha256", "licences"))
     try:
         inputs = read_object(path, RunError)
-        return {key: inputs[key] for key in ("shards", "files", "base", "novel", "test", "start_sha256")}
+        known = {key: inputs[key] for key in ("shards", "files", "base", "novel", "test", "start_sha256")}
+        return known | {"licences": inputs.get("licences")}  # runs of before have none
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); bring it back from a backup") from error
 

@@ -1,6 +1,7 @@
 """The exported folder: encoders, configuration, trees, label sets, results, provenance and a model card.
 
 video/, text/    the encoders, in transformers' layout where it has one
+open_clip/       both of them, where they are open_clip's
 config.yaml      without the paths of the machine that trained it
 synonyms.json    the trees
 labels.json      base and novel actions, the label sets of the SRT
@@ -9,6 +10,7 @@ provenance.json  versions, commit, starting weights and their licences
 README.md        the model card
 SHA256SUMS       of every file but the model card; reading compares them
 attributes.txt   of BIKE
+tokenizer.json   of a text tower with tokens of its own
 """
 
 import textwrap
@@ -24,10 +26,11 @@ from ace_dist.concepts import SynonymTrees
 from ace_dist.config import Config, assets_dir, read_config, resolve_path, to_yaml
 from ace_dist.data.run_inputs import KEPT, PATHS, read_inputs, replaced, run_config
 from ace_dist.data.task import load_test_trees
+from ace_dist.evaluate.licences import is_non_commercial, start_licences
 from ace_dist.evaluate.run_files import read_results, read_run_object
 from ace_dist.evaluate.runs import interpolated, results_table, trained_model
 from ace_dist.models.build import check_size
-from ace_dist.models.convert.exporting import load_encoders, save_encoders
+from ace_dist.models.convert.exporting import PAIR, load_encoders, save_encoders
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import RunError
@@ -69,7 +72,7 @@ def export_run(run: Path, output: Path, interpolate: float | None = None) -> Non
     with private_folder(f".{output.name}.", output.parent) as temporary:
         folder = temporary / output.name  # under its name only when whole
         folder.mkdir()
-        loads = save_encoders(model, folder, config.dataset.clip.frames)
+        loads = save_encoders(model, folder, config.dataset.clip.frames, config.method.temperature)
         trees = SynonymTrees.load(
             own_file(run, config, f"{'evaluation' if config.evaluation.synonyms else 'dataset'}.synonyms")
         )
@@ -78,6 +81,8 @@ def export_run(run: Path, output: Path, interpolate: float | None = None) -> Non
         if config.model.similarity.attributes is not None:
             words = read_text(own_file(run, config, "model.similarity.attributes"), RunError)
             write_text(folder / "attributes.txt", redact(words))
+        if config.model.text.tokenizer is not None:
+            write_text(folder / "tokenizer.json", read_text(own_file(run, config, "model.text.tokenizer"), RunError))
         if (
             same_weights and (path := run / "calibration.json").is_file()
         ):  # without the names of people that it was made on
@@ -99,6 +104,7 @@ def export_run(run: Path, output: Path, interpolate: float | None = None) -> Non
 def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
     """Configuration and model of an exported folder. Raises `RunError` naming what is missing."""
     needed = ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors")
+    needed += tuple(name for name in (PAIR, "tokenizer.json") if (folder / name).is_file())
     for name in needed:
         if not (folder / name).is_file():
             raise RunError(f"{folder / name} does not exist: {folder} is no export (`ace export` makes one)")
@@ -107,8 +113,10 @@ def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
     config = read_config(folder)
     attributes = str(folder / "attributes.txt") if (folder / "attributes.txt").is_file() else None
     similarity = replace(config.model.similarity, attributes=attributes)
+    tokenizer = str(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
+    text = replace(config.model.text, tokenizer=tokenizer)
     dataset = replace(config.dataset, synonyms=str(folder / "synonyms.json"))
-    config = replace(config, dataset=dataset, model=replace(config.model, similarity=similarity))
+    config = replace(config, dataset=dataset, model=replace(config.model, text=text, similarity=similarity))
     check_size(config.model, [folder / name for name in needed if name.endswith(".safetensors")])
     model = DualEncoder(config.model.video, config.model.text, similarity)
     load_encoders(model, folder)
@@ -148,7 +156,7 @@ def run_provenance(run: Path, config: Config) -> dict[str, Any]:
         for name in loaded
         if (path := starts[name])
     }
-    return {**facts, "started_from": started_from}
+    return {**facts, "started_from": started_from, "licences": start_licences(run)}
 
 
 def weight_facts(path: str, began: str | None) -> dict[str, str]:
@@ -187,6 +195,8 @@ def model_card(config: Config, results: dict[str, Any], provenance: dict[str, An
         f"- {name}: {markdown(facts['file'])}, {markdown(facts.get('licence_of_released_files', unknown))}"
         for name, facts in provenance["started_from"].items()
     )
+    binding = [text for text in (provenance.get("licences") or {}).values() if is_non_commercial(text)]
+    starts += f"\n\n**Not for commercial use**: {markdown(binding[0])}." if binding else ""
     method, dataset = markdown(config.method.name), markdown(config.dataset.name)
     clip = config.dataset.clip
     return f"""---

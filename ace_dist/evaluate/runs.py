@@ -18,6 +18,7 @@ from ace_dist.data.loader import build_loader
 from ace_dist.data.run_inputs import read_inputs, replaced, run_config
 from ace_dist.data.task import NO_TEST, Task, load_run_task, load_task, test_digest
 from ace_dist.evaluate.caveats import METHOD, few_steps
+from ace_dist.evaluate.licences import licence_note
 from ace_dist.evaluate.metrics import accuracy_interval, random_baseline
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
 from ace_dist.evaluate.run_files import read_metrics
@@ -92,6 +93,8 @@ def evaluate_run(
 
             results, predictions = evaluate(config, task, predict)
             loader.close()
+    if config.evaluation.scorer != "chance" and (note_licence := licence_note(run)):
+        results["notes"].append(note_licence)
     if config.evaluation.scorer != "chance" and (note_steps := too_few_steps(run, config)):
         results["notes"].append(note_steps)
     with safe_open(run / "model" / "trained.safetensors", "pt") as file:  # which weights it holds, in words

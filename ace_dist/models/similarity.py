@@ -42,9 +42,8 @@ class Similarity(nn.Module):
     def scale(self, scores: Sequence[Tensor]) -> list[Tensor]:
         if self.log_scale is None:
             return list(scores)
-        factor = self.log_scale.float().exp()
-        scores = [values * factor.to(values.device) for values in scores]
-        return scores if self.bias is None else [values + self.bias.float().to(values.device) for values in scores]
+        scores = [values * self.log_scale.to(values).exp() for values in scores]
+        return scores if self.bias is None else [values + self.bias.to(values) for values in scores]
 
     @torch.no_grad()
     def start_at(self, logits: Mapping[str, Tensor], temperature: float) -> None:

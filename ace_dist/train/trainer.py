@@ -24,7 +24,7 @@ from ace_dist.evaluate.caveats import few_steps, shortened
 from ace_dist.evaluate.protocols import rehearse
 from ace_dist.models.build import build_model, load_tensors
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.weights import FROZEN, START, TRAINED, TensorFile, save_safetensors
+from ace_dist.models.weights import FROZEN, START, TRAINED, TensorFile, licence_of, save_safetensors
 from ace_dist.objectives import ConceptObjective, build_objective, total_loss
 from ace_dist.train.augment import augment
 from ace_dist.train.callbacks import Callbacks, GarbageCollection, StepEnd
@@ -193,7 +193,14 @@ def keep_start(run_dir: Path, config: Config, task: Task, model: DualEncoder) ->
         return note_shards(run_dir, config)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     digest = store_frozen(run_dir, trained, START) if trained else None
-    keep_inputs(run_dir, config, {**describe_task(task), "start_sha256": digest})
+    keep_inputs(run_dir, config, {**describe_task(task), "start_sha256": digest, "licences": start_licences(config)})
+
+
+def start_licences(config: Config) -> dict[str, str]:
+    """Side -> licence of the weights that the run starts from; those of another run are that run's."""
+    if config.init_from:
+        return read_inputs(resolve_path(config.init_from))["licences"] or {}
+    return {key.split(".")[1]: licence_of(file_of(key, path)) for key, path in starting_weights(config).items()}
 
 
 def take_steps(training: Training, start: int, last: int) -> tuple[int, str | None]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
-from helpers.image_text_models import SMALL, library_model, small_base, small_model, small_tokenizer
+from helpers.image_text_models import SMALL, library_model, shaken, small_base, small_model, small_tokenizer
 from open_clip.tokenizer import HFTokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -18,7 +18,9 @@ from ace_dist import cli
 from ace_dist.models.build import build_model
 from ace_dist.models.convert import known as known_weights
 from ace_dist.models.convert import open_clip as pairs
+from ace_dist.models.convert.exporting import load_encoders, save_encoders
 from ace_dist.models.convert.open_clip import join_state, split_state
+from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.errors import UserError
 
 
@@ -80,6 +82,25 @@ def test_export_gives_the_librarys_state_dict_back(released):
     video, text, _ = split_state(theirs.state_dict())
     again = join_state(video, text, any(name.startswith("text.") for name in state))
     assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temporal", ["mean", "adapter"])
+def test_open_clip_reads_an_export(tmp_path, temporal):
+    """The library builds and fills its own model from the folder; we read both back, what is over frames too."""
+    config = small_model("laion_b16", temporal=temporal)
+    model = shaken(DualEncoder(config.video, config.text)).eval()
+    loads = save_encoders(model, tmp_path, 8, temperature=0.02)
+    assert "open_clip.create_model" in loads["video"]
+    theirs = open_clip.create_model(f"local-dir:{tmp_path / 'open_clip'}").eval()
+    assert theirs.logit_scale.exp().item() == pytest.approx(50, rel=1e-5)
+    image = torch.randn(1, 1, 3, 48, 48)
+    if temporal == "mean":
+        torch.testing.assert_close(theirs.encode_image(image[:, 0]), model.encode_video(image), rtol=1e-5, atol=1e-5)
+    again = DualEncoder(config.video, config.text).eval()
+    load_encoders(again, tmp_path)
+    assert torch.equal(again.encode_video(image), model.encode_video(image))
+    assert torch.equal(again.text(["spin block"]), model.text(["spin block"]))
 
 
 def change_settings(folder, change):

@@ -1,13 +1,19 @@
-"""Writes the encoders as Hugging Face folders, which transformers loads, and reads them back."""
+"""Writes the encoders in their libraries' layouts, which transformers and open_clip load, and reads them back."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ace_dist.models.convert.layouts import convert
+from ace_dist.models.convert.open_clip import SETTINGS_FILE, join_state, split_state
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.frames import FrameTower
+from ace_dist.models.open_clip import arch_config
 from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
+from ace_dist.models.text_open_clip import OpenClipTextTower
 from ace_dist.models.timesformer import NORM_EPS, TimeSformer
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, load_bpe
 from ace_dist.models.video import resize_times
@@ -15,17 +21,21 @@ from ace_dist.models.weights import load_safetensors, save_safetensors
 from ace_dist.utils.files import write_json, write_text
 
 WEIGHTS = "model.safetensors"
+PAIR = "open_clip/open_clip_model.safetensors"  # of both towers
 FORMAT = {"format": "pt"}  # transformers asks for it
 
 
-def save_encoders(model: DualEncoder, folder: Path, frames: int) -> dict[str, str]:
+def save_encoders(model: DualEncoder, folder: Path, frames: int, temperature: float = 1.0) -> dict[str, str]:
     """Write `video/`, `text/` and, for what belongs to neither, `rest.safetensors`; says how to load each.
 
     A TimeSformer becomes transformers' `TimesformerForVideoClassification`, whose "classes" are the dimensions of the
     shared space; its time positions are stored at `frames`, since transformers takes the length from its configuration.
-    A CLIP text tower becomes `CLIPTextModelWithProjection` with its tokenizer. Other towers are stored under our names.
+    A CLIP text tower becomes `CLIPTextModelWithProjection` with its tokenizer. Both towers of open_clip become its own
+    model, whose scale is 1/`temperature` times what was learned. Other towers are stored under our names.
     """
     loads = {"video": "ace_dist.Classifier only", "text": "ace_dist.Classifier only"}
+    if isinstance(model.video, FrameTower) and isinstance(model.text, OpenClipTextTower):
+        return save_pair(model, folder, temperature)
     if isinstance(model.video, TimeSformer):
         loads["video"] = save_timesformer(model.video, folder / "video", frames)
     else:
@@ -41,13 +51,60 @@ def save_encoders(model: DualEncoder, folder: Path, frames: int) -> dict[str, st
 
 def load_encoders(model: DualEncoder, folder: Path) -> None:
     """Fill a model of the same configuration, strictly, from what `save_encoders` wrote."""
-    video = load_safetensors(folder / "video" / WEIGHTS)
+    video, text = load_safetensors(folder / "video" / WEIGHTS), load_safetensors(folder / "text" / WEIGHTS)
+    if (folder / PAIR).is_file():
+        whole = split_state(load_safetensors(folder / PAIR))
+        video, text = video | whole[0], text | whole[1]
     if isinstance(model.video, TimeSformer):
         video = convert(video, "hf_timesformer", "timesformer").state
     model.video.load_state_dict(video)
-    model.text.load_state_dict(load_safetensors(folder / "text" / WEIGHTS))
+    model.text.load_state_dict(text)
     rest = folder / "rest.safetensors"
     model.similarity.load_state_dict(load_safetensors(rest) if rest.is_file() else {})
+
+
+def save_pair(model: DualEncoder, folder: Path, temperature: float) -> dict[str, str]:
+    """`open_clip/` as open_clip reads it, and in `video/` what looks at several frames, which it does not know."""
+    tower, text = model.video, model.text
+    state = tower.state_dict()
+    own = {name: tensor for name, tensor in state.items() if name.split(".")[0] in tower.fresh}
+    about = pair_settings(model)
+    config = about["model_cfg"]
+    video = {name: tensor for name, tensor in state.items() if name not in own}
+    whole = join_state(video, text.state_dict(), bool(config.get("custom_text")))
+    similarity = model.similarity
+    learned = 0.0 if similarity.log_scale is None else float(similarity.log_scale.detach())
+    whole["logit_scale"] = torch.tensor(learned - math.log(temperature))
+    if "init_logit_bias" in config:
+        bias = config["init_logit_bias"] if similarity.bias is None else float(similarity.bias.detach())
+        whole["logit_bias"] = torch.tensor(float(bias))
+    save_safetensors(whole, folder / PAIR, metadata=FORMAT)
+    write_json(folder / PAIR.replace(Path(PAIR).name, SETTINGS_FILE), about)
+    save_safetensors(own, folder / "video" / WEIGHTS, metadata=FORMAT)
+    save_safetensors({}, folder / "text" / WEIGHTS, metadata=FORMAT)
+    if rest := similarity.state_dict():
+        save_safetensors(rest, folder / "rest.safetensors")
+    call = 'open_clip.create_model("local-dir:open_clip")'
+    frames = "each frame, then their mean" if not own else "each frame alone, without what looks at several"
+    return {"video": f"{call}.encode_image, {frames}", "text": f"{call}.encode_text"}
+
+
+def pair_settings(model: DualEncoder) -> dict[str, Any]:
+    """`open_clip_config.json` of the model: open_clip's own configuration of its kind, with its sizes."""
+    video, text = model.video.config, model.text.config
+    config = arch_config(video.arch, "model.video.arch")
+    config["embed_dim"] = video.embed_dim
+    vision = config["vision_cfg"]
+    vision["image_size"] = video.image_size
+    if "timm_model_name" not in vision:
+        vision |= {"width": video.width, "layers": video.depth, "patch_size": video.patch, "mlp_ratio": video.mlp_ratio}
+        vision["head_width"] = video.width // video.heads
+    config["text_cfg"] |= {
+        "width": text.width, "layers": text.depth, "heads": text.heads, "mlp_ratio": text.mlp_ratio,
+        "context_length": text.context, "vocab_size": text.vocabulary,
+    }  # fmt: skip
+    seen = {"size": [video.image_size] * 2, "mean": list(video.mean), "std": list(video.std), "mode": "RGB"}
+    return {"model_cfg": config, "preprocess_cfg": seen}
 
 
 def save_timesformer(tower: TimeSformer, folder: Path, frames: int) -> str:
