@@ -10,17 +10,21 @@ import open_clip
 import pytest
 import torch
 from helpers.image_text_models import SMALL, library_model, shaken, small_base, small_model, small_tokenizer
+from hub_server import hub_server
 from open_clip.tokenizer import HFTokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ace_dist import cli
+from ace_dist.evaluate.licences import is_non_commercial
 from ace_dist.models.build import build_model
 from ace_dist.models.convert import known as known_weights
 from ace_dist.models.convert import open_clip as pairs
 from ace_dist.models.convert.exporting import load_encoders, save_encoders
+from ace_dist.models.convert.known import KNOWN
 from ace_dist.models.convert.open_clip import join_state, split_state
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.weights import licence_of
 from ace_dist.utils.errors import UserError
 
 
@@ -204,3 +208,36 @@ def test_another_tokenizer_is_refused(tmp_path, monkeypatch):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="has no tokenizer.json"):
         pairs.read_tokenizer(folder, config)
+
+
+@torch.no_grad()
+def test_one_command_from_the_hub(released, tmp_path, monkeypatch, capsys):
+    """`ace weights get NAME`: all files of the model from a stand-in of the hub, the older name where the newer misses.
+
+    A second call asks for nothing; a licence that restricts is in every file.
+    """
+    from huggingface_hub import constants
+
+    model, folder, _, config, tokens = released
+    known = replace(KNOWN[model], licence="CC-BY-NC 4.0")
+    monkeypatch.setitem(KNOWN, model, known)
+    if not tokens:  # as older repositories have it
+        state = load_file(folder / "open_clip_model.safetensors")
+        torch.save(state, folder / "open_clip_pytorch_model.bin")
+        (folder / "open_clip_model.safetensors").unlink()
+    get = ["weights", "get", model, f"output={tmp_path / 'weights'}"]
+    with hub_server() as (hub, address):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub.files[known.repository] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(UserError, match="accept_licence=true"):
+            cli.execute(get)
+        assert cli.execute([*get, "accept_licence=true"]) == 0
+        asked = len(hub.requests)
+        assert cli.execute([*get, "accept_licence=true"]) == 0 and len(hub.requests) == asked
+    assert "is there and stays" in capsys.readouterr().out
+    loaded(config, tmp_path / "weights")
+    for part in ("video", "text"):
+        assert is_non_commercial(licence_of(tmp_path / f"weights/{model}_{part}.safetensors"))
