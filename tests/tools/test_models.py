@@ -10,7 +10,7 @@ from ace_dist.utils.errors import UserError
 
 
 def test_an_encoder_in_three_lines():
-    """Parameters are the library's own count (447,660,545 with the scale of its logits); the rest is as the file says."""
+    """Parameters are the count of open_clip's own model, 447,660,545 with the scale of its logits."""
     lines = describe("pe_core_b16", frames=2).splitlines()
     assert lines[0].startswith("pe_core_b16      447.7 M parameters, 22.3 M train, 71.2 GFLOPs")
     assert lines[1].strip() == "trains: last 3 of 12 video blocks, text projection"
