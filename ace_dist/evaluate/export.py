@@ -103,7 +103,7 @@ def export_run(run: Path, output: Path, interpolate: float | None = None) -> Non
 
 def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
     """Configuration and model of an exported folder. Raises `RunError` naming what is missing."""
-    needed = ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors")
+    needed: tuple[str, ...] = ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors")
     needed += tuple(name for name in (PAIR, "tokenizer.json") if (folder / name).is_file())
     for name in needed:
         if not (folder / name).is_file():
