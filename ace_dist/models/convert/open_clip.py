@@ -27,7 +27,7 @@ from ace_dist.utils.reading import read_object
 
 State = dict[str, Tensor]
 SETTINGS_FILE = "open_clip_config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 EMBEDDINGS = ("token_embedding.weight", "positional_embedding")
 TEXT = re.compile(
     r"(?:text\.)?(token_embedding|positional_embedding|transformer\.resblocks|ln_final|text_projection)\b"
