@@ -183,7 +183,7 @@ def weights_note(config: Config) -> str:
         return ""
     return (
         f"Its weights lie at {share:g} of the way from those before training to those after (WiSE-FT, "
-        f"`evaluation.interpolate={share:g}`).\n"
+        f"`evaluation.interpolate={share:g}`).\n\n"
     )
 
 
@@ -198,7 +198,7 @@ def model_card(config: Config, results: dict[str, Any], provenance: dict[str, An
     binding = [text for text in (provenance.get("licences") or {}).values() if is_non_commercial(text)]
     starts += f"\n\n**Not for commercial use**: {markdown(binding[0])}." if binding else ""
     method, dataset = markdown(config.method.name), markdown(config.dataset.name)
-    clip = config.dataset.clip
+    clip, note = config.dataset.clip, weights_note(config)
     return f"""---
 library_name: ace-dist
 tags: [video-classification, action-recognition, zero-shot]
@@ -212,9 +212,8 @@ A video-language dual encoder fine-tuned by ace-dist (method {method}, seed {con
     from ace_dist import Classifier
     Classifier.from_pretrained("THIS FOLDER").classify("clip.mp4", ["spin block", "hammer pin"])
 
-{weights_note(config)}
-The encoders alone: video `{loads["video"]}`; text `{loads["text"]}`. Compare unit vectors, divided by the temperature
-{config.method.temperature:g}.
+{note}The encoders alone: video `{loads["video"]}`; text `{loads["text"]}`. Compare unit vectors, divided by the
+temperature {config.method.temperature:g}.
 
 ## Results of its run
 {textwrap.indent(results_table(results), "    ", lambda line: True)}

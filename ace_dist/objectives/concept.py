@@ -128,10 +128,10 @@ class ConceptObjective(nn.Module):
         def mean(rows: tuple[int, ...]) -> Tensor:
             return torch.nn.functional.normalize(text_SD[list(rows)].mean(0), dim=0)
 
-        fixed = [mean(tuple(rows)) for rows in self.sampler.root_rows()]
+        fixed = [mean(rows) for rows in self.sampler.root_rows()]
         return [
             [float(mean(rows) @ root) for rows in pool]
-            for pool, root in zip(self.sampler.shadow_verbs, fixed, strict=False)
+            for pool, root in zip(self.sampler.shadow_verbs, fixed, strict=True)
         ]
 
     def root_scores(self, video: Tensor, draw: ConceptDraw | PlacedDraw) -> Tensor:

@@ -205,6 +205,23 @@ def test_the_best_weights_are_exported_and_the_run_ends_when_nothing_improves(ru
     assert (outcome.step, outcome.stopped) == (8, None), "patience and best must outlive a stop"
 
 
+def test_an_average_of_the_last_steps_is_exported_and_survives_a_stop(run):
+    """SWA from half of six steps on: the mean of the weights after steps 4, 5 and 6, stopped or not."""
+    settings = ["training.swa_start=0.5", "training.save_every_steps=1", "training.keep_checkpoints=6"]
+    run("alone", *settings)
+    folder = run.folder / "alone"
+    last = [load_file(folder / "checkpoints" / f"step-0000000{step}" / "weights.safetensors") for step in (4, 5, 6)]
+    exported = load_file(folder / "model" / "trained.safetensors")
+    for name, tensor in exported.items():
+        wanted = sum(weights[name].double() for weights in last) / 3
+        torch.testing.assert_close(tensor.double(), wanted, rtol=1e-5, atol=1e-6)  # two roundings of a lerp in float32
+    assert any(not torch.equal(exported[name], last[-1][name]) for name in exported)
+    run("stopped", *settings, "training.stop_after_steps=5")
+    run("stopped", *settings)
+    again = load_file(run.folder / "stopped" / "model" / "trained.safetensors")
+    assert all(torch.equal(again[name], exported[name]) for name in exported)
+
+
 WORDS = [*VALIDATION, "evaluation.validation_words=0.4"]
 
 
