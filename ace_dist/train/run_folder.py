@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,22 @@ PACKAGES = ("torch", "deepspeed", "transformers", "timm", "triton", "xformers", 
 CODE = ("ace_dist", "kernels", "launchers", "configs", "pyproject.toml", "constraints.txt")  # what decides a run
 
 
-def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
+def claim(run_dir: Path, config: Config, lock: RunLock, claim_clips: Callable[[], None] = lambda: None) -> None:
     """Make the folder, or check that it belongs to this configuration. Writes `config.yaml` and `environment.json`.
 
     Also `code.diff`, when the checkout's code differs from its commit: commit and diff give the code that ran. What an
     earlier start wrote there goes to `starts/N`, unless it says the same. Takes `lock` first. Raises `RunError` when
     another job has it, or when settings differ, naming the first of them and the ways out. What is written holds no
-    secret (`ace_dist.utils.secrets`).
+    secret (`ace_dist.utils.secrets`). `claim_clips` compares the clips with those of the run, before anything of it is
+    written again, or writes them into a new folder.
     """
     lock.acquire()
     if (run_dir / "checkpoints").is_dir():
         for name in ("config.yaml", "clips.json"):
             if not (run_dir / name).is_file():
                 print(f"WARNING: {run_dir / name} is gone: it is written again, as this command has it", flush=True)
-    if check_owner(run_dir, config):
+    if owned := check_owner(run_dir, config):
+        claim_clips()
         was, is_now = step_counts(run_dir, config)
         if is_now > was:
             rates = f"from here on the learning rates are those of a run of {is_now} steps"
@@ -70,6 +73,8 @@ def claim(run_dir: Path, config: Config, lock: RunLock) -> None:
     for name, text in facts.items():
         if text:
             write_text(run_dir / name, text)
+    if not owned:
+        claim_clips()
 
 
 def keep_earlier_start(run_dir: Path, facts: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -110,8 +111,8 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
     run_dir, asked = Path(config.run), config
     config = with_own_inputs(run_dir, asked)
     task, plan, objective = build_task(config, ranks)
-    on_first(ranks, claim, run_dir, asked, lock)
-    on_first(ranks, claim_clips, run_dir, config.dataset.shards, *task.training_clips())
+    clips = partial(claim_clips, run_dir, config.dataset.shards, *task.training_clips())
+    on_first(ranks, claim, run_dir, asked, lock, clips)
     on_first(ranks, keep_start, run_dir, config, task, objective.model)
     flops = step_flops(config, objective, ranks.world)
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16

@@ -48,6 +48,7 @@ def test_training_without_settings_prints_help_and_runs_nothing(capsys, tmp_path
         (errno.EACCES, "closed", "let this user read it (`ls -ld "),
         (errno.EACCES, "file", "let this user read it (`ls -ld "),
         (errno.ENOTDIR, "file/x", "name another path"),
+        (errno.EEXIST, "file", "name another path"),  # run=FILE
     ],
 )
 def test_what_a_file_system_refuses_is_one_sentence(tmp_path, monkeypatch, capsys, number, place, advice):

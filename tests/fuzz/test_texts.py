@@ -92,12 +92,13 @@ def test_labels(text: str, data: Any) -> None:
 @st.composite
 def tables(draw: Any) -> tuple[str, list[dict[str, str]]]:
     """A CSV file as a spreadsheet may save it, and what its rows say."""
-    count = draw(st.integers(1, 6))
+    count, delimiter = draw(st.integers(1, 6)), draw(st.sampled_from(",;\t"))
+    point = draw(st.sampled_from(".,")) if delimiter == ";" else "."
     rows = [
         {
             "video": draw(st.sampled_from(["a.mp4", "sub/b c.mp4", ".\\sub\\b c.mp4"])),
-            "start_s": str(10 * number),
-            "end_s": f"{10 * number + 5.5}",
+            "start_s": f"{10 * number + 0.25}".replace(".", point),
+            "end_s": f"{10 * number + 5.5}".replace(".", point),
             "verb": respelt(draw, draw(LABELS)),
             "object": respelt(draw, draw(LABELS)),
             "split": draw(st.sampled_from(["train", "Test", " TRAIN"])),
@@ -108,9 +109,7 @@ def tables(draw: Any) -> tuple[str, list[dict[str, str]]]:
     ]
     header = draw(st.permutations([*COLUMNS, "note"]))
     text = io.StringIO()
-    writer = csv.writer(
-        text, delimiter=draw(st.sampled_from(",;\t")), lineterminator=draw(st.sampled_from(["\n", "\r\n"]))
-    )
+    writer = csv.writer(text, delimiter=delimiter, lineterminator=draw(st.sampled_from(["\n", "\r\n"])))
     writer.writerow([draw(st.sampled_from([str.upper, str.title, str]))(name) for name in header])
     writer.writerows([row[name] for name in header] for row in rows)
     return text.getvalue(), rows
@@ -132,7 +131,13 @@ def test_tables_of_spreadsheets(table: tuple[str, list[dict[str, str]]], encodin
     with folder() as path:
         segments = read_csv(write_table(path, text.encode(encoding))).segments()
     assert [(s.verb, s.object, s.start_s, s.group) for s in segments] == [
-        (normalise(row["verb"]), normalise(row["object"]), float(row["start_s"]), row["group"].strip()) for row in rows
+        (
+            normalise(row["verb"]),
+            normalise(row["object"]),
+            float(row["start_s"].replace(",", ".")),
+            row["group"].strip(),
+        )
+        for row in rows
     ]
     assert [s.split for s in segments] == [row["split"].strip().lower() for row in rows]
 

@@ -14,7 +14,7 @@ from ace_dist.evaluate.report import write_report
 from ace_dist.evaluate.runs import evaluate_run
 from ace_dist.tools.explorer.session import Explorer
 from ace_dist.train.trainer import train
-from ace_dist.utils.errors import RunError, UserError
+from ace_dist.utils.errors import DataError, RunError, UserError
 
 STEPS = (
     "training.batch_size=4", "training.max_steps=4", "training.save_every_steps=2", "training.log_every_steps=1",
@@ -110,6 +110,17 @@ def test_a_run_does_not_go_on_with_other_words_or_clips(place, ranks):
         train(settings("new", "own"), ranks)
     kept = "dataset.synonyms=new/inputs/synonyms.json"
     assert train(settings("new", "own", kept, "training.stop_after_steps=1"), ranks).step == 2
+
+
+def test_a_start_that_is_refused_leaves_a_run_as_it_was(place, ranks, small_world):
+    """Its `config.yaml` would name clips that it was not trained on, and its earlier starts a start that never was."""
+    other = small_world("dataset.world.train_clips=40")[-1].partition("=")[2]
+    before = {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match=r"holds other training clips than run .* began with"):
+        train(settings("run", other), ranks)
+    after = {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()}
+    assert {path.name for path in after if after[path] != before.get(path)} <= {"lock.json"}
+    assert before.keys() <= after.keys() and read_config(place / "run").dataset.shards == "own"
 
 
 def test_results_of_other_clips_go_elsewhere(place, ranks, small_world):
