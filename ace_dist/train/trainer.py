@@ -111,8 +111,8 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
     run_dir, asked = Path(config.run), config
     config = with_own_inputs(run_dir, asked)
     task, plan, objective = build_task(config, ranks)
-    clips = partial(claim_clips, run_dir, config.dataset.shards, *task.training_clips())
-    on_first(ranks, claim, run_dir, asked, lock, clips)
+    compare = partial(claim_clips, run_dir, config.dataset.shards, *task.training_clips())
+    on_first(ranks, claim, run_dir, asked, lock, compare)
     on_first(ranks, keep_start, run_dir, config, task, objective.model)
     flops = step_flops(config, objective, ranks.world)
     frozen = on_first(ranks, store_frozen, run_dir, objective.model.frozen_state_dict())  # before a cast to bf16
