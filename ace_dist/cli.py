@@ -116,7 +116,8 @@ def evaluate_and_report(
 ) -> None:
     """Collective. A rank that stands still ends the others as it does in training."""
     from ace_dist.evaluate.report import write_report
-    from ace_dist.evaluate.runs import evaluate_run, results_table
+    from ace_dist.evaluate.run_files import read_metrics
+    from ace_dist.evaluate.runs import evaluate_run, loss_sparkline, results_table
     from ace_dist.train.health import Watchdog
 
     watchdog = Watchdog(run_dir, ranks, config.training)
@@ -124,7 +125,8 @@ def evaluate_and_report(
         results = evaluate_run(run_dir, ranks, shards, output, watchdog.note, interpolate)
     if ranks.is_first:
         report = write_report(run_dir, output=output, shards=shards)
-        print(f"report: {report}\n\n{results_table(results)}", flush=True)
+        loss = loss_sparkline(read_metrics(run_dir)) if sys.stdout.isatty() else ""
+        print(f"report: {report}\n\n{loss}{loss and chr(10)}{results_table(results)}", flush=True)
 
 
 @dataclass

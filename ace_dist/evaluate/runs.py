@@ -20,8 +20,10 @@ from ace_dist.data.task import NO_TEST, Task, load_run_task, load_task, test_dig
 from ace_dist.evaluate.caveats import METHOD, few_steps
 from ace_dist.evaluate.licences import licence_note
 from ace_dist.evaluate.metrics import accuracy_interval, random_baseline
+from ace_dist.evaluate.palette import method_name
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
 from ace_dist.evaluate.run_files import read_metrics
+from ace_dist.evaluate.verdict import verdict
 from ace_dist.models.build import build_model, load_tensors
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.interpolation import load_interpolated
@@ -31,6 +33,7 @@ from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_bytes, write_json, write_text
 
+SPARKS, SPARKS_WIDE = "▁▂▃▄▅▆▇█", 40
 GZSL_NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
 
 
@@ -184,11 +187,13 @@ def write_concept_space(path: Path, task: Task, before: DualEncoder, after: Dual
 def results_table(results: dict[str, Any]) -> str:
     """The paper's row for one run: accuracy / macro F1 in percent, of the SRT as mean ± std.
 
-    Under it the accuracies' intervals, the row of guessing, and a line for each thing that speaks against the scores.
+    Under it the accuracies' intervals, the row of guessing, a line for each thing that speaks against the scores, and
+    the verdict.
     """
     header = ["method", "dataset", "base", "novel", "HM", "SRT (mean ± std)"]
     cells = [score_pair(results[part]) for part in ("base", "novel", "hm")]
-    rows = [header, [results["method"], results["dataset"], *cells, srt_pair(results["srt"])]]
+    name = method_name(results["method"])
+    rows = [header, [name, results["dataset"], *cells, srt_pair(results["srt"])]]
     untested = results["base"] is None and results["novel"] is None
     units = [f"nothing was scored: {NO_TEST}" if untested else "accuracy / macro F1, in percent"]
     if within := results.get("interval"):  # runs of before have none of the three
@@ -200,7 +205,19 @@ def results_table(results: dict[str, Any]) -> str:
         units[0] += "; chance: guessing each label alike"
     title, *lines = aligned_lines(rows)
     notes = [f"note: {note}" for note in results.get("notes", [])]
-    return "\n".join([title, "-" * len(title), *lines, *beside_the_paper(results), *units, *notes])
+    found = [] if untested else [verdict(name, results)]
+    return "\n".join([title, "-" * len(title), *lines, *beside_the_paper(results), *units, *notes, *found])
+
+
+def loss_sparkline(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The loss of a run in one line of text, on a logarithmic scale: `loss 12.9 █▆▄▂▁ 0.52`; empty without steps."""
+    losses = np.array([line["loss"] for line in lines if line.get("loss", 0) > 0])
+    if len(losses) < 2:
+        return ""
+    means = [float(part.mean()) for part in np.array_split(np.log(losses), min(SPARKS_WIDE, len(losses)))]
+    low, high = min(means), max(means)
+    heights = [round((mean - low) / max(high - low, 1e-9) * (len(SPARKS) - 1)) for mean in means]
+    return f"loss {losses[0]:.3g} {''.join(SPARKS[height] for height in heights)} {losses[-1]:.3g}"
 
 
 def interval_text(part: Mapping[str, Any] | None) -> str:

@@ -7,7 +7,7 @@ from ace_dist.config import TrainingConfig
 from ace_dist.evaluate.caveats import chance_scores, few_steps, intervals, result_notes
 from ace_dist.evaluate.metrics import accuracy_interval, srt_summary
 from ace_dist.evaluate.protocols import accuracy_and_f1
-from ace_dist.evaluate.runs import results_table
+from ace_dist.evaluate.runs import loss_sparkline, results_table
 
 
 def entry(labels, predictions, classes=("lift lid", "spin pin", "push arm")):
@@ -64,12 +64,24 @@ def test_a_good_result_has_no_note():
     assert "chance             33.3 / 33.3" in table and "100.0" in table and "Wilson" in table and "note" not in table
 
 
+def test_the_loss_in_a_line_falls_as_the_loss_does():
+    falling = [{"step": n, "loss": 10.0 * 0.97**n} for n in range(200)]
+    line = loss_sparkline([*falling, {"step": 200, "validation_accuracy": 50.0}])
+    start, marks, end = line.removeprefix("loss ").split()
+    assert start == "10" and float(end) == pytest.approx(10 * 0.97**199, rel=0.01)
+    assert len(marks) == 40 and list(marks) == sorted(marks, reverse=True) and marks[0] == "█" and marks[-1] == "▁"
+    assert loss_sparkline(falling[:1]) == loss_sparkline([]) == ""
+
+
 def test_a_result_at_chance_says_so(rng):
     labels = [0, 1, 2] * 4
     results = results_of(entry(labels, labels), entry(labels, np.roll(labels, 1)[::-1]))
     (note,) = results["notes"]
     assert note.startswith("novel is not shown to be above chance: ") and "guessing 33.3, from 12 test clips" in note
-    assert results_table(results).endswith(f"note: {note}")
+    table = results_table(results)
+    assert f"note: {note}" in table
+    last = table.splitlines()[-1]
+    assert last.startswith("ACE names ") and last.endswith("not different from guessing, which gives 33.3 %.")
 
 
 def test_always_the_commonest_label_is_not_above_chance():

@@ -139,6 +139,11 @@ def test_the_report_has_pictures_a_table_and_numbers(tmp_path):
     texts = {text.get_text() for axes in forest_figure(trees, findings, ["spin"]).axes for text in axes.texts}
     assert {"spin", "flip", "turn *", "go", "reverse"} <= texts
     assert "turn" not in texts
+    words = {text.get_text() for text in forest_figure(trees, findings, ["spin"]).texts}
+    assert words == {"verb of a base action", "verb of no base action", "* also a synonym in another concept"}
+    apart = SynonymTrees({"spin": flat("spin", "turn"), "flip": flat("flip", "reverse")})
+    names = [path.name for path in write_synonym_report(apart, diagnose(apart), [], ["spin"], tmp_path / "report")]
+    assert names == ["forest.png", "diagnostics.json"] and not (tmp_path / "report" / "overlap.png").exists()
     table = findings_table(trees, findings, spread).splitlines()
     assert len(table) == 3 and table[1].split()[:6] == ["spin", "2", "3", "1", "1", "1"]
 

@@ -19,8 +19,10 @@ from ace_dist.tools.synonyms.sheet import export_sheet, import_sheet
 from ace_dist.utils.errors import ConfigError
 
 INCOMPLETE = 3  # exit status of a build that lacks nodes
-UNCHANGED = (
-    "unchanged: share of a verb's draws (Eq. 4) that average the phrases of its root label, so L_rand repeats L_fixed"
+COLUMNS = (
+    "synonyms: of the verb itself, which is one of them; all verbs: with the synonyms' synonyms; shared: with another "
+    "concept; wrong verbs: that may stand in a wrong label of it (Eq. 6)\n"
+    "unchanged: share of its draws (Eq. 4) that average the phrases of its root label, so L_rand repeats L_fixed"
 )
 NEXT = {
     True: "the same command continues",
@@ -125,9 +127,11 @@ def inspect_command(config: InspectConfig) -> None:
         trees.require(action.verb for action in listed.actions)
     findings = diagnose(trees, base)
     spreads = embedding_spread(trees, text_encoder(config.embed), config.object) if config.embed else []
-    print(findings_table(trees, findings, spreads), UNCHANGED, sep="\n")
+    print(findings_table(trees, findings, spreads), COLUMNS, sep="\n")
     for warning in findings.warnings:
         print(f"warning: {warning}")
     output = Path(config.output) if config.output else Path(config.trees).with_suffix(".inspection")
+    if not (findings.first or findings.second):
+        print("no two concepts share a verb, so there is no picture of overlaps")
     for path in write_synonym_report(trees, findings, spreads, base, output):
         print(path)

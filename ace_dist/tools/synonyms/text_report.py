@@ -19,6 +19,7 @@ from ace_dist.utils.files import write_json
 
 COLUMNS = 2  # of trees in the picture of the forest
 ROW_INCHES = 0.185
+HEADER = 3  # rows above the first tree: legend and names of the columns
 CHARACTERS = 78  # of second-order verbs beside a child
 
 
@@ -53,7 +54,10 @@ def text_encoder(embed: str) -> Encode:
 def write_synonym_report(
     trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[ConceptSpread], base: Collection[str], out: Path
 ) -> list[Path]:
-    """Write `forest.png`, `overlap.png` and `diagnostics.json` into the folder `out`; returns their paths."""
+    """Write `forest.png`, `overlap.png` and `diagnostics.json` into the folder `out`; returns their paths.
+
+    Where no two concepts share a verb there is no `overlap.png`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     facts = {
         "trees": trees.source,
@@ -66,19 +70,19 @@ def write_synonym_report(
         "embedding": [asdict(spread) for spread in spreads],
     }
     write_json(out / "diagnostics.json", facts)
-    return [
-        save(forest_figure(trees, findings, base), out / "forest.png"),
-        save(overlap_figure(findings), out / "overlap.png"),
-        out / "diagnostics.json",
-    ]
+    paths = [save(forest_figure(trees, findings, base), out / "forest.png"), out / "diagnostics.json"]
+    overlap = out / "overlap.png"
+    overlap.unlink(missing_ok=True)  # of trees that were inspected before
+    if findings.first or findings.second:
+        paths.insert(1, save(overlap_figure(findings), overlap))
+    return paths
 
 
 def findings_table(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence[ConceptSpread]) -> str:
     """One line a concept: sizes, overlaps, shadow pool, and what a text tower says of it."""
     by_root = {spread.root: spread for spread in spreads}
-    lines = [
-        f"{'concept':16} {'M':>3} {'verbs':>5} {'shared 1st':>10} {'shared 2nd':>10} {'shadows':>7} {'unchanged':>9}"
-    ]
+    heads = ("synonyms", "all verbs", "shared synonyms", "shared verbs", "wrong verbs", "unchanged")
+    lines = [f"{'concept':16} " + " ".join(heads)]
     if spreads:
         lines[0] += f" {'tightness':>9}  nearest concept (cosine), verbs nearer to another"
     for root in trees.roots:
@@ -89,9 +93,8 @@ def findings_table(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence
         )
         shadows = str(findings.shadows.get(root, "-"))
         unchanged = f"{findings.unchanged[root]:.0%}" if root in findings.unchanged else "-"
-        line = (
-            f"{root:16} {len(trees.children(root)):3} {len(verbs):5} {first:10} {second:10} {shadows:>7} {unchanged:>9}"
-        )
+        cells = (len(trees.children(root)), len(verbs), first, second, shadows, unchanged)
+        line = f"{root:16} " + " ".join(f"{cell:>{len(head)}}" for cell, head in zip(cells, heads, strict=True))
         if spread := by_root.get(root):
             strays = ", ".join(f"{verb} ({other})" for verb, other in spread.strays)
             line += f" {spread.tightness:9.2f}  {spread.nearest} ({spread.nearest_cosine:.2f}) {strays}"
@@ -102,7 +105,7 @@ def findings_table(trees: SynonymTrees, findings: Diagnostics, spreads: Sequence
 def forest_figure(trees: SynonymTrees, findings: Diagnostics, base: Collection[str]) -> Figure:
     """Every tree: root, first-order children, and beside each the second-order verbs that it adds.
 
-    Roots of `base` actions are green, others red, as in the paper's Fig. 5; a first-order verb that another concept has
+    Roots of `base` actions and others have the colours of base and novel; a first-order verb that another concept has
     too is marked with an asterisk.
     """
     columns: list[list[str]] = [[] for _ in range(COLUMNS)]
@@ -111,14 +114,21 @@ def forest_figure(trees: SynonymTrees, findings: Diagnostics, base: Collection[s
         column = heights.index(min(heights))
         columns[column].append(root)
         heights[column] += len(trees.children(root)) + 1
-    figure = Figure(figsize=(7.6 * COLUMNS, ROW_INCHES * max(heights) + 0.3), dpi=DPI, facecolor=LIGHT.paper)
+    figure = Figure(figsize=(7.6 * COLUMNS, ROW_INCHES * (max(heights) + HEADER) + 0.3), dpi=DPI, facecolor=LIGHT.paper)
     FigureCanvasAgg(figure)
     shared = findings.shared_verbs()
+    legend = [("verb of a base action", LIGHT.base), ("verb of no base action", LIGHT.novel)]
+    if shared:
+        legend.append(("* also a synonym in another concept", LIGHT.ink))
+    for x, (text, colour) in zip((0.005, 0.13, 0.26), legend, strict=False):
+        figure.text(x, 1.0, text, fontsize=10, color=colour, va="top", fontweight="bold")
     for number, roots in enumerate(columns):
         axes = figure.add_axes((number / COLUMNS, 0.0, 1 / COLUMNS, 1.0))
         axes.set_axis_off()
         axes.set_xlim(0, 1)
-        axes.set_ylim(max(heights), -0.5)
+        axes.set_ylim(max(heights), -0.5 - HEADER)
+        for x, title in ((0.01, "concept"), (0.17, "synonyms"), (0.335, "their synonyms, which the concept adds")):
+            axes.text(x, -1.2, title, fontsize=8, color=LIGHT.muted, va="center", fontstyle="italic")
         row = 0
         for root in roots:
             children = trees.children(root)
@@ -139,25 +149,31 @@ def forest_figure(trees: SynonymTrees, findings: Diagnostics, base: Collection[s
 
 
 def overlap_figure(findings: Diagnostics) -> Figure:
-    """Verbs that two concepts have in common: of the first order above the diagonal, of any order below."""
-    size = len(findings.roots)
-    at = {root: index for index, root in enumerate(findings.roots)}
+    """Verbs that two concepts share, at least one pair: synonyms above the diagonal, also theirs below.
+
+    Only concepts that share a verb have a row.
+    """
+    sharing = {root for pair in (*findings.first, *findings.second) for root in pair}
+    roots = [root for root in findings.roots if root in sharing]
+    size = len(roots)
+    at = {root: index for index, root in enumerate(roots)}
     counts = np.zeros((size, size))
     for (a, b), verbs in findings.first.items():  # pairs are in the order of the roots
         counts[at[a], at[b]] = len(verbs)
     for (a, b), verbs in findings.second.items():
         counts[at[b], at[a]] = len(verbs)
-    side = 1.6 + 0.3 * size
+    side = max(3.4, 1.6 + 0.3 * size)
     figure = Figure(figsize=(side, side), dpi=DPI, facecolor=LIGHT.paper, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     ramp = LinearSegmentedColormap.from_list("shared", [LIGHT.paper, LIGHT.novel])
     axes.imshow(counts, cmap=ramp, vmin=0, vmax=max(counts.max(), 1))
     axes.plot([-0.5, size - 0.5], [-0.5, size - 0.5], color=LIGHT.muted, linewidth=0.8)
-    axes.set_xticks(range(size), findings.roots, rotation=90, fontsize=8, color=LIGHT.ink)
-    axes.set_yticks(range(size), findings.roots, fontsize=8, color=LIGHT.ink)
+    axes.set_xticks(range(size), roots, rotation=90, fontsize=8, color=LIGHT.ink)
+    axes.set_yticks(range(size), roots, fontsize=8, color=LIGHT.ink)
     axes.tick_params(length=0)
-    axes.set_title("shared verbs: first order ◥, any order ◣", fontsize=9, color=LIGHT.ink, loc="left")
+    title = "Number of shared verbs\n◥ synonyms of both   ◣ also synonyms of synonyms"
+    axes.set_title(title, fontsize=9, color=LIGHT.ink, loc="left")
     for row, column in np.argwhere(counts > 0):
         ink = LIGHT.paper if counts[row, column] > 0.6 * counts.max() else LIGHT.ink
         axes.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)
