@@ -23,7 +23,7 @@ from ace_dist.evaluate import svg
 from ace_dist.evaluate.caveats import chance_scores
 from ace_dist.evaluate.examples import Example, Frames, confident_mistakes, disagreements, same_clips, wordings_example
 from ace_dist.evaluate.metrics import class_f1, concept_distances, confusion_matrix
-from ace_dist.evaluate.palette import method_name
+from ace_dist.evaluate.palette import METHODS, method_name
 from ace_dist.evaluate.run_files import ConceptSpace, Guessed, Run, read_guesses, read_results, read_run
 from ace_dist.evaluate.verdict import against, tested, verdict
 from ace_dist.utils.errors import RunError
@@ -254,11 +254,17 @@ def table_rows(run: Run, compare: Sequence[Path]) -> dict[str, Results]:
                 f"{run.results[key]!r} here; leave it out of `compare`"
             )
     results = [run.results, *others]
-    names = [method_name(row["method"]) for row in results]
+    names = [row_name(row) for row in results]
     if len(set(names)) < len(names):
-        names = [f"{method_name(row['method'])} (seed {row['seed']})" for row in results]
+        names = [f"{row_name(row)} (seed {row['seed']})" for row in results]
     names = [name if names.count(name) == 1 else f"{name} #{index + 1}" for index, name in enumerate(names)]
     return dict(zip(names, results, strict=True))
+
+
+def row_name(results: Results) -> str:
+    """The method; `before fine-tuning` for results of `ace evaluate evaluation.interpolate=0`."""
+    before = str(results.get("weights", "")).endswith("evaluation.interpolate=0")
+    return METHODS["pretrained_not_fine_tuned"][0] if before else method_name(results["method"])
 
 
 def chance_row(run: Run) -> dict[str, Any]:

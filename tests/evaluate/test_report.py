@@ -371,6 +371,18 @@ def test_the_verdict_says_what_the_numbers_say(tmp_path, rng, quick):
     )
 
 
+def test_the_same_run_before_fine_tuning_is_a_row(tmp_path, rng, quick):
+    """As `ace evaluate evaluation.interpolate=0 output=DIR` leaves it: results and predictions, and no run folder."""
+    build_run(tmp_path / "ace", rng, steps=3)
+    build_run(tmp_path / "before", rng, skill=(0.1, 0.2), steps=3)
+    weights = "trained; tested with evaluation.interpolate=0"
+    edit_json(tmp_path / "before/results.json", lambda results: results.update(weights=weights))
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "concept_space.npz"):
+        (tmp_path / "before" / name).unlink()
+    text = read_report(tmp_path / "ace", [tmp_path / "before"]).text
+    assert "ahead of before fine-tuning" in text and "(seed" not in text
+
+
 def test_the_paired_interval_counts_groups_and_not_clips(rng):
     gain, groups = rng.normal(size=40), [f"person {i // 10}" for i in range(40)]
     mean, half, count = paired_interval(np.repeat(gain, 9), np.repeat(groups, 9).tolist())
