@@ -5,7 +5,8 @@ import copy
 import html
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from ace_dist.concepts import FreeLabel, LabelSet, Policy, SynonymTrees, free_la
 from ace_dist.concepts.actions import base_forms, normalise
 from ace_dist.concepts.labels import known_verb
 from ace_dist.config import Config
+from ace_dist.data.build.live_source import LiveSource
 from ace_dist.data.loader.single_video import LooseClip, Video, is_batch, read_clip
 from ace_dist.data.run_inputs import run_config
 from ace_dist.data.task import load_test_trees
@@ -31,9 +33,11 @@ from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, enco
 from ace_dist.evaluate.runs import interpolated, trained_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.embed import Progress, embed_video
+from ace_dist.segment.live import Labeller, LiveEvent, watch, watch_frames
 from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.segmenter import Calibration, segment
 from ace_dist.segment.timeline import Timeline
+from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import DataError, LabelError, ModelError
 
@@ -322,6 +326,32 @@ class Classifier:
         calibration = self.calibration.with_decoder(decoder or ("viterbi" if procedure else None))
         embedded = embed_video(self.model, self.config, video, stride_s, cache, progress)
         return segment(self.model, self.config, embedded, labels, calibration, procedure)
+
+    def stream(
+        self,
+        source: str | Path | Iterable[tuple[float, Any]],
+        actions: str | Sequence[str],
+        *,
+        minimum_s: float | None = None,
+        stride_s: float | None = None,
+        realtime: bool = True,
+        give_up_s: float | None = None,
+        stop: threading.Event | None = None,
+    ) -> Generator[LiveEvent, None, None]:
+        """What a live stream shows now, as events: the label when it changes, and every second.
+
+        `source`: a file, which is played, "-" for the standard input, "camera" or a camera's number or device, an
+        address (rtsp, http, tcp), or pairs of a time in seconds and a picture, uint8 RGB [H, W, 3]. `actions`: two or
+        more, any words. `minimum_s`: how long a label lasts at least, None: that of the calibration; a change is said
+        that much later. `realtime=False`: a file or pipe is read as fast as it goes and no frame is left out.
+        `give_up_s`: seconds without a picture after which no new try to connect is made, None: it tries for ever.
+        The events end with the source, or when `stop` is set. Raises `UserError` for a source that cannot be read.
+        """
+        grid = WindowGrid.build(self.config.dataset.clip, stride_s)
+        labeller = Labeller(self.model, self.config, self.labels(actions), self.calibration, grid, minimum_s)
+        if isinstance(source, str | Path):
+            return watch(labeller, LiveSource.parse(source), realtime, give_up_s, stop or threading.Event())
+        return watch_frames(labeller, source)
 
     def labels(self, actions: str | Sequence[str], policy: Policy | None = None) -> list[FreeLabel]:
         """What stands for each action: the words of its tree where the run was trained with them, or itself alone.

@@ -38,7 +38,7 @@ from ace_dist.config import (
     shipped_file,
     split_settings,
 )
-from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment
+from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment, watch
 from ace_dist.utils.console import VERBOSE
 from ace_dist.utils.errors import ConfigError, UserError
 from ace_dist.utils.extras import missing_packages_named
@@ -868,7 +868,7 @@ Command = Callable[[list[str]], int | None]
 COMMANDS: dict[str, Command] = {
     "demo": demo, "own": own,
     "train": train, "evaluate": evaluate, "classify": classify, "explore": explore, "export": export,
-    "segment": segment, "calibrate": calibrate, "timelines": evaluate_timelines,
+    "segment": segment, "watch": watch, "calibrate": calibrate, "timelines": evaluate_timelines,
     "annotations": split_annotations,
     "shards build": build_shards, "shards verify": verify_shards, "shards ata": convert_ata,
     "synonyms build": build_synonyms, "synonyms inspect": inspect_synonyms, "synonyms senses": synonym_senses,

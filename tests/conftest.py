@@ -84,7 +84,7 @@ def launch():
     Returns the completed process with text output; `check=False` for launches that must fail.
     """
 
-    def run(name, *settings, ranks=0, check=True, timeout=600, cwd=None):
+    def run(name, *settings, ranks=0, check=True, timeout=600, cwd=None, stdin=None):
         script = str(ROOT / "launchers" / f"{name}.py")
         folder = Path(sys.executable).parent
         command = [sys.executable, script] if not ranks else [
@@ -98,6 +98,7 @@ def launch():
             timeout=timeout,
             env=environment,
             cwd=cwd,
+            stdin=stdin,
             check=False,
         )
         if check and done.returncode:

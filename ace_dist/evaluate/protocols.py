@@ -93,13 +93,19 @@ def encode_phrases(model: DualEncoder, phrases: Sequence[str]) -> Tensor:
 @torch.no_grad()
 def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrases], temperature: float) -> list[Tensor]:
     """S(I, a) [N, K] of videos with the classes of each label set (ACE Eq. 3). Each distinct phrase is encoded once."""
+    text_SD, layout = encode_label_sets(model, label_sets)
+    scores: list[Tensor] = model.similarity(video_ND, text_SD, layout, temperature)
+    return scores
+
+
+def encode_label_sets(model: DualEncoder, label_sets: Sequence[Phrases]) -> tuple[Tensor, ConceptLayout]:
+    """The embeddings [S, D] of all phrases of the label sets, and which of them make up each class."""
     flat = [list(chain.from_iterable(phrases)) for phrases in label_sets]
     distinct = list(dict.fromkeys(chain.from_iterable(flat)))
     row = {phrase: index for index, phrase in enumerate(distinct)}
     offsets = [[0, *accumulate(map(len, phrases))] for phrases in label_sets]
     layout = ConceptLayout.build(offsets, [[row[phrase] for phrase in phrases] for phrases in flat], height=len(row))
-    scores: list[Tensor] = model.similarity(video_ND, encode_phrases(model, distinct), layout, temperature)
-    return scores
+    return encode_phrases(model, distinct), layout
 
 
 def score(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ace_dist.config import ClipConfig
+from ace_dist.data.build.live import LiveGrid
 from ace_dist.utils.errors import ConfigError
 
 Picture = TypeVar("Picture")
@@ -54,6 +55,11 @@ class WindowGrid:
         """Time of the grid's first picture: half an interval where a window's middle lies between two pictures."""
         return ((self.step - self.frames + 1) % 2) * self.interval_s / 2
 
+    @property
+    def times(self) -> LiveGrid:
+        """What a live stream needs of it; a pause longer than a window begins it anew."""
+        return LiveGrid(self.first_s, self.interval_s, self.frames * self.interval_s)
+
     def count(self, pictures: int) -> int:
         """Windows of a video of which the grid has so many pictures."""
         return math.ceil(pictures / self.step)
@@ -62,8 +68,11 @@ class WindowGrid:
         """The first picture of a window that lies within the video."""
         return max(0, window * self.step + self.offset)
 
-    def windows(self, pictures: Iterable[Picture], first: int = 0) -> Iterator[list[Picture]]:
-        """Windows `first`, `first` + 1, ... of a video, from its pictures `first_picture(first)` on."""
+    def windows(self, pictures: Iterable[Picture], first: int = 0, to_end: bool = True) -> Iterator[list[Picture]]:
+        """Windows `first`, `first` + 1, ... of a video, from its pictures `first_picture(first)` on.
+
+        Each comes with its last picture. `to_end`: those too that reach out of the video at its end.
+        """
         held: deque[Picture] = deque(maxlen=self.frames)
         begin, place = first * self.step + self.offset, self.first_picture(first)
         window, last = first, None
@@ -74,7 +83,7 @@ class WindowGrid:
             while place == window * self.step + self.offset + self.frames:
                 yield list(held)
                 window += 1
-        while last is not None and window < self.count(place):
+        while to_end and last is not None and window < self.count(place):
             missing = window * self.step + self.offset + self.frames - place
             yield (list(held) + [last] * missing)[-self.frames :]
             window += 1

@@ -1,12 +1,17 @@
 """From a trained run to timelines by the commands: segment, calibrate, correct, and test."""
 
 import json
+import os
+import signal
+import threading
+import time
 
 import pytest
+from live_streams import encode
 
 from ace_dist.config import DatasetConfig, load_config
 from ace_dist.data.datasets import build_reader
-from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment
+from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment, watch
 from ace_dist.train.trainer import train
 from ace_dist.utils.errors import UserError
 from ace_dist.worlds.tabletop.procedures import write_videos
@@ -69,3 +74,39 @@ def test_segment_calibrate_correct_and_test(run, launch, jobs, tmp_path, capsys)
 def test_what_cannot_be_segmented_is_refused_in_a_sentence(settings, message, run, jobs):
     with pytest.raises(UserError, match=message):
         segment([f"run={run}", f"video={jobs}/videos/job-test-000.mp4", *settings, "cache=null"])
+
+
+def test_watch_prints_lines_of_json_alone(run, launch, tmp_path):
+    stream, log = tmp_path / "stream.mkv", tmp_path / "lines.jsonl"
+    stream.write_bytes(encode(48, "matroska"))
+    log.write_text("before\n")
+    with stream.open("rb") as stdin:
+        words = ["source=-", "actions=[lift box, tap pin]", "minimum_s=0.5", "realtime=false", f"output={log}"]
+        done = launch("watch", f"run={run}", *words, stdin=stdin)
+    events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert events[:2] == ["open", "change"] and events[-1] == "end" and log.read_text() == "before\n" + done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_watch_ends_on_a_signal_with_a_last_line(run, jobs, tmp_path, number):
+    log = tmp_path / "lines.jsonl"
+
+    def send() -> None:
+        for _ in range(600):
+            if log.is_file() and "open" in log.read_text():
+                break
+            time.sleep(0.1)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    threading.Thread(target=send).start()
+    words = [f"source={jobs}/videos/job-test-000.mp4", "actions=[lift box, tap pin]", f"output={log}"]
+    assert watch([f"run={run}", *words]) == 128 + number and signal.getsignal(number) == before
+    assert json.loads(log.read_text().splitlines()[-1])["note"] == "stopped"
+
+
+def test_watch_says_what_it_needs(run):
+    with pytest.raises(UserError, match=r"actions='\[\.\.\.\]', or a procedure"):
+        watch([f"run={run}", "source=camera"])
+    with pytest.raises(UserError, match=r"gone\.mp4 does not exist"):
+        watch([f"run={run}", "source=gone.mp4", "actions=[lift box, tap pin]"])

@@ -2,7 +2,7 @@
 
 A file may be what its name does not say. A playlist, a manifest or a pattern of pictures would make FFmpeg open the
 files and addresses that it names. So FFmpeg gets bytes and no name, knows the containers of `CONTAINERS` alone, and can
-open nothing else.
+open nothing else. Cameras and RTSP addresses, which the user named, it opens itself, as that and nothing else.
 """
 
 import contextlib
@@ -18,6 +18,14 @@ from typing import Any, BinaryIO, Self
 import av
 from av.stream import Disposition
 
+from ace_dist.data.build.live_source import (
+    OPENED_BY_FFMPEG,
+    SILENCE_S,
+    Incoming,
+    LiveSource,
+    ffmpeg_input,
+    open_incoming,
+)
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.reading import why_no_file
 
@@ -59,26 +67,37 @@ class ClipInMemory:
         return "the clip"
 
 
-Source = str | Path | StoredVideo | ClipInMemory
+Source = str | Path | StoredVideo | ClipInMemory | LiveSource
 
 
 @contextlib.contextmanager
 def open_container(source: Source, containers: Sequence[str] = CONTAINERS) -> Iterator[Any]:
     """The opened file. What FFmpeg dislikes, now or while decoding, becomes a `DataError`."""
     try:
-        with (
-            open_bytes(source) as file,
-            av.open(
-                file,
-                options={"format_whitelist": ",".join(containers), "protocol_whitelist": "none"} | PICTURE_LIMIT,
-                metadata_errors="replace",  # titles in Latin-1 are no damage
-            ) as container,
-        ):
+        with open_input(source, containers) as container:
             yield container
     except (av.error.ArgumentError, av.error.InvalidDataError) as error:  # the first for what is not in the list
+        if isinstance(source, LiveSource) and source.kind in OPENED_BY_FFMPEG:
+            raise DataError(f"{source} sends no video that can be read: {error.strerror}") from error
         raise DataError(f"{source} cannot be read as a video: it is damaged, or none of {SPOKEN}") from error
     except av.error.FFmpegError as error:
         raise DataError(f"{source} cannot be read as a video: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def open_input(source: Source, containers: Sequence[str]) -> Iterator[Any]:
+    """What FFmpeg may read `source` by: its bytes, and of a camera or an RTSP address the name."""
+    with contextlib.ExitStack() as stack:
+        file: Any
+        if isinstance(source, LiveSource) and source.kind in OPENED_BY_FFMPEG:
+            file, (name, options), timeout_s = source.place, ffmpeg_input(source), SILENCE_S
+        else:
+            file, name, timeout_s = stack.enter_context(open_bytes(source)), None, None
+            options = {"format_whitelist": ",".join(containers), "protocol_whitelist": "none"}
+        options |= PICTURE_LIMIT
+        errors = "replace"  # titles in Latin-1 are no damage
+        container = av.open(file, format=name, options=options, timeout=timeout_s, metadata_errors=errors)
+        yield stack.enter_context(container)
 
 
 @contextlib.contextmanager
@@ -128,8 +147,10 @@ def check_picture(source: Source, width: int, height: int, pixel_aspect: float) 
         )
 
 
-def open_bytes(source: Source) -> "Part":
+def open_bytes(source: Source) -> "Part | Incoming":
     """The bytes of a video. Raises `DataError` when there are none."""
+    if isinstance(source, LiveSource):
+        return open_bytes(Path(source.place)) if source.kind == "file" else open_incoming(source)
     if isinstance(source, ClipInMemory):
         return Part(io.BytesIO(source.data), 0, len(source.data))
     path = source.file if isinstance(source, StoredVideo) else Path(source)

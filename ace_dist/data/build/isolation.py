@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from types import GeneratorType
@@ -127,15 +127,16 @@ class Workers:
 
 
 class Worker:
-    """One process, and the connection to it."""
+    """One process, and the connection to it. `files`: numbers of open ones that it may use, under the same numbers."""
 
-    def __init__(self, function: bytes) -> None:
+    def __init__(self, function: bytes, files: Sequence[int] = ()) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         # Each of OpenBLAS's threads takes some of the address space.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
         # -P: a file of the present folder that is called as a module is not it.
         command = [sys.executable, "-P", "-c", START, str(theirs.fileno())]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment)
+        passed = [theirs.fileno(), *files]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=passed, env=environment)
         theirs.close()
         self.is_idle, self.timeout_s = True, 0.0
         with contextlib.suppress(OSError):  # it died; `receive` says how
@@ -263,3 +264,12 @@ def renew_deadline() -> None:
     """Give the next of many pieces of work the whole time again; without effect where no deadline runs."""
     if limit_s:
         signal.setitimer(signal.ITIMER_REAL, limit_s)
+
+
+@contextlib.contextmanager
+def without_deadline() -> Iterator[None]:
+    """A wait for somebody else; the work that follows has the whole time again."""
+    if limit_s:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    yield
+    renew_deadline()

@@ -74,19 +74,23 @@ class Frames(Reader):
         return RawClip(self.scaled(nearest), rate, first / rate)
 
     def scaled(self, indices: Iterator[int]) -> Iterator[NDArray[np.uint8]]:
-        """Frames whose shorter side exceeds `short_side` (when not 0) scaled down to it, as those of a file are."""
-        height, width = self.pixels.shape[1:3]
         reformatter = VideoReformatter()
-        for index in indices:
-            picture = np.ascontiguousarray(self.pixels[index])
-            if not self.short_side or min(height, width) <= self.short_side:
-                yield picture
-                continue
-            high, wide = scaled_size(height, width, self.short_side)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            how = EXACT | Interpolation.AREA
-            small = reformatter.reformat(frame, wide, high, "rgb24", interpolation=how, dst_color_range=ColorRange.JPEG)
-            yield small.to_ndarray().astype(np.uint8, copy=False)
+        return (scaled_picture(self.pixels[index], self.short_side, reformatter) for index in indices)
+
+
+def scaled_picture(
+    picture: NDArray[np.uint8], short_side: int, reformatter: VideoReformatter | None = None
+) -> NDArray[np.uint8]:
+    """A picture [H, W, 3] whose shorter side exceeds `short_side` (when not 0) scaled down, as those of a file."""
+    height, width = picture.shape[:2]
+    picture = np.ascontiguousarray(picture)
+    if not short_side or min(height, width) <= short_side:
+        return picture
+    high, wide = scaled_size(height, width, short_side)
+    frame, how = av.VideoFrame.from_ndarray(picture, format="rgb24"), EXACT | Interpolation.AREA
+    reformatter = reformatter or VideoReformatter()
+    small = reformatter.reformat(frame, wide, high, "rgb24", interpolation=how, dst_color_range=ColorRange.JPEG)
+    return small.to_ndarray().astype(np.uint8, copy=False)
 
 
 def cut_video(

@@ -96,6 +96,19 @@ class TestCrop:
         return out
 
 
+class PictureCrop:
+    """`TestCrop` of pictures whose size may change."""
+
+    def __init__(self, loader: LoaderConfig) -> None:
+        self.loader, self.size = loader, (0, 0)
+
+    def __call__(self, picture_HW3: Bytes) -> Bytes:
+        height, width, _ = picture_HW3.shape
+        if self.size != (height, width):
+            self.size, self.crop = (height, width), TestCrop(height, width, self.loader)
+        return self.crop(picture_HW3)
+
+
 def triangle_filter(source: int, target: int, first: int, count: int) -> tuple[NDArray[np.int64], Floats]:
     """Antialiased linear resizing of `source` pixels to `target`, of which `count` from `first` on are returned.
 

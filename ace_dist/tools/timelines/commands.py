@@ -1,8 +1,14 @@
-"""The commands about long videos: `segment`, `calibrate` and `evaluate_timelines`."""
+"""The commands about long videos: `segment`, `watch`, `calibrate` and `evaluate_timelines`."""
 
 import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -66,6 +72,76 @@ def segment(argv: list[str]) -> None:
             path = Path(name.replace("*", Path(video).stem))
             write_timeline(timeline, path)
             print(f"written: {path}", flush=True)
+
+
+@dataclass
+class WatchSettings:
+    run: str = MISSING  # a run folder, or an export
+    source: str = MISSING  # camera, or its number or device | rtsp://, http:// or tcp:// address | a file | - (a pipe)
+    actions: list[str] | None = None  # a list such as '[spin block, hammer pin]'; null: the steps of the procedure
+    procedure: str | None = None  # YAML file of the steps that belong to the job
+    output: str | None = None  # a file that the lines are added to, beside the console
+    minimum_s: float | None = None  # how long a label lasts at least, which delays it; null: that of the calibration
+    stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
+    realtime: bool = True  # play a file at its own pace, leave out frames when behind; false: every frame, at any pace
+    give_up_s: float | None = None  # seconds without a picture after which it ends; null: it tries again for ever
+    device: str = "cpu"
+
+
+def watch(argv: list[str]) -> int:
+    """Say what a camera or another live stream shows now: `ace watch run=DIR source=camera actions='[...]'`.
+
+    Prints a line of JSON when the label changes and every second: time, label (null: none of these), score, runner-up,
+    latency, frames left out. Connects again when the stream is lost. Ctrl-C (130) and TERM (143) end it.
+    """
+    settings = parse_settings(argv, WatchSettings)
+    from ace_dist.classifier import Classifier
+    from ace_dist.segment.procedure import Procedure
+
+    if settings.actions is None and settings.procedure is None:
+        raise ConfigError("watch needs actions='[...]', or a procedure=FILE whose steps are the labels")
+    actions = settings.actions or list(Procedure.load(settings.procedure or "").labels)
+    with ExitStack() as stack:
+        stop, received = stack.enter_context(stopped_by_signals())
+        console = sys.stdout
+        stack.enter_context(redirect_stdout(sys.stderr))  # whatever else is said is no line of JSON
+        classifier = Classifier.load(settings.run, settings.device)
+        if not classifier.calibration.is_calibrated:
+            print(classifier.calibration.source, flush=True)
+        events = classifier.stream(
+            settings.source,
+            actions,
+            minimum_s=settings.minimum_s,
+            stride_s=settings.stride_s,
+            realtime=settings.realtime,
+            give_up_s=settings.give_up_s,
+            stop=stop,
+        )
+        stack.enter_context(closing(events))
+        file = stack.enter_context(Path(settings.output).open("a", encoding="utf-8")) if settings.output else None
+        for event in events:
+            for written in filter(None, (console, file)):
+                print(event.as_line(), file=written, flush=True)
+    return 128 + received[0] if received else 0
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[tuple[threading.Event, list[int]]]:
+    """An event that Ctrl-C and TERM set, and which of them came; a second one ends the process as it always does."""
+    stop = threading.Event()
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        stop.set()
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop, received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass
