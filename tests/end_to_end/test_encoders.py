@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +44,8 @@ def test_an_encoder_goes_all_the_way(folder, run):
 
 @torch.no_grad()
 def test_an_export_needs_nothing_of_its_machine(folder, tmp_path):
-    """The tokenizer and both towers lie in it; only the export moves."""
-    moved = (folder / "siglip_export").rename(tmp_path / "moved")
+    """The tokenizer and both towers lie in it, and no path leads elsewhere."""
+    moved = shutil.copytree(folder / "siglip_export", tmp_path / "moved")
     model = Classifier.from_pretrained(moved).model
     assert model.text(["spin block"]).shape == (1, 48)
     assert str(folder) not in (moved / "config.yaml").read_text()
@@ -53,14 +54,14 @@ def test_an_export_needs_nothing_of_its_machine(folder, tmp_path):
 
 
 def test_a_licence_follows_what_descends_from_it(folder):
-    """Results, run folder and model card of a run that began with weights that may not be sold say so; others do not."""
+    """Results, run folder and model card of a run from weights that may not be sold say so; others do not."""
     inputs, free = (json.loads((folder / run / "inputs/inputs.json").read_text()) for run in ("siglip", "pe"))
     assert set(inputs["licences"]) == {"video", "text"} and free["licences"] == {}
     notes, others = (json.loads((folder / run / "results.json").read_text())["notes"] for run in ("siglip", "pe"))
     assert any("not for commercial use" in note for note in notes)
     assert not any("commercial" in note for note in others)
-    card = next(path for path in folder.parent.glob("**/siglip_used.json")).with_name("pe_export") / "README.md"
-    assert "Not for commercial use" not in card.read_text()
+    bound, open_to_all = ((folder / f"{run}_export/README.md").read_text() for run in ("siglip", "pe"))
+    assert "Not for commercial use" in bound and "Not for commercial use" not in open_to_all
 
 
 def test_scale_and_bias_begin_with_those_of_the_weights(folder):
@@ -69,4 +70,4 @@ def test_scale_and_bias_begin_with_those_of_the_weights(folder):
     scale = trained["similarity.log_scale"].exp() / 0.1
     assert scale.item() == pytest.approx(torch.tensor(3.0).exp().item(), rel=0.2)
     assert trained["similarity.bias"].item() == pytest.approx(-7, abs=1)
-    assert any((folder / "features").rglob("*.safetensors")) or any((folder / "features").rglob("*"))
+    assert any(path.is_file() for path in (folder / "features").rglob("*"))  # the frozen blocks' output was kept
