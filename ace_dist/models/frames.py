@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ace_dist.config import VideoConfig
-from ace_dist.models.attention import choose_attention, describe, short_on_cpu
+from ace_dist.models.attention import short_on_cpu
 from ace_dist.models.open_clip import build_image_network
 from ace_dist.models.temporal import TemporalTransformer, TimeAdapter
 from ace_dist.models.video import VideoTower, check_config
@@ -164,15 +164,15 @@ class FrameTower(VideoTower):
 
     def frozen_features_state(self) -> dict[str, Tensor]:
         """The weights that `frozen_features` depends on, by name."""
-        names = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        ends = [name for name in names if NORMS.match(name) or HEADS.match(name)]
-        return {name: tensor for name, tensor in self.state_dict().items() if name in names.difference(ends)}
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        state = self.state_dict()
+        return {name: state[name] for name in sorted(frozen) if not (NORMS.match(name) or HEADS.match(name))}
 
     def frozen_features_settings(self, device: torch.device) -> tuple[list[Any], str]:
         """Settings that the arithmetic of `frozen_features` depends on, and which attention computes it on `device`."""
         names = ("arch", "width", "depth", "heads", "patch", "image_size")
         settings = [self.frozen_depth, *(getattr(self.config, name) for name in names)]
-        return settings, describe(choose_attention("sdpa", device), device)
+        return settings, f"the library's own on {device.type}"
 
     def cross_layer_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that no forward pass of their own module reads: the tower's own, and attention's last matrix."""

@@ -44,7 +44,7 @@ class ImportConfig:
 
     source: str = ""  # a weight file, or a Hugging Face folder
     output: str = ""  # a safetensors file; with model= a folder, `weights` unless said otherwise
-    model: str | None = None  # a file of configs/model: makes all of the files that it names, of both of its towers
+    model: str | None = None  # a file of configs/model, or of yours: makes all files that it names, of both towers
     kind: str | None = None  # one of KINDS; found from the keys when left out
     tower: str | None = None  # timesformer, vit, spacetime or text
     frames: int | None = None  # length of the time embedding; of text4vis: the first so many of its 77 frame positions

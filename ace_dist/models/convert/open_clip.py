@@ -117,8 +117,9 @@ def import_pair(settings: ImportConfig, licence: str = "as its model card says")
 
 @lru_cache
 def pair_config(model: str | None) -> ModelConfig:
-    """The settings of a file of configs/model that names a model of open_clip."""
-    shipped_file("model", str(model))
+    """The settings of a file of configs/model, or of one of the user's, that names a model of open_clip."""
+    if not str(model).endswith(".yaml"):
+        shipped_file("model", str(model))
     config = load_config(["experiment=demo", f"model={model}"]).model
     if config.video.tower != "open_clip" or config.video.weights is None or config.text.weights is None:
         raise ConfigError(f"model={model} has no image and text tower of open_clip; leave model out, and give tower=")
