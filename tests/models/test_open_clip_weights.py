@@ -107,6 +107,13 @@ def test_open_clip_reads_an_export(tmp_path, temporal):
     assert torch.equal(again.text(["spin block"]), model.text(["spin block"]))
 
 
+def test_an_export_of_a_size_that_open_clip_has_not_says_so(tmp_path):
+    """timm's towers are of one size a name; ours of another is for our own classifier, and nobody is told otherwise."""
+    config = small_model("pe_core_b16")
+    loads = save_encoders(DualEncoder(config.video, config.text), tmp_path, 8)
+    assert set(loads.values()) == {"ace_dist.Classifier only"}
+
+
 def change_settings(folder, change):
     about = json.loads((folder / "open_clip_config.json").read_text())
     change(about)

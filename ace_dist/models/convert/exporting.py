@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ace_dist.models.convert.layouts import convert
 from ace_dist.models.convert.open_clip import SETTINGS_FILE, join_state, split_state
@@ -84,9 +86,22 @@ def save_pair(model: DualEncoder, folder: Path, temperature: float) -> dict[str,
     save_safetensors({}, folder / "text" / WEIGHTS, metadata=FORMAT)
     if rest := similarity.state_dict():
         save_safetensors(rest, folder / "rest.safetensors")
+    if not library_reads(config, whole):
+        return {"video": "ace_dist.Classifier only", "text": "ace_dist.Classifier only"}
     call = 'open_clip.create_model("local-dir:open_clip")'
     frames = "each frame, then their mean" if not own else "each frame alone, without what looks at several"
     return {"video": f"{call}.encode_image, {frames}", "text": f"{call}.encode_text"}
+
+
+def library_reads(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+    """Whether open_clip's model of these settings has these tensors: timm's towers have one size a name there."""
+    import open_clip
+
+    shape = dict(config)
+    kind = open_clip.CustomTextCLIP if shape.pop("custom_text", False) else open_clip.CLIP
+    with torch.device("meta"):
+        theirs = kind(**shape).state_dict()
+    return {name: each.shape for name, each in theirs.items()} == {name: each.shape for name, each in state.items()}
 
 
 def pair_settings(model: DualEncoder) -> dict[str, Any]:
