@@ -14,6 +14,7 @@ from hub_server import hub_server
 from open_clip.tokenizer import HFTokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel
 
 from ace_dist import cli
 from ace_dist.evaluate.licences import is_non_commercial
@@ -24,6 +25,7 @@ from ace_dist.models.convert.exporting import load_encoders, save_encoders
 from ace_dist.models.convert.known import KNOWN
 from ace_dist.models.convert.open_clip import join_state, split_state
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.tokenizer import EOS
 from ace_dist.models.weights import licence_of
 from ace_dist.utils.errors import UserError
 
@@ -78,6 +80,29 @@ def test_a_released_folder_is_imported_whole(released, tmp_path, capsys):
     with safe_open(tmp_path / f"weights/{model}_video.safetensors", "pt") as file:
         assert file.metadata()["arch"] == config.video.arch and file.metadata()["source_sha256"]
         assert "similarity.logit_scale" in file.keys()  # noqa: SIM118
+
+
+@torch.no_grad()
+def test_transformers_clip_becomes_the_pair(tmp_path, monkeypatch):
+    """OpenAI's CLIP as Hugging Face has it, which `ace weights get clip_b16` fetches: transformers' own embeddings."""
+    image = {"hidden_size": SMALL["width"], "intermediate_size": 4 * SMALL["width"], "image_size": 48, "patch_size": 12,
+             "num_hidden_layers": SMALL["depth"], "num_attention_heads": SMALL["heads"]}  # fmt: skip
+    text = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    settings = CLIPConfig(text_config=text, vision_config=image, projection_dim=SMALL["embed_dim"])
+    theirs = shaken(CLIPModel(settings)).eval()
+    state = theirs.state_dict() | {"vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    config = small_model("clip_b16")
+    monkeypatch.setattr(pairs, "pair_config", lambda name: config)
+    bring("clip_b16", tmp_path / "pytorch_model.bin", tmp_path / "weights")
+    ours = loaded(config, tmp_path / "weights")
+    video, phrases = torch.randn(1, 2, 3, 48, 48), ["spin block", "hammer the pin"]
+    hidden = theirs.vision_model(pixel_values=video[0]).pooler_output
+    expected = theirs.visual_projection(hidden).mean(0, keepdim=True)
+    torch.testing.assert_close(ours.encode_video(video), expected, rtol=1e-5, atol=1e-5)
+    ids = ours.text.tokenize(phrases)[0]
+    rows = theirs.text_model(input_ids=ids).last_hidden_state[torch.arange(2), (ids == EOS).int().argmax(1)]
+    torch.testing.assert_close(ours.text(phrases), theirs.text_projection(rows), rtol=1e-5, atol=1e-5)
 
 
 def test_export_gives_the_librarys_state_dict_back(released):
