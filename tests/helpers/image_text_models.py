@@ -84,6 +84,12 @@ def library_model(model, folder, vocabulary=None, **options):
     return shaken(open_clip.create_model(name, **options).eval())
 
 
+def close(ours, theirs):
+    """Equal to 1e-5 of the largest number: the same sums in another order, in fp32."""
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+
+
 def small_tokenizer(folder, name="tokenizer"):
     """A folder with a tokenizer of 20 words as the hub's have: EOS at the end, padding by a token of its own."""
     from transformers import PreTrainedTokenizerFast

@@ -9,7 +9,7 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
-from helpers.image_text_models import SMALL, library_model, shaken, small_base, small_model, small_tokenizer
+from helpers.image_text_models import SMALL, close, library_model, shaken, small_base, small_model, small_tokenizer
 from hub_server import hub_server
 from open_clip.tokenizer import HFTokenizer
 from safetensors import safe_open
@@ -72,11 +72,11 @@ def test_a_released_folder_is_imported_whole(released, tmp_path, capsys):
     bring(model, folder, tmp_path / "weights")
     ours = loaded(config, tmp_path / "weights")
     video, phrases = torch.randn(1, 2, 3, 48, 48), ["spin block", "Lift the pin."]
-    torch.testing.assert_close(ours.encode_video(video), theirs.encode_image(video[0]).mean(0, keepdim=True))
+    close(ours.encode_video(video), theirs.encode_image(video[0]).mean(0, keepdim=True))
     context = config.text.context
     tokenizer = HFTokenizer(str(tokens), context, clean="canonicalize") if tokens else open_clip.SimpleTokenizer(
         context_length=context)  # fmt: skip
-    torch.testing.assert_close(ours.text(phrases), theirs.encode_text(tokenizer(phrases)), rtol=1e-5, atol=1e-5)
+    close(ours.text(phrases), theirs.encode_text(tokenizer(phrases)))
     with safe_open(tmp_path / f"weights/{model}_video.safetensors", "pt") as file:
         assert file.metadata()["arch"] == config.video.arch and file.metadata()["source_sha256"]
         assert "similarity.logit_scale" in file.keys()  # noqa: SIM118
@@ -99,10 +99,10 @@ def test_transformers_clip_becomes_the_pair(tmp_path, monkeypatch):
     video, phrases = torch.randn(1, 2, 3, 48, 48), ["spin block", "hammer the pin"]
     hidden = theirs.vision_model(pixel_values=video[0]).pooler_output
     expected = theirs.visual_projection(hidden).mean(0, keepdim=True)
-    torch.testing.assert_close(ours.encode_video(video), expected, rtol=1e-5, atol=1e-5)
+    close(ours.encode_video(video), expected)
     ids = ours.text.tokenize(phrases)[0]
     rows = theirs.text_model(input_ids=ids).last_hidden_state[torch.arange(2), (ids == EOS).int().argmax(1)]
-    torch.testing.assert_close(ours.text(phrases), theirs.text_projection(rows), rtol=1e-5, atol=1e-5)
+    close(ours.text(phrases), theirs.text_projection(rows))
 
 
 def test_export_gives_the_librarys_state_dict_back(released):
@@ -125,7 +125,7 @@ def test_open_clip_reads_an_export(tmp_path, temporal):
     assert theirs.logit_scale.exp().item() == pytest.approx(50, rel=1e-5)
     image = torch.randn(1, 1, 3, 48, 48)
     if temporal == "mean":
-        torch.testing.assert_close(theirs.encode_image(image[:, 0]), model.encode_video(image), rtol=1e-5, atol=1e-5)
+        close(theirs.encode_image(image[:, 0]), model.encode_video(image))
     again = DualEncoder(config.video, config.text).eval()
     load_encoders(again, tmp_path)
     assert torch.equal(again.encode_video(image), model.encode_video(image))
