@@ -747,26 +747,27 @@ def print_table(sweep: Sweep) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- the installation
+@dataclass
+class DemoSettings(RankSettings):
+    run: str = "runs/demo"  # the run folder of ACE; the other one's is RUN-procvlr
+
+
 def demo(argv: list[str]) -> int:
     """Build the demo's data, train a method without synonyms and ACE, and compare them: `ace demo [key=value ...]`.
 
     Settings go to the build and to both trainings, such as `training.max_steps=20`. A run that is there goes on.
     """
-    if help_asked(argv):
-        print(
-            "",
-            "ranks=null   processes of each training; null: as `ace train`",
-            "key=value    any of `ace train`",
-            sep="\n  ",
-        )
-        raise SystemExit(0)
-    own, settings = split_settings(argv, RankSettings)
+    own, settings = split_settings(argv, DemoSettings)
+    load_run(["experiment=demo", *settings])  # says what is wrong before anything is made; with --help it ends here
+    if fixed := [word for word in settings if word.startswith(("experiment=", "method="))]:
+        raise ConfigError(f"{fixed[0]}: the demo compares two methods in its own world; `ace train` takes any")
     ranks = [] if own.ranks is None else [f"ranks={own.ranks}"]
+    other = f"{own.run}-procvlr"
     for words in (
         ["shards", "experiment=demo", *settings],
-        ["train", "experiment=demo", "method=procvlr", "run=runs/demo-procvlr", *settings, *ranks],
-        ["train", "experiment=demo", *settings, *ranks],
-        ["report", "run=runs/demo", "compare=[runs/demo-procvlr]"],
+        ["train", "experiment=demo", "method=procvlr", f"run={other}", *settings, *ranks],
+        ["train", "experiment=demo", f"run={own.run}", *settings, *ranks],
+        ["report", f"run={own.run}", f"compare=[{other}]"],
     ):
         print(f"$ ace {shlex.join(words)}", flush=True)
         if status := start(words):
@@ -785,10 +786,7 @@ def own(argv: list[str]) -> int:
 
     settings, others = split_settings(named_first(argv), OwnSettings)
     ranks, rest = split_settings(others, RankSettings)
-    if help_asked(rest):
-        print("  key=value    any of `ace train`")
-        raise SystemExit(0)
-    config = load_run(training_words(settings, rest))
+    config = load_run(training_words(settings, rest))  # with --help it ends here
     for words in stages(settings, rest, config, [f"ranks={ranks.ranks}"] if ranks.ranks else []):
         print(f"\n$ ace {shlex.join(words)}", flush=True)
         if status := start(words):
@@ -965,9 +963,7 @@ def execute(argv: Sequence[str]) -> int:
         return 0
     name, rest = find_command(argv)
     if help_asked(rest):
-        print(inspect.getdoc(COMMANDS[name]), "settings, written key=value:", sep="\n\n")
-        if name in RANKED:
-            split_settings(rest, RankSettings)
+        return show_help(name, rest)
     with missing_packages_named():
         return COMMANDS[name](rest) or 0
 
@@ -976,6 +972,25 @@ def with_home(argv: Sequence[str]) -> list[str]:
     """`key=~/x` and `key=[~/x, ~/y]` as some shells hand them over: no command makes or reads a folder called `~`."""
     home = os.path.expanduser("~")
     return [re.sub(r"(?<=[=\[,])(\s*)~(?=/)", lambda found: found[1] + home, word) for word in argv]
+
+
+def show_help(name: str, words: list[str]) -> int:
+    """Print what a command does, examples, its settings, and those of a run that it reads."""
+    from ace_dist.tools.help import examples, usual_settings
+
+    shown = examples(name, lambda argv: find_command(argv)[0])
+    print(inspect.getdoc(COMMANDS[name]), "", "examples:", "", *(f"  {line}" for line in shown), sep="\n")
+    print("", "settings, written key=value:", sep="\n")
+    if name in RANKED:
+        split_settings(words, RankSettings)
+    with suppress(SystemExit):
+        COMMANDS[name](words)
+    if usual := usual_settings(name):
+        head = (
+            "usual settings of a run, with the code's defaults (`ace train ... --cfg` prints all as the files set it):"
+        )
+        print("", head, "", *(f"  {line}" for line in usual), sep="\n")
+    return 0
 
 
 def take_umask(argv: Sequence[str]) -> list[str]:

@@ -36,11 +36,11 @@ from common import (
     RESULTS,
     Row,
     append,
+    as_rows,
     bandwidth_share,
     build_parser,
     copy_bandwidth_rows,
     measure_in_turns,
-    rows_of,
     show,
     side_stream,
 )
@@ -303,7 +303,7 @@ def measure(
         measured = measure_in_turns(calls, device, budget_s=0.3 if device == "cuda" else 1.0, quick=quick)
         for name, metrics in measured.items():
             metrics |= bandwidth_share(metrics, bytes_to_move(shape, mode, dtype.itemsize), bandwidth)
-            rows += rows_of((f"{title}_attention", name, mode), ("tokens", float(shape.tokens)), metrics, config)
+            rows += as_rows((f"{title}_attention", name, mode), ("tokens", float(shape.tokens)), metrics, config)
         show(f"{shape.name} {layout} {config['dtype']} {mode}", measured)
         yield rows
 

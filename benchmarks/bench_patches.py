@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-from common import RESULTS, Row, append, build_parser, measure_in_turns, rows_of, show, side_stream
+from common import RESULTS, Row, append, as_rows, build_parser, measure_in_turns, show, side_stream
 from torch import Tensor
 
 from ace_dist.config import LoaderConfig
@@ -76,7 +76,7 @@ def measure(shape: Shape, dtype: torch.dtype, device: str, quick: bool) -> list[
     config, rows = asdict(shape) | {"dtype": str(dtype).removeprefix("torch.")}, []
     for name, metrics in measured.items():
         metrics["error"] = ("1", [errors[name]])
-        rows += rows_of(("patch_embedding", name, shape.name), ("frames", float(shape.frames)), metrics, config)
+        rows += as_rows(("patch_embedding", name, shape.name), ("frames", float(shape.frames)), metrics, config)
     print(f"{shape.name} {config['dtype']} errors: " + ", ".join(f"{name} {x:.2g}" for name, x in errors.items()))
     show(f"{shape.name} {config['dtype']}", measured)
     return rows

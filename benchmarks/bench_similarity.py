@@ -25,11 +25,11 @@ from common import (
     RESULTS,
     Row,
     append,
+    as_rows,
     bandwidth_share,
     build_parser,
     copy_bandwidth_rows,
     measure_in_turns,
-    rows_of,
     show,
     side_stream,
 )
@@ -174,7 +174,7 @@ def measure(
         least_bytes = bytes_to_move(operation, shape, mode, inputs[0].element_size())
         for variant, metrics in measured.items():
             metrics |= bandwidth_share(metrics, least_bytes, bandwidth)
-            rows += rows_of((operation, variant, mode), ("phrases", float(phrases)), metrics, config)
+            rows += as_rows((operation, variant, mode), ("phrases", float(phrases)), metrics, config)
         show(f"{shape.name} {operation} {config['dtype']} {mode}", measured)
         yield rows
 

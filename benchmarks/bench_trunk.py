@@ -24,11 +24,11 @@ from common import (
     RESULTS,
     Row,
     append,
+    as_rows,
     bandwidth_share,
     build_parser,
     copy_bandwidth_rows,
     measure_in_turns,
-    rows_of,
     show,
     side_stream,
 )
@@ -111,7 +111,7 @@ def measure_trunk(shape: Shape, device: str, quick: bool, fp8: bool) -> list[Row
     print(f"{shape.name} trunk errors: " + ", ".join(f"{name} {x:.2g}" for name, x in errors.items()), flush=True)
     show(f"{shape.name} trunk", measured)
     place, config = ("frames", float(shape.frames)), asdict(shape)
-    return [row for name in measured for row in rows_of(("trunk", name, "forward"), place, measured[name], config)]
+    return [row for name in measured for row in as_rows(("trunk", name, "forward"), place, measured[name], config)]
 
 
 def build_passes(shape: Shape, device: str, fp8: bool) -> dict[str, Calls]:
@@ -177,7 +177,7 @@ def measure_passes(shape: Shape, device: str, quick: bool, fp8: bool, bandwidth:
             per_row = 4 * (2 * shape.width + written) if name == "gelu" else 3 * 2 * shape.width + written
             if bandwidth:
                 metrics |= bandwidth_share(metrics, shape.tokens.rows * per_row, bandwidth)
-            rows += rows_of((name, variant, "forward"), place, metrics, config)
+            rows += as_rows((name, variant, "forward"), place, metrics, config)
     return rows
 
 

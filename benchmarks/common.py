@@ -257,7 +257,7 @@ def side_stream(device: str) -> Iterator[None]:
         yield
 
 
-def rows_of(key: tuple[str, str, str], place: tuple[str, float], metrics: Metrics, config: dict[str, Any]) -> list[Row]:
+def as_rows(key: tuple[str, str, str], place: tuple[str, float], metrics: Metrics, config: dict[str, Any]) -> list[Row]:
     """A row for each metric of a variant: `key` is name, variant and mode, `place` the x axis."""
     return [Row(*key, metric, unit, *place, values, config) for metric, (unit, values) in metrics.items()]
 

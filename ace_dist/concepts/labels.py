@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ace_dist.concepts.actions import Action, listed_texts, normalise
-from ace_dist.concepts.makers import MAKERS, maker_synonyms
+from ace_dist.concepts.makers import MAKERS, maker_synonyms, split_label
 from ace_dist.concepts.sampler import Phrases, label_phrases
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.concepts.wordnet import WordNet, find_wordnet
@@ -208,7 +208,7 @@ def free_labels(
             words = trees.node(tree, verb) or (verb,)
             phrases = tuple(str(Action(word, label[len(verb) :])) for word in words)
         elif policy == "wordnet":
-            action = Action.parse(label)
+            action = split_label(label)
             tree = MAKERS if maker_synonyms(action.verb, action.verb) else "WordNet"
             words = wordnet_node(action.verb, max((len(each.phrases) for each in found), default=WORDNET_SIZE))
             phrases = tuple(str(action.with_verb(word)) for word in words)

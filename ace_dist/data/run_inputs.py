@@ -54,7 +54,7 @@ def keep_inputs(run_dir: Path, config: Config, task: Mapping[str, Any]) -> None:
     folder = run_dir / "inputs"
     folder.mkdir(exist_ok=True)
     facts: dict[str, dict[str, Any]] = {
-        key: {"path": str(absolute(path)), "sha256": file_sha256(file_of(key, path))}
+        key: {"path": str(absolute(path)), "sha256": file_sha256(named_file(key, path))}
         for key, path in starting_weights(config).items()
     }
     if config.init_from:
@@ -81,7 +81,7 @@ def starting_weights(config: Config) -> dict[str, str]:
     return named_files(config, {"weights": WEIGHTS, "random_video": WEIGHTS[1:]}.get(config.model.init, ()))
 
 
-def file_of(key: str, path: str) -> Path:
+def named_file(key: str, path: str) -> Path:
     """The file that a setting names; of `init_from` the trained weights."""
     return absolute(path) / PARENT if key == "init_from" else absolute(path)
 
@@ -151,13 +151,13 @@ def changed_inputs(run_dir: Path, config: Config) -> list[str]:
     """Each file that a setting names and that is not the one that the run began with, in words."""
     known, before, changes = read_inputs(run_dir)["files"], read_config(run_dir), []
     for key, path in {**named_files(config), **starting_weights(config)}.items():
-        here, old = file_of(key, path), attrgetter(key)(before)
+        here, old = named_file(key, path), attrgetter(key)(before)
         if old is None or not here.is_file():
             continue  # which is said elsewhere
         began = known.get(key, {"path": str(absolute(old)), "sha256": None})
         if str(absolute(path)) == began["path"] and (key in WEIGHTS or not known):
             continue  # large, and the checksum of the frozen weights is compared later; or of an earlier version
-        if not known and (former := file_of(key, old)).is_file():
+        if not known and (former := named_file(key, old)).is_file():
             began["sha256"] = file_sha256(former)
         if file_sha256(here) != began["sha256"]:
             changes.append(f"{key}={path} is not the file that it was")

@@ -52,14 +52,14 @@ def intervals(predictions: Mapping[str, Any], groups: Mapping[str, str]) -> Scor
     """Intervals of the accuracies; `groups`: the group of each clip by its id. Null where there is no score."""
     found: Scores = {"method": METHOD}
     for part in WHAT:
-        runs = runs_of(predictions, part)
+        runs = predicted_runs(predictions, part)
         found[part] = interval(runs, groups) if runs else None
     together = predictions["gzsl"]
     found["gzsl"] = {name: interval([entry], groups) for name, entry in together.items()} if together else None
     return found
 
 
-def runs_of(predictions: Mapping[str, Any], part: str) -> list[Entry]:
+def predicted_runs(predictions: Mapping[str, Any], part: str) -> list[Entry]:
     """The entries of `part`, of which the SRT has one a label set."""
     found = predictions[part]
     return [found] if isinstance(found, Mapping) else list(found or [])
@@ -81,8 +81,8 @@ def result_notes(predictions: Mapping[str, Any], results: Mapping[str, Any]) -> 
         if entry := predictions[part]:
             notes += [untested_classes(part, entry), one_label(part, entry), one_group(part, results["interval"][part])]
     for part in WHAT:
-        notes.append(not_above_chance(part, runs_of(predictions, part), results))
-    notes += [empty_spread(part, runs_of(predictions, part), results) for part in ("srt", "srt_base")]
+        notes.append(not_above_chance(part, predicted_runs(predictions, part), results))
+    notes += [empty_spread(part, predicted_runs(predictions, part), results) for part in ("srt", "srt_base")]
     return [note for note in notes if note]
 
 

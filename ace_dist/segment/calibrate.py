@@ -16,7 +16,7 @@ import numpy as np
 from ace_dist.segment.decoders import DecoderConfig, build_decoder
 from ace_dist.segment.embed import EmbeddedVideo
 from ace_dist.segment.labelled import LabelledVideo
-from ace_dist.segment.metrics import SegmentCounts, f1_of, segment_counts
+from ace_dist.segment.metrics import SegmentCounts, segment_counts, segment_f1
 from ace_dist.segment.rejection import Floats, LabelledWindows, Rejection, fit_rejection
 from ace_dist.segment.segmenter import FLOOR, Calibration
 
@@ -95,4 +95,4 @@ def score_decoder(
     for scores, truth in videos:
         found = [[*labels, None][k] for k in decode(scores).tolist()]
         counts += segment_counts(found, truth, 0.5)
-    return f1_of(counts)
+    return segment_f1(counts)

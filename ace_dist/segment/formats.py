@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree  # nosec B405: writes alone
 
-from ace_dist.concepts import Action
+from ace_dist.concepts.makers import split_label
 from ace_dist.segment.captions import write_captioned
 from ace_dist.segment.page import to_html
 from ace_dist.segment.timeline import Timeline
@@ -80,7 +80,7 @@ def to_csv(timeline: Timeline) -> str:
     rows: list[list[object]] = [["video", "start_s", "end_s", "verb", "object", "split", "group", "score", "runner_up"]]
     video = Path(timeline.video).resolve()
     for part in timeline.actions:
-        action = Action.parse(part.label or "")
+        action = split_label(part.label or "")
         times = [f"{part.start_s:.3f}", f"{part.end_s:.3f}"]
         rows.append(
             [video, *times, action.verb, action.object, "train", video.stem, f"{part.score:.3f}", part.runner_up]

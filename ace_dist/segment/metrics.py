@@ -88,7 +88,7 @@ def f1_at(predicted: Labels, truth: Labels, overlap: float, background: Collecti
 
     100 when neither shows an action.
     """
-    return f1_of(segment_counts(predicted, truth, overlap, background))
+    return segment_f1(segment_counts(predicted, truth, overlap, background))
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def iou(begin: float, end: float, other_begin: float, other_end: float) -> float
     return max(shared, 0.0) / (max(end, other_end) - min(begin, other_begin))
 
 
-def f1_of(counts: SegmentCounts) -> float:
+def segment_f1(counts: SegmentCounts) -> float:
     """2 TP / (2 TP + FP + FN) in percent; 100 when there was nothing to find and nothing was found."""
     total = 2 * counts.hits + counts.false + counts.missed
     return 200.0 * counts.hits / total if total else 100.0
@@ -148,7 +148,7 @@ def timeline_scores(
     scores["edit"] = float(np.mean([edit_score(*video, background) for video in videos]))
     for overlap in OVERLAPS:
         counts = sum((segment_counts(*video, overlap, background) for video in videos), SegmentCounts())
-        scores[f"f1@{round(100 * overlap)}"] = f1_of(counts)
+        scores[f"f1@{round(100 * overlap)}"] = segment_f1(counts)
     return scores
 
 

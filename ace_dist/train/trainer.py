@@ -11,9 +11,9 @@ from torch import Tensor
 from ace_dist.config import Config, TrainingConfig, read_config, resolve_path
 from ace_dist.data.loader import build_loader
 from ace_dist.data.run_inputs import (
-    file_of,
     has_inputs,
     keep_inputs,
+    named_file,
     note_shards,
     read_inputs,
     starting_weights,
@@ -170,7 +170,7 @@ def starting_model(config: Config, run_dir: Path) -> DualEncoder:
 
     A run that goes on needs neither of them any more: it has its frozen weights, and its checkpoint has the others.
     """
-    gone = [f"{key}={path}" for key, path in starting_weights(config).items() if not file_of(key, path).is_file()]
+    gone = [f"{key}={path}" for key, path in starting_weights(config).items() if not named_file(key, path).is_file()]
     if gone and has_inputs(run_dir) and CheckpointFolder(run_dir / "checkpoints", keep=1).complete():
         say_once(f"{', '.join(gone)} does not exist here: the run goes on with the weights that it holds")
         model = build_model(replace(config.model, init="random"), config.seed)
@@ -201,7 +201,7 @@ def start_licences(config: Config) -> dict[str, str]:
     """Side -> licence of the weights that the run starts from; those of another run are that run's."""
     if config.init_from:
         return read_inputs(resolve_path(config.init_from))["licences"] or {}
-    return {key.split(".")[1]: licence_of(file_of(key, path)) for key, path in starting_weights(config).items()}
+    return {key.split(".")[1]: licence_of(named_file(key, path)) for key, path in starting_weights(config).items()}
 
 
 def take_steps(training: Training, start: int, last: int) -> tuple[int, str | None]:

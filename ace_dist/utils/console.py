@@ -66,7 +66,7 @@ class Progress:
             from tqdm import tqdm
 
             first = self.done - count
-            self.bar = tqdm(total=self.total, initial=first, desc=self.label, unit=self.unit, dynamic_ncols=True)
+            self.bar = tqdm(total=self.total, initial=first, desc=self.label, unit=self.unit, **bar_shape())
         self.bar.set_postfix_str(self.text, refresh=False)
         self.bar.update(count)
 
@@ -91,6 +91,15 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def bar_shape() -> dict[str, Any]:
+    """As the terminal says; 80 columns where it says 0, as some containers' do: tqdm's bar would be empty there."""
+    try:
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:  # no terminal of the system's
+        known = True
+    return {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 20}
 
 
 def duration(seconds: float) -> str:

@@ -133,6 +133,7 @@ def test_what_was_drawn_is_read(name, folder):
         ("g.xml", "<html></html>", "its root is <html>"),
         ("h.json", "[]", "holds no labelled stretch"),
         ("i.json", '{"a": 1}', "neither a list of tasks"),
+        ("l.json", json.dumps(LABEL_STUDIO).replace("job-train-000", "gone"), "gone.mp4 does not exist beside it"),
         ("j.json", "[" * 100_000, "deeper than"),
         ("k.json", json.dumps(VIA).replace("4.0, 5.2", "5.2, 4.0"), "start_s=5.200 is not before"),
     ],

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ace_dist.evaluate.run_files import read_results
+
 ROOT = Path(__file__).resolve().parents[2]
 HELPERS = {"common.py"}
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("[a-z]*/README.md")]
@@ -32,3 +34,9 @@ def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if not target.startswith("http")]
     assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []
+
+
+def test_the_results_of_the_page_of_formats_are_read(tmp_path):
+    (block,) = re.findall(r"^```json\n(.*?)^```", (ROOT / "docs/formats.md").read_text(encoding="utf-8"), re.S | re.M)
+    (tmp_path / "results.json").write_text(block)
+    assert read_results(tmp_path)["srt"]["runs"]

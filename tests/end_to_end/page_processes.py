@@ -31,9 +31,10 @@ def start_server():
     return context
 
 
-def run_script(argv, folder, log):
+def run_script(argv, folder, log, environment):
     """In the fork: the script `argv[0]` as `__main__`, in `folder`, all output into the file `log`."""
     os.chdir(folder)
+    os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -42,10 +43,10 @@ def run_script(argv, folder, log):
     runpy.run_path(argv[0], run_name="__main__")
 
 
-def run(context, argv, folder, timeout_s=200):
-    """Exit status and output of a script."""
+def run(context, argv, folder, timeout_s=200, environment=None):
+    """Exit status and output of a script; `environment`: more variables for it."""
     log = folder / "output.txt"
-    process = context.Process(target=run_script, args=(argv, str(folder), str(log)))
+    process = context.Process(target=run_script, args=(argv, str(folder), str(log), environment or {}))
     process.start()
     process.join(timeout_s)
     if process.is_alive():

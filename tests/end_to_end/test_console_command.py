@@ -1,11 +1,9 @@
 """The console command `ace`: what it starts, how it ends, and the wheel that brings it."""
 
 import errno
-import inspect
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -19,12 +17,12 @@ from light import BLOCKED
 
 from ace_dist import __version__, cli
 from ace_dist.cluster.ranks import exit_status
-from ace_dist.config import GROUPS, ConfigError, known_keys, load_config, to_yaml
+from ace_dist.config import ConfigError, load_config, to_yaml
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.export import portable
 from ace_dist.models.build import build_model
 from ace_dist.models.convert.exporting import save_encoders
-from ace_dist.tools.completion import complete, settings
+from ace_dist.tools.completion import complete
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "import sys\nfrom ace_dist.cli import ace\nsys.exit(ace())\n"
@@ -33,9 +31,7 @@ SCRIPT = "import sys\nfrom ace_dist.cli import ace\nsys.exit(ace())\n"
 def test_training_without_settings_prints_help_and_runs_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("train", "shards", "estimate", "submit"):
-        with pytest.raises(SystemExit) as stopped:
-            cli.start([name])
-        assert stopped.value.code == 0 and "settings, written key=value:" in capsys.readouterr().out
+        assert cli.start([name]) == 0 and "settings, written key=value:" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     assert cli.start(["--version"]) == 0 and re.fullmatch(r"ace-dist \d+\.\S+\n", capsys.readouterr().out)
 
@@ -102,16 +98,6 @@ def test_a_settings_file_is_printed_and_used(tmp_path, capsys):
 )
 def test_the_tab_key(line, expected):
     assert complete(line, list(cli.COMMANDS), cli.help_text) == expected
-
-
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_examples_in_the_help_name_commands_and_settings_that_exist(name):
-    for example in re.findall(r"`ace ([^`]+)`", inspect.getdoc(cli.COMMANDS[name])):
-        command, words = cli.find_command(shlex.split(example.partition(" > ")[0]))
-        help_text = cli.help_text(command)
-        known = {key.removesuffix("=") for key in settings(help_text, "")} | set(GROUPS)
-        keys = {word.partition("=")[0] for word in words if re.match(r"[a-z_.]+=", word)} - {"key"}  # key=value: any
-        assert keys <= known | (set(known_keys()) if "experiment=" in help_text else set()), (example, keys - known)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def trained(install):
     home = install("[train,explore]")
     said = ace(home, "demo", *WORLD, *SHORT, "ranks=1")
     assert "$ ace train experiment=demo method=procvlr" in said and "report: runs/demo/report.html" in said
-    training = said.split("$ ace train experiment=demo dataset")[-1].split("$ ace report")[0].rstrip().splitlines()[1:]
+    training = said.split("$ ace train experiment=demo run=")[-1].split("$ ace report")[0].rstrip().splitlines()[1:]
     assert training[0].startswith("classes: 12 base, 6 novel"), "our lines are first"
     assert any(line.startswith("chance") for line in training[-9:]), "the table is last"
     assert not re.search(r"\r|TFLOP|untested optimizer|\[WARNING\]", said)

@@ -24,9 +24,19 @@ pytestmark = pytest.mark.slow  # the tests of this file build on each other: --d
 ROOT = Path(__file__).resolve().parents[2]
 RUN_PAGES = (
     "README.md",
+    "docs/segmentation.md",  # after the README, in its folder
     *(f"docs/{name}.md" for name in ("install", "own_videos", "export", "accuracy", "reproduce", "cluster", "method")),
     *(f"docs/{name}.md" for name in ("language_models", "gpu", "concepts", "data")),
 )  # each in a working folder of its own; test_architecture_page.py runs the blocks of that page
+SAME_FOLDER = {"docs/export.md": "docs/own_videos.md", "docs/segmentation.md": "README.md"}  # goes on where it ends
+USED = {  # blocks that are no commands of a working folder, and what holds them
+    ("docs/architecture.md", "python"): "tests/docs/test_architecture_page.py",
+    ("docs/own_videos.md", "csv"): "tests/end_to_end/test_page_commands.py",
+    ("docs/segmentation.md", "yaml"): "tests/end_to_end/test_examples.py",
+    ("docs/formats.md", "json"): "tests/docs/test_pages.py",
+    ("kernels/README.md", "python"): "tests/kernels/test_readme.py",
+}
+BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n+)?^```(\w*)\n.*?^```$", re.DOTALL | re.MULTILINE)
 WORLD = ("dataset.world.train_clips=24", "dataset.world.test_clips=36")
 SHORT = ("training.max_steps=2", "training.batch_size=2", "training.device=cpu")
 
@@ -80,8 +90,14 @@ RULES = (
     Rule(r"ace train experiment=own", add=(*SHORT, "ranks=1")),
     Rule(r"launchers/(report|estimate|build_synonyms|inspect_synonyms).py "),
     Rule(r"ace (synonyms|shards verify|classify|export|estimate|report) "),
+    Rule(r"ace (segment|calibrate) ", add=("cache=null",)),
     Rule(r"ace evaluate ", add=("ranks=1",)),
 )
+
+
+def tracked_pages():
+    named = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in named.splitlines()]
 
 
 def blocks(page, language):
@@ -124,7 +140,7 @@ def server():
 def checkout(tmp_path_factory):
     """The working folder of a page: launchers, the annotations that the tutorial prints, videos of that length."""
     made = cache(lambda page: make_checkout(tmp_path_factory.mktemp(Path(page).stem)))
-    return lambda page: made("docs/own_videos.md" if page == "docs/export.md" else page)  # which goes on where it ends
+    return lambda page: made(SAME_FOLDER.get(page, page))
 
 
 def make_checkout(folder):
@@ -136,6 +152,7 @@ def make_checkout(folder):
     for video in {row[0] for row in rows}:
         (folder / video).parent.mkdir(exist_ok=True)
         render_video(folder / video, max(float(row[2]) for row in rows if row[0] == video) + 0.5, (96, 72), 10)
+    render_video(folder / "shift.mp4", 6.0, (96, 72), 10)
     return folder
 
 
@@ -147,6 +164,23 @@ def test_every_command_is_known():
     used = {rule_of(words).pattern for words in every}
     assert not [rule.pattern for rule in RULES if rule.pattern not in used], "rules for commands that are gone"
     assert len(every) > 25 and len([words for words in every if rule_of(words).left_out]) < 10
+
+
+@pytest.mark.parametrize("page", sorted({str(path.relative_to(ROOT)) for path in tracked_pages()}))
+def test_every_block_is_run_or_says_why_not(page):
+    """`<!-- not run: REASON -->` above a block, which a reader of the page does not see; `text` is a drawing.
+
+    A reason that names a test names one that exists.
+    """
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = list(BLOCK.finditer(text))
+    assert len(found) * 2 == len(re.findall("^```", text, re.MULTILINE))
+    for block in found:
+        reason, language = block.groups()
+        run = (page in RUN_PAGES and language in ("bash", "python")) or (page, language) in USED or language == "text"
+        assert run != bool(reason), f"{page}: a block of {language or 'no language'}: {block[0][:80]!r}"
+        assert all((ROOT / name).is_file() for name in re.findall(r"tests/[\w/]+\.py", reason or ""))
+    assert all((ROOT / file).is_file() for file in USED.values())
 
 
 def test_make_demo_is_what_the_page_says():

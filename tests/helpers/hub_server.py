@@ -28,135 +28,144 @@ class Hub:
         return [path for asked, path, _ in self.requests if asked == method and words in path]
 
 
-def handler(hub):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_):
-            pass
+    @property
+    def hub(self):
+        return self.server.hub
 
-        def answer(self, status, body=b"", **headers):
-            body = json.dumps(body).encode() if not isinstance(body, bytes) else body
-            self.send_response(status)
-            for name, value in {"Content-Length": len(body), **headers}.items():
-                self.send_header(name.replace("_", "-"), str(value))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+    def log_message(self, *_):
+        pass
 
-        def body(self):
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    def do_GET(self):
+        path = self.begin()
+        if path in self.hub.plain:
+            return self.send_file(self.hub.plain[path])
+        repository, _, rest = path.lstrip("/").partition("/resolve/")
+        if rest and repository in self.hub.files:
+            return self.download(repository, rest.partition("/")[2])
+        repository, _, tail = path.removeprefix("/api/models/").partition("/revision/")
+        if tail and repository in self.hub.files:
+            names = [{"rfilename": name} for name in self.hub.files[repository]]
+            return self.answer(200, {"id": repository, "sha": COMMIT, "siblings": names})
+        repository, _, tail = path.removeprefix("/api/models/").partition("/tree/")
+        if tail and repository in self.hub.files:
+            return self.answer(200, [listed(*item) for item in self.hub.files[repository].items()])
+        return self.answer(404, X_Error_Code="RepoNotFound")
 
-        def begin(self):
-            hub.requests.append((self.command, self.path, dict(self.headers)))
-            return unquote(urlparse(self.path).path)
+    do_HEAD = do_GET
 
-        def send_file(self, data, **headers):
-            """Whole, or from the first byte that is asked for; cut off once where the test says so."""
-            first = self.headers.get("Range")
-            start = int(first.removeprefix("bytes=").partition("-")[0]) if first else 0
-            if start and start >= len(data):
-                return self.answer(416, Content_Range=f"bytes */{len(data)}")
-            part, cut = data[start:], hub.cut if self.command == "GET" else None
-            self.send_response(206 if start else 200)
-            headers |= {"Content-Length": len(part), "Accept-Ranges": "bytes"}
-            headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
-            for name, value in headers.items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            if self.command == "HEAD":
-                return None
-            if cut is not None:
-                hub.cut = None
-                self.wfile.write(part[:cut])
-                self.close_connection = True
-                return None
-            self.wfile.write(part)
+    def do_PUT(self):
+        data, path = self.body(), self.begin()
+        self.hub.blobs[path.removeprefix("/blob/")] = data
+        self.answer(200)
+
+    def do_POST(self):
+        body, path = self.body(), self.begin()
+        if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            return self.answer(401, {"error": "Invalid credentials"})
+        if path == "/api/repos/create":
+            return self.create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if "/preupload/" in path:
+            modes = [upload_mode(file["path"]) for file in json.loads(body)["files"]]
+            return self.answer(200, {"files": modes, "commitOid": COMMIT})
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**wanted, "actions": {"upload": {"href": f"{self.base()}/blob/{wanted['oid']}"}}}
+                for wanted in json.loads(body)["objects"]
+            ]
+            return self.answer(200, {"transfer": "basic", "objects": objects})
+        if "/commit/" in path:
+            return self.commit(path.removeprefix("/api/models/").partition("/commit/")[0], body)
+        return self.answer(404, {"error": path})
+
+    def download(self, repository, name):
+        data = self.hub.files[repository].get(name)
+        if data is None:
+            return self.answer(404, X_Error_Code="EntryNotFound")
+        digest = hashlib.sha256(data).hexdigest()
+        facts = {"X-Repo-Commit": COMMIT, "ETag": f'"{digest}"', "X-Linked-ETag": f'"{digest}"'}
+        return self.send_file(data, **facts, **{"X-Linked-Size": len(data)})
+
+    def create(self, asked):
+        name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+        if name in self.hub.files:
+            return self.answer(409, {"error": "exists", "url": f"{self.base()}/{name}"})
+        self.hub.files[name], self.hub.created[name] = {}, asked
+        return self.answer(200, {"url": f"{self.base()}/{name}", "id": name, "name": name})
+
+    def commit(self, repository, body):
+        for line in body.decode().splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                self.hub.files[repository][value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                self.hub.files[repository][value["path"]] = self.hub.blobs[value["oid"]]
+        url = f"{self.base()}/{repository}/commit/{COMMIT}"
+        return self.answer(200, {"success": True, "commitUrl": url, "commitOid": COMMIT})
+
+    # ------------------------------------------------------------------------------------------------ the protocol
+    def begin(self):
+        self.hub.requests.append((self.command, self.path, dict(self.headers)))
+        return unquote(urlparse(self.path).path)
+
+    def body(self):
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def base(self):
+        return f"http://{self.headers['Host']}"
+
+    def answer(self, status, body=b"", **headers):
+        body = json.dumps(body).encode() if not isinstance(body, bytes) else body
+        self.send_head(status, {"Content-Length": len(body), **headers})
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def send_head(self, status, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+
+    def send_file(self, data, **headers):
+        """Whole, or from the first byte that is asked for; cut off once where the test says so."""
+        first = self.headers.get("Range")
+        start = int(first.removeprefix("bytes=").partition("-")[0]) if first else 0
+        if start and start >= len(data):
+            return self.answer(416, Content_Range=f"bytes */{len(data)}")
+        part, cut = data[start:], self.hub.cut if self.command == "GET" else None
+        headers |= {"Content-Length": len(part), "Accept-Ranges": "bytes"}
+        headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
+        self.send_head(206 if start else 200, headers)
+        if self.command == "HEAD":
             return None
+        if cut is not None:
+            self.hub.cut, self.close_connection = None, True
+        self.wfile.write(part[:cut])
+        return None
 
-        def do_GET(self):
-            path = self.begin()
-            if path in hub.plain:
-                return self.send_file(hub.plain[path])
-            owner_name, _, rest = path.lstrip("/").partition("/resolve/")
-            if rest and owner_name in hub.files:
-                data = hub.files[owner_name].get(rest.partition("/")[2])
-                if data is None:
-                    return self.answer(404, X_Error_Code="EntryNotFound")
-                digest = hashlib.sha256(data).hexdigest()
-                facts = {"X-Repo-Commit": COMMIT, "ETag": f'"{digest}"', "X-Linked-ETag": f'"{digest}"'}
-                return self.send_file(data, **facts, **{"X-Linked-Size": len(data)})
-            repository, _, tail = path.removeprefix("/api/models/").partition("/revision/")
-            if tail and repository in hub.files:
-                names = [{"rfilename": name} for name in hub.files[repository]]
-                return self.answer(200, {"id": repository, "sha": COMMIT, "siblings": names})
-            repository, _, tail = path.removeprefix("/api/models/").partition("/tree/")
-            if tail and repository in hub.files:
-                entries = [
-                    {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest(),
-                     "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 100}}
-                    for name, data in hub.files[repository].items()
-                ]  # fmt: skip
-                return self.answer(200, entries)
-            return self.answer(404, X_Error_Code="RepoNotFound")
 
-        do_HEAD = do_GET
+def listed(name, data):
+    """A file as a tree lists it."""
+    lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 100}
+    return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest(), "lfs": lfs}
 
-        def do_PUT(self):
-            data, path = self.body(), self.begin()
-            hub.blobs[path.removeprefix("/blob/")] = data
-            self.answer(200)
 
-        def do_POST(self):
-            body, path = self.body(), self.begin()
-            if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
-                return self.answer(401, {"error": "Invalid credentials"})
-            if path == "/api/repos/create":
-                asked = json.loads(body)
-                name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-                if name in hub.files:
-                    return self.answer(409, {"error": "exists", "url": f"{self.base()}/{name}"})
-                hub.files[name], hub.created[name] = {}, asked
-                return self.answer(200, {"url": f"{self.base()}/{name}", "id": name, "name": name})
-            if path == "/api/validate-yaml":
-                return self.answer(200, {"errors": [], "warnings": []})
-            if "/preupload/" in path:
-                modes = [
-                    {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
-                     "shouldIgnore": False, "oid": None}
-                    for file in json.loads(body)["files"]
-                ]  # fmt: skip
-                return self.answer(200, {"files": modes, "commitOid": COMMIT})
-            if path.endswith("/info/lfs/objects/batch"):
-                objects = [
-                    {**wanted, "actions": {"upload": {"href": f"{self.base()}/blob/{wanted['oid']}"}}}
-                    for wanted in json.loads(body)["objects"]
-                ]
-                return self.answer(200, {"transfer": "basic", "objects": objects})
-            if "/commit/" in path:
-                repository = path.removeprefix("/api/models/").partition("/commit/")[0]
-                for line in body.decode().splitlines():
-                    entry = json.loads(line)
-                    value = entry["value"]
-                    if entry["key"] == "file":
-                        hub.files[repository][value["path"]] = base64.b64decode(value["content"])
-                    elif entry["key"] == "lfsFile":
-                        hub.files[repository][value["path"]] = hub.blobs[value["oid"]]
-                url = f"{self.base()}/{repository}/commit/{COMMIT}"
-                return self.answer(200, {"success": True, "commitUrl": url, "commitOid": COMMIT})
-            return self.answer(404, {"error": path})
-
-        def base(self):
-            return f"http://{self.headers['Host']}"
-
-    return Handler
+def upload_mode(path):
+    mode = "lfs" if path.endswith(".safetensors") else "regular"
+    return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None}
 
 
 @contextmanager
 def hub_server():
     """The hub and its address."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.hub = hub
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -7,13 +7,13 @@ CLIP, open_clip's CLIP (OpenAI's names), timm's ViT; LaViLa's tower, which no li
 import argparse
 import json
 
-import open_clip.model as open_clip_model
 import pytest
 import torch
 from safetensors import safe_open
+from small_weights import DEPTH, HEADS, PATCH, D, E, hf_timesformer, openai_clip, shaken
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPModel, TimesformerConfig, TimesformerForVideoClassification
+from transformers import CLIPConfig, CLIPModel
 
 from ace_dist.config import TextConfig, VideoConfig
 from ace_dist.models.convert.importing import ImportConfig, import_weights, read_source, save_imported
@@ -23,24 +23,7 @@ from ace_dist.models.tokenizer import EOS, bpe_ids
 from ace_dist.models.weights import load_text_weights, load_video_weights
 from ace_dist.utils.errors import ModelError
 
-D, DEPTH, HEADS, PATCH, E = 32, 2, 2, 8, 16
 PHRASES = ["spin block", "lay down the side panel", "hammer pin"]
-
-
-@torch.no_grad()
-def shaken(model):
-    """Every parameter random, so that none can be swapped for another unseen."""
-    for parameter in model.parameters():
-        parameter.normal_(std=0.3 if parameter.dim() > 1 else 0.1)
-    return model.eval()
-
-
-def hf_timesformer(frames=4, size=16, head=E):
-    config = TimesformerConfig(
-        image_size=size, patch_size=PATCH, num_frames=frames, hidden_size=D, num_hidden_layers=DEPTH,
-        num_attention_heads=HEADS, intermediate_size=4 * D, num_labels=head, attention_type="divided_space_time",
-    )  # fmt: skip
-    return shaken(TimesformerForVideoClassification(config))
 
 
 def official_names(state):
@@ -152,14 +135,6 @@ def test_a_classifiers_head_is_not_taken_for_a_projection(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------------- CLIP
-def openai_clip(square):
-    """open_clip's own CLIP, which has OpenAI's names. `square`: as wide as the space, as in ViT-B/16."""
-    embed = 64 if square else E
-    vision = {"layers": DEPTH, "width": 64, "head_width": 32, "patch_size": PATCH, "image_size": 16}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": HEADS, "layers": DEPTH}
-    return shaken(open_clip_model.CLIP(embed, vision, text, quick_gelu=True))
-
-
 def text_embeddings(state_or_model, tower, encode):
     ids = bpe_ids(PHRASES)
     padded = functional.pad(ids, (0, 77 - ids.shape[1]))

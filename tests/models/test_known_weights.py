@@ -1,7 +1,6 @@
 """`ace weights get`: from a stand-in of the hub to files that configurations use: resumed, checked, licensed."""
 
 import hashlib
-import io
 import os
 import subprocess
 import sys
@@ -12,8 +11,8 @@ import pytest
 import torch
 from hub_server import hub_server
 from safetensors import safe_open
-from test_importing import hf_timesformer, official_names, shaken
-from transformers import CLIPConfig, CLIPModel
+from small_weights import hf_clip_state, hf_timesformer, saved
+from test_importing import official_names
 
 from ace_dist import cli
 from ace_dist.models.convert import known as known_weights
@@ -25,21 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CLIP = "openai/clip-vit-base-patch16"
 
 
-def saved(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
 def clip_file():
-    """A small CLIP under Hugging Face's names, with the constant buffers that files of older transformers have."""
-    side = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    image = {**side, "image_size": 16, "patch_size": 8}
-    config = CLIPConfig(text_config={**side, "vocab_size": 49408}, vision_config=image, projection_dim=16)
-    state = shaken(CLIPModel(config)).state_dict()
-    state |= {f"{part}_model.embeddings.position_ids": torch.arange(5)[None] for part in ("text", "vision")}
-    return saved(state)
+    return saved(hf_clip_state())
 
 
 @pytest.fixture

@@ -1,8 +1,14 @@
 """Protects the console: progress that a log file can hold, DeepSpeed's warnings, expert figures on request alone."""
 
+import fcntl
 import io
 import logging
+import os
+import pty
+import re
+import struct
 import sys
+import termios
 
 import pytest
 
@@ -43,6 +49,21 @@ def test_a_terminal_gets_one_bar(capsys, monkeypatch):
         for _ in range(4):
             progress.update(text="loss 1.0")
     assert "4/4" in sys.stderr.getvalue() and "loss 1.0" in sys.stderr.getvalue() and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (24, 60)])
+def test_a_terminal_that_does_not_know_its_size_gets_a_bar_too(rows, columns, monkeypatch):
+    """A pseudo terminal without a size, as `docker exec -t` and `script` make them, and one of 60 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    with open(theirs, "w") as terminal, open(ours, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Progress(4, "train", "step") as progress:
+            progress.update(4)
+        monkeypatch.undo()
+        os.set_blocking(ours, False)
+        said = b"".join(iter(lambda: screen.read(10_000), None)).decode()
+    assert "train: 100%" in said and "4/4" in said and max(map(len, re.split(r"[\r\n]+", said))) <= (columns or 80)
 
 
 def test_a_line_at_the_end_of_what_failed(capsys):

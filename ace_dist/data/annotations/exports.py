@@ -4,8 +4,9 @@
 .xml    CVAT for video 1.1: the visible stretches of each track; CVAT for images 1.1: runs of frames with one tag
 .json   Label Studio: timeline labels (frames) or labels with start and end (seconds); VIA 3: temporal segments
 
-A label becomes verb and object as `Action.parse` splits it. All rows are of the training split, and the group is the
-video's name: `dataset.test_groups` says which videos are tested. Videos are looked for beside the file, by their names.
+A label becomes verb and object as `concepts.makers.split_label` splits it. All rows are of the training split, and the
+group is the video's name: `dataset.test_groups` says which videos are tested. Videos are looked for beside the file, by
+their names.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 from xml.etree import ElementTree  # nosec B405: declarations of entities are refused before anything is parsed
 
-from ace_dist.concepts import Action
+from ace_dist.concepts.makers import split_label
 from ace_dist.data.annotations.frames import video_clock
 from ace_dist.utils.errors import DataError, LabelError
 from ace_dist.utils.reading import read_json, read_text
@@ -50,11 +51,15 @@ def export_rows(path: Path) -> Iterator[tuple[str, Row]]:
         start_s, end_s = span.start, span.end
         if span.in_frames:
             if span.fps is None and span.video not in clocks:
+                if not (path.parent / span.video).is_file():
+                    raise DataError(
+                        f"{path}, {span.origin}: {span.video} does not exist beside it; put its videos there"
+                    )
                 clocks[span.video] = video_clock(path.parent / span.video)[0]
             fps = span.fps or clocks[span.video]
             start_s, end_s = span.start / fps, span.end / fps
         try:
-            action = Action.parse(span.label)
+            action = split_label(span.label)
         except LabelError as error:
             raise DataError(f"{path}, {span.origin}: {error}") from error
         row = {"video": span.video, "start_s": f"{start_s:.3f}", "end_s": f"{end_s:.3f}", "verb": action.verb}

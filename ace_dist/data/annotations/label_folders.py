@@ -3,14 +3,14 @@
 FOLDER/lift lid/take 1.mp4              a clip of "lift lid", whole; its group is its own name
 FOLDER/lift_lid/anna/take 1.mp4         the same; its group is anna: a person, a camera, or the recording it is cut from
 
-A label becomes verb and object as `Action.parse` splits it. All rows are of the training split: `dataset.test_groups`
-says which groups are tested. Hidden files are left out.
+A label becomes verb and object as `concepts.makers.split_label` splits it. All rows are of the training split:
+`dataset.test_groups` says which groups are tested. Hidden files are left out.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from ace_dist.concepts import Action
+from ace_dist.concepts.makers import split_label
 from ace_dist.utils.errors import DataError, LabelError
 from ace_dist.utils.tables import Row
 
@@ -26,7 +26,7 @@ def folder_rows(folder: Path) -> Iterator[tuple[str, Row]]:
     for clip in clips:
         label, *groups, _ = clip.relative_to(folder).parts
         try:
-            action = Action.parse(label)
+            action = split_label(label)
         except LabelError as error:
             raise DataError(f"dataset.annotations={folder}, folder {label!r}: {error}") from error
         row = {"video": str(clip.relative_to(folder.parent)), "start_s": "", "end_s": "", "verb": action.verb}

@@ -7,14 +7,16 @@
         videos/NAME.mp4 ...                        any container; `Videos/` or the root itself will do
 
 `dataset.fold` k takes the split of test.splitk.bundle; without a fold it is that of split 1. The group of a video is
-its name, so that `dataset.test_groups` can name others. Labels become verb and object as `Action.parse` splits them,
-those of one word with the object "item"; labels in `BACKGROUND` are no actions. `dataset.classes` says otherwise.
+its name, so that `dataset.test_groups` can name others. Labels become verb and object as
+`concepts.makers.split_label` splits them, those of one word with the object "item"; labels in `BACKGROUND` are no
+actions. `dataset.classes` says otherwise.
 """
 
 from pathlib import Path
 
 from ace_dist.concepts import Action, ClassTable
 from ace_dist.concepts.actions import normalise
+from ace_dist.concepts.makers import split_label
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table, data_root
 from ace_dist.data.annotations.frames import Recording, build_frame_reader
@@ -71,5 +73,5 @@ def mapped_classes(root: Path) -> ClassTable:
         if words in BACKGROUND:
             others.add(label)
         else:
-            actions[label] = Action.parse(words if " " in words else f"{words} item")
+            actions[label] = split_label(words if " " in words else f"{words} item")
     return ClassTable(actions, frozenset(others), str(path))

@@ -137,7 +137,7 @@ class WebDatasetReader(VideoReader):
             end_s=end_s,
             verb=action.verb,
             object=action.object,
-            split=parse_split(text(about, "split")) if about.get("split") else split_of(place),
+            split=parse_split(text(about, "split")) if about.get("split") else split_by_name(place),
             group=text(about, "group"),
             origin=f"{tar} member {videos[0].member}",
         )
@@ -176,7 +176,7 @@ def has_inner_dot(member: str) -> bool:
     return name.partition(".")[2] not in SUFFIXES and name.rpartition(".")[2] in SUFFIXES
 
 
-def split_of(tar: Path) -> str:
+def split_by_name(tar: Path) -> str:
     """The split that the name of a tar file or of a folder above it begins with. Raises `DataError`."""
     names = [part.lower() for part in reversed(tar.parts)]
     if split := next((split for name in names for split in SPLITS if name.startswith(split)), None):

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import av
-from tqdm import tqdm
 
 from ace_dist import __version__
 from ace_dist.config import DatasetConfig, resolve_path
@@ -28,6 +27,7 @@ from ace_dist.data.build.cut import Cutter, cut_all, failure
 from ace_dist.data.build.encode import CONTAINER, check_encoding, encoder_options
 from ace_dist.data.segments import SPLITS, Failure, Reader, Segment
 from ace_dist.data.shards import BUILD, FORMAT, MANIFEST, ClipRecord, ShardSet, action_counts, listed, write_shard
+from ace_dist.utils.console import Progress
 from ace_dist.utils.errors import DataError, listing
 from ace_dist.utils.files import file_sha256, write_bytes
 from ace_dist.utils.reading import check_shape, parse_json
@@ -163,9 +163,9 @@ class Build:
     def make(self, jobs: Sequence[ShardJob], workers: int, progress: bool) -> Iterator[ShardState]:
         """Cut all segments of `jobs` in parallel and write each shard as soon as its last clip is there."""
         segments = [segment for job in jobs for segment in job.segments]
-        made = 0
+        failed = 0
         with (
-            tqdm(total=len(segments), unit="clip", desc="shards", disable=None if progress else True) as bar,
+            Progress(len(segments), "shards", "clip") if progress else contextlib.nullcontext() as shown,
             contextlib.closing(cut_all(self.cutter, segments, workers)) as results,
         ):
             for job in jobs:
@@ -176,14 +176,11 @@ class Build:
                         failures.append(result)
                     else:
                         clips.append(result)
-                    bar.update()
-                made += len(job.segments)
+                    failed += isinstance(result, Failure)
+                    if shown:
+                        shown.update(text=f"{failed} failed" if failed else None)
                 records, path = write_shard(self.folder, job.name, clips), self.folder / job.name
                 yield self.note(job, file_sha256(path), path.stat().st_size, records, failures)
-                if progress and bar.disable:  # a batch job's log
-                    print(
-                        f"{job.name}: {len(clips)} clips, {len(failures)} failed; {made} of {len(segments)}", flush=True
-                    )
 
     def note(
         self, job: ShardJob, sha256: str, size: int, records: list[ClipRecord], failures: list[Failure]

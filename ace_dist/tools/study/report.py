@@ -73,7 +73,7 @@ def write_study(
     history = [*(f"`{command}`" for command in dict.fromkeys(commands)), *study.history]
     page = study_page(mine, reference, study.missing, history, concept_table(study.finished))
     # All is known to be sound, the reference too: only now are files written.
-    stem = file_of(output, experiment)
+    stem = study_stem(output, experiment)
     pictures = draw_study(mine, curves, stem, chances(rows))
     if pictures:
         page = "\n".join([page, *(f"![{path.stem}]({path.name})\n" for path in pictures)])
@@ -184,10 +184,10 @@ def redraw(output: Path) -> list[Path]:
     for experiment in dict.fromkeys(row.experiment for row in rows if "=" not in row.experiment):
         curves = load_table(experiment).curves if experiment in table_names() else {}
         mine = [row for row in rows if row.experiment == experiment]
-        paths += draw_study(mine, curves, file_of(output, experiment), chances(rows))
+        paths += draw_study(mine, curves, study_stem(output, experiment), chances(rows))
     return paths
 
 
-def file_of(output: Path, experiment: str) -> Path:
+def study_stem(output: Path, experiment: str) -> Path:
     """Of an experiment's page and figures, without the ending."""
     return output / re.sub(r"[^\w.]+", "_", experiment)

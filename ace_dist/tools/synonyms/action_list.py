@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.classes import load_class_table
+from ace_dist.concepts.makers import split_label
 from ace_dist.utils.errors import DataError, LabelError
 from ace_dist.utils.reading import why_no_file
 from ace_dist.utils.tables import parse_table
@@ -50,7 +51,7 @@ def read_actions(source: str | Sequence[str]) -> ActionList:
     faults = []
     for line, verb, object_, split in rows:
         try:
-            action = Action.parse(object_) if verb is None else Action(verb, object_)
+            action = split_label(object_) if verb is None else Action(verb, object_)
             splits.setdefault(action, set()).add(split)
         except LabelError as error:
             faults.append(f"{line}{error}")

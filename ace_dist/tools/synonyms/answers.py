@@ -128,7 +128,7 @@ def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:
     answer = Answer()
     target = action.object.split()
     read, aside = answer_lines(text, str(action))
-    lines = [phrase for line in read for phrase in phrases_of(line, target)]
+    lines = [phrase for line in read for phrase in listed_phrases(line, target)]
     if aside:
         answer.rejected.append(f"{aside} characters of reasoning or explanation: not read")
     if truncated:
@@ -154,7 +154,7 @@ def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:
     return answer
 
 
-def phrases_of(line: str, target: list[str]) -> list[str]:
+def listed_phrases(line: str, target: list[str]) -> list[str]:
     """A line as it is, or its parts where it lists whole phrases, or verbs alone, between commas."""
     parts = [re.sub(r"^\s*(?:and|or)\s+", "", part).strip() for part in re.split(r"[,;]", line.rstrip(".,; "))]
     parts = [part for part in parts if part]

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from ace_dist.concepts import SynonymTrees
 from ace_dist.concepts.actions import normalise
-from ace_dist.concepts.makers import maker_synonyms, maker_trees
+from ace_dist.concepts.makers import maker_node
 from ace_dist.concepts.wordnet import VULGAR, WordNet, find_wordnet
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.build import BuildConfig, build
@@ -57,8 +57,8 @@ class SensesConfig:
 def senses_command(config: SensesConfig) -> None:
     """Print what our own list has for a verb, and every sense of it in WordNet; `*` marks the one that is taken."""
     verb = normalise(config.verb)
-    if own := maker_synonyms(verb, verb):
-        print(f"{verb!r} is in our own list, which is taken: {', '.join(maker_trees().children(verb)[1:])}")
+    if own := maker_node(verb):
+        print(f"{verb!r} is in our own list, which is taken: {', '.join(own[1:])}")
     wordnet = WordNet(find_wordnet(config.wordnet))
     if own and verb not in wordnet.index:
         print("WordNet has no such verb")

@@ -5,7 +5,7 @@ from itertools import islice, pairwise
 from typing import Any
 
 from ace_dist.concepts.actions import Action, normalise
-from ace_dist.concepts.makers import MAKERS, maker_synonyms, maker_trees
+from ace_dist.concepts.makers import MAKERS, maker_node, maker_synonyms, maker_trees
 from ace_dist.concepts.wordnet import Sense, WordNet, find_wordnet
 from ace_dist.tools.synonyms.answers import Answer
 from ace_dist.utils.errors import ConfigError, LabelError
@@ -25,7 +25,7 @@ class WordNetSource:
         self.picked = {normalise(verb): name for verb, name in senses.items()}
         if unknown := sorted(self.picked.keys() - roots):
             raise ConfigError(f"senses names {', '.join(map(repr, unknown))}, which no action begins with")
-        self.own = {root for root in roots if root in maker_trees()} - self.picked.keys()
+        self.own = {root for root in roots if maker_node(root)} - self.picked.keys()
         self.wordnet = WordNet(find_wordnet(folder)) if roots - self.own else None
         self._senses: dict[tuple[str, ...], Sense] = {}
 
@@ -45,7 +45,7 @@ class WordNetSource:
         root = node[0]
         verbs = maker_synonyms(root, verb, self.roots - {root})
         if len(node) == 1:
-            others = {child for other in self.own - {root} for child in maker_trees().children(other)}
+            others = {child for other in self.own - {root} for child in maker_node(other)}
             verbs.sort(key=others.__contains__)
         answer = Answer(verbs[:count])
         if (found := len(answer.verbs)) < count:
