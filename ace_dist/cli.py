@@ -454,9 +454,12 @@ def verify_shards(argv: list[str]) -> int:
     import torch
 
     from ace_dist.data.build.verify import verify_shards
+    from ace_dist.models.tokenizer import bpe_ids
 
     on_gpu = config.training.device == "cuda" or (config.training.device == "auto" and torch.cuda.is_available())
-    report = verify_shards(config, torch.device("cuda" if on_gpu else "cpu"))
+    text = config.model.text
+    tokenise = bpe_ids if text.tower == "clip" and text.tokenizer is None else list
+    report = verify_shards(config, torch.device("cuda" if on_gpu else "cpu"), tokenise)
     print(report.text)
     return int(bool(report.errors))
 

@@ -103,12 +103,22 @@ def read_inputs(run_dir: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); bring it back from a backup") from error
 
 
+def check_is_run(folder: Path) -> None:
+    """Raise `RunError` for an export, which holds a model and nothing of its run."""
+    if (folder / "provenance.json").is_file() and not (folder / "environment.json").is_file():
+        raise RunError(
+            f"run={folder} is an export, which `ace classify`, `ace segment` and `Classifier` use; this command needs "
+            f"the run folder that it was made of"
+        )
+
+
 def run_config(run_dir: Path, shards: str | None = None) -> Config:
     """The configuration of a run as it can be used here: with its own files of words, and with the clips of `shards`.
 
     Without `shards` they are where the run read them. Raises `UserError` for a run of an earlier version, which keeps
     no files of its own, when one of them is missing.
     """
+    check_is_run(run_dir)
     config = read_config(run_dir)
     kept = {key: run_dir / "inputs" / name for key, name in KEPT.items() if attrgetter(key)(config)}
     own = {key: str(path) for key, path in kept.items() if path.is_file()}

@@ -54,6 +54,8 @@ def export_run(run: Path, output: Path, interpolate: float | None = None) -> Non
     `interpolate`: weights at another share of the way from before training to after than the run's own. A note beside
     the results says that they are not of these, and the calibration, which is not either, stays behind.
     """
+    if run.resolve().is_relative_to(output.resolve()):
+        raise RunError(f"output={output} is or holds the run that is exported; choose another folder")
     if output.exists():
         raise RunError(f"output={output} exists; choose another folder or delete it")
     own, results = run_config(run), read_results(run)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from ace_dist.data.run_inputs import check_is_run
 from ace_dist.evaluate.metrics import accuracy, harmonic_mean, macro_f1
 from ace_dist.models.weights import TRAINED
 from ace_dist.utils.distributed import say
@@ -299,6 +300,7 @@ def read_run_object(folder: Path, name: str) -> dict[str, Any]:
 def run_file(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
+        check_is_run(folder)
         raise RunError(f"{path} is missing; {writer(folder, name)} writes it")
     return path
 

@@ -54,8 +54,8 @@ def read_text(path: Path, error: type[UserError], advice: str = "", largest: int
         text = path.read_text(encoding="utf-8")
         if "\0" in text:
             raise Fault("holds a NUL character, so it is no text")
-    except OSError as problem:
-        raise error(f"{path} cannot be read ({problem.strerror}){advice}") from problem
+    except OSError as problem:  # `advice` is about what a file holds
+        raise error(f"{path} cannot be read ({problem.strerror}); `ls -ld {path}` shows who may") from problem
     except UnicodeDecodeError as problem:
         raise error(f"{path} is not UTF-8 text (byte {problem.start}){advice}") from problem
     except Fault as problem:

@@ -18,6 +18,7 @@ from ace_dist.data.build.encode import encode
 from ace_dist.data.build.verify import run_checks, verify_shards
 from ace_dist.data.segments import RawClip
 from ace_dist.data.shards import ClipRecord, ShardFiles, ShardSet, write_shard
+from ace_dist.models.tokenizer import bpe_ids
 from ace_dist.utils.errors import DataError
 
 TREES = {verb: {verb: [verb, f"{verb} up"], f"{verb} up": [f"{verb} up", verb]} for verb in ("spin", "lift")}
@@ -48,7 +49,8 @@ def settings(folder, sound, *more):
 
 
 def verify(folder, sound, *more, device="cpu"):
-    return verify_shards(load_config(settings(folder, sound, "dataset.workers=1", *more)), torch.device(device))
+    config = load_config(settings(folder, sound, "dataset.workers=1", *more))
+    return verify_shards(config, torch.device(device), bpe_ids)
 
 
 def one_error(report, *words):

@@ -171,8 +171,11 @@ def test_an_export_is_the_same_classifier(runs, tmp_path, method):
     assert ours.trees.children("lift") == theirs.trees.children("lift")
     for name in ("config.yaml", "README.md", "provenance.json", "labels.json", "results.json"):
         assert str(runs) not in (tmp_path / "out" / name).read_text()
-    with pytest.raises(RunError, match="exists; choose another folder"):
+    with pytest.raises(RunError, match="exists; choose another folder or delete it"):
         export_run(runs / method, tmp_path / "out")
+    for place in (runs, runs / method):  # nobody is told to delete the run
+        with pytest.raises(RunError, match="is or holds the run that is exported; choose another folder$"):
+            export_run(runs / method, place)
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ import subprocess
 import pytest
 
 from ace_dist.config import load_config, read_config
+from ace_dist.data.run_inputs import run_config
+from ace_dist.evaluate.run_files import run_file
 from ace_dist.train import run_folder
 from ace_dist.train.run_folder import claim as claim_locked
 from ace_dist.train.run_folder import command_line
@@ -96,3 +98,11 @@ def test_command_line_can_be_pasted(monkeypatch):
     assert command_line() == "deepspeed --num_gpus 2 launchers/evaluate.py run=runs/x"
     monkeypatch.delenv("WORLD_SIZE")
     assert command_line() == "python launchers/evaluate.py run=runs/x"
+
+
+def test_an_export_is_told_from_a_run(tmp_path):
+    """It lacks what `evaluate`, `calibrate` and `report` read, which nobody can copy into it."""
+    (tmp_path / "provenance.json").write_text("{}")
+    for read in (run_config, lambda folder: run_file(folder, "environment.json")):
+        with pytest.raises(RunError, match="is an export, .*; this command needs the run folder"):
+            read(tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +50,13 @@ def test_what_is_no_file_is_called_what_it_is(tmp_path, reader, kind):
             path.symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=rf"{path}\b.* {kind}"):
         READERS[reader](path)
+
+
+def test_a_file_that_may_not_be_read_is_not_to_be_built_again(tmp_path, monkeypatch):
+    def refused(self, **_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    (tmp_path / "manifest.json").touch()
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(UserError, match=r"json cannot be read \(Permission denied\); `ls -ld .*` shows who may$"):
+        read_text(tmp_path / "manifest.json", UserError, "; build it again")

@@ -9,7 +9,7 @@ import hashlib
 import json
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,10 +83,13 @@ class Report:
         return "\n".join([*lines, "", f"{verdict}, warnings: {len(self.warnings)}"])
 
 
-def verify_shards(config: Config, device: torch.device) -> Report:
+def verify_shards(
+    config: Config, device: torch.device, tokenise: Callable[[Sequence[str]], object] = lambda labels: None
+) -> Report:
     """Check the shards of `config.dataset` byte by byte and frame by frame, for a training of `config` on `device`.
 
-    Decodes on `dataset.workers` processes. Raises `DataError` when there is no readable manifest at all.
+    `tokenise` raises a `UserError` for labels that the text encoder cannot take. Decodes on `dataset.workers`
+    processes. Raises `DataError` when there is no readable manifest at all.
     """
     from ace_dist.data.loader import choose_backend  # imports torch, which a process that checks a shard can do without
 
@@ -106,7 +109,7 @@ def verify_shards(config: Config, device: torch.device) -> Report:
         report.decoded += len(whole)
         report.frames += sum(record.frames for record in whole)
     report.errors += accounting_errors(shards)
-    report.errors += label_errors(config, shards)
+    report.errors += label_errors(config, shards, tokenise)
     try:
         backend, reason = choose_backend(config.loader.backend, shards.codec, device)
         report.backend = f"{backend} ({reason})"
@@ -224,10 +227,8 @@ def one_form(counts: Mapping[str, int]) -> Counter[str]:
     return merged
 
 
-def label_errors(config: Config, shards: ShardSet) -> list[str]:
+def label_errors(config: Config, shards: ShardSet, tokenise: Callable[[Sequence[str]], object]) -> list[str]:
     """What a training would say of the labels: classes without a rule, labels too long, verbs without a tree."""
-    from ace_dist.models.tokenizer import bpe_ids  # imports torch
-
     dataset, errors, records = config.dataset, [], shards.records
     try:
         records = split_by_group(shards, dataset).records
@@ -237,8 +238,7 @@ def label_errors(config: Config, shards: ShardSet) -> list[str]:
     except UserError as error:
         errors.append(f"labels: {error}")
     try:
-        if config.model.text.tower == "clip":
-            bpe_ids([str(action) for action in sorted({record.action for record in records}, key=str)])
+        tokenise(sorted({str(record.action) for record in records}))
     except UserError as error:
         errors.append(f"labels: {error}")
     try:

@@ -48,6 +48,12 @@ def segment(argv: list[str]) -> None:
         raise ConfigError(f"output={fixed[0]} is one file for {len(settings.video)} videos; write * for their names")
     for name in settings.output:
         check_output(Path(name))
+        stems = [Path(video).stem for video in settings.video]
+        if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
+            raise ConfigError(
+                f"output={name}: several videos are called {twice!r}, and the last one would replace the timelines of "
+                f"the others; give them one by one, each with its own output"
+            )
     procedure = Procedure.load(settings.procedure) if settings.procedure else None
     classifier = Classifier.load(settings.run, settings.device)
     if not classifier.calibration.is_calibrated:
