@@ -21,7 +21,7 @@ from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.protocol import TimelineTest
 from ace_dist.segment.rejection import Rejection
 from ace_dist.segment.segmenter import Calibration, decode
-from ace_dist.tools.timelines.commands import segment
+from ace_dist.tools.timelines import commands
 from ace_dist.utils.errors import ConfigError, LabelError
 from ace_dist.worlds.tabletop.procedures import draw_procedure_video, write_videos
 from ace_dist.worlds.tabletop.world import BASE_ACTIONS, TabletopConfig
@@ -190,4 +190,4 @@ def test_labels_from_outside_stay_text(timeline, tmp_path):
 def test_two_videos_of_one_name_do_not_share_a_file():
     """The second timeline would replace the first without a word."""
     with pytest.raises(ConfigError, match=r"output=out/\*\.csv: several videos are called 'cam'.* one by one"):
-        segment(["run=runs/none", "video=[a/cam.mp4, b/cam.mp4]", "actions=[spin block, lift box]", "output=out/*.csv"])
+        commands.segment(["run=runs/none", "video=[a/cam.mp4, b/cam.mp4]", "actions=[spin block, lift box]", "output=out/*.csv"])
