@@ -77,19 +77,19 @@ def send(video: Path, length_s: float, pipe: BinaryIO, seconds: float) -> None:
                     out.mux(packet)
 
 
-def readings(process: psutil.Process) -> Iterator[tuple[float, float]]:
-    """CPU seconds and resident MiB of a process and those below it, until it ends."""
+def readings(process: psutil.Process) -> Iterator[tuple[float, float, float]]:
+    """The time, CPU seconds so far and resident MiB of a process and those below it, until it ends."""
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         parts = [process, *process.children(recursive=True)]
         try:
             cpu = sum(sum(part.cpu_times()[:2]) for part in parts)
-            yield cpu, sum(part.memory_info().rss for part in parts) / MIB
+            yield time.monotonic(), cpu, sum(part.memory_info().rss for part in parts) / MIB
         except psutil.NoSuchProcess:
             pass
         time.sleep(READ_EVERY_S)
 
 
-def watch(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[tuple[float, float]], float]:
+def watch(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[tuple[float, ...]], float]:
     """The lines, the readings since the warm-up, and the length of the video."""
     length_s = camera_video(options.video, folder / "camera.ts", options.side, options.fps)
     words = [f"run={options.run}", "source=-", f"actions=[{','.join(options.actions)}]"]
@@ -160,10 +160,10 @@ def main() -> None:
         lines, found, length_s = watch(options, Path(folder))
     warm = [line for line in lines if line["time_s"] > WARM_UP_S]
     latency = [line["latency_ms"] for line in warm if "latency_ms" in line]
-    spent = [(after - before) / READ_EVERY_S for (before, _), (after, _) in pairwise(found)]
     found = found[: -round(5 / READ_EVERY_S)]  # without its end
+    spent = [(after[1] - before[1]) / (after[0] - before[0]) for before, after in pairwise(found)]
     tenth = max(1, len(found) // 10)
-    memory = [float(np.mean([mib for _, mib in part])) for part in (found[:tenth], found[-tenth:])]
+    memory = [float(np.mean([mib for *_, mib in part])) for part in (found[:tenth], found[-tenth:])]
     config = {
         "side": options.side, "fps": options.fps, "threads": options.threads, "cores": os.cpu_count(),
         "latency_p95_ms": round(float(np.quantile(latency, 0.95)), 1), "note": options.note,
