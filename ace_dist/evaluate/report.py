@@ -42,7 +42,7 @@ CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis 
         "loss",
         "loss",
         "loss",
-        "Loss and its parts (ACE Eq. 9), smoothed; the pale line is each logged step.",
+        "Loss and its parts (ACE Eq. 9); of a long run smoothed, with the steps as a pale line.",
         True,
         False,
     ),

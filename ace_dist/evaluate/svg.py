@@ -202,7 +202,7 @@ def line_chart(curves: Mapping[str, FloatArray], label: str, log: bool, zero: bo
         *upwards(y, left, WIDTH - 12, f"{label}{', logarithmic axis' if log else ''}"),
         *across(x, bottom, bottom, "step"),
     ]
-    at = left
+    at = 0.0
     for index, (name, (n, row)) in enumerate(curves.items()):
         colour = f"var(--line{index % 6})"
         dash = ("", "7 3", "2 3")[index % 3]  # so that equal lines do not hide each other
@@ -230,10 +230,11 @@ def line_chart(curves: Mapping[str, FloatArray], label: str, log: bool, zero: bo
             )
             for step, value in zip(n, row, strict=True)
         ]
-        parts.append(
-            tag("line", x1=at, x2=at + 18, y1=18, y2=18, stroke=colour, stroke_dasharray=dash, stroke_width=2.5)
-        )
-        parts.append(words(at + 23, 22, name, ink="ink"))
+        if len(curves) > 1:
+            parts.append(
+                tag("line", x1=at, x2=at + 18, y1=18, y2=18, stroke=colour, stroke_dasharray=dash, stroke_width=2.5)
+            )
+            parts.append(words(at + 23, 22, name, ink="ink"))
         at += 38 + LETTER * len(name)
     return drawing(bottom + 42, label, parts)
 
