@@ -18,7 +18,7 @@ LINES = Path(__file__).with_name("settings_0_1.txt").read_text().splitlines()
 SETTINGS = {owner: [line.split()[1] for line in LINES if line.split()[0] == owner] for owner in {
     line.split()[0] for line in LINES
 }}  # fmt: skip
-GONE = {"backoff_s"}
+GONE = {"backoff_s", "picture"}
 
 
 def exists(name, known):
