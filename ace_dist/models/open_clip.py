@@ -15,10 +15,13 @@ from ace_dist.utils.errors import ModelError
 
 
 def arch_config(arch: str | None, setting: str) -> dict[str, Any]:
-    """open_clip's configuration of a model. Raises `ModelError` naming the setting when it has none of that name."""
+    """open_clip's configuration of a model. Raises `ModelError` naming the setting when it has none of that name.
+
+    A name with a colon would be of a hub or a folder; somebody else's `config.yaml` may not make us ask there.
+    """
     import open_clip  # here: the import takes seconds
 
-    if arch is None or (config := open_clip.get_model_config(arch)) is None:
+    if arch is None or ":" in arch or (config := open_clip.get_model_config(arch)) is None:
         names = open_clip.list_models()
         raise ModelError(
             f"{setting}={arch} is no model of open_clip{did_you_mean(str(arch), names)}; `python -c 'import open_clip; "

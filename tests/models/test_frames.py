@@ -199,6 +199,7 @@ def test_contradictions_are_refused_by_name(model, changes, named):
         ({"arch": "RN50"}, "ResNet"),
         ({"arch": "PE-Core-B-61"}, "PE-Core-B-61 is no model of open_clip"),
         ({"arch": None}, "model.video.arch=None"),
+        ({"arch": "hf-hub:timm/PE-Core-B-16"}, "hf-hub:timm/PE-Core-B-16 is no model of open_clip"),
         ({"arch": "convnext_base"}, "model.video.arch=convnext_base"),
         ({"temporal": "adapter", "trained_blocks": 0}, "model.video.trained_blocks"),
         ({"drop_path": 0.1}, "model.video.drop_path"),
