@@ -5,7 +5,7 @@ import re
 
 from ace_dist.config import TrainingConfig
 
-BEFORE_THE_LAYERS = ("embed", "cls_token")  # in names of parameters
+BEFORE_THE_LAYERS = ("embed", "cls_token", "conv1", "ln_pre")  # in names of parameters
 
 
 def total_steps(settings: TrainingConfig, clips: int) -> int:
@@ -31,7 +31,7 @@ def layer_factor(settings: TrainingConfig, name: str, depth: int) -> float:
     The last layer and all that follows it have 1, each layer below `training.layer_decay` of the one above, and what
     comes before the first layer once more.
     """
-    found = re.search(r"\b(?:blocks|encoder\.layers?)\.(\d+)\.", name)
+    found = re.search(r"\b(?:(?:res)?blocks|encoder\.layers?)\.(\d+)\.", name)
     above = depth - 1 - int(found[1]) if found else depth * any(part in name for part in BEFORE_THE_LAYERS)
     return settings.layer_decay**above
 

@@ -46,6 +46,8 @@ def test_an_average_over_the_last_steps_is_their_mean():
     [
         ("blocks.5.mlp.fc1.weight", 1), ("blocks.3.norm1.bias", 0.25), ("blocks.0.attn.qkv.weight", 0.5**5),
         ("patch_embed.proj.weight", 0.5**6), ("pos_embed", 0.5**6), ("cls_token", 0.5**6), ("norm.weight", 1),
+        ("visual.transformer.resblocks.4.ln_1.weight", 0.5), ("visual.conv1.weight", 0.5**6),
+        ("visual.class_embedding", 0.5**6), ("visual.ln_post.weight", 1), ("visual.trunk.blocks.4.norm1.weight", 0.5),
         ("head.weight", 1), ("temporal.layers.0.norm1.weight", 1), ("text_projection.weight", 1),
         ("text_model.encoder.layers.4.mlp.fc1.weight", 0.5), ("bert.encoder.layer.4.output.dense.bias", 0.5),
     ],
