@@ -1,6 +1,6 @@
 """Do decoders beat the best label of each window on long videos, in seen, unseen and other words?
 
-Collects `ace timelines` of many runs into `results/segmentation/runs.csv` and tables with intervals:
+Collects `ace timelines` of many runs into `runs.csv` and tables with intervals, `tables.md`, of `results/segmentation`:
 
     python benchmarks/segmentation_study.py RUN... [output=FOLDER]
 
@@ -156,7 +156,7 @@ def decoder_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> li
                 ]
                 body.append([method, part, f"{decoder} ({times})", *cells])
     header = ["row", "labels", "decoder (times chosen)", "F1@50", "... other words", "edit", "... other words"]
-    return ["### Decoders", "", *markdown(header, body)]
+    return ["## Decoders", "", *markdown(header, body)]
 
 
 def gain_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> list[str]:
@@ -178,7 +178,7 @@ def gain_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> list[
             by_score = [cell(draws.scores(chosen, score) - draws.scores(free, score), "+") for score in (f1, edit)]
             body.append([method, part, "chosen - training-free way", by_score[0], "", by_score[1], ""])
     header = ["row", "labels", "difference", "F1@50", "... other words", "edit", "... other words"]
-    return ["### Differences between decoders", "", *markdown(header, body)]
+    return ["## Differences between decoders", "", *markdown(header, body)]
 
 
 def method_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> list[str]:
@@ -197,7 +197,7 @@ def method_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> lis
                     cells.append(cell(draws.scores(sides[0], score) - draws.scores(sides[1], score), "+"))
             body.append([f"ace - {method}", part, str(len(paired)), *cells])
     header = ["difference", "labels", "seeds", "F1@50", "... other words", "edit", "... other words"]
-    return ["### ACE against the other rows", "", *markdown(header, body)]
+    return ["## ACE against the other rows", "", *markdown(header, body)]
 
 
 def rejection_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> list[str]:
@@ -225,7 +225,7 @@ def rejection_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> 
             body.append([method, part, f"{known:.1f}", *others, f"{lost:.1f}", cell(plain - open_ended, "+")])
     header = ["row", "labels", "known windows rejected, %", "pauses: AUROC / rejected, %"]
     header += ["other actions: AUROC / rejected, %", "accuracy lost on frames of actions", "F1@50 gained"]
-    return ["### What rejection costs and brings (chosen decoder)", "", *markdown(header, body)]
+    return ["## What rejection costs and brings (chosen decoder)", "", *markdown(header, body)]
 
 
 def deviation_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> list[str]:
@@ -238,7 +238,7 @@ def deviation_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> 
             name = "viterbi that follows the procedure" if way == "procedure" else way
             body.append([method, name, f"{found:.0f} of {table[0, 0, :, 1].sum():.0f}", *cells])
     header = ["row", "decoder", "found of true", "precision", "recall"]
-    return ["### Deviations (mixed labels)", "", *markdown(header, body)]
+    return ["## Deviations (mixed labels)", "", *markdown(header, body)]
 
 
 def tables(runs: Sequence[StudiedRun]) -> str:
@@ -260,7 +260,8 @@ def main(argv: Sequence[str]) -> None:
     output = Path(own.get("output", RESULTS))
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "runs.csv", csv_text([COLUMNS, *(row for run in runs for row in rows(run))]))
-    print(tables(runs))
+    head = "# Long videos: all rows\n\nPercent; what each column is: [the protocol](README.md).\n\n"
+    write_text(output / "tables.md", head + tables(runs))
 
 
 if __name__ == "__main__":

@@ -123,6 +123,10 @@ def data_rules(config: Config) -> Iterator[tuple[bool, str]]:
     """Whether each rule is broken, and what to say then."""
     loader = config.loader
     yield (
+        bool(config.dataset.columns) and config.dataset.kind != "csv",
+        f"dataset.columns is of CSV files (dataset=csv), and dataset.kind={config.dataset.kind} has its own layout",
+    )
+    yield (
         loader.short_side_min > loader.short_side_max,
         f"loader.short_side_min={loader.short_side_min} exceeds loader.short_side_max={loader.short_side_max}",
     )

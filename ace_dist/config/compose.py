@@ -45,6 +45,7 @@ GROUPS = (
     "deepspeed",
     "prompts",
 )  # folders of configs/ to choose from
+OPEN_MAPPINGS = ("dataset.world.", "dataset.columns.")  # whose names the schema does not know
 OWN_FILE = re.compile(rf"({'|'.join(GROUPS)})=.*\.yaml$")
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -119,7 +120,7 @@ def load_config(argv: Sequence[str]) -> Config:
             raise ConfigError(f"{flag!r} is not a setting; settings are written key=value, for example seed=1")
         key = flag.split("=")[0].lstrip("+~")
         check_renamed(key)
-        if key not in keys and not key.startswith(("deepspeed.", "dataset.world.")):
+        if key not in keys and not key.startswith(("deepspeed.", *OPEN_MAPPINGS)):
             near = [known for known in keys if "." in known or "." not in key]  # training.lr is no typo of training
             raise ConfigError(f"unknown setting {key!r} in {flag!r}{did_you_mean(key, near)}")
         if key == "method.name":
@@ -145,10 +146,10 @@ def load_config(argv: Sequence[str]) -> Config:
 def spelled_out(override: str, keys: Mapping[str, Any]) -> str:
     """An override as Hydra wants it: quotes where its grammar needs them, brackets around a list of one text.
 
-    A setting of a rendered world may be new to the mapping `dataset.world`, which Hydra wants to be told.
+    A name may be new to a mapping such as `dataset.world`, which Hydra wants to be told.
     """
     key, equals, text = override.partition("=")
-    if key.startswith("dataset.world."):
+    if f"{key}.".startswith(OPEN_MAPPINGS) and text not in ("", "null"):
         return f"++{quoted(override)}"
     several = "," in text and not text.startswith(QUOTES)
     return as_list(key, text) if equals and keys.get(key) in TEXT_LISTS and not several else quoted(override)

@@ -43,6 +43,7 @@ class DatasetConfig:
         None  # folder of mstcn, gtea, ikea, ata or webdataset; each reader's docstring says what lies in it
     )
     annotations: str | None = None  # CSV file, or an annotation tool's export (csv), or IKEA-ASM's database or JSON
+    columns: dict[str, str] = field(default_factory=dict)  # of csv: our columns -> those of a file that has others
     classes: str | None = None  # the data set's labels as actions (JSON); null: whatever the clips show
     views: list[str] | None = None  # cameras of ikea or ata; null: all
     frame_tolerance_s: float = 1.0  # seconds by which labels and video may differ in length (gtea, ikea, ata)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from data_worlds import numbered_frames, write_video
 
-from ace_dist.data.annotations.csv import COLUMNS, read_csv
-from ace_dist.utils.errors import DataError, UserError
+from ace_dist.config import load_config
+from ace_dist.data.annotations.csv import COLUMNS, build_reader, read_csv
+from ace_dist.utils.errors import ConfigError, DataError, UserError
 
 GOOD = {
     "video": "videos/a.mp4", "start_s": "0.5", "end_s": "1.5", "verb": "spin", "object": "block", "split": "train",
@@ -77,7 +78,7 @@ def test_an_id_depends_on_its_own_row_only(folder):
         ({"split": "valid"}, r"line 3: split='valid' is not one of train, test; write train.*evaluation\.validation_"),
         ({"split": "Training"}, r"line 3: split='Training' is not one of train, test; did you mean train\?"),
         ({"start_s": "0,7"}, r"line 3: start_s='0,7' is not a number of seconds; write decimals with a point"),
-        ({"end_s": "00:01"}, r"line 3: end_s='00:01' is not a number of seconds; write minutes as seconds"),
+        ({"end_s": "00:01"}, r"line 3: end_s='00:01' is not a number of seconds; write minutes as seconds, or as H:MM"),
         ({"video": "C:\\videos\\a.mp4"}, r"line 3: video .* does not exist; write it relative to the folder"),
         ({"video": "a" * 300 + ".mp4"}, r"line 3: video .* does not exist"),
         ({"verb": "put\nspin"}, r"line 4: has a line break in verb; is a double quote not closed"),
@@ -183,3 +184,81 @@ def test_a_row_costs_itself_alone_where_quarantine_is_allowed(folder):
     path.write_text(path.read_text() + "videos/a.mp4,0.7,1.5,put,screw, big,train,p1\n")
     reader = read_csv(path, keep_faults=True)
     assert len(reader.segments()) == 2 and [entry.id for entry in reader.rejected] == ["line-3", "line-4", "line-6"]
+
+
+ASSEMBLY101 = (  # the published layout of its fine-grained actions; frames count 30 a second
+    "id,video,start_frame,end_frame,action_id,verb_id,noun_id,action_cls,verb_cls,noun_cls,toy_id,toy_name,is_shared,is_RGB\n"
+    "0,videos/a.mp4,15,45,1,2,3,pick up cabin,pick up,cabin,a08,excavator,0,1\n"
+)
+EPIC = (  # EPIC-KITCHENS-100
+    "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
+    "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes\n"
+    "P01_01_0,P01,a,00:00:01.089,00:00:00.14,00:00:01.37,8,202,open door,open,3,door,3,['door'],[3]\n"
+)
+EPIC_COLUMNS = {
+    "video": "videos/{video_id}.mp4", "start_s": "start_timestamp", "end_s": "stop_timestamp", "verb": "verb",
+    "object": "noun", "group": "participant_id",
+}  # fmt: skip
+ASSEMBLY101_COLUMNS = {
+    "video": "video", "start_frame": "start_frame", "end_frame": "end_frame", "fps": "30", "verb": "verb_cls",
+    "object": "noun_cls", "group": "toy_id",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "expected"),
+    [
+        (
+            ASSEMBLY101,
+            "{video: video, start_frame: start_frame, end_frame: end_frame, fps: 30, verb: verb_cls, object: noun_cls}",
+            (0.5, 1.5, "pick up", "cabin", ""),
+        ),
+        (
+            EPIC,
+            '{video: "videos/{video_id}.mp4", group: participant_id, start_s: start_timestamp, end_s: stop_timestamp, '
+            "verb: verb, object: noun}",
+            (0.14, 1.37, "open", "door", "P01"),
+        ),
+    ],
+)
+def test_a_column_map_reads_the_tables_of_published_data_sets(text, columns, expected, folder):
+    (folder / "labels.csv").write_text(text)
+    settings = ["dataset=csv", f"dataset.annotations={folder / 'labels.csv'}", f"dataset.columns={columns}"]
+    (segment,) = build_reader(load_config(settings).dataset).segments()
+    assert (segment.start_s, segment.end_s, segment.verb, segment.object, segment.group) == expected
+    assert segment.video == str(folder / "videos" / "a.mp4") and segment.split == "train"
+    with pytest.raises(ConfigError, match=r"dataset\.columns is of CSV files"):
+        load_config(["dataset=gtea", f"dataset.columns={columns}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"verbs": "verb"}, ConfigError, r"verbs is not one of video.*did you mean .verb.\?"),
+        ({"verb": None}, ConfigError, "has no verb"),
+        ({"start_frame": "start_frame"}, ConfigError, "has start_s and start_frame"),
+        ({"start_s": None, "start_frame": "start_frame"}, ConfigError, "need fps"),
+        ({"fps": "30"}, ConfigError, "need fps"),
+        ({"verb": "verb_name"}, DataError, "line 1: column verb_name is missing"),
+        ({"video": "{video_id}.avi"}, DataError, r"line 2: video .*a\.avi does not exist"),
+        ({"start_s": None, "start_frame": "noun", "fps": "30"}, DataError, "line 2: noun='door' is not the number"),
+        ({"start_s": None, "start_frame": "start_frame", "fps": "noun"}, DataError, "line 2: fps='door' is not a num"),
+        ({"start_s": "narration"}, DataError, "line 2: start_s='open door' is not a number of seconds"),
+    ],
+)
+def test_a_column_map_that_does_not_fit_is_refused(change, error, message, folder):
+    (folder / "labels.csv").write_text(EPIC)
+    columns = {name: value for name, value in (EPIC_COLUMNS | change).items() if value}
+    with pytest.raises(error, match=message):
+        read_csv(folder / "labels.csv", columns=columns)
+
+
+def test_a_row_of_a_mapped_table_costs_itself_alone_where_quarantine_is_allowed(folder):
+    (folder / "labels.csv").write_text(f"{ASSEMBLY101}1,videos/a.mp4,60\n2,videos/b.mp4,0,9,1,2,3,x,put,cabin,,,,\n")
+    reader = read_csv(folder / "labels.csv", columns=ASSEMBLY101_COLUMNS, keep_faults=True)
+    assert len(reader.segments()) == 1 and [entry.video for entry in reader.rejected] == [
+        "videos/a.mp4",
+        "videos/b.mp4",
+    ]
+    with pytest.raises(ConfigError, match=r"dataset\.columns is of CSV files"):
+        read_csv(folder, columns=ASSEMBLY101_COLUMNS)

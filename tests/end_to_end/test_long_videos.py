@@ -9,8 +9,10 @@ import time
 import pytest
 from live_streams import encode
 
+from ace_dist.cli import build_shards
 from ace_dist.config import DatasetConfig, load_config
 from ace_dist.data.datasets import build_reader
+from ace_dist.data.shards import ShardSet
 from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment, watch
 from ace_dist.train.trainer import train
 from ace_dist.utils.errors import UserError
@@ -53,6 +55,13 @@ def test_segment_calibrate_correct_and_test(run, launch, jobs, tmp_path, capsys)
     table.write_text(f"{head}\n{names[0]},1.0,3.0,raise,box,train,anna,1,\n")
     (own,) = build_reader(DatasetConfig(name="own", kind="csv", shards="", annotations=str(table))).segments()
     assert (own.verb, own.group) == ("raise", "anna")
+    segment([f"run={run}", f"video={names[0]}", "actions=[lift box]", f"output={tmp_path}/one.json", cache])
+    one = json.loads((tmp_path / "one.json").read_text())["segments"]
+    assert {part["label"] for part in one} <= {"lift box", None}
+    build_shards(
+        ["dataset=csv", f"dataset.annotations={table}", f"dataset.shards={tmp_path}/again", "dataset.workers=1"]
+    )
+    assert ShardSet.load(f"{tmp_path}/again").split("train")[0].verb == "raise"  # and the loop begins again
     evaluate_timelines([f"run={run}", f"videos={jobs}", f"procedures={jobs}/procedures", cache])
     results = json.loads((run / "timelines.json").read_text())
     assert set(results) >= {"base", "novel", "mixed", "deviations"} and results["videos"] == 2
@@ -68,6 +77,8 @@ def test_segment_calibrate_correct_and_test(run, launch, jobs, tmp_path, capsys)
         (["actions=[lift box, tap pin]", "output=out.doc"], "chosen by the ending"),
         (["actions=[lift box, tap pin]", "stride_s=5"], "stride_s=5.0 must lie above 0 and not above 2"),
         (["procedure=gone.yaml"], "gone.yaml"),
+        (["actions=[lift box]"], "one label alone .* ace calibrate"),
+        (["actions='lift box, tap pin'"], r"write several as '\[lift box, tap pin\]'"),
         ([], "actions"),
     ],
 )

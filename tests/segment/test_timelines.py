@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,7 +17,7 @@ from ace_dist.segment.calibrate import ScoredVideo, calibrate_on_videos
 from ace_dist.segment.decoders import NAMES, DecoderConfig
 from ace_dist.segment.embed import EmbeddedVideo
 from ace_dist.segment.formats import FORMS, write_timeline
-from ace_dist.segment.labelled import labelled_videos
+from ace_dist.segment.labelled import LabelledVideo, labelled_videos
 from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.protocol import TimelineTest
 from ace_dist.segment.rejection import Rejection
@@ -62,6 +63,19 @@ def test_segments_cover_the_video_and_say_none_of_these(decoder, rng):
 def test_without_calibration_every_window_has_a_label(rng):
     video, cosines = embedded([None] * 4 + [0] * 8, rng)
     assert all(part.label for part in decode(video, LABELS, cosines, Calibration(), temperature=0.05))
+
+
+def test_labels_at_many_times_are_those_of_the_spans(rng):
+    """Each span is looked at for every time here; the segments of hours are found by bisection."""
+    places = [None, *rng.integers(0, 3, 40).tolist()]
+    video, cosines = embedded(places, rng, start_s=0.5)
+    timeline = decode(video, LABELS, cosines, CALIBRATION.with_decoder("argmax"), temperature=0.05)
+    times_s = np.sort(rng.uniform(0, 23, 200)).round(2)
+    slow = [next((s.label for s in timeline if s.start_s <= t < s.end_s), None) for t in times_s]
+    assert [timeline.label_at(t) for t in times_s] == slow
+    spans = tuple(sorted((s, s + rng.uniform(0.1, 3), str(i)) for i, s in enumerate(rng.uniform(0, 20, 12))))
+    slow = [([label for start, end, label in spans if start <= t < end] or [None])[-1] for t in times_s]
+    assert LabelledVideo(Path("a.mp4"), "", spans).labels_at(times_s) == slow
 
 
 def test_a_procedure_names_what_was_done_otherwise(rng):

@@ -3,9 +3,9 @@
 Exports of annotation tools, and a folder per label, become such rows first: see `exports`, `label_folders`.
 
 Columns `video,start_s,end_s,verb,object,split,group`; times are those that players show, an empty one is the beginning
-or end of the video; relative paths count from the CSV's folder; other columns are ignored. Commas, semicolons or tabs
-separate values, and the header's case does not matter. Without any split all rows train, and `dataset.test_groups` says
-which groups are tested.
+or end of the video; relative paths count from the CSV's folder; other columns are ignored. Times are seconds or
+H:MM:SS.s. Commas, semicolons or tabs separate values, and the header's case does not matter. Without any split all rows
+train, and `dataset.test_groups` says which groups are tested. `columns` reads files with other columns.
 """
 
 import functools
@@ -18,10 +18,11 @@ from pathlib import Path, PureWindowsPath
 
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations.base import VideoReader
+from ace_dist.data.annotations.columns import check_columns, map_row, source_columns
 from ace_dist.data.annotations.exports import export_rows, is_export
 from ace_dist.data.annotations.label_folders import folder_rows
 from ace_dist.data.segments import Failure, Segment, parse_split
-from ace_dist.utils.errors import DataError, UserError, listing
+from ace_dist.utils.errors import ConfigError, DataError, UserError, listing
 from ace_dist.utils.reading import why_no_file
 from ace_dist.utils.tables import Row, check_row, parse_table
 
@@ -37,11 +38,19 @@ def build_reader(dataset: DatasetConfig) -> VideoReader:
         fps=dataset.encoding.fps,
         short_side=dataset.encoding.short_side,
         keep_faults=dataset.allow_quarantine,
+        columns=dataset.columns,
     )
 
 
-def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_faults: bool = False) -> VideoReader:
-    """The rows in file order.
+def read_csv(
+    path: Path,
+    *,
+    fps: float | None = None,
+    short_side: int = 0,
+    keep_faults: bool = False,
+    columns: Mapping[str, str] | None = None,
+) -> VideoReader:
+    """The rows in file order. `columns`: `dataset.columns`.
 
     Raises `DataError` with every fault of the file, unless `keep_faults` collects them as `rejected` instead.
     """
@@ -51,8 +60,10 @@ def read_csv(path: Path, *, fps: float | None = None, short_side: int = 0, keep_
     first_place: dict[tuple[object, ...], str] = {}
     named: dict[tuple[object, ...], dict[str, str]] = {}  # the labels of each stretch of video, and where they stand
     whole = functools.cache(os.path.realpath)  # one file under two names is one video
-    for place, row in annotated_rows(path):
+    for place, row in annotated_rows(path, columns or {}):
         try:
+            if columns:
+                row = map_row(row, columns, COLUMNS) | ({} if "split" in columns else {"split": "train"})
             segment = parse_row(path, row, place)
             stretch = whole(segment.video), segment.start_s, segment.end_s
             identity = (*stretch, segment.verb, segment.object)
@@ -86,8 +97,14 @@ def two_labels(path: Path, named: Sequence[Mapping[str, str]]) -> list[str]:
     ]
 
 
-def annotated_rows(path: Path) -> Iterable[tuple[str, Row]]:
+def annotated_rows(path: Path, columns: Mapping[str, str]) -> Iterable[tuple[str, Row]]:
     """Where each annotation stands, and its row. Of a CSV file all are of the training split when no row has one."""
+    if columns:
+        check_columns(columns, COLUMNS)
+        if is_export(path) or path.is_dir():
+            raise ConfigError(f"dataset.columns is of CSV files, and dataset.annotations={path} is none; leave it out")
+        rows = numbered_rows(path, source_columns(columns))
+        return [(f"line {line}", row) for line, row in rows]
     if is_export(path):
         return export_rows(path)
     if path.is_dir() and not any(path.glob("*.csv")):
@@ -169,11 +186,19 @@ def seconds(row: Mapping[str, str], column: str, empty: float) -> float:
     try:
         value = float(row[column])
     except ValueError:
-        value = math.nan
+        value = clock_seconds(row[column])
     if not math.isfinite(value):
         hint = "; write decimals with a point" if "," in row[column] else ""
-        hint = "; write minutes as seconds" if ":" in row[column] else hint
+        hint = "; write minutes as seconds, or as H:MM:SS" if ":" in row[column] else hint
         raise DataError(f"{column}={row[column]!r} is not a number of seconds{hint}")
     if value < 0:
         raise DataError(f"{column}={row[column]} is negative")
     return value
+
+
+def clock_seconds(text: str) -> float:
+    """Of H:MM:SS.s; nan for another form, also MM:SS, which some read as hours and minutes."""
+    if found := re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d*)?)", text):
+        hours, minutes, rest = map(float, found.groups())
+        return 3600 * hours + 60 * minutes + rest
+    return math.nan

@@ -1,6 +1,5 @@
 """The paper's tables and figures: rows with settings (`assets/tables`), the paper's own numbers (`configs/paper`)."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from ace_dist.cluster.sweep import SweepRun, expand, run_id
 from ace_dist.config import assets_dir, config_dir, did_you_mean
 from ace_dist.utils.errors import ConfigError
+from ace_dist.utils.reading import read_object
 
 Printed = Mapping[str, Mapping[str, float] | None]  # part -> metric -> number; a part the paper does not print is None
 HEADINGS = {"base": "base", "novel": "novel", "hm": "HM", "srt": "SRT"}  # part of results.json -> column of a table
@@ -113,7 +113,7 @@ def printed_rows(name: str) -> dict[str, dict[str, Printed]]:
     """What the paper prints in a table, by data set and row; nothing for a figure, which has no numbers."""
     path = config_dir() / "paper" / f"{name}.json"
     rows: dict[str, dict[str, Printed]] = {}
-    for line in json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []:
+    for line in read_object(path, ConfigError)["rows"] if path.is_file() else []:
         parts = {part: line.get(part) for part in HEADINGS}
         rows.setdefault(line["dataset"], {})[line["row"]] = parts
     return rows

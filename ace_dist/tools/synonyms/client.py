@@ -30,6 +30,7 @@ import openai
 from ace_dist.tools.synonyms.budget import Budget, BuildStopped, ClientConfig, NoAnswer, estimated_tokens, most_tokens
 from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.files import write_json
+from ace_dist.utils.reading import read_object
 from ace_dist.utils.text import printable
 
 MAX_BODY_BYTES = 4 << 20  # of one response; a thousand lines have about 20 KB
@@ -103,7 +104,7 @@ class ChatClient:
         with asking:  # the same question from two trees is sent once
             if path.is_file():
                 try:
-                    reply = Reply(**json.loads(path.read_text(encoding="utf-8"))["reply"])
+                    reply = Reply(**read_object(path, RunError)["reply"])
                 except (ValueError, KeyError, TypeError) as error:  # asking again would cost again
                     raise RunError(f"the cached answer {path} is damaged ({error}); delete it to ask again") from error
             else:
