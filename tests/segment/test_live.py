@@ -307,6 +307,9 @@ def test_what_is_no_video_is_one_sentence(classifier, stream, monkeypatch, tmp_p
                         ("http://host:port", "no address")):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             stream(wrong)
+    os.mkfifo(tmp_path / "camera")
+    with pytest.raises(ConfigError, match="source=- < .*camera"):
+        stream(tmp_path / "camera")
     with pytest.raises(UserError, match="minimum_s=-1"):
         classifier.stream("camera", LABELS, minimum_s=-1)
 

@@ -41,6 +41,8 @@ class LiveSource:
             return cls("camera", f"/dev/video{camera[1] or 0}")
         scheme, is_address, _ = text.partition("://")
         if not is_address:
+            if Path(text).is_fifo():
+                raise ConfigError(f"source={text} is a pipe; it is read as the standard input: source=- < {text}")
             return cls("file", text)
         if scheme not in SCHEMES:
             raise ConfigError(
