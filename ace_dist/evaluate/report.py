@@ -18,7 +18,6 @@ from markupsafe import Markup
 from sklearn.manifold import TSNE
 from typing_extensions import TypedDict
 
-from ace_dist.config import read_config
 from ace_dist.evaluate import svg
 from ace_dist.evaluate.caveats import chance_scores
 from ace_dist.evaluate.examples import Example, Frames, confident_mistakes, disagreements, same_clips, wordings_example
@@ -28,7 +27,7 @@ from ace_dist.evaluate.run_files import ConceptSpace, Guessed, Run, read_guesses
 from ace_dist.evaluate.verdict import against, tested, verdict
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_json, write_text
-from ace_dist.utils.reading import Text, check_shape, read_object
+from ace_dist.utils.reading import Text, check_shape, read_object, read_yaml
 from ace_dist.utils.tables import csv_text
 
 FloatArray = npt.NDArray[np.float64]
@@ -64,6 +63,7 @@ TERMS = {  # names in metrics.jsonl -> what they are
     "validation_f1": "macro F1",
 }
 FORMATS = ("csv", "mstcn", "webdataset")  # data sets whose name says how they are stored
+COMMON_NAMES = {"", "annotations", "labels", "shards", "data", "clips"}  # of files and folders, which name no data set
 
 
 class Compared(TypedDict):
@@ -196,9 +196,12 @@ def dataset_name(run: Run) -> str:
     name = str(run.results["dataset"])
     if name not in FORMATS:
         return name
-    dataset = read_config(run.folder).dataset
-    place = Path(dataset.annotations or dataset.shards)
-    return place.stem if place.stem not in ("annotations", "labels", "") else place.resolve().parent.name or name
+    dataset = read_yaml(run.folder / "config.yaml", RunError).get("dataset") or {}
+    for place in (dataset.get("annotations"), dataset.get("shards")):
+        for word in (Path(place).stem, Path(place).parent.name) if isinstance(place, str) else ():
+            if word not in COMMON_NAMES:
+                return word
+    return name
 
 
 def facts(run: Run, rows: Mapping[str, Results]) -> dict[str, str]:

@@ -383,6 +383,23 @@ def test_the_same_run_before_fine_tuning_is_a_row(tmp_path, rng, quick):
     assert "ahead of before fine-tuning" in text and "(seed" not in text
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ("annotations: lists/gearbox.csv", "gearbox"),
+        ("annotations: gearbox/annotations.csv", "gearbox"),
+        ("{annotations: null, shards: own/shards}", "own"),
+        ("{}", "csv"),
+    ],
+)
+def test_a_data_set_is_called_by_its_own_name(tmp_path, rng, quick, settings, name):
+    build_run(tmp_path / "run", rng, steps=3)
+    edit_json(tmp_path / "run/results.json", lambda results: results.update(dataset="csv"))
+    lines = f"dataset: {settings}\n" if settings[0] == "{" else f"dataset:\n  {settings}\n"
+    (tmp_path / "run/config.yaml").write_text(lines)
+    assert f"ACE on {name} " in read_report(tmp_path / "run").text
+
+
 def test_the_paired_interval_counts_groups_and_not_clips(rng):
     gain, groups = rng.normal(size=40), [f"person {i // 10}" for i in range(40)]
     mean, half, count = paired_interval(np.repeat(gain, 9), np.repeat(groups, 9).tolist())
