@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 from live_streams import encode
 
@@ -65,7 +66,15 @@ def test_segment_calibrate_correct_and_test(run, launch, jobs, tmp_path, capsys)
     evaluate_timelines([f"run={run}", f"videos={jobs}", f"procedures={jobs}/procedures", cache])
     results = json.loads((run / "timelines.json").read_text())
     assert set(results) >= {"base", "novel", "mixed", "deviations"} and results["videos"] == 2
-    assert len(results["mixed"]["decoders"]["transport"]["other_words"]) == 6
+    mixed = results["mixed"]["decoders"]["transport"]
+    counts = np.array(mixed["other_words"].pop("videos"))  # of each set of words and video: edit, hits, false, missed
+    assert len(mixed["other_words"]) == 6 and counts.shape[1:] == (2, 4)
+    assert counts[..., 0].mean() == pytest.approx(mixed["other_words"]["edit"]["mean"])
+    of_words = counts.sum(1)
+    f1 = 200 * of_words[:, 1] / (2 * of_words[:, 1] + of_words[:, 2] + of_words[:, 3])
+    assert f1.mean() == pytest.approx(mixed["other_words"]["f1@50"]["mean"])
+    assert set(results["mixed"]["without_rejection"]) == {"argmax", "viterbi", "transport"}
+    assert set(results["deviations"]) == {"argmax", "viterbi", "transport", "procedure"}
 
 
 @pytest.mark.parametrize(
