@@ -24,6 +24,8 @@ ALLOWED = {
     ("data/shards.py", "write_shard"): "into memory",
     ("evaluate/figures.py", "save"): "into memory",
     ("utils/hub.py", "download"): "under the name .partial, where a stopped download goes on",
+    ("tools/explorer/pictures.py", "playable"): "into memory",
+    ("tools/timelines/commands.py", "watch"): "events grow a line at a time",
     ("segment/captions.py", "write_captioned"): "under a temporary name",
     ("worlds/tabletop/procedures.py", "encode_frames"): "under a temporary name",
     ("evaluate/runs.py", "write_concept_space"): "into memory",

@@ -169,9 +169,7 @@ class MethodConfig:
     exclude_real_classes: bool = False  # a shadow negative may not equal a base class
     exclude_novel_labels: bool = False  # no phrase of a shadow negative may be the label of a novel class
     independent_draws: bool = False  # draw per class instead of once per root verb
-    shadow_band: list[float] = field(
-        default_factory=lambda: [0.0, 1.0]
-    )  # shadow negatives by rank of similarity, shares
+    shadow_band: list[float] = field(default_factory=lambda: [0.0, 1.0])  # shadow negatives by similarity: rank shares
     l2_sp: float = 0.0  # weight of a pull of the text side's weights to where they began; 0: none
     distil: float = 0.0  # weight of a loss on changes of the phrases' similarities since the start; 0: none
     margin: float = 0.0  # by which a phrase is to be nearer to its own class's mean than to another's; 0: no such loss

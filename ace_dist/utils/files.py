@@ -39,7 +39,8 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path)  # which a user has named, and not the temporary one
+        if error.errno is not None:
+            error.filename = str(path)  # which a user has named, and not the temporary one
         raise
     finally:
         temporary.unlink(missing_ok=True)
