@@ -27,6 +27,8 @@ from ace_dist.tools.explorer.markup import asked, message_html
 from ace_dist.tools.explorer.session import Explorer, LabelVotes, Look
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.files import file_sha256
+from ace_dist.worlds.tabletop.procedures import write_videos
+from ace_dist.worlds.tabletop.world import TabletopConfig
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,6 +176,13 @@ def test_a_meaningless_label_is_never_certain_without_a_word(explorer, page_of):
     assert "None of these" not in answer.verdict_html(replace(look, cosine=0.4, fits=True), 0.1)
 
 
+def test_a_browser_gets_films_that_are_made_here(explorer):
+    """No byte of a stored clip: WebM of its pictures, whatever somebody put into the shards."""
+    test = explorer.tests[0]
+    stored, film = explorer.files.read(explorer.records[test.id]), explorer.test_clip(test.id).film
+    assert film.startswith(b"\x1a\x45\xdf\xa3") and stored[4:8] == b"ftyp" and stored[-400:] not in film
+
+
 def test_the_floor_is_what_base_clips_reach(explorer):
     explorer.measure_floor()
     assert -1 < explorer.floor < 1
@@ -273,8 +282,16 @@ def served(run_dir, scratch, *settings):
 
 
 @pytest.fixture(scope="module")
-def address(run_dir, scratch):
-    with served(run_dir, scratch, "largest_upload_mb=1") as address:
+def jobs(tmp_path_factory):
+    """A folder with one long video of a person at work."""
+    folder = tmp_path_factory.mktemp("jobs")
+    write_videos(folder, TabletopConfig(), train=0, test=1)
+    return folder / "videos"
+
+
+@pytest.fixture(scope="module")
+def address(run_dir, scratch, jobs):
+    with served(run_dir, scratch, "largest_upload_mb=1", f"videos={jobs}", f"compare={run_dir}") as address:
         yield address
 
 
@@ -283,6 +300,20 @@ def page(phone, address):
     """The served page on a phone."""
     phone.goto(address)
     return phone
+
+
+UNNAMED = """() => [...document.querySelectorAll("button, input, select, textarea, video, img, [role=img]")]
+    .filter(part => part.checkVisibility() && !(part.tagName == "IMG" && part.hasAttribute("alt")))
+    .filter(part => !(part.getAttribute("aria-label") || part.innerText || part.title || part.labels?.length))
+    .map(part => part.outerHTML.slice(0, 200))"""
+REPEATED = (
+    """() => [...document.querySelectorAll("[id]")].map(part => part.id).filter((id, i, all) => all.indexOf(id) < i)"""
+)
+
+
+def assert_readable(page):
+    """A screen reader has a name for each control and picture, and no two parts share an id."""
+    assert page.evaluate(UNNAMED) == [] and page.evaluate(REPEATED) == []
 
 
 def percents(page):
@@ -301,6 +332,7 @@ def test_the_page_in_a_browser(page, tmp_path, scratch):
     page.wait_for_function("document.querySelector('video').videoWidth > 0")  # the film plays under the policy
     film, verdict = page.locator(".ace-clip video").bounding_box(), page.locator(".ace-verdict").bounding_box()
     assert film["x"] + film["width"] <= verdict["x"] and verdict["y"] < film["y"] + film["height"], "not side by side"
+    assert_readable(page)
     video = tmp_path / "my video ü.mp4"
     render_video(video, seconds=2.5, size=(64, 64), rate=12)
     page.locator("input[type=file]").first.set_input_files(str(video))
@@ -344,6 +376,66 @@ def test_the_page_in_a_browser(page, tmp_path, scratch):
         page.get_by_text(re.compile(said)).first.wait_for()
     assert page.foreign == [], f"requests to other machines: {page.foreign}"
     assert page.errors == []
+
+
+def test_the_timeline_in_a_browser(page, jobs, tmp_path, scratch):
+    """A video of the folder and an upload of it give one timeline; a word moves it; it is kept as files; of the upload
+    nothing stays."""
+    page.get_by_role("tab", name="Timeline").click()
+    shown = page.locator("#ace-timeline")
+    page.get_by_label("A video of this machine").click()
+    page.get_by_role("option", name="job-test-000.mp4").click()
+    shown.wait_for()
+    assert "not calibrated" in shown.inner_text()
+    segments = shown.locator(".ace-segments")
+    found = segments.inner_text()
+    page.locator("input[type=file]").nth(1).set_input_files(str(jobs / "job-test-000.mp4"))
+    page.wait_for_function("document.querySelectorAll('#ace-timeline .ace-frames img').length == 6")
+    assert segments.inner_text() == found
+    assert not [path for path in scratch.rglob("*") if path.is_file()], "the upload is left"
+
+    assert_readable(page)
+    last = segments.locator("button").last
+    last.focus()
+    page.keyboard.press("Enter")
+    page.locator(".ace-segments li:last-child button[aria-pressed=true]").wait_for()
+    chip = shown.locator(".ace-chips button").first
+    chip.click()
+    shown.locator(".ace-chips button[aria-pressed=false]").first.wait_for()
+    shown.locator(".ace-cells.thin").wait_for()
+    for name, words in (("CSV", "video,start_s"), ("ELAN", "ANNOTATION_DOCUMENT"), ("Page", "data:image/jpeg")):
+        with page.expect_download() as download:
+            shown.get_by_role("button", name=name).click()
+        assert download.value.suggested_filename.startswith("job-test-000.")
+        assert words in Path(download.value.path()).read_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "the page is wider than a phone"
+
+    broken = tmp_path / "no video.mp4"
+    broken.write_bytes(b"this is not a video")
+    page.locator("input[type=file]").nth(1).set_input_files(str(broken))
+    page.get_by_role("alert").filter(has_text="no video.mp4").wait_for()
+    assert segments.is_visible(), "a refused video took the one before away"
+    assert page.foreign == [] and page.errors == []
+
+
+def test_the_map_and_two_runs_in_a_browser(page):
+    """The map says a phrase that is pointed at, zooms and colours; two runs answer the same clip."""
+    page.get_by_role("tab", name="Concepts").click()
+    maps = page.locator("svg.ace-map")
+    maps.nth(1).wait_for()
+    maps.first.locator("path").last.hover(force=True)
+    page.locator(".ace-tip:visible").wait_for()
+    assert_readable(page)
+    whole = maps.first.get_attribute("viewBox")
+    page.get_by_role("button", name="Closer: Before training").press("Enter")
+    assert maps.first.get_attribute("viewBox") != whole
+    page.locator(".ace-actions button[aria-pressed=true]").first.click()
+    page.wait_for_function("document.querySelectorAll('.ace-actions [aria-pressed=true]').length == 7")
+    page.get_by_role("tab", name="Two runs").click()
+    page.locator(".ace-answer.two .ace-verdict:visible").nth(1).wait_for()
+    assert page.locator(".ace-scores td").count() == 8
+    assert_readable(page)
+    assert page.foreign == [] and page.errors == []
 
 
 LEAK = "http://leak.invalid"  # a request to it would be seen, and an alert would be a dialog
@@ -411,6 +503,14 @@ def test_a_hostile_run_in_a_browser(hostile, phone, tmp_path_factory):
         render_video(video, seconds=2.5, size=(64, 64), rate=12)
         page.locator("input[type=file]").first.set_input_files(str(video))
         page.get_by_text("Your video").wait_for()
+        page.get_by_role("tab", name="Concepts").click()
+        page.locator("svg.ace-map").nth(1).wait_for()
+        page.locator("svg.ace-map path").last.hover(force=True)
+        page.get_by_role("tab", name="Timeline").click()
+        page.locator("input[type=file]").nth(1).set_input_files(str(video))
+        page.locator("#ace-timeline").wait_for()
+        with page.expect_download():
+            page.locator("#ace-timeline").get_by_role("button", name="Page").click()
         assert page.locator(f"[src*='{LEAK}'], [href*='{LEAK}'], [src='x'], iframe").count() == 0, "a name is mark-up"
         assert page.foreign == []
         # Were a name to become mark-up after all, the policy would stop what it asks for.

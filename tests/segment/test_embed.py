@@ -98,3 +98,13 @@ def test_what_is_there_of_a_video_is_not_taken_for_all_of_it(classifier, video, 
         classifier.segment(sound, ["spin block", "lift box"])
     with pytest.raises(DataError, match=r"gone\.mp4"):
         classifier.segment(tmp_path / "gone.mp4", ["spin block", "lift box"])
+
+
+def test_who_looks_on_sees_each_picture_once_as_the_model_does(classifier, video):
+    """The explorer keeps pictures of an upload that way, which it reads once."""
+    seen = []
+    found = embed_video(classifier.model, classifier.config, video, on_picture=seen.append)
+    interval_s = classifier.config.dataset.clip.seconds / classifier.config.dataset.clip.frames
+    side = classifier.config.loader.crop
+    assert len(seen) == round((found.end_s - found.start_s) / interval_s)
+    assert {(picture.shape, picture.dtype.name) for picture in seen} == {((3, side, side), "uint8")}

@@ -131,10 +131,10 @@ class ClipPage:
         runs = "".join(self.run_html(k, look, shown, truth, view.every) for k, look in enumerate(looks))
         more = self.robustness(view) if len(looks) == 1 else ""
         words = answer.words_html(shown, view.words, looks)
-        two = " two" if len(looks) > 1 else ""
+        two, place = (" two", "ace-both") if len(self.explorers) > 1 else ("", "ace-look")
         parts = answer.clip_html(view.clips[0], self.caption(view)), answer.frames_html(view.clips[0].frames)
         return (
-            f'<div class="ace ace-answer{two}" id="ace-look">{parts[0]}<div class="ace-run{two}">{runs}{words}</div>'
+            f'<div class="ace ace-answer{two}" id="{place}">{parts[0]}<div class="ace-run{two}">{runs}{words}</div>'
             f"{parts[1]}</div>{more}"
         )
 

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.files import private_folder
@@ -29,6 +30,14 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def measure(explorer: Any) -> None:
+    """While the page is already there: what is usual for base clips, by which it says "none of these"."""
+    try:
+        explorer.measure_floor()
+    except UserError as error:
+        print(f"the cosines of base clips are not known: {error}", flush=True)
 
 
 def serve(
@@ -60,7 +69,7 @@ def serve(
         offered, explorers = offered_videos(videos), [Explorer(run, device, shards) for run in runs]
         page = build_app(build_page(explorers, offered), largest_upload_mb)
         for explorer in explorers:
-            threading.Thread(target=explorer.measure_floor, daemon=True).start()
+            threading.Thread(target=measure, args=(explorer,), daemon=True).start()
         app = Guard(page, folder, largest_upload_mb, secret)
         import uvicorn  # comes with gradio, whose absence the page's import explains
 

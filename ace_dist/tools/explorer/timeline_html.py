@@ -102,8 +102,8 @@ def segment_html(
     ranked = sorted(zip([*timeline.labels, NONE], means.tolist(), strict=True), key=lambda pair: -pair[1])[:6]
     bars = "".join(f"<li>{bar_button(name, share, label)}</li>" for name, share in ranked)
     return (
-        f'<div><h3 role="status">{clock(part.start_s)} to {clock(part.end_s)}: {escape(part.label or NONE)} '
-        f'<small>{score_text(part)}</small></h3><div class="ace-frames">{pictures}</div>'
+        f'<div><div role="status"><h3>{clock(part.start_s)} to {clock(part.end_s)}: {escape(part.label or NONE)} '
+        f'<small>{score_text(part)}</small></h3></div><div class="ace-frames">{pictures}</div>'
         f'<ol class="ace-bars">{bars}</ol>{curve(timeline, label)}'
         f"{chips_html(label, words, [votes], 'segment')}</div>"
     )

@@ -1,0 +1,23 @@
+"""Pictures of a long video at any time, also between two frames of a slow one."""
+
+import av
+import numpy as np
+import pytest
+
+from ace_dist.data.loader.long_video import thumbnails
+
+
+@pytest.mark.parametrize("rate", [3, 8, 25])
+def test_a_thumbnail_of_any_moment(tmp_path, rate):
+    """The frame nearest to it, as a page of a timeline asks for the middle of a segment."""
+    path = tmp_path / "slow.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for number in range(4 * rate):
+            shade = np.full((32, 32, 3), 255 * number // (4 * rate), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
+        container.mux(stream.encode())
+    times = np.linspace(0, 4 - 1 / rate, 57)
+    for time, picture in zip(times, thumbnails(path, times), strict=True):
+        assert abs(float(picture.mean()) - 255 * time / 4) <= 255 * 0.5 / (4 * rate) + 8  # half a frame; video levels
