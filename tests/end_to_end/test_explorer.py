@@ -23,8 +23,10 @@ from ace_dist.data.run_inputs import KEPT
 from ace_dist.tools.explorer import answer
 from ace_dist.tools.explorer.clip_page import ClipPage, View
 from ace_dist.tools.explorer.desk import Desk
+from ace_dist.tools.explorer.long_videos import LongVideos, offered_videos
 from ace_dist.tools.explorer.markup import asked, message_html
 from ace_dist.tools.explorer.session import Explorer, LabelVotes, Look
+from ace_dist.tools.explorer.timeline_page import TimelinePage
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.files import file_sha256
 from ace_dist.worlds.tabletop.procedures import write_videos
@@ -126,6 +128,14 @@ def test_phrases_have_a_limit_too(explorer):
         explorer.look(explorer.test_clip(explorer.tests[0].id), words)
 
 
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """A folder with one long video of a person at work."""
+    folder = tmp_path_factory.mktemp("jobs")
+    write_videos(folder, TabletopConfig(), train=0, test=1)
+    return folder / "videos"
+
+
 @pytest.fixture
 def page_of(explorer):
     return ClipPage([explorer], Desk([explorer.run]))
@@ -164,6 +174,32 @@ def test_buttons_change_words_and_unknown_ones_are_refused(explorer, page_of):
         with pytest.raises(UserError, match="load it again"):
             asked(data)
     assert page_of.gallery(page_of.press(view, "shelf", "9" * 30)) and page_of.press(view, "shelf", "-3")
+
+
+def test_the_timeline_refuses_what_its_buttons_do_not_send(explorer, jobs):
+    """Segments, files, words and labels from anywhere: a sentence, or the nearest that there is; no file is named."""
+    videos = LongVideos(explorer, offered_videos(str(jobs)))
+    page = TimelinePage(videos, Desk([explorer.run]))
+    view = page.opening()
+    with pytest.raises(UserError, match="upload a video first"):
+        page.press(view, "segment", "0")
+    view = page.open(view, "spin block\nlift mug", lambda: videos.open_offered(*videos.offered, lambda a, b: None))
+    whole = page.html(view)
+    for value in ("-1", "9" * 30, "1e3", "²", "../x", ""):
+        assert 0 <= page.press(view, "segment", value).segment < len(view.timeline)
+    for do, value in (("keep", ".csv"), ("open", "/etc/passwd"), ("add", "x" * 300), ("", "")):
+        with pytest.raises(UserError):
+            page.press(view, do, value)
+    for ending in (".mp4", "", "/etc/passwd", ".srt/../../x"):
+        with pytest.raises(UserError, match="no such file"):
+            page.file(view, ending)
+    with pytest.raises(UserError, match="10000 labels are more than"):
+        page.use_labels(view, "\n".join(f"spin block {k}" for k in range(10_000)))
+    with pytest.raises(UserError, match="no word left"):
+        page.press(
+            replace(view, words={**view.words, "spin block": [("spin", True)]}, label="spin block"), "word", "spin"
+        )
+    assert page.html(view) == whole
 
 
 def test_a_meaningless_label_is_never_certain_without_a_word(explorer, page_of):
@@ -264,7 +300,7 @@ def served(run_dir, scratch, *settings):
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"TMPDIR": str(scratch)}
     ) as server:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 400
             while socket.socket().connect_ex(("127.0.0.1", port)):
                 assert server.poll() is None, server.stdout.read()
                 assert time.monotonic() < deadline
@@ -279,14 +315,6 @@ def served(run_dir, scratch, *settings):
             assert f"open http://127.0.0.1:{port} in a browser" in said and "share" not in said
         finally:
             server.kill()
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
-    """A folder with one long video of a person at work."""
-    folder = tmp_path_factory.mktemp("jobs")
-    write_videos(folder, TabletopConfig(), train=0, test=1)
-    return folder / "videos"
 
 
 @pytest.fixture(scope="module")

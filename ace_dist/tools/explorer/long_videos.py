@@ -117,10 +117,11 @@ class LongVideos:
         return key
 
     def video(self, key: str) -> OpenVideo:
-        if key not in self.opened:
-            raise UserError("this video was let go when others were opened: open it again")
-        self.opened.move_to_end(key)
-        return self.opened[key]
+        try:
+            self.opened.move_to_end(key)
+            return self.opened[key]
+        except KeyError:
+            raise UserError("this video was let go when others were opened: open it again") from None
 
     def timeline(self, key: str, words: Mapping[str, Sequence[str]]) -> Timeline:
         """What the video shows, when, among labels with the phrases that vote for each; no video is read.

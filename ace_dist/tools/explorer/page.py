@@ -31,14 +31,12 @@ FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 def build_page(explorers: Sequence[Explorer], videos: Mapping[str, Path]) -> Any:
     """Of a run, or of two that are compared. `videos`: long ones of this machine that the timeline offers."""
     first, desk = explorers[0], Desk([explorer.run for explorer in explorers])
-    config = first.config
     blocks = gr.Blocks(title=f"ace-dist: {first.name}", analytics_enabled=False, delete_cache=(600, 600))
     blocks.state_session_capacity = MOST_VISITORS
     with blocks:
         about = f"{len(first.task.classes.base)} actions trained on, {len(first.task.classes.novel)} never seen"
         gr.HTML(
-            f'<div class="ace ace-title"><h1>{escape(config.method.name)} on {escape(config.dataset.name)}</h1>'
-            f'<p class="quiet">{about}</p></div>',
+            f'<div class="ace ace-title"><h1>{escape(first.title)}</h1><p class="quiet">{about}</p></div>',
             apply_default_css=False,
         )
         with gr.Tab("Clips"):

@@ -26,6 +26,7 @@ from ace_dist.data.run_inputs import run_config
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.shards import ShardFiles
 from ace_dist.data.task import load_run_task
+from ace_dist.evaluate.palette import method_name
 from ace_dist.evaluate.protocols import encode_phrases, similarity, srt_label_sets
 from ace_dist.tools.explorer.pictures import playable, still
 from ace_dist.utils.errors import UserError
@@ -109,7 +110,8 @@ class Explorer:
         self.still = lru_cache(KEPT_STILLS)(self.read_still)
         self.files = ShardFiles(self.task.shards.folder)
         self.floor: float | None = None
-        self.name = f"{run.resolve().name} ({self.config.method.name} on {self.config.dataset.name})"
+        self.title = f"{method_name(self.config.method.name)} on {self.config.dataset.name}"
+        self.name = f"{run.resolve().name} ({self.title})"
 
     def synonyms(self, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The phrases that stand for each typed label: its tree's, or itself alone, for the user to change.

@@ -65,8 +65,7 @@ class TimelinePage:
         """A video, and its timeline under the typed labels. The model of other visitors answers meanwhile."""
         words = self.typed(view, text)
         key = opener()
-        with self.desk:
-            return self.at_first_action(replace(view, words=words, video=key, before=None))
+        return self.at_first_action(replace(view, words=words, video=key, before=None))
 
     def use_labels(self, view: TimelineView, text: str) -> TimelineView:
         words = self.typed(view, text)
@@ -80,7 +79,8 @@ class TimelinePage:
         return {label: view.words.get(label, group) for label, group in words.items()}
 
     def at_first_action(self, view: TimelineView) -> TimelineView:
-        timeline = self.videos.timeline(view.video, voting(view.words))
+        with self.desk:
+            timeline = self.videos.timeline(view.video, voting(view.words))
         first = next(timeline.actions, timeline[0])
         label = first.label or timeline.labels[0]
         return replace(view, timeline=timeline, time_s=(first.start_s + first.end_s) / 2, label=label)
@@ -162,7 +162,8 @@ def build_timeline_page(page: TimelinePage) -> None:
         """The page after a change; after a refusal as it was, with a message."""
         try:
             changed = change()
-            return changed, page.html(changed), "", ""
+            with page.desk:
+                return changed, page.html(changed), "", ""
         except UserError as error:
             return view, gr.skip(), message_html(page.desk.refusal(error)), ""
 
