@@ -55,6 +55,7 @@ def explorer(browser: Any, address: str, video: str) -> None:
     for device, width in WIDTHS.items():
         for scheme in ("light", "dark"):
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            page.set_default_timeout(180_000)  # the first answer of a page starts workers
             page.goto(address)
             for name, prepare in (
                 ("clips", clips),
@@ -102,8 +103,10 @@ def explored() -> Iterator[tuple[str, str]]:
         with subprocess.Popen([sys.executable, "-m", "ace_dist", "explore", *words], stdout=subprocess.PIPE) as server:
             assert server.stdout
             next(line for line in server.stdout if line.startswith(b"open "))
-            yield f"http://127.0.0.1:{PORT}", "job-test-000.mp4"
-            server.terminate()
+            try:
+                yield f"http://127.0.0.1:{PORT}", "job-test-000.mp4"
+            finally:
+                server.terminate()
 
 
 def main(wanted: list[str]) -> None:
