@@ -334,7 +334,8 @@ UNNAMED = """() => [...document.querySelectorAll("button, input, select, textare
     .filter(part => part.checkVisibility() && !(part.tagName == "IMG" && part.hasAttribute("alt")))
     .filter(part => !(part.getAttribute("aria-label") || part.innerText || part.title || part.labels?.length))
     .map(part => part.outerHTML.slice(0, 200))"""
-REPEATED = """() => [...document.querySelectorAll("[id]")].map(part => part.id).filter(Boolean).filter((id, i, all) => all.indexOf(id) < i)"""
+REPEATED = """() => [...document.querySelectorAll("[id]")].map(part => part.id).filter(Boolean)
+    .filter((id, i, all) => all.indexOf(id) < i)"""
 
 
 def assert_readable(page):
