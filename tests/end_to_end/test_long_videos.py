@@ -40,6 +40,8 @@ def test_segment_calibrate_correct_and_test(run, launch, jobs, tmp_path, capsys)
     names, cache = [f"{jobs}/videos/job-test-00{i}.mp4" for i in range(2)], f"cache={tmp_path / 'cache'}"
     said = launch("segment", f"run={run}", f"video={names[0]}", "actions=[lift box, tap pin]", cache).stdout
     assert "not calibrated" in said and "lift box" in said
+    with pytest.raises(UserError, match="one label alone .* ace calibrate"):
+        segment([f"run={run}", f"video={names[0]}", "actions=[lift box]", cache])
     calibrate([f"run={run}", f"videos={jobs}", "error_rate=0.2", cache])
     known = json.loads((run / "calibration.json").read_text())["known"]
     assert known["videos"] == 4 and set(known["decoders"]) == {"argmax", "viterbi", "transport"}
@@ -86,7 +88,6 @@ def test_segment_calibrate_correct_and_test(run, launch, jobs, tmp_path, capsys)
         (["actions=[lift box, tap pin]", "output=out.doc"], "chosen by the ending"),
         (["actions=[lift box, tap pin]", "stride_s=5"], "stride_s=5.0 must lie above 0 and not above 2"),
         (["procedure=gone.yaml"], "gone.yaml"),
-        (["actions=[lift box]"], "one label alone .* ace calibrate"),
         (["actions='lift box, tap pin'"], r"write several as '\[lift box, tap pin\]'"),
         ([], "actions"),
     ],
