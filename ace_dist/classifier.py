@@ -312,17 +312,17 @@ class Classifier:
         cache: Path | None = None,
         progress: Progress = lambda done_s, all_s: None,
     ) -> Timeline:
-        """What a video of any length shows, when, among `actions` (any words) or none of them.
+        """What a video of any length shows, when, among `actions` (two or more, any words) or none of them.
 
         With a `procedure` its steps are the labels, unless others are given, and the timeline says what was done
         otherwise. `decoder`: argmax, viterbi or transport; None: that of the calibration, with a procedure viterbi,
         which alone follows its order. `stride_s`: seconds between windows, None: a quarter of a training clip. `cache`:
         a folder that keeps the embeddings, so that other labels need no video. Raises `UserError` for a video that
-        cannot be read to its end, for unusable labels, and for one label alone where the model is not calibrated.
+        cannot be read to its end, and for unusable labels.
         """
         if actions is None and procedure is None:
             raise LabelError("segment needs actions=[...] or a procedure")
-        labels = self.labels_or_none(procedure.labels if actions is None and procedure else actions or ())
+        labels = self.labels(procedure.labels if actions is None and procedure else actions or ())
         calibration = self.calibration.with_decoder(decoder or ("viterbi" if procedure else None))
         embedded = embed_video(self.model, self.config, video, stride_s, cache, progress)
         return segment(self.model, self.config, embedded, labels, calibration, procedure)
@@ -341,43 +341,33 @@ class Classifier:
         """What a live stream shows now, as events: the label when it changes, and every second.
 
         `source`: a file, which is played, "-" for the standard input, "camera" or a camera's number or device, an
-        address (rtsp, http, tcp), or pairs of a time in seconds and a picture, uint8 RGB [H, W, 3]. `actions`: any
-        words. `minimum_s`: how long a label lasts at least, None: that of the calibration; a change is said
+        address (rtsp, http, tcp), or pairs of a time in seconds and a picture, uint8 RGB [H, W, 3]. `actions`: two or
+        more, any words. `minimum_s`: how long a label lasts at least, None: that of the calibration; a change is said
         that much later. `realtime=False`: a file or pipe is read as fast as it goes and no frame is left out.
         `give_up_s`: seconds without a picture after which no new try to connect is made, None: it tries for ever.
         The events end with the source, or when `stop` is set. Raises `UserError` for a source that cannot be read.
         """
         grid = WindowGrid.build(self.config.dataset.clip, stride_s)
-        labeller = Labeller(self.model, self.config, self.labels_or_none(actions), self.calibration, grid, minimum_s)
+        labeller = Labeller(self.model, self.config, self.labels(actions), self.calibration, grid, minimum_s)
         if isinstance(source, str | Path):
             return watch(labeller, LiveSource.parse(source), realtime, give_up_s, stop or threading.Event())
         return watch_frames(labeller, source)
 
-    def labels_or_none(self, actions: str | Sequence[str]) -> list[FreeLabel]:
-        """`labels` that stretches of a video may have, or none of them: one alone where the model is calibrated."""
-        labels = self.labels(actions, least=1)
-        if len(labels) == 1 and not self.calibration.is_calibrated:
-            raise LabelError(
-                f"actions=[{labels[0].label}]: one label alone is told from none of these, which this run has not "
-                "learnt; calibrate it first (ace calibrate), or give two labels to choose between"
-            )
-        return labels
-
-    def labels(self, actions: str | Sequence[str], policy: Policy | None = None, least: int = 2) -> list[FreeLabel]:
+    def labels(self, actions: str | Sequence[str], policy: Policy | None = None) -> list[FreeLabel]:
         """What stands for each action: the words of its tree where the run was trained with them, or itself alone.
 
         `policy`: what becomes of a verb without a tree, instead of `evaluation.labels_without_node`.
         """
         if not self.config.method.leaf_augmentation:
-            return free_labels(actions, None, least=least)
+            return free_labels(actions, None)
         policy = policy or cast(Policy, self.config.evaluation.labels_without_node)
-        unknown = [label.label for label in free_labels(actions, self.trees, "alone", least) if label.tree is None]
+        unknown = [label.label for label in free_labels(actions, self.trees, "alone") if label.tree is None]
         if unknown and policy != "alone":
             words = ", ".join(map(repr, unknown))
             meant = [form for label in unknown for form in base_forms(label) if known_verb(form, self.trees)]
             hint = f" (did you mean {', '.join(map(repr, meant))}?)" if meant else ""
             say_once(f"{self.trees.source} has no node for {words}{hint}; {MEANING[policy]} ({WITHOUT_NODE}={policy})")
-        return free_labels(actions, self.trees, policy, least)
+        return free_labels(actions, self.trees, policy)
 
     @torch.no_grad()
     def encode(self, video_NTCHW: Tensor) -> Tensor:

@@ -179,17 +179,17 @@ def draw_srt(actions: Sequence[Action], trees: SynonymTrees, runs: int = 10, see
 
 
 def free_labels(
-    texts: str | Sequence[str], trees: SynonymTrees | None, policy: Policy = "all_alone_when_any_is", least: int = 2
+    texts: str | Sequence[str], trees: SynonymTrees | None, policy: Policy = "all_alone_when_any_is"
 ) -> list[FreeLabel]:
     """Labels typed by a user. A verb of the trees, root or first-order child, is averaged over its synonyms.
 
     `policy` says what becomes of labels with another verb; without trees all stand alone. Raises `LabelError` for an
-    empty list, an empty label or a repeated one, and for fewer than `least`.
+    empty list, an empty label or a repeated one.
     """
     labels = [normalise(text) for text in listed_texts(texts)]
-    several = f"; write several as '[{labels[0]}]'" if len(labels) == 1 and "," in labels[0] else ""
-    if len(labels) < least or several:
-        raise LabelError(f"actions={listed_texts(texts)}: give at least two labels to choose between{several}")
+    if len(labels) < 2:
+        hint = f"; write several as '[{labels[0]}]'" if labels and "," in labels[0] else ""
+        raise LabelError(f"actions={listed_texts(texts)}: give at least two labels to choose between{hint}")
     if "" in labels or len(set(labels)) < len(labels):
         raise LabelError(
             f"actions={listed_texts(texts)}: every label must be non-empty and occur once, case, hyphens and "
@@ -199,7 +199,7 @@ def free_labels(
         return [FreeLabel(label, (label,), None) for label in labels]
     known = [known_verb(label, trees) for label in labels]
     if policy == "all_alone_when_any_is" and None in known:
-        return free_labels(labels, None, least=least)
+        return free_labels(labels, None)
     found: list[FreeLabel] = []
     for label, place in zip(labels, known, strict=True):
         phrases: tuple[str, ...] = (label,)

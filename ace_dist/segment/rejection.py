@@ -18,7 +18,6 @@ from ace_dist.utils.errors import UserError
 
 Floats = npt.NDArray[np.float64]
 RIDGE = 1.0  # weight of the squared coefficients, for standardised features
-LEAD = 1  # the place of the lead over the mean label among the features
 TEMPERATURES = (0.05, 20.0)  # factors of the model's own temperature between which the best one is looked for
 
 
@@ -39,10 +38,8 @@ class Rejection:
     prototypes: list[list[float]] = field(default_factory=list)
 
     def scores(self, embeddings_ND: Floats, cosines_NK: Floats) -> Floats:
-        """How known each window looks, [N]. Of one label alone, which leads no others, the lead says nothing."""
+        """How known each window looks, [N]; of two or more labels K."""
         features = known_features(embeddings_ND, cosines_NK, np.asarray(self.prototypes))
-        if cosines_NK.shape[1] == 1 and self.prototypes:
-            features[:, LEAD] = self.mean[LEAD]
         weights = np.asarray(self.weights)
         scores: Floats = (features - self.mean) / self.scale @ weights[:-1] + weights[-1]
         return scores
