@@ -42,6 +42,7 @@ from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, seg
 from ace_dist.utils.console import VERBOSE
 from ace_dist.utils.errors import ConfigError, UserError
 from ace_dist.utils.extras import missing_packages_named
+from ace_dist.utils.files import check_writable
 from ace_dist.utils.processes import end_with_launcher
 from ace_dist.utils.secrets import redact
 from ace_dist.utils.text import printable
@@ -224,11 +225,18 @@ def evaluate(argv: list[str]) -> None:
     """
     settings = parse_settings(argv, EvaluateSettings)
     run_dir, output = Path(settings.run), Path(settings.output) if settings.output else None
-    config = read_config(run_dir)
+    config = evaluated_config(settings)
     from ace_dist.utils.distributed import connected
 
     with connected(config.training.device, config.training.collective_timeout_s) as ranks:
         evaluate_and_report(run_dir, config, ranks, settings.dataset.shards, output, settings.evaluation.interpolate)
+
+
+def evaluated_config(settings: EvaluateSettings) -> Config:
+    """The configuration of the run. Raises an error when there is none, or when no results could be written."""
+    config = read_config(Path(settings.run))
+    check_writable(Path(settings.output or settings.run) / "results.json")
+    return config
 
 
 @dataclass
@@ -905,7 +913,7 @@ def start(argv: Sequence[str]) -> int:
     from ace_dist.cluster.ranks import default_ranks, run_ranks
 
     if name == "evaluate":
-        config = read_config(Path(split_settings(settings, EvaluateSettings)[0].run))
+        config = evaluated_config(split_settings(settings, EvaluateSettings)[0])
     else:
         config = load_run(split_settings(settings, TrainSettings)[1])
     return run_ranks([name, *settings], own.ranks or default_ranks(config))
@@ -968,7 +976,19 @@ def execute(argv: Sequence[str]) -> int:
     if help_asked(rest):
         return show_help(name, rest)
     with missing_packages_named():
-        return COMMANDS[name](rest) or 0
+        return COMMANDS[name](without_ranks(name, rest) if name in RANKED else rest) or 0
+
+
+def without_ranks(name: str, words: list[str]) -> list[str]:
+    """The words of one rank without `ranks=N`, which `ace` starts. Raises `ConfigError` when N is another number."""
+    own, others = split_settings(words, RankSettings)
+    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    if own.ranks not in (None, started) and "--cfg" not in words:
+        raise ConfigError(
+            f"ranks={own.ranks}: `ace` starts ranks, and here {started} was started without it; write "
+            f"`ace {name} ...`, or leave ranks= out and give the number to your launcher"
+        )
+    return others
 
 
 def with_home(argv: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ A folder of weights has a `SHA256SUMS` of its files, which `sha256sum -c SHA256S
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -44,6 +45,19 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise the `OSError` that `write_bytes` of this file would end in. Makes nothing, no missing folder either."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -98,6 +98,31 @@ def test_no_setting_at_all_is_the_demo_and_says_so(capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("started", [None, 2])
+def test_one_rank_takes_the_number_of_ranks_that_were_started(started, monkeypatch):
+    """`python -m ace_dist train ranks=1` shows the setting in its help; here nobody would start another number."""
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if started:
+        monkeypatch.setenv("WORLD_SIZE", str(started))
+    given: list[list[str]] = []
+    monkeypatch.setitem(cli.COMMANDS, "train", given.append)
+    cli.execute(["train", "seed=1", f"ranks={started or 1}"])
+    cli.execute(["train", "seed=1", "ranks=3", "--cfg"])
+    assert given == [["seed=1"], ["seed=1", "--cfg"]]
+    with pytest.raises(ConfigError, match=f"ranks=3: .* {started or 1} was started.*ace train"):
+        cli.execute(["train", "seed=1", "ranks=3"])
+
+
+def test_results_that_cannot_be_written_are_known_before_anything_is_computed(tmp_path, monkeypatch):
+    (tmp_path / "results.json").mkdir()
+    monkeypatch.setattr(cli, "read_config", lambda run: load_config(["seed=1"]))
+    monkeypatch.setattr(cli, "evaluate_and_report", lambda *_: pytest.fail("computed before the check"))
+    for start in (cli.execute, cli.start):
+        with pytest.raises(IsADirectoryError, match=r"results\.json"):
+            start(["evaluate", f"run={tmp_path}"])
+
+
 @pytest.mark.slow
 def test_training_before_building_names_the_command(launch, tmp_path):
     """A folder without shards, by the launcher itself."""

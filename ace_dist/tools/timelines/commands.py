@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
 from ace_dist.config import parse_settings
-from ace_dist.utils.errors import ConfigError, RunError
-from ace_dist.utils.files import write_json
+from ace_dist.utils.errors import ConfigError, DataError, RunError, listing
+from ace_dist.utils.files import check_writable, write_json
+
+if TYPE_CHECKING:
+    from ace_dist.segment.timeline import Timeline
 
 
 @dataclass
@@ -39,45 +42,69 @@ def segment(argv: list[str]) -> None:
     """
     settings = parse_settings(argv, SegmentSettings)
     from ace_dist.classifier import Classifier
-    from ace_dist.segment.formats import check_output, write_timeline
+    from ace_dist.segment.formats import write_timeline
     from ace_dist.segment.procedure import Procedure
-    from ace_dist.segment.timeline import clock
     from ace_dist.tools.timelines.videos import cache_folder, progress_bar
 
-    if len(settings.video) > 1 and (fixed := [name for name in settings.output if "*" not in name]):
-        raise ConfigError(f"output={fixed[0]} is one file for {len(settings.video)} videos; write * for their names")
-    for name in settings.output:
-        check_output(Path(name))
-        stems = [Path(video).stem for video in settings.video]
-        if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
-            raise ConfigError(
-                f"output={name}: several videos are called {twice!r}, and the last one would replace the timelines of "
-                f"the others; give them one by one, each with its own output"
-            )
+    check_outputs(settings)
     procedure = Procedure.load(settings.procedure) if settings.procedure else None
     classifier = Classifier.load(settings.run, settings.device)
     if not classifier.calibration.is_calibrated:
         print(classifier.calibration.source, flush=True)
-    cache = cache_folder(settings.cache)
+    cache, unreadable = cache_folder(settings.cache), list[str]()
     for video in settings.video:
-        with progress_bar(video) as progress:
-            timeline = classifier.segment(
-                video,
-                settings.actions,
-                procedure,
-                decoder=settings.decoder,
-                stride_s=settings.stride_s,
-                cache=cache,
-                progress=progress,
-            )
-        print(video, timeline.table(), sep="\n")
-        for each in timeline.deviations or ():
-            when = "" if each.start_s is None else f"{clock(each.start_s)}  "
-            print(f"{when}{each.kind}: {each.label} {each.note}")
+        try:
+            with progress_bar(video) as progress:
+                timeline = classifier.segment(
+                    video,
+                    settings.actions,
+                    procedure,
+                    decoder=settings.decoder,
+                    stride_s=settings.stride_s,
+                    cache=cache,
+                    progress=progress,
+                )
+        except DataError as error:  # of this video alone
+            if len(settings.video) == 1:
+                raise
+            unreadable.append(str(error))
+            print(f"{video}: left out", file=sys.stderr, flush=True)
+            continue
+        print_timeline(video, timeline)
         for name in settings.output:
             path = Path(name.replace("*", Path(video).stem))
             write_timeline(timeline, path)
             print(f"written: {path}", flush=True)
+    if unreadable:
+        raise DataError(f"{len(unreadable)} of {len(settings.video)} videos were left out:{listing(unreadable)}")
+
+
+def check_outputs(settings: SegmentSettings) -> None:
+    """Raise an error for files that could not be written when the videos are done."""
+    from ace_dist.segment.formats import check_output
+
+    if len(settings.video) > 1 and (fixed := [name for name in settings.output if "*" not in name]):
+        raise ConfigError(f"output={fixed[0]} is one file for {len(settings.video)} videos; write * for their names")
+    stems = [Path(video).stem for video in settings.video]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    for name in settings.output:
+        check_output(Path(name))
+        if twice:
+            raise ConfigError(
+                f"output={name}: several videos are called {twice!r}, and the last one would replace the timelines of "
+                f"the others; give them one by one, each with its own output"
+            )
+        for stem in stems:
+            check_writable(Path(name.replace("*", stem)))
+
+
+def print_timeline(video: str, timeline: "Timeline") -> None:
+    from ace_dist.segment.timeline import clock
+
+    print(video, timeline.table(), sep="\n")
+    for each in timeline.deviations or ():
+        when = "" if each.start_s is None else f"{clock(each.start_s)}  "
+        print(f"{when}{each.kind}: {each.label} {each.note}", flush=True)
 
 
 @dataclass
@@ -172,6 +199,7 @@ def calibrate(argv: list[str]) -> None:
     from ace_dist.tools.timelines.videos import cache_folder, calibrate_on_clips, calibrate_on_long_videos
 
     run = Path(settings.run)
+    check_writable(run / CALIBRATION)
     classifier = Classifier.from_run(run, settings.device)
     if settings.videos is None:
         calibration, known = calibrate_on_clips(classifier, run, settings.error_rate)
@@ -209,6 +237,9 @@ def evaluate_timelines(argv: list[str]) -> None:
     from ace_dist.tools.timelines.videos import cache_folder, embed_all, read_videos, root_label_sets
 
     run = Path(settings.run)
+    path = Path(settings.output) if settings.output else run / "timelines.json"
+    check_writable(path)
+    procedures = load_procedures(Path(settings.procedures)) if settings.procedures else {}
     classifier = Classifier.from_run(run, settings.device)
     if not classifier.calibration.is_calibrated:
         raise RunError(f"{run} is not calibrated; first: ace calibrate run={run} videos=...")
@@ -219,8 +250,7 @@ def evaluate_timelines(argv: list[str]) -> None:
         classifier.calibration,
         classifier.config.method.temperature,
     )
-    procedures = load_procedures(Path(settings.procedures)) if settings.procedures else {}
     results = test.evaluate(root_label_sets(classifier, run), procedures)
-    path = Path(settings.output) if settings.output else run / "timelines.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"videos": len(truths), "method": classifier.config.method.name, **results})
     print(table(results), f"written: {path}", sep="\n")
