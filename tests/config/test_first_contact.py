@@ -24,7 +24,7 @@ from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_SETTINGS = (
     *(name for name in cli.DEMO_BY_DEFAULT if name != "evaluate"), "config list", "demo", "completion", "weights get",
-    "doctor",
+    "doctor", "models",
 )  # fmt: skip
 
 
@@ -60,6 +60,7 @@ def test_every_command_has_a_launcher():
         "config list",
         "completion",
         "weights get",
+        "models",
         "synonyms senses",
         "doctor",
     }

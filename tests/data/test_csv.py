@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 from data_worlds import numbered_frames, write_video
 
-from ace_dist.config import load_config
+from ace_dist.config import DatasetConfig, load_config
 from ace_dist.data.annotations.csv import COLUMNS, build_reader, read_csv
+from ace_dist.tools.annotations import write_annotations
 from ace_dist.utils.errors import ConfigError, DataError, UserError
 
 GOOD = {
@@ -62,6 +64,38 @@ def test_an_id_depends_on_its_own_row_only(folder):
     kept = [rows[i] for i in np.random.default_rng().permutation(10)[:4]]
     for segment in read_csv(write(folder, *kept)).segments():
         assert segment.id == ids[segment.start_s]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"video": "./videos/../videos/a.mp4"},
+        {"video": "ABSOLUTE"},
+        {"start_s": "0.50", "end_s": "0:00:01.5"},
+        {"verb": "Spin", "object": "BLOCK"},
+    ],
+)
+def test_an_id_does_not_depend_on_how_a_row_says_it(change, folder, monkeypatch):
+    """Another form of the path, of a time, of a label, and of the path of the file itself: the same clip."""
+    (plain,) = read_csv(write(folder, GOOD)).segments()
+    if change.get("video") == "ABSOLUTE":
+        change = {"video": str(folder / "videos" / "a.mp4")}
+    path = write(folder, GOOD | change)
+    monkeypatch.chdir(folder)
+    assert [read_csv(file).segments()[0].id for file in (path, Path(path.name))] == [plain.id, plain.id]
+
+
+def test_the_list_that_own_writes_has_the_same_ids(folder):
+    """Its rows name the same videos from another folder; another video of the same name is another clip."""
+    whole = {"start_s": "0", "end_s": ""}
+    path = write(folder, GOOD, GOOD | {"start_s": "0.70", "verb": "Pick_Up"}, GOOD | whole | {"split": "test"})
+    before = [segment.id for segment in read_csv(path).segments()]
+    write_annotations(DatasetConfig(name="own", kind="csv", shards="", annotations=str(path)), folder / "own" / "a.csv")
+    assert [segment.id for segment in read_csv(folder / "own" / "a.csv").segments()] == before
+    (folder / "videos" / "more").mkdir()
+    (folder / "videos" / "more" / "a.mp4").write_bytes((folder / "videos" / "a.mp4").read_bytes())
+    (other,) = read_csv(write(folder, GOOD | {"video": "videos/more/a.mp4"})).segments()
+    assert other.id not in before
 
 
 @pytest.mark.parametrize(

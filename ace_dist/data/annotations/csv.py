@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
+from ace_dist.concepts import Action
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations.base import VideoReader
 from ace_dist.data.annotations.columns import check_columns, map_row, source_columns
@@ -126,12 +127,8 @@ def parse_row(path: Path, row: Row, place: str) -> Segment:
     if start_s >= end_s:
         raise DataError(f"start_s={row['start_s']} is not before end_s={row['end_s']}")
     video = find_video(path.parent, row["video"])
-    # The id says where a segment comes from, and depends on its own row alone.
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(row["video"]).stem).strip("-")[:40] or "video"
-    content = "\n".join(row[column] for column in ("video", "start_s", "end_s", "verb", "object"))
-    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     return Segment(
-        id=f"{stem}-{round(1000 * start_s):07d}-{digest}",
+        id=segment_id(path.parent, video, start_s, end_s, Action(row["verb"], row["object"])),
         video=str(video),
         start_s=start_s,
         end_s=end_s,
@@ -141,6 +138,19 @@ def parse_row(path: Path, row: Row, place: str) -> Segment:
         group=row["group"],
         origin=f"{path} {place}",
     )
+
+
+def segment_id(folder: Path, video: Path, start_s: float, end_s: float, action: Action) -> str:
+    """Says where a segment comes from, and depends on its own row alone, not on the form in which the row says it.
+
+    The video counts from the nearest folder that holds both it and the annotations: so the ids stay when a project
+    moves, and are the same in `annotations.csv` and in the `own/annotations.csv` that `ace own` writes.
+    """
+    within = [part for part in Path(os.path.relpath(video, folder)).parts if part != os.pardir]
+    times = ["" if time in (0.0, math.inf) else repr(time) for time in (start_s, end_s)]
+    content = "\n".join(["/".join(within), *times, action.verb, action.object])
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", video.stem).strip("-")[:40] or "video"
+    return f"{stem}-{round(1000 * start_s):07d}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def find_video(folder: Path, name: str) -> Path:
