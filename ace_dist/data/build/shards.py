@@ -224,10 +224,11 @@ class Build:
             return None
         shards = ShardSet.read(self.folder)
         stored, ours = shards.manifest["configuration"], self.configuration
-        if differing := sorted(key for key in {*stored, *ours} if stored.get(key) != ours.get(key)):
+        if differing := {key for key in {*stored, *ours} if stored.get(key) != ours.get(key)}:
+            named = sorted({"the annotated segments" if key.startswith("segments") else key for key in differing})
             raise DataError(
-                f"dataset.shards={self.folder} holds a build of another configuration (different: "
-                f"{', '.join(differing)}); choose another folder or delete this one"
+                f"dataset.shards={self.folder} holds a build of another configuration (different: {', '.join(named)}); "
+                f"choose another folder (of `ace own`: output=) or delete this one"
             )
         if (missing := shards.manifest["quarantined"]) and not self.allow_quarantine:
             raise DataError(
