@@ -30,8 +30,9 @@ TALLEST = 2600  # pixels of a page: its first screens
 
 
 def keep(content: bytes, path: Path) -> None:
-    Image.open(io.BytesIO(content)).convert("RGB").save(path, optimize=True)
-    print(path)
+    """As a PNG of 256 colours."""
+    Image.open(io.BytesIO(content)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
 def first_picture(browser: Any, address: str) -> None:

@@ -25,6 +25,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -106,7 +107,7 @@ class Soak:
             time.sleep(0.5)
 
     def explore(self) -> None:
-        """Two visitors at once: each loads the page, sends a video, and goes."""
+        """Two visitors at once: each loads the page, sends a video to Clips and to the Timeline, and goes."""
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(self.visit, range(2)))
 
@@ -115,17 +116,21 @@ class Soak:
 
         with httpx.Client(base_url=self.address, timeout=120) as client:
             config = json.loads(re.search(r"window\.gradio_config = (.*?);</script>", client.get("/").text, re.S)[1])
-            with self.video.open("rb") as file:
-                (path,) = client.post("/gradio_api/upload", files={"files": (f"{number}.mp4", file)}).json()
-            function = next(f for f in config["dependencies"] if any(t[1] == "upload" for t in f["targets"]))
-            data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, *[None] * (len(function["inputs"]) - 1)]
-            asked = {"data": data, "fn_index": function["id"], "session_hash": f"s{self.round}{number}"}
-            client.post("/gradio_api/queue/join", json=asked).raise_for_status()
-            with client.stream(
-                "GET", "/gradio_api/queue/data", params={"session_hash": asked["session_hash"]}
-            ) as lines:
-                ended = next(line for line in lines.iter_lines() if "process_completed" in line)
-            assert json.loads(ended.removeprefix("data: "))["success"], ended
+            uploads = [f for f in config["dependencies"] if any(t[1] == "upload" for t in f["targets"])]
+            assert len(uploads) > 1  # of Clips and the Timeline
+            for function in uploads:
+                self.upload(client, function, number)
+
+    def upload(self, client: Any, function: dict[str, Any], number: int) -> None:
+        """The soak's video, asked for two labels, as the upload button of a page sends it."""
+        with self.video.open("rb") as file:
+            (path,) = client.post("/gradio_api/upload", files={"files": (f"{number}.mp4", file)}).json()
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, None, "spin block\nlift mug"]
+        asked = {"data": data, "fn_index": function["id"], "session_hash": f"s{self.round}{number}{function['id']}"}
+        client.post("/gradio_api/queue/join", json=asked).raise_for_status()
+        with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": asked["session_hash"]}) as lines:
+            ended = next(line for line in lines.iter_lines() if "process_completed" in line)
+        assert json.loads(ended.removeprefix("data: "))["success"] and "ace-message" not in ended, ended
 
     def classify(self, run: Path) -> None:
         from ace_dist import Classifier

@@ -85,9 +85,13 @@ def encode_test(
 
 @torch.no_grad()
 def encode_phrases(model: DualEncoder, phrases: Sequence[str]) -> Tensor:
-    """Text embeddings [S, D] of phrases, float32 on the CPU, not normalised."""
-    cache = model.build_text_features(dict.fromkeys(phrases))
-    return cache.encode(cache.indices(phrases)).float().cpu()
+    """Text embeddings [S, D] of phrases, float32 on the CPU, not normalised; `phrase_cache` has those of before."""
+
+    def encode(phrases: Sequence[str]) -> Tensor:
+        features = model.build_text_features(dict.fromkeys(phrases))
+        return features.encode(features.indices(phrases)).float().cpu()
+
+    return model.phrase_cache.encode(phrases, encode) if model.phrase_cache else encode(phrases)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.spacetime import SpaceTimeTower
 from ace_dist.models.text import TextTower
 from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
-from ace_dist.models.text_features import TextFeatureCache
+from ace_dist.models.text_features import PhraseCache, TextFeatureCache
 from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.text_open_clip import OpenClipTextTower
 from ace_dist.models.timesformer import TimeSformer
@@ -35,6 +35,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.video = build_video_tower(video)
         self.text = build_text_tower(text)
+        self.phrase_cache: PhraseCache | None = None  # of whoever asks a model that trains no more again and again
         similarity = similarity or SimilarityConfig()
         self.similarity = Spotting(similarity, video.embed_dim) if similarity.spotting else Similarity(similarity)
 

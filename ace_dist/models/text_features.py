@@ -1,9 +1,13 @@
 """The text feature cache: what does not train of every phrase, computed once, so that a step gathers and completes it.
 
+And whole embeddings of phrases, for a model that trains no more.
+
 Shapes: n rows of the cache, E embedding width.
 """
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -76,3 +80,29 @@ class TextFeatureCache:
     @property
     def memory_mib(self) -> float:
         return sum(part.numel() * part.element_size() for part in self.frozen) / 2**20
+
+
+class PhraseCache:
+    """The embeddings [E] of the phrases that were asked for last, at most `most`; threads may share it.
+
+    For a model whose weights do not change: they would make it stale.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.lock = most, threading.Lock()
+        self.kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    def encode(self, phrases: Sequence[str], encode: Callable[[Sequence[str]], Tensor]) -> Tensor:
+        """Embeddings [n, E] of phrases; `encode` is called for the new ones alone, each once."""
+        distinct = dict.fromkeys(phrases)
+        with self.lock:
+            found = {phrase: self.kept[phrase] for phrase in distinct if phrase in self.kept}
+        if new := [phrase for phrase in distinct if phrase not in found]:
+            found |= {phrase: row.clone() for phrase, row in zip(new, encode(new), strict=True)}
+        with self.lock:
+            for phrase in distinct:
+                self.kept[phrase] = found[phrase]
+                self.kept.move_to_end(phrase)
+            while len(self.kept) > self.most:
+                self.kept.popitem(last=False)
+        return torch.stack([found[phrase] for phrase in phrases])

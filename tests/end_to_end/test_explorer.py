@@ -20,6 +20,7 @@ from ports import free_port
 from test_own_videos import render_video
 
 from ace_dist.data.run_inputs import KEPT
+from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.tools.explorer import answer
 from ace_dist.tools.explorer.clip_page import ClipPage, View
 from ace_dist.tools.explorer.desk import Desk
@@ -126,6 +127,30 @@ def test_phrases_have_a_limit_too(explorer):
     words = {f"spin block {label}": [f"turn {label} {word}" for word in range(100)] for label in range(100)}
     with pytest.raises(UserError, match="10000 phrases are more than 3000"):
         explorer.look(explorer.test_clip(explorer.tests[0].id), words)
+
+
+def test_a_changed_word_encodes_new_phrases_alone(explorer, jobs, monkeypatch):
+    """On the timeline and of a clip; a CPU takes almost a second for the phrases of 40 labels."""
+    encoded, build = [], DualEncoder.build_text_features
+    monkeypatch.setattr(
+        DualEncoder,
+        "build_text_features",
+        lambda self, phrases: encoded.extend(found := list(phrases)) or build(self, found),
+    )
+    videos = LongVideos(explorer, offered_videos(str(jobs)))
+    page = TimelinePage(videos, Desk([explorer.run]))
+    view = page.open(
+        page.opening(), "fold towel\nlift mug", lambda: videos.open_offered(*videos.offered, lambda a, b: None)
+    )
+    page.html(view)
+    every = {phrase for group in view.words.values() for phrase, _ in group}
+    assert len(encoded) == len(set(encoded)) and set(encoded) <= every and "fold towel" in encoded
+    encoded.clear()
+    view = page.press(page.press(view, "label", "fold towel"), "add", "origami towel")
+    assert encoded == ["origami towel"] and page.html(view)
+    page.html(page.press(view, "word", "origami towel"))
+    explorer.look(explorer.test_clip(explorer.tests[0].id), {"fold towel": ["fold towel"], "x": ["origami towel"]})
+    assert encoded == ["origami towel"]
 
 
 @pytest.fixture(scope="module")
@@ -482,9 +507,13 @@ PAYLOADS = {
 }
 
 
+HOSTILE_JOB = "<img src=x onerror=alert(18)>.mp4"
+SECOND_RUN = "<img src=x onerror=alert(19)>"
+
+
 @pytest.fixture
-def hostile(run_dir, tmp_path):
-    """A run and shards of somebody who puts mark-up, scripts and addresses wherever a name stands."""
+def hostile(run_dir, jobs, tmp_path):
+    """Two runs, shards and a long video of somebody who puts mark-up, scripts and addresses wherever a name stands."""
     shutil.copytree(run_dir, tmp_path / "run")
     shutil.copytree(run_dir.parent / "shards", tmp_path / "shards")
     files = (tmp_path / "shards" / "manifest.json", *(tmp_path / "run" / "inputs").glob("*.json"))
@@ -511,16 +540,26 @@ def hostile(run_dir, tmp_path):
     assert "  name: tabletop\n" in text and "  name: ace\n" in text
     text = text.replace("  name: tabletop\n", f"  name: {name}\n").replace("  name: ace\n", f"  name: {name}\n")
     config.write_text(text.partition("\n")[2])  # without the checksum in its first line
+    shutil.copytree(tmp_path / "run", tmp_path / SECOND_RUN)
+    (tmp_path / "jobs").mkdir()
+    shutil.copy(jobs / "job-test-000.mp4", tmp_path / "jobs" / HOSTILE_JOB)
     return tmp_path
 
 
+def assert_text_alone(page):
+    """No name of a stranger's became mark-up."""
+    assert page.locator(f"[src*='{LEAK}'], [href*='{LEAK}'], [src='x'], iframe, [onerror], [onfocus]").count() == 0
+
+
 def test_a_hostile_run_in_a_browser(hostile, phone, tmp_path_factory):
-    """Clips, labels, words, the robustness test, the concept map, an upload: no request leaves, no script runs."""
+    """Clips, labels, words, the robustness test, an upload, the timeline of a video, the concept map, a second run: no
+    request leaves, no script runs."""
     page, dialogs, stopped = phone, [], []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page.on("requestfailed", lambda request: stopped.append(request.url) if request.failure == "csp" else None)
     scratch = tmp_path_factory.mktemp("hostile-scratch")
-    with served(hostile / "run", scratch, f"dataset.shards={hostile / 'shards'}") as address:
+    settings = f"dataset.shards={hostile / 'shards'}", f"compare={hostile / SECOND_RUN}", f"videos={hostile / 'jobs'}"
+    with served(hostile / "run", scratch, *settings) as address:
         page.goto(address)
         page.locator(".ace-gallery button", has_text=PAYLOADS["box"]).first.click()
         page.locator("#ace-look", has_text=PAYLOADS["box"]).wait_for()
@@ -534,7 +573,45 @@ def test_a_hostile_run_in_a_browser(hostile, phone, tmp_path_factory):
         render_video(video, seconds=2.5, size=(64, 64), rate=12)
         page.locator("input[type=file]").first.set_input_files(str(video))
         page.get_by_text("Your video").wait_for()
-        assert page.locator(f"[src*='{LEAK}'], [href*='{LEAK}'], [src='x'], iframe").count() == 0, "a name is mark-up"
+        assert_text_alone(page)
+
+        page.get_by_role("tab", name="Timeline").click()
+        page.get_by_label("Labels to find").fill(labels)
+        page.get_by_label("A video of this machine").click()
+        page.get_by_role("option", name=HOSTILE_JOB).click()
+        shown = page.locator("#ace-timeline")
+        shown.wait_for()
+        shown.locator(".ace-segments button").last.click()
+        shown.locator(".ace-segments li:last-child button[aria-pressed=true]").wait_for()
+        field = shown.locator("form input")
+        field.fill(PAYLOADS["cone"])
+        field.press("Enter")
+        shown.locator(".ace-chips button", has_text="import").first.wait_for()
+        shown.locator(".ace-cells.thin").wait_for()
+        with page.expect_download() as download:
+            shown.get_by_role("button", name="CSV").click()
+        assert download.value.suggested_filename.endswith(".csv")
+        page.locator("input[type=file]").nth(1).set_input_files(str(video))
+        shown.locator(".ace-cells.thin").wait_for(state="detached")
+        assert_text_alone(page)
+
+        page.get_by_role("tab", name="Concepts").click()
+        maps = page.locator("svg.ace-map")
+        maps.nth(1).wait_for()
+        for mark in maps.first.locator("path").all()[-3:]:
+            mark.hover(force=True)
+            page.locator(".ace-tip:visible").wait_for()
+            mark.click(force=True)
+        page.locator(".ace-actions button[aria-pressed=true]", has_text=PAYLOADS["box"]).first.click()
+        page.wait_for_function("document.querySelectorAll('.ace-actions [aria-pressed=true]').length == 7")
+        assert_text_alone(page)
+
+        page.get_by_role("tab", name="Two runs").click()
+        page.locator(".ace-answer.two .ace-verdict:visible").nth(1).wait_for()
+        page.locator(".ace-scores th", has_text=SECOND_RUN).wait_for()
+        page.locator(".ace-gallery button:visible", has_text=PAYLOADS["plate"]).first.click()
+        page.locator("#ace-both .ace-clip", has_text=PAYLOADS["plate"]).wait_for()
+        assert_text_alone(page)
         assert page.foreign == []
         # Were a name to become mark-up after all, the policy would stop what it asks for.
         markup = "".join(payload for payload in PAYLOADS.values()) + f"<img src=x onerror=fetch('{LEAK}/17')>"

@@ -7,7 +7,7 @@ from ace_dist.config import TextConfig
 from ace_dist.models import text
 from ace_dist.models.dual_encoder import build_text_tower
 from ace_dist.models.text_clip import ClipTextTower
-from ace_dist.models.text_features import TextFeatureCache
+from ace_dist.models.text_features import PhraseCache, TextFeatureCache
 from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.utils.errors import ModelError
 
@@ -116,3 +116,25 @@ def test_released_weights_cost_nothing_and_come_back_for_new_phrases(changes, dt
         assert layers_run or sum(held.values()) < used + 1000
         assert sum(p.numel() for p in encoder.parameters()) == count
     assert encoder.released_parameters() and all(p.isnan().all() for p in encoder.released_parameters().values())
+
+
+def test_kept_phrases_are_encoded_once():
+    """Each new phrase once, whatever order it is asked in; the oldest goes beyond the bound, and comes back right."""
+    encoder, asked = tower(), []
+
+    def encode(phrases):
+        asked.extend(phrases)
+        return encoder(list(phrases)).detach()
+
+    cache = PhraseCache(3)
+    for phrases, new in (
+        (["a", "b", "a"], ["a", "b"]),
+        (["b", "c", "a"], ["c"]),
+        (["d"], ["d"]),  # b, the oldest, goes
+        (["a", "c", "d"], []),
+        (["b"], ["b"]),
+        (["a", "b", "c", "d", "e"], ["a", "e"]),  # more than are kept: answered all the same
+    ):
+        torch.testing.assert_close(cache.encode(phrases, encode), encoder(phrases), rtol=1e-4, atol=1e-5)
+        assert asked == new and len(cache.kept) <= 3
+        asked.clear()

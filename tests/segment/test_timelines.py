@@ -18,6 +18,7 @@ from ace_dist.segment.decoders import NAMES, DecoderConfig
 from ace_dist.segment.embed import EmbeddedVideo
 from ace_dist.segment.formats import FORMS, write_timeline
 from ace_dist.segment.labelled import LabelledVideo, labelled_videos
+from ace_dist.segment.page import palette
 from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.protocol import TimelineTest
 from ace_dist.segment.rejection import Rejection
@@ -205,3 +206,11 @@ def test_two_videos_of_one_name_do_not_share_a_file():
     """The second timeline would replace the first without a word."""
     with pytest.raises(ConfigError, match=r"output=out/\*\.csv: several videos are called 'cam'.* one by one"):
         commands.segment(["run=runs/none", "video=[a/cam.mp4, b/cam.mp4]", "actions=[lift box]", "output=out/*.csv"])
+
+
+@pytest.mark.parametrize("seen", [{0, 8}, {0, 8, 16, 3}, set(range(0, 16, 2))])
+def test_labels_that_are_seen_have_colours_of_their_own(seen):
+    """Also the first and the ninth of many; eight can be told apart."""
+    labels = tuple(f"spin block {place}" for place in range(20))
+    fills = palette(labels, tuple(place in seen for place in range(20)))
+    assert len({fills[labels[place]] for place in seen}) == len(seen) and set(fills) == set(labels)

@@ -40,7 +40,10 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
 from multiprocessing.connection import Connection
 connection = Connection(int(sys.argv[1]))
-sys.path, function = connection.recv()
+try:
+    sys.path, function = connection.recv()
+except (EOFError, OSError):
+    sys.exit(1)  # the parent has ended meanwhile
 from ace_dist.data.build.isolation import serve
 serve(connection, function)
 """

@@ -75,5 +75,6 @@ def serve(
 
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
         address = f"http://{HOST}:{port}{f'/?token={secret}' if token else ''}"
+        listener.listen()  # who opens the address at once waits for the page and is not refused
         print(f"open {address} in a browser of this machine; Ctrl-C ends it", flush=True)
         uvicorn.Server(settings).run(sockets=[listener])

@@ -28,6 +28,7 @@ from ace_dist.data.shards import ShardFiles
 from ace_dist.data.task import load_run_task
 from ace_dist.evaluate.palette import method_name
 from ace_dist.evaluate.protocols import encode_phrases, similarity, srt_label_sets
+from ace_dist.models.text_features import PhraseCache
 from ace_dist.tools.explorer.pictures import playable, still
 from ace_dist.utils.errors import UserError
 
@@ -106,6 +107,7 @@ class Explorer:
                 self.tests.append(TestClip(record.key, str(classes[label]), base))
         own = self.classifier.labels([*dict.fromkeys(sum(self.splits().values(), ()))], policy="alone")
         self.most_phrases = max(MOST_PHRASES, sum(len(label.phrases) for label in own))
+        self.classifier.model.phrase_cache = PhraseCache(2 * self.most_phrases)  # of a question and of the one before
         self.encoded_test_clip = lru_cache(KEPT_CLIPS)(self.encode_test_clip)
         self.still = lru_cache(KEPT_STILLS)(self.read_still)
         self.files = ShardFiles(self.task.shards.folder)

@@ -31,16 +31,16 @@ def bar_html(timeline: Timeline, chosen: int, before: Timeline | None) -> str:
     )
     was = ""
     if before is not None:
-        was = f'<p class="quiet ace-was">before the last change</p>{cells_html(before, None)}'
+        was = f'<p class="quiet ace-was">before the last change</p>{cells_html(before, None, timeline)}'
     return (
-        f'{cells_html(timeline, chosen)}<p class="ace-ticks quiet" aria-hidden="true">{ticks}</p>{was}'
+        f'{cells_html(timeline, chosen, timeline)}<p class="ace-ticks quiet" aria-hidden="true">{ticks}</p>{was}'
         f'<ul class="ace-legend">{legend}<li><i class="none"></i>none of these</li>'
         '<li><i class="unsure"></i>uncertain</li></ul>'
     )
 
 
-def cells_html(timeline: Timeline, chosen: int | None) -> str:
-    """A cell a segment, hatched where it is uncertain; it can be pressed when one is `chosen`.
+def cells_html(timeline: Timeline, chosen: int | None, coloured: Timeline) -> str:
+    """A cell a segment, hatched where it is uncertain; it can be pressed when one is `chosen`. Colours of `coloured`.
 
     The list of segments says the same to a screen reader and to the keyboard.
     """
@@ -50,7 +50,7 @@ def cells_html(timeline: Timeline, chosen: int | None) -> str:
         style = f"left:{left:.2f}%;width:{max(right - left, 0.05):.2f}%"
         kinds = ["none"] * (part.label is None) + ["chosen"] * (number == chosen)
         if part.label is not None:
-            fill = colour(timeline, part.label)
+            fill = colour(coloured, part.label)
             style += f";background-color:{fill};color:{'#fff' if fill in DARK else '#000'}"
             kinds += ["unsure"] * part.uncertain
         asks = f' data-do="segment" data-value="{number}"' if chosen is not None else ""
