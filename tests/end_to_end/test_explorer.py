@@ -602,7 +602,7 @@ def test_a_hostile_run_in_a_browser(hostile, phone, tmp_path_factory):
             mark.hover(force=True)
             page.locator(".ace-tip:visible").wait_for()
             mark.click(force=True)
-        page.locator(".ace-actions button[aria-pressed=true]", has_text=PAYLOADS["box"]).first.click()
+        page.locator(".ace-actions button[aria-pressed=true]", has_text=PAYLOADS["plate"]).first.click()
         page.wait_for_function("document.querySelectorAll('.ace-actions [aria-pressed=true]').length == 7")
         assert_text_alone(page)
 
