@@ -14,16 +14,8 @@ from ace_dist.data.loader.long_video import stream_thumbnails
 from ace_dist.evaluate.palette import BLUE, GREEN, OLIVE, ORANGE, PLUM, PURPLE, SKY, VERMILLION
 from ace_dist.segment.timeline import NONE, Timeline, clock
 
-COLOURS = (
-    BLUE,
-    ORANGE,
-    GREEN,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    OLIVE,
-    PLUM,
-)  # of labels; from the ninth that is seen on they repeat
+# Of labels; from the ninth that is seen on they repeat.
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, OLIVE, PLUM)
 THUMBNAILS = 80  # the most that a page holds; longer timelines show those of their longest segments
 CURVE_POINTS = 600  # of a curve: the largest probability of each stretch
 WIDTH, ROW = 1000, 40  # of a drawing, in its own units, stretched to the page
@@ -43,19 +35,16 @@ def to_html(timeline: Timeline, stills: Stills | None = None) -> str:
 
 
 def colour(timeline: Timeline, label: str | None) -> str:
-    seen = {part.label for part in timeline}
-    return (
-        "#dddddd" if label is None else palette(timeline.labels, tuple(name in seen for name in timeline.labels))[label]
-    )
+    return "#dddddd" if label is None else palette(timeline.labels, timeline.seen)[label]
 
 
 @lru_cache(16)
 def palette(labels: tuple[str, ...], seen: tuple[bool, ...]) -> dict[str, str]:
     """Label -> colour. Labels that are `seen` have no colour twice while there are enough of them."""
     chosen: dict[str, str] = {}
-    for place in sorted(range(len(labels)), key=lambda place: not seen[place]):
-        own, free = COLOURS[place % len(COLOURS)], [fill for fill in COLOURS if fill not in chosen.values()]
-        chosen[labels[place]] = own if own in free or not free else free[0]
+    for k in sorted(range(len(labels)), key=lambda k: not seen[k]):
+        own, free = COLOURS[k % len(COLOURS)], [fill for fill in COLOURS if fill not in chosen.values()]
+        chosen[labels[k]] = own if own in free or not free else free[0]
     return chosen
 
 

@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import overload
 
@@ -60,6 +61,12 @@ class Timeline(Sequence[TimedSegment]):
 
     def __len__(self) -> int:
         return len(self.segments)
+
+    @cached_property
+    def seen(self) -> tuple[bool, ...]:
+        """Whether each label has a segment."""
+        found = {part.label for part in self.segments}
+        return tuple(label in found for label in self.labels)
 
     @property
     def actions(self) -> Iterator[TimedSegment]:
