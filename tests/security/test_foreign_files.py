@@ -129,7 +129,7 @@ def test_no_text_is_waited_for_or_read_without_end(tmp_path):
     with (tmp_path / "large").open("wb") as file:
         file.truncate(LARGEST_FILE + 1)  # takes no space
     for name, said in (("pipe", "no plain file"), ("zero", "no plain file"), ("latin", "not UTF-8"), ("gone", "exist"),
-                       ("large", "more than"), (".", "no plain file")):  # fmt: skip
+                       ("large", "more than"), (".", "is a folder")):  # fmt: skip
         with pytest.raises(DataError, match=said):
             read_text(tmp_path / name, DataError)
 
