@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 from ace_dist.concepts import Action, SynonymTrees
 
 ROOT = Path(__file__).resolve().parents[1]
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell hands it to what it starts with `&`
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C in the processes that they start
 
 
 def pytest_collection_modifyitems(config, items):

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -173,9 +174,12 @@ def served(argv, folder, environment):
     """The page opens, and Ctrl-C ends it."""
     command = [sys.executable, *argv]
     with subprocess.Popen(command, cwd=folder, env=os.environ | environment, text=True, stdout=subprocess.PIPE) as page:
+        late = threading.Timer(300, page.kill)
+        late.start()
         said = []
         for line in page.stdout:
             said.append(line)
             if "http://127.0.0.1:" in line:
                 page.send_signal(signal.SIGINT)
+        late.cancel()
         assert page.wait(60) in (0, 130) and any("http://127.0.0.1:" in line for line in said), said
