@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from ace_dist.evaluate.examples import Entry, hits, same_clips
 
@@ -57,6 +56,8 @@ def paired_interval(gain: Any, groups: Sequence[str]) -> tuple[float, float, int
     Clips of one group resemble each other, so the deviation is that of the groups' sums (cluster-robust, with the
     factor G / (G - 1) and Student's t of G - 1). One group alone tells nothing of others: its clips count one by one.
     """
+    from scipy.stats import t as student_t  # of an extra: classifying needs none
+
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     if member.max() == 0:
         member = np.arange(len(gain))
