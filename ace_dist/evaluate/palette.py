@@ -26,6 +26,7 @@ METHODS = {  # name of a method in results and `runs.csv` -> what readers know i
     "ace_no_shadow": ("ACE without shadow negatives", BLUE),
     "ace_no_random": ("ACE without random labels", BLUE),
     "ace_no_fixed": ("ACE without fixed labels", BLUE),
+    "ace_sigmoid": ("ACE with a sigmoid loss", BLUE),
     "pretrained_not_fine_tuned": ("before fine-tuning", "#808080"),
     "random_timesformer_ace": ("ACE from random video weights", BLUE),
     "random_timesformer_procvlr": ("ProcVLR from random video weights", ORANGE),
