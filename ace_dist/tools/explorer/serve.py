@@ -32,10 +32,10 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def measure(explorer: Any) -> None:
+def measure(explorer: Any, ended: threading.Event) -> None:
     """While the page is already there: what is usual for base clips, by which it says "none of these"."""
     try:
-        explorer.measure_floor()
+        explorer.measure_floor(ended)
     except UserError as error:
         print(f"the cosines of base clips are not known: {error}", flush=True)
 
@@ -68,13 +68,20 @@ def serve(
         secret = secrets.token_urlsafe(24) if token else ""
         offered, explorers = offered_videos(videos), [Explorer(run, device, shards) for run in runs]
         page = build_app(build_page(explorers, offered), largest_upload_mb)
-        for explorer in explorers:
-            threading.Thread(target=measure, args=(explorer,), daemon=True).start()
+        ended = threading.Event()
+        measuring = [threading.Thread(target=measure, args=(explorer, ended)) for explorer in explorers]
         app = Guard(page, folder, largest_upload_mb, secret)
         import uvicorn  # comes with gradio, whose absence the page's import explains
 
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
         address = f"http://{HOST}:{port}{f'/?token={secret}' if token else ''}"
         listener.listen()  # who opens the address at once waits for the page and is not refused
-        print(f"open {address} in a browser of this machine; Ctrl-C ends it", flush=True)
-        uvicorn.Server(settings).run(sockets=[listener])
+        for thread in measuring:
+            thread.start()
+        try:
+            print(f"open {address} in a browser of this machine; Ctrl-C ends it", flush=True)
+            uvicorn.Server(settings).run(sockets=[listener])
+        finally:  # torch aborts a process that ends while another thread computes
+            ended.set()
+            for thread in measuring:
+                thread.join()

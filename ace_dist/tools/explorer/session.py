@@ -3,6 +3,7 @@
 Shapes: V views of a clip, T frames, S phrases, D width.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -232,15 +233,19 @@ class Explorer:
         (scores_VK,) = similarity(self.classifier.model, clip.embeddings, [groups], 1.0)
         return np.asarray(scores_VK.double().mean(0, keepdim=True).numpy())
 
-    def measure_floor(self) -> None:
-        """`floor`: the cosine that base clips of the test split reach with their own label, but for a share."""
+    def measure_floor(self, ended: threading.Event | None = None) -> None:
+        """`floor`: the cosine that base clips of the test split reach with their own label, but for a share.
+
+        It stops without one once the page has `ended`.
+        """
         base = [test for test in self.tests if test.base]
         labels = self.classifier.labels(self.splits()[True], policy="alone")
         words = {label.label: label.phrases for label in labels}
-        found = [
-            float(self.cosines(self.encode_test_clip(test.id), [words[test.action]])[0, 0])
-            for test in base[:: max(1, len(base) // FLOOR_CLIPS)][:FLOOR_CLIPS]
-        ]
+        found = []
+        for test in base[:: max(1, len(base) // FLOOR_CLIPS)][:FLOOR_CLIPS]:
+            if ended is not None and ended.is_set():
+                return
+            found.append(float(self.cosines(self.encode_test_clip(test.id), [words[test.action]])[0, 0]))
         if found:
             self.floor = float(np.quantile(found, FLOOR_SHARE))
 
