@@ -34,7 +34,7 @@ def test_every_setting_of_the_page_is_one():
 
 
 def test_every_equation_method_table_and_figure_is_on_the_page():
-    """The numbered equations that the code must hold, all methods but the ablations and our own, all tables and figures."""
+    """The numbered equations that the code holds, the methods of the paper, all tables and figures."""
     assert set(re.findall(r"^\| Eq\. (\d)", PAGE, re.MULTILINE)) == set("3456789")
     for method in choices("method"):
         assert f"configs/method/{method}.yaml" in PAGE or method.startswith(("ace_no_", "ace_sigmoid")), method
