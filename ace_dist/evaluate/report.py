@@ -106,14 +106,15 @@ def write_report(
     run = read_run(folder, output)
     others = compared_before(run) if compare is None else compare
     rows = table_rows(run, others)
-    guesses = {name: read_guesses(one) for name, one in zip(list(rows)[1:], others, strict=True)}
-    guesses = {next(iter(rows)): Guessed(run.base, run.novel, run.srt), **guesses}
+    ours, *names = rows
+    guesses = {ours: Guessed(run.base, run.novel, run.srt)}
+    guesses |= {name: read_guesses(other) for name, other in zip(names, others, strict=True)}
     frames = Frames.of_run(folder, shards)
     css = svg.theme_css([*rows])
     sections = [
         wordings_section(guesses, frames),
         srt_section(run, rows),
-        *example_sections(run, next(iter(rows)), frames),
+        *example_sections(run, ours, frames),
         class_section(run),
         gzsl_section(rows),
         space_section(run),
@@ -124,6 +125,21 @@ def write_report(
         write_json(run.output / COMPARED, {"runs": [os.path.relpath(other, run.output) for other in compare]})
     for figure in itertools.chain.from_iterable(section.figures for section in sections):
         write_figure(figure, run.output / "figures", css)
+    path = run.output / "report.html"
+    write_text(path, page_html(run, rows, guesses, sections, frames, css))
+    return path
+
+
+def page_html(
+    run: Run,
+    rows: Mapping[str, Results],
+    guesses: Mapping[str, Guessed],
+    sections: Sequence[Section],
+    frames: Frames,
+    css: str,
+) -> str:
+    ours, chance = next(iter(rows)), chance_row(run)
+    classes = class_rows(run, frames)  # the frames' problem, if any, is known only then
     templates = Environment(
         loader=PackageLoader("ace_dist.evaluate"),
         autoescape=True,
@@ -131,7 +147,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = templates.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         run=run,
         css=Markup(css),  # nosec B704: colours and names of our own
         method=method_name(run.results["method"]),
@@ -139,21 +155,16 @@ def write_report(
         verdict=" ".join(verdict_sentences(run, rows, guesses, frames)),
         facts=facts(run, rows),
         rows=rows,
-        random=chance_row(run),
-        notes=[
-            note if name == next(iter(rows)) else f"{name}: {note}" for name in rows for note in rows[name]["notes"]
-        ],
+        random=chance,
+        notes=[note if name == ours else f"{name}: {note}" for name in rows for note in rows[name]["notes"]],
         sections=sections,
-        classes=class_rows(run, frames),
+        classes=classes,
         problem=frames.problem,
         distances=group_distances(run.space),
-        together={name: results for name, results in {**rows, "Random": chance_row(run)}.items() if results["gzsl"]},
+        together={name: results for name, results in {**rows, "Random": chance}.items() if results["gzsl"]},
         srt=list(zip(run.results["srt"]["runs"], run.srt, strict=True)) if run.srt else [],
         environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
     )
-    path = run.output / "report.html"
-    write_text(path, text)
-    return path
 
 
 def compared_before(run: Run) -> list[Path]:
