@@ -19,11 +19,11 @@ from sklearn.manifold import TSNE
 from typing_extensions import TypedDict
 
 from ace_dist.evaluate import svg
-from ace_dist.evaluate.caveats import chance_scores
+from ace_dist.evaluate.caveats import chance_scores, predicted_runs
 from ace_dist.evaluate.examples import Example, Frames, confident_mistakes, disagreements, same_clips, wordings_example
 from ace_dist.evaluate.metrics import class_f1, concept_distances, confusion_matrix
 from ace_dist.evaluate.palette import METHODS, method_name
-from ace_dist.evaluate.run_files import ConceptSpace, Guessed, Run, read_guesses, read_results, read_run
+from ace_dist.evaluate.run_files import ConceptSpace, Run, read_predictions, read_results, read_run
 from ace_dist.evaluate.verdict import against, tested, verdict
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_json, write_text
@@ -32,6 +32,7 @@ from ace_dist.utils.tables import csv_text
 
 FloatArray = npt.NDArray[np.float64]
 Results = Mapping[str, Any]  # as in results.json
+Predicted = Mapping[str, Any]  # as in predictions.json
 TSNE_SEED = 0
 TSNE_LEAST = 4  # phrases; scikit-learn's perplexity must stay below their number
 MAPPED_ACTIONS = 24  # of a concept map: more names hide each other, and t-SNE takes a minute for 4,000 phrases
@@ -107,8 +108,8 @@ def write_report(
     others = compared_before(run) if compare is None else compare
     rows = table_rows(run, others)
     ours, *names = rows
-    guesses = {ours: Guessed(run.base, run.novel, run.srt)}
-    guesses |= {name: read_guesses(other) for name, other in zip(names, others, strict=True)}
+    guesses: dict[str, Predicted] = {ours: {"base": run.base, "novel": run.novel, "srt": run.srt}}
+    guesses |= {name: read_predictions(other) for name, other in zip(names, others, strict=True)}
     frames = Frames.of_run(folder, shards)
     css = svg.theme_css([*rows])
     sections = [
@@ -133,7 +134,7 @@ def write_report(
 def page_html(
     run: Run,
     rows: Mapping[str, Results],
-    guesses: Mapping[str, Guessed],
+    guesses: Mapping[str, Predicted],
     sections: Sequence[Section],
     frames: Frames,
     css: str,
@@ -178,8 +179,8 @@ def compared_before(run: Run) -> list[Path]:
         other = Path(os.path.normpath(run.output / name))
         try:
             table_rows(run, [other])
-            theirs = read_guesses(other)
-            for ours, entry in ((run.base, theirs.base), (run.novel, theirs.novel)):
+            theirs = read_predictions(other)
+            for ours, entry in ((run.base, theirs["base"]), (run.novel, theirs["novel"])):
                 if ours and entry:
                     same_clips(ours["ids"], entry)
         except RunError as error:
@@ -236,23 +237,19 @@ def facts(run: Run, rows: Mapping[str, Results]) -> dict[str, str]:
 
 
 def verdict_sentences(
-    run: Run, rows: Mapping[str, Results], guesses: Mapping[str, Guessed], frames: Frames
+    run: Run, rows: Mapping[str, Results], guesses: Mapping[str, Predicted], frames: Frames
 ) -> list[str]:
     """The verdict on the run, its difference to each other one, and the number of seeds."""
     ours, *others = rows
-    sentences = [verdict(ours, {"chance": chance_row(run), **without_null(run.results)})]
+    sentences = [verdict(ours, {**run.results, "chance": run.results["chance"] or chance_row(run)})]
     part = tested(run.results)
     if part is None:
         return sentences
     for other in others:
-        mine, theirs = (guesses[name].entries(part) for name in (ours, other))
+        mine, theirs = (predicted_runs(guesses[name], part) for name in (ours, other))
         if mine and len(mine) == len(theirs):
-            sentences.append(against(ours, mine, other, theirs, frames.group))
+            sentences.append(against(mine, other, theirs, frames.group))
     return [*sentences, "This is one seed; others give other numbers."]
-
-
-def without_null(results: Results) -> dict[str, Any]:
-    return {key: value for key, value in results.items() if key != "chance" or value is not None}
 
 
 def table_rows(run: Run, compare: Sequence[Path]) -> dict[str, Results]:
@@ -297,9 +294,9 @@ def group_distances(space: ConceptSpace) -> dict[str, list[dict[str, float]]]:
 
 
 # --------------------------------------------------------------------------------------------------------- sections
-def wordings_section(guesses: Mapping[str, Guessed], frames: Frames) -> Section:
+def wordings_section(guesses: Mapping[str, Predicted], frames: Frames) -> Section:
     """One clip, the same action in several wordings, and how every model votes."""
-    models = {name: found.srt for name, found in guesses.items() if found.srt}
+    models = {name: found["srt"] for name, found in guesses.items() if found["srt"]}
     title = "One clip, three wordings"
     if len(models) < len(guesses) or (found := wordings_example(models, frames)) is None:
         return Section(title, "The test holds no novel action under several label sets, so there is nothing to show.")

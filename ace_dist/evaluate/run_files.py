@@ -123,20 +123,6 @@ class ConceptSpace:
 
 
 @dataclass(frozen=True)
-class Guessed:
-    """Entries of `predictions.json`; None and empty when the test split shows no such action."""
-
-    base: dict[str, Any] | None
-    novel: dict[str, Any] | None
-    srt: list[dict[str, Any]]
-
-    def entries(self, part: str) -> list[dict[str, Any]]:
-        """Of `part`, of which the SRT has one a label set."""
-        found = getattr(self, part)
-        return found if isinstance(found, list) else [found] if found else []
-
-
-@dataclass(frozen=True)
 class Run:
     folder: Path
     tested: Path  # the folder of its results
@@ -190,11 +176,6 @@ def read_predictions(folder: Path) -> dict[str, Any]:
         if part is not None:
             check_predictions(part, f"{path}: {name}")
     return predictions
-
-
-def read_guesses(folder: Path) -> Guessed:
-    predictions = read_predictions(folder)
-    return Guessed(predictions["base"], predictions["novel"], predictions["srt"])
 
 
 def read_results(folder: Path) -> dict[str, Any]:

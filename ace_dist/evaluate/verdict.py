@@ -38,7 +38,7 @@ def tested(results: Mapping[str, Any]) -> str | None:
     return next((part for part, (key, _, _) in PARTS.items() if results[key] is not None), None)
 
 
-def against(name: str, ours: Sequence[Entry], other: str, theirs: Sequence[Entry], group: Callable[[str], str]) -> str:
+def against(ours: Sequence[Entry], other: str, theirs: Sequence[Entry], group: Callable[[str], str]) -> str:
     """A sentence on the difference of two runs over the same clips and label sets, with its paired interval."""
     ids = ours[0]["ids"]
     rows = same_clips(ids, theirs[0])
