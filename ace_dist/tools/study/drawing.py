@@ -101,15 +101,16 @@ def best_of(methods: Mapping[str, Sequence[StudyRow]]) -> str:
         if found:
             best = max(found, key=lambda method: found[method].mean)
             others = [mean.mean for method, mean in found.items() if method != best]
-            second = (
-                f"; the others {min(others):.1f} to {max(others):.1f}"
-                if len(others) > 1
-                else f", the other {others[0]:.1f}"
-                if others
-                else ""
-            )
-            return f"Best {words}: {row_name(best)}, {found[best]} %{second}"
+            return f"Best {words}: {row_name(best)}, {found[best]} %{beside_the_best(others)}"
     return "Nothing was tested"
+
+
+def beside_the_best(others: Sequence[float]) -> str:
+    if not others:
+        return ""
+    if len(others) == 1:
+        return f", the other {others[0]:.1f}"
+    return f"; the others {min(others):.1f} to {max(others):.1f}"
 
 
 def draw_interval(axes: Axes, values: Sequence[float], y: float, colour: str) -> None:
