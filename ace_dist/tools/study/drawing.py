@@ -21,6 +21,7 @@ SCORES = {
     "srt_accuracy_mean": "SRT mean",
     "srt_accuracy_std": "SRT spread",
 }
+GAINS = {score: name for score, name in SCORES.items() if score != "base_accuracy"}  # of a forest plot
 SMALLER_IS_BETTER = "srt_accuracy_std"
 LINES = {  # score of a curve -> its name and colour
     "base_accuracy": ("base", LIGHT.base),
@@ -155,17 +156,13 @@ def trend(points: Mapping[float, Sequence[StudyRow]], axis: str) -> str:
 
 
 def gains_figure(gains: Mapping[str, Mapping[str, Difference]], ours: str, theirs: str) -> Figure:
-    """A forest plot: a row a setting, a panel a score, the paired difference with its interval and its number.
+    """A forest plot: a row a setting, a panel a score, the paired difference with its interval.
 
     The colour says whether the interval leaves out 0, and to which side. Rows stand by their gain in the SRT's mean.
     """
     first = "srt_accuracy_mean"
     order = sorted(gains, key=lambda name: gains[name][first].mean if first in gains[name] else -np.inf)[::-1]
-    scores = [
-        score
-        for score in ("novel_accuracy", first, SMALLER_IS_BETTER)
-        if any(score in pairs for pairs in gains.values())
-    ]
+    scores = [score for score in GAINS if any(score in pairs for pairs in gains.values())]
     note = (
         f"Dot: mean of the differences paired by seed. Bar: their Student's {LEVEL:.0%} interval. Blue: better, "
         "orange-red: worse, grey: the interval holds 0. Of the spread, smaller is better."

@@ -9,13 +9,11 @@ from pathlib import Path
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.palette import method_name
-from ace_dist.tools.study.drawing import gains_figure
+from ace_dist.tools.study.drawing import GAINS, gains_figure
 from ace_dist.tools.study.report import PAIRED_NOTE, markdown_table
 from ace_dist.tools.study.rows import Difference, StudyRow, paired_difference, read_rows
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_text
-
-GAINS = {"novel_accuracy": "novel", "srt_accuracy_mean": "SRT mean", "srt_accuracy_std": "SRT spread"}
 
 Cell = tuple[str, ...]  # a value for each key of the grid
 
