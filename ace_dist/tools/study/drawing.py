@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.figures import Style
 from ace_dist.evaluate.palette import BLUE, LIGHT, METHODS, SKY, VERMILLION, method_colours, method_name, stem
-from ace_dist.tools.study.rows import LEVEL, Difference, StudyRow, mean_interval, mean_over
+from ace_dist.tools.study.rows import LEVEL, Difference, StudyRow, by_method, mean_interval, mean_over, scored
 
 SCORES = {
     "base_accuracy": "base",
@@ -55,9 +55,7 @@ def draw_study(
 
     `curves`: axis label -> number -> method; one of fewer than two points is not drawn.
     """
-    methods: dict[str, list[StudyRow]] = {}
-    for row in rows:
-        methods.setdefault(row.method, []).append(row)
+    methods = by_method(rows)
     drawings = {"scores": scores_figure(methods, chance)}
     for number, (axis, names) in enumerate(curves.items(), start=1):
         points = {x: methods[method] for x, method in sorted(names.items()) if method in methods}
@@ -69,9 +67,7 @@ def draw_study(
 
 def scores_figure(methods: Mapping[str, Sequence[StudyRow]], chance: Mapping[str, float]) -> Figure:
     """A panel a score, a row a method: a dot a seed, the mean and its interval."""
-    scores = [
-        score for score in SCORES if any(row.scores[score] is not None for rows in methods.values() for row in rows)
-    ]
+    scores = scored(SCORES, methods)
     shown = {method: rows for method, rows in methods.items() if method != "random"} or dict(methods)
     title, note = best_of(shown), NOTE + (" Of the spread, smaller is better." if SMALLER_IS_BETTER in scores else "")
     figure, axes = figures.panels(9.6, 1.5 + 0.36 * len(shown), max(len(scores), 1), title, note)

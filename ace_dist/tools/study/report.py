@@ -15,11 +15,13 @@ from ace_dist.tools.study.rows import (
     Finished,
     PlannedRun,
     StudyRow,
+    by_method,
     gather,
     mean_over,
     merge_rows,
     paired_difference,
     read_rows,
+    scored,
     write_rows,
 )
 from ace_dist.tools.study.tables import load_table, table_names
@@ -95,9 +97,7 @@ def study_page(
 
     `concepts`: the lines of `concept_table`. Raises `RunError` when no row is of the reference.
     """
-    methods: dict[str, list[StudyRow]] = {}
-    for row in rows:
-        methods.setdefault(row.method, []).append(row)
+    methods = by_method(rows)
     if reference not in methods:
         raise RunError(f"reference={reference} has no finished run; there are {', '.join(methods)}")
     lines = [f"# {rows[0].experiment}", "", NOTE, "", *summary_table(methods), ""]
@@ -132,11 +132,6 @@ def summary_table(methods: Mapping[str, Sequence[StudyRow]]) -> list[str]:
         body.append([row_name(method), len(rows), *(means[score] or "-" for score in scores), *hm])
     names = [*(f"hm {metric}" for metric in METRICS), *(f"gzsl hm {metric}" for metric in METRICS)]
     return markdown_table(["method", "n", *(s.replace("_", " ") for s in scores), *names[: len(hm)]], body)
-
-
-def scored(scores: Iterable[str], methods: Mapping[str, Sequence[StudyRow]]) -> list[str]:
-    """Those of `scores` that some row has: runs of before lack the later ones."""
-    return [s for s in scores if any(row.scores[s] is not None for rows in methods.values() for row in rows)]
 
 
 def difference_table(methods: Mapping[str, Sequence[StudyRow]], reference: str) -> list[str]:

@@ -183,6 +183,18 @@ def read_rows(path: Path) -> list[StudyRow]:
     return rows
 
 
+def by_method(rows: Iterable[StudyRow]) -> dict[str, list[StudyRow]]:
+    methods: dict[str, list[StudyRow]] = {}
+    for row in rows:
+        methods.setdefault(row.method, []).append(row)
+    return methods
+
+
+def scored(scores: Iterable[str], methods: Mapping[str, Sequence[StudyRow]]) -> list[str]:
+    """Those of `scores` that some row has: runs of before lack the later ones."""
+    return [s for s in scores if any(row.scores[s] is not None for rows in methods.values() for row in rows)]
+
+
 def merge_rows(old: Sequence[StudyRow], new: Sequence[StudyRow]) -> list[StudyRow]:
     """Both, a new row in the place of an old one of the same experiment, method and seed."""
     return list({(row.experiment, row.method, row.seed): row for row in [*old, *new]}.values())
