@@ -74,6 +74,9 @@ def test_rows_come_back_and_a_run_has_one_row(tmp_path):
     path.write_text(path.read_text().replace("91.0000", "many"))
     with pytest.raises(RunError, match="line 2"):
         read_cell_rows(path)
+    path.write_text(",".join(COLUMNS) + "\nc\n")
+    with pytest.raises(RunError, match="line 2"):
+        read_cell_rows(path)
     path.write_text("cell,method\n")
     with pytest.raises(RunError, match="expected the columns cell,experiment"):
         read_cell_rows(path)

@@ -102,6 +102,9 @@ def test_rows_are_replaced_by_their_key_and_survive_the_disk(tmp_path):
     assert earlier[0].scores["srt_f1_std"] == 1.0
     assert {r.scores["gzsl_area"] for r in earlier} == {None}
     assert "gzsl" not in study_page(earlier[:1], "a").split("## Difference")[0].splitlines()[4]
+    path.write_text(",".join(FIELDS) + "\na\n")  # cut off, as by a full disk
+    with pytest.raises(RunError, match=r"runs\.csv, line 2: "):
+        read_rows(path)
     path.write_text("method,seed\n")
     with pytest.raises(RunError, match="expected the columns experiment,method"):
         read_rows(path)

@@ -6,10 +6,10 @@ Everything is in percent. A pair is two runs of one seed: the same clips in the 
 import csv
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -42,6 +42,7 @@ SCORES = {  # columns of runs.csv -> place in results.json
 FIELDS = ("experiment", "method", "seed", *SCORES)
 EARLIER_FIELDS = FIELDS[: -len(LATER_PARTS)]
 LEVEL = 0.95
+Line = TypeVar("Line")  # of a CSV file
 Finished = dict[str, list[tuple[Path, dict[str, Any]]]]  # method -> folders of its runs and their results
 
 
@@ -165,22 +166,47 @@ def commit_and_hardware(folder: Path) -> str:
 # --------------------------------------------------------------------------------------------------------- runs.csv
 def read_rows(path: Path) -> list[StudyRow]:
     """The lines of `runs.csv`; none without such a file. Raises `RunError` for other columns or bad numbers."""
+
+    def parse(line: Mapping[str, str]) -> StudyRow:
+        experiment, method = unguarded(line["experiment"]), unguarded(line["method"])
+        return StudyRow(experiment, method, int(line["seed"]), parse_scores(line, SCORES))
+
+    return read_lines(path, (FIELDS, EARLIER_FIELDS), parse)
+
+
+def read_lines(
+    path: Path, headers: Sequence[tuple[str, ...]], parse: Callable[[Mapping[str, str]], Line]
+) -> list[Line]:
+    """What `parse` makes of each line of a CSV file with one of the `headers`; nothing without such a file.
+
+    A line that is too short has empty cells at its end. Raises `RunError` for another header, and naming the line for
+    one of which `parse` raises `ValueError`.
+    """
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) not in (FIELDS, EARLIER_FIELDS):
-            raise RunError(f"{path}: expected the columns {','.join(FIELDS)}, found {reader.fieldnames}")
-        rows = []
-        for number, line in enumerate(reader, start=2):
-            try:
-                scores = {name: float(line[name]) if line.get(name) else None for name in SCORES}
-                rows.append(
-                    StudyRow(unguarded(line["experiment"]), unguarded(line["method"]), int(line["seed"]), scores)
-                )
-            except (TypeError, ValueError) as error:
-                raise RunError(f"{path}, line {number}: {error}") from error
-    return rows
+        reader = csv.DictReader(file, restval="")
+        if tuple(reader.fieldnames or ()) not in headers:
+            raise RunError(f"{path}: expected the columns {','.join(headers[0])}, found {reader.fieldnames}")
+        try:
+            return [parse(line) for line in reader]
+        except ValueError as error:
+            raise RunError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def parse_scores(line: Mapping[str, str], names: Iterable[str]) -> dict[str, float | None]:
+    """A number for each name, `None` where the cell is empty or an earlier file has no such column."""
+    return {name: float(cell) if (cell := line.get(name)) else None for name in names}
+
+
+def score_cells(values: Iterable[float | None]) -> list[str]:
+    """With four decimals; empty for `None`."""
+    return ["" if value is None else f"{value:.4f}" for value in values]
+
+
+def write_lines(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, csv_text([header, *lines]))
 
 
 def by_method(rows: Iterable[StudyRow]) -> dict[str, list[StudyRow]]:
@@ -202,12 +228,8 @@ def merge_rows(old: Sequence[StudyRow], new: Sequence[StudyRow]) -> list[StudyRo
 
 def write_rows(rows: Sequence[StudyRow], path: Path) -> None:
     """Write `runs.csv`, scores with four decimals."""
-    lines: list[Sequence[object]] = [FIELDS]
-    for row in rows:
-        scores = ["" if value is None else f"{value:.4f}" for value in (row.scores[name] for name in SCORES)]
-        lines.append([row.experiment, row.method, row.seed, *scores])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, csv_text(lines))
+    lines = ([row.experiment, row.method, row.seed, *score_cells(row.scores[name] for name in SCORES)] for row in rows)
+    write_lines(path, FIELDS, lines)
 
 
 # ---------------------------------------------------------------------------------------------------------- numbers

@@ -3,7 +3,6 @@
 `runs.csv` has the columns of the tabletop study, with `cell` before them and the last validation behind, in percent.
 """
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from ace_dist.tools.study.rows import FIELDS, LEVEL, SCORES
+from ace_dist.tools.study.rows import FIELDS, LEVEL, SCORES, parse_scores, read_lines, score_cells, write_lines
 from ace_dist.utils.errors import RunError
-from ace_dist.utils.files import write_text
-from ace_dist.utils.tables import csv_text, unguarded
+from ace_dist.utils.tables import unguarded
 
 SIGNALS = (
     "validation_accuracy",
@@ -67,35 +65,18 @@ class Correlation:
 
 def read_cell_rows(path: Path) -> list[CellRow]:
     """Rows of `runs.csv`, none when there is no such file. Raises `RunError` naming a line that is no row."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise RunError(f"{path}: expected the columns {','.join(COLUMNS)}, found {reader.fieldnames}")
-        try:
-            return [
-                CellRow(
-                    unguarded(line["cell"]),
-                    unguarded(line["experiment"]),
-                    unguarded(line["method"]),
-                    int(line["seed"]),
-                    {name: float(line[name]) if line[name] else None for name in (*SCORES, *SIGNALS)},
-                )
-                for line in reader
-            ]
-        except (TypeError, ValueError) as error:
-            raise RunError(f"{path}, line {reader.line_num}: {error}") from error
+
+    def parse(line: Mapping[str, str]) -> CellRow:
+        cell, experiment, method = (unguarded(line[name]) for name in ("cell", "experiment", "method"))
+        return CellRow(cell, experiment, method, int(line["seed"]), parse_scores(line, (*SCORES, *SIGNALS)))
+
+    return read_lines(path, [COLUMNS], parse)
 
 
 def write_cell_rows(rows: Sequence[CellRow], path: Path) -> None:
     """Write `runs.csv`, scores with four decimals; of two rows of one run the later one."""
-    lines: list[Sequence[object]] = [COLUMNS]
-    for row in {row.key: row for row in rows}.values():
-        values = [row.scores.get(name) for name in (*SCORES, *SIGNALS)]
-        lines.append([*row.key, *("" if value is None else f"{value:.4f}" for value in values)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, csv_text(lines))
+    kept = {row.key: row for row in rows}.values()
+    write_lines(path, COLUMNS, ([*row.key, *score_cells(map(row.scores.get, (*SCORES, *SIGNALS)))] for row in kept))
 
 
 def rank_correlations(rows: Sequence[CellRow], resamples: int = 2000, seed: int = 0) -> dict[str, Correlation]:
