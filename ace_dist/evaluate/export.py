@@ -26,7 +26,7 @@ from ace_dist.concepts import SynonymTrees
 from ace_dist.config import Config, assets_dir, read_config, resolve_path, to_yaml
 from ace_dist.data.run_inputs import KEPT, PATHS, read_inputs, replaced, run_config
 from ace_dist.data.task import load_test_trees
-from ace_dist.evaluate.licences import is_non_commercial, start_licences
+from ace_dist.evaluate.licences import binding_licence, start_licences
 from ace_dist.evaluate.run_files import read_results, read_run_object
 from ace_dist.evaluate.runs import interpolated, results_table, trained_model
 from ace_dist.models.build import check_size
@@ -197,8 +197,8 @@ def model_card(config: Config, results: dict[str, Any], provenance: dict[str, An
         f"- {name}: {markdown(facts['file'])}, {markdown(facts.get('licence_of_released_files', unknown))}"
         for name, facts in provenance["started_from"].items()
     )
-    binding = [text for text in (provenance.get("licences") or {}).values() if is_non_commercial(text)]
-    starts += f"\n\n**Not for commercial use**: {markdown(binding[0])}." if binding else ""
+    binding = binding_licence(provenance["licences"])
+    starts += f"\n\n**Not for commercial use**: {markdown(binding)}." if binding else ""
     method, dataset = markdown(config.method.name), markdown(config.dataset.name)
     clip, note = config.dataset.clip, weights_note(config)
     return f"""---

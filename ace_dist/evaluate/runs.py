@@ -96,10 +96,8 @@ def evaluate_run(
 
             results, predictions = evaluate(config, task, predict)
             loader.close()
-    if config.evaluation.scorer != "chance" and (note_licence := licence_note(run)):
-        results["notes"].append(note_licence)
-    if config.evaluation.scorer != "chance" and (note_steps := too_few_steps(run, config)):
-        results["notes"].append(note_steps)
+    if config.evaluation.scorer != "chance":
+        results["notes"] += filter(None, (licence_note(run), too_few_steps(run, config)))
     with safe_open(run / "model" / "trained.safetensors", "pt") as file:  # which weights it holds, in words
         results |= {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
     if interpolate is not None:
