@@ -91,8 +91,8 @@ class ClipPage:
         presses: dict[str, Callable[[], View]] = {
             "clip": lambda: self.choose(view, value),
             "label": lambda: replace(view, label=value) if value in view.words else view,
-            "word": lambda: replace(view, words=switched(view.words, self.shown_label(view), value)),
-            "add": lambda: replace(view, words=added(view.words, self.shown_label(view), value)),
+            "word": lambda: self.change_words(view, switched, value),
+            "add": lambda: self.change_words(view, added, value),
             "every": lambda: replace(view, every=True),
             "robustness": lambda: replace(view, robustness=True),
             "action": lambda: replace(view, shelf=Shelf(value)),
@@ -102,18 +102,22 @@ class ClipPage:
             raise UserError("the page has no such button: load it again")
         changed = presses[do]()
         self.looks(changed)  # refuses words that cannot be compared
-        if do in ("word", "add"):  # the words stay in sight when the ranking changes
-            changed = replace(changed, label=self.shown_label(view))
         return changed
+
+    def change_words(self, view: View, change: Callable[[Words, str, str], Words], phrase: str) -> View:
+        """Of the label that is shown, which stays in sight when the ranking changes."""
+        label = self.shown_label(view)
+        return replace(view, words=change(view.words, label, phrase), label=label)
 
     def looks(self, view: View) -> list[Look]:
         pairs = zip(self.explorers, view.clips, strict=False)
         return [explorer.look(clip, voting(view.words)) for explorer, clip in pairs] if view.words else []
 
-    def shown_label(self, view: View) -> str:
-        looks = self.looks(view)
-        if view.label in view.words:
-            return str(view.label)
+    def shown_label(self, view: View, looks: Sequence[Look] | None = None) -> str:
+        """Whose words are shown. `looks`: of the view, where they are known."""
+        if view.label is not None and view.label in view.words:
+            return view.label
+        looks = self.looks(view) if looks is None else looks
         return looks[0].labels[0].label if looks else next(iter(view.words), "")
 
     # ---------------------------------------------------------------------------------------------------- as HTML
@@ -127,7 +131,7 @@ class ClipPage:
                 "a clip or upload a video of one action" if view.words else "labels: write at least two of them below"
             )
             return f'<div class="ace"><p>Choose {what}.</p></div>'
-        shown, truth = self.shown_label(view), view.test.action if view.test else None
+        shown, truth = self.shown_label(view, looks), view.test.action if view.test else None
         runs = "".join(self.run_html(k, look, shown, truth, view.every) for k, look in enumerate(looks))
         more = self.robustness(view) if len(looks) == 1 else ""
         words = answer.words_html(shown, view.words, looks)
