@@ -1,6 +1,6 @@
 """Concepts: the phrases of the run's actions in the plane, before and after training; one colour an action."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from html import escape
@@ -157,19 +157,18 @@ def build_map_page(page: MapPage, tab: Any) -> None:
     state, maps = gr.State(page.opening()), part('<div class="ace"><p>The map is being drawn.</p></div>')
     message = gr.HTML("", apply_default_css=False)
 
-    def show(view: MapView) -> tuple[Any, ...]:
+    def show(view: MapView, change: Callable[[], MapView]) -> tuple[Any, ...]:
+        """The page after a change; after a refusal as it was, with a message."""
         try:
             with page.desk:
-                return view, page.html(view), ""
+                changed = change()
+                return changed, page.html(changed), ""
         except UserError as error:
             return view, gr.skip(), message_html(page.desk.refusal(error))
 
     def press(view: MapView, event: gr.EventData) -> tuple[Any, ...]:
-        try:
-            return show(page.press(view, *asked(event._data)))
-        except UserError as error:
-            return view, gr.skip(), message_html(page.desk.refusal(error))
+        return show(view, lambda: page.press(view, *asked(event._data)))
 
     shown = [state, maps, message]
-    tab.select(show, [state], shown)
+    tab.select(lambda view: show(view, lambda: view), [state], shown)
     maps.select(press, [state], shown, show_progress="hidden")
