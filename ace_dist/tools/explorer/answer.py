@@ -13,10 +13,10 @@ from ace_dist.tools.explorer.words import Words
 
 FIRST_LABELS = 8  # that are shown before the others are asked for
 FRAMES = 8  # that are shown of those that the model saw
-KINDS = {True: ("base", "trained on"), False: ("novel", "never trained on"), None: ("", "")}
+KINDS = {True: ("base", "trained on"), False: ("novel", "never trained on")}
 
 
-def kind_html(base: bool | None) -> str:
+def kind_html(base: bool) -> str:
     name, words = KINDS[base]
     return f'<span class="kind {name}">{words}</span>'
 
