@@ -47,6 +47,9 @@ from ace_dist.utils.reading import read_object, read_text
 from ace_dist.utils.secrets import redact, redacted
 from ace_dist.utils.text import markdown
 
+NEEDED = ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors")
+OPTIONAL = (PAIR, "attributes.txt", "tokenizer.json")  # read where an export has them
+
 
 def export_run(run: Path, output: Path, interpolate: float | None = None) -> None:
     """Write a finished run as a folder that needs nothing else. Raises `RunError` when there is one already.
@@ -105,21 +108,21 @@ def export_run(run: Path, output: Path, interpolate: float | None = None) -> Non
 
 def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
     """Configuration and model of an exported folder. Raises `RunError` naming what is missing."""
-    needed: tuple[str, ...] = ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors")
-    needed += tuple(name for name in (PAIR, "tokenizer.json") if (folder / name).is_file())
-    for name in needed:
+    for name in NEEDED:
         if not (folder / name).is_file():
             raise RunError(f"{folder / name} does not exist: {folder} is no export (`ace export` makes one)")
-    if not check_checksums(folder, needed, "copy the folder anew, or export its run again"):
+    files = {name: folder / name for name in (*NEEDED, *OPTIONAL) if (folder / name).is_file()}
+    if not check_checksums(folder, files, "copy the folder anew, or export its run again"):
         say_once(f"{folder} has no {CHECKSUMS}: it is used unchecked, as by the version that exported it")
     config = read_config(folder)
-    attributes = str(folder / "attributes.txt") if (folder / "attributes.txt").is_file() else None
+    attributes, tokenizer = (
+        str(files[name]) if name in files else None for name in ("attributes.txt", "tokenizer.json")
+    )
     similarity = replace(config.model.similarity, attributes=attributes)
-    tokenizer = str(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
     text = replace(config.model.text, tokenizer=tokenizer)
-    dataset = replace(config.dataset, synonyms=str(folder / "synonyms.json"))
+    dataset = replace(config.dataset, synonyms=str(files["synonyms.json"]))
     config = replace(config, dataset=dataset, model=replace(config.model, text=text, similarity=similarity))
-    check_size(config.model, [folder / name for name in needed if name.endswith(".safetensors")])
+    check_size(config.model, [path for path in files.values() if path.suffix == ".safetensors"])
     model = DualEncoder(config.model.video, config.model.text, similarity)
     load_encoders(model, folder)
     return config, model

@@ -147,6 +147,14 @@ def test_what_is_neither_a_folder_nor_on_the_hub(hub, on_hub):
     assert not hub.asked("GET", "safetensors")
 
 
+@pytest.mark.parametrize("name", ["attributes.txt", "tokenizer.json"])
+def test_a_file_that_the_checksums_do_not_list_is_not_read(exported, tmp_path, name):
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    (folder / name).write_text("{}")
+    with pytest.raises(UserError, match=rf"{name} is missing, or \S+SHA256SUMS, which lists it, is damaged"):
+        Classifier.from_pretrained(folder)
+
+
 def cache():
     from huggingface_hub import constants
 
