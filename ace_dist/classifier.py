@@ -1,9 +1,7 @@
 """A trained model in use: any video and any action labels in, probabilities out."""
 
-import base64
 import copy
 import html
-import io
 import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +14,6 @@ from typing import Any, BinaryIO, Self, cast, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from ace_dist.concepts import FreeLabel, LabelSet, Policy, SynonymTrees, free_labels
@@ -40,6 +37,7 @@ from ace_dist.segment.timeline import Timeline
 from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import DataError, LabelError, ModelError
+from ace_dist.utils.pictures import data_uri, png
 
 SHOWN = 8  # frames that a result keeps
 
@@ -90,7 +88,7 @@ class Classification(Mapping[str, float]):
 
     def _repr_html_(self) -> str:
         """Frames and table, as a notebook shows them."""
-        pictures = "".join(f'<img src="data:image/png;base64,{png(frame)}">' for frame in self._frames())
+        pictures = "".join(f'<img src="{data_uri("image/png", png(frame))}">' for frame in self._frames())
         return f"<div>{pictures}</div><pre>{html.escape(self.table())}</pre>"
 
     def _frames(self) -> list[NDArray[np.uint8]]:
@@ -120,12 +118,6 @@ class Classification(Mapping[str, float]):
         if self.fits is False:
             lines.append("none of these: the video is less like any label than actions of the training are like theirs")
         return "\n".join(lines)
-
-
-def png(frame: NDArray[np.uint8]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
 
 
 class Classifier:

@@ -3,8 +3,6 @@
 Each is chosen by a rule that the page states, never by hand.
 """
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ace_dist.data.build.container import ClipInMemory
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.run_inputs import run_config
 from ace_dist.data.shards import ClipRecord, ShardFiles, ShardSet
 from ace_dist.utils.errors import RunError, UserError
+from ace_dist.utils.pictures import data_uri, jpeg
 
 SHOWN_LABELS = 3  # votes of a clip that are shown, and the true label's
 WORDINGS = 3
@@ -80,7 +78,8 @@ class Frames:
         times = [record.segment_start_s + length * (index + 0.5) / count for index in range(count)]
         try:
             clip = ClipInMemory(self.files.read(record))
-            return tuple(map(data_uri, (frame_at(clip, record, time) for time in times)))
+            pictures = (frame_at(clip, record, time) for time in times)
+            return tuple(data_uri("image/jpeg", jpeg(picture, JPEG_QUALITY)) for picture in pictures)
         except UserError as error:
             self.problem = f"Some frames are not shown: {error}"
             return ()
@@ -94,12 +93,6 @@ def frame_at(clip: ClipInMemory, record: ClipRecord, time_s: float) -> npt.NDArr
     start = min(time_s, (record.frames - 1) / record.fps)
     window = read_window(clip, start, start + 1 / record.fps, fps=record.fps, short_side=SHORT_SIDE)
     return next(iter(window.frames))
-
-
-def data_uri(picture: npt.NDArray[np.uint8]) -> str:
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, format="JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
 def probabilities(entry: Entry) -> npt.NDArray[np.float64]:

@@ -1,6 +1,5 @@
 """The report of a finished run: one HTML page that works offline, its figures, and their numbers."""
 
-import base64
 import itertools
 import json
 import os
@@ -27,6 +26,7 @@ from ace_dist.evaluate.run_files import ConceptSpace, Run, read_predictions, rea
 from ace_dist.evaluate.verdict import against, tested, verdict
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_json, write_text
+from ace_dist.utils.pictures import data_uri
 from ace_dist.utils.reading import Text, check_shape, read_object, read_yaml
 from ace_dist.utils.tables import csv_text
 
@@ -199,7 +199,7 @@ def write_figure(figure: Figure, folder: Path, css: str) -> None:
     for name, text in files.items():
         write_text(folder / name, text)
         kind = "image/svg+xml" if name.endswith(".svg") else "text/csv"
-        figure.links[name] = f"data:{kind};base64,{base64.b64encode(text.encode()).decode('ascii')}"
+        figure.links[name] = data_uri(kind, text.encode())
 
 
 # ------------------------------------------------------------------------------------------------- names and table rows

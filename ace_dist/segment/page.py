@@ -1,18 +1,16 @@
 """One HTML page of a timeline that works offline: segments with thumbnails, a curve a label, the job's checklist."""
 
-import base64
 import html
-import io
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ace_dist.data.loader.long_video import stream_thumbnails
 from ace_dist.evaluate.palette import BLUE, GREEN, OLIVE, ORANGE, PLUM, PURPLE, SKY, VERMILLION
 from ace_dist.segment.timeline import NONE, Timeline, clock
+from ace_dist.utils.pictures import data_uri, jpeg
 
 # Of labels; from the ninth that is seen on they repeat.
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, OLIVE, PLUM)
@@ -127,9 +125,7 @@ def segment_list(timeline: Timeline, stills: Stills | None) -> str:
     chosen = sorted(by_length[:THUMBNAILS])
     times = [(timeline[i].start_s + timeline[i].end_s) / 2 for i in chosen]
     shown = stills(times) if stills else thumbnails(Path(timeline.video), times)
-    pictures = {
-        i: f"data:image/jpeg;base64,{base64.b64encode(still).decode()}" for i, still in zip(chosen, shown, strict=True)
-    }
+    pictures = {i: data_uri("image/jpeg", still) for i, still in zip(chosen, shown, strict=True)}
     entries = []
     for number, part in enumerate(timeline):
         name = html.escape(part.label or NONE)
@@ -145,12 +141,7 @@ def segment_list(timeline: Timeline, stills: Stills | None) -> str:
 
 def thumbnails(video: Path, times_s: Sequence[float]) -> list[bytes]:
     """For each time the frame shown then, as JPEG."""
-    found = []
-    for picture in stream_thumbnails(video, times_s):
-        out = io.BytesIO()
-        Image.fromarray(picture).save(out, "JPEG", quality=70)
-        found.append(out.getvalue())
-    return found
+    return [jpeg(picture, quality=70) for picture in stream_thumbnails(video, times_s)]
 
 
 PAGE = """<!doctype html>

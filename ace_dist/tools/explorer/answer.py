@@ -6,10 +6,10 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from ace_dist.tools.explorer.markup import button, data_uri
-from ace_dist.tools.explorer.pictures import jpeg
+from ace_dist.tools.explorer.markup import button
 from ace_dist.tools.explorer.session import Clip, Look
 from ace_dist.tools.explorer.words import Words
+from ace_dist.utils.pictures import data_uri, jpeg
 
 FIRST_LABELS = 8  # that are shown before the others are asked for
 FRAMES = 8  # that are shown of those that the model saw

@@ -7,8 +7,9 @@ from html import escape
 from itertools import zip_longest
 
 from ace_dist.tools.explorer.answer import kind_html
-from ace_dist.tools.explorer.markup import button, data_uri
+from ace_dist.tools.explorer.markup import button
 from ace_dist.tools.explorer.session import TestClip
+from ace_dist.utils.pictures import data_uri
 
 SHOWN = 16  # at once
 

@@ -15,9 +15,9 @@ from ace_dist.segment.page import Stills, thumbnails
 from ace_dist.segment.segmenter import decode, window_similarities
 from ace_dist.segment.timeline import Timeline
 from ace_dist.segment.windows import WindowGrid
-from ace_dist.tools.explorer.pictures import jpeg
 from ace_dist.tools.explorer.session import Explorer
 from ace_dist.utils.errors import ConfigError, UserError
+from ace_dist.utils.pictures import jpeg
 
 LONGEST_VIDEO_S = 2 * 3600.0  # 30 MB of embeddings at two windows a second
 KEPT_VIDEOS = 8  # opened ones in memory, of all visitors; the oldest go first

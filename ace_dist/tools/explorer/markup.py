@@ -1,6 +1,5 @@
 """Pieces of HTML that all pages are made of: every word of a user or of a run is escaped, nothing is loaded."""
 
-import base64
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -20,10 +19,6 @@ def button(text: str, do: str, value: str, pressed: bool | None = None, **attrib
         given["aria-pressed"] = str(pressed).lower()
     written = " ".join(f'{name}="{escape(text)}"' for name, text in given.items())
     return f"<button {written}>{text}</button>"
-
-
-def data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def message_html(text: str) -> str:

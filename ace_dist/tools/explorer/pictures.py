@@ -5,21 +5,14 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from ace_dist.data.build.container import ClipInMemory
 from ace_dist.data.build.decode import read_window
+from ace_dist.utils.pictures import jpeg
 
 STILL_SIDE = 96  # pixels
 FILM_SIDE = 360
 FILM_S = 60.0  # as long as an action may last
-
-
-def jpeg(picture_HWC: npt.NDArray[np.uint8], quality: int = 75) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture_HWC).save(file, "JPEG", quality=quality)
-    return file.getvalue()
 
 
 def still(stored: bytes) -> bytes:

@@ -8,8 +8,9 @@ from ace_dist.evaluate.palette import BLUE, OLIVE, PLUM
 from ace_dist.segment.page import WIDTH, colour, curve, place
 from ace_dist.segment.timeline import NONE, TimedSegment, Timeline, clock
 from ace_dist.tools.explorer.answer import chips_html
-from ace_dist.tools.explorer.markup import button, data_uri
+from ace_dist.tools.explorer.markup import button
 from ace_dist.tools.explorer.words import Words
+from ace_dist.utils.pictures import data_uri
 
 FRAMES = 6  # of a segment
 DARK = (BLUE, OLIVE, PLUM)  # colours of labels on which white can be read
