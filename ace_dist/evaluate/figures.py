@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from ace_dist.evaluate.palette import LIGHT
 from ace_dist.utils.files import write_bytes
+from ace_dist.utils.text import cut
 
 Style = dict[str, Any]  # keyword arguments of matplotlib
 
@@ -62,4 +63,4 @@ def chance_line(axes: Axes, value: float, upright: bool) -> None:
 
 def short(name: str, width: int) -> str:
     """A label cut to `width` characters, with `$` escaped, so that matplotlib does not read a formula into it."""
-    return (name if len(name) <= width else name[: width - 1] + "…").replace("$", r"\$")
+    return cut(name, width).replace("$", r"\$")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from ace_dist.evaluate.palette import DARK, LIGHT, Theme, method_colours
+from ace_dist.utils.text import cut
 
 FloatArray = npt.NDArray[np.float64]
 Attributes = dict[str, Any]  # of an element
@@ -59,10 +60,6 @@ def drawing(height: float, name: str, parts: Sequence[str]) -> str:
     """`name` is what a screen reader says."""
     box = f"0 0 {WIDTH} {height:.0f}"
     return tag("svg", "".join(parts), viewBox=box, role="img", aria_label=name)
-
-
-def cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 @dataclass(frozen=True)

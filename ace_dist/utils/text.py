@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda c: repr(c[0])[1:-1], text)
 
 
+def cut(text: str, width: int) -> str:
+    """At most `width` characters of `text`, the last one an ellipsis where some are left out."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def in_words(seconds: float) -> str:
     """A duration in the unit that one would say it in."""
     units = {"seconds": (1, 90), "minutes": (60, 90 * 60), "hours": (3600, 48 * 3600), "days": (86400, math.inf)}

@@ -18,6 +18,7 @@ from ace_dist.config import assets_dir, resolve_path
 from ace_dist.tools.synonyms.answer_text import answer_lines
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.reading import why_no_file
+from ace_dist.utils.text import cut
 
 TEMPLATE = """\
 Give {count} synonyms of the action "{action}" as it is done during {domain}.
@@ -132,8 +133,8 @@ def parse_answer(text: str, action: Action, truncated: bool = False) -> Answer:
     if aside:
         answer.rejected.append(f"{aside} characters of reasoning or explanation: not read")
     if truncated:
-        cut = excerpt(lines.pop()) if lines else "no phrase"
-        answer.rejected.append(f"{cut}: the answer was cut off here; raise max_output_tokens")
+        last = excerpt(lines.pop()) if lines else "no phrase"
+        answer.rejected.append(f"{last}: the answer was cut off here; raise max_output_tokens")
     # Verbs alone are taken when every line is a possible verb without the object; one other line leaves all in doubt.
     words = [tidy(line).split() for line in lines]
     objectless = len(lines) > 1 and all(
@@ -238,4 +239,4 @@ def tidy(line: str) -> str:
 
 def excerpt(line: str) -> str:
     printable = "".join(c if c.isprintable() else "�" for c in line.strip())
-    return repr(printable if len(printable) <= SHOWN_CHARACTERS else printable[: SHOWN_CHARACTERS - 1] + "…")
+    return repr(cut(printable, SHOWN_CHARACTERS))
