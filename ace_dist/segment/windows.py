@@ -20,6 +20,12 @@ Picture = TypeVar("Picture")
 WINDOWS_A_CLIP = 4  # how many windows begin within one, unless a stride is given
 
 
+def windows_between(start_s: float, end_s: float, first_s: float, stride_s: float) -> slice:
+    """The windows, one at least, of a stretch of a video whose window 0 stands for the time from `first_s` on."""
+    first, last = (round((time_s - first_s) / stride_s) for time_s in (start_s, end_s))
+    return slice(first, max(last, first + 1))
+
+
 @dataclass(frozen=True)
 class WindowGrid:
     """`frames` pictures a window, `interval_s` apart; `step` pictures from window to window."""

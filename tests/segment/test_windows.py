@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ace_dist.config import ClipConfig
-from ace_dist.segment.windows import WindowGrid
+from ace_dist.segment.windows import WindowGrid, windows_between
 from ace_dist.utils.errors import ConfigError
 
 
@@ -33,6 +33,12 @@ def test_a_continued_video_has_the_same_windows(step, first):
     grid = WindowGrid(frames=6, interval_s=0.25, step=step)
     whole = list(grid.windows(range(40)))
     assert list(grid.windows(range(grid.first_picture(first), 40), first)) == whole[first:]
+
+
+def test_a_stretch_has_the_windows_that_stand_for_it():
+    """From 10 s on a window every half second; a stretch that is shorter than one has the one that it lies in."""
+    assert windows_between(11.0, 12.5, 10.0, 0.5) == slice(2, 5)
+    assert windows_between(11.0, 11.1, 10.0, 0.5) == slice(2, 3)
 
 
 def test_an_impossible_stride_is_named():

@@ -14,7 +14,7 @@ from ace_dist.segment.embed import EmbeddedVideo, OnPicture, Progress, default_c
 from ace_dist.segment.page import Stills, thumbnails
 from ace_dist.segment.segmenter import decode, window_similarities
 from ace_dist.segment.timeline import Timeline
-from ace_dist.segment.windows import WindowGrid
+from ace_dist.segment.windows import WindowGrid, windows_between
 from ace_dist.tools.explorer.session import Explorer
 from ace_dist.utils.errors import ConfigError, UserError
 from ace_dist.utils.pictures import jpeg
@@ -139,6 +139,5 @@ class LongVideos:
     def votes(self, key: str, start_s: float, end_s: float, phrases: Sequence[str]) -> dict[str, float]:
         """Phrase -> its mean cosine with the windows between two times."""
         embedded = self.video(key).embedded
-        first, last = (round((time_s - embedded.start_s) / embedded.stride_s) for time_s in (start_s, end_s))
-        rows = embedded.embeddings[first : max(last, first + 1)]
+        rows = embedded.embeddings[windows_between(start_s, end_s, embedded.start_s, embedded.stride_s)]
         return self.explorer.votes(torch.from_numpy(rows.copy()), phrases)

@@ -7,6 +7,7 @@ from html import escape
 from ace_dist.evaluate.palette import BLUE, OLIVE, PLUM
 from ace_dist.segment.page import WIDTH, colour, curve, place
 from ace_dist.segment.timeline import NONE, TimedSegment, Timeline, clock
+from ace_dist.segment.windows import windows_between
 from ace_dist.tools.explorer.answer import chips_html
 from ace_dist.tools.explorer.markup import button
 from ace_dist.tools.explorer.words import Words
@@ -94,8 +95,8 @@ def segment_html(
 ) -> str:
     """A segment: what it shows, and how each word of a label votes for it."""
     part = timeline[number]
-    first, last = (round((t - timeline.start_s) / timeline.stride_s) for t in (part.start_s, part.end_s))
-    means = timeline.probabilities[first : max(last, first + 1)].mean(0)
+    windows = windows_between(part.start_s, part.end_s, timeline.start_s, timeline.stride_s)
+    means = timeline.probabilities[windows].mean(0)
     pictures = "".join(
         f'<img src="{data_uri("image/jpeg", still)}" alt="frame {k + 1} of {len(stills)}">'
         for k, still in enumerate(stills)
