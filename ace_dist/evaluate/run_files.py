@@ -68,6 +68,20 @@ class Intervals(TypedDict):
     srt: NotRequired[Interval | None]
 
 
+class Means(TypedDict):
+    accuracy_mean: Score
+    f1_mean: Score
+
+
+class Chance(TypedDict):
+    """What guessing scores."""
+
+    base: NotRequired[Scores | None]
+    novel: NotRequired[Scores | None]
+    hm: NotRequired[Scores | None]
+    srt: NotRequired[Means | None]
+
+
 class Results(TypedDict):
     """`results.json`, as far as it is read."""
 
@@ -81,6 +95,7 @@ class Results(TypedDict):
     srt: Robustness | None
     srt_base: Robustness | None
     gzsl: Together | None
+    chance: Chance | None
     interval: Intervals | None
     notes: list[Text]
 

@@ -198,8 +198,8 @@ def results_table(results: dict[str, Any]) -> str:
         rows.append(["interval", "", *(interval_text(within.get(part)) for part in ("base", "novel", "hm", "srt"))])
         units.append(f"interval of the accuracy: {within['method']}")
     if chance := results.get("chance"):
-        scores = [score_pair(chance[part]) for part in ("base", "novel", "hm")]
-        rows.append(["chance", "", *scores, score_pair(chance["srt"], "_mean")])
+        scores = [score_pair(chance.get(part)) for part in ("base", "novel", "hm")]
+        rows.append(["chance", "", *scores, score_pair(chance.get("srt"), "_mean")])
         units[0] += "; chance: guessing each label alike"
     title, *lines = aligned_lines(rows)
     notes = [f"note: {note}" for note in results.get("notes", [])]

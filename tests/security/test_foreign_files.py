@@ -160,7 +160,7 @@ def test_a_model_larger_than_its_files_is_not_built(tmp_path):
 
 @pytest.mark.parametrize("change", [
     {"base": 5}, {"base": {"accuracy": "<b>", "f1": 1.0}}, {"srt": {"runs": []}}, {"seed": "x"}, {"dataset": None},
-    {"gzsl": []}, {"hm": {"accuracy": 1.0}},
+    {"gzsl": []}, {"hm": {"accuracy": 1.0}}, {"chance": 5}, {"chance": {"novel": {"accuracy": "<b>", "f1": 1.0}}},
 ])  # fmt: skip
 def test_values_of_results(tmp_path, change):
     score = {"accuracy": 1.0, "f1": 1.0}
