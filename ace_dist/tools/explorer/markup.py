@@ -12,9 +12,9 @@ SCRIPT = FILES.joinpath("page.js").read_text(encoding="utf-8")
 LONGEST_VALUE = 1000  # characters of what a button asks for
 
 
-def button(text: str, do: str, value: str, pressed: bool | None = None, **attributes: str) -> str:
+def button(text: str, do: str, value: str, pressed: bool | None = None) -> str:
     """A button that asks the server for `do` with `value`. `text` is HTML; `pressed` is for one that switches."""
-    given = {"type": "button", "data-do": do, "data-value": value, **attributes}
+    given = {"type": "button", "data-do": do, "data-value": value}
     if pressed is not None:
         given["aria-pressed"] = str(pressed).lower()
     written = " ".join(f'{name}="{escape(text)}"' for name, text in given.items())

@@ -41,7 +41,6 @@ play();
 // A map: buttons and pinching zoom, dragging moves, pointing at a mark shows its phrase.
 const box = (map) => map.getAttribute("viewBox").split(" ").map(Number);
 const place = (map, left, top, wide, high) => {
-  map.dataset.all ||= map.getAttribute("viewBox");
   const [, , most] = map.dataset.all.split(" ").map(Number);
   map.setAttribute("viewBox", [left, top, wide, high].join(" "));
   map.style.setProperty("--k", wide / most);
