@@ -65,7 +65,7 @@ def check_names(root: Path, names: list[str]) -> None:
         path = root / "splits" / f"test.split{number}.bundle"
         if not path.is_file():
             raise DataError(f"dataset.root={root} is not GTEA: {path} does not exist ({SOURCE})")
-        listed = {line.strip().removesuffix(".txt") for line in path.read_text().splitlines() if line.strip()}
+        listed = listed_names(path)
         faults += [f"{path} lists {name}, groundTruth/ has no such file" for name in sorted(listed - set(names))]
         own = {name for name in names if subject(name) == f"S{number}"}
         faults += [f"{path} does not list {name}, the video of subject {number}" for name in sorted(own - listed)]
@@ -74,6 +74,12 @@ def check_names(root: Path, names: list[str]) -> None:
         ]
     if faults:
         raise DataError(f"dataset.root={root}: labels and folds disagree:{listing(faults)}\n({SOURCE})")
+
+
+def listed_names(bundle: Path) -> set[str]:
+    """The videos of a bundle, one a line, with or without `.txt`."""
+    lines = bundle.read_text(encoding="utf-8").splitlines()
+    return {line.strip().removesuffix(".txt") for line in lines if line.strip()}
 
 
 def recording(root: Path, name: str) -> Recording:

@@ -20,7 +20,7 @@ from ace_dist.concepts.makers import split_label
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table, data_root
 from ace_dist.data.annotations.frames import Recording, build_frame_reader
-from ace_dist.data.annotations.gtea import find_video, label_runs
+from ace_dist.data.annotations.gtea import find_video, label_runs, listed_names
 from ace_dist.utils.errors import DataError, listing
 
 SOURCE = "expected groundTruth/NAME.txt, splits/test.split1.bundle, mapping.txt and videos/NAME.mp4"
@@ -48,9 +48,7 @@ def bundle(root: Path, fold: int, names: list[str]) -> set[str]:
     if not path.is_file():
         folds = sorted(file.name for file in (root / "splits").glob("test.split*.bundle"))
         raise DataError(f"{path} does not exist (dataset.fold={fold}); there are {', '.join(folds) or 'no bundles'}")
-    listed = {
-        line.strip().removesuffix(".txt") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    }
+    listed = listed_names(path)
     if missing := sorted(listed - set(names)):
         raise DataError(f"{path} lists videos without a file in groundTruth:{listing(missing)}")
     return listed
