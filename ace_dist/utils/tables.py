@@ -32,7 +32,7 @@ def parse_table(text: str, columns: Sequence[str], optional: Sequence[str] = ())
     delimiter = max(DELIMITERS, key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = ["_".join(name.lower().replace("-", " ").replace("_", " ").split()) for name in next(reader, [])]
+        header = [header_name(name) for name in next(reader, [])]
         check_header(header, columns, optional)
         absent = dict.fromkeys((name for name in optional if name not in header), "")
         rows = []
@@ -48,6 +48,11 @@ def parse_table(text: str, columns: Sequence[str], optional: Sequence[str] = ())
     except csv.Error as error:
         raise DataError(f"line {reader.line_num}: {error}; is a double quote not closed?") from error
     return rows
+
+
+def header_name(text: str) -> str:
+    """A column as `parse_table` calls it."""
+    return "_".join(text.lower().replace("-", " ").replace("_", " ").split())
 
 
 def check_header(header: Sequence[str], columns: Sequence[str], optional: Sequence[str]) -> None:

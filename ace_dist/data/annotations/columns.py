@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from ace_dist.config import did_you_mean
 from ace_dist.utils.errors import ConfigError, DataError
-from ace_dist.utils.tables import Row, check_row
+from ace_dist.utils.tables import Row, check_row, header_name
 
 FRAMES = {"start_frame": "start_s", "end_frame": "end_s"}
 PLACE = re.compile(r"\{([^{}]*)\}")
@@ -44,10 +44,6 @@ def source_columns(columns: Mapping[str, str]) -> list[str]:
         if name != "fps" or rate(value) is None:
             found += [header_name(place) for place in PLACE.findall(value) or [value]]
     return list(dict.fromkeys(found))
-
-
-def header_name(text: str) -> str:
-    return "_".join(text.lower().replace("-", " ").replace("_", " ").split())
 
 
 def map_row(row: Row, columns: Mapping[str, str], ours: tuple[str, ...]) -> Row:
