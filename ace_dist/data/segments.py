@@ -48,6 +48,10 @@ class Segment:
         object.__setattr__(self, "verb", action.verb)
         object.__setattr__(self, "object", action.object)
 
+    @property
+    def action(self) -> Action:
+        return Action(self.verb, self.object)
+
 
 def parse_split(text: str) -> str:
     """A split as annotations write it, in any case. Raises `DataError` with what to write instead of another one."""

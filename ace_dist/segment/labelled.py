@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ace_dist.concepts import Action
 from ace_dist.data.segments import Segment
 
 
@@ -47,7 +46,7 @@ def labelled_videos(segments: Iterable[Segment], split: str) -> list[LabelledVid
         LabelledVideo(
             Path(path),
             own[0].group,
-            tuple(sorted((s.start_s, s.end_s, str(Action(s.verb, s.object))) for s in own)),
+            tuple(sorted((s.start_s, s.end_s, str(s.action)) for s in own)),
         )
         for path, own in sorted(by_path.items())
         if {segment.split for segment in own} == {split}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ace_dist.concepts import Action, split_classes
 from ace_dist.config import DatasetConfig
-from ace_dist.data.annotations.csv import COLUMNS
+from ace_dist.data.annotations.csv import COLUMNS, written_times
 from ace_dist.data.datasets import build_reader, check_groups
 from ace_dist.data.segments import Failure, Segment, shared_groups
 from ace_dist.utils.errors import DataError
@@ -71,7 +71,7 @@ def read_annotations(dataset: DatasetConfig) -> Annotations:
     if tested is not None:
         segments = [dataclasses.replace(s, split="test" if s.group in tested else "train") for s in segments]
         used = [segment for segment in segments if segment.group not in dataset.left_out_groups]
-    train, test = ([action(s) for s in used if s.split == split] for split in ("train", "test"))
+    train, test = ([s.action for s in used if s.split == split] for split in ("train", "test"))
     classes = split_classes(train, test, dataset.novel, novel_share=dataset.novel_share)
     hint = "; hold some out with dataset.novel='[LABEL, ...]' or dataset.novel_share=0.3333, which the SRT needs"
     notes = [
@@ -96,7 +96,7 @@ def video_names(videos: Collection[str]) -> dict[str, str]:
 def choose_test_groups(segments: Sequence[Segment], dataset: DatasetConfig) -> tuple[frozenset[str] | None, str]:
     """The groups to test (None: the split as written), and why. Raises `DataError` where no split can be."""
     how = "choose others with dataset.test_groups='[NAME, ...]'"
-    actions = {str(action(segment)) for segment in segments}
+    actions = {str(segment.action) for segment in segments}
     if len(actions) < 2:
         raise DataError(
             f"all {len(segments)} segments show {shown(actions)!r}, and a classifier needs two actions or more"
@@ -107,7 +107,7 @@ def choose_test_groups(segments: Sequence[Segment], dataset: DatasetConfig) -> t
         return None, "split: as the annotations have it"
     groups: dict[str, Counter[Action]] = {}
     for segment in segments:
-        groups.setdefault(segment.group, Counter())[action(segment)] += 1
+        groups.setdefault(segment.group, Counter())[segment.action] += 1
     if len(groups) < 2:
         raise DataError(
             f"all {len(segments)} segments are of one group, {next(iter(groups))!r}, and a test needs clips of another "
@@ -148,12 +148,8 @@ def propose_test_groups(groups: Mapping[str, Mapping[Action, int]]) -> frozenset
 
 
 def describe(split: str, segments: Sequence[Segment]) -> str:
-    groups, actions = {segment.group for segment in segments}, {action(segment) for segment in segments}
+    groups, actions = {segment.group for segment in segments}, {segment.action for segment in segments}
     return f"{split}: {len(segments)} segments, {len(actions)} actions, groups {shown(groups)}"
-
-
-def action(segment: Segment) -> Action:
-    return Action(segment.verb, segment.object)
 
 
 def shown(names: Iterable[str]) -> str:
@@ -164,6 +160,5 @@ def shown(names: Iterable[str]) -> str:
 
 def row(segment: Segment, folder: Path) -> list[str]:
     """The columns of a segment; its video counts from the folder of the file."""
-    times = ["" if time in (0.0, float("inf")) else repr(time) for time in (segment.start_s, segment.end_s)]
-    video = os.path.relpath(segment.video, folder)
+    video, times = os.path.relpath(segment.video, folder), written_times(segment.start_s, segment.end_s)
     return [video, *times, segment.verb, segment.object, segment.split, segment.group]

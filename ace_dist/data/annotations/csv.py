@@ -147,10 +147,14 @@ def segment_id(folder: Path, video: Path, start_s: float, end_s: float, action: 
     moves, and are the same in `annotations.csv` and in the `own/annotations.csv` that `ace own` writes.
     """
     within = [part for part in Path(os.path.relpath(video, folder)).parts if part != os.pardir]
-    times = ["" if time in (0.0, math.inf) else repr(time) for time in (start_s, end_s)]
-    content = "\n".join(["/".join(within), *times, action.verb, action.object])
+    content = "\n".join(["/".join(within), *written_times(start_s, end_s), action.verb, action.object])
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", video.stem).strip("-")[:40] or "video"
     return f"{stem}-{round(1000 * start_s):07d}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def written_times(start_s: float, end_s: float) -> list[str]:
+    """As a row has them: nothing for the beginning and the end of the video."""
+    return ["" if time in (0.0, math.inf) else repr(time) for time in (start_s, end_s)]
 
 
 def find_video(folder: Path, name: str) -> Path:
