@@ -19,9 +19,10 @@ from ace_dist.data.loader import build_loader
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.shards import MANIFEST, ShardFiles, ShardSet
 from ace_dist.train.run_folder import environment
+from ace_dist.utils.cores import free_memory_gib, host_cores
 from ace_dist.utils.distributed import Ranks
+from ace_dist.utils.files import LEAST_FREE_GIB
 
-LEAST_FREE_GIB = 2.0
 ALL_REDUCE_MIB = 16
 DECODED_CLIPS = 3  # of each rank
 SHARED_DISK_WAIT_S = 20.0  # a network file system shows another node's file after its cache has expired
@@ -56,10 +57,9 @@ def preflight(config: Config, ranks: Ranks) -> list[list[Finding]]:
 
 def host(config: Config, ranks: Ranks) -> Finding:
     """Cores, memory and the device of this rank."""
-    cores, local = len(os.sched_getaffinity(0)), int(os.environ["LOCAL_WORLD_SIZE"])
-    memory_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
     name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
-    said = f"{cores} core(s) for {local} rank(s) here, {memory_gib:.1f} GiB of memory free, {name}"
+    said = f"{host_cores()} core(s) for {local} rank(s) here, {free_memory_gib():.1f} GiB of memory free, {name}"
     if ranks.device.type == "cuda" and torch.cuda.device_count() not in (1, local):
         remedy = f"{torch.cuda.device_count()} GPUs for {local} ranks: set cluster.tasks_per_node=cluster.gpus_per_node"
         return Finding("host", True, said, remedy, name)

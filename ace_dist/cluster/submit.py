@@ -27,6 +27,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from ace_dist.cluster.jobs import Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig, refuse_control_characters
 from ace_dist.config import Config
+from ace_dist.utils.cores import host_cores
 from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.secrets import SHAPES, STRONG_NAMES, WEAK_NAMES, redact
 
@@ -176,7 +177,7 @@ class LocalQueue:
         variables = {}
         if profile.parallel > 1 and "OMP_NUM_THREADS" not in os.environ:
             ranks = profile.parallel * profile.tasks_per_node
-            variables["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+            variables["OMP_NUM_THREADS"] = str(max(1, host_cores() // ranks))
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             with job_environment(profile, [job], **variables):

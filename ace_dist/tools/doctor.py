@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib.util
-import os
 import platform
 import shutil
 import tempfile
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ace_dist import __version__
+from ace_dist.utils.cores import free_memory_gib, host_cores
 from ace_dist.utils.extras import EXTRAS, installing
+from ace_dist.utils.files import LEAST_FREE_GIB
 
-LEAST_FREE_GIB = 2.0  # as preflight asks of the disk of a run
 LEAST_SHARED_GIB = 1.0  # Docker gives 64 MiB, with which NCCL and worker processes end
 CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg", "mpeg4", "prores")
 PACKAGES = ("torch", "transformers", "timm", "av", "deepspeed", "triton", "nvidia-dali-cuda130")
@@ -53,9 +53,10 @@ def versions() -> Finding:
 
 
 def host() -> Finding:
-    cores = len(os.sched_getaffinity(0))
-    memory_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    said = f"{cores} core(s), {memory_gib:.1f} GiB of memory free, {platform.machine()}, Linux {platform.release()}"
+    cores = host_cores()
+    said = (
+        f"{cores} core(s), {free_memory_gib():.1f} GiB of memory free, {platform.machine()}, Linux {platform.release()}"
+    )
     if cores < 4:
         return Finding("slow", "host", said, "cutting, encoding and decoding clips take one core a worker")
     return Finding("ok", "host", said)

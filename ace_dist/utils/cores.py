@@ -1,4 +1,4 @@
-"""How many cores there are to keep busy; without torch, which workers that read videos do not load."""
+"""What the host has: cores to keep busy, free memory; without torch, which workers that read videos do not load."""
 
 import os
 from collections.abc import Mapping
@@ -7,6 +7,10 @@ from collections.abc import Mapping
 def host_cores() -> int:
     """Cores of this machine that the process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory_gib() -> float:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def cores(environ: Mapping[str, str]) -> int:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from ace_dist.utils.console import quiet_deepspeed
-from ace_dist.utils.cores import cores
+from ace_dist.utils.cores import cores, host_cores
 from ace_dist.utils.errors import RunError, UserError
 from ace_dist.utils.lost_ranks import HostGroup, lost_ranks_named
 from ace_dist.utils.meeting import Meeting, started_on_one_host
@@ -144,7 +144,7 @@ def check_ranks_here(environ: Mapping[str, str], gpus: int) -> None:
     ranks = int(environ.get("LOCAL_SIZE", "1"))  # of DeepSpeed's launcher alone; SLURM shows a task its own GPU
     if gpus and ranks > gpus:
         raise RunError(f"{ranks} ranks on this host, but torch sees {gpus} GPUs; start with --num_gpus {gpus}")
-    here = len(os.sched_getaffinity(0))
+    here = host_cores()
     if not gpus and ranks > here and environ.get("RANK") == "0":
         print(f"{ranks} ranks share {here} CPU cores and no GPU is used; --num_gpus {here} would be faster", flush=True)
 

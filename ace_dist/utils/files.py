@@ -21,6 +21,7 @@ from ace_dist.utils.errors import RunError
 from ace_dist.utils.reading import parse_json
 
 CHECKSUMS = "SHA256SUMS"
+LEAST_FREE_GIB = 2.0  # of the disk of a run; preflight and doctor ask for it
 
 
 def write_bytes(path: Path, data: bytes) -> None:
