@@ -173,11 +173,6 @@ def preflight(argv: list[str]) -> int:
 
 # --------------------------------------------------------------------------------------------------- trained runs
 @dataclass
-class RunSettings:
-    run: str = MISSING  # a run folder
-
-
-@dataclass
 class ClipsOfRun:
     shards: str | None = None  # folder of the shards; null: where the run read them
 
@@ -188,7 +183,7 @@ class WeightsOfRun:
 
 
 @dataclass
-class ClassifySettings(RunSettings):
+class ClassifySettings:
     run: str = MISSING  # a run folder, or an export
     video: str = MISSING  # a video file
     actions: list[str] = MISSING  # a list such as '[spin block, hammer pin]'
@@ -211,7 +206,8 @@ def classify(argv: list[str]) -> None:
 
 
 @dataclass
-class EvaluateSettings(RunSettings):
+class EvaluateSettings:
+    run: str = MISSING  # a run folder
     dataset: ClipsOfRun = field(default_factory=ClipsOfRun)
     output: str | None = None  # another folder for results, page and figures; needed for other clips or weights
     evaluation: WeightsOfRun = field(default_factory=WeightsOfRun)
@@ -634,7 +630,7 @@ def sweep_run(argv: list[str]) -> int:
     if settings.search:
         return search_rates(settings, others)
     profile, grid = split_profile(others)
-    from ace_dist.cluster.sweep import Sweep, expand
+    from ace_dist.cluster.sweep import expand
     from ace_dist.tools.study.tables import expand_table, load_table, name_a_table, rows_without_run
 
     if not settings.table:
@@ -644,8 +640,7 @@ def sweep_run(argv: list[str]) -> int:
             settings.sweep = "_".join([settings.table, *datasets.split(",")])
     if not settings.sweep:
         raise ConfigError("sweep is not set: name the sweep with sweep=NAME")
-    folder = Path(settings.folder) / settings.sweep
-    sweep = Sweep.read(folder) if (folder / "sweep.json").is_file() else Sweep(folder)
+    sweep = begun_sweep(Path(settings.folder) / settings.sweep)
     table = load_table(settings.table) if settings.table else None
     runs = sweep.add(expand_table(grid, table) if table else expand(grid), settings.table)
     if table and (absent := rows_without_run(runs, table)):
@@ -658,8 +653,6 @@ def search_rates(settings: SweepSettings, others: list[str]) -> int:
 
     On a cluster each call submits the runs that the rule asks for next; the same command goes on when they are done.
     """
-    from ace_dist.cluster import submit as jobs
-    from ace_dist.cluster.sweep import Sweep, launch, select
     from ace_dist.tools.study.rates import build_searches, write_rates
 
     if settings.search != "rates" or settings.table:
@@ -669,11 +662,9 @@ def search_rates(settings: SweepSettings, others: list[str]) -> int:
     name = ["rates", given.get("method", ""), given.get("dataset", given.get("experiment", ""))]
     folder = Path(settings.folder) / (settings.sweep or "_".join(name).replace(",", "_"))
     searches = build_searches(grid, folder, load_run)
-    sweep = Sweep.read(folder) if (folder / "sweep.json").is_file() else Sweep(folder)
+    sweep = begun_sweep(folder)
     while runs := sweep.add([run for search in searches for run in search.wanted()]):
-        for run in runs:
-            jobs.check_job(load_run, "train", run.overrides, profile)
-        code = launch(sweep, select(runs, sweep.states(), "run"), profile, execute, settings.dry_run)
+        code = submit_runs(sweep, runs, "run", profile, settings.dry_run)
         if code or settings.dry_run or profile.kind != "local":
             return code
     write_rates(searches, folder / "rates.csv")
@@ -686,17 +677,29 @@ def search_rates(settings: SweepSettings, others: list[str]) -> int:
     return 0
 
 
+def begun_sweep(folder: Path) -> Sweep:
+    """The sweep of a folder, or a new one."""
+    from ace_dist.cluster.sweep import Sweep
+
+    return Sweep.read(folder) if (folder / "sweep.json").is_file() else Sweep(folder)
+
+
 def launch_runs(sweep: Sweep, runs: Sequence[SweepRun], verb: str, profile: ClusterConfig, dry_run: bool) -> int:
+    """As `submit_runs`; on this machine the table of the sweep follows."""
+    code = submit_runs(sweep, runs, verb, profile, dry_run)
+    if profile.kind == "local" and not dry_run:
+        print_table(sweep)
+    return code
+
+
+def submit_runs(sweep: Sweep, runs: Sequence[SweepRun], verb: str, profile: ClusterConfig, dry_run: bool) -> int:
     """Check every run's settings, then submit what `verb` asks for."""
     from ace_dist.cluster import submit as jobs
     from ace_dist.cluster.sweep import launch, select
 
     for run in runs:
         jobs.check_job(load_run, "train", run.overrides, profile)
-    code = launch(sweep, select(runs, sweep.states(), verb), profile, execute, dry_run)
-    if profile.kind == "local" and not dry_run:
-        print_table(sweep)
-    return code
+    return launch(sweep, select(runs, sweep.states(), verb), profile, execute, dry_run)
 
 
 @dataclass
@@ -809,7 +812,11 @@ def own(argv: list[str]) -> int:
 def config_list(argv: list[str]) -> None:
     """List the settings files that come with the package: `ace config list`."""
     parse_settings(argv, NoSettings)
-    print(*(f"{group}=  {', '.join(choices(group))}" for group in GROUPS), sep="\n")
+    print(*shipped_choices(), sep="\n")
+
+
+def shipped_choices() -> list[str]:
+    return [f"{group}=  {', '.join(choices(group))}" for group in GROUPS]
 
 
 def config_get(argv: list[str]) -> None:
@@ -818,7 +825,7 @@ def config_get(argv: list[str]) -> None:
     Yours is used by its path, which ends in `.yaml`: `dataset=mine.yaml`.
     """
     if help_asked(argv):
-        print("", *(f"{group}=  {', '.join(choices(group))}" for group in GROUPS), sep="\n  ")
+        print("", *shipped_choices(), sep="\n  ")
         raise SystemExit(0)
     asked = dict(word.partition("=")[::2] for word in argv)
     for group in asked:
