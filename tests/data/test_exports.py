@@ -1,10 +1,12 @@
 """Exports of annotation tools become the segments drawn in them; MS-TCN's layout is read whatever the data."""
 
 import json
+import signal
 
 import pytest
 
 from ace_dist.config import DatasetConfig
+from ace_dist.data.annotations import exports
 from ace_dist.data.datasets import build_reader
 from ace_dist.data.segments import Reader
 from ace_dist.utils.errors import DataError
@@ -144,6 +146,18 @@ def test_what_is_wrong_is_named_with_its_place(name, content, message, folder):
     with pytest.raises(DataError, match=message) as refused:
         reader(path)
     assert name in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["tracks.xml", "label-studio.json"])
+def test_a_video_that_crashes_ffmpeg_costs_a_process_of_its_own(name, folder, monkeypatch):
+    """Frames become seconds by the video's rate: it is asked where a build reads it, under `dataset.timeout_s`."""
+    (folder / name).write_text(EXPORTS[name], encoding="utf-8")
+    monkeypatch.setattr(exports, "video_clock", lambda path: signal.raise_signal(signal.SIGSEGV))
+    with pytest.raises(DataError, match=f"{name}, .*: {NAME} cannot be read: it crashes FFmpeg"):
+        reader(folder / name)
+    monkeypatch.setattr(exports, "video_clock", lambda path: signal.pause())
+    with pytest.raises(DataError, match="it was not read within 1 s"):
+        reader(folder / name, timeout_s=1.0)
 
 
 def test_any_data_set_of_mstcns_layout_is_read(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import shutil
+import signal
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from ace_dist.concepts import load_class_table
 from ace_dist.config import assets_dir, load_config
 from ace_dist.data.annotations.ata_release import ConvertConfig, convert
 from ace_dist.data.annotations.frames import video_clock
-from ace_dist.data.annotations.ikea import environment
+from ace_dist.data.annotations.ikea import environment, held_frames
 from ace_dist.data.datasets import build_dataset, build_reader, load_shards
 from ace_dist.utils.errors import DataError
 
@@ -343,6 +344,13 @@ def test_ikea_segments_of_the_json(ikea_root, tmp_path):
     late = write_segments(tmp_path / "late.json", {BENCH: [("spin leg", 50, 200)]})
     with pytest.raises(DataError, match="has 93 frames at 25 frames per second, but labels up to frame 201"):
         ikea(ikea_root, f"dataset.annotations={late}")
+
+
+def test_ikea_a_video_that_crashes_ffmpeg_has_no_frames(tmp_path, monkeypatch):
+    """It is opened in a process of its own; what is wrong with it is said later, with all other videos."""
+    (tmp_path / "a.avi").touch()
+    monkeypatch.setattr("ace_dist.data.annotations.ikea.video_clock", lambda path: signal.raise_signal(signal.SIGSEGV))
+    assert held_frames(tmp_path / "a.avi", 30.0) is None
 
 
 def test_ikea_finds_its_annotations(ikea_root, tmp_path):

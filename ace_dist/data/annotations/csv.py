@@ -40,6 +40,7 @@ def build_reader(dataset: DatasetConfig) -> VideoReader:
         short_side=dataset.encoding.short_side,
         keep_faults=dataset.allow_quarantine,
         columns=dataset.columns,
+        timeout_s=dataset.timeout_s,
     )
 
 
@@ -50,8 +51,9 @@ def read_csv(
     short_side: int = 0,
     keep_faults: bool = False,
     columns: Mapping[str, str] | None = None,
+    timeout_s: float = 0.0,
 ) -> VideoReader:
-    """The rows in file order. `columns`: `dataset.columns`.
+    """The rows in file order. `columns`, `timeout_s`: those of `dataset`; an export in frames opens its videos.
 
     Raises `DataError` with every fault of the file, unless `keep_faults` collects them as `rejected` instead.
     """
@@ -61,7 +63,7 @@ def read_csv(
     first_place: dict[tuple[object, ...], str] = {}
     named: dict[tuple[object, ...], dict[str, str]] = {}  # the labels of each stretch of video, and where they stand
     whole = functools.cache(os.path.realpath)  # one file under two names is one video
-    for place, row in annotated_rows(path, columns or {}):
+    for place, row in annotated_rows(path, columns or {}, timeout_s):
         try:
             if columns:
                 row = map_row(row, columns, COLUMNS) | ({} if "split" in columns else {"split": "train"})
@@ -98,7 +100,7 @@ def two_labels(path: Path, named: Sequence[Mapping[str, str]]) -> list[str]:
     ]
 
 
-def annotated_rows(path: Path, columns: Mapping[str, str]) -> Iterable[tuple[str, Row]]:
+def annotated_rows(path: Path, columns: Mapping[str, str], timeout_s: float) -> Iterable[tuple[str, Row]]:
     """Where each annotation stands, and its row. Of a CSV file all are of the training split when no row has one."""
     if columns:
         check_columns(columns, COLUMNS)
@@ -107,7 +109,7 @@ def annotated_rows(path: Path, columns: Mapping[str, str]) -> Iterable[tuple[str
         rows = numbered_rows(path, source_columns(columns))
         return [(f"line {line}", row) for line, row in rows]
     if is_export(path):
-        return export_rows(path)
+        return export_rows(path, timeout_s)
     if path.is_dir() and not any(path.glob("*.csv")):
         return folder_rows(path)
     rows = numbered_rows(path, COLUMNS, OPTIONAL)

@@ -19,6 +19,7 @@ from xml.etree import ElementTree  # nosec B405: declarations of entities are re
 
 from ace_dist.concepts.makers import split_label
 from ace_dist.data.annotations.frames import video_clock
+from ace_dist.data.build.isolation import LostError, run_alone
 from ace_dist.utils.errors import DataError, LabelError
 from ace_dist.utils.reading import read_json, read_text
 from ace_dist.utils.tables import Row
@@ -44,18 +45,17 @@ def is_export(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
-def export_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Where each annotation stands and its row, in the file's order. Raises `DataError` naming the file."""
+def export_rows(path: Path, timeout_s: float) -> Iterator[tuple[str, Row]]:
+    """Where each annotation stands and its row, in the file's order. Raises `DataError` naming the file.
+
+    `timeout_s`: seconds that asking a video for its rate may take, 0: any.
+    """
     clocks: dict[str, float] = {}
     for span in read_spans(path):
         start_s, end_s = span.start, span.end
         if span.in_frames:
             if span.fps is None and span.video not in clocks:
-                if not (path.parent / span.video).is_file():
-                    raise DataError(
-                        f"{path}, {span.origin}: {span.video} does not exist beside it; put its videos there"
-                    )
-                clocks[span.video] = video_clock(path.parent / span.video)[0]
+                clocks[span.video] = stated_rate(path, span, timeout_s)
             fps = span.fps or clocks[span.video]
             start_s, end_s = span.start / fps, span.end / fps
         try:
@@ -64,6 +64,17 @@ def export_rows(path: Path) -> Iterator[tuple[str, Row]]:
             raise DataError(f"{path}, {span.origin}: {error}") from error
         row = {"video": span.video, "start_s": f"{start_s:.3f}", "end_s": f"{end_s:.3f}", "verb": action.verb}
         yield span.origin, row | {"object": action.object, "split": "train", "group": Path(span.video).stem}
+
+
+def stated_rate(path: Path, span: Span, timeout_s: float) -> float:
+    """Frames a second of a span's video, which lies beside the file. Raises `DataError` when it cannot be read."""
+    video = path.parent / span.video
+    if not video.is_file():
+        raise DataError(f"{path}, {span.origin}: {span.video} does not exist beside it; put its videos there")
+    try:
+        return run_alone(timeout_s, video_clock, video)[0]
+    except LostError as error:
+        raise DataError(f"{path}, {span.origin}: {span.video} cannot be read: {error}") from error
 
 
 def read_spans(path: Path) -> list[Span]:

@@ -39,6 +39,7 @@ from pathlib import Path
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations.base import VideoReader, data_root
 from ace_dist.data.annotations.frames import LabelledFrames, Recording, build_frame_reader, video_clock
+from ace_dist.data.build.isolation import run_alone
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.reading import read_json
 
@@ -94,7 +95,9 @@ def build_reader(dataset: DatasetConfig) -> VideoReader:
     if not folders:
         raise DataError(f"dataset.root={root} is not IKEA-ASM: no furniture's folder in it ({SOURCE})")
     path = resolve_path(dataset.annotations) if dataset.annotations else annotation_file(root)
-    annotated = segment_views(path, folders, devices) if path.suffix == ".json" else database_views(path)
+    annotated = (
+        segment_views(path, folders, devices, dataset.timeout_s) if path.suffix == ".json" else database_views(path)
+    )
     if views is None:
         unpacked = {view.device for view in annotated if find_video(folders, view).is_file()}
         devices = tuple(device for device in VIEWS if device in unpacked) or VIEWS
@@ -185,7 +188,7 @@ def read_views(path: Path, connection: sqlite3.Connection) -> Iterator[View]:
         yield View(f"{parts[0]}/{parts[1]}", camera, frames, tuple(labels))
 
 
-def segment_views(path: Path, folders: Sequence[Path], devices: Sequence[str]) -> list[View]:
+def segment_views(path: Path, folders: Sequence[Path], devices: Sequence[str], timeout_s: float) -> list[View]:
     """The scans of gt_segments.json, once for each device; the frames are those of the files, as none are stated."""
     try:
         scans = read_json(path, DataError)["database"]
@@ -204,13 +207,13 @@ def segment_views(path: Path, folders: Sequence[Path], devices: Sequence[str]) -
             f'[{{"label": ..., "segment": [first, last]}}]}}}}}} ({SOURCE})'
         ) from error
     views = [View(scan, device, None, parts) for scan, parts in labels.items() for device in devices]
-    frames = [held_frames(find_video(folders, view)) for view in views]
+    frames = [held_frames(find_video(folders, view), timeout_s) for view in views]
     return [replace(view, frames=count) for view, count in zip(views, frames, strict=True)]
 
 
-def held_frames(video: Path) -> int | None:
+def held_frames(video: Path, timeout_s: float) -> int | None:
     """The frames of a file; None where it is missing or damaged, which is reported later, with all others."""
     try:
-        return video_clock(video)[1] if video.is_file() else None
+        return run_alone(timeout_s, video_clock, video)[1] if video.is_file() else None
     except DataError:
         return None
