@@ -42,6 +42,9 @@ class StudiedRun:
     timelines: Mapping[str, Any]
 
 
+Side = tuple[Sequence[StudiedRun], str | None]  # runs, and the decoder of all, or the one that each chose
+
+
 # --------------------------------------------------------------------------------------------------------- the rows
 def load_run(folder: Path) -> StudiedRun:
     results = read_results(folder)
@@ -137,6 +140,16 @@ def in_words(part: str, decoder: str | None, other: bool) -> Callable[[StudiedRu
     return find
 
 
+def differences(draws: Draws, part: str, ours: Side, theirs: Side) -> list[str]:
+    """One side minus the other: F1@50 and edit score, each by the true labels and in other words."""
+    cells = []
+    for score in (f1, edit):
+        for other in (False, True):
+            sides = [counts(runs, in_words(part, decoder, other)) for runs, decoder in (ours, theirs)]
+            cells.append(cell(draws.scores(sides[0], score) - draws.scores(sides[1], score), "+"))
+    return cells
+
+
 # ----------------------------------------------------------------------------------------------------------- tables
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *body]] + [""]
@@ -166,12 +179,7 @@ def gain_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> list[
         draws = Draws.build(len(runs), videos)
         for part in PARTS:
             for name, decoder in (("chosen", None), ("viterbi", "viterbi"), ("transport", "transport")):
-                cells = []
-                for score in (f1, edit):
-                    for other in (False, True):
-                        sides = [counts(runs, in_words(part, each, other)) for each in (decoder, "argmax")]
-                        ours, theirs = (draws.scores(side, score) for side in sides)
-                        cells.append(cell(ours - theirs, "+"))
+                cells = differences(draws, part, (runs, decoder), (runs, "argmax"))
                 body.append([method, part, f"{name} - argmax", *cells])
             free = counts(runs, lambda run, part=part: [run.timelines[part]["training_free"]["videos"]])
             chosen = counts(runs, in_words(part, None, False))
@@ -190,11 +198,7 @@ def method_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> lis
             continue
         draws, (ours, theirs) = Draws.build(len(paired), videos), zip(*paired, strict=True)
         for part in PARTS:
-            cells = []
-            for score in (f1, edit):
-                for other in (False, True):
-                    sides = [counts(side, in_words(part, None, other)) for side in (ours, theirs)]
-                    cells.append(cell(draws.scores(sides[0], score) - draws.scores(sides[1], score), "+"))
+            cells = differences(draws, part, (ours, None), (theirs, None))
             body.append([f"ace - {method}", part, str(len(paired)), *cells])
     header = ["difference", "labels", "seeds", "F1@50", "... other words", "edit", "... other words"]
     return ["## ACE against the other rows", "", *markdown(header, body)]
