@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
-from itertools import count, groupby, pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 from common import Row, append
 
-from ace_dist.segment.metrics import BACKGROUND, label_delays
+from ace_dist.segment.metrics import label_delays, runs
 
 RESULTS = Path(__file__).parent / "results" / "watch.csv"
 WARM_UP_S = 30.0  # of the stream: libraries fill their caches
@@ -127,12 +127,12 @@ def watch(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any
 def delays(lines: list[dict[str, Any]], options: argparse.Namespace, length_s: float) -> list[float]:
     """Seconds, one a labelled stretch of each round of the video; infinite for a label that is not said in time."""
     frames = options.truth.read_text(encoding="utf-8").split("\n")[:-1]
-    names, truth, at = [frame.replace("_", " ") for frame in frames], [], 0
-    for name, group in groupby(names):
-        end = at + len(list(group))
-        if name not in BACKGROUND and name in options.actions:
-            truth.append((at * length_s / len(names), end * length_s / len(names), name))
-        at = end
+    names = [frame.replace("_", " ") for frame in frames]
+    truth = [
+        (begin * length_s / len(names), end * length_s / len(names), name)
+        for name, begin, end in runs(names)
+        if name in options.actions
+    ]
     rounds = int(lines[-1]["time_s"] // length_s)
     changes = [(line["time_s"], line["label"]) for line in lines if line["event"] == "change"]
     shifted = [
