@@ -13,12 +13,10 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
-from common import Row, append
+from common import Row, append, write_repeated_video
 
 from ace_dist.config import EncodingConfig
 from ace_dist.data.annotations.base import VideoReader
@@ -38,23 +36,9 @@ def write_video(path: Path, seconds: float) -> None:
     """Moving noise in groups of `GROUP` frames, whose packets are repeated."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 255, (90, 160, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-    with av.open(str(path), "w") as container:
-        options = {"preset": "ultrafast", "g": str(GROUP), "bf": "0"}
-        stream = container.add_stream("libx264", rate=FPS, options=options)
-        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
-        packets = []
-        for index in range(GROUP):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.roll(picture, 4 * index, 1)), format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, FPS)
-            packets += stream.encode(frame)
-        packets += stream.encode(None)
-        times = [(packet.pts, packet.dts, packet.time_base) for packet in packets]
-        for repeat in range(int(seconds * FPS) // GROUP):
-            for packet, (pts, dts, base) in zip(packets, times, strict=True):
-                later = int(Fraction(repeat * GROUP, FPS) / base)
-                packet.stream, packet.time_base = stream, base
-                packet.pts, packet.dts = pts + later, dts + later
-                container.mux(packet)
+    pictures = (np.roll(picture, 4 * index, 1) for index in range(GROUP))
+    repeats = int(seconds * FPS) // GROUP
+    write_repeated_video(path, pictures, (1280, 720), FPS, repeats, preset="ultrafast", g=str(GROUP))
 
 
 def peak_mib() -> float:

@@ -21,14 +21,13 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
-from common import Row, append
+from common import Row, append, write_repeated_video
 
 from ace_dist import Classifier
 from ace_dist.concepts import SynonymTrees
@@ -51,23 +50,8 @@ LABELS = [" ".join(action) for action in BASE_ACTIONS]
 def write_video(path: Path, seconds: int) -> None:
     """The first `RENDERED_S` seconds of a job, encoded once, its packets repeated."""
     world = TabletopConfig(size=SIZE, fps=FPS)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "23", "bf": "0", "g": str(2 * FPS)})
-        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
-        packets = []
-        for index, picture in enumerate(
-            islice(frames(draw_procedure_video(world, "test", 0), world), RENDERED_S * FPS)
-        ):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, FPS)
-            packets += stream.encode(frame)
-        packets += stream.encode(None)
-        times = [(packet.pts, packet.dts, packet.time_base) for packet in packets]
-        for repeat in range(seconds // RENDERED_S):
-            for packet, (pts, dts, base) in zip(packets, times, strict=True):
-                later = int(repeat * RENDERED_S / base)
-                packet.stream, packet.time_base, packet.pts, packet.dts = stream, base, pts + later, dts + later
-                container.mux(packet)
+    pictures = islice(frames(draw_procedure_video(world, "test", 0), world), RENDERED_S * FPS)
+    write_repeated_video(path, pictures, (SIZE, SIZE), FPS, seconds // RENDERED_S, crf="23", g=str(2 * FPS))
 
 
 # ------------------------------------------------------------------------------------------------------ what is timed

@@ -1,4 +1,4 @@
-"""What every benchmark shares: the rows of its CSV, the description of the machine, timing, metrics of a GPU.
+"""What every benchmark shares: the rows of its CSV, the machine in words, timing, metrics of a GPU, long videos.
 
 Three metrics of time, of a call that Python makes:
 - `time`: until its result is there (a CPU), or on a GPU until the device is done; its L2 cache is flushed before.
@@ -18,16 +18,19 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from fractions import Fraction
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -170,6 +173,32 @@ def both_times(call: Callable[[], object], flush: torch.Tensor | None) -> tuple[
     if gpu:
         torch.cuda.synchronize()
     return (time.perf_counter() - start) * 1e6, (returned - start) * 1e6
+
+
+def write_repeated_video(
+    path: Path, pictures: Iterable[NDArray[np.uint8]], size: tuple[int, int], fps: int, repeats: int, **options: str
+) -> None:
+    """Write RGB pictures [H, W, 3] of `size` (W, H) as H.264, encoded once, their packets repeated: long and soon made.
+
+    `options`: of x264; without B-frames every repetition begins where the one before ends.
+    """
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"bf": "0", **options})
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+        packets, count = [], 0
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base, count = count, Fraction(1, fps), count + 1
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        times = [(packet.pts, packet.dts, packet.time_base) for packet in packets]
+        for repeat in range(repeats):
+            for packet, (pts, dts, base) in zip(packets, times, strict=True):
+                later = int(Fraction(repeat * count, fps) / base)
+                packet.stream, packet.time_base, packet.pts, packet.dts = stream, base, pts + later, dts + later
+                container.mux(packet)
 
 
 Metrics = dict[str, tuple[str, list[float]]]  # unit and values by name

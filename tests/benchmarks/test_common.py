@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,17 @@ def test_on_a_cpu_there_is_one_time(capsys):
     assert order[6:] == ["ours", "other"] * len(metrics["ours"]["time"][1])  # two warm-up calls and one to size each
     common.show("case", {"ours": {"time": ("us", [2.0, 4.0, 30.0])}, "other": {"time": ("us", [1.0])}})
     assert capsys.readouterr().out == "case time us: other 1 (0.25x), ours 4\n"
+
+
+def test_a_repeated_video_shows_its_pictures_again_and_again(tmp_path):
+    """Four pictures, grey from dark to light, three times, an even time apart."""
+    pictures = [np.full((32, 48, 3), 60 * k, np.uint8) for k in range(4)]
+    common.write_repeated_video(tmp_path / "v.mp4", iter(pictures), (48, 32), 10, 3, g="4")
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert [frame.time for frame in frames] == pytest.approx([k / 10 for k in range(12)])
+    means = [frame.to_ndarray(format="rgb24").mean() for frame in frames]
+    assert means == pytest.approx([0, 60, 120, 180] * 3, abs=5)
 
 
 @pytest.mark.gpu
