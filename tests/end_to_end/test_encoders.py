@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.image_text_models import small_tokenizer
+from image_text_models import small_tokenizer
 from safetensors.torch import load_file
 from train_encoders import RUNS
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
-from helpers.image_text_models import (
+from image_text_models import (
     FAMILIES,
     SMALL,
     close,

@@ -9,8 +9,8 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
-from helpers.image_text_models import SMALL, close, library_model, shaken, small_base, small_model, small_tokenizer
 from hub_server import hub_server
+from image_text_models import SMALL, close, library_model, shaken, small_base, small_model, small_tokenizer
 from open_clip.tokenizer import HFTokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

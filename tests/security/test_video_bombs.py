@@ -11,12 +11,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from data_worlds import (
-    NumberedReader,
-    build_shards,
-    small_encoding,
-    small_loader,
-)
+from data_worlds import NumberedReader, build_shards, small_encoding, small_loader
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
 from ace_dist.data.annotations.csv import read_csv
