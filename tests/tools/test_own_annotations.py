@@ -92,7 +92,11 @@ def test_without_groups_a_video_is_one(folder):
 
 
 def test_a_folder_per_label(folder):
-    for label, clips in {"lift_lid": ("x.mp4", "anna/y.mp4", ".hidden"), "push lever": ("z.avi", "anna/w.mp4")}.items():
+    for label, clips in {
+        "lift_lid": ("x.mp4", "anna/y.mp4", ".hidden", ".checkpoints/x.mp4"),
+        "push lever": ("z.avi", "anna/w.mp4"),
+        ".Trashes": ("x.mp4",),
+    }.items():
         for clip in clips:
             path = folder / "clips" / label / clip
             path.parent.mkdir(parents=True, exist_ok=True)

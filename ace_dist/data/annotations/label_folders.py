@@ -4,7 +4,7 @@ FOLDER/lift lid/take 1.mp4              a clip of "lift lid", whole; its group i
 FOLDER/lift_lid/anna/take 1.mp4         the same; its group is anna: a person, a camera, or the recording it is cut from
 
 A label becomes verb and object as `concepts.makers.split_label` splits it. All rows are of the training split:
-`dataset.test_groups` says which groups are tested. Hidden files are left out.
+`dataset.test_groups` says which groups are tested. Hidden files and folders are left out.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ from ace_dist.utils.tables import Row
 
 def folder_rows(folder: Path) -> Iterator[tuple[str, Row]]:
     """Where each clip lies and its row, in the order of the paths. Raises `DataError` naming the folder."""
-    clips = [path for path in sorted(folder.glob("*/**/*")) if path.is_file() and not path.name.startswith(".")]
+    files = (path for path in sorted(folder.glob("*/**/*")) if path.is_file())
+    clips = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     if not clips:
         raise DataError(
             f"dataset.annotations={folder} is a folder with neither a CSV file nor videos in a folder per label, such "
