@@ -36,7 +36,6 @@ RESULTS = Path(__file__).parent / "results" / "watch.csv"
 WARM_UP_S = 30.0  # of the stream: libraries fill their caches
 READ_EVERY_S = 1.0
 MIB = 2**20
-PACKET = 188 * 7
 
 
 def camera_video(source: Path, output: Path, side: int, fps: int) -> float:
