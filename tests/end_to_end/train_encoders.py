@@ -20,6 +20,9 @@ from ace_dist.train.trainer import train
 from ace_dist.utils.distributed import connect, disconnect
 from ace_dist.worlds import READERS
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
+from data_worlds import write_video
+
 SMALL = [
     "model.video.width=48", "model.video.depth=3", "model.video.heads=2", "model.video.patch=12",
     "model.video.image_size=48", "model.video.trained_blocks=2", "model.text.width=32", "model.text.depth=2",
@@ -68,20 +71,8 @@ def use(run, export):
     labels = ["spin block", "lift block", "hammer pin"]
     exported = Classifier.from_pretrained(export)
     answers = [dict(each.classify(video, labels)) for each in (Classifier.from_run(run), exported)]
-    path = write_video(export.with_name(f"{export.name}.mp4"), video)
+    path = write_video(export.with_name(f"{export.name}.mp4"), video.numpy(), rate=8)
     return {"classified": answers, "segments": len(exported.segment(path, labels[:2]).segments)}
-
-
-def write_video(path, frames):
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        for frame in frames.numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 if __name__ == "__main__":
