@@ -22,7 +22,7 @@ import torch
 from common import Row, append
 from torch import Tensor
 
-from ace_dist import cli
+from ace_dist.cli.training import train
 from ace_dist.models import timesformer
 from ace_dist.models.fused_blocks import FrozenTrunk
 from ace_dist.models.timesformer import TimeSformer
@@ -65,9 +65,9 @@ def run(precision: str, settings: list[str]) -> dict[str, float]:
                 ),
                 patch.object(TimeSformer, "frozen_blocks", frozen_blocks),
             ):
-                cli.train(arguments)
+                train(arguments)
         else:
-            cli.train(arguments)
+            train(arguments)
         results = json.loads(Path(folder, "run", "results.json").read_text())
     return scores(results) | distances
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ace_dist import cli
+from ace_dist.cli import entry, training
 from ace_dist.concepts.actions import Action
 from ace_dist.concepts.classes import split_classes
 from ace_dist.concepts.trees import SynonymTrees
@@ -23,7 +24,7 @@ from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_SETTINGS = (
-    *(name for name in cli.DEMO_BY_DEFAULT if name != "evaluate"), "config list", "demo", "completion", "weights get",
+    *(name for name in entry.DEMO_BY_DEFAULT if name != "evaluate"), "config list", "demo", "completion", "weights get",
     "doctor", "models",
 )  # fmt: skip
 
@@ -34,7 +35,7 @@ def test_every_command_explains_itself(name, capsys):
     words = name.split()
     assert cli.execute([*words, "--help"]) == 0
     said = capsys.readouterr().out
-    assert "settings, written key=value:" in said and cli.first_line(name) in said
+    assert "settings, written key=value:" in said and entry.first_line(name) in said
     if name == "completion":
         return  # see test_console_command.py
     needed = {"sweep run": "sweep=x", "sweep retry": "sweep=x", "own": "a.csv", "annotations": "output=x"}
@@ -117,8 +118,8 @@ def test_one_rank_takes_the_number_of_ranks_that_were_started(started, monkeypat
 
 def test_results_that_cannot_be_written_are_known_before_anything_is_computed(tmp_path, monkeypatch):
     (tmp_path / "results.json").mkdir()
-    monkeypatch.setattr(cli, "read_config", lambda run: load_config(["seed=1"]))
-    monkeypatch.setattr(cli, "evaluate_and_report", lambda *_: pytest.fail("computed before the check"))
+    monkeypatch.setattr(training, "read_config", lambda run: load_config(["seed=1"]))
+    monkeypatch.setattr(training, "evaluate_and_report", lambda *_: pytest.fail("computed before the check"))
     for start in (cli.execute, cli.start):
         with pytest.raises(IsADirectoryError, match=r"results\.json"):
             start(["evaluate", f"run={tmp_path}"])
@@ -194,7 +195,7 @@ def test_a_full_disk_is_said_in_a_line(monkeypatch, capsys):
         with open(argv[0], "w") as file:
             file.write("x")
 
-    monkeypatch.setattr(cli, "execute", write)
+    monkeypatch.setattr(entry, "execute", write)
     status = cli.main()
     said = capsys.readouterr().err
     assert status == 2 and said.startswith("error: ") and said.count("\n") == 1

@@ -16,6 +16,7 @@ from data_worlds import numbered_frames, write_video
 from light import BLOCKED
 
 from ace_dist import __version__, cli
+from ace_dist.cli.words import with_home
 from ace_dist.cluster.ranks import exit_status
 from ace_dist.config import ConfigError, load_config, to_yaml
 from ace_dist.data.task import load_test_trees
@@ -65,7 +66,7 @@ def test_home_is_put_in_where_the_shell_does_not(tmp_path, monkeypatch):
     """`bash` leaves `run=~/x` alone; no folder is called `~`."""
     monkeypatch.setenv("HOME", str(tmp_path))
     home, words = str(tmp_path), ["run=~/x", "video=[~/a b.mp4, ~/c.mp4]", "~training.seed", "output=a~/b", "x=~y/z"]
-    assert cli.with_home(words) == [f"run={home}/x", f"video=[{home}/a b.mp4, {home}/c.mp4]", *words[2:]]
+    assert with_home(words) == [f"run={home}/x", f"video=[{home}/a b.mp4, {home}/c.mp4]", *words[2:]]
 
 
 def test_a_settings_file_is_printed_and_used(tmp_path, capsys):

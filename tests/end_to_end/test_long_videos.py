@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from live_streams import encode
 
-from ace_dist.cli import build_shards
+from ace_dist.cli.data import build_shards
 from ace_dist.config import DatasetConfig, load_config
 from ace_dist.data.datasets import build_reader
 from ace_dist.data.shards import ShardSet

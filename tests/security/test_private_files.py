@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ace_dist.cli import take_umask
+from ace_dist.cli.words import take_umask
 from ace_dist.utils.errors import ConfigError
 
 HOLDER = """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ace_dist import cli
+from ace_dist.cli import entry
 from ace_dist.config import load_config, to_yaml
 from ace_dist.train import run_folder
 from ace_dist.utils.errors import UserError
@@ -106,7 +106,7 @@ def test_our_own_settings_stay():
 
 def test_code_stays_code_but_for_literals():
     """A patch in which names are assigned can still be applied; a literal beside such a name is hidden."""
-    code = Path(cli.__file__).parent.joinpath("utils/secrets.py").read_text()
+    code = Path(entry.__file__).parents[1].joinpath("utils/secrets.py").read_text()
     assert redact(code, code=True) == code
     for line in ("token = tokenizer(text)", "key=lambda item: item.name", "password: str | None = None",
                  "secret = load_secret(path)", "rows.sort(key=operator.attrgetter('step'))"):  # fmt: skip
@@ -152,8 +152,8 @@ def test_an_error_is_printed_without_secrets_and_control_characters(monkeypatch,
     def fail(argv):
         raise UserError("cannot read https://me:hunter2@host/x\x1b]0;title\x07\x1b[2J")
 
-    monkeypatch.setattr(cli, "execute", fail)
-    assert cli.main() == 2
+    monkeypatch.setattr(entry, "execute", fail)
+    assert entry.main() == 2
     said = capsys.readouterr().err
     assert "hunter2" not in said and "\x1b" not in said and "https://<hidden>@host/x\\x1b]0;title\\x07" in said
 

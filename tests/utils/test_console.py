@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from ace_dist import cli
+from ace_dist.cli.words import take_verbose
 from ace_dist.train.metrics import summary_table
 from ace_dist.utils import console
 from ace_dist.utils.console import Progress, quiet_deepspeed
@@ -121,9 +121,9 @@ def test_figures_for_experts_are_asked_for(monkeypatch):
     }  # fmt: skip
     assert len(summary_table(summary).splitlines()) == 1 and "TFLOP" not in summary_table(summary)
     for word in ("verbose=true", "--verbose"):
-        assert cli.take_verbose(["train", word, "seed=1"]) == ["train", "seed=1"]
+        assert take_verbose(["train", word, "seed=1"]) == ["train", "seed=1"]
         assert "TFLOP/s" in summary_table(summary) and "weights 0.100" in summary_table(summary)
-        assert cli.take_verbose(["train", "verbose=false"]) == ["train"]
+        assert take_verbose(["train", "verbose=false"]) == ["train"]
         assert "TFLOP" not in summary_table(summary)
     with pytest.raises(ConfigError, match="verbose=maybe"):
-        cli.take_verbose(["train", "verbose=maybe"])
+        take_verbose(["train", "verbose=maybe"])
