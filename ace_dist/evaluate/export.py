@@ -200,7 +200,7 @@ def model_card(config: Config, results: dict[str, Any], provenance: dict[str, An
         f"- {name}: {markdown(facts['file'])}, {markdown(facts.get('licence_of_released_files', unknown))}"
         for name, facts in provenance["started_from"].items()
     )
-    binding = binding_licence(provenance["licences"])
+    binding = binding_licence(provenance.get("licences") or {})
     starts += f"\n\n**Not for commercial use**: {markdown(binding)}." if binding else ""
     method, dataset = markdown(config.method.name), markdown(config.dataset.name)
     clip, note = config.dataset.clip, weights_note(config)
