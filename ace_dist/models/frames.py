@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ace_dist.config import VideoConfig
 from ace_dist.models.attention import short_on_cpu
 from ace_dist.models.open_clip import build_image_network
-from ace_dist.models.temporal import TemporalTransformer, TimeAdapter
-from ace_dist.models.video import VideoTower, check_config
+from ace_dist.models.temporal import FrameByFrameTower, TemporalTransformer, TimeAdapter
+from ace_dist.models.video import check_config
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.parts import part
 
@@ -25,7 +25,7 @@ HEADS = re.compile(r"visual\.(?:proj$|attn_pool|trunk\.(?:attn_pool|head)\.)")  
 BLOCK = re.compile(r"visual\.(?:transformer\.resblocks|trunk\.blocks)\.(\d+)\.")
 
 
-class FrameTower(VideoTower):
+class FrameTower(FrameByFrameTower):
     """[B,T,3,S,S] -> [B,E], the mean of the frames' embeddings; with `pooling=frames` all of them, [B,T,E].
 
     `temporal=transformer` adds Text4Vis' layers over the embeddings, `temporal=adapter` attention over time before each
@@ -39,8 +39,8 @@ class FrameTower(VideoTower):
         check_config(config)
         self.config = config
         self.visual: Any = build_image_network(config)
-        self.temporal: TemporalTransformer | None = None
         self.adapters: Any = nn.ModuleList()
+        self.temporal = None
         if config.temporal == "transformer":
             self.temporal = TemporalTransformer(config.embed_dim, config.temporal_layers, config.frames)
         if config.temporal == "adapter":
@@ -98,6 +98,10 @@ class FrameTower(VideoTower):
         self.set_recompute("norms" if config.recompute == "auto" else config.recompute)
         self.train(self.training)
 
+    @property
+    def sees_frames_alone(self) -> bool:
+        return not len(self.adapters)
+
     def forward(self, video: Tensor) -> Tensor:
         """Clips [B,T,3,S,S], or the [B,T*N,D] of `frozen_features`."""
         if video.dim() == 3:
@@ -106,6 +110,13 @@ class FrameTower(VideoTower):
         else:
             self.check_video(video)
             frames, tokens = video.shape[1], self.frozen_tokens(video.flatten(0, 1))
+        return self.embed_clips(self.embed_tokens(tokens, frames).unflatten(0, (-1, frames)))
+
+    def embed_frames(self, images: Tensor) -> Tensor:
+        return self.embed_tokens(self.frozen_tokens(images), frames=1)
+
+    def embed_tokens(self, tokens: Tensor, frames: int) -> Tensor:
+        """The blocks that train and the head: [n,N,D] of clips of so many frames -> [n,E]."""
         for index in range(self.first_trained, self.config.depth):
             with part("trained blocks"):
                 if len(self.adapters):
@@ -113,11 +124,7 @@ class FrameTower(VideoTower):
                     tokens = adapter(tokens.unflatten(0, (-1, frames)), self.config.attention).flatten(0, 1)
                 tokens = self.run_block(self.run_one, self.blocks[index], tokens)
         with part("head"):
-            frames_BTE: Tensor = self.pool(tokens).unflatten(0, (-1, frames))
-        if self.temporal is not None:
-            with part("trained blocks"):
-                frames_BTE = self.temporal(frames_BTE)
-        return frames_BTE if self.config.pooling == "frames" else frames_BTE.mean(1)
+            return self.pool(tokens)
 
     def frozen_tokens(self, images: Tensor) -> Tensor:
         """Images [n,3,S,S] through the embedding and the frozen blocks: -> [n,N,D]."""

@@ -12,7 +12,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ace_dist.models.attention import attend_packed, resolve_attention, short_on_cpu
-from ace_dist.models.video import resize_times
+from ace_dist.models.video import VideoTower, resize_times
+from ace_dist.utils.parts import part
 
 TEMPORAL_EPS = 1e-12  # of Text4Vis' temporal transformer
 HEAD_WIDTH = 64  # CLIP's heads are 64 wide
@@ -65,3 +66,25 @@ class TimeAdapter(nn.Module):
         backend = resolve_attention(attention, tokens.device, frames, self.heads, head, tokens.dtype)
         mixed = attend_packed(qkv, backend).reshape(places_BNTd.shape)
         return tokens + cast(Tensor, self.up(mixed)).transpose(1, 2)
+
+
+class FrameByFrameTower(VideoTower):
+    """A tower that embeds frames and makes a clip's embedding of theirs: `embed_frames`, then `embed_clips`."""
+
+    temporal: TemporalTransformer | None
+
+    @property
+    def sees_frames_alone(self) -> bool:
+        """Whether no frame looks at another before that: clips that overlap may then share what they have in common."""
+        return True
+
+    def embed_frames(self, images: Tensor) -> Tensor:
+        """Images [n,3,S,S] -> [n,E]; only where `sees_frames_alone`."""
+        raise NotImplementedError
+
+    def embed_clips(self, frames_BTE: Tensor) -> Tensor:
+        """[B,T,E] -> [B,E], the mean over the frames; with `pooling=frames` all of them, [B,T,E]."""
+        if self.temporal is not None:
+            with part("trained blocks"):
+                frames_BTE = self.temporal(frames_BTE)
+        return frames_BTE if self.config.pooling == "frames" else frames_BTE.mean(1)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ace_dist.config import VideoConfig
 from ace_dist.models.attention import short_on_cpu
-from ace_dist.models.temporal import TemporalTransformer
+from ace_dist.models.temporal import FrameByFrameTower, TemporalTransformer
 from ace_dist.models.text_clip import PROMPT_STD
-from ace_dist.models.video import VideoTower, check_config
+from ace_dist.models.video import check_config
 from ace_dist.utils.parts import part
 
 CLIP_EPS, PLAIN_EPS = 1e-5, 1e-6  # of layer norms: CLIP's, and those of timm's ViTs and of the TimeSformer
@@ -28,7 +28,7 @@ def attend_block(block: nn.Module, tokens: Tensor) -> Tensor:
         return cast(Tensor, block(tokens))
 
 
-class ImageTower(VideoTower, VisionTransformer):  # type: ignore[misc]  # timm is untyped
+class ImageTower(FrameByFrameTower, VisionTransformer):  # type: ignore[misc]  # timm is untyped
     """[B,T,3,H,W] -> [B,E], the mean of the frames' embeddings; with `pooling=frames` all of them, [B,T,E].
 
     `clip_style` is CLIP's network: a norm before the blocks, QuickGELU, no bias in the patch embedding. With
@@ -47,7 +47,7 @@ class ImageTower(VideoTower, VisionTransformer):  # type: ignore[misc]  # timm i
             pre_norm=config.clip_style, act_layer=QuickGELU if config.clip_style else nn.GELU,
             norm_layer=partial(nn.LayerNorm, eps=CLIP_EPS if config.clip_style else PLAIN_EPS),
         )  # fmt: skip
-        self.temporal: TemporalTransformer | None = None
+        self.temporal = None
         self.prompts: nn.Parameter | None = None
         if config.temporal_layers:
             self.temporal = TemporalTransformer(config.embed_dim, config.temporal_layers, config.frames)
@@ -60,11 +60,7 @@ class ImageTower(VideoTower, VisionTransformer):  # type: ignore[misc]  # timm i
 
     def forward(self, video: Tensor) -> Tensor:
         self.check_video(video)
-        frames_BTE: Tensor = self.embed_frames(video.flatten(0, 1)).unflatten(0, video.shape[:2])
-        if self.temporal is not None:
-            with part("trained blocks"):
-                frames_BTE = self.temporal(frames_BTE)
-        return frames_BTE if self.config.pooling == "frames" else frames_BTE.mean(1)
+        return self.embed_clips(self.embed_frames(video.flatten(0, 1)).unflatten(0, video.shape[:2]))
 
     def embed_frames(self, images: Tensor) -> Tensor:
         """Single frames [N,3,H,W] -> [N,E]."""

@@ -26,6 +26,7 @@ from ace_dist.data.build.isolation import run_alone
 from ace_dist.data.loader.base import normalise
 from ace_dist.data.loader.long_video import STALL_S, stream_crops
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.temporal import FrameByFrameTower
 from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes, write_json
@@ -86,7 +87,7 @@ def embed_video(
     )
     windows = grid.windows(pictures, first)
     while batch := list(islice(windows, PART)):
-        parts.append(encode_windows(model, config, batch))
+        parts.append(WindowEncoder(model, config).encode(batch))  # anew: a part is the same wherever a run went on
         if folder is not None:
             write_array(folder / f"part-{len(parts) - 1:05d}.f32", parts[-1])
         progress(sum(map(len, parts)) * grid.stride_s, span_s[1] - span_s[0])
@@ -115,18 +116,46 @@ class PictureClock:
                 yield picture
 
 
-def encode_windows(
-    model: DualEncoder, config: Config, windows: list[list[npt.NDArray[np.uint8]]]
-) -> npt.NDArray[np.float32]:
-    """Embeddings [n, D] of windows of pictures [3, S, S], in batches of `evaluation.batch_size`."""
-    parameter, size = next(model.video.parameters()), config.evaluation.batch_size
-    found: list[Tensor] = []
-    for i in range(0, len(windows), size):
-        clips = torch.from_numpy(np.stack([np.stack(window) for window in windows[i : i + size]]))
-        found.append(
-            model.encode_video(normalise(clips.to(parameter.device), config.loader).to(parameter)).float().cpu()
-        )
-    return torch.cat(found).numpy()
+class WindowEncoder:
+    """Embeddings of windows of pictures [3, S, S]; where the video tower sees each frame alone, windows that share
+    pictures share their embeddings, also with the last window of the call before.
+    """
+
+    def __init__(self, model: DualEncoder, config: Config) -> None:
+        self.model, self.config = model, config
+        self.kept: dict[int, tuple[npt.NDArray[np.uint8], Tensor]] = {}  # by `id`, which the picture kept holds taken
+
+    @torch.no_grad()
+    def encode(self, windows: list[list[npt.NDArray[np.uint8]]]) -> npt.NDArray[np.float32]:
+        """[n, D], in batches of `evaluation.batch_size`."""
+        size, tower = self.config.evaluation.batch_size, self.model.video
+        if isinstance(tower, FrameByFrameTower) and tower.sees_frames_alone:
+            frames = self.frames_of(windows, tower)
+            clips = torch.stack([torch.stack([frames[id(picture)] for picture in window]) for window in windows])
+            found = [tower.embed_clips(batch) for batch in clips.split(size)]
+        else:
+            batches = (windows[i : i + size] for i in range(0, len(windows), size))
+            found = [
+                self.model.encode_video(self.normalised(np.stack([np.stack(window) for window in batch])))
+                for batch in batches
+            ]
+        return torch.cat([part.float().cpu() for part in found]).numpy()
+
+    def frames_of(self, windows: list[list[npt.NDArray[np.uint8]]], tower: FrameByFrameTower) -> dict[int, Tensor]:
+        """The embedding [E] of each picture, by its `id`; a batch has as many pictures as one of windows has."""
+        pictures = {id(picture): picture for window in windows for picture in window}
+        new = [picture for key, picture in pictures.items() if key not in self.kept]
+        size = self.config.evaluation.batch_size * len(windows[0])
+        found = {key: frame for key, (_, frame) in self.kept.items()}
+        for i in range(0, len(new), size):
+            frames = tower.embed_frames(self.normalised(np.stack(new[i : i + size])))
+            found |= {id(picture): frame for picture, frame in zip(new[i : i + size], frames, strict=True)}
+        self.kept = {id(picture): (picture, found[id(picture)]) for picture in windows[-1]}
+        return found
+
+    def normalised(self, pictures: npt.NDArray[np.uint8]) -> Tensor:
+        parameter = next(self.model.video.parameters())
+        return normalise(torch.from_numpy(pictures).to(parameter.device), self.config.loader).to(parameter)
 
 
 # ------------------------------------------------------------------------------------------------------ what is kept

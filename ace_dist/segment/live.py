@@ -22,7 +22,7 @@ from ace_dist.data.loader.single_video import as_source
 from ace_dist.evaluate.protocols import encode_label_sets
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.decoders.live import LiveDecoder
-from ace_dist.segment.embed import encode_windows
+from ace_dist.segment.embed import WindowEncoder
 from ace_dist.segment.live_feed import Feed, Notice, Window, live_windows
 from ace_dist.segment.rejection import Floats
 from ace_dist.segment.segmenter import FLOOR, Calibration
@@ -85,6 +85,7 @@ class Labeller:
         if not 0 <= minimum_s < math.inf:
             raise ConfigError(f"minimum_s={minimum_s} must be a number of seconds, 0 or more")
         self.model, self.config, self.calibration = model, config, calibration
+        self.encoder = WindowEncoder(model, config)
         self.labels = [*(label.label for label in labels), None]
         self.text = encode_label_sets(model, [tuple(label.phrases for label in labels)])
         self.decoder = LiveDecoder(max(1, round(minimum_s / grid.stride_s)), calibration.decoder.switch_cost)
@@ -104,7 +105,7 @@ class Labeller:
     @torch.no_grad()
     def scores(self, window: Window) -> Floats:
         """Log-probabilities [K + 1] of one window; the last is "none of these"."""
-        embedding = encode_windows(self.model, self.config, [[each.pixels for each in window.pictures]])
+        embedding = self.encoder.encode([[each.pixels for each in window.pictures]])
         (cosines,) = self.model.similarity(torch.from_numpy(embedding), *self.text, 1.0)
         scores = self.calibration.rejection.log_probabilities(
             embedding.astype(float), cosines.double().numpy(), self.config.method.temperature

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from image_text_models import SMALL, close, small_model
 
 import ace_dist.segment.embed as embed
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.loader.base import normalise
-from ace_dist.segment.embed import embed_video
+from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.segment.embed import WindowEncoder, embed_video
+from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.errors import DataError
 
 
@@ -108,3 +111,21 @@ def test_who_looks_on_sees_each_picture_once_as_the_model_does(classifier, video
     side = classifier.config.loader.crop
     assert len(seen) == round((found.end_s - found.start_s) / interval_s)
     assert {(picture.shape, picture.dtype.name) for picture in seen} == {((3, side, side), "uint8")}
+
+
+@pytest.mark.parametrize("temporal", ["mean", "transformer", "adapter"])
+def test_a_picture_of_several_windows_is_embedded_once_by_towers_that_can(classifier, temporal):
+    """By a tower of which each frame looks at others too, as often as before; the embeddings are the same."""
+    config = small_model("clip_b16", temporal=temporal, temporal_layers=1, trained_blocks=1)
+    model = DualEncoder(config.video, config.text).eval()
+    given: list[int] = []
+    model.video.patch_embed.register_forward_hook(lambda module, images, _: given.append(len(images[0])))
+    draw = np.random.default_rng().integers
+    pictures = [draw(256, size=(3, SMALL["image_size"], SMALL["image_size"]), dtype=np.uint8) for _ in range(21)]
+    windows = list(WindowGrid(frames=8, interval_s=0.25, step=2).windows(pictures))
+    encoder = WindowEncoder(model, classifier.config)
+    found = np.concatenate([encoder.encode(windows[:3]), *(encoder.encode([window]) for window in windows[3:])])
+    assert sum(given) == (8 * len(windows) if temporal == "adapter" else len(pictures))
+    clips = normalise(torch.from_numpy(np.stack([np.stack(window) for window in windows])), classifier.config.loader)
+    with torch.no_grad():
+        close(torch.from_numpy(found), model.encode_video(clips))
