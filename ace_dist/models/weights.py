@@ -92,7 +92,7 @@ def read_logits(path: Path | str | None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in read_safetensors(path, VIDEO_SETTING).items() if name.startswith(LOGITS)}
 
 
-def licence_of(path: Path) -> str:
+def read_licence(path: Path) -> str:
     """The licence of the released weights that a file was made from, as `ace weights` wrote it there."""
     with safe_open(path, "pt") as file:
         return str((file.metadata() or {}).get("licence_of_released_files", "not recorded in the file"))

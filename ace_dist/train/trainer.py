@@ -25,7 +25,7 @@ from ace_dist.evaluate.caveats import few_steps, shortened
 from ace_dist.evaluate.protocols import rehearse
 from ace_dist.models.build import build_model, load_tensors
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.weights import FROZEN, START, TRAINED, TensorFile, licence_of, save_safetensors
+from ace_dist.models.weights import FROZEN, START, TRAINED, TensorFile, read_licence, save_safetensors
 from ace_dist.objectives import ConceptObjective, build_objective, total_loss
 from ace_dist.train.augment import augment
 from ace_dist.train.callbacks import Callbacks, GarbageCollection, StepEnd
@@ -201,7 +201,7 @@ def start_licences(config: Config) -> dict[str, str]:
     """Side -> licence of the weights that the run starts from; those of another run are that run's."""
     if config.init_from:
         return read_inputs(resolve_path(config.init_from))["licences"] or {}
-    return {key.split(".")[1]: licence_of(named_file(key, path)) for key, path in starting_weights(config).items()}
+    return {key.split(".")[1]: read_licence(named_file(key, path)) for key, path in starting_weights(config).items()}
 
 
 def take_steps(training: Training, start: int, last: int) -> tuple[int, str | None]:
@@ -359,7 +359,8 @@ def describe(task: Task, plan: TrainPlan, config: Config, objective: ConceptObje
 def run_warnings(task: Task, plan: TrainPlan, settings: TrainingConfig, steps: int, world: int) -> list[str]:
     """A sentence for each thing that will keep a run's result from meaning much, with what to set."""
     clips, batch = len(plan.records), plan.batch_size
-    untrained = [str(action) for index, action in enumerate(task.classes.base) if index not in set(plan.labels)]
+    trained = set(plan.labels)
+    untrained = [str(action) for index, action in enumerate(task.classes.base) if index not in trained]
     found = [few_steps(settings, steps, batch / clips), early_decay(settings, steps)]
     if not task.is_tested():
         found.append(f"{NO_TEST}, so the evaluation at the end will score nothing")

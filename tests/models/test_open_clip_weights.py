@@ -26,7 +26,7 @@ from ace_dist.models.convert.known import KNOWN
 from ace_dist.models.convert.open_clip import join_state, split_state
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.tokenizer import EOS
-from ace_dist.models.weights import licence_of
+from ace_dist.models.weights import read_licence
 from ace_dist.utils.errors import UserError
 
 
@@ -272,4 +272,4 @@ def test_one_command_from_the_hub(released, tmp_path, monkeypatch, capsys):
     assert "is there and stays" in capsys.readouterr().out
     loaded(config, tmp_path / "weights")
     for part in ("video", "text"):
-        assert is_non_commercial(licence_of(tmp_path / f"weights/{model}_{part}.safetensors"))
+        assert is_non_commercial(read_licence(tmp_path / f"weights/{model}_{part}.safetensors"))

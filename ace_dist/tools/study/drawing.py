@@ -69,7 +69,10 @@ def scores_figure(methods: Mapping[str, Sequence[StudyRow]], chance: Mapping[str
     """A panel a score, a row a method: a dot a seed, the mean and its interval."""
     scores = scored(SCORES, methods)
     shown = {method: rows for method, rows in methods.items() if method != "random"} or dict(methods)
-    title, note = best_of(shown), NOTE + (" Of the spread, smaller is better." if SMALLER_IS_BETTER in scores else "")
+    title, note = (
+        finding_title(shown),
+        NOTE + (" Of the spread, smaller is better." if SMALLER_IS_BETTER in scores else ""),
+    )
     figure, axes = figures.panels(9.6, 1.5 + 0.36 * len(shown), max(len(scores), 1), title, note)
     known = any(stem(method, METHODS) for method in shown)
     colours = method_colours([*shown]) if known else [BLUE] * len(shown)
@@ -86,7 +89,7 @@ def scores_figure(methods: Mapping[str, Sequence[StudyRow]], chance: Mapping[str
     return figure
 
 
-def best_of(methods: Mapping[str, Sequence[StudyRow]]) -> str:
+def finding_title(methods: Mapping[str, Sequence[StudyRow]]) -> str:
     """The finding of a comparison: which method is best under other words, or on what else was tested."""
     for score, words in (
         ("srt_accuracy_mean", "under other words"),
