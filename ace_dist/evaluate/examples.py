@@ -21,7 +21,7 @@ from ace_dist.utils.pictures import data_uri, jpeg
 SHOWN_LABELS = 3  # votes of a clip that are shown, and the true label's
 WORDINGS = 3
 EXAMPLES = 6
-SHORT_SIDE = 120  # pixels of a frame
+SIDE, SMALL_SIDE = 120, 64  # pixels of a frame, and of the one of each class, both square as they are shown
 JPEG_QUALITY = 72
 
 Entry = Mapping[str, Any]  # of predictions.json
@@ -69,7 +69,7 @@ class Frames:
             return cls(problem=f"No frames are shown: {error}")
         return cls({record.key: record for record in found.split("test")}, ShardFiles(found.folder))
 
-    def of_clip(self, key: str, count: int) -> tuple[str, ...]:
+    def of_clip(self, key: str, count: int, side: int = SIDE) -> tuple[str, ...]:
         """`count` frames of a clip's action, evenly spread over it; none where the clip cannot be read."""
         record = self.records.get(key)
         if record is None or self.files is None:
@@ -78,7 +78,7 @@ class Frames:
         times = [record.segment_start_s + length * (index + 0.5) / count for index in range(count)]
         try:
             clip = ClipInMemory(self.files.read(record))
-            pictures = (frame_at(clip, record, time) for time in times)
+            pictures = (frame_at(clip, record, time, side) for time in times)
             return tuple(data_uri("image/jpeg", jpeg(picture, JPEG_QUALITY)) for picture in pictures)
         except UserError as error:
             self.problem = f"Some frames are not shown: {error}"
@@ -89,10 +89,14 @@ class Frames:
         return self.records[key].group if key in self.records else key
 
 
-def frame_at(clip: ClipInMemory, record: ClipRecord, time_s: float) -> npt.NDArray[np.uint8]:
+def frame_at(clip: ClipInMemory, record: ClipRecord, time_s: float, side: int) -> npt.NDArray[np.uint8]:
+    """The middle square [side, side, 3] of the frame at a time, smaller where the clip is."""
     start = min(time_s, (record.frames - 1) / record.fps)
-    window = read_window(clip, start, start + 1 / record.fps, fps=record.fps, short_side=SHORT_SIDE)
-    return next(iter(window.frames))
+    window = read_window(clip, start, start + 1 / record.fps, fps=record.fps, short_side=side)
+    frame = next(iter(window.frames))
+    short = min(frame.shape[:2])
+    top, left = ((length - short) // 2 for length in frame.shape[:2])
+    return np.ascontiguousarray(frame[top : top + short, left : left + short])
 
 
 def probabilities(entry: Entry) -> npt.NDArray[np.float64]:

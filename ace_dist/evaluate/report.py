@@ -19,10 +19,18 @@ from typing_extensions import TypedDict
 
 from ace_dist.evaluate import svg
 from ace_dist.evaluate.caveats import chance_scores, predicted_runs
-from ace_dist.evaluate.examples import Example, Frames, confident_mistakes, disagreements, same_clips, wordings_example
+from ace_dist.evaluate.examples import (
+    SMALL_SIDE,
+    Example,
+    Frames,
+    confident_mistakes,
+    disagreements,
+    same_clips,
+    wordings_example,
+)
 from ace_dist.evaluate.metrics import class_f1, concept_distances, confusion_matrix
 from ace_dist.evaluate.palette import METHODS, method_name
-from ace_dist.evaluate.run_files import ConceptSpace, Run, read_predictions, read_results, read_run
+from ace_dist.evaluate.run_files import BEFORE, ConceptSpace, Run, read_predictions, read_results, read_run
 from ace_dist.evaluate.verdict import against, tested, verdict
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_json, write_text
@@ -100,12 +108,16 @@ def write_report(
     """Write `report.html` and `figures/` into the run folder, or `output`, and return the path of the page.
 
     `compare`: other run folders (say ProcVLR on the same seed); each becomes a row of the table and of the figures, and
-    must be of the same dataset and fold; `None`: those that the page had before. `shards`: where the clips lie now.
+    must be of the same dataset and fold; `None`: those that the page had before. The results in `before/` of the run
+    are a row in any case. `shards`: where the clips lie now.
     Raises `RunError` when a file is missing, naming it and the launcher that makes it, or when the runs are not
     comparable.
     """
     run = read_run(folder, output)
-    others = compared_before(run) if compare is None else compare
+    others = list(compared_before(run) if compare is None else compare)
+    before = run.tested / BEFORE  # the run's own weights before training, which are compared unasked
+    if (before / "results.json").is_file() and before.resolve() not in (other.resolve() for other in others):
+        others.append(before)
     rows = table_rows(run, others)
     ours, *names = rows
     guesses: dict[str, Predicted] = {ours: {"base": run.base, "novel": run.novel, "srt": run.srt}}
@@ -377,7 +389,7 @@ def class_rows(run: Run, frames: Frames) -> list[dict[str, Any]]:
             wrong = counts[index].copy()
             wrong[index] = 0
             taken = f"{classes[int(wrong.argmax())]} ({wrong.max()})" if wrong.any() else ""
-            picture = frames.of_clip(first[index], 1) if index in first else ()
+            picture = frames.of_clip(first[index], 1, SMALL_SIDE) if index in first else ()
             row = {"part": name, "name": classes[index], "clips": int(counts[index].sum()), "taken": taken}
             found.append({**row, "f1": float(scores[index]), "picture": picture[0] if picture else ""})
     return found

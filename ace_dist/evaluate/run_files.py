@@ -19,6 +19,7 @@ from ace_dist.utils.reading import Score, Text, Whole, check_shape, read_object,
 from ace_dist.utils.secrets import redact, redacted
 
 TRAINING_FILES = ("config.yaml", "environment.json", "metrics.jsonl")
+BEFORE = "before"  # folder in a run: the results of its weights from before training
 TOLERANCE = 0.051  # percentage points: results.json may be rounded to one decimal
 
 
@@ -302,5 +303,6 @@ def run_file(folder: Path, name: str) -> Path:
 
 
 def writer(folder: Path, name: str) -> str:
+    folder = folder.parent if folder.name == BEFORE else folder
     finished = (folder / "model" / TRAINED).is_file()  # without weights there is nothing to evaluate
     return f"ace evaluate run={folder}" if finished and name not in TRAINING_FILES else "ace train"

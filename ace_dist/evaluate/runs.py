@@ -22,11 +22,11 @@ from ace_dist.evaluate.licences import licence_note
 from ace_dist.evaluate.metrics import accuracy_interval, random_baseline
 from ace_dist.evaluate.palette import method_name
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
-from ace_dist.evaluate.run_files import read_metrics
+from ace_dist.evaluate.run_files import BEFORE, read_metrics
 from ace_dist.evaluate.verdict import verdict
 from ace_dist.models.build import build_model, load_tensors
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.interpolation import load_interpolated
+from ace_dist.models.interpolation import keeps_start, load_interpolated
 from ace_dist.models.weights import START, TensorFile
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, uses_bf16
@@ -35,6 +35,7 @@ from ace_dist.utils.files import write_bytes, write_json, write_text
 
 SPARKS, SPARKS_WIDE = "▁▂▃▄▅▆▇█", 40
 GZSL_NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
+CHEAP_TEST = 0.2  # of the clips that training read: with no backward pass, at most a fifteenth of training's arithmetic
 
 
 def trained_model(run: Path, config: Config, device: torch.device) -> DualEncoder:
@@ -64,8 +65,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a finished run and write its results, into its folder or `output`. Collective; returns `results.json`.
 
-    The clips are those of `shards`, or where the run read them; `note` is told where the evaluation is. Raises an error
-    for a folder that would get the results of other test clips than its run began with.
+    The clips are those of `shards`, or where the run read them; `note` is told where the evaluation is. Unless results
+    go to `output`, `evaluate_before` follows. Raises an error for a folder that would get the results of other test
+    clips than its run began with.
     """
     config = interpolated(run_config(run, shards), interpolate)
     if output is None and config.evaluation.interpolate != (own := read_config(run).evaluation.interpolate):
@@ -109,7 +111,33 @@ def evaluate_run(
         write_text(folder / "predictions.json", json.dumps(predictions) + "\n")
         write_json(folder / "results.json", results)
     ranks.barrier()
+    if output is None:
+        evaluate_before(run, ranks, config, task, shards, note)
     return results
+
+
+def evaluate_before(
+    run: Path, ranks: Ranks, config: Config, task: Task, shards: str | None, note: Callable[[str], None]
+) -> None:
+    """Test the weights that training began with into `before/` of the run: a row of its report. Collective.
+
+    Only where the run kept them and this takes little beside training; where it takes more, says how to get the row.
+    """
+    tested = config.dataset.clip.views * sum(len(task.test_clips(novel)[0]) for novel in (False, True))
+    lines = [line for line in read_metrics(run) if "epoch" in line]
+    trained = lines[-1]["step"] * config.training.batch_size if lines else 0
+    trained = ranks.gather(trained if keeps_start(run / "model") else 0)[0]
+    if not (trained and tested) or config.evaluation.scorer == "chance" or config.evaluation.interpolate == 0:
+        return
+    if tested <= CHEAP_TEST * trained:
+        evaluate_run(run, ranks, shards, run / BEFORE, note, interpolate=0)
+    elif ranks.is_first:
+        print(
+            f"the weights from before training are not tested: {tested} views of test clips are many beside the "
+            f"{trained} clips that training read. For their row in the report: ace evaluate run={run} "
+            f"evaluation.interpolate=0 output={run / BEFORE}",
+            flush=True,
+        )
 
 
 def too_few_steps(run: Path, config: Config) -> str | None:

@@ -16,16 +16,23 @@ def interpolate(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], shar
     return {name: start[name].lerp(tensor, share) for name, tensor in trained.items()}
 
 
+def read_start(folder: Path) -> Mapping[str, Tensor]:
+    return TensorFile(folder / START) if (folder / START).is_file() else {}
+
+
+def keeps_start(folder: Path) -> bool:
+    """Whether a run's `model` folder holds what each trained tensor was before training; earlier versions kept less."""
+    return TensorFile(folder / TRAINED).keys() <= read_start(folder).keys()
+
+
 def load_interpolated(model: DualEncoder, folder: Path, share: float) -> None:
     """Give a model the weights of a run's `model` folder at `share` of the way from its start to its end.
 
     Raises `RunError` for a run of an earlier version, which kept no weights of the video side from before training.
     """
-    path, trained = folder / START, TensorFile(folder / TRAINED)
-    start = TensorFile(path) if path.is_file() else {}
-    if trained.keys() - start.keys():
+    if not keeps_start(folder):
         raise RunError(
-            f"evaluation.interpolate={share:g} needs the weights from before training, and {path} does not hold them: "
-            f"an earlier version trained this run; train it again, or set evaluation.interpolate=1"
+            f"evaluation.interpolate={share:g} needs the weights from before training, and {folder / START} does not "
+            f"hold them: an earlier version trained this run; train it again, or set evaluation.interpolate=1"
         )
-    load_tensors(model, interpolate(start, trained, share))
+    load_tensors(model, interpolate(read_start(folder), TensorFile(folder / TRAINED), share))

@@ -67,7 +67,7 @@ def bar(timeline: Timeline) -> str:
         for label in timeline.labels
     )
     return (
-        f'<h2>Timeline</h2><svg class="bar" viewBox="0 0 {WIDTH} 40" preserveAspectRatio="none" role="img" '
+        f'<h2>Timeline</h2><svg class="bar" viewBox="0 0 {WIDTH} 40" preserveAspectRatio="none" role="group" '
         f'aria-label="Timeline of the video">{HATCH}{"".join(cells)}</svg><p class="ticks">{ticks}</p>'
         f'<p class="legend">{legend}<span><i style="background:#ddd"></i>none of these</span>'
         '<span><i class="hatched"></i>uncertain: below one half</span></p>'

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accessibility import assert_no_serious_fault
 from ports import free_port
 from test_own_videos import render_video
 
@@ -364,8 +365,9 @@ REPEATED = """() => [...document.querySelectorAll("[id]")].map(part => part.id).
 
 
 def assert_readable(page):
-    """A screen reader has a name for each control and picture, and no two parts share an id."""
+    """A screen reader has a name for each control and picture, no two parts share an id, axe-core finds no fault."""
     assert page.evaluate(UNNAMED) == [] and page.evaluate(REPEATED) == []
+    assert_no_serious_fault(page)
 
 
 def percents(page):

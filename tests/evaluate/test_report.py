@@ -4,11 +4,15 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from accessibility import assert_no_serious_fault
+from data_worlds import write_video
 
+from ace_dist.data.shards import ClipRecord
 from ace_dist.evaluate import svg
 from ace_dist.evaluate.examples import Frames, confident_mistakes, disagreements, wordings_example
 from ace_dist.evaluate.metrics import accuracy, bias_curve, harmonic_mean, macro_f1, srt_summary
@@ -21,22 +25,25 @@ OBJECTS = ("block", "pin", "tray", "side panel", "table-top")
 
 
 # ------------------------------------------------------------------------------------------------- a finished run
-def build_run(folder, rng, *, method="ACE", base=6, novel=4, skill=(0.85, 0.6), phrases=7, tightness=0.35, steps=90):
+def build_run(
+    folder, rng, *, method="ACE", base=6, novel=4, skill=(0.85, 0.6), phrases=7, tightness=0.35, steps=90, clips=12
+):
     """Write every file of a run directory with fresh random numbers that agree with each other; return results.json."""
     folder.mkdir(parents=True)
     names = [f"{verb} {OBJECTS[i % len(OBJECTS)]}" for i, verb in enumerate(np.resize(VERBS, base + novel))]
     names = [name if names.index(name) == i else f"{name} {i}" for i, name in enumerate(names)]
     parts = {
-        "base": build_predictions(rng, names[:base], skill[0], "b"),
-        "novel": build_predictions(rng, names[base:], skill[1], "n"),
+        "base": build_predictions(rng, names[:base], skill[0], "b", clips=clips),
+        "novel": build_predictions(rng, names[base:], skill[1], "n", clips=clips),
     }
     parts["srt"] = [parts["novel"]]
     for run in range(1, 10):
         labels = [f"synonym{run} of {name}" for name in names[base:]]
-        parts["srt"].append(build_predictions(rng, labels, skill[1] * rng.uniform(0.7, 1.0), "n"))
-    parts["srt_base"] = [parts["base"], build_predictions(rng, [f"synonym of {n}" for n in names[:base]], 0.6, "b")]
-    parts["gzsl"] = {"base": build_predictions(rng, names, 0.5, "b", range(base))}
-    parts["gzsl"]["novel"] = build_predictions(rng, names, 0.5, "n", range(base, base + novel))
+        parts["srt"].append(build_predictions(rng, labels, skill[1] * rng.uniform(0.7, 1.0), "n", clips=clips))
+    other = [f"synonym of {n}" for n in names[:base]]
+    parts["srt_base"] = [parts["base"], build_predictions(rng, other, 0.6, "b", clips=clips)]
+    parts["gzsl"] = {"base": build_predictions(rng, names, 0.5, "b", range(base), clips)}
+    parts["gzsl"]["novel"] = build_predictions(rng, names, 0.5, "n", range(base, base + novel), clips)
     scores = {name: score(parts[name]) for name in ("base", "novel")}
     hm = {key: harmonic_mean(scores["base"][key], scores["novel"][key]) for key in ("accuracy", "f1")}
     results = {"method": method, "dataset": "tabletop", "fold": 0, "seed": 3, **scores, "hm": hm}
@@ -57,10 +64,10 @@ def build_run(folder, rng, *, method="ACE", base=6, novel=4, skill=(0.85, 0.6), 
     return results
 
 
-def build_predictions(rng, classes, skill, prefix, shown=None):
+def build_predictions(rng, classes, skill, prefix, shown=None, clips=12):
     """Guesses among `classes` for clips of those that are `shown`, by default all."""
     shown = range(len(classes)) if shown is None else shown
-    labels = np.concatenate([shown, rng.choice(shown, size=12 * len(shown))])
+    labels = np.concatenate([shown, rng.choice(shown, size=clips * len(shown))])
     guesses = np.where(rng.random(len(labels)) < skill, labels, rng.integers(0, len(classes), size=len(labels)))
     probabilities = rng.dirichlet(np.ones(len(classes)), size=len(labels))
     return {
@@ -136,6 +143,8 @@ def test_the_page_in_a_browser(phone, tmp_path, rng):
     )
     assert len(targets) > 5 and all(targets), "a link to a section that is not there"
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390, "the page is wider than a phone"
+    phone.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert_no_serious_fault(phone)
     assert phone.foreign == [] and phone.errors == []
 
 
@@ -381,6 +390,54 @@ def test_the_same_run_before_fine_tuning_is_a_row(tmp_path, rng, quick):
         (tmp_path / "before" / name).unlink()
     text = read_report(tmp_path / "ace", [tmp_path / "before"]).text
     assert "ahead of before fine-tuning" in text and "(seed" not in text
+
+
+def test_the_weights_before_training_are_a_row_unasked(tmp_path, rng, quick):
+    """As a run's test leaves them in `before/`; beside others, and once where they are asked for as well."""
+    build_run(tmp_path / "ace", rng, steps=3)
+    build_run(tmp_path / "procvlr", rng, method="procvlr", steps=3)
+    build_run(tmp_path / "ace/before", rng, skill=(0.1, 0.2), steps=3)
+    weights = "step 3; tested with evaluation.interpolate=0"
+    edit_json(tmp_path / "ace/before/results.json", lambda results: results.update(weights=weights))
+    for compare in ((), [tmp_path / "procvlr"], [tmp_path / "procvlr/../ace/before"], None):
+        text = read_report(tmp_path / "ace", compare).text
+        assert text.count("It is ahead of before fine-tuning: +") == 1
+        assert ("ProcVLR" in text) == (compare == [tmp_path / "procvlr"])
+    (tmp_path / "ace/before/predictions.json").unlink()
+    (tmp_path / "ace/model").mkdir()
+    (tmp_path / "ace/model/trained.safetensors").touch()
+    with pytest.raises(RunError, match=f"ace evaluate run={tmp_path / 'ace'} writes it"):
+        write_report(tmp_path / "ace")
+
+
+def test_a_page_of_400_classes_with_frames_stays_below_3_mb(tmp_path, rng, quick, monkeypatch):
+    """Its clips have the detail of photographs: amplitudes fall with the frequency, values take the whole range."""
+    build_run(tmp_path / "run", rng, base=240, novel=160, steps=3, clips=2)
+    frequencies = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.fftfreq(456))
+    frequencies[0, 0] = 1
+    detail = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, 256, 456))) / frequencies).real
+    detail = detail[:1] + 0.3 * detail  # channels that are alike
+    frame = np.clip(128 + 50 * detail / detail.std(), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    write_video(tmp_path / "clip.mp4", np.stack([frame] * 3))
+    content = (tmp_path / "clip.mp4").read_bytes()
+    predictions = json.loads((tmp_path / "run/predictions.json").read_text())
+    fields = {"shard": "0", "offset": 0, "size": len(content), "frames": 3, "fps": 12, "width": 456, "height": 256}
+    fields |= {
+        "segment_start_s": 0,
+        "segment_end_s": 0.25,
+        "verb": "lift",
+        "object": "cup",
+        "split": "test",
+        "sha256": "",
+    }
+    records = {
+        key: ClipRecord(key=key, group=key, **fields) for part in ("base", "novel") for key in predictions[part]["ids"]
+    }
+    files = SimpleNamespace(read=lambda record: content)
+    monkeypatch.setattr(Frames, "of_run", lambda run, shards: Frames(records, files))
+    page = write_report(tmp_path / "run").read_text()
+    assert page.count("data:image/jpeg") > 400 and "frames are not shown" not in page
+    assert len(page.encode()) < 3e6
 
 
 @pytest.mark.parametrize(

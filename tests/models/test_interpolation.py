@@ -13,7 +13,7 @@ from ace_dist.data.run_inputs import replaced
 from ace_dist.evaluate.export import export_run, read_exported
 from ace_dist.evaluate.runs import evaluate_run, trained_model
 from ace_dist.models.build import build_model
-from ace_dist.models.interpolation import interpolate, load_interpolated
+from ace_dist.models.interpolation import interpolate, keeps_start, load_interpolated
 from ace_dist.utils.errors import ConfigError, ModelError, RunError
 
 
@@ -29,9 +29,9 @@ def test_interpolation_is_exact_at_both_ends_and_right_between(fresh_seed):
 
 
 @pytest.mark.slow
-def test_every_door_takes_interpolated_weights(six_steps, ranks, tmp_path, capsys):
+def test_every_door_takes_interpolated_weights(six_steps, ranks, tmp_path, capsys, monkeypatch):
     """The ends are the model that the run began with and the trained one; results, exports and classifiers of other
-    weights than the run's own never pass for them."""
+    weights than the run's own never pass for them. Those from before training are tested unasked where it is cheap."""
     run = tmp_path / "run"
     six_steps(run)
     config = read_config(run)
@@ -46,12 +46,20 @@ def test_every_door_takes_interpolated_weights(six_steps, ranks, tmp_path, capsy
         torch.testing.assert_close(models[0.8].state_dict()[name].double(), between, rtol=1e-5, atol=1e-6)
 
     evaluate_run(run, ranks)
+    command = f"ace evaluate run={run} evaluation.interpolate=0 output={run / 'before'}"
+    assert command in capsys.readouterr().out and not (run / "before").exists()
     before = (run / "results.json").read_bytes()
     with pytest.raises(RunError, match=r"evaluation.interpolate=0.8 gives other weights.*output=DIR"):
         evaluate_run(run, ranks, interpolate=0.8)
     results = evaluate_run(run, ranks, output=tmp_path / "other", interpolate=0.8)
     assert results["weights"].endswith("tested with evaluation.interpolate=0.8")
-    assert (run / "results.json").read_bytes() == before
+    assert not (tmp_path / "other" / "before").exists()
+    monkeypatch.setattr("ace_dist.evaluate.runs.CHEAP_TEST", 100)
+    evaluate_run(run, ranks)
+    assert (run / "results.json").read_bytes() == before and "ace evaluate" not in capsys.readouterr().out
+    began_with = json.loads((run / "before" / "results.json").read_text())
+    assert began_with["weights"] == "step 6; tested with evaluation.interpolate=0" and began_with["gzsl"]["curve"]
+    assert not (run / "before" / "before").exists()
 
     (run / "calibration.json").write_text(json.dumps({"decoder": None, "rejection": None}))
     export_run(run, tmp_path / "export", 0.8)
@@ -67,7 +75,9 @@ def test_every_door_takes_interpolated_weights(six_steps, ranks, tmp_path, capsy
     with pytest.raises(ConfigError, match=r"evaluation.interpolate=1.5 must lie in \[0, 1\]"):
         Classifier.load(run, "cpu", interpolate=1.5)
 
+    assert keeps_start(run / "model")
     older(run)
+    assert not keeps_start(run / "model")
     with pytest.raises(RunError, match=r"start.safetensors does not hold them.*interpolate=1"):
         load_interpolated(models[1], run / "model", 0.5)
 

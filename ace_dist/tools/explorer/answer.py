@@ -126,16 +126,19 @@ def chips_html(label: str, words: Words, votes: Sequence[Mapping[str, float]], w
 
 
 def robustness_html(runs: Sequence[Sequence[tuple[str, float]]], classes: Sequence[str], truth: str | None) -> str:
-    """The label sets of the robustness test, a row each, below the true names of its columns."""
-    head = "".join(f'<th scope="col"{" class=true" * (name == truth)}>{escape(name)}</th>' for name in classes)
+    """The label sets of the robustness test, a row each, below the true names of its columns.
+
+    The true label's column comes first: a phone shows two or three.
+    """
+    order = sorted(range(len(classes)), key=lambda k: classes[k] != truth)
+    head = "".join(f'<th scope="col"{" class=true" * (classes[k] == truth)}>{escape(classes[k])}</th>' for k in order)
     rows, right = [], 0
     for number, run in enumerate(runs):
         best = max(range(len(run)), key=lambda k: run[k][1])
         right += classes[best] == truth
-        cells = "".join(
-            f'<td class="{"best " * (k == best)}{"true" * (classes[k] == truth)}">{escape(label)} {share:.0%}</td>'
-            for k, (label, share) in enumerate(run)
-        )
+        kinds = ["best " * (k == best) + "true" * (classes[k] == truth) for k in order]
+        texts = [f"{escape(label)} {share:.0%}" for label, share in (run[k] for k in order)]
+        cells = "".join(f'<td class="{kind}">{text}</td>' for kind, text in zip(kinds, texts, strict=True))
         rows.append(f'<tr><th scope="row">{number + 1}</th>{cells}</tr>')
     said = f"The true label, shaded, wins in {right} of {len(runs)}." if truth in classes else ""
     return (

@@ -161,9 +161,8 @@ class ClipPage:
             return f'<p class="ace ace-more">{asks}</p>'
         base = view.test.base if view.test else not self.first.task.classes.novel
         runs, classes = self.first.robustness(view.clips[0], base)
-        return (
-            f'<div class="ace">{answer.robustness_html(runs, classes, view.test.action if view.test else None)}</div>'
-        )
+        truth = view.test.action if view.test else None
+        return f'<div class="ace ace-more">{answer.robustness_html(runs, classes, truth)}</div>'
 
 
 def build_clip_page(page: ClipPage) -> None:

@@ -21,7 +21,7 @@ from ace_dist.utils.errors import UserError
 
 TSNE_MOST = 500  # phrases: 4 s on a CPU; of more the two main directions are drawn, at once
 WIDTH, HEIGHT, MARGIN = 640, 480, 28
-NAME = 120.0, 22.0  # what a name takes of the map, on a phone
+LETTER = 14.0, 24.0  # what a letter of a name takes of the map, on a phone
 OFFERED = 60  # actions that can be coloured
 ROUND, DIAMOND = "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0", "M0-6.5L6.5 0L0 6.5L-6.5 0Z"
 
@@ -145,9 +145,13 @@ def apart(points_S2: FloatArray, actions: Sequence[str], chosen: Sequence[str]) 
             places.append((name, *np.median(points_S2[member == name], axis=0).tolist()))
     placed: list[tuple[str, float, float]] = []
     for name, x, y in sorted(places, key=lambda place: place[2]):
-        x = min(max(x, NAME[0] / 2), WIDTH - NAME[0] / 2)  # whole within the map
-        while any(abs(x - other_x) < NAME[0] and abs(y - other_y) < NAME[1] for _, other_x, other_y in placed):
-            y += NAME[1] / 2
+        half = min(len(name) * LETTER[0], WIDTH) / 2
+        x = min(max(x, half), WIDTH - half)  # whole within the map
+        while any(
+            abs(x - other_x) < half + len(other) * LETTER[0] / 2 and abs(y - other_y) < LETTER[1]
+            for other, other_x, other_y in placed
+        ):
+            y += LETTER[1] / 2
         placed.append((name, x, y))
     return placed
 
