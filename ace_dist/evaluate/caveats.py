@@ -154,11 +154,16 @@ def shortened(names: Sequence[str]) -> str:
 
 
 # --------------------------------------------------------------------------------------------- sentences on a training
+def enough_epochs(epochs_a_step: float) -> int:
+    """Epochs that make `FEW_STEPS` steps; `epochs_a_step`: batch over clips."""
+    return math.ceil(FEW_STEPS * epochs_a_step)
+
+
 def few_steps(settings: TrainingConfig, steps: int, epochs_a_step: float) -> str | None:
     """What to set where a run of `steps` is too short to judge its method by; `epochs_a_step`: batch over clips."""
     if not 0 < steps < FEW_STEPS:
         return None
-    epochs, changes = math.ceil(FEW_STEPS * epochs_a_step), []
+    epochs, changes = enough_epochs(epochs_a_step), []
     if settings.max_steps is not None and settings.max_steps < FEW_STEPS:
         changes.append("training.max_steps=null")
     if settings.epochs < epochs:

@@ -14,10 +14,14 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from ace_dist.config import Config
+from ace_dist.data.task import load_task
+from ace_dist.evaluate.caveats import FEW_STEPS, enough_epochs
 from ace_dist.tools.synonyms.build import BuildConfig, build
+from ace_dist.train.schedule import total_steps
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import private_folder
 
+SAY_HOW_LONG = {"experiment", "training.epochs", "training.max_steps"}  # settings with which a user does
 CHILDREN = range(6, 1, -1)  # M of the trees, the verb itself counted: the largest that WordNet has for every verb
 
 
@@ -60,13 +64,16 @@ def stages(own: OwnSettings, settings: Sequence[str], config: Config, ranks: Seq
     else:
         yield ["synonyms", "build", *tree_words(table, trees)]
     yield ["shards", "build", *words]
+    words += [*length_words(config, settings), *ranks]
     if (Path(config.run) / "config.yaml").is_file():
         print(f"dry run: {config.run} has begun and needs none", flush=True)
     else:
-        yield ["train", *words, *ranks, "dry_run=true"]
-    yield ["train", *words, *ranks]
+        yield ["train", *words, "dry_run=true"]
+    yield ["train", *words]
     labels = "'[LABEL, LABEL, ...]'"
-    print(f"next: ace classify run={shlex.quote(config.run)} video=FILE actions={labels}", flush=True)
+    run = shlex.quote(config.run)
+    print(f"next: ace classify run={run} video=FILE actions={labels}")
+    print(f"      ace segment run={run} video=FILE actions={labels} output=timeline.html", flush=True)
 
 
 def source(annotations: str) -> list[str]:
@@ -82,11 +89,36 @@ def split_words(settings: Sequence[str]) -> list[str]:
     return [word for word in settings if word.startswith("dataset.") and not word.startswith(others)]
 
 
+def length_words(config: Config, settings: Sequence[str]) -> list[str]:
+    """As many epochs as make `FEW_STEPS` steps where few clips would make fewer; nothing where the user says how long.
+
+    The default's 15 epochs of 18 clips are 17 steps, after which a model is where it was: at chance.
+    """
+    if {word.partition("=")[0] for word in settings} & SAY_HOW_LONG:
+        return []
+    training, clips = config.training, len(load_task(config).training_clips()[0])
+    steps = total_steps(training, clips)
+    if not 0 < steps < FEW_STEPS:
+        return []
+    epochs = enough_epochs(training.batch_size / clips)
+    print(
+        f"training.epochs={epochs}, since {training.epochs:g} of {clips} clips make {steps} steps, and fewer than "
+        f"{FEW_STEPS} teach little; a number of yours stands",
+        flush=True,
+    )
+    return [f"training.epochs={epochs}"]
+
+
 def tree_words(table: str, trees: str) -> list[str]:
     """Settings of a build from WordNet that lacks no node. Raises `LabelError` when there is none such."""
     words = {"actions": table, "output": trees, "source": "wordnet"}
     missing: dict[str, str] = {}
-    with private_folder("ace-trees-") as folder, contextlib.redirect_stderr(io.StringIO()):  # without its progress bar
+    unseen = io.StringIO()  # the progress of a search, which is a bar on a terminal and lines elsewhere
+    with (
+        private_folder("ace-trees-") as folder,
+        contextlib.redirect_stderr(unseen),
+        contextlib.redirect_stdout(unseen),
+    ):
         for children in CHILDREN:
             words["children"] = str(children)
             config = BuildConfig(actions=table, output=str(folder / "t.json"), source="wordnet", children=children)

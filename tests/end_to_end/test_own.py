@@ -59,4 +59,4 @@ def test_from_a_csv_to_a_report_over_a_kill_between_stages(project):
     assert [words[0] for words in commands] == ["annotations", "shards", "train", "train"]
     results = json.loads((project / "own" / "run" / "results.json").read_text())
     assert results["base"]["accuracy"] >= 0 and (project / "own" / "run" / "report.html").is_file()
-    assert "next: ace classify run=own/run" in said
+    assert "next: ace classify run=own/run" in said and "ace segment run=own/run" in said

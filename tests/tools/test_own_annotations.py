@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from ace_dist.concepts import Action
 from ace_dist.config import load_config
 from ace_dist.data.annotations.csv import read_csv
 from ace_dist.tools.annotations import propose_test_groups, write_annotations
-from ace_dist.tools.own import OwnSettings, named_first, stages, training_words
+from ace_dist.tools.own import OwnSettings, length_words, named_first, stages, training_words
 from ace_dist.utils.errors import LabelError, UserError
 
 ACTIONS = (("push", "lever"), ("lift", "lid"), ("spin", "wheel"))
@@ -154,7 +155,8 @@ def test_settings_of_the_user_win_and_kept_trees_stay(folder, capsys):
     """The commands with another run folder; a tree file that is there is not built again."""
     assert named_first(["a.csv", "x=1"]) == ["annotations=a.csv", "x=1"] and named_first(["x=1"]) == ["x=1"]
     (folder / "trees.json").write_text("{}")
-    own, settings = OwnSettings("a.csv"), ["run=elsewhere", "dataset.synonyms=trees.json", "dataset.novel=[lift lid]"]
+    own = OwnSettings("a.csv")
+    settings = ["run=elsewhere", "dataset.synonyms=trees.json", "dataset.novel=[lift lid]", "training.epochs=3"]
     config = load_config(training_words(own, settings))
     commands = list(stages(own, settings, config, ["ranks=1"]))
     assert [words[0] for words in commands] == ["annotations", "shards", "train", "train"]
@@ -162,8 +164,38 @@ def test_settings_of_the_user_win_and_kept_trees_stay(folder, capsys):
         "annotations", "dataset=csv", "dataset.annotations=a.csv", "dataset.novel=[lift lid]",
         "output=own/annotations.csv",
     ]  # fmt: skip
+    assert [word for word in commands[-1] if "epochs" in word] == ["training.epochs=3"], "the length that was asked for"
     assert commands[-1].count("run=elsewhere") == 1 and "run=own/run" not in commands[-1]
     assert "trees.json is there and is kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("clips", "settings", "words"),
+    [
+        (18, [], ["training.epochs=178"]),  # 200 * 16 / 18 = 177.8
+        (18, ["training.batch_size=4"], ["training.epochs=45"]),  # 200 * 4 / 18 = 44.4
+        (18, ["training.epochs=2"], []),
+        (18, ["training.max_steps=2"], []),
+        (18, ["experiment=demo"], []),
+        (300, [], []),  # 15 epochs are 281 steps
+        (0, [], []),
+    ],
+)
+def test_few_clips_train_for_as_many_epochs_as_make_200_steps(clips, settings, words, folder, monkeypatch):
+    own = OwnSettings("a.csv")
+    task = SimpleNamespace(training_clips=lambda: ([None] * clips, [0] * clips))
+    monkeypatch.setattr("ace_dist.tools.own.load_task", lambda config: task)
+    assert length_words(load_config(training_words(own, settings)), settings) == words
+
+
+def test_the_search_for_the_size_of_the_trees_is_silent(folder, capsys):
+    """It builds trees that nobody keeps: their progress would stand before the build's own, and look like a second."""
+    write(folder, rows())
+    capsys.readouterr()
+    own, settings = OwnSettings("a.csv", "out"), ["dataset.annotations=out/a.csv"]
+    commands = stages(own, settings, load_config(training_words(own, settings)), [])
+    assert next(commands)[0] == "annotations" and next(commands)[:2] == ["synonyms", "build"]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_verb_without_synonyms_is_named_before_anything_is_cut(folder):

@@ -7,8 +7,8 @@ import pytest
 
 from ace_dist.classifier import Classifier
 from ace_dist.segment import formats
-from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment
-from ace_dist.utils.errors import DataError
+from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment, watch
+from ace_dist.utils.errors import ConfigError, DataError
 from ace_dist.utils.files import check_writable
 
 
@@ -43,6 +43,13 @@ def test_one_damaged_video_leaves_the_others_done(classifier, tmp_path, capsys):
 def test_one_video_alone_says_what_is_wrong_with_it(classifier):
     with pytest.raises(DataError, match="^video damaged.mp4 ends too early$"):
         segment(["run=any", "video=damaged.mp4", "actions=[lift lid, push lever]"])
+
+
+@pytest.mark.parametrize(("command", "words"), [(segment, ["video=a.mp4"]), (watch, ["source=a.mp4"])])
+def test_labels_that_were_forgotten_are_asked_for_before_the_model_is_loaded(command, words, monkeypatch):
+    monkeypatch.setattr(Classifier, "load", lambda *_, **__: pytest.fail("loaded before the check"))
+    with pytest.raises(ConfigError, match=r"needs actions='\[...\]', or a procedure=FILE whose steps are the labels"):
+        command(["run=any", *words])
 
 
 @pytest.mark.parametrize("name", ["notes.txt/out/*.json", "taken/*.json"])

@@ -46,6 +46,7 @@ def segment(argv: list[str]) -> None:
     from ace_dist.segment.procedure import Procedure
     from ace_dist.tools.timelines.videos import cache_folder, progress_bar
 
+    check_labels("segment", settings)
     check_outputs(settings)
     procedure = Procedure.load(settings.procedure) if settings.procedure else None
     classifier = Classifier.load(settings.run, settings.device)
@@ -77,6 +78,11 @@ def segment(argv: list[str]) -> None:
             print(f"written: {path}", flush=True)
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(settings.video)} videos were left out:{listing(unreadable)}")
+
+
+def check_labels(command: str, settings: "SegmentSettings | WatchSettings") -> None:
+    if settings.actions is None and settings.procedure is None:
+        raise ConfigError(f"{command} needs actions='[...]', or a procedure=FILE whose steps are the labels")
 
 
 def check_outputs(settings: SegmentSettings) -> None:
@@ -131,8 +137,7 @@ def watch(argv: list[str]) -> int:
     from ace_dist.classifier import Classifier
     from ace_dist.segment.procedure import Procedure
 
-    if settings.actions is None and settings.procedure is None:
-        raise ConfigError("watch needs actions='[...]', or a procedure=FILE whose steps are the labels")
+    check_labels("watch", settings)
     actions = settings.actions or list(Procedure.load(settings.procedure or "").labels)
     with ExitStack() as stack:
         stop, received = stack.enter_context(stopped_by_signals())
