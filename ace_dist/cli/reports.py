@@ -52,7 +52,7 @@ def report_runs(argv: list[str]) -> None:
 class StudySettings:
     sweep: str = MISSING  # a sweep's folder
     output: str = MISSING  # the folder of runs.csv, pages and figures
-    reference: str = MISSING  # the method that the others are compared with, as runs.csv calls it
+    reference: str = ""  # the method that the others are compared with, as runs.csv calls it; table=encoders needs none
     experiment: str = ""  # name in runs.csv; empty: the sweep's table
 
 
@@ -72,10 +72,10 @@ def report_sweep(argv: list[str]) -> None:
     if not experiment:
         raise ConfigError("experiment is not set: the sweep has no table, so name its runs with experiment=...")
     table = load_table(sweep.table) if sweep.table else None
-    curves = table.curves if table else {}
+    curves, pairs = (table.curves, table.pairs) if table else ({}, {})
     commands = [submission["command"] for submission in sweep.submissions]
     planned = planned_runs(sweep, table)
-    for path in write_study(planned, Path(settings.output), experiment, settings.reference, curves, commands):
+    for path in write_study(planned, Path(settings.output), experiment, settings.reference, curves, commands, pairs):
         print(path)
 
 

@@ -163,6 +163,8 @@ def sweep_retry(argv: list[str], execute: RunWords) -> int:
 def print_table(sweep: Sweep) -> None:
     """Print the table of a sweep, or of the paper, and write it beside the runs; missing runs are in its notes."""
     from ace_dist.tools.study.collect import as_markdown, collect, paper_sheet, sheet, write_tables
+    from ace_dist.tools.study.report import pair_lines
+    from ace_dist.tools.study.rows import planned_runs
     from ace_dist.tools.study.tables import load_table, rows_without_run
 
     table = load_table(sweep.table) if sweep.table else None
@@ -170,4 +172,6 @@ def print_table(sweep: Sweep) -> None:
     absent = rows_without_run(list(sweep.runs.values()), table) if table else []
     text = paper_sheet(lines, table, absent) if table else sheet(lines)
     print(as_markdown(text))
+    if table and table.pairs:
+        print(*pair_lines(planned_runs(sweep, table), table.pairs), "", sep="\n")
     print("\n".join(map(str, write_tables(lines, text, sweep.folder))))

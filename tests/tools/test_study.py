@@ -81,6 +81,23 @@ def test_pairs_are_of_one_seed_and_one_pair_has_no_interval():
     assert "a and b are not paired at seed 2, 3" in page
 
 
+def test_pairs_are_compared_within_and_need_no_reference():
+    """Each line has its own two rows, over the seeds of both; one without a common seed is named as missing."""
+    values = {"a_plain": [(0, 1.0), (1, 3.0), (2, 99.0)], "a_ace": [(0, 2.0), (1, 6.0)], "b_plain": [(0, 5.0)],
+              "b_ace": [(1, 5.0)]}  # fmt: skip
+    rows = [row(method, seed, value, "encoders") for method, line in values.items() for seed, value in line]
+    page = study_page(rows, "", pairs={"A": ("a_plain", "a_ace"), "B": ("b_plain", "b_ace")})
+    table = page.split("## Within each pair")[1]
+    line = next(line for line in table.splitlines() if line.startswith("| A |"))
+    half = 12.706205 * 1.0  # t(0.975, 1) times s/sqrt(2) = sqrt(2)/sqrt(2) of the differences 1 and 3
+    cell = f"2.0 -> 4.0: +2.0 [{2 - half:+.1f}, {2 + half:+.1f}]"
+    assert [part.strip() for part in line.strip("|").split("|")] == ["A", "2", *[cell] * 7]
+    assert "| B |" not in table and "b_ace and b_plain are not paired at seed 0, 1" in page
+    assert "a_ace and a_plain are not paired at seed 2" in page
+    with pytest.raises(RunError, match=r"reference=\(not set\) has no finished run; there are a_plain"):
+        study_page(rows, "")
+
+
 def test_rows_are_replaced_by_their_key_and_survive_the_disk(tmp_path):
     """The same experiment, method and seed again: the new one, in its place; everything else stays; None stays None."""
     path = tmp_path / "sub" / "runs.csv"

@@ -26,6 +26,7 @@ from ace_dist.tools.study.tables import (
     load_table,
     name_a_table,
     printed_number,
+    row_pairs,
     rows_without_run,
     table_names,
 )
@@ -36,7 +37,7 @@ EXPERIMENTS = ["ata_ace", "demo", "gtea_ace", "ikea_ace"]
 
 def test_every_table_and_figure_is_there():
     """A row's name makes a folder of its own."""
-    assert table_names() == [*(f"figure{n}" for n in (3, 4, 5)), *(f"table{n}" for n in range(1, 7))]
+    assert table_names() == ["encoders", *(f"figure{n}" for n in (3, 4, 5)), *(f"table{n}" for n in range(1, 7))]
     for name in table_names():
         keys = [row.key for row in load_table(name).rows]
         assert len(set(keys)) == len(keys) and all(key.replace("_", "").isalnum() for key in keys)
@@ -76,7 +77,30 @@ def fits(config):
         load_test_trees(config)
 
 
-@pytest.mark.parametrize(("name", "experiment"), [(n, e) for n in table_names() for e in load_table(n).left_out])
+def test_encoders_are_compared_in_pairs_that_differ_in_the_method():
+    """Each experiment has the encoders that fit its clips, each once plain and once with ACE, at one video rate."""
+    table = load_table("encoders")
+    settings = {row.key: row.settings for row in table.rows}
+    assert sorted(key for pair in table.pairs.values() for key in pair) == sorted(settings)
+    for experiment in EXPERIMENTS:
+        runs = expand_table([f"experiment={experiment}"], table)
+        configs = {run.settings["row"]: load_config(run.overrides) for run in runs}
+        small = {"ace_dist/assets" in (config.model.video.weights or "") for config in configs.values()}
+        assert small == {experiment == "demo"}
+        for name in {row.rpartition(", ")[0] for row in configs}:
+            plain, ace = configs[f"{name}, plain"], configs[f"{name}, ACE"]
+            assert plain.model.video == ace.model.video and plain.training.lr_video == ace.training.lr_video
+            assert plain.method.objective == ace.method.objective and plain.model.similarity == ace.model.similarity
+            assert plain.method.temperature == ace.method.temperature
+            assert not plain.method.random_labels and not plain.method.leaf_augmentation and ace.method.random_labels
+    with pytest.raises(KeyError):
+        row_pairs({row.name: row for row in table.rows[:-1]}, ["plain", "ACE"])
+
+
+@pytest.mark.parametrize(
+    ("name", "experiment"),
+    [(n, e) for n in table_names() for e in load_table(n).left_out if n != "encoders"],  # which fit other clips
+)
 def test_what_is_left_out_is_impossible_or_the_same(name, experiment):
     """No row is spared out of convenience."""
     table = load_table(name)

@@ -5,6 +5,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from ace_dist.evaluate.metrics import concept_distances, harmonic_mean
 from ace_dist.evaluate.run_files import read_space
@@ -47,6 +48,7 @@ PAIRED_NOTE = (
     f"Accuracy, paired by seed, with Student's {LEVEL:.0%} interval over n seeds; not corrected for the number of "
     "comparisons. Seeds share the test clips and label sets, so the interval says nothing of other clips or words."
 )
+PAIR_NOTE = "The first of a pair -> the second, and their difference with its interval. Spread: smaller is better."
 CONCEPT_NOTE = "Cosine distances of phrase embeddings within an action and between actions, mean ± deviation over runs."
 
 
@@ -57,11 +59,13 @@ def write_study(
     reference: str,
     curves: Mapping[str, Mapping[float, str]],
     commands: Sequence[str] = (),
+    pairs: Mapping[str, tuple[str, str]] = MappingProxyType({}),
 ) -> list[Path]:
     """Add a sweep's finished runs to `runs.csv` of `output`, write `EXPERIMENT.md` and its figures; returns the paths.
 
     The page and its figures are of all rows of the experiment in `runs.csv`. `reference`: the method
-    that the others are compared with. `commands`: what started the runs. Nothing is written when something is wrong.
+    that the others are compared with; of a table with `pairs` each pair is compared instead. `commands`: what started
+    the runs. Nothing is written when something is wrong.
     An experiment with `=` in its name is one cell of a grid (`tools.study.grid`) and gets rows alone.
     """
     study = gather(planned, experiment)
@@ -73,7 +77,7 @@ def write_study(
         return [output / "runs.csv"]
     mine = [row for row in rows if row.experiment == experiment]
     history = [*(f"`{command}`" for command in dict.fromkeys(commands)), *study.history]
-    page = study_page(mine, reference, study.missing, history, concept_table(study.finished))
+    page = study_page(mine, reference, study.missing, history, concept_table(study.finished), pairs)
     # All is known to be sound, the reference too: only now are files written.
     stem = study_stem(output, experiment)
     pictures = draw_study(mine, curves, stem, chances(rows))
@@ -92,22 +96,30 @@ def study_page(
     missing: Sequence[str] = (),
     history: Sequence[str] = (),
     concepts: Sequence[str] = (),
+    pairs: Mapping[str, tuple[str, str]] = MappingProxyType({}),
 ) -> str:
     """Markdown of one experiment: means, differences to `reference`, what is missing, and how it was made.
 
-    `concepts`: the lines of `concept_table`. Raises `RunError` when no row is of the reference.
+    `concepts`: the lines of `concept_table`. `pairs` are compared within, instead of with the reference. Raises
+    `RunError` when no row is of the reference.
     """
     methods = by_method(rows)
-    if reference not in methods:
-        raise RunError(f"reference={reference} has no finished run; there are {', '.join(methods)}")
+    if not pairs and reference not in methods:
+        raise RunError(f"reference={reference or '(not set)'} has no finished run; there are {', '.join(methods)}")
     lines = [f"# {rows[0].experiment}", "", NOTE, "", *summary_table(methods), ""]
-    lines += [f"## Difference to {row_name(reference)}", "", PAIRED_NOTE, "", *difference_table(methods, reference), ""]
+    if pairs:
+        lines += ["## Within each pair", "", *pair_table(methods, pairs), ""]
+    else:
+        table = difference_table(methods, reference)
+        lines += [f"## Difference to {row_name(reference)}", "", PAIRED_NOTE, "", *table, ""]
     if concepts:
         lines += ["## Concept space", "", CONCEPT_NOTE, "", *concepts, ""]
-    theirs, gaps = {row.seed for row in methods[reference]}, list(missing)
-    for method, ours in methods.items():
-        if odd := sorted({row.seed for row in ours} ^ theirs):
-            gaps.append(f"{method} and {reference} are not paired at seed {', '.join(map(str, odd))}")
+    against = {second: first for first, second in pairs.values()} or dict.fromkeys(methods, reference)
+    gaps = list(missing)
+    for method, first in against.items():
+        ours, theirs = ({row.seed for row in methods.get(key, ())} for key in (method, first))
+        if odd := sorted(ours ^ theirs):
+            gaps.append(f"{method} and {first} are not paired at seed {', '.join(map(str, odd))}")
     for title, entries in (("Missing", gaps), ("Made by", history)):
         if entries:
             lines += [f"## {title}", "", *(f"- {entry}" for entry in entries), ""]
@@ -142,6 +154,30 @@ def difference_table(methods: Mapping[str, Sequence[StudyRow]], reference: str) 
             n = max((difference.n for difference in differences if difference), default=0)
             body.append([row_name(method), n, *(difference or "-" for difference in differences)])
     return markdown_table(["method", "n", *(TITLES[score] for score in scores)], body)
+
+
+def pair_lines(planned: Sequence[PlannedRun], pairs: Mapping[str, tuple[str, str]]) -> list[str]:
+    """`pair_table` of a sweep's finished runs; nothing before there are any."""
+    if not any((run.folder / "results.json").is_file() for run in planned):
+        return []
+    return pair_table(by_method(gather(planned, "").rows), pairs)
+
+
+def pair_table(methods: Mapping[str, Sequence[StudyRow]], pairs: Mapping[str, tuple[str, str]]) -> list[str]:
+    """A line a pair with a finished seed: both means and their paired difference over its n seeds; and notes."""
+    scores, body = scored(TITLES, methods), []
+    for name, (first, second) in pairs.items():
+        seeds = {row.seed for row in methods.get(first, ())} & {row.seed for row in methods.get(second, ())}
+        one, other = ([row for row in methods.get(key, ()) if row.seed in seeds] for key in (first, second))
+        if seeds:
+            body.append([name, str(len(seeds)), *(pair_cell(one, other, score) for score in scores)])
+    return [*markdown_table(["", "n", *(TITLES[score] for score in scores)], body), "", PAIR_NOTE, "", PAIRED_NOTE]
+
+
+def pair_cell(one: Sequence[StudyRow], other: Sequence[StudyRow], score: str) -> str:
+    first, second = (mean_over(row.scores[score] for row in rows) for rows in (one, other))
+    difference = paired_difference(other, one, score)
+    return f"{first.mean:.1f} -> {second.mean:.1f}: {difference}" if first and second and difference else "-"
 
 
 def concept_table(finished: Finished) -> list[str]:

@@ -1,4 +1,7 @@
-"""The paper's tables and figures: rows with settings (`assets/tables`), the paper's own numbers (`configs/paper`)."""
+"""The paper's tables and figures: rows with settings (`assets/tables`), the paper's own numbers (`configs/paper`).
+
+`encoders` is a table of ours: ACE beside plain fine-tuning, an encoder a row.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +33,8 @@ class Table:
     """A table or figure. `paper`: data set -> row -> what the paper prints, in the shape of `results.json`.
 
     `remarks`: row -> how it differs from what the paper ran. `left_out`: experiment -> rows that it cannot have.
-    `curves`: axis label -> number on the axis -> key of a row.
+    `curves`: axis label -> number on the axis -> key of a row. `pairs`: name -> keys of two rows, which are
+    compared, the second with the first.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Table:
     left_out: dict[str, tuple[str, ...]]
     remarks: dict[str, str]
     curves: dict[str, dict[float, str]]
+    pairs: dict[str, tuple[str, str]]
 
 
 def table_names() -> list[str]:
@@ -75,7 +80,15 @@ def load_table(name: str) -> Table:
         left_out={experiment: tuple(names) for experiment, names in left_out.items()},
         remarks=remarks,
         curves={axis: {float(x): rows[row].key for x, row in points.items()} for axis, points in curves.items()},
+        pairs=row_pairs(rows, content["versus"]) if "versus" in content else {},
     )
+
+
+def row_pairs(rows: Mapping[str, TableRow], versus: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Rows "NAME, FIRST" and "NAME, SECOND" of a table by NAME, where `versus` is [FIRST, SECOND]."""
+    first, second = versus
+    names = [name.removesuffix(f", {first}") for name in rows if name.endswith(f", {first}")]
+    return {name: (rows[f"{name}, {first}"].key, rows[f"{name}, {second}"].key) for name in names}
 
 
 def experiments_by_dataset(table: str) -> dict[str, str]:
