@@ -98,6 +98,19 @@ def test_the_list_that_own_writes_has_the_same_ids(folder):
     assert other.id not in before
 
 
+def test_ids_stay_when_a_list_and_its_videos_move_apart_behind_a_link(folder):
+    """The link beside the list stands for the videos, wherever both lie: docs/own_videos.md."""
+    (folder / "mnt").mkdir()
+    (folder / "videos").rename(folder / "mnt" / "disk")
+    (folder / "videos").symlink_to(folder / "mnt" / "disk")
+    (before,) = read_csv(write(folder, GOOD)).segments()
+    (folder / "mnt" / "disk").rename(folder / "archive")
+    (folder / "home" / "line3").mkdir(parents=True)
+    (folder / "home" / "line3" / "videos").symlink_to(folder / "archive")
+    (after,) = read_csv((folder / "labels.csv").rename(folder / "home" / "line3" / "labels.csv")).segments()
+    assert after.id == before.id and after.video != before.video
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
