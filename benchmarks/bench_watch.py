@@ -82,9 +82,10 @@ def readings(process: psutil.Process) -> Iterator[tuple[float, float, float]]:
         parts = [process, *process.children(recursive=True)]
         try:
             cpu = sum(sum(part.cpu_times()[:2]) for part in parts)
-            yield time.monotonic(), cpu, sum(part.memory_info().rss for part in parts) / MIB
-        except psutil.NoSuchProcess:
-            pass
+            resident = sum(part.memory_info().rss for part in parts)
+        except psutil.NoSuchProcess:  # a part ended while it was read: the next reading is without it
+            continue
+        yield time.monotonic(), cpu, resident / MIB
         time.sleep(READ_EVERY_S)
 
 

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from accessibility import assert_no_serious_fault
 
 from ace_dist.concepts import LabelSet
 from ace_dist.config import DatasetConfig
@@ -23,6 +24,7 @@ from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.protocol import TimelineTest
 from ace_dist.segment.rejection import Rejection
 from ace_dist.segment.segmenter import Calibration, decode
+from ace_dist.segment.timeline import NONE
 from ace_dist.tools.timelines import commands
 from ace_dist.utils.errors import ConfigError, LabelError
 from ace_dist.worlds.tabletop.procedures import draw_procedure_video, write_videos
@@ -187,6 +189,18 @@ def test_every_form_is_written_whole_and_is_what_its_readers_expect(timeline, tm
     assert not re.search(r"(src|href)=.(https?:|//)|<script", page) and len(page) < 3_000_000
     with pytest.raises(ConfigError, match=r"out\.doc: a timeline is written as one of"):
         write_timeline(timeline, tmp_path / "out.doc")
+
+
+def test_the_page_in_a_browser(timeline, phone, tmp_path):
+    """Offline, on a phone: links from the bar to the segments, no sideways scroll, nothing serious to axe-core."""
+    path = tmp_path / "out.html"
+    write_timeline(timeline, path)
+    phone.goto(path.as_uri())
+    phone.get_by_role("link").last.press("Enter")
+    assert phone.locator(".segments li:target").inner_text().startswith(timeline[len(timeline) - 1].label or NONE)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390, "the page is wider than a phone"
+    assert_no_serious_fault(phone)
+    assert phone.foreign == [] and phone.errors == []
 
 
 def test_labels_from_outside_stay_text(timeline, tmp_path):
