@@ -1,10 +1,9 @@
 # docker build --target cpu --tag ace-dist:cpu .
 # docker build --target cuda --tag ace-dist:cuda .       # the driver and the NVIDIA container toolkit are the host's
-# docker run --rm --shm-size 1g --user "$(id -u):$(id -g)" --volume "$PWD:/work" ace-dist:cpu demo
+# docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/work" ace-dist:cpu demo
 # docker run --rm --network host --volume "$PWD:/work" ace-dist:cpu explore run=runs/demo      # a page of this machine alone
 # docker run --rm --gpus all --shm-size 8g --user "$(id -u):$(id -g)" --volume "$PWD:/work" ace-dist:cuda train experiment=own ...
 #
-# Ranks on a CPU share 66 MiB each, which is more than the 64 MiB that Docker gives all of a container.
 # These images have not been built yet: there was no Docker where this was written.
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS base

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from ace_dist.cli.settings import RankSettings, RunWords, load_run
 from ace_dist.config import split_settings
 from ace_dist.utils.errors import ConfigError
+from ace_dist.utils.extras import require
+
+TRAINS = "deepspeed"  # asked for first: without it the last stage would end what the others took minutes for
 
 
 @dataclass
@@ -25,6 +28,7 @@ def demo(argv: list[str], start: RunWords) -> int:
     load_run(["experiment=demo", *settings])  # says what is wrong before anything is made; with --help it ends here
     if fixed := [word for word in settings if word.startswith(("experiment=", "method="))]:
         raise ConfigError(f"{fixed[0]}: the demo compares two methods in its own world; `ace train` takes any")
+    require(TRAINS)
     ranks = [] if own.ranks is None else [f"ranks={own.ranks}"]
     other = f"{own.run}-procvlr"
     for words in (
@@ -51,6 +55,7 @@ def own(argv: list[str], start: RunWords) -> int:
     settings, others = split_settings(named_first(argv), OwnSettings)
     ranks, rest = split_settings(others, RankSettings)
     config = load_run(training_words(settings, rest))  # with --help it ends here
+    require(TRAINS)
     for words in stages(settings, rest, config, [f"ranks={ranks.ranks}"] if ranks.ranks else []):
         print(f"\n$ ace {shlex.join(words)}", flush=True)
         if status := start(words):

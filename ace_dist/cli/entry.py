@@ -40,7 +40,7 @@ from ace_dist.cli.words import take_umask, take_verbose, with_home
 from ace_dist.config import did_you_mean, help_asked, split_settings
 from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment, watch
 from ace_dist.utils.errors import ConfigError, UserError
-from ace_dist.utils.extras import missing_packages_named
+from ace_dist.utils.extras import missing_packages_named, require
 from ace_dist.utils.processes import end_with_launcher
 
 RANKED = ("train", "evaluate", "preflight")  # `ace` starts their ranks
@@ -65,6 +65,7 @@ def start(argv: Sequence[str]) -> int:
     own, settings = split_settings(rest, RankSettings)
     from ace_dist.cluster.ranks import default_ranks, run_ranks
 
+    require("deepspeed")  # said once, and not by each rank
     if name == "evaluate":
         config = evaluated_config(split_settings(settings, EvaluateSettings)[0])
     else:

@@ -3,6 +3,7 @@
 `import ace_dist`, `Classifier` and `ace classify` need none of it; what does imports it late.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,7 +30,17 @@ def missing_packages_named() -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRAS:
             raise
-        raise UserError(f"{module} is not installed, which this needs: {installing(module)}") from error
+        raise missing(module) from error
+
+
+def require(module: str) -> None:
+    """Before long work that ends in importing `module`: raises the `UserError` of its absence, and imports nothing."""
+    if importlib.util.find_spec(module) is None:
+        raise missing(module)
+
+
+def missing(module: str) -> UserError:
+    return UserError(f"{module} is not installed, which this needs: {installing(module)}")
 
 
 def installing(module: str) -> str:

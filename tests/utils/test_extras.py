@@ -11,6 +11,7 @@ import pytest
 from light import BLOCKED
 
 from ace_dist import cli
+from ace_dist.cli.entry import start
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.extras import EXTRAS, missing_packages_named
 
@@ -55,6 +56,16 @@ def test_the_extra_that_is_named_brings_the_package(module, extra):
     known = {name.lower().replace("_", "-") for name in installed} or {module}
     brought = distributions(extra)
     assert known & brought or any(name.startswith(f"{module}-") for name in brought)
+
+
+@pytest.mark.parametrize("words", [["demo"], ["own", "a.csv"], ["train", "experiment=demo"], ["evaluate", "run=r"]])
+def test_what_trains_asks_for_its_extra_before_it_does_anything(words, tmp_path, monkeypatch):
+    """Not after the minutes of the stages before it, and not once a rank."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(UserError, match=r"^deepspeed is not installed, .* pip install 'ace-dist\[train\]'$"):
+        start(words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_has_what_the_project_is_built_on():
