@@ -2,10 +2,12 @@
 
     python benchmarks/method_study.py stage=screening                                  # every missing row, in order
     python benchmarks/method_study.py stage=screening cell='long 0.4 1 clip' candidate=distil_1 seed=100
-    python benchmarks/method_study.py stage=screening report=true
+    python benchmarks/method_study.py stage=combine                                    # what the screening kept
+    python benchmarks/method_study.py report=true                                      # tables of what is there
 
 A row is one command and one line of `results/method/runs.csv`. What is there is not run again; a run that was stopped
-goes on. Clips and towers of a cell are made when they are missing. After `limit_s` no run begins.
+goes on. Several processes may share the work: each takes a row that no other has. Clips and towers of a cell are made
+when they are missing. After `limit_s` no run begins. A failed run is named at the end, and the others go on.
 """
 
 from __future__ import annotations
@@ -15,16 +17,25 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ace_dist.config import load_config
 from ace_dist.config.settings import parse_settings
 from ace_dist.evaluate.run_files import read_metrics, read_results
-from ace_dist.tools.study.report import markdown_table
-from ace_dist.tools.study.rows import SCORES, StudyRow, found_part, mean_over, paired_difference
-from ace_dist.tools.study.selection import SIGNALS, CellRow, rank_correlations, read_cell_rows, write_cell_rows
+from ace_dist.tools.study.rows import SCORES, found_part
+from ace_dist.tools.study.screening import (
+    MOST_KEPT,
+    Design,
+    combination_lines,
+    combine,
+    screen,
+    screening_lines,
+)
+from ace_dist.tools.study.selection import SIGNALS, CellRow, add_cell_row, rank_correlations, read_cell_rows
 from ace_dist.utils.errors import ConfigError, RunError
+from ace_dist.utils.locks import lock
 from ace_dist.utils.reading import read_object
 
 ROOT = Path(__file__).parents[1]
@@ -37,8 +48,10 @@ FULL_CELLS = (
     "long 0.4 1 clip", "long 0.4 0.5 clip", "long 0.4 0 clip", "flat 0.4 1 clip", "long 0 1 clip", "flat 0 1 clip",
     "long 0.4 1 minilm", "long 0.4 0 minilm", "flat 0.4 1 minilm", "long 0 1 minilm", "flat 0 1 minilm", *FRESH_CELLS,
 )  # fmt: skip
+SCREENING_SEEDS, TEST_SEEDS = range(100, 103), range(10)
 STAGES = {  # signal: the full test again, with the signal on, to compare selection rules
-    "screening": (SCREENING_CELLS, range(100, 103)), "full": (FULL_CELLS, range(10)), "signal": (FULL_CELLS, range(10)),
+    "screening": (SCREENING_CELLS, SCREENING_SEEDS), "combine": (SCREENING_CELLS, SCREENING_SEEDS),
+    "full": (FULL_CELLS, TEST_SEEDS), "signal": (FULL_CELLS, TEST_SEEDS),
 }  # fmt: skip
 SIGNAL = (
     "evaluation.validation_share=0.25", "evaluation.validation_words=0.4", "evaluation.every_steps=1000000",
@@ -49,33 +62,34 @@ WHOLE = (
     "training.lr_video=0.02",
     "training.lr_text=0.002",
 )
-CANDIDATES: dict[str, tuple[str, ...]] = {  # the reference first; the values are the protocol's
-    "ace": (),
-    "interpolate_0.8": ("evaluation.interpolate=0.8",),
-    "interpolate_0.6": ("evaluation.interpolate=0.6",),
-    "ema_0.99": ("training.ema_decay=0.99",),
-    "ema_0.999": ("training.ema_decay=0.999",),
-    "swa_0.75": ("training.swa_start=0.75",),
-    "l2_sp_0.01": ("method.l2_sp=0.01",),
-    "l2_sp_0.1": ("method.l2_sp=0.1",),
-    "distil_1": ("method.distil=1",),
-    "distil_10": ("method.distil=10",),
-    "layer_decay_0.75": ("training.layer_decay=0.75", "model.video.trained_blocks=6"),
-    "layer_decay_0.5": ("training.layer_decay=0.5", "model.video.trained_blocks=6"),
-    "full_depth": WHOLE,
-    "shadow_0_0.9": ("method.shadow_band=[0,0.9]",),
-    "shadow_0.5_0.9": ("method.shadow_band=[0.5,0.9]",),
-    "margin_0.1": ("method.margin=0.1",),
-    "margin_0.3": ("method.margin=0.3",),
+CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {  # the protocol's; of each the values by name in `runs.csv`
+    "weight interpolation": {
+        "interpolate_0.8": ("evaluation.interpolate=0.8",),
+        "interpolate_0.6": ("evaluation.interpolate=0.6",),
+    },
+    "EMA": {"ema_0.99": ("training.ema_decay=0.99",), "ema_0.999": ("training.ema_decay=0.999",)},
+    "SWA": {"swa_0.75": ("training.swa_start=0.75",)},
+    "pull to the start": {"l2_sp_0.01": ("method.l2_sp=0.01",), "l2_sp_0.1": ("method.l2_sp=0.1",)},
+    "distilled phrase similarities": {"distil_1": ("method.distil=1",), "distil_10": ("method.distil=10",)},
+    "rates per layer": {
+        "layer_decay_0.75": ("training.layer_decay=0.75", "model.video.trained_blocks=6"),
+        "layer_decay_0.5": ("training.layer_decay=0.5", "model.video.trained_blocks=6"),
+    },
+    "full depth": {"full_depth": WHOLE},
+    "shadow negatives without the nearest": {"shadow_0_0.9": ("method.shadow_band=[0,0.9]",)},
+    "semi-hard shadow negatives": {"shadow_0.5_0.9": ("method.shadow_band=[0.5,0.9]",)},
+    "concept margin": {"margin_0.1": ("method.margin=0.1",), "margin_0.3": ("method.margin=0.3",)},
 }
+VALUES = {name: settings for options in CANDIDATES.values() for name, settings in options.items()}
+DESIGN = Design("ace", CANDIDATES, SCREENING_CELLS, SCREENING_SEEDS)
 ROWS = ("ace", "procvlr", "vifi_ft", "vifi_pr", "text4vis", "bike", "lavila")  # of Table 1, for the full test
 
 
 @dataclass
 class Settings:
-    stage: str = "screening"  # screening | full | signal
+    stage: str = ""  # screening | combine | full | signal; empty: screening, and of the report all
     cell: str = ""  # one cell; empty: all of the stage
-    candidate: str = ""  # one candidate, or in the full test one method; empty: all
+    candidate: str = ""  # one value of a candidate, or in the full test one method; empty: all
     seed: int | None = None  # one seed; null: all of the stage
     folder: str = "runs/method"  # of clips, towers and runs
     limit_s: float = 0.0  # begin no run after so many seconds; 0: no limit
@@ -85,7 +99,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A run of the study; `name` is a candidate of `CANDIDATES` or a method of Table 1."""
+    """A run of the study; `name` is one of `VALUES`, several of them joined by `+`, or a method of Table 1."""
 
     stage: str
     cell: str
@@ -95,7 +109,8 @@ class PlannedRow:
     def settings(self, folder: Path) -> list[str]:
         """Of `launchers/train.py`."""
         tail, noise, shift, tower = self.cell.split()
-        method = ["method=ace", *CANDIDATES[self.name]] if self.name in CANDIDATES else [f"method={self.name}"]
+        parts = [] if self.name in ROWS else self.name.split("+")
+        method = ["method=ace" if parts else f"method={self.name}", *settings_of(parts)]
         chosen = [*SIGNAL, f"evaluation.test={str(self.stage == 'signal').lower()}"] if self.stage != "full" else []
         towers = folder / "towers" / f"{tail}_{noise}_{tower}"
         shipped = (tail, noise, tower) == ("long", "0.4", "clip")
@@ -107,23 +122,58 @@ class PlannedRow:
             *([] if shipped else weights), *text, *chosen, *method,
         ]  # fmt: skip
 
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """Of its line in `runs.csv`."""
+        return self.cell, self.stage, self.name, self.seed
+
     def run(self, folder: Path) -> Path:
         return folder / self.stage / self.cell.replace(" ", "_") / f"{self.name}_{self.seed}"
 
 
+def settings_of(parts: Sequence[str]) -> list[str]:
+    return [setting for part in parts for setting in VALUES[part]]
+
+
+def conflict(parts: Sequence[str]) -> str:
+    """Why these values cannot be one recipe; empty when they can."""
+    keys: dict[str, str] = {}
+    for part in parts:
+        for setting in VALUES[part]:
+            key = setting.partition("=")[0]
+            if keys.setdefault(key, setting) != setting:
+                return f"it sets {setting}, beside {keys[key]}"
+    try:
+        load_config(["experiment=demo", "method=ace", *settings_of(parts)])
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def planned(settings: Settings) -> Iterator[PlannedRow]:
     """The rows asked for: seeds last, so that what is done first compares all candidates. Raises `ConfigError`."""
-    if settings.stage not in STAGES:
-        raise ConfigError(f"stage={settings.stage} is not one of {', '.join(STAGES)}")
-    cells, seeds = STAGES[settings.stage]
-    names = tuple(CANDIDATES) if settings.stage == "screening" else ROWS
+    stage = settings.stage or "screening"
+    if stage not in STAGES:
+        raise ConfigError(f"stage={stage} is not one of {', '.join(STAGES)}")
+    cells, seeds = STAGES[stage]
+    names = ("ace", *VALUES) if stage == "screening" else wanted_combination() if stage == "combine" else ROWS
     for key, value, known in (("cell", settings.cell, cells), ("candidate", settings.candidate, names)):
         if value and value not in known:
             raise ConfigError(f"{key}={value} is not one of {', '.join(known)}")
     for seed in seeds if settings.seed is None else [settings.seed]:
         for cell in [settings.cell] if settings.cell else cells:
             for name in [settings.candidate] if settings.candidate else names:
-                yield PlannedRow(settings.stage, cell, name, seed)
+                yield PlannedRow("screening" if stage == "combine" else stage, cell, name, seed)
+
+
+def wanted_combination() -> tuple[str, ...]:
+    """The combination that the rule asks for next; none when the recipe is known. Raises `RunError` before that."""
+    rows = read_cell_rows(RESULTS)
+    screening = screen(rows, DESIGN)
+    if screening.missing:
+        raise RunError(f"{screening.missing} rows of the screening are missing; stage=screening runs them")
+    wanted = combine(rows, DESIGN, screening, conflict).wanted
+    return (wanted,) if wanted else ()
 
 
 def command(launcher: str, *settings: str) -> list[str]:
@@ -134,7 +184,7 @@ def run_command(words: list[str]) -> None:
     """Run it on one thread, as the tabletop study was. Raises `RunError` when it fails."""
     print(shlex.join(words), flush=True)
     if code := subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode:
-        raise RunError(f"exit status {code}; the same command of this script goes on: {shlex.join(words)}")
+        raise RunError(f"exit status {code} of: {shlex.join(words)}")
 
 
 def prepare(cell: str, folder: Path) -> None:
@@ -154,8 +204,12 @@ def prepare(cell: str, folder: Path) -> None:
 def finished_row(row: PlannedRow, folder: Path) -> CellRow:
     """The line of a finished run: its test, where there was one, and its last validation."""
     run = row.run(folder)
-    validated = [line for line in read_metrics(run) if SIGNALS[0] in line]
-    scores: dict[str, float | None] = {name: validated[-1].get(name) for name in SIGNALS} if validated else {}
+    scores: dict[str, float | None] = {}
+    if row.stage != "full":
+        validated = [line for line in read_metrics(run) if SIGNALS[2] in line]
+        if not validated:
+            raise RunError(f"{run}/metrics.jsonl has no {SIGNALS[2]}; remove the folder, and the same command runs it")
+        scores |= {name: validated[-1].get(name) for name in SIGNALS}
     if row.stage != "screening":
         results = read_results(run)
         for name, (part, metric) in SCORES.items():
@@ -166,50 +220,70 @@ def finished_row(row: PlannedRow, folder: Path) -> CellRow:
     return CellRow(row.cell, row.stage, row.name, row.seed, scores)
 
 
-def report(rows: list[CellRow]) -> None:
-    """Screening: differences to ACE by cell and in all. Full test: how well each rule ranks the runs."""
-    screening = [row for row in rows if row.experiment == "screening"]
-    by_name: dict[str, list[CellRow]] = {}
-    for row in screening:
-        by_name.setdefault(row.method, []).append(row)
-    body = []
-    for name, found in by_name.items():
-        cells = []
-        for cell in SCREENING_CELLS:
-            own, ace = ([as_study(row) for row in part if row.cell == cell] for part in (found, by_name.get("ace", [])))
-            cells.append(paired_difference(own, ace, SIGNALS[2]) or "-")
-        body.append([name, len(found), *(mean_over(row.scores[key] for row in found) for key in SIGNALS[::2]), *cells])
-    print("\n".join(markdown_table(["candidate", "n", "base", "base SRT", *SCREENING_CELLS], body)))
-    try:
-        for rule, correlation in rank_correlations([row for row in rows if row.experiment == "signal"]).items():
-            print(f"{rule}: {correlation}")
-    except RunError as error:
-        print(error)
+def finish(row: PlannedRow, folder: Path) -> str:
+    """Run a row and write its line, unless it is there or another process runs it; what failed, in words.
+
+    A run that fails is left as it is, for the same command to go on. Raises `RunError` when its cell cannot be made.
+    """
+    run = row.run(folder)
+    with lock(run.with_name(f"{run.name}.lock"), wait=False) as held:
+        if not held:
+            print(f"{run}: another process runs it")
+            return ""
+        if row.key in {known.key for known in read_cell_rows(RESULTS)}:
+            return ""
+        with lock(folder / "prepare.lock"):
+            prepare(row.cell, folder)
+        try:
+            if not (run / "results.json").is_file():
+                run_command(command("train", *row.settings(folder)))
+            add_cell_row(finished_row(row, folder), RESULTS)
+        except RunError as error:
+            print(error, file=sys.stderr)
+            return str(error)
+    return ""
 
 
-def as_study(row: CellRow) -> StudyRow:
-    return StudyRow(row.experiment, row.method, row.seed, row.scores)
+def report(stage: str) -> Iterator[str]:
+    """Markdown of what is there: the screening and the combination, how well each rule ranks the full test's runs."""
+    rows = read_cell_rows(RESULTS)
+    if stage in ("", "screening", "combine"):
+        screening = screen(rows, DESIGN)
+        yield from ["## Screening", "", *screening_lines(screening, DESIGN), ""]
+        if not screening.missing:
+            yield from ["## Combination", "", *combination_lines(combine(rows, DESIGN, screening, conflict)), ""]
+    if stage in ("", "signal"):
+        yield from ["## Which rule predicts the test", ""]
+        try:
+            correlations = rank_correlations([row for row in rows if row.experiment == "signal"])
+            yield from (f"- {rule}: {correlation}" for rule, correlation in correlations.items())
+        except RunError as error:
+            yield f"Missing: {error}."
+
+
+def run(settings: Settings) -> list[str]:
+    """Finish the rows asked for; returns what failed. A combination may ask for one more when it is known."""
+    folder, began, failed = Path(settings.folder).absolute(), time.monotonic(), list[str]()
+    for _ in range(MOST_KEPT - 1 if settings.stage == "combine" else 1):
+        for row in planned(settings):
+            if settings.limit_s and time.monotonic() - began > settings.limit_s:
+                print("limit_s is over; the same command goes on")
+                return failed
+            failed += filter(None, [finish(row, folder)])
+    return failed
 
 
 def main() -> None:
     settings = parse_settings(sys.argv[1:], Settings)
-    folder, began, rows = Path(settings.folder).absolute(), time.monotonic(), read_cell_rows(RESULTS)
     if settings.report:
-        return report(rows)
-    for row in planned(settings):
-        if (row.cell, row.stage, row.name, row.seed) in {known.key for known in rows}:
-            continue
-        if settings.dry_run:
-            print(shlex.join(command("train", *row.settings(folder))))
-            continue
-        if settings.limit_s and time.monotonic() - began > settings.limit_s:
-            print("limit_s is over; the same command goes on")
-            return
-        prepare(row.cell, folder)
-        if not (row.run(folder) / "results.json").is_file():
-            run_command(command("train", *row.settings(folder)))
-        rows = [*read_cell_rows(RESULTS), finished_row(row, folder)]
-        write_cell_rows(rows, RESULTS)
+        print("\n".join(report(settings.stage)))
+    elif settings.dry_run:
+        there = {known.key for known in read_cell_rows(RESULTS)}
+        for row in planned(settings):
+            if row.key not in there:
+                print(shlex.join(command("train", *row.settings(Path(settings.folder).absolute()))))
+    elif failed := run(settings):
+        sys.exit("\n".join([f"{len(failed)} failed; the same command goes on with them:", *failed]))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
 """Protects the plan of the search for a recipe: every row is a command that composes; none that is there runs again."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from ace_dist.config import load_config
-from ace_dist.tools.study.selection import SIGNALS, CellRow, write_cell_rows
-from ace_dist.utils.errors import ConfigError
+from ace_dist.tools.study.rows import SCORES
+from ace_dist.tools.study.selection import SIGNALS, CellRow, read_cell_rows, write_cell_rows
+from ace_dist.utils.errors import ConfigError, RunError
+from ace_dist.utils.files import read_log
+from ace_dist.utils.locks import lock
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import method_study
 
 
-@pytest.mark.parametrize("name", method_study.CANDIDATES)
+@pytest.mark.parametrize("name", ["ace", *method_study.VALUES])
 def test_a_candidate_is_ace_and_its_own_settings(name, tmp_path):
     """Screened without a test; the first candidate is plain ACE, and all others differ from it."""
     row = method_study.PlannedRow("screening", "long 0.4 1 clip", name, 100)
@@ -27,7 +31,7 @@ def test_a_candidate_is_ace_and_its_own_settings(name, tmp_path):
 def test_the_plan_is_the_protocols(tmp_path):
     """3 cells x 3 seeds of every candidate, 13 x 10 of every method; the full test uses all words and people."""
     screening = list(method_study.planned(method_study.Settings()))
-    assert len(screening) == 9 * len(method_study.CANDIDATES) == len({row.run(tmp_path) for row in screening})
+    assert len(screening) == 9 * (1 + len(method_study.VALUES)) == len({row.run(tmp_path) for row in screening})
     full = list(method_study.planned(method_study.Settings(stage="full")))
     assert len(full) == 130 * len(method_study.ROWS)
     assert {row.seed for row in screening}.isdisjoint(row.seed for row in full)
@@ -42,20 +46,118 @@ def test_the_plan_is_the_protocols(tmp_path):
         list(method_study.planned(method_study.Settings(candidate="acee")))
 
 
-def test_rows_that_are_there_are_not_run_again(tmp_path, monkeypatch, capsys):
-    """Of two seeds the missing one is printed; the report shows the other's difference to ACE."""
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """`runs.csv` of the study in a folder of the test."""
     monkeypatch.setattr(method_study, "RESULTS", tmp_path / "runs.csv")
-    cell = method_study.SCREENING_CELLS[0]
-    scores = dict.fromkeys(SIGNALS, 50.0)
-    rows = [CellRow(cell, "screening", "ace", 100, scores)]
-    rows += [CellRow(cell, "screening", "margin_0.1", 100, scores | {SIGNALS[2]: 53.5})]
-    write_cell_rows(rows, tmp_path / "runs.csv")
-    asked = ["stage=screening", f"cell={cell}", "candidate=margin_0.1", "dry_run=true", f"folder={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["method_study.py", *asked])
+    return tmp_path / "runs.csv"
+
+
+def call(monkeypatch, *settings):
+    monkeypatch.setattr(sys, "argv", ["method_study.py", *settings])
     method_study.main()
+
+
+def screening(gains, names=("ace", *method_study.VALUES)):
+    """Every row of the screening: 50 of everything, base SRT mean moved by `gains`."""
+    scores = dict.fromkeys(SIGNALS, 50.0)
+    return [
+        CellRow(cell, "screening", name, seed, scores | {SIGNALS[2]: 50.0 + gains.get(name, -1)})
+        for name in names
+        for cell in method_study.SCREENING_CELLS
+        for seed in method_study.SCREENING_SEEDS
+    ]
+
+
+def test_rows_that_are_there_are_not_run_again(results, tmp_path, monkeypatch, capsys):
+    """Of two seeds the missing one is printed; the report shows the other's difference to ACE."""
+    cell = method_study.SCREENING_CELLS[0]
+    rows = [row for row in screening({"ace": 0, "margin_0.1": 3.5}) if row.seed == 100 and row.cell == cell]
+    write_cell_rows(rows, results)
+    asked = ["stage=screening", f"cell={cell}", "candidate=margin_0.1", f"folder={tmp_path}"]
+    call(monkeypatch, *asked, "dry_run=true")
     said = capsys.readouterr().out
     assert "margin_0.1_101" in said and "margin_0.1_102" in said and "margin_0.1_100" not in said
-    monkeypatch.setattr(sys, "argv", ["method_study.py", "report=true"])
-    method_study.main()
+    call(monkeypatch, "report=true")
     said = capsys.readouterr().out
-    assert "+3.5 (one seed)" in said and "nothing to rank" in said
+    assert "+3.5 (one seed)" in said and "nothing to rank" in said and "Nothing is decided" in said
+    with pytest.raises(RunError, match="rows of the screening are missing; stage=screening"):
+        call(monkeypatch, "stage=combine")
+
+
+def test_the_combinations_follow_from_the_screening(results, monkeypatch, capsys):
+    """Two values of one setting and two averages of weights are no recipe; the others are run one after another."""
+    gains = {"ace": 0, "shadow_0_0.9": 4, "shadow_0.5_0.9": 3, "distil_1": 2}
+    rows = screening(gains)
+    write_cell_rows(rows, results)
+    (cell, *_), (seed, *_) = method_study.SCREENING_CELLS, method_study.SCREENING_SEEDS
+    planned = list(method_study.planned(method_study.Settings(stage="combine")))
+    assert {row.name for row in planned} == {"shadow_0_0.9+distil_1"} and len(planned) == 9
+    assert planned[0].key == (cell, "screening", "shadow_0_0.9+distil_1", seed)
+    config = load_config(planned[0].settings(results.parent))
+    assert (config.method.shadow_band, config.method.distil) == ([0, 0.9], 1) and not config.evaluation.test
+    assert method_study.conflict(["ema_0.99", "swa_0.75"]) and not method_study.conflict(["ema_0.99", "distil_1"])
+    gains |= {"shadow_0_0.9+distil_1": 5}
+    write_cell_rows(screening(gains, ["ace", *method_study.VALUES, "shadow_0_0.9+distil_1"]), results)
+    assert not list(method_study.planned(method_study.Settings(stage="combine")))
+    call(monkeypatch, "report=true", "stage=combine")
+    said = capsys.readouterr().out
+    assert "shadow_0.5_0.9: left out: it sets method.shadow_band=[0.5,0.9], beside" in said
+    assert "recipe: shadow_0_0.9 + distil_1" in said and "rank" not in said
+
+
+@pytest.fixture
+def runs(results, tmp_path, monkeypatch):
+    """Runs that write what the study reads, or fail; the names of those that began."""
+    began = []
+
+    def run_command(words):
+        run = Path(next(word.removeprefix("run=") for word in words if word.startswith("run=")))
+        began.append(run.name)
+        if run.name.startswith("distil_10"):
+            raise RunError(f"exit status 1 of: {run}")
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 9, **dict.fromkeys(SIGNALS, 60.0)}))
+        (run / "results.json").write_text("{}")
+
+    monkeypatch.setattr(method_study, "run_command", run_command)
+    monkeypatch.setattr(method_study, "prepare", lambda cell, folder: None)
+    monkeypatch.setattr(method_study, "read_metrics", lambda run: read_log(run / "metrics.jsonl")[0])
+    return began
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(runs, results, tmp_path, monkeypatch):
+    """Called again, only what failed begins; the rows of a run that had ended are written without another run."""
+    asked = [f"folder={tmp_path}", "stage=screening", f"cell={method_study.SCREENING_CELLS[0]}", "seed=100"]
+    with pytest.raises(SystemExit, match="1 failed; .*\n.*exit status 1 of: .*distil_10_100"):
+        call(monkeypatch, *asked)
+    assert len(runs) == 1 + len(method_study.VALUES) and len(read_cell_rows(results)) == len(runs) - 1
+    write_cell_rows(read_cell_rows(results)[1:], results)
+    runs.clear()
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *asked)
+    assert runs == ["distil_10_100"] and len(read_cell_rows(results)) == len(method_study.VALUES)
+
+
+def test_a_row_that_another_process_runs_is_left_to_it(runs, results, tmp_path, monkeypatch, capsys):
+    row = method_study.PlannedRow("screening", method_study.SCREENING_CELLS[0], "ace", 100)
+    asked = [f"folder={tmp_path}", f"cell={row.cell}", "seed=100", "candidate=ace"]
+    with lock(row.run(tmp_path).with_name("ace_100.lock")):
+        call(monkeypatch, *asked)
+    assert not runs and "another process runs it" in capsys.readouterr().out
+    call(monkeypatch, *asked, "limit_s=1e-9")
+    assert not runs and "limit_s is over" in capsys.readouterr().out
+    call(monkeypatch, *asked)
+    assert runs == ["ace_100"]
+    assert read_cell_rows(results) == [CellRow(*row.key, dict.fromkeys([*SCORES]) | dict.fromkeys(SIGNALS, 60.0))]
+
+
+def test_a_run_without_the_signal_gives_no_row(runs, results, tmp_path, monkeypatch):
+    run = method_study.PlannedRow("screening", method_study.SCREENING_CELLS[0], "ace", 100).run(tmp_path)
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 9, "validation_accuracy": 90.0}))
+    (run / "results.json").write_text("{}")
+    asked = [f"folder={tmp_path}", f"cell={method_study.SCREENING_CELLS[0]}", "seed=100", "candidate=ace"]
+    with pytest.raises(SystemExit, match="has no validation_srt_accuracy_mean; remove the folder"):
+        call(monkeypatch, *asked)
+    assert not read_cell_rows(results)

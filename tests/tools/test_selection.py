@@ -1,5 +1,7 @@
 """Protects the comparison of selection rules: rank correlations against SciPy and by hand, on rows made for it."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -8,6 +10,7 @@ from ace_dist.tools.study.selection import (
     COLUMNS,
     RULES,
     CellRow,
+    add_cell_row,
     correlate,
     rank_correlations,
     read_cell_rows,
@@ -81,3 +84,24 @@ def test_rows_come_back_and_a_run_has_one_row(tmp_path):
     with pytest.raises(RunError, match="expected the columns cell,experiment"):
         read_cell_rows(path)
     assert read_cell_rows(tmp_path / "none.csv") == []
+
+
+def add_rows(path, start, method):
+    """In a process of its own: begins when all have come."""
+    start.wait(60)
+    for seed in range(15):
+        add_cell_row(row("cell", method, seed, 50, 90, 60, 5), path)
+
+
+def test_processes_that_write_at_once_lose_no_row(tmp_path):
+    """Reading all, adding one and writing all back loses the rows of others unless each waits for its turn."""
+    context = multiprocessing.get_context("fork")
+    path, start = tmp_path / "new" / "runs.csv", context.Barrier(3)
+    processes = [context.Process(target=add_rows, args=(path, start, method)) for method in "abc"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    found = [(one.method, one.seed) for one in read_cell_rows(path)]
+    assert sorted(found) == [(method, seed) for method in "abc" for seed in range(15)]

@@ -6,7 +6,6 @@ segments and settings: workers, array tasks and kills do not change a byte of it
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import json
@@ -30,6 +29,7 @@ from ace_dist.data.shards import BUILD, FORMAT, MANIFEST, ClipRecord, ShardSet, 
 from ace_dist.utils.console import Progress
 from ace_dist.utils.errors import DataError, listing
 from ace_dist.utils.files import file_sha256, write_bytes
+from ace_dist.utils.locks import lock, try_lock
 from ace_dist.utils.reading import check_shape, parse_json
 
 QUARANTINE = "quarantine.jsonl"
@@ -378,33 +378,10 @@ def array_task(task: int | None, tasks: int | None, environment: Mapping[str, st
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    with (folder / BUILD_LOCK).open("a") as file:
-        if not try_lock(file.fileno(), fcntl.LOCK_EX):
+    with lock(folder / BUILD_LOCK, wait=False) as held:
+        if not held:
             raise DataError(f"another process is building dataset.shards={folder}; wait for it")
         yield
-
-
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        try_lock(file.fileno(), fcntl.LOCK_EX, wait=True)
-        yield
-
-
-def try_lock(descriptor: int, mode: int, wait: bool = False) -> bool:
-    """Take or convert a lock; whether it worked. The kernel releases it when its process dies, however it dies.
-
-    A file system without locks is said to be one, and the user trusted.
-    """
-    try:
-        fcntl.flock(descriptor, mode if wait else mode | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise
-        print("warning: no file locks here (mount option `flock`?); start one build at a time", file=sys.stderr)
-    return True
 
 
 def state_path(folder: Path, name: str) -> Path:

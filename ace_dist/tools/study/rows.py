@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from scipy.stats import t as student_t
 
 from ace_dist.cluster.sweep import Sweep, SweepRun
@@ -263,22 +262,27 @@ def mean_hm(results: Sequence[Mapping[str, Any]], metric: str, within: str = "")
     return Mean(harmonic_mean(base.mean, novel.mean), own.deviation, own.n) if base and novel and own else None
 
 
-def paired_difference(rows: Sequence[StudyRow], reference: Sequence[StudyRow], score: str) -> Difference | None:
+def paired_difference(
+    rows: Sequence[StudyRow], reference: Sequence[StudyRow], score: str, level: float = LEVEL
+) -> Difference | None:
     """Mean of `rows` minus `reference` over the seeds that both have, mean ± t(n-1) s/√n; `None` without a pair."""
+    differences = paired_differences(rows, reference, score)
+    if not differences:
+        return None
+    if len(differences) == 1:
+        return Difference(differences[0], None, None, 1)
+    return Difference(statistics.fmean(differences), *mean_interval(differences, level), len(differences))
+
+
+def paired_differences(rows: Sequence[StudyRow], reference: Sequence[StudyRow], score: str) -> list[float]:
+    """A score of `rows` minus that of `reference`, for each seed where both have it."""
     other = {row.seed: row.scores[score] for row in reference}
     pairs = [(row.scores[score], other[row.seed]) for row in rows if row.seed in other]
-    differences = np.array([a - b for a, b in pairs if a is not None and b is not None])
-    n = len(differences)
-    if n == 0:
-        return None
-    mean = float(differences.mean())
-    if n == 1:
-        return Difference(mean, None, None, 1)
-    return Difference(mean, *mean_interval(differences.tolist()), n)
+    return [a - b for a, b in pairs if a is not None and b is not None]
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """The ends of Student's interval of a mean, mean ± t(n-1) s/√n; of one value twice itself."""
     n, mean = len(values), statistics.fmean(values)
-    half = float(student_t.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else 0.0
+    half = float(student_t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else 0.0
     return mean - half, mean + half

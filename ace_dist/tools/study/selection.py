@@ -11,8 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from ace_dist.tools.study.rows import FIELDS, LEVEL, SCORES, parse_scores, read_lines, score_cells, write_lines
+from ace_dist.tools.study.rows import (
+    FIELDS,
+    LEVEL,
+    SCORES,
+    StudyRow,
+    mean_over,
+    parse_scores,
+    read_lines,
+    score_cells,
+    write_lines,
+)
 from ace_dist.utils.errors import RunError
+from ace_dist.utils.locks import lock
 from ace_dist.utils.tables import unguarded
 
 SIGNALS = (
@@ -77,6 +88,30 @@ def write_cell_rows(rows: Sequence[CellRow], path: Path) -> None:
     """Write `runs.csv`, scores with four decimals; of two rows of one run the later one."""
     kept = {row.key: row for row in rows}.values()
     write_lines(path, COLUMNS, ([*row.key, *score_cells(map(row.scores.get, (*SCORES, *SIGNALS)))] for row in kept))
+
+
+def add_cell_row(row: CellRow, path: Path) -> None:
+    """Add a line to `runs.csv`. Several processes may do so at once: each waits until the one before has written."""
+    with lock(path.with_name(f".{path.name}.lock")):
+        write_cell_rows([*read_cell_rows(path), row], path)
+
+
+def cell_rows(rows: Sequence[CellRow], cell: str) -> list[StudyRow]:
+    """The rows of one cell, for differences paired by seed."""
+    return [StudyRow(row.experiment, row.method, row.seed, row.scores) for row in rows if row.cell == cell]
+
+
+def seed_means(rows: Sequence[CellRow], cells: Sequence[str], scores: Sequence[str]) -> list[StudyRow]:
+    """The mean over `cells` of each method and seed, the unit of the study; None where a cell lacks the score."""
+    found: dict[tuple[str, str, int], dict[str, Scores]] = {}
+    for row in rows:
+        found.setdefault((row.experiment, row.method, row.seed), {})[row.cell] = row.scores
+    means = []
+    for (experiment, method, seed), by_cell in found.items():
+        values = {score: [by_cell.get(cell, {}).get(score) for cell in cells] for score in scores}
+        whole = {score: None if None in these else mean_over(these) for score, these in values.items()}
+        means.append(StudyRow(experiment, method, seed, {s: mean.mean if mean else None for s, mean in whole.items()}))
+    return means
 
 
 def rank_correlations(rows: Sequence[CellRow], resamples: int = 2000, seed: int = 0) -> dict[str, Correlation]:
