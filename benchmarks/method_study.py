@@ -23,7 +23,9 @@ from pathlib import Path
 
 from ace_dist.config import load_config
 from ace_dist.config.settings import parse_settings
+from ace_dist.evaluate import figures
 from ace_dist.evaluate.run_files import read_metrics, read_results
+from ace_dist.tools.study.comparisons import FullTest, forest, full_test_lines
 from ace_dist.tools.study.rows import SCORES, found_part
 from ace_dist.tools.study.screening import (
     MOST_KEPT,
@@ -43,15 +45,15 @@ RESULTS = ROOT / "benchmarks" / "results" / "method" / "runs.csv"
 MINILM = ("model.text.tower=minilm", "model.text.width=384", "model.text.depth=6", "model.text.heads=12")
 FLAT = "dataset.world.corpus.synonym_tail=[1,1,1,1,1,1,1,1]"
 SCREENING_CELLS = ("long 0.4 1 clip", "long 0.4 0 clip", "flat 0 1 clip")
-FRESH_CELLS = ("flat 0.2 0.75 clip", "long 0.2 0.75 minilm")
+FRESH_CELLS = ("flat 0.2 0.75 clip", "long 0.2 0.75 minilm")  # no choice has seen them
 FULL_CELLS = (
     "long 0.4 1 clip", "long 0.4 0.5 clip", "long 0.4 0 clip", "flat 0.4 1 clip", "long 0 1 clip", "flat 0 1 clip",
-    "long 0.4 1 minilm", "long 0.4 0 minilm", "flat 0.4 1 minilm", "long 0 1 minilm", "flat 0 1 minilm", *FRESH_CELLS,
+    "long 0.4 1 minilm", "long 0.4 0 minilm", "flat 0.4 1 minilm", "long 0 1 minilm", "flat 0 1 minilm",
 )  # fmt: skip
 SCREENING_SEEDS, TEST_SEEDS = range(100, 103), range(10)
 STAGES = {  # signal: the full test again, with the signal on, to compare selection rules
     "screening": (SCREENING_CELLS, SCREENING_SEEDS), "combine": (SCREENING_CELLS, SCREENING_SEEDS),
-    "full": (FULL_CELLS, TEST_SEEDS), "signal": (FULL_CELLS, TEST_SEEDS),
+    "full": ((*FULL_CELLS, *FRESH_CELLS), TEST_SEEDS), "signal": ((*FULL_CELLS, *FRESH_CELLS), TEST_SEEDS),
 }  # fmt: skip
 SIGNAL = (
     "evaluation.validation_share=0.25", "evaluation.validation_words=0.4", "evaluation.every_steps=1000000",
@@ -83,6 +85,8 @@ CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {  # the protocol's; of each
 VALUES = {name: settings for options in CANDIDATES.values() for name, settings in options.items()}
 DESIGN = Design("ace", CANDIDATES, SCREENING_CELLS, SCREENING_SEEDS)
 ROWS = ("ace", "procvlr", "vifi_ft", "vifi_pr", "text4vis", "bike", "lavila")  # of Table 1, for the full test
+NAME = "ace_plus"
+RECIPE: tuple[str, ...] = ()  # values, in the order in which the rule added them: what `report=true` ends with
 
 
 @dataclass
@@ -99,7 +103,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A run of the study; `name` is one of `VALUES`, several of them joined by `+`, or a method of Table 1."""
+    """A run of the study; `name`: of `VALUES`, several of them joined by `+`, of `ROWS`, or of the recipe's rows."""
 
     stage: str
     cell: str
@@ -109,7 +113,7 @@ class PlannedRow:
     def settings(self, folder: Path) -> list[str]:
         """Of `launchers/train.py`."""
         tail, noise, shift, tower = self.cell.split()
-        parts = [] if self.name in ROWS else self.name.split("+")
+        parts = () if self.name in ROWS else recipe_rows().get(self.name) or self.name.split("+")
         method = ["method=ace" if parts else f"method={self.name}", *settings_of(parts)]
         chosen = [*SIGNAL, f"evaluation.test={str(self.stage == 'signal').lower()}"] if self.stage != "full" else []
         towers = folder / "towers" / f"{tail}_{noise}_{tower}"
@@ -128,7 +132,20 @@ class PlannedRow:
         return self.cell, self.stage, self.name, self.seed
 
     def run(self, folder: Path) -> Path:
-        return folder / self.stage / self.cell.replace(" ", "_") / f"{self.name}_{self.seed}"
+        return folder / self.stage / self.cell.replace(" ", "_") / f"{self.name.replace(' ', '_')}_{self.seed}"
+
+
+def recipe_rows() -> dict[str, tuple[str, ...]]:
+    """The recipe and its ablations, each part off, with their parts. Off the only part of a recipe is ACE itself."""
+    if not RECIPE:
+        return {}
+    ablations = {f"{NAME} without {one}": tuple(part for part in RECIPE if part != one) for one in RECIPE}
+    return {NAME: RECIPE, **(ablations if len(RECIPE) > 1 else {})}
+
+
+def full_test(cells: Sequence[str]) -> FullTest:
+    ablations = [name for name in recipe_rows() if name != NAME]
+    return FullTest(NAME, ROWS, "procvlr", ablations, cells, TEST_SEEDS)
 
 
 def settings_of(parts: Sequence[str]) -> list[str]:
@@ -156,7 +173,9 @@ def planned(settings: Settings) -> Iterator[PlannedRow]:
     if stage not in STAGES:
         raise ConfigError(f"stage={stage} is not one of {', '.join(STAGES)}")
     cells, seeds = STAGES[stage]
-    names = ("ace", *VALUES) if stage == "screening" else wanted_combination() if stage == "combine" else ROWS
+    names = (*ROWS, *recipe_rows())
+    if stage in ("screening", "combine"):
+        names = ("ace", *VALUES) if stage == "screening" else wanted_combination()
     for key, value, known in (("cell", settings.cell, cells), ("candidate", settings.candidate, names)):
         if value and value not in known:
             raise ConfigError(f"{key}={value} is not one of {', '.join(known)}")
@@ -245,13 +264,22 @@ def finish(row: PlannedRow, folder: Path) -> str:
 
 
 def report(stage: str) -> Iterator[str]:
-    """Markdown of what is there: the screening and the combination, how well each rule ranks the full test's runs."""
+    """Markdown of what is there: screening and combination, the full test, how well each rule ranks its runs."""
     rows = read_cell_rows(RESULTS)
     if stage in ("", "screening", "combine"):
         screening = screen(rows, DESIGN)
         yield from ["## Screening", "", *screening_lines(screening, DESIGN), ""]
         if not screening.missing:
-            yield from ["## Combination", "", *combination_lines(combine(rows, DESIGN, screening, conflict)), ""]
+            combination = combine(rows, DESIGN, screening, conflict)
+            yield from ["## Combination", "", *combination_lines(combination), ""]
+            if RECIPE and combination.recipe != RECIPE:
+                yield from [f"**RECIPE of this script is another one: {' + '.join(RECIPE)}.**", ""]
+    if stage in ("", "full"):
+        test, fresh = full_test(FULL_CELLS), full_test(FRESH_CELLS)
+        yield from [*full_test_lines(rows, test, fresh), ""]
+        if figure := forest(rows, test):
+            path = figures.save(figure, RESULTS.with_name("full_gain.png"))
+            yield from [f"![{path.stem}]({path.name})", ""]
     if stage in ("", "signal"):
         yield from ["## Which rule predicts the test", ""]
         try:

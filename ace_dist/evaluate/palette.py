@@ -15,6 +15,7 @@ PLUM = "#6b2d58"  # purple, darkened: the second ViFi-CLIP
 
 METHODS = {  # name of a method in results and `runs.csv` -> what readers know it as, and its colour
     "ace": ("ACE", BLUE),
+    "ace_plus": ("ACE+", GREEN),
     "procvlr": ("ProcVLR", ORANGE),
     "vifi_ft": ("ViFi-CLIP", PURPLE),
     "vifi_pr": ("ViFi-CLIP, prompts", PLUM),

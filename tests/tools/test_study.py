@@ -12,7 +12,7 @@ import pytest
 from ace_dist.cluster.sweep import Sweep
 from ace_dist.evaluate.metrics import srt_summary
 from ace_dist.evaluate.palette import BLUE, LIGHT, VERMILLION
-from ace_dist.tools.study.drawing import chances, gains_figure, scores_figure
+from ace_dist.tools.study.drawing import chances, gain_counts, gains_figure, scores_figure
 from ace_dist.tools.study.grid import gains
 from ace_dist.tools.study.report import study_page
 from ace_dist.tools.study.rows import (
@@ -207,8 +207,9 @@ def test_a_forest_plot_says_who_is_better_where():
         "lost": {"srt_accuracy_mean": worse, "srt_accuracy_std": better},
         "won": {"srt_accuracy_mean": better, "srt_accuracy_std": worse},
     }
-    figure = gains_figure(gains, "ACE", "ProcVLR")
-    assert figure.get_suptitle() == "Under other words ACE is ahead of ProcVLR in 1 of 3 worlds, behind in 1"
+    assert gain_counts(gains) == (1, 1, 3)
+    figure = gains_figure(gains, "A title", level=1 - 0.05 / 16)
+    assert figure.get_suptitle() == "A title" and "99.69% interval" in figure.get_supxlabel()
     mean, spread = figure.axes
     assert [label.get_text() for label in mean.get_yticklabels()] == ["won", "unclear", "lost"]
     for axes, colours in ((mean, [BLUE, LIGHT.muted, VERMILLION]), (spread, [BLUE, LIGHT.muted, VERMILLION])):

@@ -154,19 +154,19 @@ def trend(points: Mapping[float, Sequence[StudyRow]], axis: str) -> str:
     return f"SRT mean between {found[worst]} % (at {worst:g}) and {found[best]} % (at {best:g})"
 
 
-def gains_figure(gains: Mapping[str, Mapping[str, Difference]], ours: str, theirs: str) -> Figure:
+def gains_figure(gains: Mapping[str, Mapping[str, Difference]], title: str, level: float = LEVEL) -> Figure:
     """A forest plot: a row a setting, a panel a score, the paired difference with its interval.
 
     The colour says whether the interval leaves out 0, and to which side. Rows stand by their gain in the SRT's mean.
     """
     first = "srt_accuracy_mean"
     order = sorted(gains, key=lambda name: gains[name][first].mean if first in gains[name] else -np.inf)[::-1]
-    scores = [score for score in GAINS if any(score in pairs for pairs in gains.values())]
+    scores = [score for score in SCORES if any(score in pairs for pairs in gains.values())]
     note = (
-        f"Dot: mean of the differences paired by seed. Bar: their Student's {LEVEL:.0%} interval. Blue: better, "
+        f"Dot: mean of the differences paired by seed. Bar: their Student's {100 * level:.4g}% interval. Blue: better, "
         "orange-red: worse, grey: the interval holds 0. Of the spread, smaller is better."
     )
-    figure, axes = figures.panels(10.4, 1.6 + 0.34 * len(order), len(scores), gain_title(gains, ours, theirs), note)
+    figure, axes = figures.panels(10.4, 1.6 + 0.34 * len(order), len(scores), title, note)
     for one, score in zip(axes, scores, strict=True):
         pairs = {y: gains[name][score] for y, name in enumerate(order) if score in gains[name]}
         for y, pair in pairs.items():
@@ -179,11 +179,12 @@ def gains_figure(gains: Mapping[str, Mapping[str, Difference]], ours: str, their
     return figure
 
 
-def gain_title(gains: Mapping[str, Mapping[str, Difference]], ours: str, theirs: str) -> str:
+def gain_counts(gains: Mapping[str, Mapping[str, Difference]]) -> tuple[int, int, int]:
+    """Of how many settings the gain in the SRT's mean is above 0 beyond its interval, below it, and known."""
     pairs = [pair["srt_accuracy_mean"] for pair in gains.values() if "srt_accuracy_mean" in pair]
     ahead = sum(pair.low is not None and pair.low > 0 for pair in pairs)
     behind = sum(pair.high is not None and pair.high < 0 for pair in pairs)
-    return f"Under other words {ours} is ahead of {theirs} in {ahead} of {len(pairs)} worlds, behind in {behind}"
+    return ahead, behind, len(pairs)
 
 
 def draw_gain(axes: Axes, pair: Difference, y: float, better: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ace_dist.evaluate import figures
 from ace_dist.evaluate.palette import method_name
-from ace_dist.tools.study.drawing import GAINS, gains_figure
+from ace_dist.tools.study.drawing import GAINS, gain_counts, gains_figure
 from ace_dist.tools.study.report import PAIRED_NOTE, markdown_table
 from ace_dist.tools.study.rows import Difference, StudyRow, paired_difference, read_rows
 from ace_dist.utils.errors import RunError
@@ -30,7 +30,9 @@ def write_gains(output: Path, experiment: str, method: str, reference: str) -> l
         raise RunError(f"{output / 'runs.csv'}: no seed of {experiment} has both {method} and {reference}")
     words = [key.split("_")[-1] for key in keys]  # `synonym_tail=flat` is read as "tail flat"
     named = {", ".join(map(" ".join, zip(words, cell, strict=True))): pairs for cell, pairs in cells.items() if pairs}
-    figure = gains_figure(named, method_name(method), method_name(reference))
+    ahead, behind, known = gain_counts(named)
+    title = f"Under other words {method_name(method)} is ahead of {method_name(reference)} in {ahead} of {known} worlds"
+    figure = gains_figure(named, f"{title}, behind in {behind}")
     picture = figures.save(figure, output / f"{experiment}_gain.png")
     body = []
     for cell, pairs in cells.items():
