@@ -16,7 +16,7 @@ CHOICES = {
     "dataset.clip.view_spacing": ("ends", "slowfast"),
     "dataset.clip.sampling": ("window", "segments"),
     "model.init": ("weights", "random", "random_video"),
-    "model.video.tower": ("timesformer", "vit", "spacetime", "open_clip"),
+    "model.video.tower": ("timesformer", "vit", "spacetime", "open_clip", "transformers"),
     "model.video.temporal": ("mean", "transformer", "adapter"),
     "model.video.pooling": ("mean", "frames"),
     "model.video.time_embed_resize": ("nearest", "linear"),
@@ -216,9 +216,9 @@ def model_rules(config: Config) -> Iterator[tuple[bool, str]]:
 
 
 def frame_rules(config: Config) -> Iterator[tuple[bool, str]]:
-    """The same for image towers of open_clip, whose pretraining says how clips must look and what they are told by."""
-    video, text, loader = config.model.video, config.model.text, config.loader
-    library = video.tower == "open_clip"
+    """The same for towers of other libraries, whose pretraining says how clips must look and what they are told by."""
+    video, text, loader, frames = config.model.video, config.model.text, config.loader, config.dataset.clip.frames
+    library = video.tower in ("open_clip", "transformers")
     for key in ("mean", "std"):
         own, given = getattr(video, key), getattr(loader, key)
         yield (
@@ -227,13 +227,23 @@ def frame_rules(config: Config) -> Iterator[tuple[bool, str]]:
             f"trained to see; leave loader.{key} out",
         )
     yield (
-        library and text.tower == "open_clip" and text.arch != video.arch,
+        video.tower == text.tower == "open_clip" and text.arch != video.arch,
         f"model.text.arch={text.arch} differs from model.video.arch={video.arch}: each was trained with its own other "
         f"side and its own tokens; leave model.text.arch out",
     )
     yield (
-        not library and video.temporal != "mean",
+        video.tower != "open_clip" and video.temporal != "mean",
         f"model.video.temporal={video.temporal} is for model.video.tower=open_clip, not {video.tower}; set it to mean",
+    )
+    yield (
+        video.tower == "transformers" and frames % 2 > 0,
+        f"dataset.clip.frames={frames} is odd, and a token of model.video.arch={video.arch} is of two frames; set "
+        f"dataset.clip.frames={frames + 1}",
+    )
+    yield (
+        video.pooling == "frames" and video.tower not in ("vit", "open_clip"),
+        f"model.video.pooling=frames is for model.video.tower=vit or open_clip, not {video.tower}, which has no "
+        f"embedding of a frame; set it to mean",
     )
     yield (
         video.temporal == "transformer" and video.temporal_layers < 1,

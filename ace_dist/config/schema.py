@@ -72,8 +72,10 @@ class DatasetConfig:
 class VideoConfig:
     """The video encoder. `frames`: length of the weights' `time_embed`, resized to `dataset.clip.frames`."""
 
-    tower: str = "timesformer"  # timesformer | vit (an image model on every frame) | spacetime (LaViLa's) | open_clip
-    arch: str | None = None  # of open_clip: its name of a model of that kind; the sizes are those given here
+    tower: str = "timesformer"  # timesformer | vit (image model on every frame) | spacetime | open_clip | transformers
+    arch: str | None = (
+        None  # of open_clip: its name of a model of that kind, in the sizes here; of transformers: videomae
+    )
     clip_style: bool = False  # of vit and spacetime: CLIP's norm before the blocks, QuickGELU, no patch bias
     pooling: str = "mean"  # of vit, open_clip: mean over frames | frames: keep them, for model.similarity.spotting
     temporal: str = "mean"  # of open_clip: mean of frames | transformer over them | adapter before blocks that train

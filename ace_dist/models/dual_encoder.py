@@ -10,6 +10,7 @@ from torch.utils._triton import has_triton
 from ace_dist.config import LoaderConfig, SimilarityConfig, TextConfig, VideoConfig
 from ace_dist.models.frames import FrameTower
 from ace_dist.models.graphs import GraphedFunction
+from ace_dist.models.library import LibraryTower
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.spacetime import SpaceTimeTower
@@ -19,6 +20,7 @@ from ace_dist.models.text_features import PhraseCache, TextFeatureCache
 from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.text_open_clip import OpenClipTextTower
 from ace_dist.models.timesformer import TimeSformer
+from ace_dist.models.tubelets import TubeletTower
 from ace_dist.models.video import VideoTower
 from ace_dist.models.vit import ImageTower
 from ace_dist.utils.distributed import say
@@ -51,7 +53,7 @@ class DualEncoder(nn.Module):
         if isinstance(self.video.patch_embed, ClipPatches):
             self.video.patch_embed.normalisation = (tuple(loader.mean), tuple(loader.std)) if as_bytes else None
 
-    def frozen_part(self, loader: LoaderConfig) -> TimeSformer | FrameTower | None:
+    def frozen_part(self, loader: LoaderConfig) -> TimeSformer | LibraryTower | None:
         """What `loader.feature_cache` keeps the output of; None without one. Takes clips as `expect_clips` does.
 
         Raises `ModelError` when the video tower has no frozen blocks to spare, or shares them out over the ranks.
@@ -60,7 +62,7 @@ class DualEncoder(nn.Module):
         if loader.feature_cache is None:
             return None
         tower, config = self.video, self.video.config
-        if not isinstance(tower, TimeSformer | FrameTower) or not tower.frozen_depth:
+        if not isinstance(tower, TimeSformer | LibraryTower) or not tower.frozen_depth:
             raise ModelError(
                 f"loader.feature_cache={loader.feature_cache} has nothing to keep: model.video.tower={config.tower} "
                 f"with trained_blocks={config.trained_blocks} and train_time_embed={config.train_time_embed} has no "
@@ -137,7 +139,7 @@ def choose_compile(config: VideoConfig, device: torch.device, steps: int | None,
 
 def build_video_tower(config: VideoConfig) -> VideoTower:
     towers: dict[str, type[VideoTower]] = {"timesformer": TimeSformer, "vit": ImageTower}
-    towers |= {"spacetime": SpaceTimeTower, "open_clip": FrameTower}
+    towers |= {"spacetime": SpaceTimeTower, "open_clip": FrameTower, "transformers": TubeletTower}
     return towers[config.tower](config)
 
 

@@ -14,18 +14,15 @@ from torch import Tensor, nn
 
 from ace_dist.config import VideoConfig
 from ace_dist.models.attention import short_on_cpu
+from ace_dist.models.library import LibraryTower
 from ace_dist.models.open_clip import build_image_network
 from ace_dist.models.temporal import FrameByFrameTower, TemporalTransformer, TimeAdapter
 from ace_dist.models.video import check_config
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.parts import part
 
-NORMS = re.compile(r"visual\.(?:ln_post|trunk\.(?:norm|fc_norm))\.")
-HEADS = re.compile(r"visual\.(?:proj$|attn_pool|trunk\.(?:attn_pool|head)\.)")  # what ends in the shared space
-BLOCK = re.compile(r"visual\.(?:transformer\.resblocks|trunk\.blocks)\.(\d+)\.")
 
-
-class FrameTower(FrameByFrameTower):
+class FrameTower(LibraryTower, FrameByFrameTower):
     """[B,T,3,S,S] -> [B,E], the mean of the frames' embeddings; with `pooling=frames` all of them, [B,T,E].
 
     `temporal=transformer` adds Text4Vis' layers over the embeddings, `temporal=adapter` attention over time before each
@@ -33,6 +30,9 @@ class FrameTower(FrameByFrameTower):
     """
 
     fresh = ("temporal", "adapters")
+    block_names = re.compile(r"visual\.(?:transformer\.resblocks|trunk\.blocks)\.(\d+)\.")
+    norm_names = re.compile(r"visual\.(?:ln_post|trunk\.(?:norm|fc_norm))\.")
+    head_names = re.compile(r"visual\.(?:proj$|attn_pool|trunk\.(?:attn_pool|head)\.)")
 
     def __init__(self, config: VideoConfig) -> None:
         super().__init__()
@@ -81,22 +81,6 @@ class FrameTower(FrameByFrameTower):
         """N, class token and all."""
         patches = (self.config.image_size // self.config.patch) ** 2
         return patches + (1 if self.trunk is None else int(self.trunk.num_prefix_tokens))
-
-    def freeze(self) -> None:
-        """See `VideoTower.freeze`."""
-        config = self.config
-        for name, parameter in self.named_parameters():
-            if block := BLOCK.match(name):
-                trains = int(block[1]) >= self.first_trained
-            elif name.split(".")[0] in self.fresh:
-                trains = True
-            elif NORMS.match(name) or HEADS.match(name):
-                trains = config.train_norm if NORMS.match(name) else config.train_head
-            else:
-                trains = self.first_trained == 0
-            parameter.requires_grad_(trains)
-        self.set_recompute("norms" if config.recompute == "auto" else config.recompute)
-        self.train(self.training)
 
     @property
     def sees_frames_alone(self) -> bool:
@@ -158,28 +142,12 @@ class FrameTower(FrameByFrameTower):
         pooled, _ = self.visual._pool(tokens)
         return cast(Tensor, pooled @ self.visual.proj)
 
-    @property
-    def frozen_depth(self) -> int:
-        return self.first_trained
-
     @torch.no_grad()
     def frozen_features(self, video: Tensor) -> Tensor:
-        """What no training changes, [B,T,3,S,S] -> [B,T*N,D]."""
+        """See `LibraryTower.frozen_features`: [B,T*N,D]."""
         self.check_video(video)
         tokens: Tensor = self.frozen_tokens(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         return tokens.flatten(1, 2)
-
-    def frozen_features_state(self) -> dict[str, Tensor]:
-        """The weights that `frozen_features` depends on, by name."""
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        state = self.state_dict()
-        return {name: state[name] for name in sorted(frozen) if not (NORMS.match(name) or HEADS.match(name))}
-
-    def frozen_features_settings(self, device: torch.device) -> tuple[list[Any], str]:
-        """Settings that the arithmetic of `frozen_features` depends on, and which attention computes it on `device`."""
-        names = ("arch", "width", "depth", "heads", "patch", "image_size")
-        settings = [self.frozen_depth, *(getattr(self.config, name) for name in names)]
-        return settings, f"the library's own on {device.type}"
 
     def cross_layer_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that no forward pass of their own module reads: the tower's own, and attention's last matrix."""

@@ -5,7 +5,7 @@ Shapes: B clips, T frames, S pixels a side, P patches of a frame, D width.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
@@ -141,6 +141,9 @@ class VideoTower(nn.Module):
                 continue
             resized.append(f"{name} {list(embed.shape)} to {list(own.shape)}")
         return resized
+
+    def check_origin(self, names: Collection[str], facts: Mapping[str, str]) -> None:
+        """Raise `ModelError` when weights of these names and this metadata cannot serve with these settings."""
 
     def check_video(self, video: Tensor) -> None:
         """Refuse clips that are not [B,T,3,S,S] with the S that the position embedding was made for."""

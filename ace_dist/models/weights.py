@@ -35,6 +35,7 @@ class TensorFile(Mapping[str, Tensor]):
         self.path = path
         with safe_open(path, "pt") as file:
             self.names = list(file.keys())
+            self.metadata: dict[str, str] = file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
@@ -82,6 +83,7 @@ def load_video_weights(model: VideoTower, path: Path | str | None) -> LoadReport
     stored = read_safetensors(path, VIDEO_SETTING)
     state: ChainMap[str, Tensor] = ChainMap({}, stored)  # type: ignore[arg-type]  # writes go to the first
     report = LoadReport(stored.path)
+    model.check_origin(stored.names, stored.metadata)
     report.resized += model.fit_positions(state)
     report.ignored += [name for name in stored if name.startswith(LOGITS)]
     return assign(model, state, report, VIDEO_SETTING)

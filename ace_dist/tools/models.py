@@ -23,11 +23,11 @@ def models_table(frames: int, only: str | None = None) -> str:
 def describe(name: str, frames: int) -> str:
     config = load_config(["experiment=demo", f"model={name}", f"dataset.clip.frames={frames}"])
     if config.model.video.tower == "open_clip" and config.model.video.arch is None:
-        return f"{name:16} any other: model.video.arch=NAME, and its sizes as the files beside it in configs/model"
+        return f"{name:18} any other: model.video.arch=NAME, and its sizes as the files beside it in configs/model"
     cost = model_cost(config, bf16=False)
     millions = f"{cost.parameters / 1e6:.1f} M parameters, {cost.trained / 1e6:.1f} M train"
     lines = [f"{millions}, {cost.forward_flops / 1e9:.1f} GFLOPs", f"trains: {what_trains(config)}", *origins(config)]
-    return "\n".join(f"{title:16} {line}" for title, line in zip_longest([name], lines, fillvalue=""))
+    return "\n".join(f"{title:18} {line}" for title, line in zip_longest([name], lines, fillvalue=""))
 
 
 def what_trains(config: Config) -> str:

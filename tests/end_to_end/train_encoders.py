@@ -1,4 +1,4 @@
-"""Trains, tests, exports and uses two small image-text models in one process; run by `test_encoders.py`.
+"""Trains, tests, exports and uses small encoders of other libraries in one process; run by `test_encoders.py`.
 
 `python train_encoders.py FOLDER TOKENIZER` writes FOLDER/shards and, for each of `RUNS`, a run folder and an export.
 """
@@ -28,10 +28,14 @@ SMALL = [
     "model.video.image_size=48", "model.video.trained_blocks=2", "model.text.width=32", "model.text.depth=2",
     "model.text.heads=2",
 ]  # fmt: skip
-RUNS = {  # rotary positions and time adapters; a sigmoid pair with tokens of its own, from weights nobody may sell
+RUNS = {  # rotary positions and time adapters; a sigmoid pair with tokens of its own, from weights nobody may sell;
+    # tokens of two frames under a new head
     "pe": ["model=pe_core_b16", "model.init=random", "model.video.embed_dim=32", "model.video.temporal=adapter"],
     "siglip": ["model=siglip_b16", "method=ace_sigmoid", "model.video.embed_dim=48", "model.text.vocabulary=40",
                "loader.augment=false", "loader.feature_cache={folder}/features"],
+    "videomae": ["model=videomae_b16", "model.init=random", "model.video.embed_dim=32", "model.text.embed_dim=32",
+                 "dataset.clip.frames=4", "model.video.recompute=blocks", "loader.augment=false",
+                 "loader.feature_cache={folder}/tubelets"],
 }  # fmt: skip
 LICENCE = {"licence_of_released_files": "CC-BY-NC 4.0: non-commercial"}
 

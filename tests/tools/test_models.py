@@ -12,7 +12,7 @@ from ace_dist.utils.errors import UserError
 def test_an_encoder_in_three_lines():
     """Parameters are the count of open_clip's own model, 447,660,545 with the scale of its logits."""
     lines = describe("pe_core_b16", frames=2).splitlines()
-    assert lines[0].startswith("pe_core_b16      447.7 M parameters, 22.3 M train, 71.2 GFLOPs")
+    assert lines[0].startswith("pe_core_b16        447.7 M parameters, 22.3 M train, 71.2 GFLOPs")
     assert lines[1].strip() == "trains: last 3 of 12 video blocks, text projection"
     assert lines[2].strip() == "Apache-2.0: ace weights get pe_core_b16"
 

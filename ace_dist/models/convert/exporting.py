@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ace_dist.models.convert.layouts import convert
 from ace_dist.models.convert.open_clip import SETTINGS_FILE, join_state, split_state
+from ace_dist.models.convert.video_models import our_names, save_video_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.frames import FrameTower
 from ace_dist.models.open_clip import arch_config
@@ -18,6 +19,7 @@ from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
 from ace_dist.models.text_open_clip import OpenClipTextTower
 from ace_dist.models.timesformer import NORM_EPS, TimeSformer
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, load_bpe
+from ace_dist.models.tubelets import TubeletTower
 from ace_dist.models.video import resize_times
 from ace_dist.models.weights import load_safetensors, save_safetensors
 from ace_dist.utils.files import write_json, write_text
@@ -32,6 +34,7 @@ def save_encoders(model: DualEncoder, folder: Path, frames: int, temperature: fl
 
     A TimeSformer becomes transformers' `TimesformerForVideoClassification`, whose "classes" are the dimensions of the
     shared space; its time positions are stored at `frames`, since transformers takes the length from its configuration.
+    A video model of transformers becomes its own for classification, in the same way.
     A CLIP text tower becomes `CLIPTextModelWithProjection` with its tokenizer. Both towers of open_clip become its own
     model, whose scale is 1/`temperature` times what was learned. Other towers are stored under our names.
     """
@@ -40,6 +43,8 @@ def save_encoders(model: DualEncoder, folder: Path, frames: int, temperature: fl
         return save_pair(model, folder, temperature)
     if isinstance(model.video, TimeSformer):
         loads["video"] = save_timesformer(model.video, folder / "video", frames)
+    elif isinstance(model.video, TubeletTower):
+        loads["video"] = save_video_model(model.video, folder / "video", frames)
     else:
         save_safetensors(model.video.state_dict(), folder / "video" / WEIGHTS)
     if isinstance(model.text, ClipTextTower) and not isinstance(model.text, PromptedClipTextTower):
@@ -59,6 +64,8 @@ def load_encoders(model: DualEncoder, folder: Path) -> None:
         video, text = video | whole[0], text | whole[1]
     if isinstance(model.video, TimeSformer):
         video = convert(video, "hf_timesformer", "timesformer").state
+    if isinstance(model.video, TubeletTower):
+        video = our_names(model.video.config, video)
     model.video.load_state_dict(video)
     model.text.load_state_dict(text)
     rest = folder / "rest.safetensors"

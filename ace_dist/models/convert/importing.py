@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ace_dist.config import TextConfig, VideoConfig
 from ace_dist.models.convert.layouts import KINDS, convert
-from ace_dist.models.dual_encoder import build_video_tower
+from ace_dist.models.dual_encoder import build_text_tower, build_video_tower
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.video import resize_positions, resize_times
 from ace_dist.models.weights import LoadReport, load_safetensors, save_safetensors
@@ -240,6 +240,29 @@ def fit_network(
     for key in [*unknown, *(key for key in state if key not in network)]:
         (report.skipped if is_allowed(key) else report.unexpected).append(key)
     return result
+
+
+def check_tower(config: Any, state: Mapping[str, Tensor], source: Path, is_text: bool) -> None:
+    """Raise `ModelError`, with every difference, unless the tensors are those of the tower, name by name.
+
+    What starts anew in a tower may be missing.
+    """
+    with torch.device("meta"):
+        tower: nn.Module = build_text_tower(config) if is_text else build_video_tower(config)
+    own, fresh = tower.state_dict(), getattr(tower, "fresh", ())
+    report = ImportReport(source, kind=f"{config.tower} ({config.arch})", tower="text" if is_text else "video")
+    report.missing = sorted(name for name in own.keys() - state.keys() if name.split(".")[0] not in fresh)
+    report.unexpected = sorted(state.keys() - own.keys())
+    shapes = {name: (list(state[name].shape), list(own[name].shape)) for name in own.keys() & state.keys()}
+    report.mismatched = [
+        f"{name} {theirs} for {ours}" for name, (theirs, ours) in sorted(shapes.items()) if theirs != ours
+    ]
+    report.loaded = len(shapes)
+    if not report.complete:
+        raise ModelError(
+            f"{report.table()}\n{source} is no {config.arch}: see missing, unexpected and mismatched above; nothing is "
+            f"written. Choose the model whose file it is (`ace models`), or get the file of this one"
+        )
 
 
 def measure(

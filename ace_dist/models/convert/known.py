@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from ace_dist.config import did_you_mean
+from ace_dist.models.convert import video_models
 from ace_dist.models.convert.importing import ImportConfig, import_command
 from ace_dist.models.convert.open_clip import SETTINGS_FILE, TOKENIZER_FILES, import_pair, pair_config
 from ace_dist.utils.errors import ConfigError, ModelError
@@ -20,7 +21,8 @@ from ace_dist.utils.files import file_sha256, read_checksums, write_checksums
 from ace_dist.utils.hub import download, hub_errors
 
 NON_COMMERCIAL = "-NC"  # in the name of a Creative Commons licence
-OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository, the newer first
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 NEW_HEAD: Mapping[str, Any] = {"embed_dim": 512, "allow": ["head.*"]}  # theirs names the classes of their data set
 
 
@@ -32,16 +34,22 @@ class KnownWeights:
     page: str  # of its authors, which says the licence
     makes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # file name -> settings of the import
     model: str | None = None  # a file of configs/model, all of whose files it becomes as well
+    text: tuple[str, str] | None = None  # where that file's text tower is others': whose, and which file of theirs
     repository: str | None = None  # OWNER/NAME on the hub
     revision: str | None = None  # its commit; what it holds cannot change
-    file: str | None = None  # in the repository; None: as open_clip stores its models, with what lies beside
+    file: str | None = None  # in the repository; None: as the library stores its models, with what lies beside
     url: str | None = None  # elsewhere; neither repository nor url: only a browser gets it
     suffix: str = ".pth"
     md5_begins: str | None = None  # as its authors write it into the file's name
 
     @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Of a whole repository: what may hold its weights, the newer name first."""
+        return OPEN_CLIP_FILES if self.kind == "open_clip" else TRANSFORMERS_FILES
+
+    @property
     def address(self) -> str:
-        place = f"{self.repository} on the hub, {self.file or OPEN_CLIP_FILES[0]}" if self.repository else self.url
+        place = f"{self.repository} on the hub, {self.file or self.weight_files[0]}" if self.repository else self.url
         return place or f"a folder that only a browser opens, linked from {self.page}"
 
 
@@ -128,6 +136,22 @@ KNOWN |= {
     ),
 }  # fmt: skip
 
+# The texts of these are CLIP's. A commit of the hub where one is known.
+VIDEOMAE = "https://huggingface.co/MCG-NJU/videomae-base"
+CLIP_TEXT = ("clip_b16", "clip_text.safetensors")
+KNOWN |= {
+    "videomae_b16": KnownWeights(
+        "VideoMAE ViT-B/16, self-supervised on Kinetics-400; its projection into the text's space starts anew",
+        "transformers", "CC-BY-NC 4.0", VIDEOMAE, model="videomae_b16", text=CLIP_TEXT,
+        repository="MCG-NJU/videomae-base", revision="dc740ceda42fce44faed2ea03c6d447db72f6af9",
+    ),
+    "videomae_b16_k400": KnownWeights(
+        "VideoMAE ViT-B/16 fine-tuned on Kinetics-400; its projection into the text's space starts anew",
+        "transformers", "CC-BY-NC 4.0", f"{VIDEOMAE}-finetuned-kinetics", model="videomae_b16_k400", text=CLIP_TEXT,
+        repository="MCG-NJU/videomae-base-finetuned-kinetics",
+    ),
+}  # fmt: skip
+
 
 @dataclass
 class GetSettings:
@@ -152,10 +176,18 @@ def get_command(settings: GetSettings) -> None:
             f"{settings.name} has positions for frames: say frames=T, the dataset.clip.frames of your run" if by_frames
             else f"frames={settings.frames} is of text4vis_k400 and bike_k400 alone; {settings.name} takes none"
         )  # fmt: skip
-    check_licence(settings.name, known, settings.accept_licence)
+    make_files(settings.name, known, settings)
+    if known.text is not None:
+        name, file = known.text
+        make_files(name, replace(KNOWN[name], makes={file: KNOWN[name].makes[file]}, model=None), settings)
+
+
+def make_files(name: str, known: KnownWeights, settings: GetSettings) -> None:
+    """Say the licence; download unless all files are there, and make those that are not."""
+    check_licence(name, known, settings.accept_licence)
     folder = Path(settings.output)
-    outputs = {folder / name.format(frames=settings.frames): made for name, made in known.makes.items()}
-    pair = [folder / name for name in pair_files(known.model)] if known.model else []
+    outputs = {folder / file.format(frames=settings.frames): made for file, made in known.makes.items()}
+    pair = [folder / file for file in pair_files(known.model)] if known.model else []
     for path in [path for path in (*outputs, *pair) if path.exists()]:
         print(f"{path} is there and stays; delete it to make it again")
         outputs.pop(path, None)
@@ -163,7 +195,7 @@ def get_command(settings: GetSettings) -> None:
         return
     downloads = folder / "downloads"
     whole = known.repository and not known.file
-    source = obtain_folder(settings.name, known, downloads) if whole else obtain(settings.name, known, downloads)
+    source = obtain_folder(name, known, downloads) if whole else obtain(name, known, downloads)
     if not all(path.exists() for path in pair):
         wanted = ImportConfig(source=str(source), output=str(folder), model=known.model)
         restricts = ": non-commercial" if NON_COMMERCIAL in known.licence else ""
@@ -188,32 +220,38 @@ def check_licence(name: str, known: KnownWeights, accepted: bool) -> None:
 
 
 def pair_files(model: str) -> list[str]:
-    """The names of the files that a file of configs/model asks for."""
+    """The names of the files that a file of configs/model asks for; without a text tower that is of others."""
     config = pair_config(model)
-    paths = (config.video.weights, config.text.weights, config.text.tokenizer)
+    paths = [config.video.weights]
+    if config.video.tower == "open_clip":
+        paths += [config.text.weights, config.text.tokenizer]
     return [Path(path).name for path in paths if path is not None]
 
 
 def obtain_folder(name: str, known: KnownWeights, downloads: Path) -> Path:
-    """A model of open_clip in a folder of its own: its weights, its settings, and its tokenizer where it has one."""
+    """A model of a library in a folder of its own: weights, settings, and its tokenizer where it has one."""
     folder, model = downloads / name, known.model
-    beside = [SETTINGS_FILE, *(TOKENIZER_FILES if model and pair_config(model).text.tokenizer else ())]
-    advice = (
-        f"or put {', '.join((OPEN_CLIP_FILES[0], *beside))} of {known.repository} into {folder}, and give the command "
-        f"again"
-    )
+    if known.kind == "open_clip":
+        beside = [SETTINGS_FILE, *(TOKENIZER_FILES if model and pair_config(model).text.tokenizer else ())]
+        optional: tuple[str, ...] = ()
+    else:
+        beside, optional = [video_models.SETTINGS_FILE], video_models.SEEN_FILES
+    newer, older = known.weight_files
+    advice = f"or put {', '.join((newer, *beside))} of {known.repository} into {folder}, and give the command again"
     with hub_errors(f"{name} cannot be downloaded", advice):
         for file in beside:
             into_folder(known, folder / file)
-        if not any((folder / file).is_file() for file in OPEN_CLIP_FILES):
-            into_folder(known, folder / OPEN_CLIP_FILES[0], folder / OPEN_CLIP_FILES[1])
-    for file in OPEN_CLIP_FILES:
+        for file in optional:
+            into_folder(known, folder / file, may_miss=True)
+        if not any((folder / file).is_file() for file in known.weight_files):
+            into_folder(known, folder / newer, folder / older)
+    for file in known.weight_files:
         if (folder / file).is_file():
             check_file(folder / file, known)
     return folder
 
 
-def into_folder(known: KnownWeights, path: Path, older: Path | None = None) -> None:
+def into_folder(known: KnownWeights, path: Path, older: Path | None = None, may_miss: bool = False) -> None:
     """A file of the known repository under its own name, unless it is there; `older` where the hub has none of `path`.
 
     What the hub's own cache has is linked, not copied.
@@ -225,6 +263,8 @@ def into_folder(known: KnownWeights, path: Path, older: Path | None = None) -> N
     try:
         found = from_hub(replace(known, file=path.name), path)
     except EntryNotFoundError:
+        if may_miss:
+            return
         if older is None:
             raise
         return into_folder(known, older)

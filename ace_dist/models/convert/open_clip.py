@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ace_dist.config import ModelConfig, load_config, shipped_file
-from ace_dist.models.convert.importing import ImportConfig, ImportReport, read_source, weight_file
+from ace_dist.models.convert.importing import ImportConfig, check_tower, read_source, weight_file
 from ace_dist.models.convert.layouts import HF_PAIR, rename
-from ace_dist.models.dual_encoder import build_text_tower, build_video_tower
+from ace_dist.models.convert.video_models import LICENCES, video_state
 from ace_dist.models.open_clip import arch_config
 from ace_dist.models.weights import save_safetensors
 from ace_dist.utils.errors import ConfigError, ModelError
@@ -75,11 +75,12 @@ def join_state(video: Mapping[str, Tensor], text: Mapping[str, Tensor], custom_t
     return state
 
 
-def import_pair(settings: ImportConfig, licence: str = "as its model card says") -> None:
+def import_pair(settings: ImportConfig, licence: str | None = None) -> None:
     """`ace weights import model=NAME`: writes the files that `configs/model/NAME.yaml` names, into a folder.
 
-    Raises `ModelError` when a tensor is missing, left over or of another shape, or when the settings beside the weights
-    are of another architecture, image size, normalisation or tokenizer; then nothing is written.
+    Of a video model of transformers that is its video file; its text tower is another model's. Raises `ModelError` when
+    a tensor is missing, left over or of another shape, or when the settings beside the weights are of another
+    architecture, image size, normalisation or tokenizer; then nothing is written.
     """
     for key in ("kind", "tower", "frames", "image_size", "embed_dim"):
         if getattr(settings, key) is not None:
@@ -87,21 +88,24 @@ def import_pair(settings: ImportConfig, licence: str = "as its model card says")
     if not settings.source or settings.output.endswith(".safetensors"):
         raise ConfigError(f"model={settings.model} makes several files: give source=FILE or FOLDER, and output=FOLDER")
     config, source = pair_config(settings.model), Path(settings.source).expanduser()
-    output = Path(settings.output or "weights")
+    output, arch = Path(settings.output or "weights"), str(config.video.arch)
     raw = read_source(source, settings.allow_pickle)
-    if any(name.startswith("vision_model.") for name in raw):
-        raw = rename(raw, HF_PAIR)
-    about = settings_beside(source)
-    check_settings(config, about, source)
-    video, text, scale = split_state(raw)
+    if config.video.tower == "open_clip":
+        states, extra = pair_states(config, raw, source)
+    else:
+        states, extra = {"video": video_state(config.video, raw, source)}, State()
     tokenizer = read_tokenizer(source, config) if config.text.tokenizer else None
-    for name, state in (("video", video), ("text", text)):
+    for name, state in states.items():
         check_tower(getattr(config, name), state, source, name == "text")
+    states["video"] |= extra
+    licence = licence or LICENCES.get(arch, "as its model card says")
     facts = {
-        "format": "pt", "source": source.name, "source_sha256": file_sha256(weight_file(source)), "kind": "open_clip",
-        "arch": str(config.video.arch), "licence_of_released_files": licence,
+        "format": "pt", "source": source.name, "source_sha256": file_sha256(weight_file(source)),
+        "kind": config.video.tower, "arch": arch, "image_size": str(config.video.image_size),
+        "licence_of_released_files": licence,
     }  # fmt: skip
-    for part, state in ((config.video, video | scale), (config.text, text)):
+    for name, state in states.items():
+        part = getattr(config, name)
         path = output / Path(str(part.weights)).name
         save_safetensors(state, path, metadata={**facts, "tower": part.tower})
         print(f"{path}: {len(state)} tensors")
@@ -113,16 +117,30 @@ def import_pair(settings: ImportConfig, licence: str = "as its model card says")
     print(
         f"use it with: model={settings.model}" + ("" if output == Path("weights") else f", whose files lie in {output}")
     )
+    if "text" not in states:
+        print(f"its text tower is in {config.text.weights}, which `ace weights get clip_b16` makes")
+
+
+def pair_states(config: ModelConfig, raw: Mapping[str, Tensor], source: Path) -> tuple[dict[str, State], State]:
+    """Both sides of open_clip's model, and scale and bias of its logits."""
+    if any(name.startswith("vision_model.") for name in raw):
+        raw = rename(raw, HF_PAIR)
+    check_settings(config, settings_beside(source), source)
+    video, text, scale = split_state(raw)
+    return {"video": video, "text": text}, scale
 
 
 @lru_cache
 def pair_config(model: str | None) -> ModelConfig:
-    """The settings of a file of configs/model, or of one of the user's, that names a model of open_clip."""
+    """The settings of a file of configs/model, or of one of the user's, that names a model of another library."""
     if not str(model).endswith(".yaml"):
         shipped_file("model", str(model))
     config = load_config(["experiment=demo", f"model={model}"]).model
-    if config.video.tower != "open_clip" or config.video.weights is None or config.text.weights is None:
-        raise ConfigError(f"model={model} has no image and text tower of open_clip; leave model out, and give tower=")
+    towers = ("open_clip", "transformers")
+    if config.video.tower not in towers or config.video.weights is None or config.text.weights is None:
+        raise ConfigError(
+            f"model={model} has no tower of open_clip or transformers with weights; leave model out, and give tower="
+        )
     return config
 
 
@@ -161,26 +179,6 @@ def signature(config: Mapping[str, Any]) -> dict[str, Any]:
         "context_length": text.get("context_length", 77), "vocab_size": text.get("vocab_size", 49408),
         "no_causal_mask": bool(text.get("no_causal_mask", False)), "pool_type": text.get("pool_type", "argmax"),
     }  # fmt: skip
-
-
-def check_tower(config: Any, state: Mapping[str, Tensor], source: Path, is_text: bool) -> None:
-    """Raise `ModelError`, with every difference, unless the tensors are those of the tower, name by name."""
-    with torch.device("meta"):
-        tower: nn.Module = build_text_tower(config) if is_text else build_video_tower(config)
-    own = tower.state_dict()
-    report = ImportReport(source, kind=f"open_clip ({config.arch})", tower="text" if is_text else "video")
-    report.missing = sorted(own.keys() - state.keys())
-    report.unexpected = sorted(state.keys() - own.keys())
-    shapes = {name: (list(state[name].shape), list(own[name].shape)) for name in own.keys() & state.keys()}
-    report.mismatched = [
-        f"{name} {theirs} for {ours}" for name, (theirs, ours) in sorted(shapes.items()) if theirs != ours
-    ]
-    report.loaded = len(shapes)
-    if not report.complete:
-        raise ModelError(
-            f"{report.table()}\n{source} is no {config.arch}: see missing, unexpected and mismatched above; nothing is "
-            f"written. Choose the model whose file it is (`ace models`), or get the file of this one"
-        )
 
 
 def read_tokenizer(source: Path, config: ModelConfig) -> str:

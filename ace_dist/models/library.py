@@ -1,0 +1,58 @@
+"""What towers share whose network is a library's own: it keeps the library's names, which tell its parts.
+
+Shapes: B clips, T frames, S pixels a side, D width of a token.
+"""
+
+import re
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ace_dist.models.video import VideoTower
+
+
+class LibraryTower(VideoTower):
+    """A video tower whose blocks, last norm and head are told by their names in a library's network.
+
+    What trains is counted as in every `VideoTower`; what comes before the blocks trains with all of them.
+    """
+
+    block_names: ClassVar[re.Pattern[str]]  # its first group is the block's number
+    norm_names: ClassVar[re.Pattern[str]]
+    head_names: ClassVar[re.Pattern[str]]  # what ends in the shared space, an attention pool too
+
+    def freeze(self) -> None:
+        """See `VideoTower.freeze`."""
+        config = self.config
+        for name, parameter in self.named_parameters():
+            if block := self.block_names.match(name):
+                trains = int(block[1]) >= self.first_trained
+            elif self.norm_names.match(name) or self.head_names.match(name):
+                trains = config.train_norm if self.norm_names.match(name) else config.train_head
+            else:
+                trains = name.split(".")[0] in self.fresh or self.first_trained == 0
+            parameter.requires_grad_(trains)
+        self.set_recompute("norms" if config.recompute == "auto" else config.recompute)
+        self.train(self.training)
+
+    @property
+    def frozen_depth(self) -> int:
+        return self.first_trained
+
+    @abstractmethod
+    def frozen_features(self, video: Tensor) -> Tensor:
+        """What no training changes of clips [B,T,3,S,S], the tokens [B,-1,D] below the first block that trains."""
+
+    def frozen_features_state(self) -> dict[str, Tensor]:
+        """The weights that `frozen_features` depends on, by name."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        ends, state = (self.norm_names, self.head_names), self.state_dict()
+        return {name: state[name] for name in sorted(frozen) if not any(end.match(name) for end in ends)}
+
+    def frozen_features_settings(self, device: torch.device) -> tuple[list[Any], str]:
+        """Settings that the arithmetic of `frozen_features` depends on, and which attention computes it on `device`."""
+        names = ("arch", "width", "depth", "heads", "patch", "image_size")
+        settings = [self.frozen_depth, *(getattr(self.config, name) for name in names)]
+        return settings, f"the library's own on {device.type}"

@@ -1,0 +1,262 @@
+"""Video models of transformers against the library's own forward pass, what trains of them, and their files."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hub_server import hub_server
+from image_text_models import SMALL, close, shaken
+from safetensors.torch import load_file, save_file
+from small_video_models import (
+    FRAMES,
+    classifier,
+    library_shape,
+    pretraining,
+    released_folder,
+    video_base,
+    video_model_settings,
+)
+from small_weights import hf_clip_state, saved
+from transformers import AutoModelForVideoClassification, VideoMAEForVideoClassification
+
+from ace_dist import cli
+from ace_dist.config import load_config
+from ace_dist.evaluate.licences import is_non_commercial
+from ace_dist.models.convert import known as known_weights
+from ace_dist.models.convert import open_clip as pairs
+from ace_dist.models.convert.exporting import load_encoders, save_encoders
+from ace_dist.models.convert.known import KNOWN
+from ace_dist.models.dual_encoder import DualEncoder, build_video_tower
+from ace_dist.models.weights import licence_of, load_video_weights
+from ace_dist.utils.errors import ConfigError, ModelError, UserError
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("frames", "size"), [(FRAMES, 48), (10, 48), (FRAMES, 72)])
+def test_clips_are_embedded_as_the_library_does(frames, size):
+    """Its classes are our dimensions; other numbers of frames and other image sizes too."""
+    theirs = classifier(frames=frames, size=size)
+    ours = build_video_tower(video_model_settings("videomae_b16", image_size=size).video).eval()
+    ours.load_state_dict(theirs.state_dict())
+    video = torch.randn(2, frames, 3, size, size)
+    close(ours(video), theirs(video).logits)
+
+
+def test_the_real_size_has_the_librarys_tensors():
+    config = load_config(["experiment=demo", "model=videomae_b16", "dataset.clip.frames=16"]).model.video
+    shape = replace_size(library_shape(), hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
+    shape.intermediate_size, shape.patch_size, shape.num_labels = 3072, 16, 512
+    shape.image_size, shape.num_frames = 16, 2  # a table of one position; the real one takes seconds
+    with torch.device("meta"):
+        theirs, ours = VideoMAEForVideoClassification(shape), build_video_tower(config)
+    assert shapes(ours) == shapes(theirs)
+
+
+def replace_size(shape, **sizes):
+    for name, size in sizes.items():
+        setattr(shape, name, size)
+    return shape
+
+
+def shapes(network):
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(("trained", "norm", "head"), [(0, False, True), (2, False, True), (3, True, False)])
+def test_what_trains_is_counted_from_the_last_block(trained, norm, head):
+    config = video_model_settings("videomae_b16", trained_blocks=trained, train_norm=norm, train_head=head).video
+    tower = build_video_tower(config).train()
+    tower(torch.randn(2, FRAMES, 3, 48, 48)).sum().backward()
+    with_gradient = {name for name, parameter in tower.named_parameters() if parameter.grad is not None}
+    assert with_gradient == {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
+    blocks = [sum(p.requires_grad for p in block.parameters()) > 0 for block in tower.blocks]
+    assert blocks == [index >= 3 - trained for index in range(3)]
+    assert tower.pos_embed.requires_grad == (trained == 3)
+    assert (tower.fc_norm.weight.requires_grad, tower.classifier.weight.requires_grad) == (norm, head)
+
+
+@pytest.mark.parametrize("recompute", ["norms", "blocks"])
+def test_cached_features_continue_to_the_same_embedding(recompute):
+    """And the gradient of what trains is the same, whatever is computed again."""
+    config = video_model_settings("videomae_b16", trained_blocks=1, recompute=recompute).video
+    tower = shaken(build_video_tower(config)).train()
+    video = torch.randn(2, FRAMES, 3, 48, 48)
+    features = tower.frozen_features(video)
+    assert features.shape == (2, 2 * 16, SMALL["width"])
+    tower(video).square().sum().backward()
+    whole = {name: p.grad.clone() for name, p in tower.named_parameters() if p.requires_grad}
+    tower.zero_grad()
+    close(tower(features).detach(), tower(video).detach())
+    tower(features).square().sum().backward()
+    for name, gradient in whole.items():
+        close(tower.get_parameter(name).grad, gradient)
+    state = tower.frozen_features_state()
+    assert any(".layer.1." in name for name in state) and not any(".layer.2." in name for name in state)
+    assert not any(name.startswith(("fc_norm", "classifier")) for name in state)
+
+
+def test_odd_numbers_of_frames_are_refused():
+    with pytest.raises(ConfigError, match="dataset.clip.frames=15 is odd.*dataset.clip.frames=16"):
+        load_config(["experiment=demo", "model=videomae_b16", "dataset.clip.frames=15"])
+    tower = build_video_tower(video_base("videomae_b16").video)
+    with pytest.raises(ModelError, match="3 frames.*dataset.clip.frames"):
+        tower(torch.randn(1, 3, 3, 48, 48))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["loader.mean=[0.45,0.45,0.45]"], "loader.mean=.*model.video.mean"),
+        (["loader.dtype=uint8"], "loader.dtype=uint8"),
+        (["model.video.temporal=adapter"], "model.video.temporal=adapter"),
+        (["model.video.pooling=frames", "model.similarity.spotting=true"], "model.video.pooling=frames is for"),
+    ],
+)
+def test_contradictions_are_refused_by_name(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        load_config(["experiment=demo", "model=videomae_b16", "dataset.clip.frames=16", *changes])
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ModelError, match="model.video.arch=videomaf is not videomae"):
+        build_video_tower(video_model_settings("videomae_b16", arch="videomaf").video)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The small size stands for the real one in `configs/model`."""
+
+    def stand_for(model):
+        config = video_model_settings(model, image_size=48)
+        monkeypatch.setattr(pairs, "pair_config", lambda name: config)
+        monkeypatch.setattr(known_weights, "pair_config", lambda name: config)
+        return config
+
+    return stand_for
+
+
+def bring(model, source, output):
+    return cli.execute(["weights", "import", f"model={model}", f"source={source}", f"output={output}"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("theirs", [classifier, pretraining], ids=["fine-tuned", "pretraining"])
+def test_a_released_folder_is_imported_whole(theirs, small, tmp_path, capsys):
+    """The library's tokens, and the norm of a fine-tuned model; the head starts anew and its classes are left out."""
+    config, theirs = small("videomae_b16"), theirs()
+    bring("videomae_b16", released_folder(theirs, tmp_path / "released"), tmp_path / "weights")
+    printed = capsys.readouterr().out
+    assert "left out, of its pretraining" in printed and "ace weights get clip_b16" in printed
+    tower = build_video_tower(config.video).eval()
+    path = tmp_path / "weights/videomae_b16_video.safetensors"
+    report = load_video_weights(tower, path)
+    assert "classifier.weight" in report.started and is_non_commercial(licence_of(path))
+    video = torch.randn(1, FRAMES, 3, 48, 48)
+    tokens = tower.frozen_tokens(video)
+    for block in tower.blocks[tower.first_trained :]:
+        tokens = tower.run_one(block, tokens)
+    hidden = theirs.videomae(video).last_hidden_state
+    fine_tuned = theirs.videomae.layernorm is None
+    close(tokens if fine_tuned else theirs.videomae.layernorm(tokens), hidden)
+    if fine_tuned:
+        close(tower.fc_norm(tokens.mean(1)), theirs.fc_norm(hidden.mean(1)))
+
+
+def test_weights_of_another_image_size_are_refused(small, tmp_path):
+    config = small("videomae_b16")
+    bring("videomae_b16", released_folder(classifier(), tmp_path / "released"), tmp_path / "weights")
+    path = tmp_path / "weights/videomae_b16_video.safetensors"
+    with pytest.raises(
+        ModelError, match=r"image_size=72 and weights trained on 48 pixels.*set model.video.image_size=48"
+    ):
+        load_video_weights(build_video_tower(replace(config.video, image_size=72)), path)
+    with pytest.raises(ModelError, match=r"train_head=false keeps the random head.*train_head=true"):
+        load_video_weights(build_video_tower(replace(config.video, train_head=False)), path)
+
+
+@torch.no_grad()
+def test_transformers_reads_an_export(tmp_path):
+    """The library builds and fills its own model from the folder; we read it back, to the last bit."""
+    config = video_base("videomae_b16")
+    model = shaken(DualEncoder(config.video, config.text)).eval()
+    loads = save_encoders(model, tmp_path, FRAMES)
+    assert loads["video"] == 'transformers.VideoMAEForVideoClassification.from_pretrained("video").logits'
+    theirs, report = AutoModelForVideoClassification.from_pretrained(tmp_path / "video", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    video = torch.randn(2, FRAMES, 3, 48, 48)
+    close(model.encode_video(video), theirs.eval()(video).logits)
+    assert any(name.endswith("attention.attention.q_bias") for name in load_file(tmp_path / "video/model.safetensors"))
+    again = DualEncoder(config.video, config.text).eval()
+    load_encoders(again, tmp_path)
+    assert torch.equal(again.encode_video(video), model.encode_video(video))
+
+
+def other_json(name, **changes):
+    def change(folder):
+        about = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(about | changes))
+
+    return change
+
+
+def other_tensors(change):
+    def spoil(folder):
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors")
+
+    return spoil
+
+
+PATCH = "videomae.embeddings.patch_embeddings.projection.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_json("config.json", image_size=96), "image_size=96"),
+        (other_json("config.json", num_attention_heads=4), "num_attention_heads=4"),
+        (other_json("config.json", model_type="vivit"), "model_type=vivit"),
+        (other_json("preprocessor_config.json", image_mean=[0.5, 0.5, 0.5]), r"mean \[0.5.*model.video.mean"),
+        (other_tensors(lambda state: state.update(extra=torch.zeros(2))), r"unexpected +1 +extra"),
+        (other_tensors(lambda state: state.pop(PATCH)), rf"missing +1 +{PATCH}"),
+        (other_tensors(lambda state: state.update({PATCH: torch.zeros(48, 3, 4, 12, 12)})),
+         r"mismatched +1 .*\[48, 3, 4, 12, 12\] for \[48, 3, 2, 12, 12\]"),
+        (other_tensors(lambda state: state.update({PATCH: state[PATCH].to(torch.int8)})), "is quantised"),
+    ],
+)  # fmt: skip
+def test_another_models_files_are_refused(small, tmp_path, change, named):
+    small("videomae_b16")
+    folder = released_folder(classifier(), tmp_path / "released")
+    change(folder)
+    with pytest.raises(UserError, match=named):
+        bring("videomae_b16", folder, tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+
+
+@torch.no_grad()
+def test_one_command_from_the_hub(small, tmp_path, monkeypatch, capsys):
+    """`ace weights get NAME` brings the video model and CLIP's text tower; a licence that restricts is in the file."""
+    from huggingface_hub import constants
+
+    config, known = small("videomae_b16"), KNOWN["videomae_b16"]
+    folder = released_folder(pretraining(), tmp_path / "released")
+    get = ["weights", "get", "videomae_b16", f"output={tmp_path / 'weights'}"]
+    with hub_server() as (hub, address):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub.files[known.repository] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        hub.files[KNOWN["clip_b16"].repository] = {"pytorch_model.bin": saved(hf_clip_state())}
+        with pytest.raises(UserError, match="accept_licence=true"):
+            cli.execute(get)
+        assert cli.execute([*get, "accept_licence=true"]) == 0
+        asked = len(hub.requests)
+        assert cli.execute([*get, "accept_licence=true"]) == 0 and len(hub.requests) == asked
+    made = sorted(path.name for path in (tmp_path / "weights").glob("*.safetensors"))
+    assert made == ["clip_text.safetensors", "videomae_b16_video.safetensors"]
+    path = tmp_path / "weights/videomae_b16_video.safetensors"
+    load_video_weights(build_video_tower(config.video), path)
+    assert is_non_commercial(licence_of(path))
