@@ -1,6 +1,6 @@
 """The pair of encoders: video and text in one space, which parameters train, and what a checkpoint holds of them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -20,7 +20,7 @@ from ace_dist.models.text_features import PhraseCache, TextFeatureCache
 from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.text_open_clip import OpenClipTextTower
 from ace_dist.models.timesformer import TimeSformer
-from ace_dist.models.tubelets import TubeletTower
+from ace_dist.models.tubelets import build_tubelet_tower
 from ace_dist.models.video import VideoTower
 from ace_dist.models.vit import ImageTower
 from ace_dist.utils.distributed import say
@@ -138,8 +138,8 @@ def choose_compile(config: VideoConfig, device: torch.device, steps: int | None,
 
 
 def build_video_tower(config: VideoConfig) -> VideoTower:
-    towers: dict[str, type[VideoTower]] = {"timesformer": TimeSformer, "vit": ImageTower}
-    towers |= {"spacetime": SpaceTimeTower, "open_clip": FrameTower, "transformers": TubeletTower}
+    towers: dict[str, Callable[[VideoConfig], VideoTower]] = {"timesformer": TimeSformer, "vit": ImageTower}
+    towers |= {"spacetime": SpaceTimeTower, "open_clip": FrameTower, "transformers": build_tubelet_tower}
     return towers[config.tower](config)
 
 

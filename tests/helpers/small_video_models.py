@@ -6,7 +6,14 @@ from functools import lru_cache
 
 from image_text_models import SMALL, settings, shaken
 from safetensors.torch import save_file
-from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
+from transformers import (
+    VideoMAEConfig,
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+    VJEPA2Config,
+    VJEPA2ForVideoClassification,
+    VJEPA2Model,
+)
 
 from ace_dist.config import load_config
 
@@ -25,35 +32,49 @@ def video_model_settings(model, **video):
     return replace(base, video=replace(base.video, **video))
 
 
-def library_shape(frames=FRAMES, size=SMALL["image_size"], labels=SMALL["embed_dim"], **others):
-    """The library's own configuration of the small size."""
-    return VideoMAEConfig(
-        image_size=size, patch_size=SMALL["patch"], num_frames=frames, hidden_size=SMALL["width"],
-        num_hidden_layers=SMALL["depth"], num_attention_heads=SMALL["heads"], intermediate_size=4 * SMALL["width"],
-        num_labels=labels, decoder_hidden_size=24, decoder_num_attention_heads=2, decoder_num_hidden_layers=1,
-        decoder_intermediate_size=48, **others,
-    )  # fmt: skip
+def library_shape(model, frames=FRAMES, size=SMALL["image_size"], labels=SMALL["embed_dim"], **others):
+    """The library's own configuration of the small size; V-JEPA 2's pool without layers before it, as in our head."""
+    same = {"patch_size": SMALL["patch"], "hidden_size": SMALL["width"], "num_hidden_layers": SMALL["depth"],
+            "num_attention_heads": SMALL["heads"], "num_labels": labels}  # fmt: skip
+    if model.startswith("vjepa2"):
+        about = {
+            "pred_hidden_size": 24,
+            "pred_num_attention_heads": 2,
+            "pred_num_hidden_layers": 1,
+            "num_pooler_layers": 0,
+        }
+        return VJEPA2Config(crop_size=size, frames_per_clip=frames, **{**same, **about, **others})
+    about = {"decoder_hidden_size": 24, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 1,
+             "decoder_intermediate_size": 48, "intermediate_size": 4 * SMALL["width"]}  # fmt: skip
+    return VideoMAEConfig(image_size=size, num_frames=frames, **{**same, **about, **others})
 
 
-def classifier(**shape):
+def classifier(model, **shape):
     """The library's model for classification, with random weights."""
-    return shaken(VideoMAEForVideoClassification(library_shape(**shape))).eval()
+    kind = VJEPA2ForVideoClassification if model.startswith("vjepa2") else VideoMAEForVideoClassification
+    return shaken(kind(library_shape(model, **shape))).eval()
 
 
-def pretraining():
-    """As the authors release it: a norm over tokens where fine-tuning has one over their mean, and a decoder."""
-    return shaken(VideoMAEForPreTraining(library_shape(use_mean_pooling=False))).eval()
+def pretraining(model):
+    """As its authors release it: VideoMAE with a norm over tokens where fine-tuning has one over their mean, and a
+    decoder; V-JEPA 2 with a predictor.
+    """
+    if model.startswith("vjepa2"):
+        return shaken(VJEPA2Model(library_shape(model))).eval()
+    return shaken(VideoMAEForPreTraining(library_shape(model, use_mean_pooling=False))).eval()
 
 
 def released_folder(model, folder):
     """A folder as the hub has it: the authors' names of biases, and how clips must look."""
     folder.mkdir()
-    names = {".query.bias": ".q_bias", ".value.bias": ".v_bias"}
+    names = {"attention.attention.query.bias": "attention.attention.q_bias"}
+    names["attention.attention.value.bias"] = "attention.attention.v_bias"
     state = {}
     for name, tensor in model.state_dict().items():
         end = next((end for end in names if name.endswith(end)), None)
         state[name.replace(end, names[end]) if end else name] = tensor
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
+    seen = "video_preprocessor_config.json" if model.config.model_type == "vjepa2" else "preprocessor_config.json"
+    (folder / seen).write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
     return folder

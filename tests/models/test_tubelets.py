@@ -11,14 +11,19 @@ from safetensors.torch import load_file, save_file
 from small_video_models import (
     FRAMES,
     classifier,
-    library_shape,
     pretraining,
     released_folder,
     video_base,
     video_model_settings,
 )
 from small_weights import hf_clip_state, saved
-from transformers import AutoModelForVideoClassification, VideoMAEForVideoClassification
+from transformers import (
+    AutoModelForVideoClassification,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VJEPA2Config,
+    VJEPA2ForVideoClassification,
+)
 
 from ace_dist import cli
 from ace_dist.config import load_config
@@ -28,44 +33,45 @@ from ace_dist.models.convert import open_clip as pairs
 from ace_dist.models.convert.exporting import load_encoders, save_encoders
 from ace_dist.models.convert.known import KNOWN
 from ace_dist.models.dual_encoder import DualEncoder, build_video_tower
-from ace_dist.models.weights import licence_of, load_video_weights
+from ace_dist.models.weights import load_video_weights, read_licence
 from ace_dist.utils.errors import ConfigError, ModelError, UserError
+
+
+@pytest.fixture(params=["videomae_b16", "vjepa2_l16"])
+def model(request):
+    return request.param
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("frames", "size"), [(FRAMES, 48), (10, 48), (FRAMES, 72)])
-def test_clips_are_embedded_as_the_library_does(frames, size):
+def test_clips_are_embedded_as_the_library_does(model, frames, size):
     """Its classes are our dimensions; other numbers of frames and other image sizes too."""
-    theirs = classifier(frames=frames, size=size)
-    ours = build_video_tower(video_model_settings("videomae_b16", image_size=size).video).eval()
-    ours.load_state_dict(theirs.state_dict())
+    theirs = classifier(model, frames=frames, size=size)
+    ours = build_video_tower(video_model_settings(model, image_size=size).video).eval()
+    ours.load_state_dict(without_predictor(theirs))
     video = torch.randn(2, frames, 3, size, size)
     close(ours(video), theirs(video).logits)
 
 
-def test_the_real_size_has_the_librarys_tensors():
-    config = load_config(["experiment=demo", "model=videomae_b16", "dataset.clip.frames=16"]).model.video
-    shape = replace_size(library_shape(), hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
-    shape.intermediate_size, shape.patch_size, shape.num_labels = 3072, 16, 512
-    shape.image_size, shape.num_frames = 16, 2  # a table of one position; the real one takes seconds
+def without_predictor(network):
+    return {name: tensor for name, tensor in network.state_dict().items() if "predictor." not in name}
+
+
+def test_the_real_size_has_the_librarys_tensors(model):
+    config = load_config(["experiment=demo", f"model={model}", "dataset.clip.frames=16"]).model.video
+    if model.startswith("vjepa2"):
+        shape = VJEPA2Config(num_labels=512, num_pooler_layers=0)
+        kind = VJEPA2ForVideoClassification
+    else:  # a table of one position: the real one takes seconds
+        shape, kind = VideoMAEConfig(num_labels=512, image_size=16, num_frames=2), VideoMAEForVideoClassification
     with torch.device("meta"):
-        theirs, ours = VideoMAEForVideoClassification(shape), build_video_tower(config)
-    assert shapes(ours) == shapes(theirs)
-
-
-def replace_size(shape, **sizes):
-    for name, size in sizes.items():
-        setattr(shape, name, size)
-    return shape
-
-
-def shapes(network):
-    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+        theirs, ours = without_predictor(kind(shape)), build_video_tower(config).state_dict()
+    assert {name: each.shape for name, each in ours.items()} == {name: each.shape for name, each in theirs.items()}
 
 
 @pytest.mark.parametrize(("trained", "norm", "head"), [(0, False, True), (2, False, True), (3, True, False)])
-def test_what_trains_is_counted_from_the_last_block(trained, norm, head):
-    config = video_model_settings("videomae_b16", trained_blocks=trained, train_norm=norm, train_head=head).video
+def test_what_trains_is_counted_from_the_last_block(model, trained, norm, head):
+    config = video_model_settings(model, trained_blocks=trained, train_norm=norm, train_head=head).video
     tower = build_video_tower(config).train()
     tower(torch.randn(2, FRAMES, 3, 48, 48)).sum().backward()
     with_gradient = {name for name, parameter in tower.named_parameters() if parameter.grad is not None}
@@ -73,13 +79,14 @@ def test_what_trains_is_counted_from_the_last_block(trained, norm, head):
     blocks = [sum(p.requires_grad for p in block.parameters()) > 0 for block in tower.blocks]
     assert blocks == [index >= 3 - trained for index in range(3)]
     assert tower.pos_embed.requires_grad == (trained == 3)
-    assert (tower.fc_norm.weight.requires_grad, tower.classifier.weight.requires_grad) == (norm, head)
+    norms = [p.requires_grad for name, p in tower.named_parameters() if tower.norm_names.match(name)]
+    assert norms == [norm, norm] and tower.classifier.weight.requires_grad == head
 
 
 @pytest.mark.parametrize("recompute", ["norms", "blocks"])
-def test_cached_features_continue_to_the_same_embedding(recompute):
+def test_cached_features_continue_to_the_same_embedding(model, recompute):
     """And the gradient of what trains is the same, whatever is computed again."""
-    config = video_model_settings("videomae_b16", trained_blocks=1, recompute=recompute).video
+    config = video_model_settings(model, trained_blocks=1, recompute=recompute).video
     tower = shaken(build_video_tower(config)).train()
     video = torch.randn(2, FRAMES, 3, 48, 48)
     features = tower.frozen_features(video)
@@ -90,16 +97,16 @@ def test_cached_features_continue_to_the_same_embedding(recompute):
     close(tower(features).detach(), tower(video).detach())
     tower(features).square().sum().backward()
     for name, gradient in whole.items():
-        close(tower.get_parameter(name).grad, gradient)
+        torch.testing.assert_close(tower.get_parameter(name).grad, gradient)
     state = tower.frozen_features_state()
     assert any(".layer.1." in name for name in state) and not any(".layer.2." in name for name in state)
-    assert not any(name.startswith(("fc_norm", "classifier")) for name in state)
+    assert not any(tower.norm_names.match(name) or tower.head_names.match(name) for name in state)
 
 
-def test_odd_numbers_of_frames_are_refused():
+def test_odd_numbers_of_frames_are_refused(model):
     with pytest.raises(ConfigError, match="dataset.clip.frames=15 is odd.*dataset.clip.frames=16"):
-        load_config(["experiment=demo", "model=videomae_b16", "dataset.clip.frames=15"])
-    tower = build_video_tower(video_base("videomae_b16").video)
+        load_config(["experiment=demo", f"model={model}", "dataset.clip.frames=15"])
+    tower = build_video_tower(video_base(model).video)
     with pytest.raises(ModelError, match="3 frames.*dataset.clip.frames"):
         tower(torch.randn(1, 3, 3, 48, 48))
 
@@ -119,7 +126,7 @@ def test_contradictions_are_refused_by_name(changes, named):
 
 
 def test_an_unknown_network_is_refused():
-    with pytest.raises(ModelError, match="model.video.arch=videomaf is not videomae"):
+    with pytest.raises(ModelError, match="model.video.arch=videomaf is not one of videomae, vjepa2"):
         build_video_tower(video_model_settings("videomae_b16", arch="videomaf").video)
 
 
@@ -141,31 +148,34 @@ def bring(model, source, output):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("theirs", [classifier, pretraining], ids=["fine-tuned", "pretraining"])
-def test_a_released_folder_is_imported_whole(theirs, small, tmp_path, capsys):
+@pytest.mark.parametrize("release", [classifier, pretraining], ids=["fine-tuned", "pretraining"])
+def test_a_released_folder_is_imported_whole(release, model, small, tmp_path, capsys):
     """The library's tokens, and the norm of a fine-tuned model; the head starts anew and its classes are left out."""
-    config, theirs = small("videomae_b16"), theirs()
-    bring("videomae_b16", released_folder(theirs, tmp_path / "released"), tmp_path / "weights")
+    config, theirs = small(model), release(model)
+    bring(model, released_folder(theirs, tmp_path / "released"), tmp_path / "weights")
     printed = capsys.readouterr().out
     assert "left out, of its pretraining" in printed and "ace weights get clip_b16" in printed
-    tower = build_video_tower(config.video).eval()
-    path = tmp_path / "weights/videomae_b16_video.safetensors"
+    tower, path = build_video_tower(config.video).eval(), tmp_path / f"weights/{model}_video.safetensors"
     report = load_video_weights(tower, path)
-    assert "classifier.weight" in report.started and is_non_commercial(licence_of(path))
+    assert "classifier.weight" in report.started
+    assert is_non_commercial(read_licence(path)) == model.startswith("videomae")
     video = torch.randn(1, FRAMES, 3, 48, 48)
     tokens = tower.frozen_tokens(video)
     for block in tower.blocks[tower.first_trained :]:
         tokens = tower.run_one(block, tokens)
-    hidden = theirs.videomae(video).last_hidden_state
-    fine_tuned = theirs.videomae.layernorm is None
-    close(tokens if fine_tuned else theirs.videomae.layernorm(tokens), hidden)
-    if fine_tuned:
+    base = getattr(theirs, tower.config.arch, theirs)
+    hidden = base(video).last_hidden_state
+    if model.startswith("vjepa2"):
+        close(tower.vjepa2.encoder.layernorm(tokens), hidden)
+    elif release is classifier:
         close(tower.fc_norm(tokens.mean(1)), theirs.fc_norm(hidden.mean(1)))
+    else:
+        close(base.layernorm(tokens), hidden)
 
 
 def test_weights_of_another_image_size_are_refused(small, tmp_path):
     config = small("videomae_b16")
-    bring("videomae_b16", released_folder(classifier(), tmp_path / "released"), tmp_path / "weights")
+    bring("videomae_b16", released_folder(classifier("videomae_b16"), tmp_path / "released"), tmp_path / "weights")
     path = tmp_path / "weights/videomae_b16_video.safetensors"
     with pytest.raises(
         ModelError, match=r"image_size=72 and weights trained on 48 pixels.*set model.video.image_size=48"
@@ -176,20 +186,26 @@ def test_weights_of_another_image_size_are_refused(small, tmp_path):
 
 
 @torch.no_grad()
-def test_transformers_reads_an_export(tmp_path):
+def test_transformers_reads_an_export(model, tmp_path):
     """The library builds and fills its own model from the folder; we read it back, to the last bit."""
-    config = video_base("videomae_b16")
-    model = shaken(DualEncoder(config.video, config.text)).eval()
-    loads = save_encoders(model, tmp_path, FRAMES)
-    assert loads["video"] == 'transformers.VideoMAEForVideoClassification.from_pretrained("video").logits'
+    config = video_base(model)
+    ours = shaken(DualEncoder(config.video, config.text)).eval()
+    loads = save_encoders(ours, tmp_path, FRAMES)
+    assert "ForVideoClassification.from_pretrained" in loads["video"]
     theirs, report = AutoModelForVideoClassification.from_pretrained(tmp_path / "video", output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     video = torch.randn(2, FRAMES, 3, 48, 48)
-    close(model.encode_video(video), theirs.eval()(video).logits)
-    assert any(name.endswith("attention.attention.q_bias") for name in load_file(tmp_path / "video/model.safetensors"))
+    close(ours.encode_video(video), theirs.eval()(video).logits)
+    biases = {name.rpartition(".")[2] for name in load_file(tmp_path / "video/model.safetensors") if "bias" in name}
+    assert biases == ({"bias"} if model.startswith("vjepa2") else {"bias", "q_bias", "v_bias"})
     again = DualEncoder(config.video, config.text).eval()
     load_encoders(again, tmp_path)
-    assert torch.equal(again.encode_video(video), model.encode_video(video))
+    assert torch.equal(again.encode_video(video), ours.encode_video(video))
+
+
+def test_bf16_runs(model):
+    tower = build_video_tower(video_base(model).video).bfloat16()
+    assert tower(torch.randn(1, FRAMES, 3, 48, 48, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def other_json(name, **changes):
@@ -228,7 +244,7 @@ PATCH = "videomae.embeddings.patch_embeddings.projection.weight"
 )  # fmt: skip
 def test_another_models_files_are_refused(small, tmp_path, change, named):
     small("videomae_b16")
-    folder = released_folder(classifier(), tmp_path / "released")
+    folder = released_folder(classifier("videomae_b16"), tmp_path / "released")
     change(folder)
     with pytest.raises(UserError, match=named):
         bring("videomae_b16", folder, tmp_path / "weights")
@@ -241,7 +257,7 @@ def test_one_command_from_the_hub(small, tmp_path, monkeypatch, capsys):
     from huggingface_hub import constants
 
     config, known = small("videomae_b16"), KNOWN["videomae_b16"]
-    folder = released_folder(pretraining(), tmp_path / "released")
+    folder = released_folder(pretraining("videomae_b16"), tmp_path / "released")
     get = ["weights", "get", "videomae_b16", f"output={tmp_path / 'weights'}"]
     with hub_server() as (hub, address):
         monkeypatch.setattr(constants, "ENDPOINT", address)
@@ -259,4 +275,4 @@ def test_one_command_from_the_hub(small, tmp_path, monkeypatch, capsys):
     assert made == ["clip_text.safetensors", "videomae_b16_video.safetensors"]
     path = tmp_path / "weights/videomae_b16_video.safetensors"
     load_video_weights(build_video_tower(config.video), path)
-    assert is_non_commercial(licence_of(path))
+    assert is_non_commercial(read_licence(path))

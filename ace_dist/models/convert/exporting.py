@@ -65,7 +65,7 @@ def load_encoders(model: DualEncoder, folder: Path) -> None:
     if isinstance(model.video, TimeSformer):
         video = convert(video, "hf_timesformer", "timesformer").state
     if isinstance(model.video, TubeletTower):
-        video = our_names(model.video.config, video)
+        video = our_names(model.video, video)
     model.video.load_state_dict(video)
     model.text.load_state_dict(text)
     rest = folder / "rest.safetensors"

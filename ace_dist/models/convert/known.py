@@ -150,6 +150,11 @@ KNOWN |= {
         "transformers", "CC-BY-NC 4.0", f"{VIDEOMAE}-finetuned-kinetics", model="videomae_b16_k400", text=CLIP_TEXT,
         repository="MCG-NJU/videomae-base-finetuned-kinetics",
     ),
+    "vjepa2_l16": KnownWeights(
+        "V-JEPA 2 ViT-L/16, self-supervised; its pool and projection into the text's space start anew",
+        "transformers", "MIT", "https://huggingface.co/facebook/vjepa2-vitl-fpc64-256", model="vjepa2_l16",
+        text=CLIP_TEXT, repository="facebook/vjepa2-vitl-fpc64-256",
+    ),
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Weights of transformers' video models become the file of our tubelet tower, strictly, and its layout again."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ace_dist.config import VideoConfig
 from ace_dist.models.convert.layouts import SAME, WB, Rule, State, apply_rules, rename
-from ace_dist.models.tubelets import TubeletTower, library_config
+from ace_dist.models.tubelets import TUBELET_TOWERS, TubeletTower, VJepa2Tower
 from ace_dist.models.weights import save_safetensors
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.reading import read_object
@@ -24,10 +25,20 @@ RULES = {
         Rule(rf"fc_norm\.{WB}", SAME),
         Rule(r"(?:videomae\.)?layernorm\..*|encoder_to_decoder\..*|mask_token|decoder\..*|classifier\..*", None),
     ),
+    "vjepa2": (
+        Rule(r"(?:vjepa2\.)?(encoder\..*)", r"vjepa2.\1"),
+        Rule(r"(?:vjepa2\.)?predictor\..*|pooler\..*|classifier\..*", None),
+    ),
 }
-LICENCES = {"videomae": "as its model card says; the released VideoMAEs are CC-BY-NC 4.0: non-commercial"}
-TOLD = {"videomae": ("image_size", "patch_size", "tubelet_size", "num_attention_heads", "hidden_act", "layer_norm_eps",
-                     "qv_bias")}  # fmt: skip  # of a file's settings, what its tensors do not tell or not alone
+LICENCES = {
+    "videomae": "as its model card says; the released VideoMAEs are CC-BY-NC 4.0: non-commercial",
+    "vjepa2": "as its model card says; the released V-JEPA 2 are MIT or Apache-2.0",
+}
+TOLD = ("patch_size", "tubelet_size", "num_attention_heads", "hidden_act", "layer_norm_eps")
+TOLD_BY = {  # of a file's settings, what its tensors do not tell or not alone
+    "videomae": ("image_size", "qv_bias", *TOLD),
+    "vjepa2": ("crop_size", "qkv_bias", *TOLD),
+}
 
 
 def video_state(config: VideoConfig, raw: Mapping[str, Tensor], source: Path) -> State:
@@ -49,8 +60,8 @@ def check_beside(config: VideoConfig, folder: Path, source: Path) -> None:
         read_object(path, ModelError, advice) if (path := folder / name).is_file() else {}
         for name in (SETTINGS_FILE, *SEEN_FILES)
     )
-    ours = library_config(config).to_dict()
-    for key in ("model_type", *TOLD[str(config.arch)]):
+    ours = TUBELET_TOWERS[str(config.arch)].library_config(config).to_dict()
+    for key in ("model_type", *TOLD_BY[str(config.arch)]):
         if key in about and about[key] != ours[key]:
             raise ModelError(
                 f"{source} has {key}={about[key]} ({SETTINGS_FILE}), and this model {key}={ours[key]}: it is another "
@@ -66,26 +77,36 @@ def check_beside(config: VideoConfig, folder: Path, source: Path) -> None:
                 )
 
 
-def our_names(config: VideoConfig, state: Mapping[str, Tensor]) -> State:
+def our_names(tower: TubeletTower, state: Mapping[str, Tensor]) -> State:
     """The tensors of `save_video_model`, with the head, under our names."""
-    heads = {name: tensor for name, tensor in state.items() if name.startswith("classifier.")}
-    return rename(state, RULES[str(config.arch)]) | heads
+    heads = {name: tensor for name, tensor in state.items() if tower.head_names.match(name)}
+    return rename(state, RULES[str(tower.config.arch)]) | heads
 
 
 def save_video_model(tower: TubeletTower, folder: Path, frames: int) -> str:
-    """transformers' layout, for clips of `frames`; its "classes" are the dimensions of the shared space."""
-    shape, name = library_config(tower.config), "VideoMAEForVideoClassification"
-    shape.num_frames, shape.architectures = frames, [name]
-    save_safetensors(released_names(tower.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+    """transformers' layout, for clips of `frames`; its "classes" are the dimensions of the shared space.
+
+    In place of V-JEPA 2's predictor, which belongs to its pretraining, stands the smallest that the library builds.
+    """
+    shape, state = tower.library_config(tower.config), tower.state_dict()
+    if isinstance(tower, VJepa2Tower):
+        from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Predictor
+
+        name, shape.frames_per_clip = "VJEPA2ForVideoClassification", frames
+        predictor = VJEPA2Predictor(shape).state_dict()
+        state = state | {f"vjepa2.predictor.{key}": torch.zeros_like(tensor) for key, tensor in predictor.items()}
+    else:
+        name, shape.num_frames = "VideoMAEForVideoClassification", frames
+    shape.architectures = [name]
+    save_safetensors(released_names(state), folder / "model.safetensors", metadata={"format": "pt"})
     shape.save_pretrained(folder)
     return f'transformers.{name}.from_pretrained("{folder.name}").logits'
 
 
 def released_names(state: Mapping[str, Tensor]) -> State:
-    """Biases under the names that the released files have: every version of transformers reads them."""
-    names = {"attention.attention.query.bias": "attention.attention.q_bias"}
-    names["attention.attention.value.bias"] = "attention.attention.v_bias"
-    return {
-        next((name.replace(ours, theirs) for ours, theirs in names.items() if name.endswith(ours)), name): tensor
-        for name, tensor in state.items()
-    }
+    """VideoMAE's biases under the names that the released files have: every version of transformers reads them."""
+    return {re.sub(r"(attention\.attention\.)(query|value)\.bias$", short_bias, name): state[name] for name in state}
+
+
+def short_bias(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[2][0]}_bias"
