@@ -17,7 +17,7 @@ CHOICES = {
     "dataset.clip.sampling": ("window", "segments"),
     "model.init": ("weights", "random", "random_video"),
     "model.video.tower": ("timesformer", "vit", "spacetime", "open_clip", "transformers"),
-    "model.video.temporal": ("mean", "transformer", "adapter"),
+    "model.video.temporal": ("mean", "transformer", "adapter", "joint"),
     "model.video.pooling": ("mean", "frames"),
     "model.video.time_embed_resize": ("nearest", "linear"),
     "model.video.trunk_precision": ("same", "fp8"),
@@ -240,10 +240,11 @@ def frame_rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"dataset.clip.frames={frames} is odd, and a token of model.video.arch={video.arch} is of two frames; set "
         f"dataset.clip.frames={frames + 1}",
     )
+    whole = "joint" if video.temporal == "joint" else video.tower if video.tower not in ("vit", "open_clip") else None
     yield (
-        video.pooling == "frames" and video.tower not in ("vit", "open_clip"),
-        f"model.video.pooling=frames is for model.video.tower=vit or open_clip, not {video.tower}, which has no "
-        f"embedding of a frame; set it to mean",
+        video.pooling == "frames" and whole is not None,
+        f"model.video.pooling=frames is for model.video.tower=vit or open_clip, and {whole} has no embedding of a "
+        f"frame; set it to mean",
     )
     yield (
         video.temporal == "transformer" and video.temporal_layers < 1,

@@ -78,7 +78,9 @@ class VideoConfig:
     )
     clip_style: bool = False  # of vit and spacetime: CLIP's norm before the blocks, QuickGELU, no patch bias
     pooling: str = "mean"  # of vit, open_clip: mean over frames | frames: keep them, for model.similarity.spotting
-    temporal: str = "mean"  # of open_clip: mean of frames | transformer over them | adapter before blocks that train
+    temporal: str = (
+        "mean"  # of open_clip: mean of frames | transformer over them | adapter before trained blocks | joint
+    )
     temporal_layers: int = 0  # of vit, and of temporal=transformer: transformer layers over the frames' embeddings
     prompt_tokens: int = 0  # of vit: learned tokens a block
     prompt_depth: int = 9  # of vit: blocks that have them, counted from the first

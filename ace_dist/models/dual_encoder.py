@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
 from ace_dist.config import LoaderConfig, SimilarityConfig, TextConfig, VideoConfig
-from ace_dist.models.frames import FrameTower
 from ace_dist.models.graphs import GraphedFunction
+from ace_dist.models.joint import build_frame_tower
 from ace_dist.models.library import LibraryTower
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.similarity import Similarity, Spotting
@@ -139,7 +139,7 @@ def choose_compile(config: VideoConfig, device: torch.device, steps: int | None,
 
 def build_video_tower(config: VideoConfig) -> VideoTower:
     towers: dict[str, Callable[[VideoConfig], VideoTower]] = {"timesformer": TimeSformer, "vit": ImageTower}
-    towers |= {"spacetime": SpaceTimeTower, "open_clip": FrameTower, "transformers": build_tubelet_tower}
+    towers |= {"spacetime": SpaceTimeTower, "open_clip": build_frame_tower, "transformers": build_tubelet_tower}
     return towers[config.tower](config)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ace_dist.models.convert.layouts import convert
+from ace_dist.models.convert.layouts import VICLIP, VICLIP_BACK, convert, rename
 from ace_dist.models.convert.open_clip import SETTINGS_FILE, join_state, split_state
 from ace_dist.models.convert.video_models import our_names, save_video_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.frames import FrameTower
+from ace_dist.models.joint import JointTower
 from ace_dist.models.open_clip import arch_config
 from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
 from ace_dist.models.text_open_clip import OpenClipTextTower
@@ -26,6 +27,7 @@ from ace_dist.utils.files import write_json, write_text
 
 WEIGHTS = "model.safetensors"
 PAIR = "open_clip/open_clip_model.safetensors"  # of both towers
+VICLIP_FILE = "viclip/model.safetensors"  # of both of ViCLIP's
 FORMAT = {"format": "pt"}  # transformers asks for it
 
 
@@ -36,7 +38,8 @@ def save_encoders(model: DualEncoder, folder: Path, frames: int, temperature: fl
     shared space; its time positions are stored at `frames`, since transformers takes the length from its configuration.
     A video model of transformers becomes its own for classification, in the same way.
     A CLIP text tower becomes `CLIPTextModelWithProjection` with its tokenizer. Both towers of open_clip become its own
-    model, whose scale is 1/`temperature` times what was learned. Other towers are stored under our names.
+    model (of ViCLIP its authors'), whose scale is 1/`temperature` times what was learned. Other towers are stored under
+    our names.
     """
     loads = {"video": "ace_dist.Classifier only", "text": "ace_dist.Classifier only"}
     if isinstance(model.video, FrameTower) and isinstance(model.text, OpenClipTextTower):
@@ -59,8 +62,9 @@ def save_encoders(model: DualEncoder, folder: Path, frames: int, temperature: fl
 def load_encoders(model: DualEncoder, folder: Path) -> None:
     """Fill a model of the same configuration, strictly, from what `save_encoders` wrote."""
     video, text = load_safetensors(folder / "video" / WEIGHTS), load_safetensors(folder / "text" / WEIGHTS)
-    if (folder / PAIR).is_file():
-        whole = split_state(load_safetensors(folder / PAIR))
+    if (pair := folder / (VICLIP_FILE if isinstance(model.video, JointTower) else PAIR)).is_file():
+        stored = load_safetensors(pair)
+        whole = split_state(rename(stored, VICLIP) if isinstance(model.video, JointTower) else stored)
         video, text = video | whole[0], text | whole[1]
     if isinstance(model.video, TimeSformer):
         video = convert(video, "hf_timesformer", "timesformer").state
@@ -80,10 +84,13 @@ def save_pair(model: DualEncoder, folder: Path, temperature: float) -> dict[str,
     about = pair_settings(model)
     config = about["model_cfg"]
     video = {name: tensor for name, tensor in state.items() if name not in own}
-    whole = join_state(video, text.state_dict(), bool(config.get("custom_text")))
+    is_joint = isinstance(tower, JointTower)
+    whole = join_state(video, text.state_dict(), bool(config.get("custom_text")) and not is_joint)
     similarity = model.similarity
     learned = 0.0 if similarity.log_scale is None else float(similarity.log_scale.detach())
     whole["logit_scale"] = torch.tensor(learned - math.log(temperature))
+    if is_joint:
+        return save_viclip(model, whole, folder)
     if "init_logit_bias" in config:
         bias = config["init_logit_bias"] if similarity.bias is None else float(similarity.bias.detach())
         whole["logit_bias"] = torch.tensor(float(bias))
@@ -98,6 +105,17 @@ def save_pair(model: DualEncoder, folder: Path, temperature: float) -> dict[str,
     call = 'open_clip.create_model("local-dir:open_clip")'
     frames = "each frame, then their mean" if not own else "each frame alone, without what looks at several"
     return {"video": f"{call}.encode_image, {frames}", "text": f"{call}.encode_text"}
+
+
+def save_viclip(model: DualEncoder, whole: Mapping[str, Tensor], folder: Path) -> dict[str, str]:
+    """`viclip/` under its authors' names, which their code reads."""
+    save_safetensors(rename(whole, VICLIP_BACK), folder / VICLIP_FILE, metadata=FORMAT)
+    for part in ("video", "text"):
+        save_safetensors({}, folder / part / WEIGHTS, metadata=FORMAT)
+    if rest := model.similarity.state_dict():
+        save_safetensors(rest, folder / "rest.safetensors")
+    call = f'safetensors.torch.load_file("{VICLIP_FILE}") into OpenGVLab\'s ViCLIP'
+    return {"video": f"{call}, get_vid_features", "text": f"{call}, get_text_features"}
 
 
 def library_reads(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:

@@ -136,7 +136,7 @@ KNOWN |= {
     ),
 }  # fmt: skip
 
-# The texts of these are CLIP's. A commit of the hub where one is known.
+# Video encoders; the texts of those without their own are CLIP's. A commit of the hub where one is known.
 VIDEOMAE = "https://huggingface.co/MCG-NJU/videomae-base"
 CLIP_TEXT = ("clip_b16", "clip_text.safetensors")
 KNOWN |= {
@@ -154,6 +154,14 @@ KNOWN |= {
         "V-JEPA 2 ViT-L/16, self-supervised; its pool and projection into the text's space start anew",
         "transformers", "MIT", "https://huggingface.co/facebook/vjepa2-vitl-fpc64-256", model="vjepa2_l16",
         text=CLIP_TEXT, repository="facebook/vjepa2-vitl-fpc64-256",
+    ),
+    "viclip_b16": KnownWeights(
+        "ViCLIP ViT-B/16 on InternVid-10M-FLT: both encoders", "transformers", "none stated",
+        "https://huggingface.co/OpenGVLab/ViCLIP-B-16-hf", model="viclip_b16", repository="OpenGVLab/ViCLIP-B-16-hf",
+    ),
+    "viclip_l14": KnownWeights(
+        "ViCLIP ViT-L/14 on InternVid-10M-FLT: both encoders", "transformers", "MIT",
+        "https://huggingface.co/OpenGVLab/ViCLIP", model="viclip_l14", repository="OpenGVLab/ViCLIP-L-14-hf",
     ),
 }  # fmt: skip
 

@@ -175,6 +175,21 @@ HF_PAIR = (
     Rule(r"text_projection\.weight", "text_projection", transpose),
     Rule(r"logit_scale", SAME),
 )  # fmt: skip
+# ViCLIP: CLIP's names under two prefixes, patches of a depth of one frame, and the temperature that divides cosines.
+VICLIP = (
+    Rule(r"vision_encoder\.temporal_positional_embedding", "times"),
+    Rule(r"vision_encoder\.conv1\.weight", "visual.conv1.weight", lambda weight: weight.squeeze(2)),
+    Rule(r"vision_encoder\.(.*)", r"visual.\1"),
+    Rule(r"text_encoder\.(.*)", r"\1"),
+    Rule(r"temp", "logit_scale", lambda temperature: -temperature.log()),
+)
+VICLIP_BACK = (
+    Rule(r"times", "vision_encoder.temporal_positional_embedding"),
+    Rule(r"visual\.conv1\.weight", "vision_encoder.conv1.weight", lambda weight: weight.unsqueeze(2)),
+    Rule(r"visual\.(.*)", r"vision_encoder.\1"),
+    Rule(r"logit_scale", "temp", lambda scale: (-scale).exp()),
+    Rule(r"(.*)", r"text_encoder.\1"),
+)
 # BIKE's and Text4Vis' releases: OpenAI's names, and a transformer over frames with a learned position for each of 77.
 OVER_FRAMES = (
     Rule(r"fusion_model\.frame_position_embeddings\.weight", "temporal.positions", lambda rows: rows[None]),

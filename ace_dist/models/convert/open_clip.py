@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ace_dist.config import ModelConfig, load_config, shipped_file
 from ace_dist.models.convert.importing import ImportConfig, check_tower, read_source, weight_file
-from ace_dist.models.convert.layouts import HF_PAIR, rename
+from ace_dist.models.convert.layouts import HF_PAIR, VICLIP, rename
 from ace_dist.models.convert.video_models import LICENCES, video_state
 from ace_dist.models.open_clip import arch_config
 from ace_dist.models.weights import save_safetensors
@@ -122,9 +122,11 @@ def import_pair(settings: ImportConfig, licence: str | None = None) -> None:
 
 
 def pair_states(config: ModelConfig, raw: Mapping[str, Tensor], source: Path) -> tuple[dict[str, State], State]:
-    """Both sides of open_clip's model, and scale and bias of its logits."""
+    """Both sides of open_clip's model, or of ViCLIP, and scale and bias of its logits."""
     if any(name.startswith("vision_model.") for name in raw):
         raw = rename(raw, HF_PAIR)
+    if config.video.temporal == "joint":
+        raw = rename(raw, VICLIP)
     check_settings(config, settings_beside(source), source)
     video, text, scale = split_state(raw)
     return {"video": video, "text": text}, scale
