@@ -36,7 +36,7 @@ def what_trains(config: Config) -> str:
     parts += [f"last {text.trained_layers} of {text.depth} text layers"] if text.trained_layers else []
     flags = {"video norm": video.train_norm, "video head": video.train_head, "text projection": text.train_projection}
     parts += [part for part, trains in flags.items() if trains]
-    parts += [f"temporal {video.temporal}"] if video.temporal != "mean" else []
+    parts += [f"temporal {video.temporal}"] if video.temporal in ("transformer", "adapter") else []
     return ", ".join(parts) or "nothing"
 
 
