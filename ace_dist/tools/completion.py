@@ -33,6 +33,8 @@ def complete(line: str, names: Sequence[str], help_text: Callable[[str], str]) -
         found |= settings(help_text(exact[0]), last)
     elif words:  # `ace shards dataset=csv`: the first subcommand
         found |= settings(help_text(next((name for name in names if name.split()[0] == words[0]), "")), last)
+    if words == ["own"] and len(given) == 1:
+        found.discard("annotations=")  # the file may stand alone there: where nothing matches, the shell completes it
     matching = sorted(word for word in found if word.startswith(last))
     return [word.partition("=")[2] for word in matching] if "=" in last else matching
 

@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 
+HANGS_AFTER_S = 3600  # far above what a command takes beside other work: a test does not tell of the machine's speed
 PRELOADED = [
     "torch",
     "deepspeed",
@@ -43,12 +44,12 @@ def run_script(argv, folder, log, environment):
     runpy.run_path(argv[0], run_name="__main__")
 
 
-def run(context, argv, folder, timeout_s=200, environment=None):
-    """Exit status and output of a script; `environment`: more variables for it."""
+def run(context, argv, folder, environment=None):
+    """Exit status and output of a script; `environment`: more variables for it. One that hangs is killed."""
     log = folder / "output.txt"
     process = context.Process(target=run_script, args=(argv, str(folder), str(log), environment or {}))
     process.start()
-    process.join(timeout_s)
+    process.join(HANGS_AFTER_S)
     if process.is_alive():
         process.kill()
         process.join()

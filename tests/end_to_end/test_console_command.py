@@ -95,6 +95,8 @@ def test_a_settings_file_is_printed_and_used(tmp_path, capsys):
         ("ace train experiment=g", ["gtea_ace"]),
         ("ace shards dataset.encoding.c", ["dataset.encoding.codec="]),
         ("ace nothing ", []),
+        ("ace own an", []),  # annotations.csv, which the shell completes
+        ("ace own annotations.csv out", ["output="]),
     ],
 )
 def test_the_tab_key(line, expected):

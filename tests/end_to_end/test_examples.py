@@ -18,7 +18,7 @@ import pytest
 import torch
 from chat_server import ChatServer
 from hub_server import hub_server
-from page_processes import run, start_server
+from page_processes import HANGS_AFTER_S, run, start_server
 from paper_data import write_numbered
 from ports import free_port
 from small_weights import hf_clip_state, hf_timesformer, openai_clip, saved
@@ -168,7 +168,7 @@ def test_the_example_works(line, folder, server, environment):
         )  # fmt: skip
         status, said = done.returncode, done.stdout
     else:
-        status, said = run(server, argv, folder, 600, environment)
+        status, said = run(server, argv, folder, environment)
     assert status == 0 and "Traceback" not in said, said
     if pipe:
         assert subprocess.run(pipe, shell=True, input=said, text=True, check=True, stdout=subprocess.PIPE).stdout
@@ -179,7 +179,7 @@ def served(argv, folder, environment):
     """The page opens, and Ctrl-C ends it."""
     command = [sys.executable, *argv]
     with subprocess.Popen(command, cwd=folder, env=os.environ | environment, text=True, stdout=subprocess.PIPE) as page:
-        late = threading.Timer(300, page.kill)
+        late = threading.Timer(HANGS_AFTER_S, page.kill)
         late.start()
         said = []
         for line in page.stdout:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from data_worlds import write_video
+from page_processes import HANGS_AFTER_S
 
 pytestmark = pytest.mark.slow
 SCRIPT = "import sys\nfrom ace_dist.cli import ace\nsys.exit(ace())\n"
@@ -51,7 +52,7 @@ def test_from_a_csv_to_a_report_over_a_kill_between_stages(project):
     assert len(shards) == 2 and not (project / "own" / "run").exists()
 
     again = start_own(project)
-    said, _ = again.communicate(timeout=300)
+    said, _ = again.communicate(timeout=HANGS_AFTER_S)
     assert again.returncode == 0, said
     assert {path: path.stat().st_mtime_ns for path in shards} == shards, "built once"
     assert "trees.json is there and is kept" in said and "time: about" in said and "for 2 steps" in said
