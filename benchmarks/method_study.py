@@ -81,6 +81,7 @@ CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {  # the protocol's; of each
         "layer_decay_0.5": ("training.layer_decay=0.5", "model.video.trained_blocks=6"),
     },
     "full depth": {"full_depth": WHOLE},
+    "LoRA": {"lora_4": (*WHOLE, "model.video.lora_rank=4", "model.text.lora_rank=4")},
     "shadow negatives without the nearest": {"shadow_0_0.9": ("method.shadow_band=[0,0.9]",)},
     "semi-hard shadow negatives": {"shadow_0.5_0.9": ("method.shadow_band=[0.5,0.9]",)},
     "concept margin": {"margin_0.1": ("method.margin=0.1",), "margin_0.3": ("method.margin=0.3",)},

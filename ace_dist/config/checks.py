@@ -51,6 +51,7 @@ NOT_NEGATIVE = (
     "loader.color_jitter", "loader.gray_scale", "loader.threads", "loader.prefetch", "training.lr_video",
     "training.lr_text", "training.weight_decay",
     "method.l2_sp", "method.distil", "method.margin", "training.clip_norm", "training.gamma", "seed",
+    "model.video.lora_rank", "model.text.lora_rank",
 )  # fmt: skip
 LARGEST = {  # beyond any model or clip; a larger number would take the memory before anything else is looked at
     "model.video.width": 65536, "model.video.depth": 1024, "model.video.heads": 1024, "model.video.embed_dim": 65536,
@@ -59,6 +60,7 @@ LARGEST = {  # beyond any model or clip; a larger number would take the memory b
     "model.text.vocabulary": 2**20, "model.text.context": 65536, "dataset.clip.frames": 65536,
     "dataset.clip.views": 1024, "loader.crop": 8192,
 }  # fmt: skip
+LORA_TOWERS = ("timesformer", "vit", "spacetime", "open_clip")  # whose blocks read no weight past LoRA
 BELOW_ONE = {
     "training.ema_decay": "; 0 switches it off",
     "training.momentum": "",
@@ -102,6 +104,7 @@ def check_config(config: Config) -> None:
         *augmentation_rules(config),
         *model_rules(config),
         *frame_rules(config),
+        *lora_rules(config),
         *training_rules(config),
     ):
         if wrong:
@@ -250,6 +253,37 @@ def frame_rules(config: Config) -> Iterator[tuple[bool, str]]:
         video.temporal == "transformer" and video.temporal_layers < 1,
         f"model.video.temporal=transformer has no layers: set model.video.temporal_layers, 6 as Text4Vis, not "
         f"{video.temporal_layers}",
+    )
+
+
+def lora_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """The same for LoRA, which takes the place of the weights of blocks that train."""
+    video, text, method = config.model.video, config.model.text, config.method
+    for side, part, count in (("video", video, "trained_blocks"), ("text", text, "trained_layers")):
+        rank, alpha = part.lora_rank, part.lora_alpha
+        yield (
+            rank > 0 and not getattr(part, count),
+            f"model.{side}.lora_rank={rank} is of the layers that train, and there is none; set model.{side}.{count}",
+        )
+        yield (
+            rank > part.width,
+            f"model.{side}.lora_rank={rank} is more than any matrix of model.{side}.width={part.width} can have; 4 to "
+            f"16 are usual",
+        )
+        yield (
+            alpha is not None and not (rank > 0 and alpha > 0),
+            f"model.{side}.lora_alpha={alpha} scales updates of model.{side}.lora_rank={rank}: both must be above 0; "
+            f"null is twice the rank",
+        )
+    yield (
+        video.lora_rank > 0 and video.tower not in LORA_TOWERS,
+        f"model.video.lora_rank={video.lora_rank} has not been tried with model.video.tower={video.tower}, but with "
+        f"{', '.join(LORA_TOWERS)}; set it to 0",
+    )
+    yield (
+        text.lora_rank > 0 and method.l2_sp > 0,
+        f"method.l2_sp={method.l2_sp} pulls weights to where they began and would see LoRA's factors instead "
+        f"(model.text.lora_rank={text.lora_rank}); set it to 0: training.weight_decay pulls the update itself to 0",
     )
 
 

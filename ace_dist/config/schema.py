@@ -98,6 +98,8 @@ class VideoConfig:
     time_embed_resize: str = "nearest"  # nearest | linear
     attention: str = "auto"  # auto | triton | xformers | sdpa
     trained_blocks: int = 3  # counted from the last
+    lora_rank: int = 0  # of updates that these blocks learn to attention's matrices (LoRA); 0: they train whole
+    lora_alpha: float | None = None  # updates are multiplied by it over the rank; null: twice the rank
     train_head: bool = False  # the projection into the shared space
     train_norm: bool = False  # the last norm
     train_time_embed: bool = False  # the embeddings of the times
@@ -125,6 +127,8 @@ class TextConfig:
     mlp_ratio: float = 4.0  # width of the MLP, in widths of a token
     embed_dim: int = 512  # width of the space that both encoders share
     trained_layers: int = 0  # counted from the last
+    lora_rank: int = 0  # of updates that these layers learn to attention's matrices (LoRA); 0: they train whole
+    lora_alpha: float | None = None  # updates are multiplied by it over the rank; null: twice the rank
     train_projection: bool = True  # that into the shared space
     release_frozen: bool = True  # free the weights that only new phrases need; those of the run folder serve them
     weights: str | None = None  # safetensors file

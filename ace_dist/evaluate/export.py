@@ -47,6 +47,7 @@ from ace_dist.utils.reading import read_object, read_text
 from ace_dist.utils.secrets import redact, redacted
 from ace_dist.utils.text import markdown
 
+NO_LORA = {"lora_rank": 0, "lora_alpha": None}  # which an export has merged
 NEEDED = ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors")
 OPTIONAL = (PAIR, VICLIP_FILE, "attributes.txt", "tokenizer.json")  # read where an export has them
 
@@ -129,9 +130,10 @@ def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
 
 
 def portable(config: Config) -> Config:
-    """The configuration without paths of the machine that trained it, for time positions of the clip's length."""
+    """The configuration without paths of the machine that trained it, for the weights as an export has them."""
     frames = config.dataset.clip.frames if config.model.video.tower == "timesformer" else config.model.video.frames
     here = {"run": "", "dataset.shards": "", "dataset.synonyms": "synonyms.json", "model.video.frames": frames}
+    here |= {f"model.{side}.{key}": off for side in ("video", "text") for key, off in NO_LORA.items()}
     return replaced(config, {**dict.fromkeys(PATHS), **here})
 
 

@@ -39,10 +39,11 @@ CHEAP_TEST = 0.2  # of the clips that training read: with no backward pass, at m
 
 
 def trained_model(run: Path, config: Config, device: torch.device) -> DualEncoder:
-    """The model of a finished run, in the precision it was trained in; `evaluation.interpolate` of the way."""
+    """The model of a finished run, LoRA merged, in the precision it trained in; `evaluation.interpolate` of the way."""
     model = build_model(config.model, config.seed, run / "model")
     if (share := config.evaluation.interpolate) != 1:
         load_interpolated(model, run / "model", share)
+    model.merge_lora()
     model = model.to(device)
     return model.bfloat16() if uses_bf16(config.training.precision, device) else model
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ace_dist.config import ModelConfig, resolve_path
+from ace_dist.config import ModelConfig, read_config, resolve_path
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.lora import plain_state
 from ace_dist.models.similarity import Spotting
 from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights, read_logits
 from ace_dist.utils.distributed import say_once
@@ -28,8 +29,9 @@ def build_model(
     """Both encoders: with the weights of the configuration, of a run (`trained` = its model folder), or untrained.
 
     Those of a `parent`, the model folder of another run, are the same but for the attributes, which are of its data
-    set. Random weights depend on `seed` alone, so every rank builds the same. `temperature` is what the method divides
-    cosines by: a learned scale of the weights' logits starts beside it.
+    set, and for LoRA, which begins anew from its merged weights. Random weights depend on `seed` alone, so every rank
+    builds the same. `temperature` is what the method divides cosines by: a learned scale of the weights' logits starts
+    beside it.
     """
     if (folder := trained or parent) is not None:
         check_size(settings, [folder / name for name in RUN_FILES])
@@ -40,7 +42,7 @@ def build_model(
         load_run_weights(model, trained)
         return model
     if parent is not None:
-        load_run_weights(model, parent, {ATTRIBUTES})
+        load_parent_weights(model, settings, seed, parent)
     elif settings.init != "random":
         paths = (settings.video.weights, settings.text.weights)
         video, text = (None if path is None else resolve_path(path) for path in paths)
@@ -100,6 +102,28 @@ def load_run_weights(model: DualEncoder, folder: Path, left_out: Set[str] = froz
             if shape != expected:
                 raise UserError(f"{file.path}: {name} is {shape}, not {expected} as config.yaml says")
             own[name].copy_(tensor)
+
+
+@torch.no_grad()
+def load_parent_weights(model: DualEncoder, settings: ModelConfig, seed: int, folder: Path) -> None:
+    """Load the weights of another run, LoRA's updates merged, but for its attributes. Raises `UserError`."""
+    theirs = read_config(folder.parent).model
+    if not any(side.lora_rank for side in (settings.video, settings.text, theirs.video, theirs.text)):
+        return load_run_weights(model, folder, {ATTRIBUTES})
+    parent = build_model(theirs, seed, folder)
+    parent.merge_lora()
+    own, stored = plain_state(model), parent.state_dict()
+    if wrong := [name for name in own.keys() | stored.keys() if not is_alike(own.get(name), stored.get(name))]:
+        raise UserError(
+            f"{folder} does not hold this model: {sorted(wrong)[:4]} differ; the model's settings are in "
+            f"{folder.parent / 'config.yaml'}"
+        )
+    for name in own.keys() - {ATTRIBUTES}:
+        own[name].copy_(stored[name])
+
+
+def is_alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
 
 
 @torch.no_grad()

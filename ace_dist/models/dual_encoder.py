@@ -1,6 +1,7 @@
 """The pair of encoders: video and text in one space, which parameters train, and what a checkpoint holds of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from ace_dist.config import LoaderConfig, SimilarityConfig, TextConfig, VideoCon
 from ace_dist.models.graphs import GraphedFunction
 from ace_dist.models.joint import build_frame_tower
 from ace_dist.models.library import LibraryTower
+from ace_dist.models.lora import merge_lora
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.spacetime import SpaceTimeTower
@@ -97,6 +99,17 @@ class DualEncoder(nn.Module):
         """Free the text weights that only phrases outside of a cache need; `stored` has them by their names here."""
         self.text.release(lambda name: stored[f"text.{name}"])
 
+    def merge_lora(self) -> None:
+        """Add LoRA's updates to the weights: the same outputs, in the model that settings without it describe."""
+        if self.video.config.lora_rank:
+            merge_lora(self.video)
+            self.video.config = replace(self.video.config, lora_rank=0, lora_alpha=None)
+            self.video.freeze()
+        if self.text.config.lora_rank:
+            merge_lora(self.text)
+            self.text.config = replace(self.text.config, lora_rank=0, lora_alpha=None)
+            self.text.freeze()
+
     def set_step(self, seed: int, step: int, rank: int, world: int) -> None:
         """See `TimeSformer.set_step`."""
         self.video.set_step(seed, step, rank, world)
@@ -126,6 +139,8 @@ def choose_compile(config: VideoConfig, device: torch.device, steps: int | None,
         obstacle = f"the model is on {device.type}"
     elif config.tower != "timesformer":
         obstacle = f"it has not been measured with model.video.tower={config.tower}"
+    elif config.lora_rank:
+        obstacle = f"it has not been measured with model.video.lora_rank={config.lora_rank}"
     if obstacle:
         choice, reason = "none", obstacle
     elif has_triton() and (steps is None or steps >= STEPS_THAT_PAY):

@@ -52,6 +52,7 @@ class FrameTower(LibraryTower, FrameByFrameTower):
             self.adapters.extend(TimeAdapter(config.width, config.frames) for _ in range(config.trained_blocks))
         # Angles of rotary positions stay in fp32 when the weights become bf16, as under the library's autocast.
         self.angles: Tensor | None = self.trunk.rope.get_embed() if self.is_rotary else None
+        self.add_lora()
         self.freeze()
 
     @property

@@ -7,13 +7,17 @@ from torch import Tensor
 
 from ace_dist.models.build import load_tensors
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.lora import LORA_IN
 from ace_dist.models.weights import START, TRAINED, TensorFile
 from ace_dist.utils.errors import RunError
 
 
 def interpolate(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """`share` of each trained tensor and the rest of the one before training, by name; exact at 0 and at 1."""
-    return {name: start[name].lerp(tensor, share) for name, tensor in trained.items()}
+    """`share` of each trained tensor and the rest of the one before training, by name; exact at 0 and at 1.
+
+    An update B A of LoRA began at B = 0, so that its share is that share of B beside the trained A.
+    """
+    return {name: tensor if LORA_IN in name else start[name].lerp(tensor, share) for name, tensor in trained.items()}
 
 
 def read_start(folder: Path) -> Mapping[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ace_dist.models.lora import trains_by
 from ace_dist.models.video import VideoTower
 
 
@@ -28,11 +29,11 @@ class LibraryTower(VideoTower):
         config = self.config
         for name, parameter in self.named_parameters():
             if block := self.block_names.match(name):
-                trains = int(block[1]) >= self.first_trained
+                trains = int(block[1]) >= self.first_trained and trains_by(config, name)
             elif self.norm_names.match(name) or self.head_names.match(name):
                 trains = config.train_norm if self.norm_names.match(name) else config.train_head
             else:
-                trains = name.split(".")[0] in self.fresh or self.first_trained == 0
+                trains = name.split(".")[0] in self.fresh or self.trains_embeddings
             parameter.requires_grad_(trains)
         self.set_recompute("norms" if config.recompute == "auto" else config.recompute)
         self.train(self.training)
@@ -48,8 +49,14 @@ class LibraryTower(VideoTower):
     def frozen_features_state(self) -> dict[str, Tensor]:
         """The weights that `frozen_features` depends on, by name."""
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        ends, state = (self.norm_names, self.head_names), self.state_dict()
-        return {name: state[name] for name in sorted(frozen) if not any(end.match(name) for end in ends)}
+        state = self.state_dict()
+        return {name: state[name] for name in sorted(frozen) if not self.is_behind(name)}
+
+    def is_behind(self, name: str) -> bool:
+        """Whether a parameter is of what follows the frozen blocks: with LoRA it may be frozen there, too."""
+        if block := self.block_names.match(name):
+            return int(block[1]) >= self.first_trained
+        return any(end.match(name) for end in (self.norm_names, self.head_names))
 
     def frozen_features_settings(self, device: torch.device) -> tuple[list[Any], str]:
         """Settings that the arithmetic of `frozen_features` depends on, and which attention computes it on `device`."""

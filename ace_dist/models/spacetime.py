@@ -78,6 +78,7 @@ class SpaceTimeTower(VideoTower):
         self.norm = nn.LayerNorm(config.width, eps=PLAIN_EPS)
         self.head = nn.Linear(config.width, config.embed_dim)
         self.reset_parameters()
+        self.add_lora()
         self.freeze()
 
     def forward(self, video: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ace_dist.config import TextConfig
+from ace_dist.models.lora import add_lora, trains_by
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.memory import trim_heap
 
@@ -43,8 +44,8 @@ class TextTower(nn.Module, ABC):
     """A text encoder: `trainable(frozen(phrases))` are the embeddings [S,E], not unit length.
 
     A subclass says how it tokenises and pools, and names its `parts`. The last `trained_layers` layers train
-    with the norm after them, and the projection with `train_projection`. No tower uses dropout, so an embedding does
-    not depend on the mode, the batch or the rank.
+    with the norm after them (with `lora_rank` updates of these layers alone), and the projection with
+    `train_projection`. No tower uses dropout, so an embedding does not depend on the mode, the batch or the rank.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -102,13 +103,18 @@ class TextTower(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def add_lora(self) -> None:
+        """Give the layers that train the updates of `model.text.lora_rank`, if there are any."""
+        add_lora(self.parts.layers[self.first_trained :], self.config)
+
     def freeze(self) -> None:
         """Set `requires_grad` of every parameter from the configuration."""
         parts = self.parts
         self.requires_grad_(False)
-        parts.layers[self.first_trained :].requires_grad_(True)
+        for name, parameter in parts.layers[self.first_trained :].named_parameters():
+            parameter.requires_grad_(trains_by(self.config, name))
         if parts.norm is not None:
-            parts.norm.requires_grad_(self.config.trained_layers > 0)
+            parts.norm.requires_grad_(self.config.trained_layers > 0 and not self.config.lora_rank)
         parts.projection.requires_grad_(self.config.train_projection)
 
     def release(self, stored: Callable[[str], Tensor]) -> None:

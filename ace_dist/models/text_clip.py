@@ -35,6 +35,7 @@ class ClipTextTower(TextTower):
         model = CLIPTextModelWithProjection(shape)
         self.text_model: Any = model.text_model
         self.text_projection: nn.Linear = model.text_projection
+        self.add_lora()
         self.freeze()
 
     def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,7 @@ class MiniLMTextTower(TextTower):
             nn.init.eye_(self.projection.weight)
         else:
             nn.init.normal_(self.projection.weight, std=config.width**-0.5)
+        self.add_lora()
         self.freeze()
 
     def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:

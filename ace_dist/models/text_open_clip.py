@@ -53,6 +53,7 @@ class OpenClipTextTower(TextTower):
         self.pool_type: str = network.pool_type
         self.is_causal = network.attn_mask is not None
         self.cleaning = text_cleaning(config.arch)
+        self.add_lora()
         self.freeze()
 
     def tokenize(self, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:

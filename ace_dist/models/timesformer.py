@@ -32,6 +32,7 @@ from ace_dist.models.attention import (
 )
 from ace_dist.models.fused_blocks import FrozenTrunk, trunk_serves
 from ace_dist.models.graphs import GraphedFunction
+from ace_dist.models.lora import whole_weight
 from ace_dist.models.patches import ClipPatches
 from ace_dist.models.recompute import recompute
 from ace_dist.models.video import VideoTower, check_config, resize_positions, resize_times
@@ -83,8 +84,9 @@ class Attention(nn.Module):
     def project_in_first(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The first token's query [-1,1,heads,d] and all keys and values [-1,N,2,heads,d]: no other query is formed."""
         width = x.shape[-1]
-        q = functional.linear(x[..., :1, :], self.qkv.weight[:width], self.qkv.bias[:width])
-        kv = functional.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
+        weight = whole_weight(self.qkv)
+        q = functional.linear(x[..., :1, :], weight[:width], self.qkv.bias[:width])
+        kv = functional.linear(x, weight[width:], self.qkv.bias[width:])
         split = (self.heads, width // self.heads)
         return q.view(-1, 1, *split), kv.view(-1, x.shape[-2], 2, *split)
 
@@ -145,7 +147,7 @@ class Block(nn.Module):
         inner, outer = self.temporal_attn.proj, self.temporal_fc
         qkv = self.again(lambda patches: self.temporal_attn.project_in(self.temporal_norm1(patches)), patches)
         mixed = attend_packed(qkv, backends.temporal).reshape(patches.shape)
-        weight = outer.weight @ inner.weight
+        weight = outer.weight @ whole_weight(inner)
         if masks is None:
             return patches + functional.linear(mixed, weight, functional.linear(inner.bias, outer.weight, outer.bias))
         out = functional.linear(mixed, weight, outer.weight @ inner.bias)
@@ -184,6 +186,7 @@ class TimeSformer(VideoTower):
         self.trunk: FrozenTrunk | None = None  # built at the first use
         self.graphs: GraphedFunction | None = None
         self.reset_parameters()
+        self.add_lora()
         self.freeze()
 
     def reset_parameters(self) -> None:

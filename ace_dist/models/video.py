@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ace_dist.config import VideoConfig
+from ace_dist.models.lora import add_lora, trains_by
 from ace_dist.models.recompute import recompute, stored_bytes
 from ace_dist.utils.distributed import say
 from ace_dist.utils.errors import ModelError
@@ -28,7 +29,8 @@ class VideoTower(nn.Module):
     """A video encoder with `patch_embed`, `cls_token`, `pos_embed`, `blocks`, `norm` and `head`.
 
     The last `trained_blocks` blocks train (all of them: the embeddings too), the final norm with `train_norm`, the head
-    with `train_head`, the time embedding with `train_time_embed`, and whatever is in `fresh` always. Frozen parts stay
+    with `train_head`, the time embedding with `train_time_embed`, and whatever is in `fresh` always. With `lora_rank`
+    updates of these blocks train instead of their weights, and no embedding does. Frozen parts stay
     in eval mode under `train()`, and what lies below everything that trains runs under `no_grad` and stores nothing.
     With `train_time_embed` every block stores its activations, since the gradient passes through all of them.
     """
@@ -55,15 +57,25 @@ class VideoTower(nn.Module):
         trunc_normal_(self.cls_token, std=0.02)
         trunc_normal_(self.pos_embed, std=0.02)
 
+    def add_lora(self) -> None:
+        """Give the blocks that train the updates of `model.video.lora_rank`, if there are any."""
+        add_lora(self.blocks[self.first_trained :], self.config)
+
+    @property
+    def trains_embeddings(self) -> bool:
+        return self.first_trained == 0 and not self.config.lora_rank
+
     def freeze(self) -> None:
         """Set `requires_grad` of every parameter from the configuration, and eval mode of frozen modules."""
-        config, all_blocks = self.config, self.first_trained == 0
+        config, all_blocks = self.config, self.trains_embeddings
         trained = dict.fromkeys(EMBEDDINGS, all_blocks) | dict.fromkeys(self.fresh, True)
         trained |= {"norm": config.train_norm, "head": config.train_head}
         trained["time_embed"] = all_blocks or config.train_time_embed
         for name, parameter in self.named_parameters():
             top, *rest = name.split(".")
-            is_trained = trained.get(top, False) if top != "blocks" else int(rest[0]) >= self.first_trained
+            is_trained = trained.get(top, False)
+            if top == "blocks":
+                is_trained = int(rest[0]) >= self.first_trained and trains_by(config, name)
             parameter.requires_grad_(is_trained)
         self.set_recompute("norms" if config.recompute == "auto" else config.recompute)
         self.train(self.training)

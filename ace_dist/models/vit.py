@@ -56,6 +56,7 @@ class ImageTower(FrameByFrameTower, VisionTransformer):  # type: ignore[misc]  #
             self.prompts = nn.Parameter(torch.randn(shape) * PROMPT_STD)
         self.fresh = ("temporal", "prompts")
         self.config = config
+        self.add_lora()
         self.freeze()
 
     def forward(self, video: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ace_dist.models.lora import is_factor, plain_state
 from ace_dist.models.video import VideoTower
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.files import write_bytes
@@ -159,10 +160,11 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, setting: str) -> LoadReport:
     """Copy the tensors into the model when the report has no fault. Raises `ModelError`, which names the setting."""
-    own = model.state_dict()
+    own = plain_state(model)
     fresh = {name for name in getattr(model, "fresh", ()) if not any(key.split(".")[0] == name for key in state)}
     report.missing = [key for key in own if key not in state and key.split(".")[0] not in fresh]
     report.started = [key for key in own if key.split(".")[0] in fresh]
+    report.started += [key for key in model.state_dict() if is_factor(key)]
     report.unexpected = [key for key in state if key not in own and key not in report.ignored]
     shapes = {key: (list(state[key].shape), list(own[key].shape)) for key in own if key in state}
     report.mismatched = [f"{key} {theirs} for {ours}" for key, (theirs, ours) in shapes.items() if theirs != ours]

@@ -3,7 +3,7 @@
 from itertools import zip_longest
 from pathlib import Path
 
-from ace_dist.config import Config, choices, load_config, shipped_file
+from ace_dist.config import Config, TextConfig, VideoConfig, choices, load_config, shipped_file
 from ace_dist.models.convert.known import KNOWN, KnownWeights, pair_files
 from ace_dist.tools.estimate import model_cost
 
@@ -32,12 +32,16 @@ def describe(name: str, frames: int) -> str:
 
 def what_trains(config: Config) -> str:
     video, text = config.model.video, config.model.text
-    parts = [f"last {video.trained_blocks} of {video.depth} video blocks"] if video.trained_blocks else []
-    parts += [f"last {text.trained_layers} of {text.depth} text layers"] if text.trained_layers else []
+    layers = ((video, video.trained_blocks, "video blocks"), (text, text.trained_layers, "text layers"))
+    parts = [f"{by_lora(side)}last {count} of {side.depth} {name}" for side, count, name in layers if count]
     flags = {"video norm": video.train_norm, "video head": video.train_head, "text projection": text.train_projection}
     parts += [part for part, trains in flags.items() if trains]
     parts += [f"temporal {video.temporal}"] if video.temporal in ("transformer", "adapter") else []
     return ", ".join(parts) or "nothing"
+
+
+def by_lora(side: VideoConfig | TextConfig) -> str:
+    return f"LoRA of rank {side.lora_rank} in the " if side.lora_rank else ""
 
 
 def origins(config: Config) -> list[str]:

@@ -110,6 +110,28 @@ def bytes_losses(stage, ranks):
     return train(engine, config, ranks, 0, STOP)
 
 
+LORA = {"lora_rank": 2, "lora_alpha": 8.0}
+
+
+def lora_run(stage, precision, ranks):
+    """The towers' last layers train by LoRA, stop, and go on: losses, those after the stop, what the stop changed."""
+    config = settings(stage, precision)
+    model = replace(config.model, video=replace(config.model.video, **LORA))
+    model = replace(model, text=replace(model.text, trained_layers=1, **LORA))
+    config = replace(config, model=model, training=replace(config.training, lr_video=0.1, lr_text=0.1))
+    engine = Engine(config, objective_of(config), ranks, STEPS)
+    losses = train(engine, config, ranks, 0, STOP)
+    stopped = engine.state()
+    losses += train(engine, config, ranks, STOP, STEPS)
+    again = Engine(config, objective_of(config), ranks, STEPS)
+    again.load_state(stopped)
+    kept = differences(stopped, again.state())
+    continued = train(again, config, ranks, STOP, STEPS)
+    different = kept + differences(engine.state(), again.state())
+    moved = differences(stopped, engine.state())
+    return {"losses": losses, "continued": continued, "different": different, "moved": moved}
+
+
 def plain_losses(config, ranks):
     """The same training by torch alone: the whole batch on one rank, torch's SGD, no DeepSpeed."""
     objective = objective_of(config)
@@ -169,6 +191,11 @@ def main(out):
     config = settings(2, "fp32")
     engine = Engine(config, objective_of(config), ranks, STEPS)
     engine.load_state(states[3, "fp32"])
+    found["lora"] = {
+        f"zero{stage} {precision}": lora_run(stage, precision, ranks)
+        for precision in ("fp32", "bf16")
+        for stage in STAGES
+    }
     found["bytes"] = [bytes_losses(stage, ranks) for stage in (0, 3)]
     found["zero3 continued by zero2"] = train(engine, config, ranks, STOP, STEPS)
     if ranks.is_first:

@@ -64,6 +64,17 @@ def test_a_run_of_one_stage_continues_under_another(found):
     assert found["zero3 continued by zero2"] == pytest.approx(found["runs"]["zero3 fp32"]["continued"], rel=1e-5)
 
 
+@pytest.mark.parametrize("run", RUNS)
+def test_lora_trains_under_every_stage(found, run):
+    """Both factors of every update move and continue to the last bit. TimeSformer's blocks read some of these weights
+    outside of their layers, where ZeRO 3 has to gather them."""
+    facts, plain = found["lora"][run], found["lora"]["zero0 fp32"]
+    factors = {name.split(".lora_")[1][0] for name in facts["moved"] if ".lora_" in name}
+    assert factors == {"A", "B"} and facts["different"] == []
+    assert facts["continued"] == facts["losses"][-len(facts["continued"]) :]
+    assert facts["losses"] == pytest.approx(plain["losses"], rel=1e-4 if run.endswith("fp32") else 0.1)
+
+
 def test_clips_of_bytes_train_alike_under_every_stage(found):
     """The patch embedding uses its weights outside of the layer that owns them; ZeRO 3 has to gather them there."""
     plain, spread = found["bytes"]

@@ -4,7 +4,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -248,7 +248,8 @@ def check_tower(config: Any, state: Mapping[str, Tensor], source: Path, is_text:
     What starts anew in a tower may be missing.
     """
     with torch.device("meta"):
-        tower: nn.Module = build_text_tower(config) if is_text else build_video_tower(config)
+        plain = replace(config, lora_rank=0)
+        tower: nn.Module = build_text_tower(plain) if is_text else build_video_tower(plain)
     own, fresh = tower.state_dict(), getattr(tower, "fresh", ())
     report = ImportReport(source, kind=f"{config.tower} ({config.arch})", tower="text" if is_text else "video")
     report.missing = sorted(name for name in own.keys() - state.keys() if name.split(".")[0] not in fresh)

@@ -183,10 +183,10 @@ def build_towers(model: ModelConfig) -> DualEncoder:
     """
     video = replace(
         model.video, trained_blocks=model.video.depth, train_head=True, train_norm=True, train_time_embed=True,
-        drop_path=0.0, weights=None,
+        drop_path=0.0, weights=None, lora_rank=0,
     )  # fmt: skip
     trained_layers = 0 if model.text.tower == "minilm" else model.text.depth
-    text = replace(model.text, trained_layers=trained_layers, train_projection=True, weights=None)
+    text = replace(model.text, trained_layers=trained_layers, train_projection=True, weights=None, lora_rank=0)
     towers = DualEncoder(video, text).requires_grad_(True)
     if not trained_layers:
         towers.text.freeze()
