@@ -37,6 +37,7 @@ from ace_dist.segment.timeline import Timeline
 from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.distributed import say_once
 from ace_dist.utils.errors import DataError, LabelError, ModelError
+from ace_dist.utils.extras import require
 from ace_dist.utils.pictures import data_uri, png
 
 SHOWN = 8  # frames that a result keeps
@@ -314,6 +315,8 @@ class Classifier:
         """
         if actions is None and procedure is None:
             raise LabelError("segment needs actions=[...] or a procedure")
+        if procedure:
+            require("scipy")  # for the deviations, which come after the whole video
         labels = self.labels(procedure.labels if actions is None and procedure else actions or ())
         calibration = self.calibration.with_decoder(decoder or ("viterbi" if procedure else None))
         embedded = embed_video(self.model, self.config, video, stride_s, cache, progress)

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from light import BLOCKED
 
-from ace_dist import cli
+from ace_dist import Classifier, cli
 from ace_dist.cli.entry import start
+from ace_dist.segment.procedure import Procedure, Step
+from ace_dist.tools.timelines.commands import calibrate
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.extras import EXTRAS, missing_packages_named
 
@@ -66,6 +68,15 @@ def test_what_trains_asks_for_its_extra_before_it_does_anything(words, tmp_path,
     with pytest.raises(UserError, match=r"^deepspeed is not installed, .* pip install 'ace-dist\[train\]'$"):
         start(words)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_fits_and_what_checks_steps_ask_for_scipy_before_a_video_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    said = r"^scipy is not installed, .* pip install 'ace-dist\[train\]'$"
+    with pytest.raises(UserError, match=said):
+        calibrate([f"run={tmp_path}"])
+    with pytest.raises(UserError, match=said):
+        Classifier.segment(None, "none.mp4", procedure=Procedure((Step("lift lid"), Step("push lever"))))
 
 
 def test_all_has_what_the_project_is_built_on():

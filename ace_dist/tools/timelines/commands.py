@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from ace_dist.config import parse_settings
 from ace_dist.utils.errors import ConfigError, DataError, RunError, listing
+from ace_dist.utils.extras import require
 from ace_dist.utils.files import check_writable, write_json
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ def calibrate(argv: list[str]) -> None:
 
     run = Path(settings.run)
     check_writable(run / CALIBRATION)
+    require("scipy")  # which fits what the videos gave
     classifier = Classifier.from_run(run, settings.device)
     if settings.videos is None:
         calibration, known = calibrate_on_clips(classifier, run, settings.error_rate)
