@@ -35,7 +35,7 @@ from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.segmenter import Calibration, segment
 from ace_dist.segment.timeline import Timeline
 from ace_dist.segment.windows import WindowGrid
-from ace_dist.utils.distributed import say_once
+from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import DataError, LabelError, ModelError
 from ace_dist.utils.extras import require
 from ace_dist.utils.pictures import data_uri, png

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from ace_dist.cli.settings import load_run
-from ace_dist.config import load_config, parse_settings, split_settings
+from ace_dist.config import load_config, parse_settings, resolve_path, split_settings
 
 
 @dataclass
@@ -77,6 +77,9 @@ def verify_shards(argv: list[str]) -> int:
     Give the settings of the training that will read them (`dataset.synonyms`, `loader.backend`, `training.device`).
     """
     config = load_run(argv)
+    from ace_dist.data.shards import ShardSet
+
+    ShardSet.read(resolve_path(config.dataset.shards))  # says that there are none, before torch is imported
     import torch
 
     from ace_dist.data.build.verify import verify_shards

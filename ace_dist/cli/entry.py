@@ -64,12 +64,15 @@ def start(argv: Sequence[str]) -> int:
         return execute(argv)
     own, settings = split_settings(rest, RankSettings)
     from ace_dist.cluster.ranks import default_ranks, run_ranks
+    from ace_dist.data.run_inputs import check_start
 
     require("deepspeed")  # said once, and not by each rank
     if name == "evaluate":
         config = evaluated_config(split_settings(settings, EvaluateSettings)[0])
     else:
         config = load_run(split_settings(settings, TrainSettings)[1])
+        if name == "train":
+            check_start(config)
     return run_ranks([name, *settings], own.ranks or default_ranks(config))
 
 

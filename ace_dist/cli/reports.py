@@ -24,6 +24,9 @@ class ReportSettings:
 def report_run(argv: list[str]) -> None:
     """Write a run's report again, beside other runs: `ace report run=DIR compare='[DIR, DIR]'`."""
     settings = parse_settings(argv, ReportSettings)
+    from ace_dist.data.run_inputs import check_is_run
+
+    check_is_run(Path(settings.run))
     from ace_dist.evaluate.report import write_report
 
     compare = None if settings.compare is None else [Path(folder) for folder in settings.compare]

@@ -28,6 +28,9 @@ def classify(argv: list[str]) -> None:
     Prints the probability of each label, and what was averaged for it.
     """
     settings = parse_settings(argv, ClassifySettings)
+    from ace_dist.data.run_inputs import check_model_folder
+
+    check_model_folder(Path(settings.run))
     from ace_dist.classifier import Classifier
 
     classifier = Classifier.load(settings.run, interpolate=settings.evaluation.interpolate)
@@ -50,10 +53,15 @@ class ExploreSettings:
 def explore(argv: list[str]) -> None:
     """Talk to a trained model on a local page: `ace explore run=DIR [port=7860]`."""
     settings = parse_settings(argv, ExploreSettings)
+    from ace_dist.data.run_inputs import run_config
+
+    runs = [Path(run) for run in (settings.run, settings.compare) if run]
+    for run in runs:
+        run_config(run)  # says what is no run, before torch and Gradio are imported
     from ace_dist.tools.explorer.serve import serve
 
     serve(
-        [Path(run) for run in (settings.run, settings.compare) if run],
+        runs,
         settings.port,
         settings.device,
         settings.largest_upload_mb,
@@ -77,6 +85,10 @@ def export(argv: list[str]) -> None:
     settings = parse_settings(argv, ExportSettings)
     if settings.run is None and settings.push is None:
         raise ConfigError("run is not set: give a finished run folder as run=..., or push=OWNER/NAME for an old export")
+    if settings.run is not None:
+        from ace_dist.data.run_inputs import run_config
+
+        run_config(Path(settings.run))  # says what is no run, before torch is imported
     from ace_dist.evaluate.export import export_run
     from ace_dist.evaluate.hub import check_repository, push_export
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from ace_dist.cli.settings import ClipsOfRun, WeightsOfRun, load_run
-from ace_dist.config import Config, parse_settings, read_config, split_settings
+from ace_dist.config import Config, parse_settings, resolve_path, split_settings
 from ace_dist.utils.files import check_writable
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ def train(argv: list[str]) -> int:
 
         print(to_yaml(config), end="")
         return 0
+    from ace_dist.data.run_inputs import check_start
+
+    check_start(config)
     from ace_dist.train.dry_run import dry_run
     from ace_dist.train.trainer import train
     from ace_dist.utils.distributed import connected
@@ -104,9 +107,13 @@ def evaluate(argv: list[str]) -> None:
 
 
 def evaluated_config(settings: EvaluateSettings) -> Config:
-    """The configuration of the run. Raises an error when there is none, or when no results could be written."""
-    config = read_config(Path(settings.run))
+    """The configuration of the run. Raises an error when it, its clips or a place for the results is not there."""
+    from ace_dist.data.run_inputs import run_config
+    from ace_dist.data.shards import ShardSet
+
+    config = run_config(Path(settings.run), settings.dataset.shards)
     check_writable(Path(settings.output or settings.run) / "results.json")
+    ShardSet.load(resolve_path(config.dataset.shards))
     return config
 
 

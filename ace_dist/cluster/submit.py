@@ -264,10 +264,11 @@ def check_job(load: Load, command: str, settings: Sequence[str], profile: Cluste
     if command in COMPOSED:
         config = load(settings)
         if command == "train":
-            from ace_dist.data.run_inputs import check_files, with_own_inputs
+            from ace_dist.data.run_inputs import check_files, check_run_place
             from ace_dist.train.engine import micro_batch_size
 
-            check_files(with_own_inputs(Path(config.run), config))
+            check_run_place(Path(config.run))
+            check_files(config)
             micro_batch_size(config, profile.nodes * profile.tasks_per_node)
 
 

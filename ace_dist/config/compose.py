@@ -223,7 +223,7 @@ def read_config(run_dir: Path) -> Config:
     if not path.is_file():
         near = sorted(str(found.parent) for found in run_dir.glob("*/config.yaml"))[:5]
         hint = f"; inside it are {', '.join(near)}" if near else " (`ace train run=FOLDER` makes one)"
-        raise ConfigError(f"{path} does not exist: run={run_dir} is not a run folder{hint}")
+        raise ConfigError(f"{path} does not exist: {run_dir} is not a run folder{hint}")
     advice = (
         "; bring it back from a backup, or delete it and give the command that trained the run, which writes it again"
     )

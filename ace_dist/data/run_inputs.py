@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ace_dist.config import Config, read_config, resolve_path
-from ace_dist.utils.distributed import say_once
+from ace_dist.data.shards import MANIFEST, ShardSet
+from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import RunError, UserError, listing
 from ace_dist.utils.files import file_sha256, write_bytes, write_json
 from ace_dist.utils.reading import read_object
@@ -32,14 +33,27 @@ WEIGHTS = ("model.video.weights", "model.text.weights")
 PARENT = "model/trained.safetensors"
 # Settings that say where something lies. They may change between the starts of a run; what lies there may not.
 PATHS = ("dataset.shards", "dataset.root", "dataset.annotations", "loader.feature_cache", "init_from", *KEPT, *WEIGHTS)
+NO_RUN = {  # a file -> what a folder with it is, and what else its owner may have meant
+    "provenance.json": (
+        "an export",
+        "; to start from its weights, give the folder of the run that was exported as init_from=DIR too",
+    ),
+    MANIFEST: ("a folder of shards", ""),
+    "sweep.json": ("a sweep, whose runs are the folders in it", ""),
+}
 
 
 def check_files(config: Config) -> None:
-    """Raise `UserError` naming every file of words that a setting names and that does not exist.
+    """Raise `UserError` naming every file of words that a setting names and of which the run has no copy either.
 
     Some are read after the last step only, so a start that does not look for them fails hours later.
     """
-    missing = [f"{key}={path}" for key, path in named_files(config).items() if not resolve_path(path).is_file()]
+    kept = Path(config.run) / "inputs"
+    missing = [
+        f"{key}={path}"
+        for key, path in named_files(config).items()
+        if not resolve_path(path).is_file() and not (kept / KEPT[key]).is_file()
+    ]
     if missing:
         raise UserError(f"files that the run or its test will read do not exist:{listing(missing)}")
 
@@ -101,6 +115,30 @@ def read_inputs(run_dir: Path) -> dict[str, Any]:
         return known | {"licences": inputs.get("licences")}  # runs of before have none
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}); bring it back from a backup") from error
+
+
+def check_start(config: Config) -> None:
+    """Raise `UserError` for a run folder that is something else, and for shards and files of words that are not there.
+
+    A training finds out too, after torch and DeepSpeed have been imported, which takes seconds.
+    """
+    check_run_place(Path(config.run))
+    ShardSet.load(resolve_path(config.dataset.shards))
+    check_files(config)
+
+
+def check_run_place(folder: Path) -> None:
+    """Raise `RunError` for a folder of ours that is no run: a training would write among its files."""
+    if not (folder / "environment.json").is_file():
+        for name, (kind, advice) in NO_RUN.items():
+            if (folder / name).is_file():
+                raise RunError(f"run={folder} is {kind}; give the training another folder with run=DIR{advice}")
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise `UserError` for a folder that is neither a run nor an export; needs no torch."""
+    if not (folder / "video").is_dir():
+        run_config(folder)
 
 
 def check_is_run(folder: Path) -> None:

@@ -13,7 +13,7 @@ from ace_dist.data.datasets import load_shards
 from ace_dist.data.run_inputs import check_files, read_inputs
 from ace_dist.data.sampling import describe_clips, digest, held_out_groups
 from ace_dist.data.shards import ClipRecord, ShardSet
-from ace_dist.utils.distributed import say_once
+from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import UserError
 
 NO_TEST = "the test split has no clip (dataset.test_groups, or the split column of dataset.annotations, chooses it)"

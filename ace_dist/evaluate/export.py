@@ -32,7 +32,7 @@ from ace_dist.evaluate.runs import interpolated, results_table, trained_model
 from ace_dist.models.build import check_size
 from ace_dist.models.convert.exporting import PAIR, VICLIP_FILE, load_encoders, save_encoders
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.utils.distributed import say_once
+from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import (
     CHECKSUMS,

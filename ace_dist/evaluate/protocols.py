@@ -30,7 +30,8 @@ from ace_dist.data.task import Task
 from ace_dist.evaluate.caveats import chance_scores, guessing, intervals, mean_of_both, result_notes
 from ace_dist.evaluate.metrics import accuracy, bias_curve, fuse_views, macro_f1, srt_summary
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.utils.distributed import Ranks, say_once
+from ace_dist.utils.console import say_once
+from ace_dist.utils.distributed import Ranks
 
 Clips = tuple[list[ClipRecord], list[int]]  # and the class of each
 Predict = Callable[[Clips, Sequence[LabelSet]], list[dict[str, Any]]]  # an entry of predictions.json a label set

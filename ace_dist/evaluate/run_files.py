@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from ace_dist.data.run_inputs import check_is_run
 from ace_dist.evaluate.metrics import accuracy, harmonic_mean, macro_f1
 from ace_dist.models.weights import TRAINED
-from ace_dist.utils.distributed import say
+from ace_dist.utils.console import say
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import read_log
 from ace_dist.utils.reading import Score, Text, Whole, check_shape, read_object, read_text, read_yaml

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ace_dist.models.recompute import recompute
-from ace_dist.utils.distributed import say
+from ace_dist.utils.console import say
 from ace_dist.utils.errors import ModelError
 
 AttentionBackend = Literal["triton", "xformers", "sdpa"]

@@ -11,7 +11,7 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.lora import plain_state
 from ace_dist.models.similarity import Spotting
 from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights, read_logits
-from ace_dist.utils.distributed import say_once
+from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import ModelError, UserError
 from ace_dist.utils.files import CHECKSUMS, check_checksums
 

@@ -25,7 +25,7 @@ from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.tubelets import build_tubelet_tower
 from ace_dist.models.video import VideoTower
 from ace_dist.models.vit import ImageTower
-from ace_dist.utils.distributed import say
+from ace_dist.utils.console import say
 from ace_dist.utils.errors import ModelError
 
 # Compiling takes 32 s and spares 4.8 ms a step (H100, 16 clips of 15 frames: 43.4 ms without, 38.6 compiled in graphs).

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ace_dist.utils.distributed import say
+from ace_dist.utils.console import say
 
 # Largest part of an output or gradient by which a replay may differ from the pass before the capture: a hundred times
 # what another order of bf16 sums made on an H100 (1e-4).

@@ -17,7 +17,7 @@ from torch.nn import functional
 from ace_dist.config import VideoConfig
 from ace_dist.models.lora import add_lora, trains_by
 from ace_dist.models.recompute import recompute, stored_bytes
-from ace_dist.utils.distributed import say
+from ace_dist.utils.console import say
 from ace_dist.utils.errors import ModelError
 
 EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed", "norm_pre")

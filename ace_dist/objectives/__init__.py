@@ -9,7 +9,7 @@ from ace_dist.objectives.bike import SymmetricObjective
 from ace_dist.objectives.concept import ConceptObjective, PlacedDraw, total_loss
 from ace_dist.objectives.label import LabelObjective
 from ace_dist.objectives.sigmoid import SigmoidObjective
-from ace_dist.utils.distributed import say_once
+from ace_dist.utils.console import say_once
 
 __all__ = ["ConceptObjective", "PlacedDraw", "build_objective", "total_loss"]
 

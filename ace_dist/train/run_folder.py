@@ -17,7 +17,7 @@ import torch
 
 from ace_dist import __version__
 from ace_dist.config import Config, read_config, sealed, to_values, to_yaml
-from ace_dist.data.run_inputs import PATHS, changed_inputs
+from ace_dist.data.run_inputs import PATHS, changed_inputs, check_run_place
 from ace_dist.data.sampling import read_clips
 from ace_dist.train.run_lock import RunLock
 from ace_dist.train.schedule import total_steps
@@ -91,6 +91,7 @@ def keep_earlier_start(run_dir: Path, facts: dict[str, str]) -> None:
 
 def check_owner(run_dir: Path, config: Config) -> bool:
     """Whether the folder is of a run, which then is one of this configuration; else raises as `claim` does."""
+    check_run_place(run_dir)
     if not (run_dir / "config.yaml").is_file():
         return False
     # Read through the schema: a setting that is newer than the folder had its default there.

@@ -40,8 +40,9 @@ from ace_dist.train.run_lock import RunLock
 from ace_dist.train.schedule import lr_factor, total_steps
 from ace_dist.train.trackers import require_trackers
 from ace_dist.train.validation import Validation, copy_to_test
+from ace_dist.utils.console import say_once
 from ace_dist.utils.determinism import deterministic
-from ace_dist.utils.distributed import Ranks, on_first, say_once, seed_everything, uses_bf16
+from ace_dist.utils.distributed import Ranks, on_first, seed_everything, uses_bf16
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_checksums
 from ace_dist.utils.parts import Flops

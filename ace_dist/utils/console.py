@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +38,18 @@ def quiet_deepspeed() -> None:
 
 def is_unexpected(record: logging.LogRecord) -> bool:
     return is_verbose() or not any(text in record.getMessage() for text in EXPECTED)
+
+
+def say(line: str) -> None:
+    """Print a line on rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
+@cache
+def say_once(line: str) -> None:
+    """`say`, once in a process."""
+    say(line)
 
 
 class Progress:

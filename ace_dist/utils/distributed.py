@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -261,15 +260,3 @@ def node_address(host: str) -> str:
         return host  # then connecting fails with its name in the message
     match = re.search(r"\bNodeAddr=(\S+)", text)
     return match[1] if match else host
-
-
-def say(line: str) -> None:
-    """Print a line on rank 0."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
-
-
-@cache
-def say_once(line: str) -> None:
-    """`say`, once in a process."""
-    say(line)

@@ -14,6 +14,7 @@ from ace_dist.concepts.actions import Action
 from ace_dist.concepts.classes import split_classes
 from ace_dist.concepts.trees import SynonymTrees
 from ace_dist.config import load_config, read_config
+from ace_dist.data import run_inputs
 from ace_dist.data.annotations.csv import read_csv
 from ace_dist.data.task import load_trees
 from ace_dist.evaluate.run_files import run_file
@@ -118,7 +119,7 @@ def test_one_rank_takes_the_number_of_ranks_that_were_started(started, monkeypat
 
 def test_results_that_cannot_be_written_are_known_before_anything_is_computed(tmp_path, monkeypatch):
     (tmp_path / "results.json").mkdir()
-    monkeypatch.setattr(training, "read_config", lambda run: load_config(["seed=1"]))
+    monkeypatch.setattr(run_inputs, "run_config", lambda run, shards: load_config(["seed=1"]))
     monkeypatch.setattr(training, "evaluate_and_report", lambda *_: pytest.fail("computed before the check"))
     for start in (cli.execute, cli.start):
         with pytest.raises(IsADirectoryError, match=r"results\.json"):

@@ -227,17 +227,18 @@ def test_clips_come_back_onto_the_device(name, tmp_path) -> None:
 def test_what_killed_writers_left_goes_and_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys) -> None:
     """Old temporary files are deleted at opening, those of a living writer are not; without space all is computed."""
     opened = cache_in(tmp_path, FakeLoader(), tower())
-    old, new = (opened.folder / f".{name}.safetensors.0a1b2c3d.partial" for name in ("old", "new"))
-    for path in (old, new):
+    old, new, ahead = (opened.folder / f".{name}.safetensors.0a1b2c3d.partial" for name in ("old", "new", "ahead"))
+    for path in (old, new, ahead):
         path.write_bytes(bytes(1000))
     os.utime(old, (1e9, 1e9))
+    os.utime(ahead, (4e9, 4e9))  # the clock was set back since
 
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(feature_cache, "write_bytes", full)
     cache = cache_in(tmp_path, FakeLoader(), tower())
-    assert new.exists() and not old.exists()
+    assert new.exists() and not old.exists() and not ahead.exists()
     assert len(list(cache.stream(draw_requests(2, 2, 3)))) == 3 and cache.computed == 6
     assert "no space left below" in capsys.readouterr().out
 

@@ -25,7 +25,7 @@ from ace_dist.data.loader.sample_table import read_sample_table
 from ace_dist.data.sampling import ClipRequest, TestPlan, TrainPlan, crop_box
 from ace_dist.data.segments import RawClip
 from ace_dist.data.shards import ClipRecord, ShardFiles, ShardSet
-from ace_dist.utils.distributed import say_once
+from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import DataError
 
 CLIP = ClipConfig(6, 1.5, 3)

@@ -9,7 +9,7 @@ from ace_dist.data.loader.base import Loader
 from ace_dist.data.loader.fastest import fastest_backend
 from ace_dist.data.loader.feature_cache import FeatureCache, FrozenPart
 from ace_dist.data.shards import ShardSet
-from ace_dist.utils.distributed import say_once
+from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import DataError
 
 DALI_CPU_CODECS = ("vp9", "mjpeg")  # measured with DALI 2.4.0: its CPU backend refuses h264

@@ -19,7 +19,8 @@ from ace_dist.config import Config
 from ace_dist.data.loader.base import Loader
 from ace_dist.data.sampling import ClipRequest, TrainPlan
 from ace_dist.data.shards import ShardFiles, ShardSet
-from ace_dist.utils.distributed import Ranks, on_first, say_once
+from ace_dist.utils.console import say_once
+from ace_dist.utils.distributed import Ranks, on_first
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_json
 from ace_dist.utils.reading import Number, Text, check_shape, read_object

@@ -29,7 +29,7 @@ from torch import Tensor
 from ace_dist.config import LoaderConfig
 from ace_dist.data.loader.base import Batch, Loader, build_batch, decoding_threads
 from ace_dist.data.sampling import ClipRequest
-from ace_dist.utils.distributed import say_once
+from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_bytes, write_json
 from ace_dist.utils.memory import Upload
@@ -105,13 +105,13 @@ class FeatureCache(Loader):
     def recount(self) -> None:
         """Add up the bytes of all files below the root, and delete those that killed writers left an hour ago.
 
-        What vanishes meanwhile does not count.
+        One that is an hour ahead is of before the clock was set back. What vanishes meanwhile does not count.
         """
         self.held = self.added = 0
         for path in (Path(place, name) for place, _, names in os.walk(self.root) for name in names):
             with contextlib.suppress(FileNotFoundError):
                 facts = path.stat()
-                if path.match(".*.partial") and time.time() - facts.st_mtime > UNFINISHED_S:
+                if path.match(".*.partial") and abs(time.time() - facts.st_mtime) > UNFINISHED_S:
                     path.unlink()
                 else:
                     self.held += facts.st_size

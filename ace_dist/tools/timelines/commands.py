@@ -42,6 +42,9 @@ def segment(argv: list[str]) -> None:
     .eaf (ELAN) .labelstudio.json .html .mp4.
     """
     settings = parse_settings(argv, SegmentSettings)
+    from ace_dist.data.run_inputs import check_model_folder
+
+    check_model_folder(Path(settings.run))
     from ace_dist.classifier import Classifier
     from ace_dist.segment.formats import write_timeline
     from ace_dist.segment.procedure import Procedure
@@ -135,6 +138,9 @@ def watch(argv: list[str]) -> int:
     latency, frames left out. Connects again when the stream is lost. Ctrl-C (130) and TERM (143) end it.
     """
     settings = parse_settings(argv, WatchSettings)
+    from ace_dist.data.run_inputs import check_model_folder
+
+    check_model_folder(Path(settings.run))
     from ace_dist.classifier import Classifier
     from ace_dist.segment.procedure import Procedure
 
@@ -200,6 +206,9 @@ def calibrate(argv: list[str]) -> None:
     background. Without `videos` it looks at the run's training clips, which show no background.
     """
     settings = parse_settings(argv, CalibrateSettings)
+    from ace_dist.data.run_inputs import run_config
+
+    run_config(Path(settings.run))  # says what is no run, before torch is imported
     from ace_dist.classifier import Classifier
     from ace_dist.segment.segmenter import CALIBRATION
     from ace_dist.tools.timelines.videos import cache_folder, calibrate_on_clips, calibrate_on_long_videos
@@ -238,6 +247,9 @@ def evaluate_timelines(argv: list[str]) -> None:
     25, 50; rejection (AUROC, FPR95); precision and recall of deviations where there are procedures.
     """
     settings = parse_settings(argv, EvaluateTimelinesSettings)
+    from ace_dist.data.run_inputs import run_config
+
+    run_config(Path(settings.run))  # says what is no run, before torch is imported
     from ace_dist.classifier import Classifier
     from ace_dist.segment.protocol import TimelineTest, load_procedures, table
     from ace_dist.segment.segmenter import window_similarities

@@ -1,0 +1,88 @@
+"""A start says what a user can mend before it imports torch, and takes no folder of ours that is no run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ace_dist.config import load_config, sealed, to_yaml
+from ace_dist.data.run_inputs import NO_RUN, check_files, check_start
+from ace_dist.train.run_folder import check_owner
+from ace_dist.utils.errors import RunError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = None  # an import of it fails
+from ace_dist.cli import execute, start
+from ace_dist.utils.errors import UserError
+for run in (execute, start):
+    for words in json.loads(sys.argv[1]):
+        try:
+            print(run(words))
+        except UserError as error:
+            print(" ".join(str(error).split()))
+"""
+
+
+@pytest.mark.parametrize("name", NO_RUN)
+def test_a_training_does_not_write_into_a_folder_of_ours_that_is_no_run(tmp_path, name):
+    """An export, shards or a sweep: the advice is another folder, never to delete this one."""
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "config.yaml").write_text("seed: 0\n")  # which an export has too
+    config = load_config(["experiment=demo", f"run={tmp_path}"])
+    for check in (lambda: check_start(config), lambda: check_owner(tmp_path, config)):
+        with pytest.raises(RunError, match="give the training another folder with run=DIR") as caught:
+            check()
+        assert "delete" not in str(caught.value) and ("init_from=DIR" in str(caught.value)) == ("prov" in name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "config.yaml"])
+
+
+def test_a_run_may_have_its_own_copy_of_a_file_of_words(tmp_path):
+    """`check_files` asks for a file that is neither where the setting says nor in the run folder."""
+    config = load_config(["experiment=demo", f"run={tmp_path}", f"dataset.synonyms={tmp_path}/gone.json"])
+    with pytest.raises(UserError, match=r"dataset\.synonyms=.*gone\.json"):
+        check_files(config)
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs/synonyms.json").write_text("{}")
+    check_files(config)
+
+
+def test_what_is_missing_is_said_without_torch(tmp_path):
+    """Importing torch and DeepSpeed takes seconds, which nobody should wait for the name of a folder."""
+    run, export, none = (tmp_path / name for name in ("run", "export", "none"))
+    for folder in (run, export):
+        folder.mkdir()
+        (folder / "config.yaml").write_text(sealed(to_yaml(load_config(["experiment=demo", "run=r"]))))
+    (run / "environment.json").write_text("{}")
+    (export / "provenance.json").write_text("{}")
+    expected = {
+        f"train experiment=demo run={tmp_path}/new dataset.shards={none}": "holds no finished build",
+        f"train experiment=demo run={tmp_path}/new dataset.shards={none} dry_run=true": "holds no finished build",
+        f"train experiment=demo run={export}": "is an export; give the training another folder",
+        f"evaluate run={run} dataset.shards={none}": "holds no finished build",
+        f"evaluate run={none}": "is not a run folder",
+        f"classify run={none} video=a.mp4 actions=[a,b]": "is not a run folder",
+        f"segment run={none} video=[a.mp4] actions=[a,b]": "is not a run folder",
+        f"watch run={none} source=a.mp4 actions=[a,b]": "is not a run folder",
+        f"shards verify experiment=demo dataset.shards={none}": "holds no finished build",
+    } | {
+        f"{command} run={export} {words}": "is an export, which `ace classify`"
+        for command, words in {
+            "evaluate": "", "explore": "", "export": f"output={none}", "calibrate": "", "timelines": "videos=v.csv",
+            "report": "",
+        }.items()
+    }  # fmt: skip
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "SLURM_STEP_ID")}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, json.dumps([command.split() for command in expected])],
+        env={**environment, "PYTHONPATH": f"{ROOT}:{ROOT}/kernels"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 2 * len(expected), done.stdout
+    for (command, sentence), line in zip([*expected.items()] * 2, said, strict=True):
+        assert sentence in line, (command, line)
