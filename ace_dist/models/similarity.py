@@ -56,6 +56,12 @@ class Similarity(nn.Module):
         self.log_scale.copy_(logits[LOGIT_SCALE] + math.log(temperature))
         self.bias.copy_(logits[LOGIT_BIAS])
 
+    def logits(self, temperature: float) -> dict[str, Tensor]:
+        """The scale and bias as a file of weights has them, for `start_at`; nothing where they are not learned."""
+        if self.bias is None or self.log_scale is None:
+            return {}
+        return {LOGIT_SCALE: self.log_scale - math.log(temperature), LOGIT_BIAS: self.bias}
+
 
 class Spotting(Similarity):
     """BIKE: a video is pooled anew for each phrase, frames weighed by their likeness to it; attributes vote beside.

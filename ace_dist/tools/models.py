@@ -3,7 +3,7 @@
 from itertools import zip_longest
 from pathlib import Path
 
-from ace_dist.config import Config, TextConfig, VideoConfig, choices, load_config, shipped_file
+from ace_dist.config import Config, TextConfig, VideoConfig, assets_dir, choices, load_config, shipped_file
 from ace_dist.models.convert.known import KNOWN, KnownWeights, pair_files
 from ace_dist.tools.estimate import model_cost
 
@@ -26,7 +26,8 @@ def describe(name: str, frames: int) -> str:
         return f"{name:18} any other: model.video.arch=NAME, and its sizes as the files beside it in configs/model"
     cost = model_cost(config, bf16=False)
     millions = f"{cost.parameters / 1e6:.1f} M parameters, {cost.trained / 1e6:.1f} M train"
-    lines = [f"{millions}, {cost.forward_flops / 1e9:.1f} GFLOPs", f"trains: {what_trains(config)}", *origins(config)]
+    flops = f"{millions}, {cost.forward_flops / 1e9:.1f} GFLOPs"
+    lines = [flops, f"trains: {what_trains(config)}", *origins(name, config)]
     return "\n".join(f"{title:18} {line}" for title, line in zip_longest([name], lines, fillvalue=""))
 
 
@@ -44,13 +45,15 @@ def by_lora(side: VideoConfig | TextConfig) -> str:
     return f"LoRA of rank {side.lora_rank} in the " if side.lora_rank else ""
 
 
-def origins(config: Config) -> list[str]:
+def origins(name: str, config: Config) -> list[str]:
     """Licence and command of the weights of a model; of several, a line each."""
     model = config.model
     files = {Path(path).name for path in (model.video.weights, model.text.weights) if path is not None}
     known = {key: each for key, each in KNOWN.items() if files & known_files(each)}
-    if not known:
+    if not known and Path(model.video.weights or "").is_relative_to(assets_dir()):
         return [f"{OWN_LICENCE}, shipped with ace-dist"]
+    if not known:
+        return [f"yours, made by the command at the top of `ace config get model={name}`"]
     return [f"{each.licence}: ace weights get {key}" for key, each in known.items()]
 
 

@@ -1,5 +1,7 @@
 """Protects the contrastive loss of the pretraining, and that its settings are read or refused by name."""
 
+import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ace_dist.config import assets_dir, load_config
+from ace_dist.cli import execute
+from ace_dist.config import assets_dir, load_config, shipped_file
+from ace_dist.models.build import build_model
 from ace_dist.models.convert.importing import ImportConfig, import_weights
 from ace_dist.utils.errors import ConfigError
 from ace_dist.worlds.tabletop.pretraining import (
@@ -18,6 +22,7 @@ from ace_dist.worlds.tabletop.pretraining import (
     pretrain,
     read_settings,
     sentence_encoder,
+    sigmoid_of_pairs,
 )
 
 
@@ -48,7 +53,7 @@ def test_old_settings_are_refused_with_their_new_name(old: str) -> None:
         read_settings([f"pretrain.{old}=3"])
 
 
-@pytest.mark.parametrize("argument", ["pretrain.stepz=7", "pretrain.temperature=0"])
+@pytest.mark.parametrize("argument", ["pretrain.stepz=7", "pretrain.temperature=0", "pretrain.loss=hinge"])
 def test_bad_settings_are_named(argument: str) -> None:
     with pytest.raises(ConfigError, match=argument.partition("=")[0].removeprefix("pretrain.")):
         read_settings([argument])
@@ -89,6 +94,40 @@ def test_of_minilm_only_the_projection_learns() -> None:
     ahead = sentence_encoder(model, sentences)(np.array([2, 0, 1]))
     torch.testing.assert_close(ahead, encode_text(model, sentences)[[2, 0, 1]])
     assert ahead.requires_grad
+
+
+def test_sigmoid_of_pairs_against_loops() -> None:
+    """SigLIP's algorithm 1: each pair of a batch alone, equal sentences counting as positives."""
+    rng = np.random.default_rng()
+    scores, codes = rng.normal(size=(6, 6)) * 5, rng.integers(0, 3, 6)
+    total = sum(
+        math.log1p(math.exp(-scores[i, j] if codes[i] == codes[j] else scores[i, j]))
+        for i in range(6) for j in range(6)
+    )  # fmt: skip
+    assert float(sigmoid_of_pairs(torch.from_numpy(scores), codes)) == pytest.approx(total / 6, rel=1e-9)
+
+
+@pytest.mark.parametrize(("model", "loss"), [("tabletop_sigmoid", "sigmoid"), ("tabletop_rotary", "softmax")])
+def test_small_encoders_are_made_by_one_command(model: str, loss: str, tmp_path, monkeypatch) -> None:
+    """What it writes is what the model's file loads: both towers, tokens, and of the sigmoid loss scale and bias."""
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"ace weights (pretrain .*)", shipped_file("model", model).read_text())
+    small = ["dataset.world.corpus.clips=24", "pretrain.threads=1", "pretrain.test_clips=2"]
+    small += [f"pretrain.{name}=2" for name in ("supervised_steps", "supervised_batch", "steps", "batch_size")]
+    assert execute(["weights", *command.split(), *small]) == 0
+    method = ["method=ace_sigmoid"] if loss == "sigmoid" else []
+    config = load_config(["experiment=demo", f"model={model}", *method])
+    built = build_model(config.model, seed=0, temperature=config.method.temperature)
+    assert built.text(["spin block", "tighten the screwdriver"]).shape == (2, config.model.text.embed_dim)
+    assert built.video.temporal is not None
+    fresh = build_towers(config.model)
+    stored = load_file(tmp_path / "weights" / model / "video.safetensors")
+    assert ("similarity.logit_bias" in stored) == (loss == "sigmoid")
+    assert not torch.equal(built.video.temporal.positions, fresh.video.temporal.positions)
+    if loss == "sigmoid":  # 1 / pretrain.temperature at the start, and two steps of 1e-3 at most
+        scale = built.similarity.log_scale.exp() / config.method.temperature
+        assert scale.item() == pytest.approx(1 / PretrainConfig().temperature, rel=0.01)
+        assert built.similarity.bias.item() == pytest.approx(-10, abs=0.01)
 
 
 @pytest.mark.parametrize("tower", ["vit", "spacetime"])

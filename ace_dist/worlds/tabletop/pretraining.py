@@ -1,4 +1,4 @@
-"""Pretrains both towers on the narrated tabletop corpus: the video tower with labels, then both with InfoNCE.
+"""Pretrains both towers on the narrated tabletop corpus: the video tower with labels, then both on narrations.
 
 Shapes: N clips, B batch, T frames, H height, W width, S phrases, E embedding width.
 """
@@ -18,15 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ace_dist.concepts import SynonymTrees
-from ace_dist.config import Config, LoaderConfig, ModelConfig, load_config, split_settings
+from ace_dist.config import Config, LoaderConfig, ModelConfig, SimilarityConfig, load_config, split_settings
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.weights import save_safetensors
 from ace_dist.utils.errors import ConfigError
-from ace_dist.utils.files import write_json
+from ace_dist.utils.files import write_json, write_text
 from ace_dist.worlds.tabletop.corpus import NarratedClip, narrated_clips, render_narrated
 from ace_dist.worlds.tabletop.world import OBJECTS, VERBS, build_world
-
-WORKERS = 2  # processes that render and threads that train: the result depends on the latter, so it is no setting
 
 
 @dataclass
@@ -36,7 +34,8 @@ class OutputConfig:
 
 @dataclass
 class PretrainConfig:
-    """The optimisation. `temperature` is fixed; `bf16` computes in bfloat16 and keeps float32 weights.
+    """The optimisation. `temperature` is fixed, of the sigmoid loss it is where the learned scale begins; `bf16`
+    computes in bfloat16 and keeps float32 weights.
 
     Supervised pretraining of the video tower comes first, in `supervised_steps` steps of `supervised_batch` clips; then
     both towers learn from narrations, in `steps` steps of `batch_size` pairs. The first part does not depend on how
@@ -50,6 +49,7 @@ class PretrainConfig:
     supervised_lr: float = 1.5e-3
     steps: int = 300
     batch_size: int = 128
+    loss: str = "softmax"  # of narrations: softmax (CLIP's) | sigmoid (SigLIP's, with a learned scale and bias)
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
@@ -57,21 +57,29 @@ class PretrainConfig:
     bf16: bool = True
     test_clips: int = 384
     supervised_weights: str | None = None  # safetensors file; null: nothing is kept
+    threads: int = 2  # that train, and processes that render; another number rounds differently
 
 
 def pretrain_command(argv: Sequence[str]) -> None:
-    """Render the narrated corpus, train on it, write weights (fp16) as `model=tabletop` loads them, and provenance."""
+    """Render the narrated corpus, train on it, write weights (fp16) as the model's file loads them, and provenance.
+
+    A model with tokens of its own gets a tokenizer that is made of the narrations.
+    """
     own, others = split_settings(argv, OutputConfig)
     settings, rest = read_settings(others)
     config, folder = load_config(rest), Path(own.output)
+    if config.model.text.tokenizer is not None:
+        tokenizer = write_tokenizer(config, folder / "tokenizer.json")
+        config = replace(config, model=replace(config.model, text=replace(config.model.text, tokenizer=tokenizer)))
     steps = f"{settings.supervised_steps} + {settings.steps} steps"
-    print(f"{steps}, 13 minutes when the shipped weights were made, into {folder}", flush=True)
-    torch.set_num_threads(WORKERS)
+    print(f"{steps}, 13 minutes when the weights of model=tabletop were made, into {folder}", flush=True)
+    torch.set_num_threads(settings.threads)
     start_s = time.perf_counter()
-    model, losses, accuracies = pretrain(config, settings, workers=WORKERS)
+    model, losses, accuracies = pretrain(config, settings, workers=settings.threads)
     wall_s = round(time.perf_counter() - start_s)
-    for name, tower in (("video", model.video), ("text", model.text)):
-        save_safetensors(tower.state_dict(), folder / f"{name}.safetensors", torch.float16)
+    video = {**model.video.state_dict(), **model.similarity.logits(settings.temperature)}
+    for name, state in (("video", video), ("text", model.text.state_dict())):
+        save_safetensors(state, folder / f"{name}.safetensors", torch.float16)
     provenance = {
         "command": shlex.join(["python", "launchers/pretrain_tabletop.py", *argv]),
         "pretrain": asdict(settings),
@@ -90,10 +98,52 @@ def pretrain_command(argv: Sequence[str]) -> None:
 def read_settings(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
     """Split command-line settings into those of `pretrain.*`, parsed, and the others, left for the configuration."""
     settings, rest = split_settings(argv, PretrainConfig, "pretrain.")
-    positive = ("steps", "supervised_steps", "batch_size", "supervised_batch", "test_clips")
+    positive = ("steps", "supervised_steps", "batch_size", "supervised_batch", "test_clips", "threads")
     if min(getattr(settings, name) for name in positive) < 1 or settings.temperature <= 0:
-        raise ConfigError("pretrain: steps, batches and test_clips must be at least 1, temperature positive")
+        raise ConfigError("pretrain: steps, batches, test_clips and threads must be at least 1, temperature positive")
+    if settings.loss not in ("softmax", "sigmoid"):
+        raise ConfigError(f"pretrain.loss={settings.loss} is not one of softmax, sigmoid")
     return settings, rest
+
+
+def write_tokenizer(config: Config, path: Path) -> str:
+    """Byte pairs of the corpus' narrations, `model.text.vocabulary` at most, which can spell any label; its path."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    words = SynonymTrees.load(config.dataset.synonyms or "")
+    texts = [
+        clip.text
+        for clip in narrated_clips({verb: words.children(verb) for verb in VERBS}, build_world(config.dataset.world))
+    ]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.model.text.vocabulary, special_tokens=["<pad>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.enable_padding(pad_id=0, pad_token="<pad>")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, tokenizer.to_str(pretty=False))
+    return str(path)
+
+
+def pair_loss(
+    model: DualEncoder, video_BE: Tensor, text_BE: Tensor, texts: NDArray[np.int64], settings: PretrainConfig
+) -> Tensor:
+    """Of B pairs, by `pretrain.loss`."""
+    if settings.loss == "softmax":
+        return info_nce(video_BE, text_BE, texts, settings.temperature)
+    cosines = functional.normalize(video_BE, dim=1) @ functional.normalize(text_BE, dim=1).T
+    return sigmoid_of_pairs(model.similarity.scale([cosines / settings.temperature])[0], texts)
+
+
+def sigmoid_of_pairs(scores_BB: Tensor, texts: NDArray[np.int64]) -> Tensor:
+    """SigLIP's loss (algorithm 1) of scaled and biased cosines; equal sentences are positives of each other."""
+    signs = torch.from_numpy(2.0 * (texts[:, None] == texts[None, :]) - 1).to(scores_BB)
+    return -functional.logsigmoid(signs * scores_BB).sum(1).mean()
 
 
 def info_nce(video_BE: Tensor, text_BE: Tensor, texts: NDArray[np.int64], temperature: float) -> Tensor:
@@ -174,8 +224,10 @@ def sentence_encoder(model: DualEncoder, sentences: Sequence[str]) -> Callable[[
     return lambda rows: cache.encode(indices[torch.from_numpy(rows)])
 
 
-def build_towers(model: ModelConfig) -> DualEncoder:
+def build_towers(model: ModelConfig, loss: str = "softmax") -> DualEncoder:
     """Both towers with every parameter training, randomly initialised; of MiniLM, which knows words, the projection.
+
+    The sigmoid loss has a scale and a bias, which train too.
 
     The video tower's official initialisation supposes an image model's weights and starts positions at 0.02. From
     scratch it learns objects and hardly any motion: after 200 supervised steps 14 % of the verbs; 35 % with positions
@@ -187,14 +239,17 @@ def build_towers(model: ModelConfig) -> DualEncoder:
     )  # fmt: skip
     trained_layers = 0 if model.text.tower == "minilm" else model.text.depth
     text = replace(model.text, trained_layers=trained_layers, train_projection=True, weights=None, lora_rank=0)
-    towers = DualEncoder(video, text).requires_grad_(True)
+    learned = loss == "sigmoid"
+    similarity = SimilarityConfig(learn_temperature=learned, bias=learned)
+    towers = DualEncoder(video, text, similarity).requires_grad_(True)
     if not trained_layers:
         towers.text.freeze()
     for module in towers.video.modules():
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.xavier_uniform_(module.weight)
     for name in ("pos_embed", "time_embed"):
-        torch.nn.init.normal_(towers.video.get_parameter(name), std=0.3)
+        if hasattr(towers.video, name):  # towers of open_clip have no times
+            torch.nn.init.normal_(towers.video.get_parameter(name), std=0.3)
     return towers
 
 
@@ -222,7 +277,7 @@ def pretrain(
     videos = render_narrated(corpus, world, *clip, workers=workers)
     print(f"rendered {len(corpus)} narrated clips in {time.perf_counter() - start_s:.0f} s")
     torch.manual_seed(settings.seed)
-    model = build_towers(config.model)
+    model = build_towers(config.model, settings.loss)
     weights_file = None if settings.supervised_weights is None else Path(settings.supervised_weights)
     if weights_file is not None and weights_file.is_file():
         model.video.load_state_dict(load_file(weights_file))
@@ -290,7 +345,7 @@ def pretrain_contrastive(
     loader: LoaderConfig,
     settings: PretrainConfig,
 ) -> list[float]:
-    """Symmetric InfoNCE in whole epochs in shuffled order, every pair as it was narrated; returns the losses."""
+    """`pretrain.loss` in whole epochs in shuffled order, every pair as it was narrated; returns the losses."""
     rng = np.random.default_rng([settings.seed, 1])
     codes = np.unique(sentences, return_inverse=True)[1].astype(np.int64)
     encode_sentences = sentence_encoder(model, sentences)
@@ -312,7 +367,7 @@ def pretrain_contrastive(
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             video = model.encode_video(augment(videos[rows], loader, rng))
             text = encode_sentences(rows)
-        loss = info_nce(video.float(), text.float(), codes[rows], settings.temperature)
+        loss = pair_loss(model, video.float(), text.float(), codes[rows], settings)
         take_step(loss, optimizer, model.parameters(), settings.lr * lr_factor(step, settings.steps, settings.warmup))
         losses.append(float(loss.detach()))
         if (step + 1) % 25 == 0:
