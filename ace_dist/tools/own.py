@@ -102,7 +102,7 @@ def length_words(config: Config, settings: Sequence[str]) -> list[str]:
         return []
     epochs = enough_epochs(training.batch_size / clips)
     print(
-        f"training.epochs={epochs}, since {training.epochs:g} of {clips} clips make {steps} steps, and fewer than "
+        f"training.epochs={epochs}: {training.epochs:g} epochs of {clips} clips are {steps} steps, and fewer than "
         f"{FEW_STEPS} teach little; a number of yours stands",
         flush=True,
     )
