@@ -1,4 +1,5 @@
-"""Remakes the pictures of `docs/images` from the demo: `ace demo`, then `python docs/screenshots.py`.
+"""Remakes the pictures of `docs/images` from the demo: `ace demo`, `ace calibrate run=runs/demo`, then
+`python docs/screenshots.py`.
 
 `python docs/screenshots.py explorer` remakes those of the explorer alone, `report` those of the report.
 Takes Chromium and playwright (`pip install playwright`). `first_picture.png` is the section "One clip, three wordings"
@@ -7,6 +8,7 @@ of the demo's report; every page is taken at the widths of a desk and of a phone
 
 import contextlib
 import io
+import itertools
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.Image import Quantize
 from playwright.sync_api import sync_playwright
 
 from ace_dist.worlds.tabletop.procedures import write_videos
@@ -30,15 +33,19 @@ TALLEST = 2600  # pixels of a page: its first screens
 
 
 def keep(content: bytes, path: Path) -> None:
-    """As a PNG of 256 colours."""
-    Image.open(io.BytesIO(content)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    """As a PNG of 256 colours: some that no other is near, so that no small mark loses its own, and some for frames."""
+    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    halves = (picture.quantize(128, how).getpalette() for how in (Quantize.MAXCOVERAGE, Quantize.MEDIANCUT))
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*itertools.chain.from_iterable(halves)])
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
 def first_picture(browser: Any, address: str) -> None:
     page = browser.new_page(viewport={"width": 1120, "height": 900}, device_scale_factor=1.6)
     page.goto(address)
-    keep(page.locator(".wordings").screenshot(), IMAGES / "first_picture.png")
+    page.locator(".wordings").screenshot(path=IMAGES / "first_picture.png")
     page.close()
 
 

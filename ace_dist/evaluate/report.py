@@ -108,14 +108,14 @@ def write_report(
     """Write `report.html` and `figures/` into the run folder, or `output`, and return the path of the page.
 
     `compare`: other run folders (say ProcVLR on the same seed); each becomes a row of the table and of the figures, and
-    must be of the same dataset and fold; `None`: those that the page had before. The results in `before/` of the run
-    are a row in any case. `shards`: where the clips lie now.
+    must be of the same dataset and fold; `None`: those that the page had before. The results in `before/` of the run,
+    of the weights that it began with, are a row in any case. `shards`: where the clips lie now.
     Raises `RunError` when a file is missing, naming it and the launcher that makes it, or when the runs are not
     comparable.
     """
     run = read_run(folder, output)
     others = list(compared_before(run) if compare is None else compare)
-    before = run.tested / BEFORE  # the run's own weights before training, which are compared unasked
+    asked, before = 1 + len(others), run.tested / BEFORE
     if (before / "results.json").is_file() and before.resolve() not in (other.resolve() for other in others):
         others.append(before)
     rows = table_rows(run, others)
@@ -125,7 +125,7 @@ def write_report(
     frames = Frames.of_run(folder, shards)
     css = svg.theme_css([*rows])
     sections = [
-        wordings_section(guesses, frames),
+        wordings_section(dict(itertools.islice(guesses.items(), asked)), frames),
         srt_section(run, rows),
         *example_sections(run, ours, frames),
         class_section(run),
@@ -151,7 +151,7 @@ def page_html(
     frames: Frames,
     css: str,
 ) -> str:
-    ours, chance = next(iter(rows)), chance_row(run)
+    chance = chance_row(run)
     classes = class_rows(run, frames)  # the frames' problem, if any, is known only then
     templates = Environment(
         loader=PackageLoader("ace_dist.evaluate"),
@@ -169,7 +169,7 @@ def page_html(
         facts=facts(run, rows),
         rows=rows,
         random=chance,
-        notes=[note if name == ours else f"{name}: {note}" for name in rows for note in rows[name]["notes"]],
+        notes=notes(rows),
         sections=sections,
         classes=classes,
         problem=frames.problem,
@@ -285,9 +285,19 @@ def table_rows(run: Run, compare: Sequence[Path]) -> dict[str, Results]:
 
 
 def row_name(results: Results) -> str:
-    """The method; `before fine-tuning` for results of `ace evaluate evaluation.interpolate=0`."""
-    before = str(results.get("weights", "")).endswith("evaluation.interpolate=0")
-    return METHODS["pretrained_not_fine_tuned"][0] if before else method_name(results["method"])
+    return METHODS["pretrained_not_fine_tuned"][0] if is_before(results) else method_name(results["method"])
+
+
+def is_before(results: Results) -> bool:
+    """Whether they are of the weights that training began with (`ace evaluate evaluation.interpolate=0`)."""
+    return str(results.get("weights", "")).endswith("evaluation.interpolate=0")
+
+
+def notes(rows: Mapping[str, Results]) -> list[str]:
+    """What speaks against the scores of each row; before fine-tuning nobody expects them to be above chance."""
+    ours, *others = rows
+    found = [f"{name}: {note}" for name in others if not is_before(rows[name]) for note in rows[name]["notes"]]
+    return [*rows[ours]["notes"], *found]
 
 
 def chance_row(run: Run) -> dict[str, Any]:

@@ -397,11 +397,11 @@ def test_the_weights_before_training_are_a_row_unasked(tmp_path, rng, quick):
     build_run(tmp_path / "ace", rng, steps=3)
     build_run(tmp_path / "procvlr", rng, method="procvlr", steps=3)
     build_run(tmp_path / "ace/before", rng, skill=(0.1, 0.2), steps=3)
-    weights = "step 3; tested with evaluation.interpolate=0"
-    edit_json(tmp_path / "ace/before/results.json", lambda results: results.update(weights=weights))
+    facts = {"weights": "step 3; tested with evaluation.interpolate=0", "notes": ["novel is not above chance"]}
+    edit_json(tmp_path / "ace/before/results.json", lambda results: results.update(facts))
     for compare in ((), [tmp_path / "procvlr"], [tmp_path / "procvlr/../ace/before"], None):
         text = read_report(tmp_path / "ace", compare).text
-        assert text.count("It is ahead of before fine-tuning: +") == 1
+        assert text.count("It is ahead of before fine-tuning: +") == 1 and "not above chance" not in text
         assert ("ProcVLR" in text) == (compare == [tmp_path / "procvlr"])
     (tmp_path / "ace/before/predictions.json").unlink()
     (tmp_path / "ace/model").mkdir()

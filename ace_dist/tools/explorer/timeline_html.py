@@ -4,7 +4,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from ace_dist.evaluate.palette import BLUE, OLIVE, PLUM
+from ace_dist.evaluate.palette import BLUE, PLUM
 from ace_dist.segment.page import WIDTH, colour, curve, place
 from ace_dist.segment.timeline import NONE, TimedSegment, Timeline, clock
 from ace_dist.segment.windows import windows_between
@@ -14,7 +14,7 @@ from ace_dist.tools.explorer.words import Words
 from ace_dist.utils.pictures import data_uri
 
 FRAMES = 6  # of a segment
-DARK = (BLUE, OLIVE, PLUM)  # colours of labels on which white can be read
+DARK = (BLUE, PLUM)  # colours of labels on which white is read better than black: above 4.5 to 1
 LISTED = 400  # segments; the bar shows them all
 KEEP = {".json": "JSON", ".csv": "CSV", ".eaf": "ELAN", ".vtt": "WebVTT", ".html": "Page"}
 
@@ -53,7 +53,7 @@ def cells_html(timeline: Timeline, chosen: int | None, coloured: Timeline) -> st
         kinds = ["none"] * (part.label is None) + ["chosen"] * (number == chosen)
         if part.label is not None:
             fill = colour(coloured, part.label)
-            style += f";background-color:{fill};color:{'#fff' if fill in DARK else '#000'}"
+            style += f";background-color:{fill};" + ("color:#fff;--hatch:#0007" if fill in DARK else "color:#000")
             kinds += ["unsure"] * part.uncertain
         asks = f' data-do="segment" data-value="{number}"' if chosen is not None else ""
         tip = f"{clock(part.start_s)} to {clock(part.end_s)}: {part.label or NONE}"
