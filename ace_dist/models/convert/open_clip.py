@@ -33,6 +33,7 @@ TEXT = re.compile(
     r"(?:text\.)?(token_embedding|positional_embedding|transformer\.resblocks|ln_final|text_projection)\b"
 )
 LAYERS = "transformer.resblocks."
+CLIP_TEXT = "clip_text.safetensors"  # of CLIP ViT-B/16
 SCALARS = ("logit_scale", "logit_bias")
 CONSTANTS = re.compile(r"(?:text\.)?attn_mask|input_resolution|context_length|vocab_size")
 
@@ -118,7 +119,8 @@ def import_pair(settings: ImportConfig, licence: str | None = None) -> None:
         f"use it with: model={settings.model}" + ("" if output == Path("weights") else f", whose files lie in {output}")
     )
     if "text" not in states:
-        print(f"its text tower is in {config.text.weights}, which `ace weights get clip_b16` makes")
+        brings = ", which `ace weights get clip_b16` brings" if str(config.text.weights).endswith(CLIP_TEXT) else ""
+        print(f"its text tower is that of model.text.weights={config.text.weights}{brings}")
 
 
 def pair_states(config: ModelConfig, raw: Mapping[str, Tensor], source: Path) -> tuple[dict[str, State], State]:
