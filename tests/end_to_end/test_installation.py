@@ -77,7 +77,9 @@ def trained(install):
     assert "$ ace train experiment=demo method=procvlr" in said and "report: runs/demo/report.html" in said
     training = said.split("$ ace train experiment=demo run=")[-1].split("$ ace report")[0].rstrip().splitlines()[1:]
     assert training[0].startswith("classes: 12 base, 6 novel"), "our lines are first"
-    assert any(line.startswith("chance") for line in training[-9:]), "the table is last"
+    table = [line.split()[:1] for line in training].index(["method"])
+    rest = [line for line in training[table:] if re.match(r"(train|pace|loader|report|attention|weights)\b", line)]
+    assert any(line.startswith("chance") for line in training[table:]) and not rest, "the table is last, with its notes"
     assert not re.search(r"\r|TFLOP|untested optimizer|\[WARNING\]", said)
     environment = json.loads((home / "runs" / "demo" / "environment.json").read_text())
     assert environment["command"].startswith("python -m ace_dist train ") and environment["git"]["commit"] is None
