@@ -36,7 +36,7 @@ from ace_dist.tools.study.screening import (
     screening_lines,
 )
 from ace_dist.tools.study.selection import SIGNALS, CellRow, add_cell_row, rank_correlations, read_cell_rows
-from ace_dist.utils.errors import ConfigError, RunError
+from ace_dist.utils.errors import ConfigError, RunError, UserError
 from ace_dist.utils.locks import lock
 from ace_dist.utils.reading import read_object
 
@@ -329,4 +329,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

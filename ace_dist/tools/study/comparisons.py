@@ -238,8 +238,12 @@ def full_test_lines(rows: Sequence[CellRow], test: FullTest, fresh: FullTest) ->
     yield from ["### Goal", ""]
     parts = goals(rows, comparisons, test)
     yield from markdown_table(["part", "", ""], [[one.name, one.verdict, one.finding] for one in parts])
-    interval = f"Student's {100 * test.level:.4g} % interval over seeds' means of {len(test.cells)} cells"
-    yield from ["", "### Family", "", f"{method_name(test.recipe)} minus the row; {interval}; Holm's correction.", ""]
+    yield from [
+        "", "### Family", "",
+        f"{method_name(test.recipe)} minus the row, over seeds' means of {len(test.cells)} cells: Student's "
+        f"{100 * test.level:.4g} % interval, p before correction, and what Holm's correction at 5 % says. Holm may "
+        "decide where such an interval holds 0: only its smallest p must pass the bound of that width.", "",
+    ]  # fmt: skip
     yield from markdown_table(["score", "row", "difference", "p", "Holm, 5 %"], map(family_cells, comparisons))
     for score in (UNSEEN, MEAN):
         yield from ["", f"### {SCORES[score]} by cell", "", "Plain intervals over seeds.", ""]

@@ -175,7 +175,7 @@ def screening_lines(screening: Screening, design: Design) -> list[str]:
             *(value.gains[cell] or "-" for cell in design.cells), f"{min(lost):+.1f}" if lost else "-", spread,
             screening.verdicts[value.name],
         ])  # fmt: skip
-    header = ["value", "pairs", "base SRT mean", *design.cells, "least base accuracy", "spread", "verdict"]
+    header = ["value", "pairs", "base SRT mean", *design.cells, "base accuracy, worst cell", "spread", "verdict"]
     kept = ", ".join(screening.kept) or "none"
     return [*lines, *markdown_table(header, body), "", f"{'So far' if screening.missing else 'Stay'}: {kept}."]
 
