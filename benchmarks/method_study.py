@@ -183,6 +183,8 @@ def planned(settings: Settings) -> Iterator[PlannedRow]:
     names = (*ROWS, *recipe_rows())
     if stage in ("screening", "combine"):
         names = ("ace", *VALUES) if stage == "screening" else wanted_combination()
+    if settings.candidate.startswith(NAME) and not RECIPE:
+        raise ConfigError(f"candidate={settings.candidate}: RECIPE of this script is not fixed yet")
     for key, value, known in (("cell", settings.cell, cells), ("candidate", settings.candidate, names)):
         if value and value not in known:
             raise ConfigError(f"{key}={value} is not one of {', '.join(known)}")

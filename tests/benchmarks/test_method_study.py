@@ -87,6 +87,8 @@ def test_a_cell_is_made_once_and_from_its_own_corpus(tmp_path, monkeypatch):
 
 def test_a_fixed_recipe_gives_its_rows(results, tmp_path, monkeypatch, capsys):
     """One line fixes it: the recipe, and it without each part; a recipe of one part has no other ablation than ACE."""
+    with pytest.raises(ConfigError, match="RECIPE of this script is not fixed"):
+        list(method_study.planned(method_study.Settings(stage="full", candidate="ace_plus")))
     monkeypatch.setattr(method_study, "RECIPE", ("distil_1", "ema_0.99"))
     names = [row.name for row in method_study.planned(method_study.Settings(stage="full", seed=0, cell=FIRST))]
     assert names[len(method_study.ROWS) :] == ["ace_plus", "ace_plus without distil_1", "ace_plus without ema_0.99"]
