@@ -5,7 +5,7 @@
     python benchmarks/bench_step.py --device cuda --shapes paper_30 --variants naive_bf16 ours_bf16_graphs_uint8
 
 Variants, all from the same weights, clips and drawn phrases:
-- `naive`: Algorithm 1 on Hugging Face's models (`naive_step.py`); `naive_bf16` under bf16 autocast (GPU).
+- `naive`: Algorithm 1 on the library's models (`naive_step.py`); `naive_bf16` under bf16 autocast (GPU).
 - `procedurevrl_style`: fixed embeddings of the root labels, whole video encoder in the graph (nothing marked frozen).
 - one change on `naive` at a time: `tokens_cut` (phrases padded to the longest instead of 77), `text_feature_cache` (the
   frozen text transformer runs once per phrase, before training), `own_timesformer`, `fused_loss`.
@@ -15,6 +15,9 @@ Variants, all from the same weights, clips and drawn phrases:
   `norms` and `checkpointed` (`model.video.recompute=norms`, `blocks`; else what `auto` chooses), `uint8`
   (`loader.dtype=uint8`: clips as bytes), `cached` (what the frozen blocks make of every clip is read from the feature
   cache, out of the page cache), `loop` (SGD not fused). Decoding is in no variant: `e2e_step.py` has it.
+
+Shapes called as a file of `configs/model` have its encoders on 8 frames, on a CPU small ones. Of the baselines they
+have `naive`: open_clip's own towers, every phrase encoded at each step.
 
 On a CPU every variant lives in a process of its own, so that peak memory is its own, and the processes step in turns.
 On a GPU one process measures them one after the other; a turn is five steps, as training takes them, and one wait for
@@ -32,7 +35,7 @@ import gc
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection
@@ -48,11 +51,12 @@ from naive_step import NaiveStep, NaiveText, NaiveVideo, naive_loss
 from torch import Tensor, nn
 
 from ace_dist.concepts import Action, ConceptDraw, ConceptSampler, SynonymTrees
-from ace_dist.config import LoaderConfig, MethodConfig, TextConfig, VideoConfig, assets_dir
+from ace_dist.config import LoaderConfig, MethodConfig, TextConfig, VideoConfig, assets_dir, load_config
 from ace_dist.data.loader.feature_cache import read_features, write_features
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.text_features import TextFeatureCache
 from ace_dist.models.timesformer import TimeSformer
+from ace_dist.models.tokenizer import VOCABULARY
 from ace_dist.objectives import ConceptObjective, total_loss
 from ace_dist.train.metrics import matmul_flops_per_s, micro_batch_flops
 from ace_dist.utils.memory import trim_heap
@@ -110,6 +114,17 @@ class Shape:
     classes: int
     synonyms: int  # M, the root verb among them
     full: bool
+    encoder: str = ""  # a file of configs/model; empty: the paper's
+
+    def configs(self) -> tuple[VideoConfig, TextConfig]:
+        """The sizes of both encoders. Texts have CLIP's tokens, for which no file is needed."""
+        if self.encoder:
+            model = load_config(["experiment=demo", f"model={self.encoder}", "model.video.temporal=mean"]).model
+            return model.video, replace(model.text, tokenizer=None, vocabulary=VOCABULARY)
+        if self.full:
+            return VideoConfig(), TextConfig()
+        video = VideoConfig(width=96, depth=6, heads=3, patch=12, image_size=48, embed_dim=64)
+        return video, TextConfig(width=64, depth=2, heads=2, embed_dim=64)
 
     def model(self, device: str = "cpu", **settings: Any) -> DualEncoder:
         """Both encoders with random weights; `temporal_fc`, which the initialisation leaves zero, too.
@@ -117,17 +132,20 @@ class Shape:
         Nothing is compiled unless `settings`, of `model.video`, say so.
         """
         torch.manual_seed(0)
-        if self.full:
-            video, text = VideoConfig(), TextConfig()
-        else:
-            video = VideoConfig(width=96, depth=6, heads=3, patch=12, image_size=48, embed_dim=64)
-            text = TextConfig(width=64, depth=2, heads=2, embed_dim=64)
-        video.drop_path = 0.0  # Hugging Face's configuration takes no fraction
+        video, text = self.configs()
+        video = replace(
+            video, drop_path=0.0, **{"compile": "none"} | settings
+        )  # Hugging Face's takes no fraction of it
         with torch.device(device):  # random weights of this size take a CPU seconds
-            model = DualEncoder(replace(video, **{"compile": "none"} | settings), text)
-        for block in model.video.blocks:
+            model = DualEncoder(video, text)
+        for block in model.video.blocks if not self.encoder else ():
             nn.init.trunc_normal_(block.temporal_fc.weight, std=0.02)
         return model
+
+    def variants(self, wanted: Sequence[str]) -> list[str]:
+        """Those of `wanted` that the shape has: bytes, fp8 and graphs are of the TimeSformer alone."""
+        own = {*BASELINES, "uint8", "fp8", "graphs"} - {"naive", "naive_bf16"} if self.encoder else set()
+        return [variant for variant in wanted if not own & {variant, *words(variant)}]
 
 
 SHAPES = {
@@ -135,8 +153,12 @@ SHAPES = {
         Shape("toy", 16, 8, 10, 11, full=False),
         Shape("full", 2, 8, 10, 11, full=True),
         Shape("full_15", 4, 15, 6, 9, full=True),
+        *(Shape(name, 16, 8, 10, 11, False, name) for name in ("tabletop_attnpool", "tabletop_rotary")),
     ),
-    "cuda": tuple(Shape(f"paper_{t}", 16, t, c, m, full=True) for t, c, m in ((15, 6, 9), (25, 21, 2), (30, 10, 11))),
+    "cuda": (
+        *(Shape(f"paper_{t}", 16, t, c, m, full=True) for t, c, m in ((15, 6, 9), (25, 21, 2), (30, 10, 11))),
+        *(Shape(name, 16, 8, 10, 11, True, name) for name in ("clip_b16", "siglip_b16", "pe_core_b16", "pe_core_l14")),
+    ),
 }
 
 
@@ -316,7 +338,7 @@ def worker(pipe: Connection, variant: str, shape: Shape) -> None:
 
 def batch(variant: str, shape: Shape, device: str) -> tuple[Tensor, Tensor]:
     """Clips of random numbers as the loader gives them, and labels."""
-    size = 224 if shape.full else 48
+    size = shape.configs()[0].image_size
     torch.manual_seed(1)
     video = torch.randn(shape.batch, shape.frames, 3, size, size, device=device)
     labels = torch.randint(shape.classes, (shape.batch,), device=device)
@@ -486,7 +508,7 @@ def main() -> None:
     variants = options.variants or list(VARIANTS[options.device])
     output = options.output or RESULTS / ("train_step.csv" if options.device == "cpu" else "train_step_cuda.csv")
     for name in options.shapes or shapes:
-        for rows in measure(shapes[name], variants, options.device, options.turns):
+        for rows in measure(shapes[name], shapes[name].variants(variants), options.device, options.turns):
             append(output, rows, options.device)
 
 

@@ -1,4 +1,6 @@
-"""Algorithm 1 of the paper written plainly on Hugging Face's models: the baseline of `bench_step.py`, and a reference.
+"""Algorithm 1 of the paper written plainly on the library's models: the baseline of `bench_step.py`, and a reference.
+
+The paper's encoders are Hugging Face's, the others open_clip's.
 
 Every phrase of every label set is tokenised to CLIP's 77 tokens and passes the whole text transformer at each step; the
 similarities with all phrases are formed [B, S], divided by τ, averaged over each class, and joined by the shadow's.
@@ -22,7 +24,10 @@ from ace_dist.concepts import ConceptDraw, Phrases
 from ace_dist.config import MethodConfig
 from ace_dist.models.convert.layouts import convert
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.frames import FrameTower
+from ace_dist.models.open_clip import build_image_network, build_text_network
 from ace_dist.models.text_clip import ClipTextTower
+from ace_dist.models.text_open_clip import OpenClipTextTower
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.tokenizer import CONTEXT_LENGTH, EOS, VOCABULARY, bpe_ids
 from ace_dist.models.video import resize_times
@@ -115,13 +120,66 @@ def naive_loss(
     )
 
 
+class LibraryVideo(nn.Module):
+    """open_clip's image tower on every frame, and their mean, with the weights and the trained parts of one of ours."""
+
+    def __init__(self, ours: FrameTower) -> None:
+        super().__init__()
+        self.network = build_image_network(ours.config)
+        copy_parameters(ours.visual, self.network)
+
+    def forward(self, video_BTCHW: Tensor) -> Tensor:
+        """[B, T, 3, H, W] -> [B, E]."""
+        network = self.network["trunk"] if isinstance(self.network, nn.ModuleDict) else self.network
+        frames: Tensor = network(video_BTCHW.flatten(0, 1))
+        return frames.unflatten(0, (len(video_BTCHW), -1)).mean(1)
+
+
+class LibraryText(nn.Module):
+    """open_clip's text tower on phrases padded to its context, with the weights and trained parts of one of ours."""
+
+    def __init__(self, ours: OpenClipTextTower) -> None:
+        super().__init__()
+        self.network = network = build_text_network(ours.config)
+        self.tokenize, self.context = ours.tokenize, ours.config.context
+        network.positional_embedding.data.copy_(ours.embeddings.positional_embedding)
+        network.positional_embedding.requires_grad_(False)
+        copy_parameters(ours.embeddings.token_embedding, network.token_embedding)
+        copy_parameters(ours.layers, network.transformer.resblocks)
+        copy_parameters(ours.ln_final, network.ln_final)
+        if isinstance(network.text_projection, nn.Linear):
+            copy_parameters(ours.text_projection, network.text_projection)
+        else:
+            network.text_projection.data.copy_(ours.text_projection.weight.T)
+
+    def forward(self, phrases: list[str]) -> Tensor:
+        """Phrases -> [S, E]."""
+        ids, lengths = self.tokenize(phrases)
+        ids = ids.masked_fill(torch.arange(ids.shape[1]) >= lengths[:, None], 0)
+        ids = functional.pad(ids, (0, self.context - ids.shape[1]))
+        embeddings: Tensor = self.network(ids.to(self.network.positional_embedding.device))
+        return embeddings
+
+
+def copy_parameters(ours: nn.Module, theirs: nn.Module) -> None:
+    """Weights, and which of them train."""
+    theirs.load_state_dict(ours.state_dict())
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        other.requires_grad_(own.requires_grad)
+
+
 class NaiveStep(nn.Module):
     """One forward pass of Algorithm 1 with the weights of a dual encoder: video, labels and drawn phrases -> loss."""
 
     def __init__(self, model: DualEncoder, frames: int, settings: MethodConfig, padded: bool = True) -> None:
         super().__init__()
-        assert isinstance(model.text, ClipTextTower)
-        self.video, self.text = NaiveVideo(model.video, frames), NaiveText(model.text, padded)
+        self.video: nn.Module
+        self.text: nn.Module
+        if isinstance(model.text, OpenClipTextTower):
+            self.video, self.text = LibraryVideo(model.video), LibraryText(model.text)
+        else:
+            assert isinstance(model.text, ClipTextTower)
+            self.video, self.text = NaiveVideo(model.video, frames), NaiveText(model.text, padded)
         self.settings = settings
 
     def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw) -> Tensor:
