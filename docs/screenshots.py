@@ -1,5 +1,4 @@
-"""Remakes the pictures of `docs/images` from the demo: `ace demo`, `ace calibrate run=runs/demo`, then
-`python docs/screenshots.py`.
+"""Remakes the pictures of `docs/images` from the demo: `ace demo`, then `python docs/screenshots.py`.
 
 `python docs/screenshots.py explorer` remakes those of the explorer alone, `report` those of the report.
 Takes Chromium and playwright (`pip install playwright`). `first_picture.png` is the section "One clip, three wordings"
