@@ -106,6 +106,7 @@ def check_config(config: Config) -> None:
         *frame_rules(config),
         *lora_rules(config),
         *training_rules(config),
+        *validation_rules(config),
     ):
         if wrong:
             raise ConfigError(message)
@@ -288,8 +289,8 @@ def lora_rules(config: Config) -> Iterator[tuple[bool, str]]:
 
 
 def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
-    """The same for training, its validation, and the compiled step."""
-    training, evaluation, compiled = config.training, config.evaluation, config.model.video.compile
+    """The same for the optimiser, the average of weights, and the compiled step."""
+    training, compiled = config.training, config.model.video.compile
     yield (
         training.batch_size % training.accumulation > 0,
         f"training.batch_size={training.batch_size} is not a multiple of training.accumulation={training.accumulation}",
@@ -307,6 +308,21 @@ def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
         swa is not None and (not 0 <= swa < 1 or training.ema_decay > 0),
         f"training.swa_start={swa} must lie in [0, 1), with training.ema_decay=0: there is one average",
     )
+    yield (
+        compiled not in ("auto", "none") and config.deepspeed.get("zero_optimization", {}).get("stage") == 3,
+        f"model.video.compile={compiled} does not go with deepspeed=zero3, whose weights come and go within a block; "
+        f"set model.video.compile=none or another stage",
+    )
+    yield (
+        compiled not in ("auto", "none") and config.profile,
+        f"profile=true does not go with model.video.compile={compiled}: the parts of a compiled step cannot be told "
+        f"apart; set one of them back",
+    )
+
+
+def validation_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """The same for what is held out, what looks at it, and what goes by it."""
+    training, evaluation = config.training, config.evaluation
     held_out = bool(evaluation.validation_groups or evaluation.validation_share)
     yield (
         bool(evaluation.validation_groups and evaluation.validation_share),
@@ -341,14 +357,4 @@ def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
         not evaluation.every_steps and (bool(training.keep_best) or training.early_stopping_patience > 0),
         "training.keep_best and training.early_stopping_patience go by validation, which is off; set "
         "evaluation.every_steps, and evaluation.validation_share or evaluation.validation_groups",
-    )
-    yield (
-        compiled not in ("auto", "none") and config.deepspeed.get("zero_optimization", {}).get("stage") == 3,
-        f"model.video.compile={compiled} does not go with deepspeed=zero3, whose weights come and go within a block; "
-        f"set model.video.compile=none or another stage",
-    )
-    yield (
-        compiled not in ("auto", "none") and config.profile,
-        f"profile=true does not go with model.video.compile={compiled}: the parts of a compiled step cannot be told "
-        f"apart; set one of them back",
     )
