@@ -221,7 +221,8 @@ def read_config(run_dir: Path) -> Config:
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
-        near = sorted(str(found.parent) for found in run_dir.glob("*/config.yaml"))[:5]
+        found = [config.parent for config in run_dir.glob("*/config.yaml")]
+        near = sorted(str(folder) for folder in found if not (folder / "provenance.json").is_file())[:5]  # no exports
         hint = f"; inside it are {', '.join(near)}" if near else " (`ace train run=FOLDER` makes one)"
         raise ConfigError(f"{path} does not exist: {run_dir} is not a run folder{hint}")
     advice = (

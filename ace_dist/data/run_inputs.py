@@ -12,6 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from ace_dist.concepts.trees import MAKING
 from ace_dist.config import Config, read_config, resolve_path
 from ace_dist.data.shards import MANIFEST, ShardSet
 from ace_dist.utils.console import say_once
@@ -50,7 +51,7 @@ def check_files(config: Config) -> None:
     """
     kept = Path(config.run) / "inputs"
     missing = [
-        f"{key}={path}"
+        f"{key}={path}" + f" ({MAKING})" * (key == "dataset.synonyms")
         for key, path in named_files(config).items()
         if not resolve_path(path).is_file() and not (kept / KEPT[key]).is_file()
     ]
@@ -125,6 +126,18 @@ def check_start(config: Config) -> None:
     check_run_place(Path(config.run))
     ShardSet.load(resolve_path(config.dataset.shards))
     check_files(config)
+    if config.init_from and not has_inputs(Path(config.run)):  # a run that goes on has its weights
+        check_parent(config.init_from, Path(config.run))
+
+
+def check_parent(init_from: str, run_dir: Path) -> None:
+    """Raise `UserError` for an `init_from` that is no run folder, or the run's own."""
+    parent = resolve_path(init_from)
+    if parent.absolute() == run_dir.absolute():
+        raise RunError(f"init_from={init_from} is the run itself; choose another folder with run=DIR")
+    if (parent / "video").is_dir():
+        raise RunError(f"init_from={init_from} is an export; give the folder of the run that was exported")
+    read_config(parent)  # which says what is no run folder
 
 
 def check_run_place(folder: Path) -> None:

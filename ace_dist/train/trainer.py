@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ace_dist.config import Config, TrainingConfig, read_config, resolve_path
+from ace_dist.config import Config, TrainingConfig, resolve_path
 from ace_dist.data.loader import build_loader
 from ace_dist.data.run_inputs import (
+    check_parent,
     has_inputs,
     keep_inputs,
     named_file,
@@ -180,13 +181,8 @@ def starting_model(config: Config, run_dir: Path) -> DualEncoder:
         return model
     if not config.init_from:
         return build_model(config.model, config.seed, temperature=config.method.temperature)
-    parent = resolve_path(config.init_from)
-    if parent.absolute() == run_dir.absolute():
-        raise RunError(f"init_from={config.init_from} is the run itself; choose another folder with run=DIR")
-    read_config(parent)  # which says what is no run folder
-    if (parent / "video").is_dir():
-        raise RunError(f"init_from={config.init_from} is an export; give the folder of the run that was exported")
-    return build_model(config.model, config.seed, parent=parent / "model")
+    check_parent(config.init_from, run_dir)
+    return build_model(config.model, config.seed, parent=resolve_path(config.init_from) / "model")
 
 
 def keep_start(run_dir: Path, config: Config, task: Task, model: DualEncoder) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from ace_dist.config import load_config, sealed, to_yaml
 from ace_dist.data.run_inputs import NO_RUN, check_files, check_start
+from ace_dist.data.shards import FORMAT, MANIFEST
 from ace_dist.train.run_folder import check_owner
 from ace_dist.utils.errors import RunError, UserError
 
@@ -59,10 +60,21 @@ def test_what_is_missing_is_said_without_torch(tmp_path):
         (folder / "config.yaml").write_text(sealed(to_yaml(load_config(["experiment=demo", "run=r"]))))
     (run / "environment.json").write_text("{}")
     (export / "provenance.json").write_text("{}")
+    (export / "video").mkdir()
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    encoding = {"codec": "vp9", "short_side": 64, "gop": 4, "fps": None}
+    manifest = {"configuration": {"encoding": encoding, "clip_seconds": 1.0}, "shards": [], "clips": []}
+    (shards / MANIFEST).write_text(json.dumps({"format": FORMAT, **manifest}))
     expected = {
         f"train experiment=demo run={tmp_path}/new dataset.shards={none}": "holds no finished build",
         f"train experiment=demo run={tmp_path}/new dataset.shards={none} dry_run=true": "holds no finished build",
         f"train experiment=demo run={export}": "is an export; give the training another folder",
+        f"train experiment=demo run={tmp_path}/new dataset.shards={shards} init_from={export}": "is an export; give",
+        f"train experiment=demo run={tmp_path}/new dataset.shards={shards} init_from={none}": "is not a run folder",
+        f"train experiment=demo run={tmp_path}/new dataset.shards={shards} dataset.synonyms=a.json": "`ace synonyms ",
+        f"shards experiment=demo dataset.shards={export}": "is an export; choose another folder for shards",
+        f"shards experiment=demo dataset.shards={run}": "is a run folder; choose another folder for shards",
         f"evaluate run={run} dataset.shards={none}": "holds no finished build",
         f"evaluate run={none}": "is not a run folder",
         f"classify run={none} video=a.mp4 actions=[a,b]": "is not a run folder",

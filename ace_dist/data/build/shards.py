@@ -36,6 +36,7 @@ QUARANTINE = "quarantine.jsonl"
 STATE = "state.json"  # suffix of the note beside each finished shard of an unfinished build
 PLAN = ".plan.json"  # the configuration that the tasks at work in a folder share
 BUILD_LOCK = ".build.lock"  # held while shards are made: by one whole build, or shared by tasks
+OTHERS = {"environment.json": "a run folder", "provenance.json": "an export", "sweep.json": "a sweep"}  # by a file
 PLAN_LOCK = ".plan.lock"  # held by one process for moments: while it joins the others and while it finishes
 
 
@@ -108,6 +109,9 @@ class Build:
         Raises `DataError` with the failed segments, unless `allow_quarantine` lists them in quarantine.jsonl and goes
         on (a task among others, those of its own part), and when another build lies or is at work in the folder.
         """
+        others = [OTHERS[name] for name in OTHERS if (self.folder / name).is_file()]
+        if others and not (self.folder / MANIFEST).is_file():
+            raise DataError(f"dataset.shards={self.folder} is {others[0]}; choose another folder for shards")
         mine = self.jobs[len(self.jobs) * task // tasks : len(self.jobs) * (task + 1) // tasks]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
