@@ -60,7 +60,7 @@ LARGEST = {  # beyond any model or clip; a larger number would take the memory b
     "model.text.vocabulary": 2**20, "model.text.context": 65536, "dataset.clip.frames": 65536,
     "dataset.clip.views": 1024, "loader.crop": 8192,
 }  # fmt: skip
-LORA_TOWERS = ("timesformer", "vit", "spacetime", "open_clip")  # whose blocks read no weight past LoRA
+LORA_TOWERS = ("open_clip", "spacetime", "timesformer", "vit")  # whose blocks read no weight past LoRA
 BELOW_ONE = {
     "training.ema_decay": "; 0 switches it off",
     "training.momentum": "",
