@@ -60,7 +60,6 @@ LARGEST = {  # beyond any model or clip; a larger number would take the memory b
     "model.text.vocabulary": 2**20, "model.text.context": 65536, "dataset.clip.frames": 65536,
     "dataset.clip.views": 1024, "loader.crop": 8192,
 }  # fmt: skip
-LORA_TOWERS = ("open_clip", "spacetime", "timesformer", "vit")  # whose blocks read no weight past LoRA
 BELOW_ONE = {
     "training.ema_decay": "; 0 switches it off",
     "training.momentum": "",
@@ -276,11 +275,6 @@ def lora_rules(config: Config) -> Iterator[tuple[bool, str]]:
             f"model.{side}.lora_alpha={alpha} scales updates of model.{side}.lora_rank={rank}: both must be above 0; "
             f"null is twice the rank",
         )
-    yield (
-        video.lora_rank > 0 and video.tower not in LORA_TOWERS,
-        f"model.video.lora_rank={video.lora_rank} has not been tried with model.video.tower={video.tower}, but with "
-        f"{', '.join(LORA_TOWERS)}; set it to 0",
-    )
     yield (
         text.lora_rank > 0 and method.l2_sp > 0,
         f"method.l2_sp={method.l2_sp} pulls weights to where they began and would see LoRA's factors instead "

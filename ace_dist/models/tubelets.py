@@ -38,6 +38,7 @@ class TubeletTower(LibraryTower):
         self.config = config
         for name, module in self.build_network(config).named_children():
             self.add_module(name, module)
+        self.add_lora()
         self.freeze()
 
     @staticmethod
