@@ -12,6 +12,7 @@ from light import BLOCKED
 
 from ace_dist import Classifier, cli
 from ace_dist.cli.entry import start
+from ace_dist.data import run_inputs
 from ace_dist.segment.procedure import Procedure, Step
 from ace_dist.tools.timelines.commands import calibrate
 from ace_dist.utils.errors import UserError
@@ -105,6 +106,7 @@ def test_a_missing_package_is_one_sentence(words, module, monkeypatch):
         if parent in sys.modules:
             monkeypatch.delattr(sys.modules[parent], child, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(run_inputs, "run_config", lambda folder: None)
     with pytest.raises(UserError, match=rf"{module} is not installed.*pip install 'ace-dist\[{EXTRAS[module]}\]'"):
         cli.execute(words)
     with pytest.raises(ModuleNotFoundError), missing_packages_named():

@@ -206,6 +206,7 @@ def calibrate(argv: list[str]) -> None:
     background. Without `videos` it looks at the run's training clips, which show no background.
     """
     settings = parse_settings(argv, CalibrateSettings)
+    require("scipy")  # which fits what the videos gave
     from ace_dist.data.run_inputs import run_config
 
     run_config(Path(settings.run))  # says what is no run, before torch is imported
@@ -215,7 +216,6 @@ def calibrate(argv: list[str]) -> None:
 
     run = Path(settings.run)
     check_writable(run / CALIBRATION)
-    require("scipy")  # which fits what the videos gave
     classifier = Classifier.from_run(run, settings.device)
     if settings.videos is None:
         calibration, known = calibrate_on_clips(classifier, run, settings.error_rate)
