@@ -5,6 +5,7 @@ One H.264 video of 30 frames/s and a short side of 256 pixels (a rendered job, r
 - `decode`: every frame decoded once by PyAV, nothing else; one thread.
 - `pictures`: the pictures of all windows, decoded, scaled and cropped, without a model.
 - `segment`: `Classifier.segment` without kept embeddings.
+- `segment_each_window`: the same of a tower that sees frames alone, without sharing them between windows.
 - `windows`: the naive way, `Classifier.classify` of each window's stretch; the first windows alone, and scaled up.
 - `labels_changed`: `Classifier.segment` of an hour whose embeddings are kept, by each decoder.
 
@@ -12,6 +13,7 @@ One H.264 video of 30 frames/s and a short side of 256 pixels (a rendered job, r
 `wall_s` says nothing; the load of the machine stands in each row.
 
     python benchmarks/bench_segment.py --seconds 120 --threads 1 2
+    python benchmarks/bench_segment.py --model clip_b16 --seconds 10 --turns 2 --windows 2 --threads 2
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
 import av
 import numpy as np
@@ -34,6 +37,7 @@ from ace_dist.concepts import SynonymTrees
 from ace_dist.config import Config, load_config
 from ace_dist.data.loader.long_video import stream_crops
 from ace_dist.models.build import build_model
+from ace_dist.models.temporal import FrameByFrameTower
 from ace_dist.segment.decoders import NAMES
 from ace_dist.segment.embed import PART, store_key, write_array
 from ace_dist.segment.windows import WindowGrid
@@ -105,7 +109,9 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
-def measure(path: Path, classifier: Classifier, threads: int, seconds: int, turns: int, naive: int) -> list[Row]:
+def measure(
+    path: Path, classifier: Classifier, model: str, threads: int, seconds: int, turns: int, naive: int
+) -> list[Row]:
     """All ways in turns, each row in the seconds that the whole video takes."""
     torch.set_num_threads(threads)
     config = classifier.config
@@ -118,6 +124,9 @@ def measure(path: Path, classifier: Classifier, threads: int, seconds: int, turn
             "windows": (seconds / WindowGrid.build(config.dataset.clip).stride_s / naive,
                         lambda: windows(classifier, path, naive)),
         }  # fmt: skip
+        tower = classifier.model.video
+        if isinstance(tower, FrameByFrameTower) and tower.sees_frames_alone:
+            calls["segment_each_window"] = (1.0, lambda: segment_each_window(classifier, path))
         for name in NAMES:
             again = partial_segment(classifier, path, name, Path(cache))
             calls[f"labels_changed_{name}"] = (1.0, again)
@@ -134,9 +143,14 @@ def measure(path: Path, classifier: Classifier, threads: int, seconds: int, turn
         settings |= {"video_s": HOUR_S} if name.startswith("labels_changed") else {}
         for metric, place in (("cpu_s", 0), ("wall_s", 1)):
             measured = [value[place] for value in values]
-            rows.append(Row("segment", name, "tabletop", metric, "s", "threads", threads, measured, settings))
+            rows.append(Row("segment", name, model, metric, "s", "threads", threads, measured, settings))
     show(found, seconds, threads)
     return rows
+
+
+def segment_each_window(classifier: Classifier, path: Path) -> None:
+    with patch.object(type(classifier.model.video), "sees_frames_alone", False):
+        classifier.segment(path, LABELS)
 
 
 def partial_segment(classifier: Classifier, path: Path, decoder: str, cache: Path) -> Callable[[], object]:
@@ -153,25 +167,28 @@ def show(found: dict[str, list[tuple[float, float]]], seconds: int, threads: int
     print(f"  segment: {real_time[0]:.1f} times real time by the clock, {real_time[1]:.1f} a core")
     shares = cpu["segment"] / cpu["decode"], cpu["pictures"] / cpu["segment"]
     print(f"  segment / decode {shares[0]:.2f}, pictures / segment {shares[1]:.2f}")
+    if "segment_each_window" in cpu:
+        print(f"  segment_each_window / segment {cpu['segment_each_window'] / cpu['segment']:.1f}")
     print(f"  windows / segment {cpu['windows'] / cpu['segment']:.1f}", flush=True)
 
 
 def main() -> None:
     """Measure, print, append to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tabletop", help="of configs/model; its weights do not matter here")
     parser.add_argument("--seconds", type=int, default=120, help="of video, a multiple of ten")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the model; decoding has a core too")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--windows", type=int, default=10, help="that the naive way classifies")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    config = load_config(["experiment=demo"])
+    config = load_config(["experiment=demo", f"model={options.model}", "model.init=random"])
     classifier = Classifier(config, build_model(config.model, 0), SynonymTrees.load(config.dataset.synonyms or ""))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.mp4"
         write_video(path, options.seconds)
         for threads in options.threads:
-            rows = measure(path, classifier, threads, options.seconds, options.turns, options.windows)
+            rows = measure(path, classifier, options.model, threads, options.seconds, options.turns, options.windows)
             append(options.output, rows, "cpu")
 
 
