@@ -3,7 +3,8 @@
 A window is scored by how known it looks: the log-odds, from a logistic regression on four numbers, that it shows an
 action and not background. The threshold is conformal (Vovk et al.; split conformal prediction): the quantile of the
 scores of action windows of people that the regression did not see, so that at most a share `error_rate` of windows like
-these falls below it. Without background to learn from (trimmed clips alone) the score is the best label's cosine.
+these falls below it. Without background to learn from (trimmed clips alone) the best label's cosine alone is looked at,
+and clips asked without their own label stand for what none of the labels fits.
 """
 
 from collections.abc import Sequence
@@ -134,14 +135,24 @@ def fit_known(
 ) -> tuple[list[float], list[float], list[float], list[list[float]]]:
     """Weights, mean, scale and prototypes of `Rejection`, from the `fitted` windows."""
     action, background = fitted & (windows.labels >= 0), fitted & (windows.labels < 0)
-    if not background.any():
-        return [1.0, 0.0], [0.0], [1.0], []
-    rows = unit(windows.embeddings)
-    prototypes = unit(np.stack([rows[background].mean(0), rows[action].mean(0)]))
-    features = known_features(windows.embeddings[fitted], windows.cosines[fitted], prototypes)
+    if background.any():
+        rows = unit(windows.embeddings)
+        prototypes = unit(np.stack([rows[background].mean(0), rows[action].mean(0)]))
+        features = known_features(windows.embeddings[fitted], windows.cosines[fitted], prototypes)
+        is_action = action[fitted]
+    else:
+        prototypes, cosines = np.empty((0, 0)), windows.cosines[fitted]
+        features = np.concatenate([cosines, without_own(cosines, windows.labels[fitted])]).max(1, keepdims=True)
+        is_action = np.arange(len(features)) < len(cosines)
     mean, scale = features.mean(0), np.maximum(features.std(0), 1e-9)
-    weights = logistic_regression((features - mean) / scale, action[fitted])
+    weights = logistic_regression((features - mean) / scale, is_action)
     return weights.tolist(), mean.tolist(), scale.tolist(), prototypes.tolist()
+
+
+def without_own(cosines_NK: Floats, labels_N: npt.NDArray[np.int64]) -> Floats:
+    """Cosines of actions, as if their own labels were not asked for: those are below all others."""
+    rows: Floats = np.where(np.arange(cosines_NK.shape[1]) == labels_N[:, None], -1.0, cosines_NK)
+    return rows
 
 
 def logistic_regression(features_NF: Floats, positive: npt.NDArray[np.bool_]) -> Floats:

@@ -60,11 +60,18 @@ def test_background_is_told_from_actions_and_the_rate_is_kept(seed, fresh_seed):
     assert ((table[:, -1] > 0.5) == (scores < rejection.threshold)).all()
 
 
-def test_without_background_the_best_cosine_decides(fresh_seed):
-    windows = draw_windows(np.random.default_rng(fresh_seed), 4, 50, background=False)
-    rejection, _ = fit_rejection(windows, 0.1, temperature=0.02)
-    assert np.allclose(rejection.scores(windows.embeddings, windows.cosines), windows.cosines.max(1))
-    assert Rejection(**rejection.as_json()) == rejection
+def test_without_background_actions_asked_without_their_label_stand_for_it(fresh_seed):
+    """Trimmed clips alone: the best cosine decides, and known labels keep nearly all of their probability."""
+    rng = np.random.default_rng(fresh_seed)
+    rejection, known = fit_rejection(draw_windows(rng, 4, 200, background=False), 0.1, temperature=0.02)
+    assert Rejection(**rejection.as_json()) == rejection and known["windows"]["background"] == 0
+    new = draw_windows(rng, 4, 200, background=False)
+    scores = rejection.scores(new.embeddings, new.cosines)
+    assert (np.argsort(scores, kind="stable") == np.argsort(new.cosines.max(1), kind="stable")).all()
+    none = np.exp(rejection.log_probabilities(new.embeddings, new.cosines, 0.02))[:, -1]
+    others = np.array([np.delete(row, label) for row, label in zip(new.cosines, new.labels, strict=True)])
+    of_others = np.exp(rejection.log_probabilities(new.embeddings, others, 0.02))[:, -1]
+    assert np.mean(none > 0.5) < 0.2 and np.median(none) < 0.25 and np.mean(of_others > 0.5) > 0.6
 
 
 def test_the_regression_equals_scikit_learns(fresh_seed):

@@ -124,7 +124,7 @@ def write_tokenizer(config: Config, path: Path) -> str:
     )  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.enable_padding(pad_id=0, pad_token="<pad>")
+    tokenizer.enable_padding(pad_id=0, pad_token="<pad>")  # nosec B106: a token of the text
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, tokenizer.to_str(pretty=False))
     return str(path)
