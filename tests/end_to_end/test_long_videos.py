@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -90,6 +91,16 @@ def test_segment_calibrate_correct_and_test(run, launch, jobs, tmp_path, capsys)
 def test_what_cannot_be_segmented_is_refused_in_a_sentence(settings, message, run, jobs):
     with pytest.raises(UserError, match=message):
         segment([f"run={run}", f"video={jobs}/videos/job-test-000.mp4", *settings, "cache=null"])
+
+
+def test_clips_alone_calibrate_too_and_those_of_the_training_are_said_to_be_known(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "calibration.json").unlink(missing_ok=True)
+    calibrate([f"run={copy}"])
+    assert "the model trained on these clips" in capsys.readouterr().out
+    content = json.loads((copy / "calibration.json").read_text())
+    assert content["known"]["clips"] == content["known"]["windows"]["actions"] > 0
+    assert content["known"]["held_out"] is False and content["rejection"]["weights"][0] > 0
 
 
 def test_watch_prints_lines_of_json_alone(run, launch, tmp_path):

@@ -219,6 +219,12 @@ def calibrate(argv: list[str]) -> None:
     classifier = Classifier.from_run(run, settings.device)
     if settings.videos is None:
         calibration, known = calibrate_on_clips(classifier, run, settings.error_rate)
+        if not known["held_out"]:
+            print(
+                f"the model trained on these clips, and knows those of other people less: of their actions more than "
+                f"error_rate={settings.error_rate:g} will be none of these. Hold people out of the training by "
+                "evaluation.validation_share, or give videos="
+            )
     else:
         stride_s, cache = settings.stride_s, cache_folder(settings.cache)
         calibration, known = calibrate_on_long_videos(
