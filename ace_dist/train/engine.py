@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ace_dist.concepts import ConceptDraw
 from ace_dist.config import Config, TrainingConfig
 from ace_dist.data.loader.base import Batch
+from ace_dist.models.text import TextTower
+from ace_dist.models.video import VideoTower
 from ace_dist.objectives import ConceptObjective, PlacedDraw
-from ace_dist.train.schedule import average_share, layer_factor, lr_factor
+from ace_dist.train.schedule import average_share, lr_factor
 from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.errors import ConfigError
 
@@ -22,6 +24,7 @@ TrainedState = dict[str, dict[str, Tensor]]  # "weights", the optimizer's own pa
 
 # Parts of an optimizer's state, with torch's names for them. AdamW's count of steps is the training step.
 STATE_PARTS = {"sgd": {"momentum": "momentum_buffer"}, "adamw": {"mean": "exp_avg", "square": "exp_avg_sq"}}
+BEFORE_THE_LAYERS = ("embed", "cls_token", "conv1", "ln_pre", "norm_pre")  # in names of parameters
 AVERAGE = {"average": "average"}  # of the weights; it lies beside the optimizer's state and is sharded as that is
 
 
@@ -34,6 +37,21 @@ def micro_batch_size(config: Config, world: int) -> int:
             f"training.accumulation={config.training.accumulation}: choose a multiple of {parts}"
         )
     return config.training.batch_size // parts
+
+
+def layer_factors(decay: float, tower: VideoTower | TextTower) -> dict[nn.Parameter, float]:
+    """What the rate of each parameter of a tower is multiplied by (ELECTRA: Clark et al., ICLR 2020).
+
+    The last layer and all that follows it have 1, each layer below `decay` of the one above, and what comes before the
+    first layer once more.
+    """
+    layers = tower.blocks if isinstance(tower, VideoTower) else tower.parts.layers
+    above = {p: len(layers) - 1 - index for index, layer in enumerate(layers) for p in layer.parameters()}
+    for name, parameter in tower.named_parameters():
+        is_new = isinstance(tower, VideoTower) and name.split(".")[0] in tower.fresh
+        is_before = not is_new and any(part in name for part in BEFORE_THE_LAYERS)
+        above.setdefault(parameter, len(layers) * is_before)
+    return {parameter: decay**layers_above for parameter, layers_above in above.items()}
 
 
 class Engine:
@@ -97,12 +115,11 @@ class Engine:
         """Parameters by what `training.layer_decay` multiplies their rate by, the last layers at the end."""
         if self.settings.layer_decay == 1:
             return {1.0: parameters} if parameters else {}
-        model, factors = self.module.model, dict[int, float]()
-        for tower, depth in ((model.video, model.video.config.depth), (model.text, model.text.config.depth)):
-            factors |= {id(p): layer_factor(self.settings, name, depth) for name, p in tower.named_parameters()}
+        model, decay = self.module.model, self.settings.layer_decay
+        factors = layer_factors(decay, model.video) | layer_factors(decay, model.text)
         groups: dict[float, list[nn.Parameter]] = {}
-        for parameter in sorted(parameters, key=lambda p: factors.get(id(p), 1.0)):
-            groups.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+        for parameter in sorted(parameters, key=lambda p: factors.get(p, 1.0)):
+            groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
         return groups
 
     def set_learning_rates(self, step: int) -> dict[str, float]:

@@ -1,11 +1,8 @@
 """Learning-rate factors as pure functions of the step, so that a resumed run needs no scheduler state."""
 
 import math
-import re
 
 from ace_dist.config import TrainingConfig
-
-BEFORE_THE_LAYERS = ("embed", "cls_token", "conv1", "ln_pre")  # in names of parameters
 
 
 def total_steps(settings: TrainingConfig, clips: int) -> int:
@@ -23,17 +20,6 @@ def average_share(settings: TrainingConfig, done: int, steps: int) -> float | No
     if settings.swa_start is not None:
         return 1 / max(1, done - math.floor(settings.swa_start * steps))
     return 1 - settings.ema_decay if settings.ema_decay else None
-
-
-def layer_factor(settings: TrainingConfig, name: str, depth: int) -> float:
-    """What the rate of a parameter of a tower of `depth` layers is multiplied by (ELECTRA: Clark et al., ICLR 2020).
-
-    The last layer and all that follows it have 1, each layer below `training.layer_decay` of the one above, and what
-    comes before the first layer once more.
-    """
-    found = re.search(r"\b(?:(?:res)?blocks|encoder\.layers?)\.(\d+)\.", name)
-    above = depth - 1 - int(found[1]) if found else depth * any(part in name for part in BEFORE_THE_LAYERS)
-    return settings.layer_decay**above
 
 
 def lr_factor(settings: TrainingConfig, step: int, steps: int) -> float:

@@ -266,6 +266,6 @@ def test_what_a_page_names_exists(page):
     keys = r"(?<![\w/.-])(?:training|dataset|model|method|loader|evaluation)\.[a-z_.]+[a-z]"
     named = {key for word in words if "/" not in word.partition("=")[0] for key in re.findall(keys, word)}
     known = {*known_keys(), *known_keys(TabletopConfig, "dataset.world.")}
-    assert not {key for key in named if not key.endswith(".py")} - known, f"{page} names no setting"
+    assert not {key for key in named if not key.endswith((".py", ".safetensors"))} - known, f"{page} names no setting"
     scripts = set(re.findall(r"launchers/\w+\.py", text))
     assert not [name for name in scripts if not (ROOT / name).exists()], f"{page} names launchers that do not exist"

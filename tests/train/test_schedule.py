@@ -3,7 +3,7 @@
 import pytest
 
 from ace_dist.config import TrainingConfig
-from ace_dist.train.schedule import average_share, layer_factor, lr_factor, total_steps
+from ace_dist.train.schedule import average_share, lr_factor, total_steps
 
 
 def test_steps_of_procedurevrl():
@@ -39,19 +39,3 @@ def test_an_average_over_the_last_steps_is_their_mean():
     assert mean == pytest.approx((6.0 + 5.0 + 3.5) / 3)
     assert average_share(TrainingConfig(ema_decay=0.9), 4, 10) == pytest.approx(0.1)
     assert average_share(TrainingConfig(), 4, 10) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "factor"),
-    [
-        ("blocks.5.mlp.fc1.weight", 1), ("blocks.3.norm1.bias", 0.25), ("blocks.0.attn.qkv.weight", 0.5**5),
-        ("patch_embed.proj.weight", 0.5**6), ("pos_embed", 0.5**6), ("cls_token", 0.5**6), ("norm.weight", 1),
-        ("visual.transformer.resblocks.4.ln_1.weight", 0.5), ("visual.conv1.weight", 0.5**6),
-        ("visual.class_embedding", 0.5**6), ("visual.ln_post.weight", 1), ("visual.trunk.blocks.4.norm1.weight", 0.5),
-        ("head.weight", 1), ("temporal.layers.0.norm1.weight", 1), ("text_projection.weight", 1),
-        ("text_model.encoder.layers.4.mlp.fc1.weight", 0.5), ("bert.encoder.layer.4.output.dense.bias", 0.5),
-    ],
-)  # fmt: skip
-def test_rates_halve_from_layer_to_layer(name, factor):
-    """Six layers, training.layer_decay=0.5: counted from the last, with the names of every tower."""
-    assert layer_factor(TrainingConfig(layer_decay=0.5), name, 6) == pytest.approx(factor)
