@@ -44,13 +44,14 @@ def segment(argv: list[str]) -> None:
     settings = parse_settings(argv, SegmentSettings)
     from ace_dist.data.run_inputs import check_model_folder
 
+    check_labels("segment", settings)
+    check_output_names(settings)
     check_model_folder(Path(settings.run))
     from ace_dist.classifier import Classifier
     from ace_dist.segment.formats import write_timeline
     from ace_dist.segment.procedure import Procedure
     from ace_dist.tools.timelines.videos import cache_folder, progress_bar
 
-    check_labels("segment", settings)
     check_outputs(settings)
     procedure = Procedure.load(settings.procedure) if settings.procedure else None
     classifier = Classifier.load(settings.run, settings.device)
@@ -89,23 +90,27 @@ def check_labels(command: str, settings: "SegmentSettings | WatchSettings") -> N
         raise ConfigError(f"{command} needs actions='[...]', or a procedure=FILE whose steps are the labels")
 
 
-def check_outputs(settings: SegmentSettings) -> None:
-    """Raise an error for files that could not be written when the videos are done."""
-    from ace_dist.segment.formats import check_output
-
+def check_output_names(settings: SegmentSettings) -> None:
+    """Raise `ConfigError` where the timeline of one video would replace that of another."""
     if len(settings.video) > 1 and (fixed := [name for name in settings.output if "*" not in name]):
         raise ConfigError(f"output={fixed[0]} is one file for {len(settings.video)} videos; write * for their names")
     stems = [Path(video).stem for video in settings.video]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice and settings.output:
+        raise ConfigError(
+            f"output={settings.output[0]}: several videos are called {twice!r}, and the last one would replace the "
+            f"timelines of the others; give them one by one, each with its own output"
+        )
+
+
+def check_outputs(settings: SegmentSettings) -> None:
+    """Raise an error for files that could not be written when the videos are done."""
+    from ace_dist.segment.formats import check_output
+
     for name in settings.output:
         check_output(Path(name))
-        if twice:
-            raise ConfigError(
-                f"output={name}: several videos are called {twice!r}, and the last one would replace the timelines of "
-                f"the others; give them one by one, each with its own output"
-            )
-        for stem in stems:
-            check_writable(Path(name.replace("*", stem)))
+        for video in settings.video:
+            check_writable(Path(name.replace("*", Path(video).stem)))
 
 
 def print_timeline(video: str, timeline: "Timeline") -> None:
@@ -140,11 +145,11 @@ def watch(argv: list[str]) -> int:
     settings = parse_settings(argv, WatchSettings)
     from ace_dist.data.run_inputs import check_model_folder
 
+    check_labels("watch", settings)
     check_model_folder(Path(settings.run))
     from ace_dist.classifier import Classifier
     from ace_dist.segment.procedure import Procedure
 
-    check_labels("watch", settings)
     actions = settings.actions or list(Procedure.load(settings.procedure or "").labels)
     with ExitStack() as stack:
         stop, received = stack.enter_context(stopped_by_signals())
