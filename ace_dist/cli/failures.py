@@ -29,6 +29,10 @@ def exit_status(run: RunWords, words: Sequence[str]) -> int:
         return run(words)
     except UserError as error:
         print(f"error: {printable(redact(str(error)))}", file=sys.stderr)
+        if error.leaves_threads:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2)
         return 2
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

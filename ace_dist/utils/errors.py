@@ -12,6 +12,8 @@ LISTED = 20  # problems that one message names
 class UserError(ValueError):
     """Bad input of any kind."""
 
+    leaves_threads = False  # of a library, which may abort the process at its ordinary end: it is to end at once
+
 
 class ConfigError(UserError):
     """A setting that does not exist, has the wrong type, or contradicts another one."""

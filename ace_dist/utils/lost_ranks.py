@@ -22,6 +22,8 @@ LOST = ("connection closed", "connection reset", "timed out", "timeout", "broken
 class RankLost(UserError):
     """Another rank ended or does not answer."""
 
+    leaves_threads = True  # gloo's, in a collective that will never end
+
 
 class HostGroup:
     """All ranks by gloo, whatever the device: on GPUs the hosts talk while the devices compute, no CUDA stream waits,

@@ -96,6 +96,25 @@ def test_a_signal_to_one_rank_saves_on_all(pair):
     assert [path.name for path in ranks.checkpoints()] == [f"step-{len(ranks.losses()):08d}"]
 
 
+def test_a_lost_rank_gives_its_status_whatever_gloos_threads_do_at_the_end():
+    """They aborted the process at times, after the message and with status -6."""
+    code = """
+import atexit, os, sys
+from ace_dist.cli.failures import exit_status
+from ace_dist.utils.lost_ranks import RankLost
+
+def run(words):
+    print("what was said before", end="")
+    raise RankLost("rank 0 lost another rank")
+
+atexit.register(os.abort)
+sys.exit(exit_status(run, []))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "what was said before"
+    assert done.stderr == "error: rank 0 lost another rank\n"
+
+
 def test_a_killed_rank_ends_the_other_with_the_reason(pair):
     """kill -9 of rank 1 in full training: rank 0 exits and says that it lost a rank, and what to do."""
     ranks = pair()
