@@ -126,5 +126,5 @@ def test_without_extras_it_classifies_and_names_what_training_needs(install, tra
     assert "%  spin block" in ace(home, "classify", "run=exported", "video=a.mp4", LABELS)
     ace(home, "shards", "experiment=demo", *WORLD)
     for name, extra in (("train", "train"), ("submit", "cluster"), ("explore", "explore")):
-        said = ace(home, name, "run=exported" if name == "explore" else "experiment=demo", status=2)
+        said = ace(home, name, f"run={trained}/runs/demo" if name == "explore" else "experiment=demo", status=2)
         assert f"pip install 'ace-dist[{extra}]'" in said, said
