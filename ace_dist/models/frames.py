@@ -6,7 +6,6 @@ are open_clip's; what looks at several frames is in `temporal` and `adapters`.
 
 import re
 from collections.abc import Iterator, MutableMapping
-from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -111,21 +110,11 @@ class FrameTower(LibraryTower, FrameByFrameTower):
         with part("head"):
             return self.pool(tokens)
 
-    def frozen_tokens(self, images: Tensor) -> Tensor:
-        """Images [n,3,S,S] through the embedding and the frozen blocks: -> [n,N,D]."""
-        with part("patch embedding"), self.grad_from(-1, below=self.first_trained == 0):
-            tokens = self.embed(images)
-        with torch.no_grad() if self.first_trained else nullcontext():
-            for block in self.blocks[: self.first_trained]:
-                with part("frozen blocks"):
-                    tokens = self.run_one(block, tokens)
-        return tokens
-
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor) -> Tensor:
         """Patches, class token and learned positions, [n,3,S,S] -> [n,N,D], in the library's own order."""
         if self.trunk is None:
-            return cast(Tensor, self.visual._embeds(images))
-        tokens = self.trunk._pos_embed(self.trunk.patch_embed(images))
+            return cast(Tensor, self.visual._embeds(pixels))
+        tokens = self.trunk._pos_embed(self.trunk.patch_embed(pixels))
         return cast(Tensor, self.trunk.norm_pre(tokens[0] if isinstance(tokens, tuple) else tokens))
 
     def run_one(self, block: nn.Module, tokens: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ace_dist.config import VideoConfig
 from ace_dist.models.frames import FrameTower
+from ace_dist.models.library import LibraryTower
 from ace_dist.models.video import resize_times
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.parts import part
@@ -35,31 +36,22 @@ class JointTower(FrameTower):
 
     def forward(self, video: Tensor) -> Tensor:
         """Clips [B,T,3,S,S], or the [B,1+T*P,D] of `frozen_features`."""
-        tokens = video if video.dim() == 3 else self.begin(video)
-        for block in self.blocks[self.first_trained :]:
-            with part("trained blocks"):
-                tokens = self.run_block(self.run_one, block, tokens)
+        tokens = self.last_tokens(video)
         with part("head"):
             return self.pool(tokens)
 
-    def begin(self, video: Tensor) -> Tensor:
-        """The embedding and the frozen blocks, [B,T,3,S,S] -> [B,1+T*P,D]."""
-        self.check_video(video)
-        return self.frozen_tokens(video)
-
     @torch.no_grad()
     def frozen_features(self, video: Tensor) -> Tensor:
-        """See `LibraryTower.frozen_features`: [B,1+T*P,D]."""
-        return self.begin(video)
+        return LibraryTower.frozen_features(self, video)  # of whole clips, not frame by frame
 
-    def embed(self, video: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor) -> Tensor:
         """Class token, then the patches frame by frame, [B,T,3,S,S] -> [B,1+T*P,D]."""
-        clips, frames = video.shape[:2]
+        clips, frames = pixels.shape[:2]
         places = self.visual.positional_embedding
         # A picture alone stands at the mean of all times, as in its authors' code.
         times = self.times.mean(1, keepdim=True) if frames == 1 else self.times
         times = resize_times(times, frames, self.config.time_embed_resize)
-        patches = self.visual.conv1(video.flatten(0, 1)).flatten(2).transpose(1, 2).unflatten(0, (clips, frames))
+        patches = self.visual.conv1(pixels.flatten(0, 1)).flatten(2).transpose(1, 2).unflatten(0, (clips, frames))
         patches = patches + places[1:] + times[:, :, None]
         first = (self.visual.class_embedding + places[0]).expand(clips, 1, -1)
         return cast(Tensor, self.visual.ln_pre(torch.cat([first, patches.flatten(1, 2)], dim=1)))

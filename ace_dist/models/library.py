@@ -5,13 +5,15 @@ Shapes: B clips, T frames, S pixels a side, D width of a token.
 
 import re
 from abc import abstractmethod
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ace_dist.models.lora import trains_by
 from ace_dist.models.video import VideoTower
+from ace_dist.utils.parts import part
 
 
 class LibraryTower(VideoTower):
@@ -43,8 +45,40 @@ class LibraryTower(VideoTower):
         return self.first_trained
 
     @abstractmethod
+    def embed(self, pixels: Tensor) -> Tensor:
+        """The input of the first block, [n,N,D], of clips or of single images."""
+
+    @abstractmethod
+    def run_one(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """A block's output [n,N,D]."""
+
+    def frozen_tokens(self, pixels: Tensor) -> Tensor:
+        """Clips or single images through the embedding and the frozen blocks: -> [n,N,D]."""
+        with part("patch embedding"), self.grad_from(-1, below=self.first_trained == 0):
+            tokens = self.embed(pixels)
+        with torch.no_grad() if self.first_trained else nullcontext():
+            for block in self.blocks[: self.first_trained]:
+                with part("frozen blocks"):
+                    tokens = self.run_one(block, tokens)
+        return tokens
+
+    def last_tokens(self, video: Tensor) -> Tensor:
+        """Clips [B,T,3,S,S], or what `frozen_features` makes of them, through all blocks."""
+        if video.dim() == 3:
+            tokens = video
+        else:
+            self.check_video(video)
+            tokens = self.frozen_tokens(video)
+        for block in self.blocks[self.first_trained :]:
+            with part("trained blocks"):
+                tokens = self.run_block(self.run_one, block, tokens)
+        return tokens
+
+    @torch.no_grad()
     def frozen_features(self, video: Tensor) -> Tensor:
         """What no training changes of clips [B,T,3,S,S], the tokens [B,-1,D] below the first block that trains."""
+        self.check_video(video)
+        return self.frozen_tokens(video)
 
     def frozen_features_state(self) -> dict[str, Tensor]:
         """The weights that `frozen_features` depends on, by name."""

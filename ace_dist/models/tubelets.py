@@ -7,7 +7,6 @@ are those of transformers' model for classification, whose classes are here the 
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, cast
 
@@ -58,27 +57,13 @@ class TubeletTower(LibraryTower):
 
     def forward(self, video: Tensor) -> Tensor:
         """Clips [B,T,3,S,S], or the [B,N,D] of `frozen_features`."""
-        tokens = video if video.dim() == 3 else self.frozen_tokens(video)
-        for block in self.blocks[self.first_trained :]:
-            with part("trained blocks"):
-                tokens = self.run_block(self.run_one, block, tokens)
+        tokens = self.last_tokens(video)
         with part("head"):
             return cast(Tensor, self.classifier(self.pool(tokens)))
 
-    def frozen_tokens(self, video: Tensor) -> Tensor:
-        """Clips through the embedding and the frozen blocks: -> [B,N,D]."""
-        self.check_video(video)
-        with part("patch embedding"), self.grad_from(-1, below=self.first_trained == 0):
-            tokens = self.embed(video)
-        with torch.no_grad() if self.first_trained else nullcontext():
-            for block in self.blocks[: self.first_trained]:
-                with part("frozen blocks"):
-                    tokens = self.run_one(block, tokens)
-        return tokens
-
-    def embed(self, video: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor) -> Tensor:
         """Patches of frame pairs, [B,T,3,S,S] -> [B,N,D], row by row, pair by pair."""
-        return cast(Tensor, self.patch_embed(video.transpose(1, 2)).flatten(2).transpose(1, 2))
+        return cast(Tensor, self.patch_embed(pixels.transpose(1, 2)).flatten(2).transpose(1, 2))
 
     def run_one(self, block: nn.Module, tokens: Tensor) -> Tensor:
         with short_on_cpu(tokens.shape[1], tokens):
@@ -88,11 +73,6 @@ class TubeletTower(LibraryTower):
     @abstractmethod
     def pool(self, tokens: Tensor) -> Tensor:
         """[B,N,D] -> [B,D], the last norm included."""
-
-    @torch.no_grad()
-    def frozen_features(self, video: Tensor) -> Tensor:
-        """See `LibraryTower.frozen_features`: [B,N,D]."""
-        return self.frozen_tokens(video)
 
     def check_video(self, video: Tensor) -> None:
         super().check_video(video)
@@ -153,8 +133,8 @@ class VideoMaeTower(TubeletTower):
     def patch_embed(self) -> nn.Conv3d:  # type: ignore[override]
         return cast(nn.Conv3d, self.videomae.embeddings.patch_embeddings.projection)
 
-    def embed(self, video: Tensor) -> Tensor:
-        tokens = super().embed(video)
+    def embed(self, pixels: Tensor) -> Tensor:
+        tokens = super().embed(pixels)
         return tokens + sine_positions(tokens.shape[1], tokens.shape[2], tokens.device).to(tokens.dtype)
 
     def pool(self, tokens: Tensor) -> Tensor:
