@@ -108,7 +108,7 @@ def show_help(name: str, words: list[str]) -> int:
     from ace_dist.tools.help import examples, usual_settings
 
     shown = examples(name, lambda argv: find_command(argv)[0])
-    print(inspect.getdoc(function_of(name)), "", "examples:", "", *(f"  {line}" for line in shown), sep="\n")
+    print(inspect.getdoc(bare_function(name)), "", "examples:", "", *(f"  {line}" for line in shown), sep="\n")
     print("", "settings, written key=value:", sep="\n")
     if name in RANKED:
         split_settings(words, RankSettings)
@@ -147,7 +147,7 @@ def find_command(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def first_line(name: str) -> str:
-    return (inspect.getdoc(function_of(name)) or "").splitlines()[0]
+    return (inspect.getdoc(bare_function(name)) or "").splitlines()[0]
 
 
 def overview() -> str:
@@ -169,7 +169,7 @@ def help_text(name: str) -> str:
     return said.getvalue()
 
 
-def function_of(name: str) -> Callable[..., int | None]:
+def bare_function(name: str) -> Callable[..., int | None]:
     """The function of a command, without what the table gives to it."""
     command = COMMANDS[name]
     return command.func if isinstance(command, partial) else command
@@ -193,4 +193,4 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "config get": config_get, "config list": config_list, "doctor": doctor,
     "completion": partial(completion, names=lambda: list(COMMANDS), help_text=help_text),
 }  # fmt: skip
-LAUNCHERS = {function_of(name).__name__: name for name in COMMANDS}  # launchers/build_shards.py: "shards build"
+LAUNCHERS = {bare_function(name).__name__: name for name in COMMANDS}  # launchers/build_shards.py: "shards build"

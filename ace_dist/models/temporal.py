@@ -3,6 +3,7 @@
 Shapes: B clips, T frames, N tokens of a frame, D width of a token, d width inside of the adapter, E embedding width.
 """
 
+from abc import abstractmethod
 from functools import partial
 from typing import cast
 
@@ -78,9 +79,9 @@ class FrameByFrameTower(VideoTower):
         """Whether no frame looks at another before that: clips that overlap may then share what they have in common."""
         return True
 
+    @abstractmethod
     def embed_frames(self, images: Tensor) -> Tensor:
         """Images [n,3,S,S] -> [n,E]; only where `sees_frames_alone`."""
-        raise NotImplementedError
 
     def embed_clips(self, frames_BTE: Tensor) -> Tensor:
         """[B,T,E] -> [B,E], the mean over the frames; with `pooling=frames` all of them, [B,T,E]."""

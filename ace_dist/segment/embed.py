@@ -130,7 +130,7 @@ class WindowEncoder:
         """[n, D], in batches of `evaluation.batch_size`."""
         size, tower = self.config.evaluation.batch_size, self.model.video
         if isinstance(tower, FrameByFrameTower) and tower.sees_frames_alone:
-            frames = self.frames_of(windows, tower)
+            frames = self.embed_pictures(windows, tower)
             clips = torch.stack([torch.stack([frames[id(picture)] for picture in window]) for window in windows])
             found = [tower.embed_clips(batch) for batch in clips.split(size)]
         else:
@@ -141,7 +141,7 @@ class WindowEncoder:
             ]
         return torch.cat([part.float().cpu() for part in found]).numpy()
 
-    def frames_of(self, windows: list[list[npt.NDArray[np.uint8]]], tower: FrameByFrameTower) -> dict[int, Tensor]:
+    def embed_pictures(self, windows: list[list[npt.NDArray[np.uint8]]], tower: FrameByFrameTower) -> dict[int, Tensor]:
         """The embedding [E] of each picture, by its `id`; a batch has as many pictures as one of windows has."""
         pictures = {id(picture): picture for window in windows for picture in window}
         new = [picture for key, picture in pictures.items() if key not in self.kept]

@@ -45,11 +45,10 @@ def layer_factors(decay: float, tower: VideoTower | TextTower) -> dict[nn.Parame
     The last layer and all that follows it have 1, each layer below `decay` of the one above, and what comes before the
     first layer once more.
     """
-    layers = tower.blocks if isinstance(tower, VideoTower) else tower.parts.layers
+    layers, new = (tower.blocks, tower.fresh) if isinstance(tower, VideoTower) else (tower.parts.layers, ())
     above = {p: len(layers) - 1 - index for index, layer in enumerate(layers) for p in layer.parameters()}
     for name, parameter in tower.named_parameters():
-        is_new = isinstance(tower, VideoTower) and name.split(".")[0] in tower.fresh
-        is_before = not is_new and any(part in name for part in BEFORE_THE_LAYERS)
+        is_before = name.split(".")[0] not in new and any(part in name for part in BEFORE_THE_LAYERS)
         above.setdefault(parameter, len(layers) * is_before)
     return {parameter: decay**layers_above for parameter, layers_above in above.items()}
 
