@@ -119,6 +119,13 @@ def lora_run(stage, precision, ranks):
     model = replace(config.model, video=replace(config.model.video, **LORA))
     model = replace(model, text=replace(model.text, trained_layers=1, **LORA))
     config = replace(config, model=model, training=replace(config.training, lr_video=0.1, lr_text=0.1))
+    found, _ = stop_and_go_on(config, ranks)
+    different = found["lost_in_loading"] + found["different_at_the_end"]
+    return {name: found[name] for name in ("losses", "continued", "moved")} | {"different": different}
+
+
+def stop_and_go_on(config, ranks):
+    """All steps, and those after the stop by an engine that took up the state there: what differs, and that state."""
     engine = Engine(config, objective_of(config), ranks, STEPS)
     losses = train(engine, config, ranks, 0, STOP)
     stopped = engine.state()
@@ -127,9 +134,11 @@ def lora_run(stage, precision, ranks):
     again.load_state(stopped)
     kept = differences(stopped, again.state())
     continued = train(again, config, ranks, STOP, STEPS)
-    different = kept + differences(engine.state(), again.state())
-    moved = differences(stopped, engine.state())
-    return {"losses": losses, "continued": continued, "different": different, "moved": moved}
+    return {
+        "losses": losses, "continued": continued, "lost_in_loading": kept,
+        "different_at_the_end": differences(engine.state(), again.state()),
+        "moved": differences(stopped, engine.state()),
+    }, stopped  # fmt: skip
 
 
 def plain_losses(config, ranks):
@@ -168,21 +177,8 @@ def main(out):
     states = {}
     for precision in ("fp32", "bf16"):
         for stage in STAGES:
-            config = settings(stage, precision)
-            engine = Engine(config, objective_of(config), ranks, STEPS)
-            losses = train(engine, config, ranks, 0, STOP)
-            stopped = engine.state()
-            losses += train(engine, config, ranks, STOP, STEPS)
-            again = Engine(config, objective_of(config), ranks, STEPS)
-            again.load_state(stopped)
-            kept = differences(stopped, again.state())
-            continued = train(again, config, ranks, STOP, STEPS)
-            states[stage, precision] = stopped
-            found["runs"][f"zero{stage} {precision}"] = {
-                "losses": losses, "continued": continued, "lost_in_loading": kept,
-                "different_at_the_end": differences(engine.state(), again.state()),
-                "moved": differences(stopped, engine.state()),
-            }  # fmt: skip
+            run, states[stage, precision] = stop_and_go_on(settings(stage, precision), ranks)
+            found["runs"][f"zero{stage} {precision}"] = run
     found["average"] = {
         f"zero{stage} {precision}": average_of(settings(stage, precision), ranks)
         for precision in ("fp32", "bf16")

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from hub_server import hub_server
+from hub_server import ask_here, hub_server
 
 from ace_dist import Classifier, cli
 from ace_dist.concepts import SynonymTrees
@@ -46,10 +46,7 @@ def hub(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     with hub_server() as (hub, address):
-        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        ask_here(monkeypatch, address, tmp_path / "cache")
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in speaks LFS, which every hub does
         monkeypatch.setenv("HF_TOKEN", "hf_of_the_plant")
         hub.token = "hf_of_the_plant"

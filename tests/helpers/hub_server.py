@@ -174,3 +174,13 @@ def hub_server():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def ask_here(monkeypatch, address, cache):
+    """Have huggingface_hub, as this process has imported it, ask the stand-in, and keep files in `cache`."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import hub_server
+from hub_server import ask_here, hub_server
 from safetensors import safe_open
 from small_weights import hf_clip_state, hf_timesformer, saved
 from test_importing import official_names
@@ -31,14 +31,9 @@ def clip_file():
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    from huggingface_hub import constants
 
     with hub_server() as (hub, address):
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        ask_here(monkeypatch, address, tmp_path / "cache")
         monkeypatch.setitem(KNOWN, "clip_b16", replace(KNOWN["clip_b16"], model=None))  # whose sizes are the real ones
         hub.address = address
         yield hub

@@ -9,7 +9,7 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
-from hub_server import hub_server
+from hub_server import ask_here, hub_server
 from image_text_models import SMALL, close, library_model, shaken, small_base, small_model, small_tokenizer
 from open_clip.tokenizer import HFTokenizer
 from safetensors import safe_open
@@ -248,7 +248,6 @@ def test_one_command_from_the_hub(released, tmp_path, monkeypatch, capsys):
 
     A second call asks for nothing; a licence that restricts is in every file.
     """
-    from huggingface_hub import constants
 
     model, folder, _, config, tokens = released
     known = replace(KNOWN[model], licence="CC-BY-NC 4.0")
@@ -259,10 +258,7 @@ def test_one_command_from_the_hub(released, tmp_path, monkeypatch, capsys):
         (folder / "open_clip_model.safetensors").unlink()
     get = ["weights", "get", model, f"output={tmp_path / 'weights'}"]
     with hub_server() as (hub, address):
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        ask_here(monkeypatch, address, tmp_path / "cache")
         hub.files[known.repository] = {path.name: path.read_bytes() for path in folder.iterdir()}
         with pytest.raises(UserError, match="accept_licence=true"):
             cli.execute(get)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hub_server import hub_server
+from hub_server import ask_here, hub_server
 from image_text_models import SMALL, close, shaken
 from safetensors.torch import load_file, save_file
 from small_video_models import (
@@ -254,16 +254,12 @@ def test_another_models_files_are_refused(small, tmp_path, change, named):
 @torch.no_grad()
 def test_one_command_from_the_hub(small, tmp_path, monkeypatch, capsys):
     """`ace weights get NAME` brings the video model and CLIP's text tower; a licence that restricts is in the file."""
-    from huggingface_hub import constants
 
     config, known = small("videomae_b16"), KNOWN["videomae_b16"]
     folder = released_folder(pretraining("videomae_b16"), tmp_path / "released")
     get = ["weights", "get", "videomae_b16", f"output={tmp_path / 'weights'}"]
     with hub_server() as (hub, address):
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        ask_here(monkeypatch, address, tmp_path / "cache")
         hub.files[known.repository] = {path.name: path.read_bytes() for path in folder.iterdir()}
         hub.files[KNOWN["clip_b16"].repository] = {"pytorch_model.bin": saved(hf_clip_state())}
         with pytest.raises(UserError, match="accept_licence=true"):
