@@ -228,7 +228,7 @@ def prepare(cell: str, folder: Path) -> None:
         taught = f"pretrain.supervised_weights={folder / 'towers' / 'supervised.safetensors'}"
         corpus = [f"dataset.world.corpus.verb_noise={noise}", *([FLAT] if tail == "flat" else [])]
         extra = MINILM if tower == "minilm" else ()
-        run_command(command("pretrain_tabletop", f"output={towers}", taught, *corpus, *extra))
+        run_command(command("pretrain_tabletop", f"output={towers}", "pretrain.threads=1", taught, *corpus, *extra))
     for tower in sorted(set(VIDEO_FILES.values())):  # the same weights in the networks of the baselines
         output = towers / f"{tower}.safetensors"
         if not output.is_file():

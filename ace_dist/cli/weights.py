@@ -16,10 +16,10 @@ def import_weights(argv: list[str]) -> None:
     video model of transformers becomes its video side.
     """
     from ace_dist.models.convert.importing import ImportConfig, import_command
-    from ace_dist.models.convert.open_clip import import_pair
+    from ace_dist.models.convert.known import import_model
 
     settings = parse_settings(argv, ImportConfig)
-    (import_command if settings.model is None else import_pair)(settings)
+    (import_command if settings.model is None else import_model)(settings)
 
 
 def get_weights(argv: list[str]) -> None:

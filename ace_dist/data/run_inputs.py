@@ -29,6 +29,7 @@ KEPT = {  # setting -> name of the copy
     "model.similarity.attributes": "attributes.txt",
     "model.text.tokenizer": "tokenizer.json",
 }
+ORIGINS = {"dataset.synonyms": MAKING, "model.text.tokenizer": "`ace models` says where it comes from"}
 # Recorded, not copied: `model/` holds what is used of them. `init_from` is a folder, known by its trained weights.
 WEIGHTS = ("model.video.weights", "model.text.weights")
 PARENT = "model/trained.safetensors"
@@ -51,7 +52,7 @@ def check_files(config: Config) -> None:
     """
     kept = Path(config.run) / "inputs"
     missing = [
-        f"{key}={path}" + f" ({MAKING})" * (key == "dataset.synonyms")
+        f"{key}={path}" + (f" ({ORIGINS[key]})" if key in ORIGINS else "")
         for key, path in named_files(config).items()
         if not resolve_path(path).is_file() and not (kept / KEPT[key]).is_file()
     ]

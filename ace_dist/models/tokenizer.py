@@ -78,7 +78,7 @@ def load_tokenizer(path: str) -> tuple[Any, dict[str, Any]]:
 
     file = resolve_path(path)
     if not file.is_file():
-        raise ModelError(f"{file} does not exist (model.text.tokenizer); `ace weights get` or `import` writes it")
+        raise ModelError(f"{file} does not exist (model.text.tokenizer); `ace models` says where it comes from")
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower

@@ -52,6 +52,17 @@ def test_a_run_may_have_its_own_copy_of_a_file_of_words(tmp_path):
     check_files(config)
 
 
+@pytest.mark.parametrize(
+    ("setting", "command"), [("dataset.synonyms", "ace synonyms"), ("model.text.tokenizer", "ace models")]
+)
+def test_a_missing_file_comes_with_the_command_that_makes_it(tmp_path, setting, command):
+    config = load_config(
+        ["experiment=demo", "model=tabletop_attnpool", f"run={tmp_path}", f"{setting}={tmp_path}/gone.json"]
+    )
+    with pytest.raises(UserError, match=rf"{setting}=\S+gone\.json \(`{command}"):
+        check_files(config)
+
+
 def test_what_is_missing_is_said_without_torch(tmp_path):
     """Importing torch and DeepSpeed takes seconds, which nobody should wait for the name of a folder."""
     run, export, none = (tmp_path / name for name in ("run", "export", "none"))

@@ -83,6 +83,16 @@ def test_a_released_folder_is_imported_whole(released, tmp_path, capsys):
 
 
 @torch.no_grad()
+def test_by_hand_the_licence_of_the_released_file_is_recorded(released, tmp_path, monkeypatch):
+    """Nobody knows where such a file is from; it may be the released one, whose licence then binds."""
+    model, folder, *_ = released
+    monkeypatch.setitem(known_weights.KNOWN, model, replace(KNOWN[model], licence="CC-BY-NC 4.0"))
+    bring(model, folder, tmp_path / "weights")
+    for part in ("video", "text"):
+        licence = read_licence(tmp_path / f"weights/{model}_{part}.safetensors")
+        assert is_non_commercial(licence) and f"the released {model} is CC-BY-NC 4.0" in licence
+
+
 def test_transformers_clip_becomes_the_pair(tmp_path, monkeypatch):
     """OpenAI's CLIP as Hugging Face has it, which `ace weights get clip_b16` fetches: transformers' own embeddings."""
     image = {"hidden_size": SMALL["width"], "intermediate_size": 4 * SMALL["width"], "image_size": 48, "patch_size": 12,

@@ -16,6 +16,7 @@ from ace_dist.config import did_you_mean
 from ace_dist.models.convert import video_models
 from ace_dist.models.convert.importing import ImportConfig, import_command
 from ace_dist.models.convert.open_clip import SETTINGS_FILE, TOKENIZER_FILES, import_pair, pair_config
+from ace_dist.models.convert.layouts import CARD
 from ace_dist.utils.errors import ConfigError, ModelError
 from ace_dist.utils.files import file_sha256, read_checksums, write_checksums
 from ace_dist.utils.hub import download, hub_errors
@@ -211,8 +212,7 @@ def make_files(name: str, known: KnownWeights, settings: GetSettings) -> None:
     source = obtain_folder(name, known, downloads) if whole else obtain(name, known, downloads)
     if not all(path.exists() for path in pair):
         wanted = ImportConfig(source=str(source), output=str(folder), model=known.model)
-        restricts = ": non-commercial" if NON_COMMERCIAL in known.licence else ""
-        import_pair(replace(wanted, allow_pickle=settings.allow_pickle), known.licence + restricts)
+        import_pair(replace(wanted, allow_pickle=settings.allow_pickle), recorded_licence(known))
         print(flush=True)
     for path, made in outputs.items():
         wanted = ImportConfig(source=str(source), output=str(path), kind=known.kind, frames=settings.frames, **made)
@@ -230,6 +230,17 @@ def check_licence(name: str, known: KnownWeights, accepted: bool) -> None:
             f"{name} is {known.licence}: no commercial use, nor of what you train from it; read {known.page}, and add "
             f"accept_licence=true if you keep to it"
         )
+
+
+def recorded_licence(known: KnownWeights) -> str:
+    """A licence as files of weights record it."""
+    return known.licence + (": non-commercial" if NON_COMMERCIAL in known.licence else "")
+
+
+def import_model(settings: ImportConfig) -> None:
+    """`ace weights import model=NAME` of a file whose origin nobody knows: it may be the released one."""
+    known = KNOWN.get(str(settings.model))
+    import_pair(settings, known and f"{CARD}; the released {settings.model} is {recorded_licence(known)}")
 
 
 def pair_files(model: str) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ace_dist.config import ModelConfig, load_config, shipped_file
 from ace_dist.models.convert.importing import ImportConfig, check_tower, read_source, weight_file
-from ace_dist.models.convert.layouts import HF_PAIR, VICLIP, rename
+from ace_dist.models.convert.layouts import CARD, HF_PAIR, VICLIP, rename
 from ace_dist.models.convert.video_models import LICENCES, video_state
 from ace_dist.models.open_clip import arch_config
 from ace_dist.models.weights import save_safetensors
@@ -99,7 +99,7 @@ def import_pair(settings: ImportConfig, licence: str | None = None) -> None:
     for name, state in states.items():
         check_tower(getattr(config, name), state, source, name == "text")
     states["video"] |= extra
-    licence = licence or LICENCES.get(arch, "as its model card says")
+    licence = licence or LICENCES.get(arch, CARD)
     facts = {
         "format": "pt", "source": source.name, "source_sha256": file_sha256(weight_file(source)),
         "kind": config.video.tower, "arch": arch, "image_size": str(config.video.image_size),
