@@ -25,6 +25,7 @@ from ace_dist.cli.reports import report_figures, report_grid, report_run, report
 from ace_dist.cli.settings import RankSettings, RunWords, load_run, without_ranks
 from ace_dist.cli.sweeps import sweep_collect, sweep_retry, sweep_run, sweep_status
 from ace_dist.cli.synonyms import build_synonyms, inspect_synonyms, synonym_senses
+from ace_dist.cli.timelines import calibrate, evaluate_timelines, segment, watch
 from ace_dist.cli.trained_runs import classify, explore, export
 from ace_dist.cli.training import (
     EvaluateSettings,
@@ -38,7 +39,6 @@ from ace_dist.cli.training import (
 from ace_dist.cli.weights import get_weights, import_weights, models, pretrain_tabletop
 from ace_dist.cli.words import take_umask, take_verbose, with_home
 from ace_dist.config import did_you_mean, help_asked, split_settings
-from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment, watch
 from ace_dist.utils.errors import ConfigError, UserError
 from ace_dist.utils.extras import missing_packages_named, require
 from ace_dist.utils.processes import end_with_launcher

@@ -12,10 +12,10 @@ import pytest
 from live_streams import encode
 
 from ace_dist.cli.data import build_shards
+from ace_dist.cli.timelines import calibrate, evaluate_timelines, segment, watch
 from ace_dist.config import DatasetConfig, load_config
 from ace_dist.data.datasets import build_reader
 from ace_dist.data.shards import ShardSet
-from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment, watch
 from ace_dist.train.trainer import train
 from ace_dist.utils.errors import UserError
 from ace_dist.worlds.tabletop.procedures import write_videos

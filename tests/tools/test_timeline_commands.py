@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from ace_dist.classifier import Classifier
+from ace_dist.cli.timelines import calibrate, evaluate_timelines, segment, watch
 from ace_dist.data import run_inputs
 from ace_dist.segment import formats
-from ace_dist.tools.timelines.commands import calibrate, evaluate_timelines, segment, watch
 from ace_dist.utils.errors import ConfigError, DataError
 from ace_dist.utils.files import check_writable
 

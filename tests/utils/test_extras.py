@@ -12,9 +12,9 @@ from light import BLOCKED
 
 from ace_dist import Classifier, cli
 from ace_dist.cli.entry import start
+from ace_dist.cli.timelines import calibrate
 from ace_dist.data import run_inputs
 from ace_dist.segment.procedure import Procedure, Step
-from ace_dist.tools.timelines.commands import calibrate
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.extras import EXTRAS, missing_packages_named
 

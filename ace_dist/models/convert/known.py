@@ -15,8 +15,8 @@ from omegaconf import MISSING
 from ace_dist.config import did_you_mean
 from ace_dist.models.convert import video_models
 from ace_dist.models.convert.importing import ImportConfig, import_command
-from ace_dist.models.convert.open_clip import SETTINGS_FILE, TOKENIZER_FILES, import_pair, pair_config
 from ace_dist.models.convert.layouts import CARD
+from ace_dist.models.convert.open_clip import SETTINGS_FILE, TOKENIZER_FILES, import_pair, pair_config
 from ace_dist.utils.errors import ConfigError, ModelError
 from ace_dist.utils.files import file_sha256, read_checksums, write_checksums
 from ace_dist.utils.hub import download, hub_errors

@@ -50,7 +50,7 @@ def segment(argv: list[str]) -> None:
     from ace_dist.classifier import Classifier
     from ace_dist.segment.formats import write_timeline
     from ace_dist.segment.procedure import Procedure
-    from ace_dist.tools.timelines.videos import cache_folder, progress_bar
+    from ace_dist.tools.timelines import cache_folder, progress_bar
 
     check_outputs(settings)
     procedure = Procedure.load(settings.procedure) if settings.procedure else None
@@ -217,7 +217,7 @@ def calibrate(argv: list[str]) -> None:
     run_config(Path(settings.run))  # says what is no run, before torch is imported
     from ace_dist.classifier import Classifier
     from ace_dist.segment.segmenter import CALIBRATION
-    from ace_dist.tools.timelines.videos import cache_folder, calibrate_on_clips, calibrate_on_long_videos
+    from ace_dist.tools.timelines import cache_folder, calibrate_on_clips, calibrate_on_long_videos
 
     run = Path(settings.run)
     check_writable(run / CALIBRATION)
@@ -264,7 +264,7 @@ def evaluate_timelines(argv: list[str]) -> None:
     from ace_dist.classifier import Classifier
     from ace_dist.segment.protocol import TimelineTest, load_procedures, table
     from ace_dist.segment.segmenter import window_similarities
-    from ace_dist.tools.timelines.videos import cache_folder, embed_all, read_videos, root_label_sets
+    from ace_dist.tools.timelines import cache_folder, embed_all, read_videos, root_label_sets
 
     run = Path(settings.run)
     path = Path(settings.output) if settings.output else run / "timelines.json"
