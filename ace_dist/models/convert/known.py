@@ -240,7 +240,8 @@ def recorded_licence(known: KnownWeights) -> str:
 def import_model(settings: ImportConfig) -> None:
     """`ace weights import model=NAME` of a file whose origin nobody knows: it may be the released one."""
     known = KNOWN.get(str(settings.model))
-    import_pair(settings, known and f"{CARD}; the released {settings.model} is {recorded_licence(known)}")
+    licence = f"{CARD}; the released {settings.model} is {recorded_licence(known)}" if known else None
+    import_pair(settings, licence)
 
 
 def pair_files(model: str) -> list[str]:
