@@ -266,6 +266,11 @@ ASSEMBLY101_COLUMNS = {
             "verb: verb, object: noun}",
             (0.14, 1.37, "open", "door", "P01"),
         ),
+        (
+            "file;start;end;action\nvideos/a.mp4;0,5;1,5;Screw in the pin\n",
+            "{video: file, start_s: start, end_s: end, label: action}",
+            (0.5, 1.5, "screw in", "the pin", ""),
+        ),
     ],
 )
 def test_a_column_map_reads_the_tables_of_published_data_sets(text, columns, expected, folder):
@@ -283,6 +288,8 @@ def test_a_column_map_reads_the_tables_of_published_data_sets(text, columns, exp
     [
         ({"verbs": "verb"}, ConfigError, r"verbs is not one of video.*did you mean .verb.\?"),
         ({"verb": None}, ConfigError, "has no verb"),
+        ({"label": "narration"}, ConfigError, "has label beside verb"),
+        ({"label": "all_nouns", "verb": None, "object": None}, DataError, "line 2: .*'door'"),
         ({"start_frame": "start_frame"}, ConfigError, "has start_s and start_frame"),
         ({"start_s": None, "start_frame": "start_frame"}, ConfigError, "need fps"),
         ({"fps": "30"}, ConfigError, "need fps"),
@@ -298,6 +305,16 @@ def test_a_column_map_that_does_not_fit_is_refused(change, error, message, folde
     columns = {name: value for name, value in (EPIC_COLUMNS | change).items() if value}
     with pytest.raises(error, match=message):
         read_csv(folder / "labels.csv", columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("header", "named"), [("video,start,end,Label", "Label"), ("file;start_s;end_s;action", "action")]
+)
+def test_one_column_of_labels_comes_with_the_setting_that_reads_it(header, named, folder):
+    """Lists of actions often have one column for all of it; `{label: NAME}` splits it as an export's label is."""
+    (folder / "labels.csv").write_text(f"{header}\n")
+    with pytest.raises(DataError, match=rf"verb.* is missing.*dataset\.columns='.*label: {named}}}'"):
+        read_csv(folder / "labels.csv")
 
 
 def test_a_row_of_a_mapped_table_costs_itself_alone_where_quarantine_is_allowed(folder):

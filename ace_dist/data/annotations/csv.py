@@ -19,7 +19,7 @@ from pathlib import Path, PureWindowsPath
 from ace_dist.concepts import Action
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations.base import VideoReader
-from ace_dist.data.annotations.columns import check_columns, map_row, source_columns
+from ace_dist.data.annotations.columns import check_columns, label_hint, map_row, source_columns
 from ace_dist.data.annotations.exports import export_rows, is_export
 from ace_dist.data.annotations.label_folders import folder_rows
 from ace_dist.data.segments import Failure, Segment, parse_split
@@ -186,13 +186,16 @@ def numbered_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = 
     if not path.is_file():
         raise DataError(f"dataset.annotations={path} {why_no_file(path)}")
     try:
-        return parse_table(path.read_text(encoding="utf-8-sig"), columns, optional)
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise faults_error(path, [f"is not a CSV file in UTF-8; save it as such: {error}"]) from error
     except OSError as error:
         raise faults_error(path, [f"cannot be read: {error.strerror}"]) from error
+    try:
+        return parse_table(text, columns, optional)
     except DataError as error:
-        raise faults_error(path, [str(error)]) from error
+        hint = label_hint(text.partition("\n")[0]) if columns == COLUMNS else ""
+        raise faults_error(path, [f"{error}{hint}"]) from error
 
 
 def seconds(row: Mapping[str, str], column: str, empty: float) -> float:
