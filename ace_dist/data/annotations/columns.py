@@ -31,9 +31,8 @@ def check_columns(columns: Mapping[str, str], ours: tuple[str, ...]) -> None:
             raise ConfigError(f"dataset.columns: {name} is not one of {', '.join(known)}{did_you_mean(name, known)}")
     if "label" in columns and {"verb", "object"} & columns.keys():
         raise ConfigError("dataset.columns has label beside verb or object; keep label, or verb and object")
-    if absent := [
-        name for name in ("video", *(() if "label" in columns else ("verb", "object"))) if name not in columns
-    ]:
+    needed = ("video", "label") if "label" in columns else ("video", "verb", "object")
+    if absent := [name for name in needed if name not in columns]:
         raise ConfigError(f"dataset.columns has no {absent[0]}; name the column of the file that holds it")
     for frame, time in FRAMES.items():
         if frame in columns and time in columns:
