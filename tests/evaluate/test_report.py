@@ -151,7 +151,7 @@ def test_the_page_in_a_browser(phone, tmp_path, rng):
 @pytest.fixture
 def quick(monkeypatch):
     """Leave out t-SNE, so that tests of the text and of errors stay fast."""
-    monkeypatch.setattr("ace_dist.evaluate.report.concept_layout", lambda rows, actions: np.asarray(rows)[:, :2])
+    monkeypatch.setattr("ace_dist.evaluate.sections.concept_layout", lambda rows, actions: np.asarray(rows)[:, :2])
 
 
 def read_report(folder, compare=()):

@@ -10,8 +10,8 @@ import gradio as gr
 import numpy as np
 
 from ace_dist.evaluate.metrics import concept_distances
-from ace_dist.evaluate.report import TSNE_LEAST, FloatArray, concept_layout
 from ace_dist.evaluate.run_files import ConceptSpace, read_space
+from ace_dist.evaluate.sections import TSNE_LEAST, FloatArray, concept_layout
 from ace_dist.segment.page import COLOURS
 from ace_dist.tools.explorer.answer import kind_html
 from ace_dist.tools.explorer.desk import Desk, part
