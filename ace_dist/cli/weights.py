@@ -12,8 +12,8 @@ def import_weights(argv: list[str]) -> None:
     """Bring others' weights in: `ace weights source=FILE output=FILE.safetensors [tower=NAME]`.
 
     Reads, converts, reports, and writes when nothing is missing, left over or of another shape. With `model=NAME` a
-    file or folder of open_clip or ViCLIP becomes all files of that model, tokenizer included, in the folder `output`; a
-    video model of transformers becomes its video side.
+    file or folder of open_clip, ViCLIP or InternVideo2 becomes all files of that model, tokenizer included, in the
+    folder `output`; a video model of transformers becomes its video side.
     """
     from ace_dist.models.convert.importing import ImportConfig, import_command
     from ace_dist.models.convert.known import import_model

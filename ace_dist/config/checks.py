@@ -16,7 +16,7 @@ CHOICES = {
     "dataset.clip.view_spacing": ("ends", "slowfast"),
     "dataset.clip.sampling": ("window", "segments"),
     "model.init": ("weights", "random", "random_video"),
-    "model.video.tower": ("timesformer", "vit", "spacetime", "open_clip", "transformers"),
+    "model.video.tower": ("timesformer", "vit", "spacetime", "open_clip", "transformers", "internvideo2"),
     "model.video.temporal": ("mean", "transformer", "adapter", "joint"),
     "model.video.pooling": ("mean", "frames"),
     "model.video.time_embed_resize": ("nearest", "linear"),
@@ -24,7 +24,7 @@ CHOICES = {
     "model.video.recompute": ("auto", "none", "norms", "blocks"),
     "model.video.compile": ("auto", "none", "cudagraphs", "default", "reduce-overhead", "max-autotune"),
     "model.video.attention": ("auto", "triton", "xformers", "sdpa"),
-    "model.text.tower": ("clip", "open_clip", "minilm"),
+    "model.text.tower": ("clip", "open_clip", "bert", "minilm"),
     "method.objective": ("concept", "label", "bike", "sigmoid"),
     "loader.backend": ("auto", "dali", "pyav", "torchcodec"),
     "loader.dtype": ("float32", "uint8"),
@@ -221,12 +221,12 @@ def model_rules(config: Config) -> Iterator[tuple[bool, str]]:
 def frame_rules(config: Config) -> Iterator[tuple[bool, str]]:
     """The same for towers of other libraries, whose pretraining says how clips must look and what they are told by."""
     video, text, loader, frames = config.model.video, config.model.text, config.loader, config.dataset.clip.frames
-    library = video.tower in ("open_clip", "transformers")
+    library = video.tower in ("open_clip", "transformers", "internvideo2")
     for key in ("mean", "std"):
         own, given = getattr(video, key), getattr(loader, key)
         yield (
             library and own != given,
-            f"loader.{key}={given} differs from model.video.{key}={own}, by which model.video.arch={video.arch} was "
+            f"loader.{key}={given} differs from model.video.{key}={own}, by which {video.arch or video.tower} was "
             f"trained to see; leave loader.{key} out",
         )
     yield (

@@ -72,7 +72,7 @@ class DatasetConfig:
 class VideoConfig:
     """The video encoder. `frames`: length of the weights' `time_embed`, resized to `dataset.clip.frames`."""
 
-    tower: str = "timesformer"  # timesformer | vit (image model on every frame) | spacetime | open_clip | transformers
+    tower: str = "timesformer"  # timesformer | vit (every frame) | spacetime | open_clip | transformers | internvideo2
     arch: str | None = (
         None  # of open_clip: its name of a model of that kind, in the sizes here; of transformers: videomae
     )
@@ -111,9 +111,9 @@ class VideoConfig:
 
 @dataclass
 class TextConfig:
-    """The text tower: CLIP's text transformer at any width, one of open_clip, or all-MiniLM-L6-v2."""
+    """The text tower: CLIP's text transformer at any width, one of open_clip, a BERT, or all-MiniLM-L6-v2."""
 
-    tower: str = "clip"  # clip | open_clip | minilm
+    tower: str = "clip"  # clip | open_clip | bert | minilm
     arch: str | None = None  # of open_clip: its name of a model of that kind; the sizes are those given here
     tokenizer: str | None = None  # of open_clip: its file (tokenizer.json); null: CLIP's, which open_clip carries
     vocabulary: int = 49408  # of open_clip: rows of the token embedding

@@ -1,7 +1,7 @@
 """The exported folder: encoders, configuration, trees, label sets, results, provenance and a model card.
 
 video/, text/    the encoders, in transformers' layout where it has one
-open_clip/       both of them, where they are open_clip's; viclip/ where they are ViCLIP's
+open_clip/       both of them, where they are open_clip's; viclip/ and internvideo2/ where they are those
 config.yaml      without the paths of the machine that trained it
 synonyms.json    the trees
 labels.json      base and novel actions, the label sets of the SRT
@@ -30,7 +30,7 @@ from ace_dist.evaluate.licences import binding_licence, start_licences
 from ace_dist.evaluate.run_files import read_results, read_run_object
 from ace_dist.evaluate.runs import interpolated, results_table, trained_model
 from ace_dist.models.build import check_size
-from ace_dist.models.convert.exporting import PAIR, VICLIP_FILE, load_encoders, save_encoders
+from ace_dist.models.convert.exporting import INTERNVIDEO2_FILE, PAIR, VICLIP_FILE, load_encoders, save_encoders
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import RunError
@@ -49,7 +49,7 @@ from ace_dist.utils.text import markdown
 
 NO_LORA = {"lora_rank": 0, "lora_alpha": None}  # which an export has merged
 NEEDED = ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors")
-OPTIONAL = (PAIR, VICLIP_FILE, "attributes.txt", "tokenizer.json")  # read where an export has them
+OPTIONAL = (PAIR, VICLIP_FILE, INTERNVIDEO2_FILE, "attributes.txt", "tokenizer.json")  # read where an export has them
 
 
 def export_run(run: Path, output: Path, interpolate: float | None = None) -> None:

@@ -10,6 +10,7 @@ from torch.utils._triton import has_triton
 
 from ace_dist.config import LoaderConfig, SimilarityConfig, TextConfig, VideoConfig
 from ace_dist.models.graphs import GraphedFunction
+from ace_dist.models.internvideo2 import InternVideo2Tower
 from ace_dist.models.joint import build_frame_tower
 from ace_dist.models.library import LibraryTower
 from ace_dist.models.lora import merge_lora
@@ -17,9 +18,9 @@ from ace_dist.models.patches import ClipPatches
 from ace_dist.models.similarity import Similarity, Spotting
 from ace_dist.models.spacetime import SpaceTimeTower
 from ace_dist.models.text import TextTower
+from ace_dist.models.text_bert import BertTextTower, MiniLMTextTower
 from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
 from ace_dist.models.text_features import PhraseCache, TextFeatureCache
-from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.text_open_clip import OpenClipTextTower
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.tubelets import build_tubelet_tower
@@ -153,8 +154,10 @@ def choose_compile(config: VideoConfig, device: torch.device, steps: int | None,
 
 
 def build_video_tower(config: VideoConfig) -> VideoTower:
-    towers: dict[str, Callable[[VideoConfig], VideoTower]] = {"timesformer": TimeSformer, "vit": ImageTower}
-    towers |= {"spacetime": SpaceTimeTower, "open_clip": build_frame_tower, "transformers": build_tubelet_tower}
+    towers: Mapping[str, Callable[[VideoConfig], VideoTower]] = {
+        "timesformer": TimeSformer, "vit": ImageTower, "spacetime": SpaceTimeTower, "open_clip": build_frame_tower,
+        "transformers": build_tubelet_tower, "internvideo2": InternVideo2Tower,
+    }  # fmt: skip
     return towers[config.tower](config)
 
 
@@ -163,6 +166,7 @@ def build_text_tower(config: TextConfig) -> TextTower:
         return PromptedClipTextTower(config) if config.prompt_tokens else ClipTextTower(config)
     if config.prompt_tokens:
         raise ModelError(f"model.text.prompt_tokens needs model.text.tower=clip, not {config.tower}")
-    if config.tower == "open_clip":
-        return OpenClipTextTower(config)
-    return MiniLMTextTower(config)
+    towers: Mapping[str, Callable[[TextConfig], TextTower]] = {
+        "open_clip": OpenClipTextTower, "bert": BertTextTower, "minilm": MiniLMTextTower,
+    }  # fmt: skip
+    return towers[config.tower](config)

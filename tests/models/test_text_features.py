@@ -6,9 +6,9 @@ import torch
 from ace_dist.config import TextConfig
 from ace_dist.models import text
 from ace_dist.models.dual_encoder import build_text_tower
+from ace_dist.models.text_bert import MiniLMTextTower
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.text_features import PhraseCache, TextFeatureCache
-from ace_dist.models.text_minilm import MiniLMTextTower
 from ace_dist.utils.errors import ModelError
 
 VERBS = ["spin", "rotate", "turn", "lay down", "pick up", "gently put back onto the"]

@@ -13,7 +13,8 @@ from ace_dist.cli import execute
 from ace_dist.config import assets_dir, load_config, shipped_file
 from ace_dist.models.build import build_model
 from ace_dist.models.convert.importing import ImportConfig, import_weights
-from ace_dist.utils.errors import ConfigError
+from ace_dist.utils.errors import ConfigError, UserError
+from ace_dist.utils.reading import read_object
 from ace_dist.worlds.tabletop.pretraining import (
     PretrainConfig,
     build_towers,
@@ -112,11 +113,17 @@ def test_small_encoders_are_made_by_one_command(model: str, loss: str, tmp_path,
     """What it writes is what the model's file loads: both towers, tokens, and of the sigmoid loss scale and bias."""
     monkeypatch.chdir(tmp_path)
     (command,) = re.findall(r"ace weights (pretrain .*)", shipped_file("model", model).read_text())
-    small = ["dataset.world.corpus.clips=24", "pretrain.threads=1", "pretrain.test_clips=2"]
+    small = ["dataset.world.corpus.clips=24", "pretrain.test_clips=2"]
     small += [f"pretrain.{name}=2" for name in ("supervised_steps", "supervised_batch", "steps", "batch_size")]
     assert execute(["weights", *command.split(), *small]) == 0
     method = ["method=ace_sigmoid"] if loss == "sigmoid" else []
-    config = load_config(["experiment=demo", f"model={model}", *method])
+    names = {
+        "video.weights": "video.safetensors",
+        "text.weights": "text.safetensors",
+        "text.tokenizer": "tokenizer.json",
+    }
+    made = [f"model.{setting}=weights/{model}/{file}" for setting, file in names.items()]
+    config = load_config(["experiment=demo", f"model={model}", *method, *made])
     built = build_model(config.model, seed=0, temperature=config.method.temperature)
     assert built.text(["spin block", "tighten the screwdriver"]).shape == (2, config.model.text.embed_dim)
     assert built.video.temporal is not None
@@ -128,6 +135,16 @@ def test_small_encoders_are_made_by_one_command(model: str, loss: str, tmp_path,
         scale = built.similarity.log_scale.exp() / config.method.temperature
         assert scale.item() == pytest.approx(1 / PretrainConfig().temperature, rel=0.01)
         assert built.similarity.bias.item() == pytest.approx(-10, abs=0.01)
+
+
+@pytest.mark.parametrize("model", ["tabletop_attnpool", "tabletop_rotary", "tabletop_sigmoid"])
+def test_the_weights_of_small_encoders_ship(model: str) -> None:
+    """They were made by the command of the model's file, and can be loaded."""
+    folder = assets_dir() / "weights" / model
+    (command,) = re.findall(r"ace weights pretrain (.*)", shipped_file("model", model).read_text())
+    assert read_object(folder / "provenance.json", UserError)["command"].endswith(f"pretrain_tabletop.py {command}")
+    config = load_config(["experiment=demo", f"model={model}"])
+    build_model(config.model, seed=0, temperature=config.method.temperature)
 
 
 @pytest.mark.parametrize("tower", ["vit", "spacetime"])

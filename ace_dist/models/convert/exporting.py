@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ace_dist.models.convert.internvideo2 import join_sides, split_sides
 from ace_dist.models.convert.layouts import VICLIP, VICLIP_BACK, convert, rename
 from ace_dist.models.convert.open_clip import SETTINGS_FILE, join_state, split_state
 from ace_dist.models.convert.video_models import our_names, save_video_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.frames import FrameTower
+from ace_dist.models.internvideo2 import InternVideo2Tower
 from ace_dist.models.joint import JointTower
 from ace_dist.models.open_clip import arch_config
+from ace_dist.models.text_bert import BertTextTower
 from ace_dist.models.text_clip import ClipTextTower, PromptedClipTextTower
 from ace_dist.models.text_open_clip import OpenClipTextTower
 from ace_dist.models.timesformer import NORM_EPS, TimeSformer
@@ -28,6 +31,8 @@ from ace_dist.utils.files import write_json, write_text
 WEIGHTS = "model.safetensors"
 PAIR = "open_clip/open_clip_model.safetensors"  # of both towers
 VICLIP_FILE = "viclip/model.safetensors"  # of both of ViCLIP's
+INTERNVIDEO2_FILE = "internvideo2/model.safetensors"  # of both of InternVideo2's
+TEXT_CALLS = {"ViCLIP": "get_text_features", "InternVideo2_Stage2": "get_txt_feat"}
 FORMAT = {"format": "pt"}  # transformers asks for it
 
 
@@ -38,12 +43,15 @@ def save_encoders(model: DualEncoder, folder: Path, frames: int, temperature: fl
     shared space; its time positions are stored at `frames`, since transformers takes the length from its configuration.
     A video model of transformers becomes its own for classification, in the same way.
     A CLIP text tower becomes `CLIPTextModelWithProjection` with its tokenizer. Both towers of open_clip become its own
-    model (of ViCLIP its authors'), whose scale is 1/`temperature` times what was learned. Other towers are stored under
-    our names.
+    model, whose scale is 1/`temperature` times what was learned; those of ViCLIP and InternVideo2 their authors'. Other
+    towers are stored under our names.
     """
     loads = {"video": "ace_dist.Classifier only", "text": "ace_dist.Classifier only"}
     if isinstance(model.video, FrameTower) and isinstance(model.text, OpenClipTextTower):
         return save_pair(model, folder, temperature)
+    if isinstance(model.video, InternVideo2Tower) and isinstance(model.text, BertTextTower):
+        whole = join_sides(model.video.state_dict(), model.text.state_dict())
+        return save_whole(model, whole, folder, INTERNVIDEO2_FILE, "InternVideo2_Stage2")
     if isinstance(model.video, TimeSformer):
         loads["video"] = save_timesformer(model.video, folder / "video", frames)
     elif isinstance(model.video, TubeletTower):
@@ -62,10 +70,14 @@ def save_encoders(model: DualEncoder, folder: Path, frames: int, temperature: fl
 def load_encoders(model: DualEncoder, folder: Path) -> None:
     """Fill a model of the same configuration, strictly, from what `save_encoders` wrote."""
     video, text = load_safetensors(folder / "video" / WEIGHTS), load_safetensors(folder / "text" / WEIGHTS)
-    if (pair := folder / (VICLIP_FILE if isinstance(model.video, JointTower) else PAIR)).is_file():
+    if (pair := folder / whole_file(model)).is_file():
         stored = load_safetensors(pair)
-        whole = split_state(rename(stored, VICLIP) if isinstance(model.video, JointTower) else stored)
-        video, text = video | whole[0], text | whole[1]
+        if isinstance(model.video, InternVideo2Tower):
+            sides = split_sides(stored)
+            video, text = sides["video"], sides["text"]
+        else:
+            whole = split_state(rename(stored, VICLIP) if isinstance(model.video, JointTower) else stored)
+            video, text = video | whole[0], text | whole[1]
     if isinstance(model.video, TimeSformer):
         video = convert(video, "hf_timesformer", "timesformer").state
     if isinstance(model.video, TubeletTower):
@@ -90,7 +102,7 @@ def save_pair(model: DualEncoder, folder: Path, temperature: float) -> dict[str,
     learned = 0.0 if similarity.log_scale is None else float(similarity.log_scale.detach())
     whole["logit_scale"] = torch.tensor(learned - math.log(temperature))
     if is_joint:
-        return save_viclip(model, whole, folder)
+        return save_whole(model, rename(whole, VICLIP_BACK), folder, VICLIP_FILE, "ViCLIP")
     if "init_logit_bias" in config:
         bias = config["init_logit_bias"] if similarity.bias is None else float(similarity.bias.detach())
         whole["logit_bias"] = torch.tensor(float(bias))
@@ -107,15 +119,22 @@ def save_pair(model: DualEncoder, folder: Path, temperature: float) -> dict[str,
     return {"video": f"{call}.encode_image, {frames}", "text": f"{call}.encode_text"}
 
 
-def save_viclip(model: DualEncoder, whole: Mapping[str, Tensor], folder: Path) -> dict[str, str]:
-    """`viclip/` under its authors' names, which their code reads."""
-    save_safetensors(rename(whole, VICLIP_BACK), folder / VICLIP_FILE, metadata=FORMAT)
+def save_whole(model: DualEncoder, whole: Mapping[str, Tensor], folder: Path, file: str, name: str) -> dict[str, str]:
+    """Both towers in one file under their authors' names, which their code reads."""
+    save_safetensors(whole, folder / file, metadata=FORMAT)
     for part in ("video", "text"):
         save_safetensors({}, folder / part / WEIGHTS, metadata=FORMAT)
     if rest := model.similarity.state_dict():
         save_safetensors(rest, folder / "rest.safetensors")
-    call = f'safetensors.torch.load_file("{VICLIP_FILE}") into OpenGVLab\'s ViCLIP'
-    return {"video": f"{call}, get_vid_features", "text": f"{call}, get_text_features"}
+    call = f'safetensors.torch.load_file("{file}") into OpenGVLab\'s {name}'
+    return {"video": f"{call}, get_vid_features", "text": f"{call}, {TEXT_CALLS[name]}"}
+
+
+def whole_file(model: DualEncoder) -> str:
+    """Where the export of a model has both towers, if it has them in one file."""
+    if isinstance(model.video, InternVideo2Tower):
+        return INTERNVIDEO2_FILE
+    return VICLIP_FILE if isinstance(model.video, JointTower) else PAIR
 
 
 def library_reads(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:

@@ -22,7 +22,7 @@ from ace_dist.utils.errors import ConfigError, ModelError
 from ace_dist.utils.files import file_sha256
 from ace_dist.utils.reading import read_object
 
-CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model")  # under which a checkpoint keeps its weights
+CONTAINERS = ("model_state", "state_dict", "model_state_dict", "model", "module")  # where a checkpoint has its weights
 INDEX = "model.safetensors.index.json"  # of weights in several files
 FOLDER_FILES = (  # of a Hugging Face folder
     "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", INDEX, "pytorch_model.bin",
@@ -251,7 +251,8 @@ def check_tower(config: Any, state: Mapping[str, Tensor], source: Path, is_text:
         plain = replace(config, lora_rank=0)
         tower: nn.Module = build_text_tower(plain) if is_text else build_video_tower(plain)
     own, fresh = tower.state_dict(), getattr(tower, "fresh", ())
-    report = ImportReport(source, kind=f"{config.tower} ({config.arch})", tower="text" if is_text else "video")
+    name = config.arch or config.tower
+    report = ImportReport(source, kind=name, tower="text" if is_text else "video")
     report.missing = sorted(name for name in own.keys() - state.keys() if name.split(".")[0] not in fresh)
     report.unexpected = sorted(state.keys() - own.keys())
     shapes = {name: (list(state[name].shape), list(own[name].shape)) for name in own.keys() & state.keys()}
@@ -261,7 +262,7 @@ def check_tower(config: Any, state: Mapping[str, Tensor], source: Path, is_text:
     report.loaded = len(shapes)
     if not report.complete:
         raise ModelError(
-            f"{report.table()}\n{source} is no {config.arch}: see missing, unexpected and mismatched above; nothing is "
+            f"{report.table()}\n{source} is no {name}: see missing, unexpected and mismatched above; nothing is "
             f"written. Choose the model whose file it is (`ace models`), or get the file of this one"
         )
 

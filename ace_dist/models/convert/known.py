@@ -160,6 +160,11 @@ KNOWN |= {
         "ViCLIP ViT-B/16 on InternVid-10M-FLT: both encoders", "transformers", "none stated",
         "https://huggingface.co/OpenGVLab/ViCLIP-B-16-hf", model="viclip_b16", repository="OpenGVLab/ViCLIP-B-16-hf",
     ),
+    "internvideo2_1b": KnownWeights(
+        "InternVideo2 1B, second stage, 4 frames: both encoders", "internvideo2", "Apache-2.0",
+        "https://huggingface.co/OpenGVLab/InternVideo2-Stage2_1B-224p-f4", model="internvideo2_1b",
+        repository="OpenGVLab/InternVideo2-Stage2_1B-224p-f4", file="InternVideo2-stage2_1b-224p-f4.pt", suffix=".pt",
+    ),
     "viclip_l14": KnownWeights(
         "ViCLIP ViT-L/14 on InternVid-10M-FLT: both encoders", "transformers", "MIT",
         "https://huggingface.co/OpenGVLab/ViCLIP", model="viclip_l14", repository="OpenGVLab/ViCLIP-L-14-hf",
@@ -248,7 +253,7 @@ def pair_files(model: str) -> list[str]:
     """The names of the files that a file of configs/model asks for; without a text tower that is of others."""
     config = pair_config(model)
     paths = [config.video.weights]
-    if config.video.tower == "open_clip":
+    if config.text.tower in ("open_clip", "bert"):
         paths += [config.text.weights, config.text.tokenizer]
     return [Path(path).name for path in paths if path is not None]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ace_dist.config import ModelConfig, load_config, shipped_file
 from ace_dist.models.convert.importing import ImportConfig, check_tower, read_source, weight_file
+from ace_dist.models.convert.internvideo2 import split_sides
 from ace_dist.models.convert.layouts import CARD, HF_PAIR, VICLIP, rename
 from ace_dist.models.convert.video_models import LICENCES, video_state
 from ace_dist.models.open_clip import arch_config
@@ -89,10 +90,12 @@ def import_pair(settings: ImportConfig, licence: str | None = None) -> None:
     if not settings.source or settings.output.endswith(".safetensors"):
         raise ConfigError(f"model={settings.model} makes several files: give source=FILE or FOLDER, and output=FOLDER")
     config, source = pair_config(settings.model), Path(settings.source).expanduser()
-    output, arch = Path(settings.output or "weights"), str(config.video.arch)
+    output, arch = Path(settings.output or "weights"), config.video.arch or config.video.tower
     raw = read_source(source, settings.allow_pickle)
     if config.video.tower == "open_clip":
         states, extra = pair_states(config, raw, source)
+    elif config.video.tower == "internvideo2":
+        states, extra = split_sides(raw), State()
     else:
         states, extra = {"video": video_state(config.video, raw, source)}, State()
     tokenizer = read_tokenizer(source, config) if config.text.tokenizer else None
@@ -140,10 +143,10 @@ def pair_config(model: str | None) -> ModelConfig:
     if not str(model).endswith(".yaml"):
         shipped_file("model", str(model))
     config = load_config(["experiment=demo", f"model={model}"]).model
-    towers = ("open_clip", "transformers")
+    towers = ("open_clip", "transformers", "internvideo2")
     if config.video.tower not in towers or config.video.weights is None or config.text.weights is None:
         raise ConfigError(
-            f"model={model} has no tower of open_clip or transformers with weights; leave model out, and give tower="
+            f"model={model} has no tower of {', '.join(towers)} with weights; leave model out, and give tower="
         )
     return config
 
