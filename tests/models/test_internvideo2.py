@@ -2,9 +2,11 @@
 
 import copy
 from dataclasses import replace
+from io import BytesIO
 
 import pytest
 import torch
+from hub_server import ask_here, hub_server
 from image_text_models import SMALL, SMALL_TEXT, close, settings, shaken
 from safetensors.torch import load_file
 from torch.nn import functional
@@ -12,10 +14,14 @@ from transformers import BertConfig, BertModel
 
 from ace_dist import cli
 from ace_dist.config import load_config
+from ace_dist.evaluate.licences import is_non_commercial
 from ace_dist.models.build import build_model
+from ace_dist.models.convert import known as known_weights
 from ace_dist.models.convert import open_clip as pairs
 from ace_dist.models.convert.exporting import INTERNVIDEO2_FILE, load_encoders, save_encoders
+from ace_dist.models.convert.known import KNOWN
 from ace_dist.models.dual_encoder import DualEncoder, build_video_tower
+from ace_dist.models.weights import read_licence
 from ace_dist.utils.errors import ModelError, UserError
 
 FRAMES, PLACES, POOL = 4, 16, 768
@@ -133,6 +139,24 @@ def test_a_released_file_becomes_both_towers(config, released, bert, tmp_path, m
     close(ours.text(PHRASES), text_by_hand(PHRASES, bert, released, ours.text.tokenizer))
     video = torch.randn(2, FRAMES, 3, 48, 48)
     close(ours.encode_video(video), video_by_hand(video, released))
+
+
+def test_one_command_from_the_hub(config, released, tmp_path, monkeypatch):
+    """`ace weights get internvideo2_1b`: one file becomes both towers, and a second call asks for nothing."""
+    known, stored = KNOWN["internvideo2_1b"], BytesIO()
+    torch.save({"module": released}, stored)
+    for module in (pairs, known_weights):
+        monkeypatch.setattr(module, "pair_config", lambda name: config)
+    with hub_server() as (hub, address):
+        ask_here(monkeypatch, address, tmp_path / "cache")
+        hub.files[known.repository] = {known.file: stored.getvalue()}
+        get = ["weights", "get", "internvideo2_1b", f"output={tmp_path / 'weights'}"]
+        assert cli.execute(get) == 0
+        asked = len(hub.requests)
+        assert cli.execute(get) == 0 and len(hub.requests) == asked
+    for part in ("video", "text"):
+        licence = read_licence(tmp_path / f"weights/internvideo2_1b_{part}.safetensors")
+        assert licence == "Apache-2.0" and not is_non_commercial(licence)
 
 
 @torch.no_grad()
