@@ -4,8 +4,9 @@ Shapes: B clips, T frames, S pixels a side, P patches of a frame, D width of a t
 are those of its authors' `vision_encoder`; the biases of its pool stand in their layers.
 """
 
+import math
 import re
-from collections.abc import MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from typing import cast
 
 import torch
@@ -142,21 +143,23 @@ class InternVideo2Tower(LibraryTower):
         return cast(Tensor, block(tokens))
 
     def fit_positions(self, state: MutableMapping[str, Tensor]) -> list[str]:
-        """Bring positions of another number of frames or another image size to ours, as its authors' code; says which.
-
-        Where both differ, a file does not say how many frames its positions are of: those stay, to be refused.
-        """
+        """Bring the positions of another image size to ours, as its authors' code; says which and how."""
         stored, own, frames = state.get("pos_embed"), self.pos_embed, self.config.frames
         if stored is None or stored.dim() != 3 or stored.shape == own.shape or stored.shape[2] != own.shape[2]:
             return []
-        count = stored.shape[1] - 1
-        if count % self.places == 0:
-            state["pos_embed"] = resize_grid(stored.float(), count // self.places, frames, self.places)
-        elif count % frames == 0 and round((count / frames) ** 0.5) ** 2 == count // frames:
-            state["pos_embed"] = resize_grid(stored.float(), frames, frames, self.places)
-        else:
+        places, left_over = divmod(stored.shape[1] - 1, frames)
+        if left_over or math.isqrt(places) ** 2 != places:
             return []
+        state["pos_embed"] = resize_grid(stored.float(), frames, frames, self.places)
         return [f"pos_embed {list(stored.shape)} to {list(own.shape)}"]
+
+    def check_origin(self, names: Collection[str], facts: Mapping[str, str]) -> None:
+        """See `VideoTower.check_origin`: how many frames positions are of is not told by their number."""
+        if (frames := facts.get("frames", str(self.config.frames))) != str(self.config.frames):
+            raise ModelError(
+                f"model.video.frames={self.config.frames}, and the positions of these weights are of {frames} frames; "
+                f"set model.video.frames={frames} (clips may have another dataset.clip.frames)"
+            )
 
 
 def resize_grid(embed: Tensor, old: int, frames: int, places: int) -> Tensor:

@@ -106,6 +106,7 @@ def import_pair(settings: ImportConfig, licence: str | None = None) -> None:
     facts = {
         "format": "pt", "source": source.name, "source_sha256": file_sha256(weight_file(source)),
         "kind": config.video.tower, "arch": arch, "image_size": str(config.video.image_size),
+        "frames": str(config.video.frames),
         "licence_of_released_files": licence,
     }  # fmt: skip
     for name, state in states.items():
