@@ -176,6 +176,11 @@ def model_rules(config: Config) -> Iterator[tuple[bool, str]]:
             f"method.{key}={value} is for method.objective=concept with a text side that trains; set it to 0, or "
             f"method=ace",
         )
+    yield (
+        method.l2_sp > 0 and config.deepspeed.get("zero_optimization", {}).get("stage") == 3,
+        f"method.l2_sp={method.l2_sp} does not go with deepspeed=zero3, which shares out the weights that it compares; "
+        f"set another stage",
+    )
     band = method.shadow_band
     yield (
         len(band) != 2 or not 0 <= band[0] < band[1] <= 1,

@@ -116,6 +116,11 @@ class ConceptObjective(nn.Module):
             losses["margin"] = concept_margin(text_SD, sizes, settings.margin) / settings.temperature
         return losses
 
+    def constants(self) -> list[Tensor]:
+        """What the losses read beside parameters and buffers: a copy on another device has to have it there, too."""
+        start_text = [] if self.start_text_SD is None else [self.start_text_SD]
+        return [*self.text_features.frozen, *self.start.values(), *start_text]
+
     @torch.no_grad()
     def start_text(self) -> Tensor:
         """Embeddings [S, D] of every phrase of the sampler as the text tower has them before training."""

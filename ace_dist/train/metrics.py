@@ -148,7 +148,7 @@ def micro_batch_flops(objective: ConceptObjective, clips: int, frames: int, size
     A copy of the objective on the meta device makes them, which has shapes and no numbers. Causal attention counts in
     full, and no product that only an attention kernel's backward pass repeats.
     """
-    tensors: list[Tensor] = [*objective.parameters(), *objective.buffers(), *objective.text_features.frozen]
+    tensors: list[Tensor] = [*objective.parameters(), *objective.buffers(), *objective.constants()]
     shared: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
     shared |= {id(p): nn.Parameter(shared[id(p)], p.requires_grad) for p in objective.parameters()}
     twin = copy.deepcopy(objective, shared | {id(objective.sampler): objective.sampler}).train()

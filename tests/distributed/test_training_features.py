@@ -96,6 +96,22 @@ def test_an_open_line_goes_on_with_other_ranks_and_micro_batches(ranks, tmp_path
     assert line["data_wait_share"] == pytest.approx((0.5 + 0.25) / (2.0 + line["elapsed_s"]))
 
 
+@pytest.mark.parametrize("text", [[], ["model.text.trained_layers=1"]], ids=["projection", "layers"])
+def test_terms_on_the_text_side_go_on_where_they_stopped(run, text):
+    """They compare with where training began: a run that was stopped still knows it, and ends in the same bits."""
+    terms = ["method.l2_sp=0.1", "method.distil=1", "method.margin=0.1", "method.shadow_band=[0,0.9]", *text]
+    run("alone", *terms)
+    run("stopped", *terms, "training.stop_after_steps=3")
+    run("stopped", *terms)
+    assert same_bits(weights(run, "alone"), weights(run, "stopped"))
+    first, *_, last = lines(run, "alone")
+    assert first["loss_l2_sp"] == 0 < last["loss_l2_sp"] and first["loss_distil"] < 1e-5 < last["loss_distil"]
+    parts = [f"loss{part}" for part in ("", "_fixed", "_random", "_l2_sp", "_distil", "_margin")]
+    assert [last[part] for part in parts] == [lines(run, "stopped")[-1][part] for part in parts] and last[
+        "loss_margin"
+    ] > 0
+
+
 VALIDATION = ["evaluation.every_steps=2", "evaluation.validation_share=0.2", "evaluation.batch_size=16"]
 
 

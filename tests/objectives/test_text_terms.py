@@ -145,6 +145,7 @@ def test_no_candidate_reads_a_novel_label(actions, trees, switches):
         (["method=procvlr", "method.margin=0.1"], "method.margin=0.1 is for method.objective=concept with a text side"),
         (["method=vifi_ft", "method.distil=1"], "method.distil=1.0 is for method.objective=concept"),
         (["method.l2_sp=-1"], "method.l2_sp=-1.0 must be at least 0"),
+        (["method.l2_sp=0.1", "deepspeed=zero3"], "method.l2_sp=0.1 does not go with deepspeed=zero3"),
         (["method.shadow_band=[0.9,0.5]"], "must be two shares"),
         (["method=ace_no_shadow", "method.shadow_band=[0,0.9]"], "set method.shadow_negatives=true"),
     ],
