@@ -313,11 +313,9 @@ class Classifier:
         a folder that keeps the embeddings, so that other labels need no video. Raises `UserError` for a video that
         cannot be read to its end, and for unusable labels.
         """
-        if actions is None and procedure is None:
-            raise LabelError("segment needs actions=[...] or a procedure")
+        labels = self.labels(self.asked("segment", actions, procedure))
         if procedure:
             require("scipy")  # for the deviations, which come after the whole video
-        labels = self.labels(procedure.labels if actions is None and procedure else actions or ())
         calibration = self.calibration.with_decoder(decoder or ("viterbi" if procedure else None))
         embedded = embed_video(self.model, self.config, video, stride_s, cache, progress)
         return segment(self.model, self.config, embedded, labels, calibration, procedure)
@@ -325,7 +323,8 @@ class Classifier:
     def stream(
         self,
         source: str | Path | Iterable[tuple[float, Any]],
-        actions: str | Sequence[str],
+        actions: str | Sequence[str] | None = None,
+        procedure: Procedure | None = None,
         *,
         minimum_s: float | None = None,
         stride_s: float | None = None,
@@ -337,16 +336,25 @@ class Classifier:
 
         `source`: a file, which is played, "-" for the standard input, "camera" or a camera's number or device, an
         address (rtsp, http, tcp), or pairs of a time in seconds and a picture, uint8 RGB [H, W, 3]. `actions`: two or
-        more, any words. `minimum_s`: how long a label lasts at least, None: that of the calibration; a change is said
+        more, any words; None: the steps of the `procedure`, with which events say what is done otherwise, and when a
+        job is done. `minimum_s`: how long a label lasts at least, None: that of the calibration; a change is said
         that much later. `realtime=False`: a file or pipe is read as fast as it goes and no frame is left out.
         `give_up_s`: seconds without a picture after which no new try to connect is made, None: it tries for ever.
         The events end with the source, or when `stop` is set. Raises `UserError` for a source that cannot be read.
         """
         grid = WindowGrid.build(self.config.dataset.clip, stride_s)
-        labeller = Labeller(self.model, self.config, self.labels(actions), self.calibration, grid, minimum_s)
+        labels = self.labels(self.asked("stream", actions, procedure))
+        labeller = Labeller(self.model, self.config, labels, self.calibration, grid, minimum_s, procedure)
         if isinstance(source, str | Path):
             return watch(labeller, LiveSource.parse(source), realtime, give_up_s, stop or threading.Event())
         return watch_frames(labeller, source)
+
+    @staticmethod
+    def asked(method: str, actions: str | Sequence[str] | None, procedure: Procedure | None) -> str | Sequence[str]:
+        """The actions, or the steps of the procedure. Raises `LabelError` when there is neither."""
+        if actions is None and procedure is None:
+            raise LabelError(f"{method} needs actions=[...] or a procedure")
+        return procedure.labels if actions is None and procedure else actions or ()
 
     def labels(self, actions: str | Sequence[str], policy: Policy | None = None) -> list[FreeLabel]:
         """What stands for each action: the words of its tree where the run was trained with them, or itself alone.

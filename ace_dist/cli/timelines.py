@@ -127,7 +127,7 @@ class WatchSettings:
     run: str = MISSING  # a run folder, or an export
     source: str = MISSING  # camera, or its number or device | rtsp://, http:// or tcp:// address | a file | - (a pipe)
     actions: list[str] | None = None  # a list such as '[spin block, hammer pin]'; null: the steps of the procedure
-    procedure: str | None = None  # YAML file of the steps that belong to the job
+    procedure: str | None = None  # YAML file of the steps that belong to a job, in order; jobs follow one another
     output: str | None = None  # a file that the lines are added to, beside the console
     minimum_s: float | None = None  # how long a label lasts at least, which delays it; null: that of the calibration
     stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
@@ -140,7 +140,8 @@ def watch(argv: list[str]) -> int:
     """Say what a camera or another live stream shows now: `ace watch run=DIR source=camera actions='[...]'`.
 
     Prints a line of JSON when the label changes and every second: time, label (null: none of these), score, runner-up,
-    latency, frames left out. Connects again when the stream is lost. Ctrl-C (130) and TERM (143) end it.
+    latency, frames left out. With procedure=FILE also when a job is done, and what is done otherwise. Connects again
+    when the stream is lost. Ctrl-C (130) and TERM (143) end it.
     """
     settings = parse_settings(argv, WatchSettings)
     from ace_dist.data.run_inputs import check_model_folder
@@ -150,7 +151,7 @@ def watch(argv: list[str]) -> int:
     from ace_dist.classifier import Classifier
     from ace_dist.segment.procedure import Procedure
 
-    actions = settings.actions or list(Procedure.load(settings.procedure or "").labels)
+    procedure = Procedure.load(settings.procedure) if settings.procedure else None
     with ExitStack() as stack:
         stop, received = stack.enter_context(stopped_by_signals())
         console = sys.stdout
@@ -160,7 +161,8 @@ def watch(argv: list[str]) -> int:
             print(classifier.calibration.source, flush=True)
         events = classifier.stream(
             settings.source,
-            actions,
+            settings.actions,
+            procedure,
             minimum_s=settings.minimum_s,
             stride_s=settings.stride_s,
             realtime=settings.realtime,

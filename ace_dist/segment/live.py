@@ -24,15 +24,20 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.decoders.live import LiveDecoder
 from ace_dist.segment.embed import WindowEncoder
 from ace_dist.segment.live_feed import Feed, Notice, Window, live_windows
+from ace_dist.segment.live_procedure import Finding, LiveProcedure
+from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.rejection import Floats
 from ace_dist.segment.segmenter import FLOOR, Calibration
 from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.errors import ConfigError, DataError
 
+OF_THE_JOB = ("done", "missing", "extra", "repeated", "swapped")
+
 
 @dataclass(frozen=True)
 class LiveEvent:
-    """`event`: open, change (of the label), now (every second), jump, lost or end; `note` says why.
+    """`event`: open, change (of the label), now (every second), jump, lost or end; `note` says why. With a procedure
+    also done (the job), missing, extra, repeated or swapped, as `label` begins or the stream ends.
 
     `time_s`: of the newest frame that it rests on, by the stream's clock. `label` is None for "none of these",
     `start_s` when it seems to have begun, `score` its mean probability over the last `minimum_s`, `runner_up` the next
@@ -56,9 +61,12 @@ class LiveEvent:
 
     def as_json(self) -> dict[str, Any]:
         """What there is to say: a label and its numbers, or a note."""
-        content = asdict(self)
-        names = ["event", "time_s", "label", "start_s", "score", "runner_up", "latency_ms", "dropped", "utc"]
-        return {name: content[name] for name in (names if self.has_label else ["event", "time_s", "note", *names[-2:]])}
+        content, own = asdict(self), ["note"]
+        if self.has_label:
+            own = ["label", "start_s", "score", "runner_up", "latency_ms"]
+        elif self.event in OF_THE_JOB:
+            own = ["label", "note"]
+        return {name: content[name] for name in ("event", "time_s", *own, "dropped", "utc")}
 
     def as_line(self) -> str:
         return json.dumps(self.as_json(), ensure_ascii=False)
@@ -80,6 +88,7 @@ class Labeller:
         calibration: Calibration,
         grid: WindowGrid,
         minimum_s: float | None,
+        procedure: Procedure | None = None,
     ) -> None:
         minimum_s = calibration.decoder.minimum_s if minimum_s is None else minimum_s
         if not 0 <= minimum_s < math.inf:
@@ -89,6 +98,7 @@ class Labeller:
         self.labels = [*(label.label for label in labels), None]
         self.text = encode_label_sets(model, [tuple(label.phrases for label in labels)])
         self.decoder = LiveDecoder(max(1, round(minimum_s / grid.stride_s)), calibration.decoder.switch_cost)
+        self.job = LiveProcedure(procedure) if procedure else None
         self.grid, self.time_s = grid, 0.0
         self.second: int | None = None
 
@@ -129,6 +139,17 @@ class Labeller:
             runner_up=self.labels[next(place for place in ranked if place != decision.label)],
             latency_ms=round(max(0.0, time.monotonic() - window.pictures[-1].due_s) * 1e3, 1),
         )
+        label = self.labels[decision.label]
+        if self.job and decision.is_new and label is not None:
+            yield from self.findings(self.job.begin(label), dropped)
+
+    def findings(self, found: Sequence[Finding], dropped: int) -> Iterator[LiveEvent]:
+        return (build_event(event, self.time_s, dropped, note, label=label) for event, label, note in found)
+
+    def end(self, dropped: int, note: str) -> Iterator[LiveEvent]:
+        """The last events: what is missing in a job that was begun, and why the stream ends."""
+        yield from self.findings(self.job.give_up() if self.job else [], dropped)
+        yield build_event("end", self.time_s, dropped, note)
 
 
 def watch(
@@ -143,7 +164,7 @@ def watch(
         except DataError as broken:
             error = broken
         note = str(error or ("stopped" if stop.is_set() else f"{source} has ended"))
-        yield build_event("end", labeller.time_s, feed.dropped, note)
+        yield from labeller.end(feed.dropped, note)
     if error is not None:
         raise error
 
@@ -158,7 +179,7 @@ def watch_frames(labeller: Labeller, frames: Iterable[tuple[float, Any]]) -> Gen
     for item in live_windows(pictures, labeller.grid):
         dropped = item.dropped
         yield from labeller.events(item, dropped)
-    yield build_event("end", labeller.time_s, dropped, "the frames have ended")
+    yield from labeller.end(dropped, "the frames have ended")
 
 
 def frames_in_memory(frames: Iterable[tuple[float, Any]]) -> Iterator[LiveFrame]:

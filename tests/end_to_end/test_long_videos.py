@@ -16,6 +16,8 @@ from ace_dist.cli.timelines import calibrate, evaluate_timelines, segment, watch
 from ace_dist.config import DatasetConfig, load_config
 from ace_dist.data.datasets import build_reader
 from ace_dist.data.shards import ShardSet
+from ace_dist.segment.live import OF_THE_JOB
+from ace_dist.segment.procedure import Procedure
 from ace_dist.train.trainer import train
 from ace_dist.utils.errors import UserError
 from ace_dist.worlds.tabletop.procedures import write_videos
@@ -112,6 +114,20 @@ def test_watch_prints_lines_of_json_alone(run, launch, tmp_path):
         done = launch("watch", f"run={run}", *words, stdin=stdin)
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
     assert events[:2] == ["open", "change"] and events[-1] == "end" and log.read_text() == "before\n" + done.stdout
+
+
+def test_watch_says_what_a_job_does_otherwise(run, jobs, launch):
+    """Every step of a job that was not seen has a line, and no other lines stand between those of the labels."""
+    steps, video = Procedure.load(jobs / "procedures/job-test-000.json").steps, jobs / "videos/job-test-000.mp4"
+    words = [f"procedure={jobs}/procedures/job-test-000.json", f"source={video}", "realtime=false", "minimum_s=0.5"]
+    events = [json.loads(line) for line in launch("watch", f"run={run}", *words).stdout.splitlines()]
+    changes = {event["label"] for event in events if event["event"] == "change"}
+    missing = {event["label"] for event in events if event["event"] == "missing"}
+    assert changes - {None} <= {step.label for step in steps} and events[-1]["event"] == "end"
+    is_done = any(event["event"] == "done" for event in events)
+    assert is_done or {step.label for step in steps if not step.optional} - changes <= missing
+    assert all(set(event) == {"event", "time_s", "label", "note", "dropped", "utc"} for event in events
+               if event["event"] in OF_THE_JOB)  # fmt: skip
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
