@@ -29,13 +29,15 @@ SMALL = [
     "model.text.heads=2",
 ]  # fmt: skip
 RUNS = {  # rotary positions and time adapters; a sigmoid pair with tokens of its own, from weights nobody may sell;
-    # tokens of two frames under a new head; LoRA on both sides
+    # tokens of two frames under a new head; a BERT on the text side; LoRA on both sides
     "pe": ["model=pe_core_b16", "model.init=random", "model.video.embed_dim=32", "model.video.temporal=adapter"],
     "siglip": ["model=siglip_b16", "method=ace_sigmoid", "model.video.embed_dim=48", "model.text.vocabulary=40",
                "loader.augment=false", "loader.feature_cache={folder}/features"],
     "videomae": ["model=videomae_b16", "model.init=random", "model.video.embed_dim=32", "model.text.embed_dim=32",
                  "dataset.clip.frames=4", "model.video.recompute=blocks", "loader.augment=false",
                  "loader.feature_cache={folder}/tubelets"],
+    "internvideo2": ["model=internvideo2_1b", "model.init=random", "model.video.embed_dim=32",
+                     "model.text.embed_dim=32", "loader.augment=false", "loader.feature_cache={folder}/internvideo2"],
     "lora": ["model=clip_b16", "model.init=random", "model.video.embed_dim=32", "model.text.embed_dim=32",
              "model.video.lora_rank=4", "model.text.trained_layers=1", "model.text.lora_rank=2",
              "loader.augment=false", "loader.feature_cache={folder}/features"],
