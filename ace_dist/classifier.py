@@ -143,6 +143,12 @@ class Classifier:
         self.trees = trees
         self.calibration = calibration or Calibration()
 
+    def __repr__(self) -> str:
+        method, device = self.config.method.name, next(self.model.parameters()).device
+        video, text = (side.arch or side.tower for side in (self.config.model.video, self.config.model.text))
+        calibrated = "calibrated" if self.calibration.is_calibrated else "not calibrated"
+        return f"Classifier({method} on {self.config.dataset.name}, {video} and {text}, {device}, {calibrated})"
+
     def __getstate__(self) -> dict[str, Any]:
         device = next(self.model.parameters()).device
         model = self.model if device.type == "cpu" else copy.deepcopy(self.model).cpu()

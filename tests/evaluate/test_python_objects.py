@@ -53,6 +53,10 @@ def result(classifier, video):
     return classifier.classify(video, LABELS)
 
 
+def test_a_classifier_says_what_it_is(classifier):
+    assert repr(classifier) == "Classifier(ace on tabletop, timesformer and clip, cpu, not calibrated)"
+
+
 def test_a_result_is_copied_and_pickled_and_stays_as_it_is(result):
     for again in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result), copy.copy(result)):
         assert again == result and list(again.items()) == list(result.items()) and again.table() == result.table()
