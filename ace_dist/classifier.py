@@ -319,9 +319,9 @@ class Classifier:
         a folder that keeps the embeddings, so that other labels need no video. Raises `UserError` for a video that
         cannot be read to its end, and for unusable labels.
         """
-        labels = self.labels(self.asked("segment", actions, procedure))
         if procedure:
             require("scipy")  # for the deviations, which come after the whole video
+        labels = self.labels(self.asked("segment", actions, procedure))
         calibration = self.calibration.with_decoder(decoder or ("viterbi" if procedure else None))
         embedded = embed_video(self.model, self.config, video, stride_s, cache, progress)
         return segment(self.model, self.config, embedded, labels, calibration, procedure)
