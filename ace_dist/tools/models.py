@@ -27,7 +27,7 @@ def describe(name: str, frames: int) -> str:
     cost = model_cost(config, bf16=False)
     millions = f"{cost.parameters / 1e6:.1f} M parameters, {cost.trained / 1e6:.1f} M train"
     flops = f"{millions}, {cost.forward_flops / 1e9:.1f} GFLOPs"
-    lines = [flops, f"trains: {what_trains(config)}", *origins(name, config)]
+    lines = [flops, f"trains: {what_trains(config)}", *origins(config)]
     return "\n".join(f"{title:18} {line}" for title, line in zip_longest([name], lines, fillvalue=""))
 
 
@@ -45,15 +45,14 @@ def by_lora(side: VideoConfig | TextConfig) -> str:
     return f"LoRA of rank {side.lora_rank} in the " if side.lora_rank else ""
 
 
-def origins(name: str, config: Config) -> list[str]:
+def origins(config: Config) -> list[str]:
     """Licence and command of the weights of a model; of several, a line each."""
     model = config.model
     files = {Path(path).name for path in (model.video.weights, model.text.weights) if path is not None}
     known = {key: each for key, each in KNOWN.items() if files & known_files(each)}
-    if not known and Path(model.video.weights or "").is_relative_to(assets_dir()):
-        return [f"{OWN_LICENCE}, shipped with ace-dist"]
     if not known:
-        return [f"yours, made by the command at the top of `ace config get model={name}`"]
+        assert Path(model.video.weights or "").is_relative_to(assets_dir())
+        return [f"{OWN_LICENCE}, shipped with ace-dist"]
     return [f"{each.licence}: ace weights get {key}" for key, each in known.items()]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from accessibility import assert_no_serious_fault
 
+from ace_dist.cli.timelines import segment
 from ace_dist.concepts import LabelSet
 from ace_dist.config import DatasetConfig
 from ace_dist.data.datasets import build_reader
@@ -25,7 +26,6 @@ from ace_dist.segment.protocol import TimelineTest
 from ace_dist.segment.rejection import Rejection
 from ace_dist.segment.segmenter import Calibration, decode
 from ace_dist.segment.timeline import NONE
-from ace_dist.tools.timelines import commands
 from ace_dist.utils.errors import ConfigError, LabelError
 from ace_dist.worlds.tabletop.procedures import draw_procedure_video, write_videos
 from ace_dist.worlds.tabletop.world import BASE_ACTIONS, TabletopConfig
@@ -219,7 +219,7 @@ def test_labels_from_outside_stay_text(timeline, tmp_path):
 def test_two_videos_of_one_name_do_not_share_a_file():
     """The second timeline would replace the first without a word."""
     with pytest.raises(ConfigError, match=r"output=out/\*\.csv: several videos are called 'cam'.* one by one"):
-        commands.segment(["run=runs/none", "video=[a/cam.mp4, b/cam.mp4]", "actions=[lift box]", "output=out/*.csv"])
+        segment(["run=runs/none", "video=[a/cam.mp4, b/cam.mp4]", "actions=[lift box]", "output=out/*.csv"])
 
 
 @pytest.mark.parametrize("seen", [{0, 8}, {0, 8, 16, 3}, set(range(0, 16, 2))])
