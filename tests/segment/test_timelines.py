@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from accessibility import assert_no_serious_fault
 
-from ace_dist.cli.timelines import segment
+from ace_dist.cli import timelines
 from ace_dist.concepts import LabelSet
 from ace_dist.config import DatasetConfig
 from ace_dist.data.datasets import build_reader
@@ -219,7 +219,7 @@ def test_labels_from_outside_stay_text(timeline, tmp_path):
 def test_two_videos_of_one_name_do_not_share_a_file():
     """The second timeline would replace the first without a word."""
     with pytest.raises(ConfigError, match=r"output=out/\*\.csv: several videos are called 'cam'.* one by one"):
-        segment(["run=runs/none", "video=[a/cam.mp4, b/cam.mp4]", "actions=[lift box]", "output=out/*.csv"])
+        timelines.segment(["run=runs/none", "video=[a/cam.mp4, b/cam.mp4]", "actions=[lift box]", "output=out/*.csv"])
 
 
 @pytest.mark.parametrize("seen", [{0, 8}, {0, 8, 16, 3}, set(range(0, 16, 2))])
