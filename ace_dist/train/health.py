@@ -209,6 +209,7 @@ class Watchdog(Callback):
     """
 
     GRACE_S = 5.0  # where a collective has the same timeout, its own error comes first
+    STOPPED_S = 10.0  # that this thread wakes late: the whole process stood still (Ctrl-Z), which is no stage's fault
 
     def __init__(self, run_dir: Path, ranks: Ranks, settings: TrainingConfig) -> None:
         assert ranks.hosts is not None
@@ -232,9 +233,13 @@ class Watchdog(Callback):
         self.place, self.since_s, self.told = place, time.monotonic(), False
 
     def watch(self) -> None:
-        pause_s = min(1.0, self.stall_s / 4)
+        pause_s, asked_s = min(1.0, self.stall_s / 4), time.monotonic()
         while not self.done.wait(pause_s):
-            place, stalled_s = self.place, time.monotonic() - self.since_s
+            late_s = time.monotonic() - asked_s - pause_s
+            if late_s > self.STOPPED_S:
+                self.since_s += late_s
+            asked_s = time.monotonic()
+            place, stalled_s = self.place, asked_s - self.since_s
             if stalled_s > self.stall_s and not self.told:
                 self.told = True
                 self.say(f"{place} takes more than {self.stall_s:g} s; {self.dump(place)}")

@@ -53,6 +53,8 @@ class HostGroup:
         Every rank that comes here leaves a note where the ranks met, which is in the process of rank 0 and ends or
         stands still with it.
         """
+        if self.world == 1:
+            return "there is no other rank"
         seen = {self.rank}
         roll_call = threading.Thread(target=self.call_roll, args=(seen,), daemon=True)  # may never return
         roll_call.start()
