@@ -90,7 +90,8 @@ VALUES = {name: settings for options in CANDIDATES.values() for name, settings i
 DESIGN = Design("ace", CANDIDATES, SCREENING_CELLS, SCREENING_SEEDS)
 ROWS = ("ace", "procvlr", "vifi_ft", "vifi_pr", "text4vis", "bike", "lavila")  # of Table 1, for the full test
 NAME = "ace_plus"
-RECIPE: tuple[str, ...] = ()  # values, in the order in which the rule added them: what `report=true` ends with
+# Values, in the order in which the rule added them: what `stage=combine` found, and `report=true` ends with.
+RECIPE: tuple[str, ...] = ("l2_sp_0.01", "shadow_0_0.9", "ema_0.99")
 
 
 @dataclass

@@ -35,7 +35,7 @@ def test_the_plan_is_the_protocols(tmp_path):
     screening = list(method_study.planned(method_study.Settings()))
     assert len(screening) == 9 * (1 + len(method_study.VALUES)) == len({row.run(tmp_path) for row in screening})
     full = list(method_study.planned(method_study.Settings(stage="full")))
-    assert len(full) == 130 * len(method_study.ROWS)
+    assert len(full) == 130 * (len(method_study.ROWS) + len(method_study.recipe_rows()))
     assert {row.seed for row in screening}.isdisjoint(row.seed for row in full)
     for row in full[: len(method_study.ROWS)]:
         config = load_config(row.settings(tmp_path))
@@ -87,6 +87,7 @@ def test_a_cell_is_made_once_and_from_its_own_corpus(tmp_path, monkeypatch):
 
 def test_a_fixed_recipe_gives_its_rows(results, tmp_path, monkeypatch, capsys):
     """One line fixes it: the recipe, and it without each part; a recipe of one part has no other ablation than ACE."""
+    monkeypatch.setattr(method_study, "RECIPE", ())
     with pytest.raises(ConfigError, match="RECIPE of this script is not fixed"):
         list(method_study.planned(method_study.Settings(stage="full", candidate="ace_plus")))
     monkeypatch.setattr(method_study, "RECIPE", ("distil_1", "ema_0.99"))
