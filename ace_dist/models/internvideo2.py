@@ -10,11 +10,12 @@ from collections.abc import Collection, Mapping, MutableMapping
 from typing import cast
 
 import torch
-from timm.layers import LayerScale, Mlp, RmsNorm, trunc_normal_
+from timm.layers import LayerScale, Mlp, RmsNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ace_dist.config import VideoConfig
+from ace_dist.models.attention import attend
 from ace_dist.models.library import LibraryTower
 from ace_dist.models.video import check_config, resize_times
 from ace_dist.utils.errors import ModelError
@@ -37,9 +38,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q_norm(q), self.k_norm(k), v))
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        return cast(Tensor, self.proj(mixed.transpose(1, 2).flatten(2)))
+        q, k, v = (each.unflatten(-1, (self.heads, -1)) for each in (self.q_norm(q), self.k_norm(k), v))
+        return cast(Tensor, self.proj(attend(q, k, v).flatten(2)))
 
 
 class Block(nn.Module):
@@ -68,9 +68,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         projected = (self.q(query), self.k(key), self.v(value))
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        return cast(Tensor, self.proj(mixed.transpose(1, 2).flatten(2)))
+        q, k, v = (each.unflatten(-1, (self.heads, -1)) for each in projected)
+        return cast(Tensor, self.proj(attend(q, k, v).flatten(2)))
 
 
 class AttentionPool(nn.Module):
@@ -112,15 +111,6 @@ class InternVideo2Tower(LibraryTower):
         self.reset_parameters()
         self.add_lora()
         self.freeze()
-
-    def reset_parameters(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        trunc_normal_(self.cls_token, std=0.02)
-        trunc_normal_(self.pos_embed, std=0.02)
 
     @property
     def places(self) -> int:
