@@ -71,5 +71,5 @@ class LiveProcedure:
 
     def awaited(self, place: int) -> list[str]:
         """The steps that must come before this one and were not seen."""
-        steps = ((other, self.steps[other]) for other in sorted(self.above[place] - self.seen))
-        return [step.label for _, step in steps if not step.optional]
+        steps = (self.steps[other] for other in sorted(self.above[place] - self.seen))
+        return [step.label for step in steps if not step.optional]

@@ -160,14 +160,14 @@ KNOWN |= {
         "ViCLIP ViT-B/16 on InternVid-10M-FLT: both encoders", "transformers", "none stated",
         "https://huggingface.co/OpenGVLab/ViCLIP-B-16-hf", model="viclip_b16", repository="OpenGVLab/ViCLIP-B-16-hf",
     ),
+    "viclip_l14": KnownWeights(
+        "ViCLIP ViT-L/14 on InternVid-10M-FLT: both encoders", "transformers", "MIT",
+        "https://huggingface.co/OpenGVLab/ViCLIP", model="viclip_l14", repository="OpenGVLab/ViCLIP-L-14-hf",
+    ),
     "internvideo2_1b": KnownWeights(
         "InternVideo2 1B, second stage, 4 frames: both encoders", "internvideo2", "Apache-2.0",
         "https://huggingface.co/OpenGVLab/InternVideo2-Stage2_1B-224p-f4", model="internvideo2_1b",
         repository="OpenGVLab/InternVideo2-Stage2_1B-224p-f4", file="InternVideo2-stage2_1b-224p-f4.pt", suffix=".pt",
-    ),
-    "viclip_l14": KnownWeights(
-        "ViCLIP ViT-L/14 on InternVid-10M-FLT: both encoders", "transformers", "MIT",
-        "https://huggingface.co/OpenGVLab/ViCLIP", model="viclip_l14", repository="OpenGVLab/ViCLIP-L-14-hf",
     ),
 }  # fmt: skip
 
