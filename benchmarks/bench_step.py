@@ -84,8 +84,8 @@ BASELINES = (
 VARIANTS = {
     "cpu": (
         *(name for name in BASELINES if name != "naive_bf16"),
-        *("ours", "ours_checkpointed", "ours_loop", "ours_compiled", "ours_cached"),
-        *("ours_bf16", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
+        *("ours", "ours_norms", "ours_checkpointed", "ours_loop", "ours_compiled", "ours_cached"),
+        *("ours_bf16", "ours_bf16_norms", "ours_bf16_checkpointed", "ours_bf16_pure", "ours_bf16_cached"),
     ),
     "cuda": (
         *BASELINES,

@@ -33,7 +33,7 @@ TOLERANCE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 1e-
 LONGEST_FORMULA_ON_CPU = {torch.float32: 20, torch.float64: 20, torch.bfloat16: 256, torch.float16: 256}
 
 
-def attend_packed(qkv: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
+def attend_packed(qkv: Tensor, backend: AttentionBackend = "sdpa", again: bool = False) -> Tensor:
     """`attend` within the sequences of one qkv tensor: [B,N,3,heads,d] -> [B,N,heads,d].
 
     Where the short kernel serves, the gradient of qkv is written in place; elsewhere autograd joins three.
@@ -41,21 +41,22 @@ def attend_packed(qkv: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
     if backend == "triton":
         return temporal_attention_packed(qkv)
     q, k, v = qkv.unbind(2)
-    return attend(q, k, v, backend)
+    return attend(q, k, v, backend, again)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa") -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackend = "sdpa", again: bool = False) -> Tensor:
     """Softmax attention, scaled by 1/sqrt(d): [B,N,heads,d] each -> [B,N,heads,d]; `backend` is not `triton`.
 
     `k` and `v` may have another N than `q`. Only the last axis must be contiguous: slices of one qkv tensor will do.
+    With `again` the backward pass computes short attention on a CPU again; the other kernels store no scores anyway.
     """
     if q.is_cuda and q.shape[0] > CUDA_GRID_LIMIT:
         pieces = [torch.split(tensor, CUDA_GRID_LIMIT) for tensor in (q, k, v)]
-        return torch.cat([attend(q_i, k_i, v_i, backend) for q_i, k_i, v_i in zip(*pieces, strict=True)])
+        return torch.cat([attend(q_i, k_i, v_i, backend, again) for q_i, k_i, v_i in zip(*pieces, strict=True)])
     if backend == "xformers":
         return cast(Tensor, importlib.import_module("xformers.ops").memory_efficient_attention(q, k, v))
     if not q.is_cuda and k.shape[1] <= LONGEST_FORMULA_ON_CPU.get(k.dtype, 0):
-        return recompute(formula, q, k, v)
+        return recompute(formula, q, k, v) if again else formula(q, k, v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 

@@ -122,7 +122,7 @@ class Block(nn.Module):
         patches = self.temporal(patches, masks, backends)
         clips, places, times, width = patches.shape
         qkv = self.again(lambda cls, patches: self.attn.project_in(self.frames(cls, patches)), cls, patches)
-        mixed = attend_packed(qkv, backends.spatial).reshape(clips, times, 1 + places, width)
+        mixed = attend_packed(qkv, backends.spatial, self.recomputes).reshape(clips, times, 1 + places, width)
         out = drop(self.attn.proj(mixed), masks and masks.spatial)
         cls_out, patches_out = torch.split(out, [1, places], dim=2)
         cls = cls + cls_out.mean(1)
@@ -134,7 +134,7 @@ class Block(nn.Module):
         patches = self.temporal(patches, masks, backends)
         q, kv = self.again(lambda cls, patches: self.attn.project_in_first(self.frames(cls, patches)), cls, patches)
         k, v = kv.unbind(2)
-        mixed = attend(q, k, v, backends.cls).reshape(len(cls), patches.shape[2], 1, cls.shape[-1])
+        mixed = attend(q, k, v, backends.cls, self.recomputes).reshape(len(cls), patches.shape[2], 1, cls.shape[-1])
         out = drop(self.attn.proj(mixed), masks and masks.spatial)
         return self.feed_forward(cls + out.mean(1), masks)
 
@@ -146,7 +146,7 @@ class Block(nn.Module):
         """
         inner, outer = self.temporal_attn.proj, self.temporal_fc
         qkv = self.again(lambda patches: self.temporal_attn.project_in(self.temporal_norm1(patches)), patches)
-        mixed = attend_packed(qkv, backends.temporal).reshape(patches.shape)
+        mixed = attend_packed(qkv, backends.temporal, self.recomputes).reshape(patches.shape)
         weight = outer.weight @ whole_weight(inner)
         if masks is None:
             return patches + functional.linear(mixed, weight, functional.linear(inner.bias, outer.weight, outer.bias))

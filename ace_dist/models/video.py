@@ -21,7 +21,8 @@ from ace_dist.utils.console import say
 from ace_dist.utils.errors import ModelError
 
 EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed", "norm_pre")
-SHARE_OF_FREE_MEMORY = 0.5  # that activations may take before norms are computed again
+SHARE_OF_FREE_MEMORY = 0.5  # of a GPU, that activations may take before norms are computed again
+STORED_ON_CPU_GIB = 0.25  # of them in a rank on a CPU: a small step is a sixth faster, one at full width is not
 Result = TypeVar("Result")
 
 
@@ -105,25 +106,26 @@ class VideoTower(nn.Module):
         self.recompute = what
 
     def choose_recompute(self, shape: Sequence[int]) -> None:
-        """Settle `model.video.recompute=auto` for training on clips of `shape`, by the memory free now; say so.
+        """Settle `model.video.recompute=auto` for training on clips of `shape`, by what storing all takes; say so.
 
-        Results do not depend on it to the last bit. Half of the free memory is left to frozen blocks and the loader.
+        No bit of a result depends on it. Half of a GPU's free memory is left to frozen blocks and the loader.
         """
         device, dtype = self.pos_embed.device, self.pos_embed.dtype
         if self.config.recompute != "auto":
             return
-        if device.type != "cuda":
-            self.set_recompute("norms")
-            return
         with torch.device("meta"), contextlib.redirect_stdout(None):
             twin = type(self)(replace(self.config, attention="sdpa", recompute="none")).to(dtype).train()
             needed = stored_bytes(lambda: twin(torch.empty(*shape, dtype=dtype)), twin.parameters()) / 2**30
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = (torch.cuda.mem_get_info(device)[0] + cached) / 2**30
-        self.set_recompute("none" if needed <= SHARE_OF_FREE_MEMORY * free else "norms")
+        allowed, why = STORED_ON_CPU_GIB, f"{STORED_ON_CPU_GIB} GiB are allowed on a CPU"
+        if device.type == "cuda":
+            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            free = (torch.cuda.mem_get_info(device)[0] + cached) / 2**30
+            allowed = SHARE_OF_FREE_MEMORY * free
+            why = f"{SHARE_OF_FREE_MEMORY:.0%} of {free:.1f} GiB free are allowed"
+        self.set_recompute("none" if needed <= allowed else "norms")
         say(
-            f"recompute: {self.recompute}, since all that the backward pass needs is {needed:.1f} GiB of {free:.1f} "
-            f"free, allowed {SHARE_OF_FREE_MEMORY:.0%} (model.video.recompute=auto)"
+            f"recompute: {self.recompute}, since all that the backward pass needs is {needed:.2f} GiB and {why} "
+            "(model.video.recompute=auto)"
         )
 
     def set_step(self, seed: int, step: int, rank: int, world: int) -> None:

@@ -1,4 +1,4 @@
-"""Small video models of transformers, built by the library itself, and our settings of the same size."""
+"""Small video towers of every kind; those of transformers, built by the library itself, in our settings."""
 
 import json
 from dataclasses import replace
@@ -15,10 +15,22 @@ from transformers import (
     VJEPA2Model,
 )
 
-from ace_dist.config import load_config
+from ace_dist.config import VideoConfig, load_config
 
 FRAMES = 4
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+TOWER = VideoConfig(
+    width=48, depth=3, heads=2, patch=12, image_size=48, frames=4, embed_dim=24, drop_path=0.0, trained_blocks=2
+)
+TOWERS = {
+    "timesformer": TOWER,
+    "vit": replace(TOWER, tower="vit", clip_style=True),
+    "spacetime": replace(TOWER, tower="spacetime", clip_style=True),
+    "viclip": replace(TOWER, tower="open_clip", arch="ViT-B-16-quickgelu", temporal="joint"),
+    "videomae": replace(TOWER, tower="transformers", arch="videomae"),
+    "vjepa2": replace(TOWER, tower="transformers", arch="vjepa2"),
+    "internvideo2": replace(TOWER, tower="internvideo2"),
+}
 
 
 @lru_cache

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from image_text_models import FAMILIES, small_model, small_tokenizer
+from small_video_models import TOWERS
 
-from ace_dist.config import TextConfig, VideoConfig, load_config
+from ace_dist.config import TextConfig, load_config
 from ace_dist.models.build import build_model
 from ace_dist.models.dual_encoder import DualEncoder, build_text_tower
 from ace_dist.models.interpolation import interpolate
@@ -17,18 +18,6 @@ from ace_dist.utils.errors import ConfigError, ModelError, UserError
 from ace_dist.utils.extras import missing_packages_named
 
 PHRASES = ["spin block", "turn"]
-SMALL = VideoConfig(
-    width=48, depth=3, heads=2, patch=12, image_size=48, frames=4, embed_dim=24, drop_path=0.0, trained_blocks=2
-)
-TOWERS = {
-    "timesformer": SMALL,
-    "vit": replace(SMALL, tower="vit", clip_style=True),
-    "spacetime": replace(SMALL, tower="spacetime", clip_style=True),
-    "viclip": replace(SMALL, tower="open_clip", arch="ViT-B-16-quickgelu", temporal="joint"),
-    "videomae": replace(SMALL, tower="transformers", arch="videomae"),
-    "vjepa2": replace(SMALL, tower="transformers", arch="vjepa2"),
-    "internvideo2": replace(SMALL, tower="internvideo2"),
-}
 TEXT = TextConfig(width=32, depth=2, heads=2, embed_dim=24, trained_layers=1)
 ALPHA = 5.0
 
@@ -192,13 +181,13 @@ def test_what_cannot_be_is_refused_with_the_setting_to_change(settings, message)
 
 def test_learned_prompts_keep_their_layers_frozen():
     with pytest.raises(ModelError, match="prompt_tokens keeps the layers frozen"):
-        DualEncoder(SMALL, with_lora(replace(TEXT, prompt_tokens=2), 2))
+        DualEncoder(TOWERS["timesformer"], with_lora(replace(TEXT, prompt_tokens=2), 2))
 
 
 def test_a_missing_peft_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"pip install 'ace-dist\[lora\]'"), missing_packages_named():
-        DualEncoder(with_lora(SMALL, 2), TEXT)
+        DualEncoder(with_lora(TOWERS["timesformer"], 2), TEXT)
 
 
 @torch.no_grad()
