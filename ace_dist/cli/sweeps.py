@@ -11,7 +11,7 @@ from omegaconf import MISSING
 
 from ace_dist.cli.settings import RunWords, load_run
 from ace_dist.cluster.profiles import ClusterConfig, split_profile
-from ace_dist.config import parse_settings, split_settings
+from ace_dist.config import help_asked, parse_settings, split_settings
 from ace_dist.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -148,15 +148,15 @@ class RetrySettings(KnownSweep):
 def sweep_retry(argv: list[str], execute: RunWords) -> int:
     """Submit failed runs again: `ace sweep retry sweep=NAME`.
 
-    They go where they were before, unless cluster=... says otherwise.
+    They go where they were before, unless cluster=NAME says otherwise; cluster.key=value changes single values.
     """
     settings, others = split_settings(argv, RetrySettings)
-    profile, rest = split_profile(others)
+    if help_asked(argv):
+        split_profile(others)  # prints and exits
+    sweep = read_sweep(settings)
+    profile, rest = split_profile(others, sweep.last_profile())
     if rest:
         raise ConfigError(f"retry takes no settings of runs, found {rest[0]!r}; give sweep=NAME alone")
-    sweep = read_sweep(settings)
-    if not others:
-        profile = sweep.last_profile()
     return launch_runs(sweep, list(sweep.runs.values()), "retry", profile, execute, settings.dry_run)
 
 

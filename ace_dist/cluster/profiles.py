@@ -1,8 +1,9 @@
 """Cluster profiles: the YAML files of `configs/cluster` that say where jobs run and what each of them gets."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,24 @@ class ClusterConfig:
     crash_requeues: int = 2  # requeues of a job that was killed by a signal (out of memory, a broken GPU)
 
 
-def split_profile(argv: Sequence[str]) -> tuple[ClusterConfig, list[str]]:
+def split_profile(argv: Sequence[str], default: ClusterConfig | None = None) -> tuple[ClusterConfig, list[str]]:
     """The profile `cluster=NAME` (a file of configs/cluster) or `cluster=FILE.yaml`, with `cluster.key=value` applied.
 
+    Without `cluster=` it is `default`, and without that `cluster=local`.
     Returns the other arguments too; `--help` prints the settings and exits. Raises `ConfigError` with the nearest
     existing name of a profile or key that does not exist.
     """
     names = [arg.partition("=")[2] for arg in argv if arg.startswith("cluster=")]
     rest = [arg for arg in argv if not arg.startswith("cluster=")]
     path = profile_path(names[-1] if names else "local")
+    if default and not names:
+        base = json.loads(json.dumps(asdict(default)).replace("${", r"\\${"))  # a shell's variable, and no setting's
+    else:
+        base = read_yaml(path, ConfigError)
     if help_asked(argv):
         print(f"  cluster=NAME   one of {', '.join(choices('cluster'))}, or FILE.yaml")
     try:
-        profile, rest = split_settings(rest, ClusterConfig, "cluster.", DictConfig(read_yaml(path, ConfigError)))
+        profile, rest = split_settings(rest, ClusterConfig, "cluster.", DictConfig(base))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if help_asked(argv):

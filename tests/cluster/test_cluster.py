@@ -14,7 +14,7 @@ import subprocess
 import pytest
 import submitit
 
-from ace_dist.cli import execute
+from ace_dist.cli import execute, sweeps
 from ace_dist.cluster import jobs
 from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.preflight import Finding, table
@@ -257,6 +257,25 @@ def test_a_sweep_survives_the_disk_and_grows(tmp_path):
         sweep.add(expand(["run=x", "seed=0..1"]))
     with pytest.raises(ConfigError, match="there are the sweeps s"):
         Sweep.read(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "time_min", "setup"),
+    [
+        ([], "slurm", 90, ["module load ${LAB}"]),
+        (["cluster.time_min=600"], "slurm", 600, ["module load ${LAB}"]),
+        (["cluster=local", "cluster.time_min=600"], "local", 600, []),
+    ],
+)
+def test_a_retry_goes_where_the_runs_were(words, kind, time_min, setup, tmp_path, monkeypatch):
+    """A single value changes the profile of the last submission; it must not bring the runs to this machine."""
+    sweep = Sweep(tmp_path / "s")
+    profile = ClusterConfig(kind="slurm", time_min=90, setup=["module load ${LAB}"])
+    sweep.note_submission(profile, sweep.add(expand(["seed=0..1"])))
+    used = []
+    monkeypatch.setattr(sweeps, "launch_runs", lambda sweep, runs, verb, profile, *_: used.append(profile) or 0)
+    execute(["sweep", "retry", "sweep=s", f"folder={tmp_path}", *words])
+    assert (used[0].kind, used[0].time_min, used[0].setup) == (kind, time_min, setup)
 
 
 def journal(folder, name, *events):
