@@ -87,7 +87,7 @@ def read_annotations(dataset: DatasetConfig) -> Annotations:
 def video_names(videos: Collection[str]) -> dict[str, str]:
     """A name for each video: that of its file, with its folders where several files have that name."""
     stems = Counter(Path(video).stem for video in videos)
-    common = os.path.commonpath([os.path.dirname(video) for video in videos])
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(video)) for video in videos])
     return {
         video: Path(video).stem if stems[Path(video).stem] == 1 else os.path.relpath(video, common) for video in videos
     }

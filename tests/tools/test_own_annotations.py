@@ -55,6 +55,15 @@ def test_videos_of_one_name_in_several_folders_are_several_groups(folder):
     assert {segment.group for segment in segments} == {"a/take.mp4", "b/take.mp4", "c1"}
 
 
+def test_a_relative_and_an_absolute_path_of_one_name_are_two_groups(folder):
+    (folder / "b").mkdir()
+    (folder / "b" / "a1.mp4").touch()
+    lines = [f"{video},{k},{k + 1},{verb},{thing},\n" for video in ("a1.mp4", folder / "b" / "a1.mp4")
+             for k, (verb, thing) in enumerate(ACTIONS)]  # fmt: skip
+    segments, _ = write(folder, HEADER + "".join(lines))
+    assert {segment.group for segment in segments} == {"a1.mp4", "b/a1.mp4"}
+
+
 def test_a_group_in_both_splits_is_noted(folder):
     lines = rows().replace("\n", ",train\n").replace("group,train", "group,split").splitlines(keepends=True)
     lines[-1] = lines[-1].replace("train", "test")
