@@ -49,7 +49,7 @@ def build_model(
         if settings.init == "weights":
             load_video_weights(model.video, video)
             model.similarity.start_at(read_logits(video), temperature)
-        if settings.text.tower == "clip" or text is not None:
+        if settings.text.tower != "minilm" or text is not None:  # which has the weights of its package
             load_text_weights(model.text, text)
     if isinstance(model.similarity, Spotting):
         model.similarity.embed_attributes(model.text)

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
-from ace_dist.config import TextConfig, VideoConfig
+from ace_dist.config import ModelConfig, TextConfig, VideoConfig
+from ace_dist.models.build import build_model
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.models.weights import load_text_weights, load_video_weights, save_safetensors
@@ -110,6 +111,20 @@ def test_missing_and_broken_files_name_the_setting(tmp_path, load, model, settin
         with pytest.raises(ModelError, match=told) as caught:
             load(model(), path)
         assert setting in str(caught.value)
+
+
+@pytest.mark.parametrize("tower", ["clip", "open_clip", "bert", "minilm"])
+def test_of_text_towers_minilm_alone_needs_no_file(tower):
+    """It loads its package's weights on construction; any other would stay random without a word."""
+    size = {"width": 384, "depth": 6, "heads": 12} if tower == "minilm" else {"width": 32, "depth": 1, "heads": 2}
+    video = VideoConfig(width=32, depth=1, heads=1, patch=8, image_size=16, embed_dim=32, trained_blocks=1)
+    text = TextConfig(tower=tower, arch="ViT-B-16", embed_dim=32, **size)
+    settings = ModelConfig(video=video, text=text, init="random_video")
+    if tower == "minilm":
+        build_model(settings, 0)
+    else:
+        with pytest.raises(ModelError, match=r"model\.text\.weights is not set"):
+            build_model(settings, 0)
 
 
 def test_text_of_a_whole_clip_loads_by_exact_key(tmp_path):
