@@ -61,7 +61,9 @@ def search_rates(settings: SweepSettings, others: list[str], execute: RunWords) 
     """Choose the learning rates of methods on base classes alone, by the rule of `ace_dist/tools/study/rates.py`.
 
     On a cluster each call submits the runs that the rule asks for next; the same command goes on when they are done.
+    So it does when another process runs them here.
     """
+    from ace_dist.cluster.sweep import select
     from ace_dist.tools.study.rates import build_searches, write_rates
 
     if settings.search != "rates" or settings.table:
@@ -71,10 +73,14 @@ def search_rates(settings: SweepSettings, others: list[str], execute: RunWords) 
     name = ["rates", given.get("method", ""), given.get("dataset", given.get("experiment", ""))]
     folder = Path(settings.folder) / (settings.sweep or "_".join(name).replace(",", "_"))
     searches = build_searches(grid, folder, load_run)
-    sweep = begun_sweep(folder)
-    while runs := sweep.add([run for search in searches for run in search.wanted()]):
+    while wanted := [run for search in searches for run in search.wanted()]:
+        sweep = begun_sweep(folder)
+        runs = sweep.add(wanted)
+        to_submit = select(runs, sweep.states(), "run")
         code = submit_runs(sweep, runs, "run", profile, execute, settings.dry_run)
-        if code or settings.dry_run or profile.kind != "local":
+        if not to_submit:
+            print("next     the same command, when these runs have ended: they are with another process", flush=True)
+        if code or settings.dry_run or profile.kind != "local" or not to_submit:
             return code
     write_rates(searches, folder / "rates.csv")
     print(

@@ -2,8 +2,8 @@
 
 `runs/sweeps/NAME/` holds `sweep.json` (the paper's table that it repeats, if any; every submission with command,
 commit, versions and profile; every run with its overrides and jobs), `uncommitted.patch` when the checkout had
-changes, `jobs/` (logs, journals, submitit's files) and one folder a run. A run is
-finished when its folder holds `results.json`.
+changes, `sweep.lock`, `jobs/` (logs, journals, submitit's files) and one folder a run. A run is finished when its
+folder holds `results.json`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from ace_dist.cluster.submit import LocalQueue, describe, log_path, queue, sbatc
 from ace_dist.config import quoted
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import read_log, write_json, write_text
+from ace_dist.utils.locks import lock
 from ace_dist.utils.reading import Text, check_shape, read_object
 from ace_dist.utils.secrets import redact
 
@@ -58,14 +60,19 @@ def expand(settings: Sequence[str]) -> list[SweepRun]:
     """Every point of a grid as a run, the last swept key running fastest.
 
     Hydra's grammar (`method=ace,procvlr`, `seed=range(0,5)`, `seed=choice(1,7)`) and `seed=0..4`, which includes both
-    ends. A value in brackets or quotes is one value. Raises `ConfigError` naming the setting that cannot be read.
+    ends. A value in brackets or quotes is one value. Raises `ConfigError` naming the setting that cannot be read, or
+    the swept one that is given twice.
     """
     fixed, axes = [], []
+    given = Counter(setting.partition("=")[0] for setting in settings)
     for setting in settings:
         key, _, text = setting.partition("=")
         values = swept_values(setting, key, text)
         if values is None:
             fixed.append(setting)
+        elif given[key] > 1:
+            twice = " ".join(setting for setting in settings if setting.partition("=")[0] == key)
+            raise ConfigError(f"{key} is swept and given more than once ({twice}); give all its values in one setting")
         else:
             axes.append([(key, value) for value in values])
     points = []
@@ -110,7 +117,10 @@ class SweepFile(TypedDict):
 
 
 class Sweep:
-    """A sweep's folder. `table`, `submissions` and `runs` are what `sweep.json` holds."""
+    """A sweep's folder. `table`, `submissions` and `runs` are what `sweep.json` holds.
+
+    Several processes may add to one sweep at the same time (`changing`).
+    """
 
     def __init__(self, folder: Path) -> None:
         if not re.fullmatch(r"[\w.-]+", folder.name):
@@ -139,31 +149,54 @@ class Sweep:
         runs = [asdict(run) for run in self.runs.values()]
         write_json(self.folder / "sweep.json", {"table": self.table, "submissions": self.submissions, "runs": runs})
 
-    def add(self, points: Sequence[SweepRun], table: str = "") -> list[SweepRun]:
-        """The runs of a grid (`expand`, `expand_table`) in this sweep, new ones added.
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Alone with `sweep.json`: what others have written is read first, and the file is written at the end.
 
-        Raises `ConfigError` when one exists with other fixed settings, or the sweep is of another table.
+        Raises `ConfigError` when another process has made one of the runs with other settings.
         """
+        with lock(self.folder / "sweep.lock"):
+            if (self.folder / "sweep.json").is_file():
+                there = Sweep.read(self.folder)
+                there.refuse_other_table(self.table)
+                for run in self.runs.values():
+                    written = there.include(run)
+                    run.jobs, run.kind = written.jobs, written.kind
+                self.submissions, self.runs = there.submissions, there.runs | self.runs
+            yield
+            self.write()
+
+    def refuse_other_table(self, table: str) -> None:
         if self.runs and self.table != table:
             raise ConfigError(
                 f"{self.folder} was made with table={self.table or '(none)'}, not {table or '(none)'}; choose another "
                 f"name with sweep=NAME"
             )
+
+    def include(self, new: SweepRun) -> SweepRun:
+        """The run of that id, `new` itself where there is none. Raises `ConfigError` when it has other settings."""
+        run = self.runs.setdefault(new.id, new)
+        if run.overrides != new.overrides:
+            changed = sorted(set(run.overrides) ^ set(new.overrides)) or ["the same ones in another order"]
+            raise ConfigError(
+                f"{self.folder}: run {run.id} was made with other settings ({', '.join(changed[:4])}); choose "
+                f"another name with sweep=NAME"
+            )
+        return run
+
+    def add(self, points: Sequence[SweepRun], table: str = "") -> list[SweepRun]:
+        """The runs of a grid (`expand`, `expand_table`) in this sweep, new ones added.
+
+        Raises `ConfigError` when one exists with other fixed settings, or the sweep is of another table.
+        """
+        self.refuse_other_table(table)
         self.table = table
         runs = []
         for point in points:
             for setting in point.overrides:
                 if setting.startswith("run="):
                     raise ConfigError(f"{setting}: a sweep gives each of its runs a folder below {self.folder}")
-            new = replace(point, overrides=[*point.overrides, f"run={self.folder / point.id}"])
-            run = self.runs.setdefault(new.id, new)
-            if run.overrides != new.overrides:
-                changed = sorted(set(run.overrides) ^ set(new.overrides)) or ["the same ones in another order"]
-                raise ConfigError(
-                    f"{self.folder}: run {run.id} was made with other settings ({', '.join(changed[:4])}); choose "
-                    f"another name with sweep=NAME"
-                )
-            runs.append(run)
+            runs.append(self.include(replace(point, overrides=[*point.overrides, f"run={self.folder / point.id}"])))
         return runs
 
     def note_submission(self, profile: ClusterConfig, runs: Sequence[SweepRun]) -> None:
@@ -172,18 +205,20 @@ class Sweep:
 
         facts = {key: value for key, value in environment().items() if key != "world_size"}  # of this process
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        self.submissions.append({"utc": when, "runs": [r.id for r in runs], "profile": asdict(profile), **facts})
-        self.write()
+        with self.changing():
+            self.submissions.append({"utc": when, "runs": [r.id for r in runs], "profile": asdict(profile), **facts})
         if patch := code_diff():
             write_text(self.folder / "uncommitted.patch", patch)
 
     def last_profile(self) -> ClusterConfig:
         return ClusterConfig(**self.submissions[-1]["profile"])
 
-    def note_job(self, run: SweepRun, job_id: str, kind: str) -> None:
-        run.jobs.append(job_id)
-        run.kind = kind
-        self.write()
+    def note_jobs(self, job_ids: Mapping[str, str], kind: str) -> None:
+        """Say in `sweep.json` which job each run (by its id) was submitted as."""
+        with self.changing():
+            for name, job_id in job_ids.items():
+                self.runs[name].jobs.append(job_id)
+                self.runs[name].kind = kind
 
     def states(self) -> dict[str, State]:
         """The state of every run, by id."""
@@ -255,9 +290,9 @@ def launch(sweep: Sweep, runs: Sequence[SweepRun], profile: ClusterConfig, execu
     sweep.note_submission(profile, runs)
     if profile.kind == "local":
         return run_locally(sweep, runs, jobs, profile)
-    for run, job_id in zip(runs, submit(profile, jobs, name, sweep.jobs_folder), strict=True):
-        sweep.note_job(run, job_id, "slurm")
-        print(f"job      {job_id}  {run.id}")
+    job_ids = dict(zip((run.id for run in runs), submit(profile, jobs, name, sweep.jobs_folder), strict=True))
+    sweep.note_jobs(job_ids, "slurm")
+    print(*(f"job      {job_id}  {run}" for run, job_id in job_ids.items()), sep="\n")
     print(f"next     ace sweep status sweep={sweep.folder.name}", flush=True)
     return 0
 
@@ -266,7 +301,7 @@ def run_locally(sweep: Sweep, runs: Sequence[SweepRun], jobs: Sequence[Job], pro
     """Run on this machine, `profile.parallel` at a time, saying what starts and how it ends."""
 
     def started(index: int, job_id: str) -> None:
-        sweep.note_job(runs[index], job_id, "local")
+        sweep.note_jobs({runs[index].id: job_id}, "local")
         print(f"started  {runs[index].id} (process {job_id})", flush=True)
 
     def ended(index: int) -> None:

@@ -10,6 +10,7 @@ import re
 import signal
 import statistics
 import subprocess
+import sys
 
 import pytest
 import submitit
@@ -230,6 +231,9 @@ def test_a_grid():
     for wrong in ("seed=4..1", "dataset.novel=[a b"):
         with pytest.raises(ConfigError, match=r"4\.\.1|not closed"):
             expand([wrong])
+    for other in ("seed=0..2", "seed=7"):  # else a run twice, or not what was written last
+        with pytest.raises(ConfigError, match=rf"seed is swept and given more than once \(seed=0\.\.1 {other}\)"):
+            expand(["seed=0..1", other])
 
 
 def test_run_folders_are_apart_and_compose():
@@ -257,6 +261,39 @@ def test_a_sweep_survives_the_disk_and_grows(tmp_path):
         sweep.add(expand(["run=x", "seed=0..1"]))
     with pytest.raises(ConfigError, match="there are the sweeps s"):
         Sweep.read(tmp_path / "t")
+
+
+def test_two_commands_on_one_sweep_keep_each_others_runs(tmp_path):
+    """Each began when the other's runs were not written yet; the last to write must not undo the first."""
+    profile = ClusterConfig(kind="local")
+    first, second, other = (Sweep(tmp_path / "s") for _ in range(3))
+    first.note_submission(profile, first.add(expand(["method=ace", "seed=0..1"])))
+    second.note_submission(profile, second.add(expand(["method=ace", "seed=1..2"])))
+    first.note_jobs({"seed-0": "1", "seed-1": "2"}, "local")
+    second.note_jobs({"seed-1": "3", "seed-2": "4"}, "slurm")
+    first.note_jobs({"seed-0": "5"}, "local")
+    found = Sweep.read(tmp_path / "s")
+    assert {run.id: (run.jobs, run.kind) for run in found.runs.values()} == {
+        "seed-0": (["1", "5"], "local"), "seed-1": (["2", "3"], "slurm"), "seed-2": (["4"], "slurm"),
+    }  # fmt: skip
+    assert [made["runs"] for made in found.submissions] == [["seed-0", "seed-1"], ["seed-1", "seed-2"]]
+    with pytest.raises(ConfigError, match=r"seed-0 was made with other settings \(method=ace, method=procvlr\)"):
+        other.note_submission(profile, other.add(expand(["method=procvlr", "seed=0..1"])))
+    assert Sweep.read(tmp_path / "s").runs == found.runs
+
+
+def test_a_change_waits_for_another_process(tmp_path):
+    """Between its reading and its writing nobody else may write."""
+    sweep = Sweep(tmp_path / "s")
+    sweep.note_submission(ClusterConfig(kind="local"), sweep.add(expand(["seed=0..9"])))
+    code = (
+        "import sys; from pathlib import Path; from ace_dist.cluster.sweep import Sweep\n"
+        f"sweep = Sweep.read(Path({str(tmp_path / 's')!r}))\n"
+        "for k in range(10): sweep.note_jobs({f'seed-{k}': sys.argv[1]}, 'local')"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for number in range(3)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert all(sorted(run.jobs) == ["0", "1", "2"] for run in Sweep.read(tmp_path / "s").runs.values())
 
 
 @pytest.mark.parametrize(

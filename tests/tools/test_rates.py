@@ -1,10 +1,16 @@
 """The search for learning rates: the rule by hand, what it asks for next, and the whole command on a tiny world."""
 
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 
+from ace_dist.cli import execute
+from ace_dist.cluster.profiles import ClusterConfig
+from ace_dist.cluster.sweep import Sweep, SweepRun
 from ace_dist.config import load_config
+from ace_dist.tools.study import rates
 from ace_dist.tools.study.rates import Score, build_searches, chosen_rate, wanted_rates
 from ace_dist.utils.errors import ConfigError
 
@@ -74,6 +80,19 @@ def test_what_starts_anew_keeps_its_ratio(tmp_path):
 def test_searches_that_cannot_be(settings, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         build_searches(settings, tmp_path)
+
+
+def test_a_search_whose_runs_another_process_trains_ends(tmp_path, monkeypatch, capsys):
+    """It has nothing to do until they end, and must not ask for them again without pause."""
+    asked = iter([[SweepRun("run", {}, ["seed=1"])]])
+    search = SimpleNamespace(wanted=lambda: next(asked))
+    monkeypatch.setattr(rates, "build_searches", lambda *_: [search])
+    sweep = Sweep(tmp_path / "s")
+    (run,) = sweep.add([SweepRun("run", {}, ["seed=1"])])
+    sweep.note_submission(ClusterConfig(kind="local"), [run])
+    sweep.note_jobs({"run": str(os.getpid())}, "local")  # a process that lives
+    assert execute(["sweep", "search=rates", "sweep=s", f"folder={tmp_path}"]) == 0
+    assert "next     the same command, when these runs have ended" in capsys.readouterr().out
 
 
 @pytest.mark.slow
