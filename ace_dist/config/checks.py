@@ -64,6 +64,7 @@ BELOW_ONE = {
     "training.ema_decay": "; 0 switches it off",
     "training.momentum": "",
     "training.warmup": "",
+    "method.label_smoothing": "",
     "evaluation.validation_share": "",
     "evaluation.validation_words": "; 0 holds none out",
 }
@@ -103,6 +104,7 @@ def check_config(config: Config) -> None:
         *augmentation_rules(config),
         *model_rules(config),
         *frame_rules(config),
+        *similarity_rules(config),
         *lora_rules(config),
         *training_rules(config),
         *validation_rules(config),
@@ -196,18 +198,6 @@ def model_rules(config: Config) -> Iterator[tuple[bool, str]]:
             f"method.{key}=true does not go with method.objective={method.objective}, whose loss is on fixed labels "
             f"alone; set method.{key}=false, or method=ace",
         )
-    similarity, sigmoid = config.model.similarity, method.objective == "sigmoid"
-    yield (
-        similarity.bias != sigmoid or (sigmoid and not similarity.learn_temperature),
-        f"method.objective={method.objective} does not go with model.similarity.bias={similarity.bias} and "
-        f"model.similarity.learn_temperature={similarity.learn_temperature}: the sigmoid loss needs both, and no other "
-        f"loss changes with a bias; take method=ace_sigmoid, or leave both out",
-    )
-    yield (
-        config.model.similarity.spotting != (video.pooling == "frames"),
-        f"model.similarity.spotting={config.model.similarity.spotting} does not go with model.video.pooling="
-        f"{video.pooling}: spotting weighs frames, so both or neither",
-    )
     yield (
         loader.crop != video.image_size,
         f"loader.crop={loader.crop} differs from model.video.image_size={video.image_size}",
@@ -220,6 +210,34 @@ def model_rules(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         loader.dtype == "uint8" and video.tower != "timesformer",
         f"loader.dtype=uint8 is for model.video.tower=timesformer, not {video.tower}; set loader.dtype=float32",
+    )
+
+
+def similarity_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """The same for how videos are compared with labels, which an objective may leave aside."""
+    similarity, method, pooling = config.model.similarity, config.method, config.model.video.pooling
+    sigmoid = method.objective == "sigmoid"
+    yield (
+        similarity.bias != sigmoid or (sigmoid and not similarity.learn_temperature),
+        f"method.objective={method.objective} does not go with model.similarity.bias={similarity.bias} and "
+        f"model.similarity.learn_temperature={similarity.learn_temperature}: the sigmoid loss needs both, and no other "
+        f"loss changes with a bias; take method=ace_sigmoid, or leave both out",
+    )
+    yield (
+        similarity.spotting != (pooling == "frames"),
+        f"model.similarity.spotting={similarity.spotting} does not go with model.video.pooling={pooling}: spotting "
+        f"weighs frames, so both or neither",
+    )
+    for key in ("learn_temperature", "spotting"):
+        yield (
+            method.objective == "concept" and getattr(similarity, key),
+            f"model.similarity.{key}=true does not go with method.objective=concept, whose loss is on mean cosines at "
+            f"a fixed temperature; leave it out, or take method.objective=label",
+        )
+    yield (
+        method.label_smoothing > 0 and method.objective != "label",
+        f"method.label_smoothing={method.label_smoothing} is for method.objective=label, not {method.objective}; set "
+        f"it to 0",
     )
 
 

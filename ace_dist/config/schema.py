@@ -166,7 +166,7 @@ class MethodConfig:
         "concept"  # concept (Eq. 8) | sigmoid (SigLIP's) | label (a plain cross-entropy) | bike (symmetric KL)
     )
     temperature: float = 0.02  # τ: cosines are divided by it
-    label_smoothing: float = 0.0  # of the baselines with a plain cross-entropy
+    label_smoothing: float = 0.0  # of objective=label
     leaf_augmentation: bool = True  # Eq. 3: average over the children of a label's verb
     shadow_negatives: bool = True  # Eq. 6 to 8
     fixed_labels: bool = True  # L_fixed

@@ -242,6 +242,27 @@ def test_what_an_objective_cannot_do_is_refused(method, flag):
         load_config([f"method={method}", f"method.{flag}=true"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["method=ace", "model.similarity.learn_temperature=true"], "learn_temperature=true does not go with"),
+        (["method=procvlr", "model.similarity.learn_temperature=true"], "method.objective=concept, whose loss is on"),
+        (
+            ["method=ace", "model.video.tower=vit", "model.video.pooling=frames", "model.similarity.spotting=true"],
+            "model.similarity.spotting=true does not go with method.objective=concept",
+        ),
+        (["method=ace", "method.label_smoothing=0.1"], "is for method.objective=label, not concept; set it to 0"),
+        (["method=ace_sigmoid", "method.label_smoothing=0.1"], "is for method.objective=label, not sigmoid"),
+        (["method=bike", "method.label_smoothing=0.1"], "is for method.objective=label, not bike"),
+        (["method=vifi_ft", "method.label_smoothing=1.5"], r"method.label_smoothing=1.5 must lie in \[0, 1\)"),
+    ],
+)
+def test_what_a_loss_does_not_read_is_refused(settings, words):
+    """Else a learned temperature gets no gradient, spotting ends in the first forward pass, smoothing does nothing."""
+    with pytest.raises(ConfigError, match=words):
+        load_config(settings)
+
+
 def test_a_name_alone_does_not_choose_a_method():
     with pytest.raises(ConfigError, match="method=NAME"):
         load_config(["method.name=procvlr"])
