@@ -42,9 +42,10 @@ POSITIVE = (
     "loader.feature_cache_gib", "training.batch_size", "training.accumulation", "training.epochs",
     "training.keep_checkpoints", "training.log_every_steps", "training.save_every_steps",
     "training.save_every_minutes", "training.stall_after_s", "training.collective_timeout_s", "evaluation.batch_size",
+    "model.similarity.top",
 )  # fmt: skip
 POSITIVE_OR_NULL = ("method.children", "method.grandchildren", "evaluation.children", "evaluation.grandchildren")
-NOT_NEGATIVE_OR_NULL = ("training.lr_new", "training.max_steps", "training.stop_after_steps")
+NOT_NEGATIVE_OR_NULL = ("training.lr_new", "training.max_steps")
 NOT_NEGATIVE = (
     "dataset.workers", "dataset.timeout_s", "training.gc_every_steps", "training.early_stopping_patience",
     "training.profile.steps", "training.profile.after", "evaluation.every_steps", "loader.mixup", "loader.cutmix",
@@ -60,6 +61,11 @@ LARGEST = {  # beyond any model or clip; a larger number would take the memory b
     "model.text.vocabulary": 2**20, "model.text.context": 65536, "dataset.clip.frames": 65536,
     "dataset.clip.views": 1024, "loader.crop": 8192,
 }  # fmt: skip
+UP_TO_ONE = {
+    "evaluation.interpolate": "; 1 takes the trained weights as they are",
+    "loader.flip": "; it is a probability",
+    "model.similarity.attribute_share": "",
+}
 BELOW_ONE = {
     "training.ema_decay": "; 0 switches it off",
     "training.momentum": "",
@@ -97,8 +103,9 @@ def check_config(config: Config) -> None:
     for key, hint in BELOW_ONE.items():
         if not 0 <= (value := attrgetter(key)(config)) < 1:
             raise ConfigError(f"{key}={value} must lie in [0, 1){hint}")
-    if not 0 <= (share := config.evaluation.interpolate) <= 1:
-        raise ConfigError(f"evaluation.interpolate={share} must lie in [0, 1]; 1 takes the trained weights as they are")
+    for key, hint in UP_TO_ONE.items():
+        if not 0 <= (value := attrgetter(key)(config)) <= 1:
+            raise ConfigError(f"{key}={value} must lie in [0, 1]{hint}")
     for wrong, message in (
         *data_rules(config),
         *augmentation_rules(config),
@@ -319,6 +326,14 @@ def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         not 0 < training.layer_decay <= 1,
         f"training.layer_decay={training.layer_decay} must lie in (0, 1]; 1 gives all layers of a side one rate",
+    )
+    yield (
+        not all(0 < milestone < 1 for milestone in training.milestones),
+        f"training.milestones={training.milestones} must be shares of the run in (0, 1), as 0.7333 is epoch 11 of 15",
+    )
+    yield (
+        training.stop_after_steps is not None and training.stop_after_steps < 1,
+        f"training.stop_after_steps={training.stop_after_steps} must be at least 1; null trains to the end",
     )
     swa = training.swa_start
     yield (

@@ -262,7 +262,7 @@ class TrainingConfig:
         False  # test and export the weights that validated best, by accuracy (true) or base_srt; false: the last
     )
     early_stopping_patience: int = 0  # finish after so many validations that are no better than the best; 0: never
-    stop_after_steps: int | None = None  # stop early and save, as a preempted job would
+    stop_after_steps: int | None = None  # stop early and save, as a preempted job would; null: train to the end
     max_steps: int | None = None  # shortens the schedule itself
     stall_after_s: float = 120.0  # a stage of a step (data, forward, ...) that takes longer is named, with stacks
     collective_timeout_s: float = 600.0  # a rank that the others wait for longer is given up, and the run with it
