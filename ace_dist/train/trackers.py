@@ -36,7 +36,7 @@ class TensorBoard:
     def __init__(self, run_dir: Path, start: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start)
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

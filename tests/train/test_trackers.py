@@ -9,6 +9,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ace_dist.train.trackers import build_trackers, require_trackers
 from ace_dist.utils.errors import RunError
@@ -51,6 +52,21 @@ def test_nothing_is_imported_that_was_not_chosen(folder, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)  # importing it raises
     follow(folder, "tensorboard")
     assert not (folder / "tracking.json").exists()
+
+
+def test_tensorboard_shows_every_step_of_a_run_that_goes_on(folder):
+    """The step of the checkpoint stays; a later one, that the stopped run had written too, is shown once."""
+    for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
+        for before in folder.glob("tensorboard/*"):
+            before.rename(before.with_name("events.out.tfevents.0"))  # files are read by name, which has their second
+        (tracker,) = build_trackers(["tensorboard"], folder, start)
+        for step in steps:
+            tracker.log(step, {"loss": start + 1 / step})
+        tracker.close(failed=False)
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    points = {point.step: point.value for point in events.Scalars("loss")}
+    assert points == pytest.approx({2: 1 / 2, 4: 1 / 4, 6: 4 + 1 / 6, 8: 4 + 1 / 8})
 
 
 class FakeRun:
