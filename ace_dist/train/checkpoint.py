@@ -196,11 +196,11 @@ def json_sha256(value: Mapping[str, Any]) -> str:
 
 def remove(path: Path) -> None:
     """Remove a checkpoint, under another name first: a kill in between leaves nothing that looks whole or damaged."""
-    partial = path.with_name(path.name + ".partial")
+    removed = path.with_name(path.name + ".removed.partial")  # `write` has built its new one as .partial
     if path.exists():
-        shutil.rmtree(partial, ignore_errors=True)
-        os.rename(path, partial)
-        shutil.rmtree(partial)
+        shutil.rmtree(removed, ignore_errors=True)
+        os.rename(path, removed)
+        shutil.rmtree(removed)
 
 
 class Checkpoints:

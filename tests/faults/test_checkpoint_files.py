@@ -211,6 +211,16 @@ def test_retention_keeps_the_newest(three):
     assert sorted(path.name for path in three.folder.iterdir()) == [f"step-{n:08d}" for n in (2, 3, 4)]
 
 
+@pytest.mark.parametrize("left", [(), ("step-00000003.partial", "step-00000003.removed.partial")])
+def test_a_checkpoint_takes_the_place_of_one_of_its_step(three, left):
+    """Also where a kill left the half of either."""
+    for name in left:
+        (three.folder / name).mkdir()
+    three.write(3, random_state(33, 2000), ABOUT)
+    assert same(read(three.folder / "step-00000003").parts, random_state(33, 2000))
+    assert sorted(path.name for path in three.folder.iterdir()) == [f"step-{n:08d}" for n in (1, 2, 3)]
+
+
 def check_full(keeper):
     """A save that the file system refuses leaves the last checkpoint, nothing half-written, and a message."""
     with pytest.raises(RunError) as refused:
