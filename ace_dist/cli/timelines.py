@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from ace_dist.config import parse_settings
-from ace_dist.utils.errors import ConfigError, DataError, RunError, listing
+from ace_dist.utils.errors import ConfigError, DataError, LabelError, RunError, listing
 from ace_dist.utils.extras import require
-from ace_dist.utils.files import check_writable, write_json
+from ace_dist.utils.files import check_is_no_input, check_writable, write_json
 
 if TYPE_CHECKING:
     from ace_dist.segment.timeline import Timeline
@@ -54,6 +54,7 @@ def segment(argv: list[str]) -> None:
 
     check_outputs(settings)
     procedure = Procedure.load(settings.procedure) if settings.procedure else None
+    check_table_labels(settings, procedure.labels if procedure else ())
     classifier = Classifier.load(settings.run, settings.device)
     if not classifier.calibration.is_calibrated:
         print(classifier.calibration.source, flush=True)
@@ -70,17 +71,16 @@ def segment(argv: list[str]) -> None:
                     cache=cache,
                     progress=progress,
                 )
+            print_timeline(video, timeline)
+            for name in settings.output:
+                path = Path(name.replace("*", Path(video).stem))
+                write_timeline(timeline, path)
+                print(f"written: {path}", flush=True)
         except DataError as error:  # of this video alone
             if len(settings.video) == 1:
                 raise
             unreadable.append(str(error))
             print(f"{video}: left out", file=sys.stderr, flush=True)
-            continue
-        print_timeline(video, timeline)
-        for name in settings.output:
-            path = Path(name.replace("*", Path(video).stem))
-            write_timeline(timeline, path)
-            print(f"written: {path}", flush=True)
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(settings.video)} videos were left out:{listing(unreadable)}")
 
@@ -110,7 +110,21 @@ def check_outputs(settings: SegmentSettings) -> None:
     for name in settings.output:
         check_output(Path(name))
         for video in settings.video:
-            check_writable(Path(name.replace("*", Path(video).stem)))
+            path = Path(name.replace("*", Path(video).stem))
+            check_is_no_input(path, *settings.video, settings.procedure)
+            check_writable(path)
+
+
+def check_table_labels(settings: SegmentSettings, steps: Sequence[str]) -> None:
+    """Raise `LabelError` for a label that a CSV file could not hold, which has a verb and an object."""
+    from ace_dist.concepts.makers import split_label
+
+    if tables := [name for name in settings.output if name.lower().endswith(".csv")]:
+        for label in settings.actions or steps:
+            try:
+                split_label(label)
+            except LabelError as error:
+                raise LabelError(f"output={tables[0]}: {error}, and a row has both") from error
 
 
 def print_timeline(video: str, timeline: "Timeline") -> None:
@@ -147,6 +161,8 @@ def watch(argv: list[str]) -> int:
     from ace_dist.data.run_inputs import check_model_folder
 
     check_labels("watch", settings)
+    if settings.output:
+        check_is_no_input(Path(settings.output), settings.source, settings.procedure)
     check_model_folder(Path(settings.run))
     from ace_dist.classifier import Classifier
     from ace_dist.segment.procedure import Procedure
@@ -200,6 +216,7 @@ def stopped_by_signals() -> Iterator[tuple[threading.Event, list[int]]]:
 class CalibrateSettings:
     run: str = MISSING  # a finished run folder
     videos: str | None = None  # annotations of long videos (CSV, or a tool's export), or a folder in MS-TCN's layout
+    fold: int | None = None  # of a folder in MS-TCN's layout; null: that of the run
     error_rate: float = 0.1  # share of actions like those of the training that may be called "none of these"
     stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
     cache: str | None = "auto"  # folder of embeddings; null: keep none
@@ -209,8 +226,8 @@ class CalibrateSettings:
 def calibrate(argv: list[str]) -> None:
     """Teach a run when no label fits, and how to segment: `ace calibrate run=DIR videos=FILE`.
 
-    Uses videos of the training split alone, and writes RUN/calibration.json. What is not labelled there counts as
-    background. Without `videos` it looks at the run's training clips, which show no background.
+    Uses videos of the training split alone, by the run's fold and test groups, and writes RUN/calibration.json. What is
+    not labelled there counts as background. Without `videos` it looks at the run's training clips, which show none.
     """
     settings = parse_settings(argv, CalibrateSettings)
     require("scipy")  # which fits what the videos gave
@@ -235,7 +252,7 @@ def calibrate(argv: list[str]) -> None:
     else:
         stride_s, cache = settings.stride_s, cache_folder(settings.cache)
         calibration, known = calibrate_on_long_videos(
-            classifier, run, settings.videos, settings.error_rate, stride_s, cache
+            classifier, run, settings.videos, settings.error_rate, stride_s, cache, settings.fold
         )
     calibration.save(run, known)
     print(json.dumps(known, indent=1), f"written: {run / CALIBRATION}", sep="\n")
@@ -245,7 +262,7 @@ def calibrate(argv: list[str]) -> None:
 class EvaluateTimelinesSettings:
     run: str = MISSING  # a finished and calibrated run folder
     videos: str = MISSING  # annotations of long videos (CSV, or a tool's export), or a folder in MS-TCN's layout
-    fold: int = 1  # of a folder in MS-TCN's layout: which split is tested
+    fold: int | None = None  # of a folder in MS-TCN's layout: which split is tested; null: that of the run
     procedures: str | None = None  # folder with a NAME.yaml or NAME.json of steps for each video; null: none
     output: str | None = None  # a JSON file; null: RUN/timelines.json
     stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
@@ -270,12 +287,13 @@ def evaluate_timelines(argv: list[str]) -> None:
 
     run = Path(settings.run)
     path = Path(settings.output) if settings.output else run / "timelines.json"
+    check_is_no_input(path, settings.videos)
     check_writable(path)
     procedures = load_procedures(Path(settings.procedures)) if settings.procedures else {}
     classifier = Classifier.from_run(run, settings.device)
     if not classifier.calibration.is_calibrated:
         raise RunError(f"{run} is not calibrated; first: ace calibrate run={run} videos=...")
-    truths = read_videos(settings.videos, "test", settings.fold)
+    truths = read_videos(settings.videos, "test", classifier.config.dataset, settings.fold)
     test = TimelineTest(
         embed_all(classifier, truths, settings.stride_s, cache_folder(settings.cache)),
         lambda videos, labels: window_similarities(classifier.model, videos, labels.phrases),

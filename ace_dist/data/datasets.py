@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations import ata, csv, gtea, ikea, mstcn, webdataset
 from ace_dist.data.build.shards import Build
-from ace_dist.data.segments import Reader
-from ace_dist.data.shards import ShardSet
+from ace_dist.data.segments import Reader, Segment
+from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.utils.errors import DataError
 
+Grouped = TypeVar("Grouped", Segment, ClipRecord)
 Readers = Mapping[str, Callable[[DatasetConfig], Reader]]
 # By `dataset.kind`. Rendered worlds import this room, so that it cannot import them: who builds their shards hands
 # `ace_dist.worlds.READERS` in.
@@ -60,20 +62,23 @@ def load_shards(dataset: DatasetConfig) -> ShardSet:
 
 
 def split_by_group(shards: ShardSet, dataset: DatasetConfig) -> ShardSet:
-    """The same clips, tested where their group is one of `dataset.test_groups` (None: as stored) and trained elsewhere.
-
-    Clips of `dataset.left_out_groups` are in neither split.
-    """
+    """The same clips in the splits of `regrouped`. Raises `DataError` for a group that no clip has."""
     if dataset.test_groups is None and not dataset.left_out_groups:
         return shards
     check_groups(dataset, (record.group for record in shards.records))
-    records = [record for record in shards.records if record.group not in dataset.left_out_groups]
-    if dataset.test_groups is not None:
-        tested = set(dataset.test_groups)
-        records = [
-            dataclasses.replace(record, split="test" if record.group in tested else "train") for record in records
-        ]
-    return dataclasses.replace(shards, records=records)
+    return dataclasses.replace(shards, records=regrouped(shards.records, dataset))
+
+
+def regrouped(found: Iterable[Grouped], dataset: DatasetConfig) -> list[Grouped]:
+    """Tested where the group is one of `dataset.test_groups` (None: as stored), trained elsewhere.
+
+    What is of `dataset.left_out_groups` is in neither split.
+    """
+    kept = [each for each in found if each.group not in dataset.left_out_groups]
+    if dataset.test_groups is None:
+        return kept
+    tested = set(dataset.test_groups)
+    return [dataclasses.replace(each, split="test" if each.group in tested else "train") for each in kept]
 
 
 def check_groups(dataset: DatasetConfig, groups: Iterable[str]) -> None:

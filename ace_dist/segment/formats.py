@@ -16,19 +16,22 @@ from typing import Any
 from xml.etree import ElementTree  # nosec B405: writes alone
 
 from ace_dist.concepts.makers import split_label
+from ace_dist.data.annotations.exports import LABEL_STUDIO_FPS
 from ace_dist.segment.captions import write_captioned
 from ace_dist.segment.page import to_html
 from ace_dist.segment.timeline import Timeline
 from ace_dist.utils.errors import ConfigError
-from ace_dist.utils.files import write_text
+from ace_dist.utils.files import check_is_no_input, write_text
 from ace_dist.utils.tables import csv_text
-
-LABEL_STUDIO_FPS = 25  # its own default of <Video frameRate="25">, by which it counts frames
 
 
 def write_timeline(timeline: Timeline, path: Path) -> None:
-    """Write the form that the name's ending asks for. Raises `ConfigError` for an ending that is not known."""
+    """Write the form that the name's ending asks for.
+
+    Raises `ConfigError` for an ending that is not known, and for the video itself.
+    """
     form = check_output(path)
+    check_is_no_input(path, timeline.video)
     path.parent.mkdir(parents=True, exist_ok=True)
     if form is None:
         write_captioned(timeline, path)
@@ -143,7 +146,7 @@ def to_eaf(timeline: Timeline) -> str:
 
 
 def to_label_studio(timeline: Timeline) -> str:
-    """A task with a prediction, to import; frames count from 1 at 25 a second (labelstud.io/tags/timelinelabels)."""
+    """A task with a prediction, to import; frames count from 1 at the tag's default rate (labelstud.io/tags/video)."""
     results = [
         {
             "from_name": "actions",

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from ace_dist.classifier import Classifier
 from ace_dist.concepts import Action, LabelSet, root_labels
 from ace_dist.config import DatasetConfig
-from ace_dist.data.datasets import build_reader
+from ace_dist.data.datasets import build_reader, regrouped
 from ace_dist.data.loader import build_loader
 from ace_dist.data.run_inputs import read_inputs
 from ace_dist.data.sampling import TestPlan
@@ -24,6 +25,8 @@ from ace_dist.segment.rejection import LabelledWindows, fit_rejection
 from ace_dist.segment.segmenter import Calibration, window_similarities
 from ace_dist.utils.console import Progress
 from ace_dist.utils.errors import DataError, RunError
+
+FOLDED = ("mstcn", "gtea")  # kinds of data set in whose folder each fold has its own lists of videos
 
 
 def cache_folder(cache: str | None) -> Path | None:
@@ -42,16 +45,27 @@ def progress_bar(name: str) -> Iterator[Callable[[float, float], None]]:
         yield show
 
 
-def read_videos(source: str, split: str, fold: int = 1) -> list[LabelledVideo]:
-    """The labelled videos of a split, of an annotation file or a folder in MS-TCN's layout."""
+def read_videos(source: str, split: str, run: DatasetConfig, fold: int | None = None) -> list[LabelledVideo]:
+    """The labelled videos of a split, of an annotation file or a folder in MS-TCN's layout.
+
+    The split is that of the run's data set: where its `test_groups` occur, they are tested and no others; what it left
+    out is left out. `fold`: of such a folder; None: that of a run on such data, else the first.
+    """
     if not Path(source).exists():
         raise DataError(f"videos={source} does not exist; name an annotation file, or a folder in MS-TCN's layout")
     dataset = DatasetConfig(name="videos", kind="csv", shards="", annotations=source)
     if Path(source).is_dir():
-        dataset = DatasetConfig(name="videos", kind="mstcn", shards="", root=source, fold=fold)
-    if found := labelled_videos(build_reader(dataset).segments(), split):
+        own = run.fold if run.kind in FOLDED else 0
+        dataset = DatasetConfig(name="videos", kind="mstcn", shards="", root=source, fold=fold or own or 1)
+    segments = build_reader(dataset).segments()
+    tested = set(run.test_groups or ()) & {segment.group for segment in segments}
+    segments = regrouped(segments, run if tested else replace(run, test_groups=None))
+    if found := labelled_videos(segments, split):
         return found
-    raise DataError(f"videos={source} has no video of the {split} split (a video with segments of both is in neither)")
+    raise DataError(
+        f"videos={source} has no video of the {split} split (a video with segments of both is in neither; "
+        f"dataset.test_groups of the run: {', '.join(run.test_groups or ()) or 'as annotated'})"
+    )
 
 
 def embed_all(
@@ -89,11 +103,17 @@ def root_label_sets(classifier: Classifier, run: Path) -> dict[str, list[LabelSe
 
 
 def calibrate_on_long_videos(
-    classifier: Classifier, run: Path, source: str, error_rate: float, stride_s: float | None, cache: Path | None
+    classifier: Classifier,
+    run: Path,
+    source: str,
+    error_rate: float,
+    stride_s: float | None,
+    cache: Path | None,
+    fold: int | None = None,
 ) -> tuple[Calibration, dict[str, Any]]:
     """On the videos of the training split. `calibrate_on_videos` says what is returned."""
     labels = root_label_sets(classifier, run)["base"][0]
-    pairs = embed_all(classifier, read_videos(source, "train"), stride_s, cache)
+    pairs = embed_all(classifier, read_videos(source, "train", classifier.config.dataset, fold), stride_s, cache)
     cosines = window_similarities(classifier.model, [embedded for _, embedded in pairs], labels.phrases)
     videos = [ScoredVideo(*pair, table_NK) for pair, table_NK in zip(pairs, cosines, strict=True)]
     return calibrate_on_videos(videos, labels.labels, classifier.config.method.temperature, error_rate)

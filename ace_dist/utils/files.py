@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ace_dist.utils.errors import RunError
+from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.reading import parse_json
 
 CHECKSUMS = "SHA256SUMS"
@@ -59,6 +59,13 @@ def check_writable(path: Path) -> None:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def check_is_no_input(path: Path, *inputs: str | None) -> None:
+    """Raise `ConfigError` where writing `path`, an `output=`, would replace a file that is read."""
+    for source in inputs:
+        if source and path.exists() and os.path.exists(source) and path.samefile(source):
+            raise ConfigError(f"output={path} is a file that is read here, and would be lost; name another one")
 
 
 def write_text(path: Path, text: str) -> None:

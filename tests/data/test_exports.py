@@ -2,6 +2,7 @@
 
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations import exports
 from ace_dist.data.datasets import build_reader
 from ace_dist.data.segments import Reader
+from ace_dist.segment.formats import to_label_studio
 from ace_dist.utils.errors import DataError
 from ace_dist.worlds.tabletop.procedures import draw_procedure_video, write_videos
 from ace_dist.worlds.tabletop.world import TabletopConfig
@@ -60,7 +62,7 @@ CVAT_TAGS = (
 LABEL_STUDIO = [
     {
         "id": 7,
-        "data": {"video": "/data/local-files/?d=line%202/job-train-000.mp4"},
+        "data": {"video": "/data/local-files/?d=line%202/job-train-000.mp4", "frame_rate": 5},
         "predictions": [{"result": []}],
         "annotations": [
             {
@@ -135,7 +137,7 @@ def test_what_was_drawn_is_read(name, folder):
         ("g.xml", "<html></html>", "its root is <html>"),
         ("h.json", "[]", "holds no labelled stretch"),
         ("i.json", '{"a": 1}', "neither a list of tasks"),
-        ("l.json", json.dumps(LABEL_STUDIO).replace("job-train-000", "gone"), "gone.mp4 does not exist beside it"),
+        ("l.json", json.dumps(LABEL_STUDIO).replace("job-train-000", "gone"), "gone.mp4 does not exist"),
         ("j.json", "[" * 100_000, "deeper than"),
         ("k.json", json.dumps(VIA).replace("4.0, 5.2", "5.2, 4.0"), "start_s=5.200 is not before"),
     ],
@@ -148,16 +150,63 @@ def test_what_is_wrong_is_named_with_its_place(name, content, message, folder):
     assert name in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["tracks.xml", "label-studio.json"])
-def test_a_video_that_crashes_ffmpeg_costs_a_process_of_its_own(name, folder, monkeypatch):
+def test_frames_of_cvat_are_those_of_the_file(folder):
+    """A task that shows every second frame from the fourth on names each by its number in the file, as all others."""
+    task = "<start_frame>4</start_frame><frame_filter>step=2</frame_filter><source>"
+    shown = {"spin block": range(6, 17, 2), "wipe plate": range(20, 26, 2)}
+    tags = "".join(
+        f'<image id="{i}" name="frame_{i:06d}"><tag label="{label}" source="manual"/></image>'
+        for label, frames in shown.items()
+        for i in frames
+    )
+    head = CVAT_TAGS[: CVAT_TAGS.index("<image")].replace("<source>", task)
+    (folder / "every-second.xml").write_text(f"{head}{tags}</annotations>", encoding="utf-8")
+    assert [found[:3] for found in segments(folder / "every-second.xml")] == [
+        (1.2, 3.6, "spin block"),
+        (4.0, 5.2, "wipe plate"),
+    ]
+    tracks = CVAT_TRACKS.replace("<source>", task).replace('frame="17"', 'frame="18"')
+    (folder / "tracks-from-four.xml").write_text(tracks, encoding="utf-8")
+    assert [found[:2] for found in segments(folder / "tracks-from-four.xml")] == [(1.2, 3.6), (4.0, 5.2)]
+
+
+def test_frames_of_cvat_begin_when_the_first_one_is_shown(folder, monkeypatch):
+    """A recording that begins with sound alone shows frame 0 later; the times are those that players show."""
+    monkeypatch.setattr(exports, "video_clock", lambda path: (5.0, 100, 0.5))
+    (folder / "late.xml").write_text(CVAT_TRACKS, encoding="utf-8")
+    assert [found[:2] for found in segments(folder / "late.xml")] == [(1.7, 3.9), (4.5, 5.7)]
+
+
+def test_label_studio_counts_24_frames_a_second_unless_told(folder):
+    """`frameRate` of its <Video> tag, 24 by default whatever the file (labelstud.io/tags/video), is in no export."""
+    tasks = json.loads(json.dumps(LABEL_STUDIO))
+    del tasks[0]["data"]["frame_rate"]
+    (folder / "plain.json").write_text(json.dumps(tasks), encoding="utf-8")
+    found = segments(folder / "plain.json")
+    assert [times[:2] for times in found] == [(0.25, 0.708), (0.833, 1.083)]
+    (note,) = reader(folder / "plain.json").notes
+    assert "24, Label Studio's own default, is taken" in note and "data.frame_rate" in note
+    (folder / "told.json").write_text(json.dumps(LABEL_STUDIO), encoding="utf-8")
+    assert not reader(folder / "told.json").notes
+
+
+def test_what_segment_writes_for_label_studio_is_read_back(folder):
+    found = [SimpleNamespace(start_s=start_s, end_s=end_s, label=label) for start_s, end_s, label, *_ in EXPECTED]
+    text = to_label_studio(SimpleNamespace(video=NAME, actions=found))
+    (folder / "predicted.json").write_text(text, encoding="utf-8")
+    for (start_s, end_s, label, *_), wanted in zip(segments(folder / "predicted.json"), EXPECTED, strict=True):
+        assert label == wanted[2] and abs(start_s - wanted[0]) <= 0.5 / 24 and abs(end_s - wanted[1]) <= 0.5 / 24
+
+
+def test_a_video_that_crashes_ffmpeg_costs_a_process_of_its_own(folder, monkeypatch):
     """Frames become seconds by the video's rate: it is asked where a build reads it, under `dataset.timeout_s`."""
-    (folder / name).write_text(EXPORTS[name], encoding="utf-8")
+    (folder / "tracks.xml").write_text(CVAT_TRACKS, encoding="utf-8")
     monkeypatch.setattr(exports, "video_clock", lambda path: signal.raise_signal(signal.SIGSEGV))
-    with pytest.raises(DataError, match=f"{name}, .*: {NAME} cannot be read: it crashes FFmpeg"):
-        reader(folder / name)
+    with pytest.raises(DataError, match=f"tracks.xml, .*: {NAME} cannot be read: it crashes FFmpeg"):
+        reader(folder / "tracks.xml")
     monkeypatch.setattr(exports, "video_clock", lambda path: signal.pause())
     with pytest.raises(DataError, match="it was not read within 1 s"):
-        reader(folder / name, timeout_s=1.0)
+        reader(folder / "tracks.xml", timeout_s=1.0)
 
 
 def test_any_data_set_of_mstcns_layout_is_read(tmp_path):

@@ -1,4 +1,4 @@
-"""Commands about long videos know first that they cannot write, and one damaged video stops no other."""
+"""Commands about long videos know first what they cannot write, and keep to the run's split."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,10 +7,14 @@ import pytest
 
 from ace_dist.classifier import Classifier
 from ace_dist.cli.timelines import calibrate, evaluate_timelines, segment, watch
+from ace_dist.config import DatasetConfig
 from ace_dist.data import run_inputs
 from ace_dist.segment import formats
-from ace_dist.utils.errors import ConfigError, DataError
+from ace_dist.tools.timelines import read_videos
+from ace_dist.utils.errors import ConfigError, DataError, LabelError
 from ace_dist.utils.files import check_writable
+from ace_dist.worlds.tabletop.procedures import write_videos
+from ace_dist.worlds.tabletop.world import TabletopConfig
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +31,7 @@ def classifier(monkeypatch):
         found.asked.append(video)
         if Path(video).stem == "damaged":
             raise DataError(f"video {video} ends too early")
-        return SimpleNamespace(table=lambda: "a table", deviations=None)
+        return SimpleNamespace(table=lambda: "a table", deviations=None, video=video)
 
     found = SimpleNamespace(asked=[], segment=answer, calibration=SimpleNamespace(is_calibrated=True))
     monkeypatch.setattr(Classifier, "load", lambda *_, **__: found)
@@ -79,3 +83,74 @@ def test_a_run_that_cannot_be_written_is_known_before_it_is_loaded(command, name
 def test_the_check_leaves_nothing_behind(tmp_path):
     check_writable(tmp_path / "new" / "deeper" / "file.json")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (segment, ["video=shift.mp4", "actions=[lift lid]", "output=*.mp4"]),
+        (segment, ["video=[a.mp4, shift.mp4]", "actions=[lift lid]", "output=[out/*.json, ../here/*.mp4]"]),
+        (segment, ["video=a.mp4", "procedure=job.json", "output=job.json"]),
+        (watch, ["source=shift.mp4", "actions=[lift lid]", "output=./shift.mp4"]),
+        (evaluate_timelines, ["videos=job.json", "output=job.json"]),
+    ],
+)
+def test_no_output_replaces_what_is_read(command, words, classifier, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("shift.mp4", "job.json"):
+        Path(name).write_text("kept")
+    with pytest.raises(ConfigError, match="is a file that is read here, and would be lost"):
+        command(["run=any", *words])
+    assert {path.name: path.read_text() for path in Path().iterdir()} == {"shift.mp4": "kept", "job.json": "kept"}
+    with pytest.raises(ConfigError, match="shift.mp4 is a file that is read here"):
+        formats.write_timeline(SimpleNamespace(video="shift.mp4"), Path("shift.mp4"))
+
+
+def test_a_timeline_that_cannot_be_written_leaves_the_others_done(classifier, tmp_path, monkeypatch):
+    def form(timeline):
+        if "bad" in timeline.video:
+            raise DataError(f"{timeline.video} shows no frame")
+        return "{}"
+
+    monkeypatch.setitem(formats.FORMS, ".json", form)
+    with pytest.raises(DataError, match=r"1 of 2 videos were left out:\n.*bad.mp4 shows no frame"):
+        segment(["run=any", "video=[bad.mp4, last.mp4]", "actions=[lift lid]", f"output={tmp_path}/*.json"])
+    assert [path.name for path in tmp_path.iterdir()] == ["last.json"]
+
+
+def test_a_label_that_a_table_cannot_hold_is_named_before_a_video_is_read(classifier):
+    with pytest.raises(LabelError, match=r"output=\*\.csv: the label 'stir' has no object .* and a row has both"):
+        segment(["run=any", "video=a.mp4", "actions=[lift lid, stir]", "output=[*.json, *.csv]"])
+    assert not classifier.asked
+
+
+def test_the_videos_are_split_as_the_run_was(tmp_path):
+    """By its test groups where they occur, and by its fold: what it trained on is no test, nor the other way round."""
+    rows = [(name, group) for name in ("a", "b", "c", "d") for group in ("anna" if name < "c" else name,)]
+    for name, _ in rows:
+        (tmp_path / f"{name}.mp4").touch()
+    table = tmp_path / "videos.csv"
+    table.write_text(
+        "video,start_s,end_s,verb,object,group\n" + "".join(f"{name}.mp4,0,1,lift,lid,{who}\n" for name, who in rows)
+    )
+
+    def names(source, split, fold=None, **settings):
+        run = DatasetConfig(name="own", shards="", **{"kind": "csv", **settings})
+        return [video.path.stem for video in read_videos(str(source), split, run, fold)]
+
+    assert names(table, "train") == ["a", "b", "c", "d"]
+    held = {"test_groups": ["c"], "left_out_groups": ["d"]}
+    assert (names(table, "train", **held), names(table, "test", **held)) == (["a", "b"], ["c"])
+    assert names(table, "train", test_groups=["of other videos"]) == ["a", "b", "c", "d"]
+    with pytest.raises(DataError, match="no video of the test split .* dataset.test_groups of the run: as annotated"):
+        names(table, "test")
+    folder = tmp_path / "layout"
+    write_videos(folder, TabletopConfig(size=16, fps=5.0), train=1, test=1)
+    first, second = ("job-test-000", "job-train-000")
+    (folder / "splits" / "test.split2.bundle").write_text(f"{second}.txt\n")
+    (folder / "splits" / "train.split2.bundle").write_text(f"{first}.txt\n")
+    assert names(folder, "test") == [first] and names(folder, "test", 2) == [second]
+    of_run = DatasetConfig(name="own", kind="mstcn", shards="", fold=2)
+    assert [video.path.stem for video in read_videos(str(folder), "test", of_run)] == [second]
+    assert [video.path.stem for video in read_videos(str(folder), "train", of_run)] == [first]

@@ -20,7 +20,7 @@ from ace_dist.concepts import Action
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations.base import VideoReader
 from ace_dist.data.annotations.columns import check_columns, label_hint, map_row, source_columns
-from ace_dist.data.annotations.exports import export_rows, is_export
+from ace_dist.data.annotations.exports import export_notes, export_rows, is_export
 from ace_dist.data.annotations.label_folders import folder_rows
 from ace_dist.data.segments import Failure, Segment, parse_split
 from ace_dist.utils.errors import ConfigError, DataError, UserError, listing
@@ -84,7 +84,8 @@ def read_csv(
         raise faults_error(path, faults)
     if not segments and not faults:
         raise faults_error(path, ["has a header and no row"])
-    return VideoReader(segments, fps, short_side, two_labels(path, list(named.values())), rejected)
+    notes = two_labels(path, list(named.values())) + (export_notes(path) if is_export(path) else [])
+    return VideoReader(segments, fps, short_side, notes, rejected)
 
 
 def two_labels(path: Path, named: Sequence[Mapping[str, str]]) -> list[str]:

@@ -2,7 +2,8 @@
 
 .eaf    ELAN: the tier "actions", or the only one that has times
 .xml    CVAT for video 1.1: the visible stretches of each track; CVAT for images 1.1: runs of frames with one tag
-.json   Label Studio: timeline labels (frames) or labels with start and end (seconds); VIA 3: temporal segments
+.json   Label Studio: timeline labels (frames, 24 a second unless data.frame_rate says otherwise) or labels with start
+        and end (seconds); VIA 3: temporal segments
 
 A label becomes verb and object as `concepts.makers.split_label` splits it. All rows are of the training split, and the
 group is the video's name: `dataset.test_groups` says which videos are tested. Videos are looked for beside the file, by
@@ -26,11 +27,12 @@ from ace_dist.utils.tables import Row
 
 ENDINGS = (".eaf", ".xml", ".json")
 ACTIONS_TIER = "actions"
+LABEL_STUDIO_FPS = 24.0  # by which a <Video> without frameRate counts frames, whatever the file's own rate
 
 
 @dataclass(frozen=True)
 class Span:
-    """A labelled stretch in seconds, or in frames of its video where `fps` is not known. `origin`: its place."""
+    """A labelled stretch in seconds, or in frames: at `fps` a second, else those of its video. `origin`: its place."""
 
     video: str
     start: float
@@ -39,6 +41,7 @@ class Span:
     origin: str
     in_frames: bool = False
     fps: float | None = None
+    fps_assumed: bool = False
 
 
 def is_export(path: Path) -> bool:
@@ -50,14 +53,14 @@ def export_rows(path: Path, timeout_s: float) -> Iterator[tuple[str, Row]]:
 
     `timeout_s`: seconds that asking a video for its rate may take, 0: any.
     """
-    clocks: dict[str, float] = {}
+    clocks: dict[str, tuple[float, float]] = {}
     for span in read_spans(path):
         start_s, end_s = span.start, span.end
         if span.in_frames:
             if span.fps is None and span.video not in clocks:
-                clocks[span.video] = stated_rate(path, span, timeout_s)
-            fps = span.fps or clocks[span.video]
-            start_s, end_s = span.start / fps, span.end / fps
+                clocks[span.video] = stated_clock(path, span, timeout_s)
+            fps, first_s = (span.fps, 0.0) if span.fps else clocks[span.video]
+            start_s, end_s = first_s + span.start / fps, first_s + span.end / fps
         try:
             action = split_label(span.label)
         except LabelError as error:
@@ -66,13 +69,27 @@ def export_rows(path: Path, timeout_s: float) -> Iterator[tuple[str, Row]]:
         yield span.origin, row | {"object": action.object, "split": "train", "group": Path(span.video).stem}
 
 
-def stated_rate(path: Path, span: Span, timeout_s: float) -> float:
-    """Frames a second of a span's video, which lies beside the file. Raises `DataError` when it cannot be read."""
+def export_notes(path: Path) -> list[str]:
+    """What a file leaves open. Raises `DataError` as `export_rows` does."""
+    if not any(span.fps_assumed for span in read_spans(path)):
+        return []
+    return [
+        f"note: {path} counts frames and does not say how many a second has: {LABEL_STUDIO_FPS:g}, Label Studio's own "
+        "default, is taken. Where its <Video> has another frameRate, give each task that number as data.frame_rate"
+    ]
+
+
+def stated_clock(path: Path, span: Span, timeout_s: float) -> tuple[float, float]:
+    """Frames a second of a span's video, which lies beside the file, and when its first one is shown.
+
+    Raises `DataError` when it cannot be read.
+    """
     video = path.parent / span.video
     if not video.is_file():
         raise DataError(f"{path}, {span.origin}: {span.video} does not exist beside it; put its videos there")
     try:
-        return run_alone(timeout_s, video_clock, video)[0]
+        fps, _, first_s = run_alone(timeout_s, video_clock, video)
+        return fps, first_s
     except LostError as error:
         raise DataError(f"{path}, {span.origin}: {span.video} cannot be read: {error}") from error
 
@@ -135,20 +152,22 @@ def elan_spans(root: ElementTree.Element) -> list[Span]:
 
 
 def cvat_spans(root: ElementTree.Element) -> list[Span]:
-    """XML format 1.1 (docs.cvat.ai/docs/dataset_management/formats/format-cvat)."""
+    """XML format 1.1 (docs.cvat.ai/docs/dataset_management/formats/format-cvat).
+
+    Frames are those of the file, whatever a task's `start_frame`; `step` is the distance between those that it shows.
+    """
     video = root.findtext(".//meta//source") or root.findtext(".//meta//name") or ""
     step = 1
     for part in (root.findtext(".//meta//frame_filter") or "").split():
         step = int(part.removeprefix("step=")) if part.startswith("step=") else step
-    first = int(root.findtext(".//meta//start_frame") or 0)
-    stretches = [*track_stretches(root), *tag_stretches(root)]
+    stretches = [*track_stretches(root, step), *tag_stretches(root, step)]
     return [
-        Span(video, first + begin * step, first + end * step, label, f"frame {begin}", in_frames=True)
+        Span(video, begin, end, label, f"frame {begin}", in_frames=True)
         for label, begin, end in sorted(stretches, key=lambda stretch: stretch[1])
     ]
 
 
-def track_stretches(root: ElementTree.Element) -> Iterator[tuple[str, int, int]]:
+def track_stretches(root: ElementTree.Element, step: int) -> Iterator[tuple[str, int, int]]:
     """Label, first frame, and frame after the last, of every visible stretch of a track."""
     for track in root.iter("track"):
         shapes = sorted((int(shape.attrib["frame"]), shape.get("outside") == "1") for shape in track)
@@ -160,10 +179,10 @@ def track_stretches(root: ElementTree.Element) -> Iterator[tuple[str, int, int]]
             elif not outside and begin is None:
                 begin = frame
         if begin is not None:
-            yield track.attrib["label"], begin, shapes[-1][0] + 1
+            yield track.attrib["label"], begin, shapes[-1][0] + step
 
 
-def tag_stretches(root: ElementTree.Element) -> Iterator[tuple[str, int, int]]:
+def tag_stretches(root: ElementTree.Element, step: int) -> Iterator[tuple[str, int, int]]:
     tags = sorted(
         (tag.attrib["label"], int(image.attrib["id"])) for image in root.iter("image") for tag in image.iter("tag")
     )
@@ -171,8 +190,8 @@ def tag_stretches(root: ElementTree.Element) -> Iterator[tuple[str, int, int]]:
         frames = [frame for _, frame in group]
         begin = frames[0]
         for here, following in zip(frames, [*frames[1:], None], strict=True):
-            if following != here + 1:
-                yield label, begin, here + 1
+            if following != here + step:
+                yield label, begin, here + step
                 begin = following or 0
 
 
@@ -185,10 +204,13 @@ def json_spans(content: Any) -> list[Span]:
 
 
 def label_studio_spans(task: Mapping[str, Any], number: int) -> Iterator[Span]:
-    """Of the last annotation of a task, else of its prediction. Frames count from 1, at `data.frame_rate` if given."""
+    """Of the last annotation of a task, else of its prediction.
+
+    Frames count from 1, at the frameRate of its <Video> tag. No export holds it: `data.frame_rate`, else the default.
+    """
     data = task["data"]
     video = file_name(str(task.get("file_upload") or data.get("video") or next(iter(data.values()))))
-    fps = data.get("frame_rate")
+    fps = float(data.get("frame_rate") or LABEL_STUDIO_FPS)
     answers = [answer for answer in task.get("annotations") or [] if not answer.get("was_cancelled")]
     for answer in [*(task.get("predictions") or [])[:1], *answers][-1:]:
         for place, result in enumerate(answer["result"], start=1):
@@ -197,7 +219,7 @@ def label_studio_spans(task: Mapping[str, Any], number: int) -> Iterator[Span]:
                 for label in value["timelinelabels"]:
                     for part in value["ranges"]:
                         begin, end = float(part["start"]) - 1, float(part["end"])
-                        yield Span(video, max(begin, 0.0), end, label, origin, True, float(fps) if fps else None)
+                        yield Span(video, max(begin, 0.0), end, label, origin, True, fps, "frame_rate" not in data)
             elif "start" in value and "end" in value and "labels" in value:
                 for label in value["labels"]:
                     yield Span(video, float(value["start"]), float(value["end"]), label, origin)
