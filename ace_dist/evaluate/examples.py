@@ -67,7 +67,7 @@ class Frames:
             found = ShardSet.read(folder)
         except UserError as error:
             return cls(problem=f"No frames are shown: {error}")
-        return cls({record.key: record for record in found.split("test")}, ShardFiles(found.folder))
+        return cls({record.key: record for record in found.records}, ShardFiles(found.folder))
 
     def of_clip(self, key: str, count: int, side: int = SIDE) -> tuple[str, ...]:
         """`count` frames of a clip's action, evenly spread over it; none where the clip cannot be read."""

@@ -75,11 +75,13 @@ def embed_video(
     parts = [] if folder is None else read_parts(make_cache(folder))
     first = sum(map(len, parts))
     span_s = run_alone(STALL_S, promised_span, path)
+    origin_s = max(span_s[0], 0.0)
+    first_picture_s = origin_s + grid.first_s + grid.first_picture(first) * grid.interval_s
     start = PictureClock(on_picture)
     pictures = start.watch(
         stream_crops(
             path,
-            max(span_s[0], 0.0) + grid.first_s + grid.first_picture(first) * grid.interval_s,
+            first_picture_s,
             grid.interval_s,
             config.dataset.encoding,
             config.loader,
@@ -94,7 +96,8 @@ def embed_video(
     if not parts:
         raise DataError(f"{path} shows no picture")
     embeddings = np.concatenate(parts)
-    begin_s = start.first_s - grid.first_s - grid.first_picture(first) * grid.interval_s
+    late_s = start.first_s - first_picture_s  # of the nearest frame, which may come before its time or after
+    begin_s = origin_s + (late_s if late_s > 0.5 * grid.interval_s else 0.0)
     end_s = begin_s + (grid.first_picture(first) + start.count) * grid.interval_s
     if folder is not None:
         write_json(folder / "whole.json", {"windows": len(embeddings), "start_s": begin_s, "end_s": end_s})
@@ -236,7 +239,7 @@ def read_whole(folder: Path, path: Path, grid: WindowGrid) -> EmbeddedVideo | No
     found = [array for array in arrays if array is not None]
     if sum(map(len, found)) != windows:
         return None
-    return EmbeddedVideo(str(path), np.concatenate(found), start_s, end_s, grid.stride_s)
+    return EmbeddedVideo(str(path), np.concatenate(found), max(start_s, 0.0), end_s, grid.stride_s)
 
 
 def write_array(path: Path, array: npt.NDArray[np.float32]) -> None:

@@ -13,7 +13,7 @@ from accessibility import assert_no_serious_fault
 from data_worlds import write_video
 
 from ace_dist.data.shards import ClipRecord
-from ace_dist.evaluate import svg
+from ace_dist.evaluate import examples, svg
 from ace_dist.evaluate.examples import Frames, confident_mistakes, disagreements, wordings_example
 from ace_dist.evaluate.metrics import accuracy, bias_curve, harmonic_mean, macro_f1, srt_summary
 from ace_dist.evaluate.report import write_report
@@ -438,6 +438,19 @@ def test_a_page_of_400_classes_with_frames_stays_below_3_mb(tmp_path, rng, quick
     page = write_report(tmp_path / "run").read_text()
     assert page.count("data:image/jpeg") > 400 and "frames are not shown" not in page
     assert len(page.encode()) < 3e6
+
+
+def test_tested_clips_are_found_whatever_split_is_stored(tmp_path, monkeypatch):
+    """`dataset.test_groups` chooses the test after the build, whose shards may call all clips training."""
+    fields = dict.fromkeys(
+        ("offset", "size", "frames", "fps", "width", "height", "segment_start_s", "segment_end_s"), 1
+    )
+    names = {"shard": "0", "verb": "lift", "object": "cup", "sha256": ""}
+    record = ClipRecord(key="c1", group="anna", split="train", **fields, **names)
+    found = SimpleNamespace(records=[record], folder=tmp_path, split=lambda split: [record] * (split == "train"))
+    monkeypatch.setattr(examples, "run_config", lambda *_: SimpleNamespace(dataset=SimpleNamespace(shards="")))
+    monkeypatch.setattr(examples.ShardSet, "read", lambda folder: found)
+    assert Frames.of_run(tmp_path, None).group("c1") == "anna"
 
 
 @pytest.mark.parametrize(

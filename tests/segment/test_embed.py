@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from data_worlds import write_video
 from image_text_models import SMALL, close, small_model
 
 import ace_dist.segment.embed as embed
@@ -129,3 +130,16 @@ def test_a_picture_of_several_windows_is_embedded_once_by_towers_that_can(classi
     clips = normalise(torch.from_numpy(np.stack([np.stack(window) for window in windows])), classifier.config.loader)
     with torch.no_grad():
         close(torch.from_numpy(found), model.encode_video(clips))
+
+
+@pytest.mark.parametrize("rate", [20, 25, 50])
+def test_a_timeline_begins_with_its_video(classifier, tmp_path, rate):
+    """The picture nearest to the first one asked for is shown a little before it or after: that moves no time."""
+    path = tmp_path / "a.mp4"
+    write_video(path, np.zeros((3 * rate, 48, 48, 3), np.uint8), rate=rate)
+    for _ in range(2):  # made, and kept
+        found = embed_video(classifier.model, classifier.config, path, cache=tmp_path / "kept")
+        assert found.start_s == 0
+    kept = next((tmp_path / "kept").rglob("whole.json"))
+    kept.write_text(kept.read_text().replace('"start_s": 0.0', '"start_s": -0.005'))  # as it was kept before
+    assert embed_video(classifier.model, classifier.config, path, cache=tmp_path / "kept").start_s == 0

@@ -1,5 +1,6 @@
 """Brings the pictures of a long video to the encoder: decoded once, in another process, cropped as test views are."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ace_dist.config import EncodingConfig, LoaderConfig
-from ace_dist.data.build.decode import read_window
+from ace_dist.data.build.container import open_video
+from ace_dist.data.build.decode import frame_rate, read_window, shown_span
 from ace_dist.data.build.isolation import stream_alone
 from ace_dist.data.loader.pixels import TestCrop
 
@@ -44,13 +46,20 @@ def crops(
 
 
 def stream_thumbnails(path: Path, times_s: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
-    """The upright pictures, at most `THUMBNAIL` pixels on their shorter side, that are shown at each of `times_s`."""
+    """The upright pictures, at most `THUMBNAIL` pixels on their shorter side, that are shown at each of `times_s`.
+
+    For a time after the end it is the last one: windows reach past it by up to half the distance of their pictures.
+    """
     return stream_alone(STALL_S, thumbnails, path, times_s)
 
 
 def thumbnails(path: Path, times_s: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
+    with open_video(path) as (container, stream):
+        last_s = (shown_span(container, stream)[1] or math.inf) - 1 / frame_rate(path, container, stream)
     for time_s in times_s:
-        raw = read_window(path, time_s, short_side=THUMBNAIL)  # one is decoded, which may be shown a little later
+        raw = read_window(
+            path, max(min(time_s, last_s), 0.0), short_side=THUMBNAIL
+        )  # one is decoded, which may be shown a little later
         yield next(iter(raw.frames))
 
 
