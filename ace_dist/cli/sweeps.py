@@ -159,10 +159,10 @@ def sweep_retry(argv: list[str], execute: RunWords) -> int:
     settings, others = split_settings(argv, RetrySettings)
     if help_asked(argv):
         split_profile(others)  # prints and exits
-    sweep = read_sweep(settings)
-    profile, rest = split_profile(others, sweep.last_profile())
-    if rest:
+    if rest := [word for word in others if not word.startswith(("cluster=", "cluster."))]:
         raise ConfigError(f"retry takes no settings of runs, found {rest[0]!r}; give sweep=NAME alone")
+    sweep = read_sweep(settings)
+    profile, _ = split_profile(others, sweep.last_profile())
     return launch_runs(sweep, list(sweep.runs.values()), "retry", profile, execute, settings.dry_run)
 
 
