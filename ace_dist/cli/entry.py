@@ -22,7 +22,7 @@ from ace_dist.cli.failures import exit_status
 from ace_dist.cli.jobs import submit
 from ace_dist.cli.machine import completion, config_get, config_list, doctor
 from ace_dist.cli.reports import report_figures, report_grid, report_run, report_runs, report_sweep
-from ace_dist.cli.settings import RankSettings, RunWords, load_run, without_ranks
+from ace_dist.cli.settings import RankSettings, RunWords, is_rank, load_run, without_ranks
 from ace_dist.cli.sweeps import sweep_collect, sweep_retry, sweep_run, sweep_status
 from ace_dist.cli.synonyms import build_synonyms, inspect_synonyms, synonym_senses
 from ace_dist.cli.timelines import calibrate, evaluate_timelines, segment, watch
@@ -60,7 +60,7 @@ def start(argv: Sequence[str]) -> int:
     name, rest = find_command(argv)
     if not rest and name in DEMO_BY_DEFAULT:
         return execute([*name.split(), "--help"])
-    if name not in RANKED or help_asked(rest) or "--cfg" in rest or {"RANK", "SLURM_STEP_ID"} & os.environ.keys():
+    if name not in RANKED or help_asked(rest) or "--cfg" in rest or is_rank(os.environ):
         return execute(argv)
     own, settings = split_settings(rest, RankSettings)
     from ace_dist.cluster.ranks import default_ranks, run_ranks

@@ -14,9 +14,12 @@ def free_memory_gib() -> float:
 
 
 def cores(environ: Mapping[str, str]) -> int:
-    """Cores that this rank may keep busy: SLURM's share of a task, else an equal part of the host's cores."""
+    """Cores that this rank may keep busy: SLURM's share of a task, else an equal part of the host's cores.
+
+    Ranks that `ace` or DeepSpeed's launcher started in one task (LOCAL_SIZE) share the cores of that task.
+    """
     here = host_cores()
     if "SLURM_CPUS_PER_TASK" in environ:
-        return max(1, min(here, int(environ["SLURM_CPUS_PER_TASK"])))
+        return max(1, min(here // int(environ.get("LOCAL_SIZE", "1")), int(environ["SLURM_CPUS_PER_TASK"])))
     names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")  # torch's, DeepSpeed's launcher's, or all on this host
     return max(1, here // int(next((environ[name] for name in names if name in environ), "1")))

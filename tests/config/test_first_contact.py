@@ -104,7 +104,7 @@ def test_no_setting_at_all_is_the_demo_and_says_so(capsys):
 @pytest.mark.parametrize("started", [None, 2])
 def test_one_rank_takes_the_number_of_ranks_that_were_started(started, monkeypatch):
     """`python -m ace_dist train ranks=1` shows the setting in its help; here nobody would start another number."""
-    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if started:
         monkeypatch.setenv("WORLD_SIZE", str(started))
@@ -115,6 +115,44 @@ def test_one_rank_takes_the_number_of_ranks_that_were_started(started, monkeypat
     assert given == [["seed=1"], ["seed=1", "--cfg"]]
     with pytest.raises(ConfigError, match=f"ranks=3: .* {started or 1} was started.*ace train"):
         cli.execute(["train", "seed=1", "ranks=3"])
+
+
+# What SLURM 22.05 gives a shell of `salloc --ntasks=4` on a node (recorded), a task of `srun`, and a task of submitit.
+STEP = {"SLURM_STEP_ID": "4294967290", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "ranks"),
+    [
+        (STEP, 4),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "4"}, None),
+        (STEP | {"SUBMITIT_EXECUTOR": "slurm"}, None),
+        ({"SUBMITIT_EXECUTOR": "local"}, None),
+        ({"RANK": "0"}, None),
+    ],
+)
+def test_ranks_are_started_in_an_interactive_shell_and_by_no_rank(environment, ranks, monkeypatch):
+    """A shell on a node of four GPUs trains on all of them; a task of a job must not start more."""
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SUBMITIT_EXECUTOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    started: list[int | None] = []
+    monkeypatch.setattr("ace_dist.cluster.ranks.run_ranks", lambda words, count: started.append(count) or 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(run_inputs, "check_start", lambda config: None)
+    monkeypatch.setitem(cli.COMMANDS, "train", lambda words: started.append(None))
+    cli.start(["train", "experiment=demo", "training.device=auto"])
+    assert started == [ranks]
+
+
+def test_tasks_of_the_step_are_the_ranks_that_were_started(monkeypatch):
+    """SLURM_NTASKS is of the allocation, whose shell is one process (`rank_variables`)."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"ranks=4: .* 1 was started"):
+        cli.execute(["train", "seed=1", "ranks=4"])
 
 
 def test_results_that_cannot_be_written_are_known_before_anything_is_computed(tmp_path, monkeypatch):

@@ -91,3 +91,4 @@ def test_cores_follow_slurms_share(monkeypatch):
     assert cores({"SLURM_CPUS_PER_TASK": "4", "WORLD_SIZE": "2"}) == 4
     assert cores({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2"}) == 8
     assert cores({"WORLD_SIZE": "32"}) == 1
+    assert cores({"SLURM_CPUS_PER_TASK": "16", "LOCAL_SIZE": "4", "WORLD_SIZE": "4"}) == 4
