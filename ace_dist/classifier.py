@@ -26,7 +26,7 @@ from ace_dist.data.run_inputs import run_config
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.export import read_exported
 from ace_dist.evaluate.hub import exported_folder
-from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, encode_phrases, score, similarity
+from ace_dist.evaluate.protocols import MEANING, WITHOUT_NODE, EncodedTest, encode_phrases, mean_cosines, score
 from ace_dist.evaluate.runs import interpolated, trained_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.embed import Progress, embed_video
@@ -51,7 +51,7 @@ os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 class Classification(Mapping[str, float]):
     """Label → probability, most probable first; `labels` says what was averaged for each.
 
-    `cosines`: label → mean similarity over the views (Eq. 3, without temperature). `fits`: whether any of the labels
+    `cosines`: label → mean cosine over the views (Eq. 3, without temperature). `fits`: whether any of the labels
     does, by the model's calibration; None without one (`ace calibrate`).
     `frames`: at most eight that the model saw, uint8 RGB [N, H, W, 3], for notebooks.
     Labels are in their one form, and are found in any spelling: `result["Pick_Up Screw"]` is `result["pick up screw"]`.
@@ -149,6 +149,11 @@ class Classifier:
         calibrated = "calibrated" if self.calibration.is_calibrated else "not calibrated"
         return f"Classifier({method} on {self.config.dataset.name}, {video} and {text}, {device}, {calibrated})"
 
+    @property
+    def temperature(self) -> float:
+        """What the softmax over labels divides cosines by: the method's, over the learned scale where there is one."""
+        return self.model.similarity.learned_temperature(self.config.method.temperature)
+
     def __getstate__(self) -> dict[str, Any]:
         device = next(self.model.parameters()).device
         model = self.model if device.type == "cpu" else copy.deepcopy(self.model).cpu()
@@ -173,7 +178,8 @@ class Classifier:
         config = interpolated(own, interpolate)
         model = trained_model(Path(run), config, choose_device(device))
         calibrated = config.evaluation.interpolate == own.evaluation.interpolate
-        return cls(config, model, load_test_trees(config), Calibration.load(Path(run)) if calibrated else None)
+        learned = config.model.similarity.learn_temperature
+        return cls(config, model, load_test_trees(config), Calibration.load(Path(run), learned) if calibrated else None)
 
     @classmethod
     def from_pretrained(
@@ -186,7 +192,8 @@ class Classifier:
         """
         folder = exported_folder(folder, revision)
         config, model = read_exported(folder)
-        return cls(config, model.to(choose_device(device)), load_test_trees(config), Calibration.load(folder))
+        calibration = Calibration.load(folder, config.model.similarity.learn_temperature)
+        return cls(config, model.to(choose_device(device)), load_test_trees(config), calibration)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "auto", interpolate: float | None = None) -> Self:
@@ -236,7 +243,7 @@ class Classifier:
         names = LabelSet(tuple(label.label for label in labels), tuple(label.phrases for label in labels))
         embeddings = self.encode(torch.cat([clip.video for clip in clips]))
         probabilities = self.clip_probabilities(embeddings, [names], len(clips))[0]
-        (cosines_NK,) = similarity(self.model, embeddings, [names.phrases], 1.0)
+        (cosines_NK,) = mean_cosines(self.model, embeddings, [names.phrases])
         results = []
         for number, clip in enumerate(clips):
             rows = slice(number * len(clip.video), (number + 1) * len(clip.video))

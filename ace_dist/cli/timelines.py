@@ -298,7 +298,7 @@ def evaluate_timelines(argv: list[str]) -> None:
         embed_all(classifier, truths, settings.stride_s, cache_folder(settings.cache)),
         lambda videos, labels: window_similarities(classifier.model, videos, labels.phrases),
         classifier.calibration,
-        classifier.config.method.temperature,
+        classifier.temperature,
     )
     results = test.evaluate(root_label_sets(classifier, run), procedures)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -92,8 +92,8 @@ def export_run(run: Path, output: Path, interpolate: float | None = None) -> Non
         if (
             same_weights and (path := run / "calibration.json").is_file()
         ):  # without the names of people that it was made on
-            calibration = read_object(path, RunError)
-            write_json(folder / path.name, {name: calibration.get(name) for name in ("decoder", "rejection")})
+            calibration, parts = read_object(path, RunError), ("version", "decoder", "rejection")
+            write_json(folder / path.name, {name: calibration.get(name) for name in parts})
         predictions, provenance = read_run_object(run, "predictions.json"), run_provenance(run, config)
         labels = {part: predictions[part]["classes"] if predictions[part] else [] for part in ("base", "novel")}
         write_text(folder / "config.yaml", to_yaml(portable(config)))

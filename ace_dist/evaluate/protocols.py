@@ -103,6 +103,13 @@ def similarity(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrase
     return scores
 
 
+@torch.no_grad()
+def mean_cosines(model: DualEncoder, video_ND: Tensor, label_sets: Sequence[Phrases]) -> list[Tensor]:
+    """`similarity` without temperature, learned scale and bias."""
+    text_SD, layout = encode_label_sets(model, label_sets)
+    return model.similarity.cosines(video_ND, text_SD, layout)
+
+
 def encode_label_sets(model: DualEncoder, label_sets: Sequence[Phrases]) -> tuple[Tensor, ConceptLayout]:
     """The embeddings [S, D] of all phrases of the label sets, and which of them make up each class."""
     flat = [list(chain.from_iterable(phrases)) for phrases in label_sets]

@@ -37,7 +37,15 @@ class Similarity(nn.Module):
 
     def forward(self, video: Tensor, table_PD: Tensor, layout: ConceptLayout, temperature: float) -> list[Tensor]:
         """Scores [B,C] of each label set of the layout, whose phrases are rows of the table."""
-        return self.scale(concept_similarity_sets(video, table_PD, layout, temperature))
+        return self.scale(self.cosines(video, table_PD, layout, temperature))
+
+    def cosines(self, video: Tensor, table_PD: Tensor, layout: ConceptLayout, temperature: float = 1.0) -> list[Tensor]:
+        """Mean cosines [B,C] of each label set, over the temperature: without the learned scale and bias."""
+        return concept_similarity_sets(video, table_PD, layout, temperature)
+
+    def learned_temperature(self, temperature: float) -> float:
+        """What a softmax over scores divides `cosines` by: `temperature` over the learned scale."""
+        return temperature if self.log_scale is None else temperature / float(self.log_scale.detach().exp())
 
     def scale(self, scores: Sequence[Tensor]) -> list[Tensor]:
         if self.log_scale is None:
@@ -82,7 +90,7 @@ class Spotting(Similarity):
         if self.words:
             self.attributes.copy_(normalize(tower(self.words).float(), dim=1))
 
-    def forward(self, video: Tensor, table_PD: Tensor, layout: ConceptLayout, temperature: float) -> list[Tensor]:
+    def cosines(self, video: Tensor, table_PD: Tensor, layout: ConceptLayout, temperature: float = 1.0) -> list[Tensor]:
         frames, table = normalize(video.float(), dim=2), normalize(table_PD.float(), dim=1)
         likeness = torch.einsum("btd,pd->bpt", frames, table)
         pooled = torch.einsum("bpt,btd->bpd", (likeness / SPOTTING_TEMPERATURE).softmax(2), frames)
@@ -97,7 +105,7 @@ class Spotting(Similarity):
         assert layout.rows is not None and layout.sizes is not None
         groups = cosines_BP[:, layout.rows].split(layout.sizes, dim=1)
         scores_BN = torch.stack([group.mean(1) for group in groups], dim=1) / temperature
-        return self.scale(scores_BN.split(layout.set_classes, dim=1))
+        return list(scores_BN.split(layout.set_classes, dim=1))
 
 
 def read_attributes(path: str | None) -> list[str]:

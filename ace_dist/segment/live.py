@@ -95,6 +95,7 @@ class Labeller:
             raise ConfigError(f"minimum_s={minimum_s} must be a number of seconds, 0 or more")
         self.model, self.config, self.calibration = model, config, calibration
         self.encoder = WindowEncoder(model, config)
+        self.temperature = model.similarity.learned_temperature(config.method.temperature)
         self.labels = [*(label.label for label in labels), None]
         self.text = encode_label_sets(model, [tuple(label.phrases for label in labels)])
         self.decoder = LiveDecoder(max(1, round(minimum_s / grid.stride_s)), calibration.decoder.switch_cost)
@@ -116,9 +117,9 @@ class Labeller:
     def scores(self, window: Window) -> Floats:
         """Log-probabilities [K + 1] of one window; the last is "none of these"."""
         embedding = self.encoder.encode([[each.pixels for each in window.pictures]])
-        (cosines,) = self.model.similarity(torch.from_numpy(embedding), *self.text, 1.0)
+        (cosines,) = self.model.similarity.cosines(torch.from_numpy(embedding), *self.text)
         scores = self.calibration.rejection.log_probabilities(
-            embedding.astype(float), cosines.double().numpy(), self.config.method.temperature
+            embedding.astype(float), cosines.double().numpy(), self.temperature
         )
         floored: Floats = np.maximum(scores[0], FLOOR)
         return floored

@@ -151,7 +151,7 @@ def fit_known(
 
 def without_own(cosines_NK: Floats, labels_N: npt.NDArray[np.int64]) -> Floats:
     """Cosines of actions, as if their own labels were not asked for: those are below all others."""
-    rows: Floats = np.where(np.arange(cosines_NK.shape[1]) == labels_N[:, None], -1.0, cosines_NK)
+    rows: Floats = np.where(np.arange(cosines_NK.shape[1]) == labels_N[:, None], -np.inf, cosines_NK)
     return rows
 
 

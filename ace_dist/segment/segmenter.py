@@ -10,18 +10,20 @@ import torch
 
 from ace_dist.concepts import FreeLabel, Phrases
 from ace_dist.config import Config, did_you_mean
-from ace_dist.evaluate.protocols import similarity
+from ace_dist.evaluate.protocols import mean_cosines
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.decoders import DecoderConfig, build_decoder
 from ace_dist.segment.embed import EmbeddedVideo
 from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.rejection import Floats, Rejection
 from ace_dist.segment.timeline import Timeline, build_timeline
+from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import ConfigError, LabelError
 from ace_dist.utils.files import write_json
 from ace_dist.utils.reading import check_shape, read_object
 
 CALIBRATION = "calibration.json"  # in a run or an export: what `ace calibrate` chose
+VERSION = 2  # of that file: the one before has none, and took a learned scale and bias into what it called cosines
 REJECT_NOTHING = Rejection(threshold=-1e3, error_rate=0.0)
 FLOOR = -12.0  # of log-probabilities: one impossible window must not outweigh ten good ones
 
@@ -38,13 +40,19 @@ class Calibration:
     source: str = "not calibrated: no part of a video is 'none of these'"
 
     @classmethod
-    def load(cls, folder: Path) -> "Calibration":
-        """Of a run or an export; not calibrated when it has no such file. Raises `ConfigError` for a broken one."""
+    def load(cls, folder: Path, learned_scale: bool = False) -> "Calibration":
+        """Of a run or an export; not calibrated when it has no such file. Raises `ConfigError` for a broken one.
+
+        A file of an earlier version says nothing about a model with a learned scale, and is not used.
+        """
         path = folder / CALIBRATION
         if not path.is_file():
             return cls()
         advice = "; write it again: ace calibrate"
         content = read_object(path, ConfigError, advice)
+        if learned_scale and content.get("version") != VERSION:
+            say_once(f"{path} is not used: an earlier version fitted it to scaled cosines{advice}")
+            return cls()
         decoder = check_shape(content.get("decoder"), DecoderConfig, f"{path}, decoder", ConfigError, advice)
         rejection = check_shape(content.get("rejection"), Rejection, f"{path}, rejection", ConfigError, advice)
         return cls(decoder, rejection, str(path))
@@ -67,7 +75,7 @@ class Calibration:
 
     def save(self, folder: Path, known: dict[str, Any]) -> None:
         """`known`: what was measured while calibrating."""
-        parts = {"decoder": vars(self.decoder), "rejection": self.rejection.as_json()}
+        parts = {"version": VERSION, "decoder": vars(self.decoder), "rejection": self.rejection.as_json()}
         write_json(folder / CALIBRATION, parts | {"known": known})
 
 
@@ -82,14 +90,15 @@ def segment(
     """The timeline of `labels`."""
     (cosines,) = window_similarities(model, [video], tuple(label.phrases for label in labels))
     names = [label.label for label in labels]
-    return decode(video, names, cosines, calibration, config.method.temperature, procedure)
+    temperature = model.similarity.learned_temperature(config.method.temperature)
+    return decode(video, names, cosines, calibration, temperature, procedure)
 
 
 def window_similarities(model: DualEncoder, videos: Sequence[EmbeddedVideo], phrases: Phrases) -> list[Floats]:
-    """Similarities [N, K] of each video's windows to classes (Eq. 3, without temperature); phrases are encoded once."""
+    """Mean cosines [N, K] of each video's windows with classes (Eq. 3); phrases are encoded once."""
     embeddings = torch.from_numpy(np.concatenate([video.embeddings for video in videos]))
-    (scores,) = similarity(model, embeddings, [phrases], 1.0)
-    parts = scores.double().split([len(video.embeddings) for video in videos])
+    (cosines,) = mean_cosines(model, embeddings, [phrases])
+    parts = cosines.double().split([len(video.embeddings) for video in videos])
     return [np.asarray(part.numpy(), np.float64) for part in parts]
 
 

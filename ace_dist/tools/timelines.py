@@ -17,7 +17,7 @@ from ace_dist.data.loader import build_loader
 from ace_dist.data.run_inputs import read_inputs
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.task import load_task
-from ace_dist.evaluate.protocols import similarity, srt_label_sets
+from ace_dist.evaluate.protocols import mean_cosines, srt_label_sets
 from ace_dist.segment.calibrate import ScoredVideo, calibrate_on_videos
 from ace_dist.segment.embed import EmbeddedVideo, default_cache, embed_video
 from ace_dist.segment.labelled import LabelledVideo, labelled_videos
@@ -116,7 +116,7 @@ def calibrate_on_long_videos(
     pairs = embed_all(classifier, read_videos(source, "train", classifier.config.dataset, fold), stride_s, cache)
     cosines = window_similarities(classifier.model, [embedded for _, embedded in pairs], labels.phrases)
     videos = [ScoredVideo(*pair, table_NK) for pair, table_NK in zip(pairs, cosines, strict=True)]
-    return calibrate_on_videos(videos, labels.labels, classifier.config.method.temperature, error_rate)
+    return calibrate_on_videos(videos, labels.labels, classifier.temperature, error_rate)
 
 
 @torch.no_grad()
@@ -136,12 +136,12 @@ def calibrate_on_clips(classifier: Classifier, run: Path, error_rate: float) -> 
     loader.close()
     embeddings = torch.stack([torch.stack(views[record.key]).mean(0) for record in records])
     labels = root_label_sets(classifier, run)["base"][0]
-    (cosines,) = similarity(model, embeddings, [labels.phrases], 1.0)
+    (cosines,) = mean_cosines(model, embeddings, [labels.phrases])
     windows = LabelledWindows(
         embeddings.double().numpy(),
         cosines.double().numpy(),
         np.array(classes, np.int64),
         np.array([record.group for record in records]),
     )
-    rejection, known = fit_rejection(windows, error_rate, config.method.temperature)
+    rejection, known = fit_rejection(windows, error_rate, classifier.temperature)
     return Calibration(rejection=rejection), known | {"clips": len(records), "held_out": bool(held[0])}

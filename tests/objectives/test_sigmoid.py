@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
+from ace_kernels import ConceptLayout
 
 from ace_dist.concepts import ConceptSampler
 from ace_dist.config import MethodConfig, SimilarityConfig, TextConfig, VideoConfig, load_config
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.similarity import LOGIT_BIAS, LOGIT_SCALE
+from ace_dist.models.similarity import LOGIT_BIAS, LOGIT_SCALE, Similarity
 from ace_dist.objectives.sigmoid import SigmoidObjective
 from ace_dist.utils.errors import ConfigError
 
@@ -84,6 +85,18 @@ def test_scale_and_bias_start_as_the_weights_say():
     model.similarity.start_at({LOGIT_SCALE: scale, LOGIT_BIAS: bias}, 0.1)
     scores = model.similarity.scale([torch.tensor([[0.25]]) / 0.1])
     torch.testing.assert_close(scores[0], scale.exp() * 0.25 + bias[None])
+
+
+@torch.no_grad()
+def test_cosines_know_no_scale_and_no_bias():
+    """Of unit vectors along the axes they are 1 and 0, and a softmax at the learned temperature is that of scores."""
+    similarity = Similarity(SimilarityConfig(learn_temperature=True, bias=True))
+    similarity.log_scale.fill_(0.3)
+    layout, axes = ConceptLayout.build([[0, 1, 2]], [range(2)]), 3 * torch.eye(4)
+    (cosines,) = similarity.cosines(axes[:3], axes[:2], layout)
+    assert cosines.tolist() == [[1, 0], [0, 1], [0, 0]]
+    (scores,) = similarity(axes[:3], axes[:2], layout, 0.2)
+    torch.testing.assert_close((cosines / similarity.learned_temperature(0.2)).softmax(1), scores.softmax(1))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """None of these: the error rate holds, probabilities are calibrated, and the fit is what scikit-learn finds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -72,6 +74,17 @@ def test_without_background_actions_asked_without_their_label_stand_for_it(fresh
     others = np.array([np.delete(row, label) for row, label in zip(new.cosines, new.labels, strict=True)])
     of_others = np.exp(rejection.log_probabilities(new.embeddings, others, 0.02))[:, -1]
     assert np.mean(none > 0.5) < 0.2 and np.median(none) < 0.25 and np.mean(of_others > 0.5) > 0.6
+
+
+def test_the_own_label_is_left_out_whatever_the_range_of_the_numbers(fresh_seed):
+    """As far below zero as a sigmoid's scores lie, the own label is still the one that is not asked for."""
+    rng = np.random.default_rng(fresh_seed)
+    windows = draw_windows(rng, 4, 200, background=False)
+    near, far = (
+        fit_rejection(replace(windows, cosines=windows.cosines + shift), 0.1, temperature=0.02)[0] for shift in (0, -9)
+    )
+    assert far.weights == pytest.approx(near.weights, rel=1e-3) and far.weights[0] > 0
+    assert far.threshold == pytest.approx(near.threshold, rel=1e-3)
 
 
 def test_the_regression_equals_scikit_learns(fresh_seed):

@@ -9,12 +9,17 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from accessibility import assert_no_serious_fault
 
+from ace_dist.classifier import Classifier
 from ace_dist.cli import timelines
 from ace_dist.concepts import LabelSet
-from ace_dist.config import DatasetConfig
+from ace_dist.config import DatasetConfig, load_config
 from ace_dist.data.datasets import build_reader
+from ace_dist.data.task import load_test_trees
+from ace_dist.evaluate.protocols import similarity
+from ace_dist.models.build import build_model
 from ace_dist.segment.calibrate import ScoredVideo, calibrate_on_videos
 from ace_dist.segment.decoders import NAMES, DecoderConfig
 from ace_dist.segment.embed import EmbeddedVideo
@@ -24,7 +29,7 @@ from ace_dist.segment.page import palette
 from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.protocol import TimelineTest
 from ace_dist.segment.rejection import Rejection
-from ace_dist.segment.segmenter import Calibration, decode
+from ace_dist.segment.segmenter import Calibration, decode, window_similarities
 from ace_dist.segment.timeline import NONE
 from ace_dist.utils.errors import ConfigError, LabelError
 from ace_dist.worlds.tabletop.procedures import draw_procedure_video, write_videos
@@ -142,6 +147,33 @@ def test_calibration_chooses_on_training_videos_what_helps_on_others(jobs, rng, 
     assert best["f1@50"] > results["decoders"]["argmax"]["f1@50"]
     assert best["other_words"]["f1@50"] == {"mean": pytest.approx(best["f1@50"]), "std": 0.0}
     assert results["rejection"]["pause"]["auroc"] > 80
+
+
+def test_a_learned_scale_and_bias_are_in_probabilities_alone(rng):
+    """Those of `segment` are those of `classify`; cosines are those of both embeddings."""
+    config = load_config(["experiment=demo", "model=tabletop_sigmoid", "method=ace_sigmoid"])
+    temperature = config.method.temperature
+    classifier = Classifier(config, build_model(config.model, 0, temperature=temperature), load_test_trees(config))
+    phrases = tuple(label.phrases for label in classifier.labels(LABELS))
+    rows = rng.normal(size=(5, config.model.video.embed_dim)).astype(np.float32)
+    (cosines,) = window_similarities(classifier.model, [EmbeddedVideo("", rows, 0.0, 2.5, 0.5)], phrases)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert np.allclose(cosines, unit @ classifier.encode_text(LABELS).numpy().T, atol=1e-6)
+    (logits,) = similarity(classifier.model, torch.from_numpy(rows), [phrases], temperature)
+    found = Calibration().rejection.log_probabilities(rows.astype(float), cosines, classifier.temperature)
+    assert np.allclose(np.exp(found[:, :-1]), logits.double().softmax(1).numpy(), atol=1e-5)
+
+
+def test_a_calibration_of_scaled_cosines_is_not_used(tmp_path, capsys):
+    """Where the scale was learned; elsewhere the numbers of an earlier version are those of this one."""
+    CALIBRATION.save(tmp_path, {})
+    assert Calibration.load(tmp_path, learned_scale=True).rejection == CALIBRATION.rejection
+    content = json.loads((tmp_path / "calibration.json").read_text())
+    del content["version"]
+    (tmp_path / "calibration.json").write_text(json.dumps(content))
+    assert Calibration.load(tmp_path).rejection == CALIBRATION.rejection and not capsys.readouterr().out
+    assert not Calibration.load(tmp_path, learned_scale=True).is_calibrated
+    assert "calibration.json is not used" in capsys.readouterr().out
 
 
 def test_a_broken_calibration_is_named(tmp_path):

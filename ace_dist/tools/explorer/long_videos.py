@@ -133,8 +133,7 @@ class LongVideos:
         embedded, classifier = self.video(key).embedded, self.explorer.classifier
         phrases = tuple(tuple(group) for group in words.values())
         (cosines,) = window_similarities(classifier.model, [embedded], phrases)
-        temperature = self.explorer.config.method.temperature
-        return decode(embedded, [*words], cosines, classifier.calibration, temperature)
+        return decode(embedded, [*words], cosines, classifier.calibration, classifier.temperature)
 
     def votes(self, key: str, start_s: float, end_s: float, phrases: Sequence[str]) -> dict[str, float]:
         """Phrase -> its mean cosine with the windows between two times."""

@@ -28,7 +28,7 @@ from ace_dist.data.sampling import TestPlan
 from ace_dist.data.shards import ShardFiles
 from ace_dist.data.task import load_run_task
 from ace_dist.evaluate.palette import method_name
-from ace_dist.evaluate.protocols import encode_phrases, similarity, srt_label_sets
+from ace_dist.evaluate.protocols import encode_phrases, mean_cosines, srt_label_sets
 from ace_dist.models.text_features import PhraseCache
 from ace_dist.tools.explorer.pictures import playable, still
 from ace_dist.utils.errors import UserError
@@ -228,10 +228,10 @@ class Explorer:
         return dict(zip(phrases, means.tolist(), strict=True))
 
     def cosines(self, clip: Clip, phrases: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:
-        """The clip's similarities [1, K] to classes (Eq. 3, without temperature), mean over its views."""
+        """The clip's mean cosines [1, K] with classes (Eq. 3, without temperature), mean over its views."""
         groups = tuple(tuple(group) for group in phrases)
-        (scores_VK,) = similarity(self.classifier.model, clip.embeddings, [groups], 1.0)
-        return np.asarray(scores_VK.double().mean(0, keepdim=True).numpy())
+        (cosines_VK,) = mean_cosines(self.classifier.model, clip.embeddings, [groups])
+        return np.asarray(cosines_VK.double().mean(0, keepdim=True).numpy())
 
     def measure_floor(self, ended: threading.Event | None = None) -> None:
         """`floor`: the cosine that base clips of the test split reach with their own label, but for a share.
