@@ -30,7 +30,7 @@ from ace_dist.models.weights import FROZEN, START, TRAINED, TensorFile, read_lic
 from ace_dist.objectives import ConceptObjective, build_objective, total_loss
 from ace_dist.train.augment import augment
 from ace_dist.train.callbacks import Callbacks, GarbageCollection, StepEnd
-from ace_dist.train.checkpoint import Checkpoint, CheckpointFolder, Checkpoints, read, store_frozen
+from ace_dist.train.checkpoint import CheckpointFolder, Checkpoints, read, store_frozen
 from ace_dist.train.engine import Engine, micro_batch_size
 from ace_dist.train.health import EXIT_CODES, Health, StopSignal, Watchdog
 from ace_dist.train.metrics import Meters, step_flops, write_summary
@@ -45,7 +45,7 @@ from ace_dist.utils.console import say_once
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, on_first, seed_everything, uses_bf16
 from ace_dist.utils.errors import RunError
-from ace_dist.utils.files import write_checksums
+from ace_dist.utils.files import check_checksums, write_checksums
 from ace_dist.utils.parts import Flops
 
 EARLY_STEPS = 10  # a learning rate that has fallen by then was never at work
@@ -289,26 +289,37 @@ def export(training: Training, step: int) -> None:
         about += f", running average ({kind})"
     if (share := training.config.evaluation.interpolate) != 1:
         about += f", at {share:g} of the way from before training (evaluation.interpolate)"
+    folder, frozen = training.run_dir / "model", training.checkpoints.frozen
     if best_step in (None, step):
-        weights = engine.weights()
+        on_first(ranks, write_trained, folder, engine.weights(), about, frozen)
     else:
-        best = on_first(ranks, read_best, training.checkpoints.folder.at(best_step))
-        weights = best.parts["average" if engine.averages else "weights"] if best else {}
-    on_first(ranks, write_trained, training.run_dir / "model", weights, about, training.checkpoints.frozen)
+        part = "average" if engine.averages else "weights"
+        on_first(ranks, write_best, folder, training.checkpoints.folder.at(best_step), part, about, frozen)
     if ranks.is_first:
         if step < engine.steps:
             print(f"ended early: the last {validation.since_best} validations were no better than the best", flush=True)
         print(f"weights that are tested and exported: {about}", flush=True)
 
 
-def read_best(path: Path) -> Checkpoint:
-    """The checkpoint whose weights are the result of the run. Raises `RunError` with the way out when it is damaged."""
+def write_best(folder: Path, path: Path, part: str, about: str, frozen_sha256: str) -> None:
+    """Write the weights of the best checkpoint. Where that is gone or damaged, those of a finished run stay.
+
+    Raises `RunError` with the way out when they are not there, or not whole.
+    """
+    trained = folder / TRAINED
     try:
-        return read(path)
-    except RunError as error:
-        raise RunError(
-            f"the best checkpoint cannot be used: {error}; delete {path}, and the same command takes the last weights"
-        ) from error
+        weights = read(path).parts[part]
+    except (OSError, RunError) as error:
+        lost = f"the best checkpoint cannot be used: {error}"
+        if not trained.is_file():
+            raise RunError(f"{lost}; delete {path}, and the same command goes on without it") from error
+        both = f"bring it or {path} back, or delete both, and the same command goes on without them"
+        check_checksums(folder, [TRAINED], f"{lost}; {both}")
+        if TensorFile(trained).metadata.get("weights") != about:
+            raise RunError(f"{lost}, and {trained} holds other weights; {both}") from error
+        print(f"{lost}; {trained}, which holds its weights, stays as it is", flush=True)
+    else:
+        write_trained(folder, weights, about, frozen_sha256)
 
 
 def write_trained(folder: Path, weights: Mapping[str, Tensor], about: str, frozen_sha256: str) -> None:

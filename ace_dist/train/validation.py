@@ -22,7 +22,7 @@ from ace_dist.evaluate.metrics import srt_summary
 from ace_dist.evaluate.protocols import accuracy_and_f1, encode_test, score
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.interpolation import interpolate
-from ace_dist.models.weights import START, TensorFile
+from ace_dist.models.weights import START, TRAINED, TensorFile
 from ace_dist.train.callbacks import Callback, StepEnd
 from ace_dist.train.checkpoint import Checkpoints
 from ace_dist.train.engine import Engine
@@ -127,16 +127,18 @@ class Validation(Callback):
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from `state` of the checkpoint that was restored; without the best checkpoint, compare anew.
 
-        Collective.
+        A run that has finished keeps its best all the same: its exported weights are those. Collective.
         """
         state = checkpoints.callbacks.get("validation", self.state())
         self.best, self.since_best = state["best"], state["since_best"]
-        if (step := self.best_step) is not None and not checkpoints.has(step):
-            if self.ranks.is_first:
-                print(
-                    f"the checkpoint of step {step}, the best so far, is gone: the next validation is best", flush=True
-                )
-            self.best, self.since_best = None, 0
+        if (step := self.best_step) is None or checkpoints.has(step):
+            return
+        trained = Path(self.config.run) / "model" / TRAINED
+        if self.ranks.gather(trained.is_file())[0] and (self.exhausted or checkpoints.last_step == self.engine.steps):
+            return
+        if self.ranks.is_first:
+            print(f"the checkpoint of step {step}, the best so far, is gone: the next validation is best", flush=True)
+        self.best, self.since_best = None, 0
 
     def __str__(self) -> str:
         """The best result, in words."""

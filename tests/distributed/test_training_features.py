@@ -305,6 +305,36 @@ def test_a_best_checkpoint_that_is_gone_is_named(run, scored, capsys):
     assert "weights that are tested and exported: step 6, best of validation (accuracy 40.0 %" in said
 
 
+@pytest.mark.parametrize("end", ["training.max_steps=6", "training.early_stopping_patience=2"])
+@pytest.mark.parametrize("loss", ["gone", "damaged"])
+def test_a_finished_run_keeps_its_best_weights_without_their_checkpoint(run, scored, capsys, end, loss):
+    """The exported file is their only copy then: the same command keeps it; it neither trains on nor takes the last."""
+    settings = [*VALIDATION, "training.max_steps=20", "training.keep_best=true", end]
+    scored([60.0, 50.0, 40.0])
+    run("best", *settings)
+    folder = run.folder / "best"
+    checkpoint, trained = folder / "checkpoints" / "step-00000002", folder / "model" / "trained.safetensors"
+    before = trained.read_bytes()
+    if loss == "gone":
+        shutil.rmtree(checkpoint)
+    else:
+        (checkpoint / "weights.safetensors").write_bytes(b"")
+    scored([])
+    assert run("best", *settings).stopped is None
+    assert trained.read_bytes() == before
+    said = capsys.readouterr().out
+    assert (
+        f"{trained}, which holds its weights, stays as it is" in said
+        and "exported: step 2, best of validation (accuracy 60.0 %" in said
+    )
+
+    damaged = before[:-1] + bytes([before[-1] ^ 1])
+    trained.write_bytes(damaged)
+    with pytest.raises(RunError, match=r"trained\.safetensors is damaged: .*step-00000002.*, or delete both"):
+        run("best", *settings)
+    assert trained.read_bytes() == damaged
+
+
 def test_a_run_without_test_clips_says_so_at_both_ends(run, ranks, capsys):
     """At the start, where it can still be helped, and in the table, which would show dashes alone."""
     run("untested", "dataset.test_groups=[]", "training.max_steps=1")
