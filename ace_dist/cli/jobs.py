@@ -35,6 +35,7 @@ def submit(argv: list[str], find_command: FindCommand, execute: RunWords) -> int
     if name.split()[0] in ("submit", "sweep", "demo", "own"):
         raise ConfigError(f"launcher={settings.launcher} starts others itself: start it as it is")
     jobs.check_job(load_run, name, words, profile)
+    jobs.check_gpus(profile, 1)
     folder = Path(settings.folder)
     job = jobs.build_job(execute, settings.launcher, rest, folder)
     print(jobs.describe(profile, [job], folder), flush=True)

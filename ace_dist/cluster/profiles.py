@@ -23,7 +23,7 @@ class ClusterConfig:
     kind: str = MISSING  # local | slurm
     nodes: int = 1  # machines of a job
     tasks_per_node: int = 1  # ranks of a node; one for each of its GPUs
-    gpus_per_node: int = 0  # 0: a job without GPUs
+    gpus_per_node: int = 0  # 0: a job without GPUs, on the CPU
     cpus_per_task: int | None = None  # cores of a rank
     mem_gb: float | None = None  # of a node
     time_min: int = 60  # a job that needs longer is requeued and continues

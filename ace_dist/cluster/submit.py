@@ -149,6 +149,28 @@ def refuse_secrets(profile: ClusterConfig, settings: Sequence[str]) -> None:
             )
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that torch sees on this machine, as CUDA_VISIBLE_DEVICES names them: by number or UUID."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if named is None else named.split(",")
+    return [name.strip() for name in names][:count]
+
+
+def check_gpus(profile: ClusterConfig, jobs: int) -> None:
+    """Raises `ConfigError` when the jobs that run at the same time need more GPUs than this machine has for them."""
+    if profile.kind != "local" or not profile.gpus_per_node:
+        return
+    at_once, there = min(profile.parallel, jobs), len(visible_gpus())
+    if at_once * profile.gpus_per_node > there:
+        raise ConfigError(
+            f"cluster.gpus_per_node={profile.gpus_per_node} for {at_once} job(s) at a time needs "
+            f"{at_once * profile.gpus_per_node} GPUs, but torch sees {there} here; lower it or cluster.parallel"
+        )
+
+
 class LocalQueue:
     """Runs jobs on this machine through submitit, `profile.parallel` at a time, each with GPUs of its own.
 
@@ -157,6 +179,7 @@ class LocalQueue:
 
     def __init__(self, profile: ClusterConfig, folder: Path) -> None:
         self.profile, self.folder = profile, folder
+        self.gpus = visible_gpus() if profile.gpus_per_node else []
         self.running: dict[int, submitit.LocalJob[None]] = {}  # by slot, below `profile.parallel`
 
     def start(self, job: Job) -> int:
@@ -170,10 +193,11 @@ class LocalQueue:
         executor.update_parameters(
             tasks_per_node=profile.tasks_per_node,
             gpus_per_node=gpus,
-            visible_gpus=tuple(range(slot * gpus, (slot + 1) * gpus)),
             timeout_min=profile.time_min,
             stderr_to_stdout=True,
         )
+        # Past update_parameters, which takes numbers alone and no UUIDs.
+        executor.parameters["visible_gpus"] = self.gpus[slot * gpus : (slot + 1) * gpus]
         variables = {}
         if profile.parallel > 1 and "OMP_NUM_THREADS" not in os.environ:
             ranks = profile.parallel * profile.tasks_per_node
@@ -248,6 +272,8 @@ def describe(profile: ClusterConfig, jobs: Sequence[Job], folder: Path) -> str:
         f"each     {each} = {ranks} rank(s)" + (f", {profile.time_min} min" if profile.kind == "slurm" else ""),
         f"logs     {folder}",
     ]
+    if profile.kind == "local" and not profile.gpus_per_node and (gpus := visible_gpus()):
+        lines.append(f"gpus     none of the {len(gpus)} here; cluster.gpus_per_node=1 gives each job one")
     if len(jobs) > 1:
         lines.append(f"jobs     {len(jobs)}, {profile.parallel} at a time")
     return "\n".join([*lines, *(f"runs     {shlex.join(job.words)}" for job in jobs)])

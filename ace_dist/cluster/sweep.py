@@ -25,7 +25,7 @@ from typing_extensions import TypedDict
 
 from ace_dist.cluster.jobs import Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
-from ace_dist.cluster.submit import LocalQueue, describe, log_path, queue, sbatch_text, submit
+from ace_dist.cluster.submit import LocalQueue, check_gpus, describe, log_path, queue, sbatch_text, submit
 from ace_dist.config import quoted
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import read_log, write_json, write_text
@@ -281,6 +281,7 @@ def launch(sweep: Sweep, runs: Sequence[SweepRun], profile: ClusterConfig, execu
     if not runs:
         print(status_table(sweep.states()))
         return 0
+    check_gpus(profile, len(jobs))
     print(describe(profile, jobs, sweep.jobs_folder), flush=True)
     name = f"ace-{sweep.folder.name}"
     if dry_run:

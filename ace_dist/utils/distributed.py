@@ -87,7 +87,9 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
-        raise RunError("training.device=cuda, but torch sees no CUDA device; set training.device=cpu or auto")
+        job_without = "SUBMITIT_EXECUTOR" in os.environ and not os.environ.get("CUDA_VISIBLE_DEVICES")
+        remedy = "this job was given none: set cluster.gpus_per_node, or" if job_without else "set"
+        raise RunError(f"training.device=cuda, but torch sees no CUDA device; {remedy} training.device=cpu or auto")
     use_cuda = cuda and device != "cpu"
     check_ranks_here(os.environ, torch.cuda.device_count() if use_cuda else 0)
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda else "cpu")

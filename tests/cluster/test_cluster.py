@@ -11,17 +11,27 @@ import signal
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import submitit
+import torch
 
 from ace_dist.cli import execute, sweeps
 from ace_dist.cluster import jobs
 from ace_dist.cluster.jobs import Event, Job, read_journal
 from ace_dist.cluster.preflight import Finding, table
 from ace_dist.cluster.profiles import ClusterConfig, split_profile
-from ace_dist.cluster.submit import LocalQueue, build_job, check_job, job_environment, refuse_secrets, sbatch_text
-from ace_dist.cluster.sweep import State, Sweep, SweepRun, expand, run_id, run_state, select
+from ace_dist.cluster.submit import (
+    LocalQueue,
+    build_job,
+    check_gpus,
+    check_job,
+    job_environment,
+    refuse_secrets,
+    sbatch_text,
+)
+from ace_dist.cluster.sweep import State, Sweep, SweepRun, expand, launch, run_id, run_state, select
 from ace_dist.config import config_dir, load_config
 from ace_dist.tools.study.collect import as_csv, as_html, as_latex, as_markdown, collect, sheet, write_tables
 from ace_dist.utils.errors import ConfigError
@@ -151,6 +161,67 @@ def test_a_local_job_runs_the_launcher_on_every_rank_and_says_how_it_ended(how, 
     events = read_journal(tmp_path / "journal.jsonl")
     assert next(e for e in events if e.event == event).detail.startswith(detail), events
     assert {e.job_id for e in events} == {seen[0]} and sum(e.event == "started" for e in events) == 1
+
+
+def gpu_command_in(folder):
+    """A command that says which GPUs it was given; pickled by value, as it is nested."""
+
+    def execute(words):
+        import os
+        from pathlib import Path
+
+        Path(folder, words[1]).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        return 0
+
+    return execute
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "given"),
+    [
+        (None, 4, ["0,1", "2,3"]),
+        ("6, 2,4,3,9,1", 4, ["6,2", "4,3"]),
+        ("GPU-ab,GPU-cd,GPU-ef,GPU-01", 4, ["GPU-ab,GPU-cd", "GPU-ef,GPU-01"]),
+    ],
+)
+def test_local_jobs_share_the_gpus_that_the_user_sees(visible, count, given, tmp_path, monkeypatch):
+    """Not numbers from 0, which may be another user's GPUs; what follows a device that is not there (9) is none."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    profile = ClusterConfig(kind="local", tasks_per_node=2, gpus_per_node=2, parallel=2)
+    execute = gpu_command_in(str(tmp_path))
+    queued = [Job(execute, ("train", name), str(tmp_path / f"{name}.jsonl")) for name in "ab"]
+    LocalQueue(profile, tmp_path / "jobs").run(queued, lambda *_: None, lambda _: None)
+    assert [(tmp_path / name).read_text() for name in "ab"] == given
+
+
+def test_more_gpus_than_there_are(tmp_path, monkeypatch):
+    """A job without a GPU of its own would train on the CPU; two on one GPU would share its memory."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    three = ClusterConfig(kind="local", tasks_per_node=2, gpus_per_node=2, parallel=3)
+    with pytest.raises(ConfigError, match=r"cluster.gpus_per_node=2 for 3 job\(s\) at a time needs 6 GPUs, .* sees 4"):
+        launch(Sweep(tmp_path / "s"), [SweepRun(name, {}, []) for name in "abcd"], three, execute, dry_run=True)
+    words = ["cluster.gpus_per_node=5", "cluster.tasks_per_node=5", "dry_run=true", "training.batch_size=5"]
+    with pytest.raises(ConfigError, match="needs 5 GPUs, but torch sees 4 here"):
+        execute(["submit", "experiment=demo", *words])
+    check_gpus(three, 2)
+    check_gpus(replace(three, kind="slurm"), 4)
+
+
+def test_a_sweep_on_the_cpu_of_a_machine_with_gpus_says_so(tmp_path, monkeypatch, capsys):
+    """`ace train` takes the GPUs, a local sweep takes those of the setting, which it names."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for gpus, said in ((2, "gpus     none of the 2 here; cluster.gpus_per_node=1"), (0, "= 1 rank(s)")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        profile, _ = split_profile([])
+        assert launch(Sweep(tmp_path / "s"), [SweepRun("a", {}, [])], profile, execute, dry_run=True) == 0
+        printed = capsys.readouterr().out
+        assert said in printed and ("gpus" in printed) == bool(gpus)
+        launch(Sweep(tmp_path / "s"), [SweepRun("a", {}, [])], replace(profile, kind="slurm"), execute, dry_run=True)
+        assert "gpus" not in capsys.readouterr().out
 
 
 class FakeSlurm:

@@ -209,8 +209,17 @@ def test_an_unknown_novel_action_has_a_neighbour():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there():
-    """Asked for by the setting."""
+def test_a_gpu_that_is_not_there(monkeypatch):
+    """Asked for by the setting; a job may just not have been given one."""
+    with pytest.raises(RunError, match="no CUDA device; set training.device=cpu or auto"):
+        connect("cuda")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(
+        RunError, match="this job was given none: set cluster.gpus_per_node, or training.device=cpu or auto"
+    ):
+        connect("cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(RunError, match="no CUDA device; set training.device=cpu or auto"):
         connect("cuda")
 
