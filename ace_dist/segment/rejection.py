@@ -39,7 +39,7 @@ class Rejection:
     prototypes: list[list[float]] = field(default_factory=list)
 
     def scores(self, embeddings_ND: Floats, cosines_NK: Floats) -> Floats:
-        """How known each window looks, [N]; of two or more labels K."""
+        """How known each window looks, [N]; of two or more labels K. Embeddings may be those of frames, [N, T, D]."""
         features = known_features(embeddings_ND, cosines_NK, np.asarray(self.prototypes))
         weights = np.asarray(self.weights)
         scores: Floats = (features - self.mean) / self.scale @ weights[:-1] + weights[-1]
@@ -68,9 +68,10 @@ def known_features(embeddings_ND: Floats, cosines_NK: Floats, prototypes_2D: Flo
     return np.column_stack([best, best - cosines_NK.mean(1), near])
 
 
-def unit(rows_ND: Floats) -> Floats:
-    rows: Floats = rows_ND / np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), 1e-12)
-    return rows
+def unit(rows: Floats) -> Floats:
+    """Unit vectors [N, D] of embeddings [N, D]; of those of T frames [N, T, D] (BIKE) that of the mean of theirs."""
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return rows if rows.ndim == 2 else unit(rows.mean(1))
 
 
 def log_softmax(logits_NK: Floats) -> Floats:

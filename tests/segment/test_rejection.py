@@ -15,6 +15,7 @@ from ace_dist.segment.rejection import (
     fit_rejection,
     log_softmax,
     logistic_regression,
+    unit,
 )
 from ace_dist.utils.errors import UserError
 
@@ -60,6 +61,19 @@ def test_background_is_told_from_actions_and_the_rate_is_kept(seed, fresh_seed):
     table = np.exp(rejection.log_probabilities(new.embeddings, new.cosines, 0.002))
     assert table.shape == (len(new.labels), CLASSES + 1) and np.allclose(table.sum(1), 1)
     assert ((table[:, -1] > 0.5) == (scores < rejection.threshold)).all()
+
+
+def test_embeddings_of_frames_count_by_the_mean_of_their_unit_vectors(fresh_seed):
+    """BIKE's [N, T, D]: longer frames weigh no more, and frames that are all alike are one embedding."""
+    rng = np.random.default_rng(fresh_seed)
+    windows = draw_windows(rng, 4, 60)
+    lengths = rng.uniform(0.5, 2.0, (len(windows.labels), 3, 1))
+    frames = replace(windows, embeddings=windows.embeddings[:, None] * lengths)
+    (one, known), (same, same_known) = (fit_rejection(each, 0.1, temperature=0.02) for each in (windows, frames))
+    assert known == same_known and np.allclose(one.prototypes, same.prototypes)
+    scores = [one.scores(each.embeddings, each.cosines) for each in (windows, frames)]
+    assert np.allclose(*scores)
+    assert np.allclose(unit(np.array([[[3.0, 0.0], [0.0, 1.0]]])), np.sqrt(0.5))
 
 
 def test_without_background_actions_asked_without_their_label_stand_for_it(fresh_seed):
