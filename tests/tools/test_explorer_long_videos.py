@@ -4,10 +4,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from ace_dist.config import load_config
+from ace_dist.evaluate.protocols import mean_cosines
+from ace_dist.models.build import build_model
 from ace_dist.segment.embed import EmbeddedVideo
 from ace_dist.tools.explorer import long_videos
 from ace_dist.tools.explorer.long_videos import KEPT_VIDEOS, LONGEST_VIDEO_S, STRIP, LongVideos, OpenVideo, Strip
+from ace_dist.tools.explorer.session import Explorer
 from ace_dist.utils.errors import ConfigError, UserError
 
 CLIP = SimpleNamespace(frames=8, seconds=2.0)
@@ -87,3 +92,14 @@ def test_a_strip_keeps_few_pictures_evenly_spread():
     first, middle, last = strip.at(10.0, [10.0, 10.0 + count * 0.125, 1e9])
     assert first == strip.pictures[0] and last == strip.pictures[-1]
     assert abs(strip.pictures.index(middle) - len(strip.pictures) / 2) <= 1
+
+
+@torch.no_grad()
+def test_a_label_of_bike_is_the_mean_of_its_votes():
+    """Its embeddings are of frames, which each phrase weighs anew."""
+    config = load_config(["experiment=demo", "method=bike"])
+    model = build_model(config.model, config.seed)
+    embeddings, words = torch.randn(2, 4, config.model.video.embed_dim), ("spin block", "rotate block")
+    votes = Explorer.votes(SimpleNamespace(classifier=SimpleNamespace(model=model)), embeddings, words)
+    (cosines,) = mean_cosines(model, embeddings, [(words,)])
+    assert list(votes) == list(words) and np.mean(list(votes.values())) == pytest.approx(float(cosines.mean()))

@@ -28,7 +28,7 @@ from ace_dist.data.sampling import TestPlan
 from ace_dist.data.shards import ShardFiles
 from ace_dist.data.task import load_run_task
 from ace_dist.evaluate.palette import method_name
-from ace_dist.evaluate.protocols import encode_phrases, mean_cosines, srt_label_sets
+from ace_dist.evaluate.protocols import mean_cosines, srt_label_sets
 from ace_dist.models.text_features import PhraseCache
 from ace_dist.tools.explorer.pictures import playable, still
 from ace_dist.utils.errors import UserError
@@ -223,9 +223,8 @@ class Explorer:
 
     def votes(self, embeddings_ND: Tensor, phrases: Sequence[str]) -> dict[str, float]:
         """Phrase -> its mean cosine with some embeddings."""
-        text, unit = encode_phrases(self.classifier.model, phrases), torch.nn.functional.normalize
-        means = (unit(embeddings_ND, dim=1) @ unit(text, dim=1).T).mean(0)
-        return dict(zip(phrases, means.tolist(), strict=True))
+        (cosines_NS,) = mean_cosines(self.classifier.model, embeddings_ND, [tuple((phrase,) for phrase in phrases)])
+        return dict(zip(phrases, cosines_NS.mean(0).tolist(), strict=True))
 
     def cosines(self, clip: Clip, phrases: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:
         """The clip's mean cosines [1, K] with classes (Eq. 3, without temperature), mean over its views."""
