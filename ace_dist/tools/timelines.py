@@ -127,6 +127,7 @@ def calibrate_on_clips(classifier: Classifier, run: Path, error_rate: float) -> 
     held = task.validation_clips()
     records, classes = held if held[0] else task.training_clips()
     device = next(model.video.parameters()).device
+    model.expect_clips(config.loader)
     loader = build_loader(config, device, None)
     plan = TestPlan(records, classes, config.dataset.clip, config.loader, config.evaluation.batch_size)
     views: dict[str, list[torch.Tensor]] = {}

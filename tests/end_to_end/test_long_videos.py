@@ -105,6 +105,19 @@ def test_clips_alone_calibrate_too_and_those_of_the_training_are_said_to_be_know
     assert content["known"]["held_out"] is False and content["rejection"]["weights"][0] > 0
 
 
+def test_clips_as_bytes_calibrate_to_the_same_numbers(run, tmp_path):
+    """A run with `loader.dtype=uint8`, whose loader gives bytes; weighed in float32 both ways."""
+    thresholds = []
+    for dtype in ("float32", "uint8"):
+        copy = shutil.copytree(run, tmp_path / dtype)
+        settings = (copy / "config.yaml").read_text().partition("\n")[2]  # less the checksum of an unedited one
+        assert settings.count("dtype: float32") == 1
+        (copy / "config.yaml").write_text(settings.replace("dtype: float32", f"dtype: {dtype}"))
+        calibrate([f"run={copy}"])
+        thresholds.append(json.loads((copy / "calibration.json").read_text())["rejection"]["threshold"])
+    assert thresholds[1] == pytest.approx(thresholds[0], abs=1e-3)
+
+
 def test_watch_prints_lines_of_json_alone(run, launch, tmp_path):
     stream, log = tmp_path / "stream.mkv", tmp_path / "lines.jsonl"
     stream.write_bytes(encode(48, "matroska"))
