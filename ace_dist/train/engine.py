@@ -98,17 +98,11 @@ class Engine:
             new = {id(parameter) for name, parameter in named if name.split(".")[0] in model.video.fresh}
             trainable["new"] = [parameter for parameter in trainable["video"] if id(parameter) in new]
             trainable["video"] = [parameter for parameter in trainable["video"] if id(parameter) not in new]
-        groups = [
+        return [
             {"params": params, "name": name, "lr": rates[name] * factor, "base_lr": rates[name] * factor}
             for name, whole in trainable.items()
             for factor, params in self.by_layer(whole).items()
         ]
-        if not groups:
-            raise ConfigError(
-                "nothing trains: raise model.video.trained_blocks or prompt_tokens, or set "
-                "model.text.train_projection=true"
-            )
-        return groups
 
     def by_layer(self, parameters: list[nn.Parameter]) -> dict[float, list[nn.Parameter]]:
         """Parameters by what `training.layer_decay` multiplies their rate by, the last layers at the end."""

@@ -19,6 +19,7 @@ from ace_dist import __version__
 from ace_dist.config import Config, read_config, sealed, to_values, to_yaml
 from ace_dist.data.run_inputs import PATHS, changed_inputs, check_run_place
 from ace_dist.data.sampling import read_clips
+from ace_dist.models.weights import TRAINED
 from ace_dist.train.run_lock import RunLock
 from ace_dist.train.schedule import total_steps
 from ace_dist.utils.errors import RunError
@@ -45,25 +46,36 @@ CODE = ("ace_dist", "kernels", "launchers", "configs", "pyproject.toml", "constr
 
 
 def claim(run_dir: Path, config: Config, lock: RunLock, claim_clips: Callable[[], None] = lambda: None) -> None:
-    """Make the folder, or check that it belongs to this configuration. Writes `config.yaml` and `environment.json`.
+    """Make the folder, or check that it belongs to this configuration. Takes `lock` first.
 
-    Also `code.diff`, when the checkout's code differs from its commit: commit and diff give the code that ran. What an
-    earlier start wrote there goes to `starts/N`, unless it says the same. Takes `lock` first. Raises `RunError` when
-    another job has it, or when settings differ, naming the first of them and the ways out. What is written holds no
-    secret (`ace_dist.utils.secrets`). `claim_clips` compares the clips with those of the run, before anything of it is
-    written again, or writes them into a new folder.
+    Raises `RunError` when another job has it, or when settings differ, naming the first of them and the ways out. A
+    folder whose starts all failed before a step was logged or saved is free for any configuration. `claim_clips`
+    compares the clips with those of the run, or writes them into a new folder.
     """
     lock.acquire()
     if (run_dir / "checkpoints").is_dir():
         for name in ("config.yaml", "clips.json"):
             if not (run_dir / name).is_file():
                 print(f"WARNING: {run_dir / name} is gone: it is written again, as this command has it", flush=True)
-    if owned := check_owner(run_dir, config):
-        claim_clips()
+    owned = check_owner(run_dir, config)
+    if not has_begun(run_dir):
+        for name in ("clips.json", "inputs/inputs.json"):  # of a start that failed
+            (run_dir / name).unlink(missing_ok=True)
+    claim_clips()
+    if owned:
         was, is_now = step_counts(run_dir, config)
         if is_now > was:
             rates = f"from here on the learning rates are those of a run of {is_now} steps"
             print(f"the run grows from {was} to {is_now} steps: {rates}", flush=True)
+
+
+def write_start(run_dir: Path, config: Config) -> None:
+    """Write `config.yaml` and `environment.json` of a start that nothing refuses any more.
+
+    Also `code.diff`, when the checkout's code differs from its commit: commit and diff give the code that ran. What an
+    earlier start wrote there goes to `starts/N`, unless it says the same. What is written holds no secret
+    (`ace_dist.utils.secrets`).
+    """
     facts = {
         "config.yaml": sealed(to_yaml(config)),
         "environment.json": json.dumps(environment(), indent=1, ensure_ascii=False) + "\n",
@@ -73,8 +85,12 @@ def claim(run_dir: Path, config: Config, lock: RunLock, claim_clips: Callable[[]
     for name, text in facts.items():
         if text:
             write_text(run_dir / name, text)
-    if not owned:
-        claim_clips()
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether a step of the run was logged or saved, or its weights exported."""
+    logged = any(path.stat().st_size for path in run_dir.glob("metrics*.jsonl"))
+    return logged or any(run_dir.glob("checkpoints/step-*")) or (run_dir / "model" / TRAINED).is_file()
 
 
 def keep_earlier_start(run_dir: Path, facts: dict[str, str]) -> None:
@@ -90,9 +106,9 @@ def keep_earlier_start(run_dir: Path, facts: dict[str, str]) -> None:
 
 
 def check_owner(run_dir: Path, config: Config) -> bool:
-    """Whether the folder is of a run, which then is one of this configuration; else raises as `claim` does."""
+    """Whether a run has begun in the folder; raises as `claim` does when it is of another configuration."""
     check_run_place(run_dir)
-    if not (run_dir / "config.yaml").is_file():
+    if not (run_dir / "config.yaml").is_file() or not has_begun(run_dir):
         return False
     # Read through the schema: a setting that is newer than the folder had its default there.
     differences = changed_settings(to_values(read_config(run_dir)), to_values(config))

@@ -36,7 +36,7 @@ from ace_dist.train.health import EXIT_CODES, Health, StopSignal, Watchdog
 from ace_dist.train.metrics import Meters, step_flops, write_summary
 from ace_dist.train.monitor import Monitor
 from ace_dist.train.profile import Profiler
-from ace_dist.train.run_folder import claim, set_results_aside
+from ace_dist.train.run_folder import claim, set_results_aside, write_start
 from ace_dist.train.run_lock import RunLock
 from ace_dist.train.schedule import lr_factor, total_steps
 from ace_dist.train.trackers import require_trackers
@@ -44,7 +44,7 @@ from ace_dist.train.validation import Validation, copy_to_test
 from ace_dist.utils.console import say_once
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, on_first, seed_everything, uses_bf16
-from ace_dist.utils.errors import RunError
+from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.files import check_checksums, write_checksums
 from ace_dist.utils.parts import Flops
 
@@ -108,7 +108,8 @@ def train(config: Config, ranks: Ranks) -> Outcome:
 def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) -> Training:
     """Open the data, build the encoders and the objective, claim the run folder, build the engine, restore its state.
 
-    The folder is claimed once everything that a user can get wrong has been read: a start that failed leaves it free.
+    The folder is claimed once all files have been read, and its configuration is written once the state is restored:
+    a start that fails before its first step is logged leaves the folder free, or as it was.
     """
     run_dir, asked = Path(config.run), config
     config = with_own_inputs(run_dir, asked)
@@ -139,6 +140,7 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
         (clips, config.dataset.clip.frames, 3, config.loader.crop, config.loader.crop)
     )
     validation.resume(checkpoints)
+    on_first(ranks, write_start, run_dir, asked)
     return Training(config, run_dir, plan, engine, checkpoints, validation, health, flops, start)
 
 
@@ -164,6 +166,10 @@ def build_task(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptOb
         ranks.rank, ranks.world,
     )  # fmt: skip
     model = starting_model(config, Path(config.run)).to(ranks.device)
+    if not any(model.trainable_parameters().values()):
+        raise ConfigError(
+            "nothing trains: raise model.video.trained_blocks or prompt_tokens, or set model.text.train_projection=true"
+        )
     return task, plan, build_objective(config, model, task.classes.base, task.trees, task.classes.novel)
 
 

@@ -14,7 +14,7 @@ from ace_dist.data.loader.base import Batch
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.task import load_task
 from ace_dist.train.dry_run import check_batch
-from ace_dist.train.run_folder import claim
+from ace_dist.train.run_folder import write_start
 from ace_dist.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -65,16 +65,10 @@ def test_a_dry_run_goes_forward_and_leaves_nothing(launch, settings):
 def test_a_dry_run_refuses_what_the_run_would(launch, settings, tmp_path):
     """The folder of another configuration, by the same message."""
     other = replace(load_config(settings), run=str(tmp_path), seed=5)
-    claim(tmp_path, other, FreeLock())
+    write_start(tmp_path, other)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     done = launch("train", *settings, f"run={tmp_path}", "dry_run=true", check=False)
     assert done.returncode == 2 and "seed was 5, is 0" in done.stderr
-
-
-class FreeLock:
-    """A lock that is always given."""
-
-    def acquire(self):
-        """Nothing to wait for."""
 
 
 @pytest.mark.parametrize("wrong", ["shape", "labels"])

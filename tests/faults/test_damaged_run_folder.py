@@ -120,6 +120,15 @@ def test_a_finished_run_without_checkpoints_is_not_trained_anew_by_itself(run, a
     assert (run / "model" / "trained.safetensors").read_bytes() == before
 
 
+def test_a_refused_start_of_more_steps_changes_no_configuration(run, again):
+    """The run would be one of six steps, and its own command refused."""
+    before = (run / "config.yaml").read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(RunError, match=r"has finished, but .*checkpoints holds no checkpoint"):
+        again("training.max_steps=6")
+    assert (run / "config.yaml").read_bytes() == before
+
+
 def test_a_run_that_begins_again_says_so_and_keeps_its_log(run, again, capsys):
     """All checkpoints of an unfinished run were deleted."""
     before = (run / "metrics.jsonl").read_text()

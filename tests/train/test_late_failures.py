@@ -1,12 +1,13 @@
 """What the end of a run needs is looked for at its start, in a dry run, and before a job is submitted."""
 
 import json
+import sys
 
 import pytest
 
 from ace_dist.cluster.profiles import split_profile
 from ace_dist.cluster.submit import check_job
-from ace_dist.config import assets_dir, load_config
+from ace_dist.config import assets_dir, load_config, read_config
 from ace_dist.train.dry_run import dry_run
 from ace_dist.train.trainer import train
 from ace_dist.utils.errors import UserError
@@ -43,6 +44,38 @@ def test_what_the_test_lacks_is_said_before_the_first_step(small_world, ranks, t
     if what.startswith("no "):  # a file's content needs the classes, which only shards tell
         with pytest.raises(UserError, match=setting.split("=")[0]):
             check_job(load_config, "train", settings, split_profile([])[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["loader.backend=torchcodec"], "torchcodec"),
+        (["dataset.clip.seconds=60"], "dataset.clip.seconds"),
+        (["+deepspeed.gradient_clipping=1"], "deepspeed.gradient_clipping is derived"),
+        (["model.video.trained_blocks=0", "model.text.train_projection=false"], "nothing trains"),
+    ],
+)
+def test_the_fix_of_a_start_that_was_refused_may_use_its_folder(
+    small_world, ranks, tmp_path, monkeypatch, wrong, message
+):
+    """No step was taken, so the folder belongs to no configuration; clips and words are noted anew, too."""
+    monkeypatch.setitem(sys.modules, "torchcodec", None)  # importing it raises
+    run, trees = tmp_path / "run", tmp_path / "trees.json"
+    settings = [
+        f"run={run}", f"dataset.synonyms={trees}", "training.device=cpu", "training.batch_size=4",
+        "training.max_steps=1", "training.log_every_steps=1",
+    ]  # fmt: skip
+    text = (assets_dir() / "synonyms" / "tabletop.json").read_text()
+    trees.write_text(text)
+    with pytest.raises(UserError, match=message):
+        train(load_config([*small_world(), *settings, *wrong]), ranks)
+    trees.write_text(text.replace('"raise"', '"hoist up"'))
+    more = small_world("dataset.world.train_clips=40")
+    assert train(load_config([*more, *settings, "seed=3"]), ranks).step == 1
+    assert read_config(run).seed == 3 and json.loads((run / "clips.json").read_text())["clips"] == 40
+    assert (run / "inputs" / "synonyms.json").read_text() == trees.read_text()
+    with pytest.raises(UserError, match="belongs to another configuration"):
+        train(load_config([*more, *settings, "seed=4"]), ranks)
 
 
 def test_all_missing_files_are_named_at_once():

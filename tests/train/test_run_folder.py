@@ -11,16 +11,18 @@ from ace_dist.data.run_inputs import run_config
 from ace_dist.evaluate.run_files import run_file
 from ace_dist.train import run_folder
 from ace_dist.train.run_folder import claim as claim_locked
-from ace_dist.train.run_folder import command_line
+from ace_dist.train.run_folder import command_line, write_start
 from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError
 
 
 def claim(run_dir, config):
-    """Claim a folder and give it back."""
+    """Claim a folder, write what a start writes, log a step, and give the folder back."""
     lock = RunLock(run_dir)
     try:
         claim_locked(run_dir, config, lock)
+        write_start(run_dir, config)
+        (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
     finally:
         lock.close()
 

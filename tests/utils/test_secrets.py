@@ -8,7 +8,7 @@ import string
 import pytest
 
 from ace_dist.config import load_config
-from ace_dist.train.run_folder import RunLock, claim
+from ace_dist.train.run_folder import RunLock, claim, write_start
 from ace_dist.utils.secrets import STRONG_NAMES, WEAK_NAMES, redact
 
 
@@ -68,6 +68,8 @@ def test_a_run_folder_holds_no_secret_and_can_be_continued(tmp_path, monkeypatch
     for _ in range(2):  # the second time it is compared with what the first wrote
         lock = RunLock(tmp_path / "run")
         claim(tmp_path / "run", config, lock)
+        write_start(tmp_path / "run", config)
+        (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
         lock.close()
     for path in (tmp_path / "run").iterdir():
         assert secret not in path.read_text(), path
