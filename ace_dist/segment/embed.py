@@ -40,7 +40,10 @@ OnPicture = Callable[[npt.NDArray[np.uint8]], None]  # a picture [3, S, S]
 
 @dataclass(frozen=True)
 class EmbeddedVideo:
-    """`embeddings` [N, D] float32 of windows `stride_s` apart, the first one's stretch beginning at `start_s`."""
+    """`embeddings` [N, D] float32 of windows `stride_s` apart, the first one's stretch beginning at `start_s`.
+
+    With `model.video.pooling=frames` those of T frames, [N, T, D].
+    """
 
     video: str
     embeddings: npt.NDArray[np.float32]
@@ -70,9 +73,10 @@ def embed_video(
     """
     path, grid = Path(path), WindowGrid.build(config.dataset.clip, stride_s)
     folder = None if cache is None else cache / store_key(model, config, path, grid)
-    if folder is not None and (kept := read_whole(folder, path, grid)):
+    shape = row_shape(model, config)
+    if folder is not None and (kept := read_whole(folder, path, grid, shape)):
         return kept
-    parts = [] if folder is None else read_parts(make_cache(folder))
+    parts = [] if folder is None else read_parts(make_cache(folder), shape)
     first = sum(map(len, parts))
     span_s = run_alone(STALL_S, promised_span, path)
     origin_s = max(span_s[0], 0.0)
@@ -172,6 +176,8 @@ def store_key(model: DualEncoder, config: Config, path: Path, grid: WindowGrid) 
         "grid": asdict(grid),
         "pixels": [loader.test_short_side, loader.crop, list(loader.mean), list(loader.std), encoding.short_side],
     }
+    if model.video.config.pooling == "frames":  # the same weights with the mean give other shapes
+        what["pooling"] = "frames"
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -220,22 +226,28 @@ def make_cache(folder: Path) -> Path:
     return folder
 
 
-def read_parts(folder: Path) -> list[npt.NDArray[np.float32]]:
+def row_shape(model: DualEncoder, config: Config) -> tuple[int, ...]:
+    """The shape of a window's embedding: [D], or [T, D]."""
+    video = model.video.config
+    return (config.dataset.clip.frames, video.embed_dim) if video.pooling == "frames" else (video.embed_dim,)
+
+
+def read_parts(folder: Path, shape: tuple[int, ...]) -> list[npt.NDArray[np.float32]]:
     """The whole parts of an unfinished video, up to the first that is missing, damaged or short."""
     parts: list[npt.NDArray[np.float32]] = []
-    while (array := read_array(folder / f"part-{len(parts):05d}.f32")) is not None and len(array) == PART:
+    while (array := read_array(folder / f"part-{len(parts):05d}.f32", shape)) is not None and len(array) == PART:
         parts.append(array)
     return parts
 
 
-def read_whole(folder: Path, path: Path, grid: WindowGrid) -> EmbeddedVideo | None:
+def read_whole(folder: Path, path: Path, grid: WindowGrid, shape: tuple[int, ...]) -> EmbeddedVideo | None:
     """The kept embeddings of a video, or None when they are not all there."""
     try:
         about = read_object(folder / "whole.json", DataError)
         windows, start_s, end_s = int(about["windows"]), float(about["start_s"]), float(about["end_s"])
     except (DataError, ValueError, KeyError, TypeError):
         return None
-    arrays = [read_array(folder / f"part-{i:05d}.f32") for i in range(-(-windows // PART))]
+    arrays = [read_array(folder / f"part-{i:05d}.f32", shape) for i in range(-(-windows // PART))]
     found = [array for array in arrays if array is not None]
     if sum(map(len, found)) != windows:
         return None
@@ -248,13 +260,12 @@ def write_array(path: Path, array: npt.NDArray[np.float32]) -> None:
     write_bytes(path, hashlib.sha256(data).digest() + array.shape[1].to_bytes(4, "little") + data)
 
 
-def read_array(path: Path) -> npt.NDArray[np.float32] | None:
-    """What `write_array` wrote, or None when it is missing or damaged."""
+def read_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
+    """What `write_array` wrote, rows of this shape, or None when it is missing or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
     if len(content) < 36 or hashlib.sha256(content[36:]).digest() != content[:32]:
         return None
-    width = int.from_bytes(content[32:36], "little")
-    return np.frombuffer(content[36:], np.float32).reshape(-1, width)
+    return np.frombuffer(content[36:], np.float32).reshape(-1, *shape)

@@ -1,5 +1,7 @@
 """Windows of a long video are embedded as clips are, once, and what is kept is whole or is made again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from data_worlds import write_video
 from image_text_models import SMALL, close, small_model
 
 import ace_dist.segment.embed as embed
+from ace_dist.config import load_config
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.loader.base import normalise
+from ace_dist.models.build import build_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.embed import WindowEncoder, embed_video
 from ace_dist.segment.windows import WindowGrid
@@ -58,6 +62,19 @@ def test_other_labels_need_no_video(classifier, video, tmp_path, monkeypatch):
     assert (first.start_s, first.end_s, first.stride_s) == (again.start_s, again.end_s, again.stride_s)
     with pytest.raises(TypeError):  # other windows are another matter
         embed_video(classifier.model, classifier.config, video, stride_s=1.0, cache=tmp_path)
+
+
+def test_embeddings_of_frames_are_kept_too(video, tmp_path, monkeypatch, small_parts):
+    """Those of BIKE have three axes, and are no others' of the same weights."""
+    config = load_config(["experiment=demo", "method=bike"])
+    model = build_model(config.model, config.seed)
+    first = embed_video(model, config, video, cache=tmp_path)
+    assert first.embeddings.shape[1:] == (config.dataset.clip.frames, config.model.video.embed_dim)
+    monkeypatch.setattr(embed, "stream_crops", None)
+    assert (embed_video(model, config, video, cache=tmp_path).embeddings == first.embeddings).all()
+    model.video.config = replace(model.video.config, pooling="mean")
+    with pytest.raises(TypeError):  # it would read the video
+        embed_video(model, config, video, cache=tmp_path)
 
 
 def test_a_cache_that_cannot_be_is_named_with_its_setting(classifier, video, tmp_path, monkeypatch):
