@@ -82,7 +82,7 @@ def time_saves(stage: int, turns: int) -> None:
     engine = Engine(config, Holder(build_model(config.model, config.seed)), ranks, 1000)  # type: ignore[arg-type]
     trained = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
     folder = Path(ranks.gather(tempfile.mkdtemp(dir=os.environ.get("BENCH_DIR")) if ranks.is_first else "")[0])
-    checkpoints = Checkpoints(folder, engine, config.training, "0")
+    checkpoints = Checkpoints(folder, engine, config, "0")
     flags = ranks.hosts
     calls = {
         "ours": lambda turn: checkpoints.save(turn + 1, {}),

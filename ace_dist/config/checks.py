@@ -320,6 +320,11 @@ def training_rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"training.batch_size={training.batch_size} is not a multiple of training.accumulation={training.accumulation}",
     )
     yield (
+        config.method.objective == "bike" and training.batch_size // training.accumulation < 2,
+        f"training.accumulation={training.accumulation} leaves one clip of training.batch_size={training.batch_size} "
+        f"to a micro-batch, within which method.objective=bike compares clips: its loss would be 0; give it more",
+    )
+    yield (
         len(training.betas) != 2 or not all(0 <= beta < 1 for beta in training.betas),
         f"training.betas={training.betas} must be two numbers in [0, 1)",
     )

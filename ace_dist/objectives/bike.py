@@ -16,7 +16,7 @@ class SymmetricObjective(ConceptObjective):
     """Mean of both directions' KL divergence from soft targets: clips of one class share their texts equally."""
 
     def forward(self, video_BTCHW: Tensor, labels_B: Tensor, draw: ConceptDraw | PlacedDraw) -> dict[str, Tensor]:
-        """Loss over the micro-batches of all ranks together, so it does not depend on their number."""
+        """Loss over a micro-batch of all ranks together: it depends on the number of micro-batches, not of ranks."""
         video_NTD = gather_rows(self.model.encode_video(video_BTCHW))
         labels_N = gather_rows(labels_B)
         return {"fixed": symmetric_kl(self.root_scores(video_NTD, draw)[:, labels_N], labels_N)}

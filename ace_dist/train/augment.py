@@ -1,7 +1,8 @@
 """What ViFi-CLIP's authors augment with and the paper does not mention: Mixup, CutMix, colour jitter, grey clips.
 
 All are off unless a setting of `loader` switches them on. They work on a decoded batch on its device. Draws depend on
-the seed, the step and the rank: partners are clips of one micro-batch. Shapes: B clips, C classes.
+the seed, the step, the rank and the micro-batch, whose clips are partners; another number of either draws anew. Shapes:
+B clips, C classes.
 """
 
 from dataclasses import replace

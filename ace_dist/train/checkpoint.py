@@ -37,7 +37,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from ace_dist.config import TrainingConfig
+from ace_dist.config import Config
 from ace_dist.models.weights import FROZEN
 from ace_dist.train.engine import Engine
 from ace_dist.utils.distributed import on_first
@@ -48,6 +48,7 @@ from ace_dist.utils.reading import read_object
 FORMAT = 2
 OLDEST = 1  # whose `checkpoint.json` has no checksum of itself
 TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}  # safetensors'
+BLENDS = ("mixup", "cutmix", "color_jitter", "gray_scale")  # settings of the loader that work on a micro-batch
 Parts = Mapping[str, Mapping[str, Tensor]]  # file name without suffix -> tensors
 
 
@@ -206,9 +207,9 @@ def remove(path: Path) -> None:
 class Checkpoints:
     """Saves and restores an engine. `save`, `finish` and `restore` are collective: every rank calls them."""
 
-    def __init__(self, run_dir: Path, engine: Engine, settings: TrainingConfig, frozen: str) -> None:
-        self.folder = CheckpointFolder(run_dir / "checkpoints", settings.keep_checkpoints)
-        self.engine, self.ranks, self.settings = engine, engine.ranks, settings
+    def __init__(self, run_dir: Path, engine: Engine, config: Config, frozen: str) -> None:
+        self.folder = CheckpointFolder(run_dir / "checkpoints", config.training.keep_checkpoints)
+        self.engine, self.ranks, self.config, self.settings = engine, engine.ranks, config, config.training
         self.frozen = frozen  # SHA-256 of the frozen weights' file, on rank 0
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[Path] | None = None  # on rank 0
@@ -263,6 +264,7 @@ class Checkpoints:
     def about(self) -> dict[str, Any]:
         return {
             "world_size": self.ranks.world,
+            "accumulation": self.settings.accumulation,
             "zero_stage": self.engine.stage,
             "precision": "bf16" if self.engine.bf16 else "fp32",
             "frozen_sha256": self.frozen,
@@ -296,7 +298,10 @@ class Checkpoints:
         self.last_step = int(about["step"])
         self.callbacks = about.get("carried", {})
         if self.ranks.is_first:
-            print(f"continuing after step {self.last_step} from {path}{self.what_changed(about)}", flush=True)
+            print(
+                f"continuing after step {self.last_step} from {path}{what_changed(self.config, about, self.about())}",
+                flush=True,
+            )
         return self.last_step
 
     def check_newest(self, state: Parts) -> Checkpoint | None:
@@ -318,18 +323,32 @@ class Checkpoints:
         self.folder.set_aside(newest.path)
         return newest
 
-    def what_changed(self, about: Mapping[str, Any]) -> str:
-        """What is no longer exact when the run goes on in another way than it began; empty when nothing is."""
-        ours = self.about()
-        names = {"world_size": "rank(s)", "zero_stage": "as ZeRO stage", "precision": "as precision"}
-        changed = [f"{ours[key]} {name} (was {about[key]})" for key, name in names.items() if ours[key] != about[key]]
-        if not changed:
-            return ""
-        return (
-            f", now with {', '.join(changed)}. Clips, crops and labels of every step stay the same, and so do weights "
-            f"and momentum; sums are taken in another order or precision, so what follows agrees within rounding and "
-            f"not bit for bit"
-        )
+
+def what_changed(config: Config, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is no longer exact when a run goes on in another way than its checkpoint says; empty when nothing is.
+
+    BIKE's loss is within a micro-batch of all ranks; blends and colours are drawn for a micro-batch of one.
+    """
+    names = {
+        "world_size": "rank(s)", "accumulation": "micro-batch(es)", "zero_stage": "as ZeRO stage",
+        "precision": "as precision",
+    }  # fmt: skip
+    was = {"accumulation": now["accumulation"], **was}  # which earlier versions did not store
+    changed = [f"{now[key]} {name} (was {was[key]})" for key, name in names.items() if now[key] != was[key]]
+    if not changed:
+        return ""
+    others = []
+    if config.method.objective == "bike" and was["accumulation"] != now["accumulation"]:
+        others.append("method.objective=bike")
+    if was["world_size"] * was["accumulation"] != now["world_size"] * now["accumulation"]:
+        others += [f"loader.{key}" for key in BLENDS if getattr(config.loader, key)]
+    effect = "sums are taken in another order or precision, so what follows agrees within rounding and not bit for bit"
+    if others:
+        effect = f"but not what goes by micro-batch ({', '.join(others)}), so losses differ from here on"
+    return (
+        f", now with {', '.join(changed)}. Clips, crops and labels of every step stay the same, and so do weights and "
+        f"momentum; {effect}"
+    )
 
 
 def begin_again(run_dir: Path) -> None:

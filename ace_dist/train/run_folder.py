@@ -32,7 +32,7 @@ FREE_SETTINGS = (
     "training.save_every_minutes", "training.keep_checkpoints", "training.collective_timeout_s",
     "training.stall_after_s", "training.gc_every_steps", "training.trackers", "training.meters.mfu",
     "training.profile.steps", "training.profile.after", "training.profile.trace", "training.profile.memory_snapshot",
-    "training.accumulation",  # the batch is the same, in other pieces
+    "training.accumulation",  # the batch is the same, in other pieces; `what_changed` says where that matters
     "deepspeed.zero_optimization.stage", "loader.threads", "loader.prefetch", "dataset.workers",
     "evaluation.batch_size", "dataset.root", "dataset.annotations",  # the clips decide, see `claim_clips`
 )  # fmt: skip

@@ -132,7 +132,7 @@ def build(config: Config, ranks: Ranks, stop_signal: StopSignal, lock: RunLock) 
         if twin is not None:
             twin.release_text(stored)
     validation = Validation(config, task, twin.bfloat16() if twin and engine.bf16 else twin, engine)
-    checkpoints = Checkpoints(run_dir, engine, config.training, frozen or "")
+    checkpoints = Checkpoints(run_dir, engine, config, frozen or "")
     health = Health(ranks, stop_signal)
     start = checkpoints.restore()
     clips = micro_batch_size(config, ranks.world)

@@ -83,6 +83,7 @@ def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
         (["loader.crop=32"], "loader.crop=32 differs from model.video.image_size=48"),
         (["method.fixed_labels=false", "method.random_labels=false"], "leave no loss"),
         (["training.batch_size=10", "training.accumulation=4"], "not a multiple"),
+        (["method=bike", "training.batch_size=16", "training.accumulation=16"], "leaves one clip .* loss would be 0"),
         (["loader.short_side_min=60"], "exceeds"),
         (["loader.feature_cache=x"], "loader.feature_cache=x needs loader.augment=false"),
         (["loader.feature_cache_gib=0"], "loader.feature_cache_gib=0.* greater than zero"),

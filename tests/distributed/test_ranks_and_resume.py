@@ -88,7 +88,7 @@ def test_a_run_of_two_ranks_continues_on_one_and_says_what_changed(folder, runs,
     settings = [*runs, f"run={folder}/fewer"]
     launch("train", *settings, "training.stop_after_steps=12", ranks=2)
     done = launch("train", *settings, "deepspeed=zero2", "training.accumulation=2")
-    assert "continuing after step 12" in done.stdout and "now with 1 rank(s) (was 2), 2 as ZeRO stage" in done.stdout
+    assert "continuing after step 12" in done.stdout and "now with 1 rank(s) (was 2), 2 micro-batch(es)" in done.stdout
     assert losses(folder / "fewer")[:12] == losses(folder / "two")[:12]
     for a, b in zip(losses(folder / "fewer"), losses(folder / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-5)

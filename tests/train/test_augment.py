@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from ace_dist.config import LoaderConfig, load_config
 from ace_dist.data.loader.base import Batch
 from ace_dist.train.augment import augment
+from ace_dist.train.checkpoint import what_changed
 from ace_dist.utils.errors import ConfigError
 
 LOADER = LoaderConfig(crop=16)
@@ -114,3 +115,25 @@ def test_what_cannot_be_blended_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         load_config(settings)
     load_config(["method=vifi_ft", "loader.mixup=0.8", "loader.cutmix=1", "loader.color_jitter=0.8"])
+
+
+def test_what_goes_by_micro_batch_is_said_when_a_run_goes_on_in_other_pieces():
+    """Blends and colours with another number of pieces, BIKE with another number of them in a step; else nothing."""
+    blends = load_config(["method=vifi_ft", "loader.mixup=0.8", "loader.color_jitter=0.8"])
+    ace, bike = load_config(["method=ace"]), load_config(["method=bike"])
+
+    def said(config, was, now):
+        ranks = [{"world_size": w, "accumulation": a, "zero_stage": 1, "precision": "fp32"} for w, a in (was, now)]
+        return what_changed(config, *ranks)
+
+    assert said(blends, (2, 1), (2, 1)) == ""
+    for config, was, now, words in (
+        (blends, (2, 1), (1, 1), "(loader.mixup, loader.color_jitter), so losses differ"),
+        (blends, (1, 1), (1, 4), "(loader.mixup, loader.color_jitter), so losses differ"),
+        (blends, (2, 1), (1, 2), "agrees within rounding"),
+        (bike, (2, 1), (1, 2), "(method.objective=bike), so losses differ"),
+        (bike, (2, 1), (1, 1), "agrees within rounding"),
+        (ace, (2, 1), (1, 4), "now with 1 rank(s) (was 2), 4 micro-batch(es) (was 1)"),
+        (ace, (2, 1), (1, 4), "agrees within rounding"),
+    ):
+        assert words in said(config, was, now)
