@@ -78,8 +78,8 @@ class CheckpointFolder:
             for name, tensor in tensors.items():
                 if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                     raise RunError(
-                        f"{part} of {name} are not finite after step {step}: not saved. Lower training.lr_video or "
-                        f"training.lr_text and continue from the checkpoint before"
+                        f"{part} of {name} are not finite after step {step}: not saved. Train in another folder "
+                        f"(run=DIR) with a lower training.lr_video or training.lr_text"
                     )
         path = self.at(step)
         partial = path.with_name(path.name + ".partial")

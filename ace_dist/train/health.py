@@ -32,8 +32,8 @@ ORDER = (None, "preempted", "interrupted")  # the larger one counts: who interru
 EXIT_CODES = {None: 0, "stop_after_steps": 0, "preempted": os.EX_TEMPFAIL, "interrupted": 130}  # 128 + SIGINT
 
 BAD_GRADIENTS = (
-    "gradients are not finite although the loss is: lower training.lr_video and training.lr_text, or set "
-    "training.precision=fp32; the last checkpoint is intact"
+    "gradients are not finite although the loss is: train in another folder (run=DIR) with lower training.lr_video and "
+    "training.lr_text, or with training.precision=fp32; the last checkpoint is intact"
 )
 
 
@@ -186,8 +186,8 @@ class Health:
         clips = "; ".join(f"rank {rank}: {words}" for bad, rank, words in found if bad == first)
         when = "stopped before the optimizer moved" if first == step else f"noticed in step {step + 1}, nothing saved"
         return NonFiniteLoss(
-            f"the loss of step {first + 1} is not finite, {when} ({clips}). When the clips look right, lower "
-            f"training.lr_video and training.lr_text; the last checkpoint is intact"
+            f"the loss of step {first + 1} is not finite, {when} ({clips}). When the clips look right, train in "
+            f"another folder (run=DIR) with lower training.lr_video and training.lr_text; the last checkpoint is intact"
         )
 
     def explain_skipped(self, step: int) -> RunError:

@@ -42,7 +42,8 @@ def deterministic(on: bool) -> Iterator[None]:
             raise RunError(
                 f"training.deterministic=true, but {named[1]} has no deterministic form on this device: set "
                 f"training.deterministic=false, or choose settings that do without it, such as "
-                f"model.video.attention=sdpa or loader.backend=pyav"
+                f"model.video.attention=sdpa or loader.backend=pyav; for a run that has logged steps, in another "
+                f"folder (run=DIR)"
             ) from error
         raise
     finally:

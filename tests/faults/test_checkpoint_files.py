@@ -199,7 +199,9 @@ def test_a_state_that_is_not_finite_is_not_saved(three):
     """A NaN in a weight must not push a good checkpoint out."""
     bad = random_state(4, 2000)
     bad["momentum"]["a"][17] = float("inf")
-    with pytest.raises(RunError, match="momentum of a are not finite after step 4"):
+    with pytest.raises(
+        RunError, match="momentum of a are not finite after step 4: not saved. Train in another folder .run=DIR"
+    ):
         three.write(4, bad, ABOUT)
     assert three.newest().about["step"] == 3
 

@@ -236,7 +236,7 @@ def test_on_a_gpu_a_loss_is_read_once_it_has_arrived(ranks):
             NonFiniteLoss, match=r"loss of step 2 is not finite, noticed in step 3, nothing saved"
         ) as bad:
             health.check(2, wait=True)
-        assert "in clips clip b)" in str(bad.value)
+        assert "in clips clip b)" in str(bad.value) and "in another folder (run=DIR)" in str(bad.value)
         assert events[0].waits == 0 < events[1].waits
 
 
@@ -250,7 +250,7 @@ def test_an_infinite_gradient_moves_nothing_and_is_told(run, stage, monkeypatch)
         backward(self, loss * float("inf") if len(weights) == 3 else loss)
 
     monkeypatch.setattr(Engine, "backward", spoil)
-    with pytest.raises(RunError, match="step 3: gradients are not finite although the loss is"):
+    with pytest.raises(RunError, match="step 3: gradients are not finite although the loss is: train in another"):
         run("training.precision=bf16", f"deepspeed=zero{stage}")
     assert newest(run) == 2
     _, second, third, *later = (torch.cat([w.flatten() for w in each.values()]) for each in weights)
