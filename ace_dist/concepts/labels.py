@@ -201,6 +201,8 @@ def free_labels(
     if policy == "all_alone_when_any_is" and None in known:
         return free_labels(labels, None)
     found: list[FreeLabel] = []
+    sizes = [len(trees.node(root, verb) or ()) for verb, root in filter(None, known)]
+    size = max(sizes, default=0) or WORDNET_SIZE  # of labels without a node, as `averaged` has it
     for label, place in zip(labels, known, strict=True):
         phrases: tuple[str, ...] = (label,)
         verb, tree = place or (label, None)
@@ -210,7 +212,7 @@ def free_labels(
         elif policy == "wordnet":
             action = split_label(label)
             tree = MAKERS if maker_synonyms(action.verb, action.verb) else "WordNet"
-            words = wordnet_node(action.verb, max((len(each.phrases) for each in found), default=WORDNET_SIZE))
+            words = wordnet_node(action.verb, size)
             phrases = tuple(str(action.with_verb(word)) for word in words)
         found.append(FreeLabel(label, phrases, tree))
     return found

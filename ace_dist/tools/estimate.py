@@ -19,6 +19,7 @@ from ace_dist.data.build.encode import is_reference
 from ace_dist.data.loader.pyav import decode_clip, needed_packets
 from ace_dist.data.sampling import TrainPlan, train_frames
 from ace_dist.data.shards import MANIFEST, ShardFiles, ShardSet
+from ace_dist.data.task import training_records
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.recompute import stored_bytes
 from ace_dist.train.metrics import matmul_flops_per_s
@@ -103,8 +104,7 @@ def decode_budget(config: Config) -> DecodeBudget:
     folder = resolve_path(config.dataset.shards)
     if not (folder / MANIFEST).is_file():
         return expected_budget(config, config.dataset.encoding.fps or SOURCE_FPS)
-    shards = ShardSet.load(folder)
-    records = shards.split("train")
+    shards, records = ShardSet.load(folder), training_records(config)
     gop = 1 if shards.codec == "mjpeg" else int(shards.manifest["configuration"]["encoding"]["gop"])
     shown = [train_frames(record, config.dataset.clip) for record in records]
     return DecodeBudget(
@@ -208,8 +208,7 @@ def cores_clips_per_s(cores: int, budget: DecodeBudget) -> float:
 
 def measure_cpu_clips_per_s(config: Config, seconds: float = 4.0) -> float:
     """Clips a second that one core of this machine decodes and crops, from the shards."""
-    shards = ShardSet.load(resolve_path(config.dataset.shards))
-    records, files = shards.split("train"), ShardFiles(shards.folder)
+    records, files = training_records(config), ShardFiles(resolve_path(config.dataset.shards))
     plan = TrainPlan(records, [0] * len(records), config.dataset.clip, config.loader, 1, config.seed)
     decode_clip(files.read(records[0]), plan.request(0))  # compiles
     done, started = 0, time.process_time()
@@ -241,8 +240,9 @@ class Place:
 
     def pace(self, config: Config, cost: Cost, budget: DecodeBudget) -> "Pace":
         """Clips a second of all ranks together. On a CPU computing and decoding share the cores, beside a GPU not."""
-        compute = self.ranks * self.device.flops_per_s * self.mfu / cost.step_flops
-        cores = self.ranks * cores_clips_per_s(self.cores, budget)
+        places = 1 if self.is_cpu else self.ranks  # ranks on a CPU share its cores
+        compute = places * self.device.flops_per_s * self.mfu / cost.step_flops
+        cores = places * cores_clips_per_s(self.cores, budget)
         if self.is_cpu:
             return Pace(compute, cores, 1 / (1 / compute + 1 / cores), "computing" if compute < cores else "decoding")
         host = config.training.batch_size / (config.training.accumulation * H100_HOST_S)

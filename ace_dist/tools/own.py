@@ -39,7 +39,11 @@ def named_first(argv: Sequence[str]) -> list[str]:
 
 
 def training_words(own: OwnSettings, settings: Sequence[str]) -> list[str]:
-    """The settings of the shards and of the training: those of the user, and ours where the user has none."""
+    """The settings of the shards and of the training: those of the user, and ours where the user has none.
+
+    `dataset.columns` is not among them: it is of the user's file, and the checked one has our columns.
+    """
+    settings = [word for word in settings if not word.lstrip("+").startswith("dataset.columns")]
     folder, given = Path(own.output), {word.partition("=")[0] for word in settings}
     ours = {
         "experiment": "own",

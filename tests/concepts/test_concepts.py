@@ -289,6 +289,8 @@ def test_free_labels_say_what_they_average():
         free_labels(typed, trees, policy="wordnet")
     _, hammered, whittled = free_labels(["spin block", "hammer pin", "whittle pin"], trees, policy="wordnet")
     assert hammered.tree == "makers.json" and hammered.phrases == ("hammer pin", "pound pin", "beat pin")
+    turned = free_labels(["whittle pin", "hammer pin", "spin block"], trees, policy="wordnet")
+    assert [len(label.phrases) for label in turned] == [3, 3, 3], "as many words, wherever a label stands"
     assert whittled.tree == "WordNet" and whittled.phrases[0] == "whittle pin" and len(set(whittled.phrases)) == 3
     for wrong in (["spin block"], [], ["a b", "a  b"], ["a b", ""]):
         with pytest.raises(LabelError):

@@ -231,6 +231,23 @@ def test_a_repaired_input_rebuilds_only_the_shards_that_failed(tmp_path):
     assert tree(tmp_path / "repaired") == tree(tmp_path / "fresh")
 
 
+def test_a_damaged_shard_alone_is_made_again_and_by_other_versions_none(tmp_path):
+    build(NumberedReader(12), tmp_path)
+    whole, shard = tree(tmp_path), sorted(tmp_path.glob("*.tar"))[0]
+    shard.unlink()
+    reader = CountingReader(12)
+    build(reader, tmp_path)
+    assert len(reader.read_ids) == 4 and tree(tmp_path) == whole
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["tools"]["ace-dist"] = "0.0.1"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    shard.unlink()
+    before = tree(tmp_path)
+    with pytest.raises(DataError, match=rf"gone: {shard.name}\. Other versions made the build"):
+        build(NumberedReader(12), tmp_path)
+    assert tree(tmp_path) == before
+
+
 class CountingReader(NumberedReader):
     def __init__(self, *arguments):
         super().__init__(*arguments)

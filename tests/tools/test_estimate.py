@@ -142,6 +142,25 @@ def test_the_decode_budget_is_what_the_decoder_does(shards, monkeypatch):
     assert budget.frames_used == 5 and budget.decoded_per_used > 1
 
 
+def test_the_clips_of_the_budget_are_those_that_train(shards):
+    """Chosen by groups, base actions and validation as in a training, not as the shards store the split."""
+    config = config_of(shards)
+    groups = sorted({record.group for record in shards.records})
+    config.dataset.test_groups, config.dataset.left_out_groups = groups[:1], groups[1:2]
+    left = [record for record in shards.records if record.group not in groups[:2]]
+    assert decode_budget(config).clips == len(left)
+    config.dataset.test_groups, config.dataset.left_out_groups = groups, []
+    with pytest.raises(UserError, match="has no training clip"):
+        decode_budget(config)
+
+
+def test_ranks_on_a_cpu_share_its_cores(shards):
+    config = config_of(shards)
+    cost, budget = model_cost(config, bf16=False), decode_budget(config)
+    one, four = (find_place(config, "cpu", ranks, None, 2, None).pace(config, cost, budget) for ranks in (1, 4))
+    assert one == four
+
+
 ALL_KEYS = ["experiment=ata_ace", "dataset.shards=nowhere", "dataset.encoding={codec: h264, gop: 1, fps: null}"]
 
 

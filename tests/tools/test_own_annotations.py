@@ -178,6 +178,15 @@ def test_settings_of_the_user_win_and_kept_trees_stay(folder, capsys):
     assert "trees.json is there and is kept" in capsys.readouterr().out
 
 
+def test_columns_of_the_file_are_not_asked_of_the_checked_one(folder):
+    """`own/annotations.csv` has our columns, and its split would be lost by a map that names none."""
+    (folder / "trees.json").write_text("{}")
+    own, columns = OwnSettings("a.csv"), "dataset.columns={video: file, start_s: from, end_s: to, label: action}"
+    settings = [columns, "dataset.synonyms=trees.json", "training.epochs=3"]
+    first, *others = stages(own, settings, load_config(training_words(own, settings)), [])
+    assert columns in first and not [word for words in others for word in words if "columns" in word]
+
+
 @pytest.mark.parametrize(
     ("clips", "settings", "words"),
     [

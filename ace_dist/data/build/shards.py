@@ -240,6 +240,12 @@ class Build:
                 "set dataset.allow_quarantine=true to accept that, or repair them and delete the folder"
             )
         if damaged := shards.damaged():
+            if not same_makers(shards.manifest):
+                raise DataError(
+                    f"dataset.shards={self.folder}: damaged or gone: {', '.join(damaged)}. Other versions made the "
+                    "build (tools in its manifest.json); these would make all shards again, and runs that train on "
+                    "them could not go on. Put the files back from a copy, build with those versions, or delete it all"
+                )
             print(f"{', '.join(damaged)}: made again, the other shards are kept", flush=True)
             self.reopen(shards)
             return None
@@ -254,7 +260,7 @@ class Build:
         ]
         failures = {entry.id: entry for entry in entries}
         made = {shard["name"]: shard for shard in shards.manifest["shards"]}
-        for job in self.jobs if same_makers(shards.manifest) else ():
+        for job in self.jobs:
             records = [record for record in shards.records if record.shard == job.name]
             failed = [failures[segment.id] for segment in job.segments if segment.id in failures]
             self.note(job, made[job.name]["sha256"], made[job.name]["size"], records, failed)

@@ -19,7 +19,7 @@ from ace_dist.concepts.actions import normalise
 from ace_dist.config import Config, resolve_path
 from ace_dist.data.build.encode import check_decodes
 from ace_dist.data.build.isolation import LostError, Workers, renew_deadline
-from ace_dist.data.build.shards import QUARANTINE
+from ace_dist.data.build.shards import QUARANTINE, same_makers
 from ace_dist.data.datasets import split_by_group
 from ace_dist.data.segments import SPLITS, shared_groups
 from ace_dist.data.shards import (
@@ -78,7 +78,10 @@ class Report:
             if problems:
                 lines += ["", f"{title}:{listing(problems)}"]
         if self.damaged:
-            lines += ["", f"delete {', '.join(self.damaged)} and build again: the other shards are kept"]
+            again = "delete {} and build again: the other shards are kept"
+            if not same_makers(manifest):
+                again = "put {} back from a copy: these versions would make all shards again (tools in manifest.json)"
+            lines += ["", again.format(", ".join(self.damaged))]
         verdict = f"FAILED, errors: {len(self.errors)}" if self.errors else "passed"
         return "\n".join([*lines, "", f"{verdict}, warnings: {len(self.warnings)}"])
 

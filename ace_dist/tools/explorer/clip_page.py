@@ -182,10 +182,12 @@ def build_clip_page(page: ClipPage) -> None:
         with page.desk:
             try:
                 changed, said = change(), ""
+                pages = page.gallery(changed), page.answer(changed)
             except UserError as error:
                 changed, said = view, page.desk.refusal(error)
+                pages = page.gallery(view), page.answer(view)
             text = "\n".join(changed.words) if changed.preset else text
-            return changed, page.gallery(changed), page.answer(changed), text, message_html(said)
+            return changed, *pages, text, message_html(said)
 
     def press(view: View, text: str, event: gr.EventData) -> tuple[Any, ...]:
         return show(view, text, lambda: page.press(view, *asked(event._data)))

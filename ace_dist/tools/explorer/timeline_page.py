@@ -1,7 +1,9 @@
 """Timeline: a long video, any labels, and what it shows when; words change it without reading the video again."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from html import escape
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -130,7 +132,7 @@ class TimelinePage:
         )
 
     def uncalibrated(self) -> str:
-        run = self.videos.explorer.run.resolve().name
+        run = escape(shlex.quote(str(self.videos.explorer.run)))
         return (
             '<p class="ace-doubt">This run is not calibrated, so no stretch is "none of these": every moment gets the '
             f"nearest label. Calibrate it with <code>ace calibrate run={run}</code>.</p>"
