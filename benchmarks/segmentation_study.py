@@ -81,7 +81,7 @@ def rows(run: StudiedRun) -> list[list[object]]:
 def f1(counts: Counts) -> NDArray[np.float64]:
     """F1@50 of segments that were hit, falsely found and missed [..., 4] (edit score first)."""
     hits, false, missed = (counts[..., i] for i in (1, 2, 3))
-    return 200 * hits / np.maximum(2 * hits + false + missed, 1)
+    return share(2 * hits, 2 * hits + false + missed)
 
 
 def edit(counts: Counts) -> NDArray[np.float64]:
@@ -89,12 +89,17 @@ def edit(counts: Counts) -> NDArray[np.float64]:
 
 
 def precision(counts: Counts) -> NDArray[np.float64]:
-    """Of deviations found, true, and both [..., 3]."""
-    return 100 * counts[..., 2] / np.maximum(counts[..., 0], 1)
+    """Of deviations found, true, and both [..., 3]; 0 where none is found."""
+    return share(counts[..., 2], counts[..., 0])
 
 
 def recall(counts: Counts) -> NDArray[np.float64]:
-    return 100 * counts[..., 2] / np.maximum(counts[..., 1], 1)
+    return share(counts[..., 2], counts[..., 1])
+
+
+def share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """In percent; counts may be means of a video, below 1."""
+    return 100 * part / np.where(whole > 0, whole, 1)
 
 
 @dataclass(frozen=True)

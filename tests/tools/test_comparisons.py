@@ -1,5 +1,6 @@
 """Protects the full test of a recipe: its statistics against SciPy and by the definition, its verdicts by hand."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -144,6 +145,20 @@ def test_a_bound_that_only_the_mean_keeps_says_so():
     assert verdict == "reached" and finding.endswith("by its mean; its interval leaves the bound")
 
 
+def test_a_loss_in_a_fresh_cell_is_a_loss():
+    """Gains in another one do not hide it, and the page says where it is."""
+
+    def score_of(method, cell, seed):
+        gain = {"new": -6.0, "newer": 14.0}.get(cell, 5.0)
+        return ahead(seed, gain) if method == "ace_plus" else {}
+
+    fresh = replace(FRESH, cells=("new", "newer"))
+    page = "\n".join(full_test_lines(all_rows(score_of, [*TEST.cells, *fresh.cells]), TEST, fresh))
+    (line,) = (line for line in page.splitlines() if line.startswith("| no cell"))
+    assert "not reached" in line and "novel in new: -5." in line and "SRT mean in new: -6." in line
+    assert page.split("### Fresh cells")[1].count("| new |") == 2
+
+
 def test_missing_rows_give_no_verdict(tmp_path):
     """One row of LaViLa is missing: only the part that compares with ProcVLR alone is judged."""
     rows = all_rows(lambda method, cell, seed: ahead(seed) if method == "ace_plus" else {})
@@ -163,7 +178,7 @@ def test_the_page_and_its_figure_have_every_part():
     assert page.count("| reached |") == 4 and "missing" not in page and "99.69 %" in page
     assert "| SRT mean | ViFi-CLIP, prompts | +4.9 [" in page and "| SRT spread | ACE | -1.1 [" in page
     assert "| ACE+, without distil_1 | +0.6 [" in page.split("### Ablations")[1].split("###")[0]
-    assert page.split("### Fresh cells")[1].count("| Text4Vis |") == 2
+    assert page.split("### Fresh cells")[1].count("| Text4Vis |") == 4
     assert by_cell(rows, TEST, "ace")["c1"][UNSEEN].mean == pytest.approx(5.09)
     figure = forest(rows, TEST)
     assert figure.get_suptitle() == "Under other words ACE+ is ahead of 7 of 7 rows, behind 0"

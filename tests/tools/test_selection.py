@@ -64,6 +64,21 @@ def test_the_interval_widens_when_seeds_disagree():
     assert mixed.low < 0 < mixed.high and mixed.mean == pytest.approx(0, abs=1e-9)
 
 
+def test_cells_that_agree_in_each_seed_are_no_more_seeds():
+    """The signal of a seed is that of its people and words, in every cell: ten equal cells know what one knows."""
+
+    def rows(cells):
+        return [
+            row(f"cell {cell}", method, seed, 50 + number, 0, (-1) ** (seed > 6) * number, 0)
+            for cell in range(cells)
+            for seed in range(10)
+            for number, method in enumerate("abcd")
+        ]
+
+    one, ten = (rank_correlations(rows(cells), resamples=500)["base SRT mean"] for cells in (1, 10))
+    assert (ten.mean, ten.low, ten.high) == pytest.approx((one.mean, one.low, one.high))
+
+
 def test_rows_come_back_and_a_run_has_one_row(tmp_path):
     path = tmp_path / "runs.csv"
     first, again = row("c", "ace", 0, 50.12345, 90, 60, 5), row("c", "ace", 0, 51, 91, 61, 6)

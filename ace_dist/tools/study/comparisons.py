@@ -136,10 +136,16 @@ def holm(p_values: Sequence[float], size: int, alpha: float = ALPHA) -> list[boo
     return rejected
 
 
-def goals(rows: Sequence[CellRow], comparisons: Sequence[Comparison], test: FullTest) -> list[Goal]:
-    """Each part of the goal. Ahead is meant beyond chance; the bounds on losses are of the means, as measured."""
+def goals(
+    rows: Sequence[CellRow], comparisons: Sequence[Comparison], test: FullTest, others: Sequence[str] = ()
+) -> list[Goal]:
+    """Each part of the goal. Ahead is meant beyond chance; the bounds on losses are of the means, as measured.
+
+    `others`: cells beside those of the family; it may lose in none of them either.
+    """
+    every = replace(test, cells=(*test.cells, *others))
     all_missing = missing_rows(rows, test, [test.recipe, *test.rows])
-    plain_missing = missing_rows(rows, test, [test.recipe, test.plain])
+    plain_missing = missing_rows(rows, every, [test.recipe, test.plain])
     names = (
         "ahead of every row on unseen actions and in SRT mean",
         "SRT spread no larger than that of the evenest row",
@@ -149,7 +155,7 @@ def goals(rows: Sequence[CellRow], comparisons: Sequence[Comparison], test: Full
     missing = (all_missing, all_missing, plain_missing, all_missing)
     parts: tuple[Callable[[], tuple[bool, str]], ...] = (
         lambda: ahead(comparisons), lambda: even(comparisons),
-        lambda: cell_losses(rows, test), lambda: seen(comparisons),
+        lambda: cell_losses(rows, every), lambda: seen(comparisons),
     )  # fmt: skip
     found = []
     for name, absent, part in zip(names, missing, parts, strict=True):
@@ -236,7 +242,7 @@ def full_test_lines(rows: Sequence[CellRow], test: FullTest, fresh: FullTest) ->
     comparisons = family(means, test)
     yield from ["## Full test", "", *missing_lines(rows, test), *mean_table(means), ""]
     yield from ["### Goal", ""]
-    parts = goals(rows, comparisons, test)
+    parts = goals(rows, comparisons, test, fresh.cells)
     yield from markdown_table(["part", "", ""], [[one.name, one.verdict, one.finding] for one in parts])
     yield from [
         "", "### Family", "",
@@ -254,6 +260,8 @@ def full_test_lines(rows: Sequence[CellRow], test: FullTest, fresh: FullTest) ->
     yield from ["", "### Fresh cells", "", f"Outside the family; its {100 * test.level:.4g} % intervals.", ""]
     yield from [*missing_lines(rows, fresh), *mean_table(units(rows, fresh)), ""]
     yield from gain_table(all_gains(units(rows, fresh), fresh, fresh.rows, test.level))
+    for score in (UNSEEN, MEAN):
+        yield from ["", f"{SCORES[score]} by cell, plain intervals:", "", *cell_table(rows, fresh, score)]
 
 
 def missing_lines(rows: Sequence[CellRow], test: FullTest) -> list[str]:

@@ -175,9 +175,15 @@ def pair_table(methods: Mapping[str, Sequence[StudyRow]], pairs: Mapping[str, tu
 
 
 def pair_cell(one: Sequence[StudyRow], other: Sequence[StudyRow], score: str) -> str:
-    first, second = (mean_over(row.scores[score] for row in rows) for rows in (one, other))
+    """Both means and the difference over the seeds in which both have the score; their number where it is less."""
     difference = paired_difference(other, one, score)
-    return f"{first.mean:.1f} -> {second.mean:.1f}: {difference}" if first and second and difference else "-"
+    if difference is None:
+        return "-"
+    known = [{row.seed: row.scores[score] for row in rows if row.scores[score] is not None} for rows in (one, other)]
+    both = known[0].keys() & known[1].keys()
+    first, second = (statistics.fmean(scores[seed] or 0.0 for seed in both) for scores in known)
+    fewer = f" (n = {len(both)})" if len(both) < len({row.seed for row in one}) else ""
+    return f"{first:.1f} -> {second:.1f}: {difference}{fewer}"
 
 
 def concept_table(finished: Finished) -> list[str]:

@@ -117,9 +117,9 @@ def seed_means(rows: Sequence[CellRow], cells: Sequence[str], scores: Sequence[s
 def rank_correlations(rows: Sequence[CellRow], resamples: int = 2000, seed: int = 0) -> dict[str, Correlation]:
     """How well each of `RULES` ranks the runs of a cell by the SRT mean of novel actions, over all methods and seeds.
 
-    Cells are never ranked together: an easy world would pass for a good rule. The interval resamples seeds within each
-    cell, all methods of a seed at once, since they share clips and draws. Rows without both scores do not count.
-    Raises `RunError` when no cell has three.
+    Cells are never ranked together: an easy world would pass for a good rule. The interval resamples seeds, all cells
+    and methods of a seed at once, since they share held-out people, words and draws. Rows without both scores do not
+    count. Raises `RunError` when no cell has three.
     """
     cells: dict[str, list[CellRow]] = {}
     for row in rows:
@@ -129,10 +129,13 @@ def rank_correlations(rows: Sequence[CellRow], resamples: int = 2000, seed: int 
     if not tables:
         raise RunError("no cell has three runs with both the base signal and a test: there is nothing to rank")
     rng, found = np.random.default_rng(seed), np.empty((resamples, len(RULES)))
+    seeds = np.unique(np.concatenate([table[:, 0] for table in tables]))
     for resample in range(resamples):
-        found[resample] = np.mean([correlate(resampled(table, rng)) for table in tables], axis=0)
+        drawn = rng.choice(seeds, len(seeds))
+        known = [table for table in (of_seeds(table, drawn) for table in tables) if len(table) > 2]
+        found[resample] = np.mean([correlate(table) for table in known], axis=0) if known else np.nan
     tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(found, [tail, 100 - tail], axis=0)
+    low, high = np.nanpercentile(found, [tail, 100 - tail], axis=0)
     means = np.mean([correlate(table) for table in tables], axis=0)
     runs = sum(map(len, tables))
     return {
@@ -150,9 +153,9 @@ def cell_table(rows: Sequence[CellRow]) -> FloatArray:
     return np.array(lines)
 
 
-def resampled(table: FloatArray, rng: np.random.Generator) -> FloatArray:
-    seeds = np.unique(table[:, 0])
-    return np.concatenate([table[table[:, 0] == one] for one in rng.choice(seeds, len(seeds))])
+def of_seeds(table: FloatArray, seeds: FloatArray) -> FloatArray:
+    """The runs of these seeds, as often as each is named."""
+    return np.concatenate([table[table[:, 0] == one] for one in seeds])
 
 
 def correlate(table: FloatArray) -> FloatArray:
