@@ -25,7 +25,7 @@ class SubmitSettings:
 def submit(argv: list[str], find_command: FindCommand, execute: RunWords) -> int:
     """Submit any command as a job: `ace submit cluster=slurm launcher=train experiment=NAME key=value`.
 
-    Returns 0, or the status of the job that was waited for.
+    Exits with 0, and after a job that was waited for with 0 when it finished, 75 when it stopped and saved, else 1.
     """
     settings, others = split_settings(argv, SubmitSettings)
     profile, rest = split_profile(others)

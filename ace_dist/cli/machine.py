@@ -18,7 +18,7 @@ def config_list(argv: list[str]) -> None:
 
 
 def shipped_choices() -> list[str]:
-    return [f"{group}=  {', '.join(choices(group))}" for group in GROUPS]
+    return [f"{group}=  {', '.join(choices(group))}" for group in (*GROUPS, "cluster")]
 
 
 def config_get(argv: list[str]) -> None:
@@ -31,7 +31,7 @@ def config_get(argv: list[str]) -> None:
         raise SystemExit(0)
     asked = dict(word.partition("=")[::2] for word in argv)
     for group in asked:
-        if group not in GROUPS:
+        if group not in (*GROUPS, "cluster"):
             raise ConfigError(f"unknown setting {group!r}{did_you_mean(group, GROUPS)}; there are {', '.join(GROUPS)}")
     if len(asked) != 1:
         raise ConfigError("give one file as GROUP=NAME, for example dataset=csv; `ace config list` shows them")

@@ -9,6 +9,7 @@ def build_synonyms(argv: list[str]) -> None:
     """Build synonym trees: `ace synonyms actions=FILE output=FILE source=wordnet children=6`.
 
     With a language model: `source=model model=NAME domain="toy assembly" [base_url=URL]`, the key in OPENAI_API_KEY.
+    Exits with 3 when some nodes are missing; the same command asks for them again.
     By hand: `manual=export trees=FILE sheet=FILE.csv`, edit, `manual=import trees=FILE sheet=FILE.csv output=FILE`.
     """
     from ace_dist.tools.synonyms.build import BuildConfig

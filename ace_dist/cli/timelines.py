@@ -31,7 +31,7 @@ class SegmentSettings:
     decoder: str | None = None  # argmax | viterbi | transport; null: viterbi with a procedure, else the calibration's
     stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
     cache: str | None = "auto"  # folder of embeddings, so that other labels need no video; null: keep none
-    device: str = "cpu"
+    device: str = "auto"  # auto: a GPU where there is one | cpu | cuda
 
 
 def segment(argv: list[str]) -> None:
@@ -147,7 +147,7 @@ class WatchSettings:
     stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
     realtime: bool = True  # play a file at its own pace, leave out frames when behind; false: every frame, at any pace
     give_up_s: float | None = None  # seconds without a picture after which it ends; null: it tries again for ever
-    device: str = "cpu"
+    device: str = "auto"  # auto: a GPU where there is one | cpu | cuda
 
 
 def watch(argv: list[str]) -> int:
@@ -220,7 +220,7 @@ class CalibrateSettings:
     error_rate: float = 0.1  # share of actions like those of the training that may be called "none of these"
     stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
     cache: str | None = "auto"  # folder of embeddings; null: keep none
-    device: str = "cpu"
+    device: str = "auto"  # auto: a GPU where there is one | cpu | cuda
 
 
 def calibrate(argv: list[str]) -> None:
@@ -267,7 +267,7 @@ class EvaluateTimelinesSettings:
     output: str | None = None  # a JSON file; null: RUN/timelines.json
     stride_s: float | None = None  # seconds between windows; null: a quarter of a training clip
     cache: str | None = "auto"  # folder of embeddings; null: keep none
-    device: str = "cpu"
+    device: str = "auto"  # auto: a GPU where there is one | cpu | cuda
 
 
 def evaluate_timelines(argv: list[str]) -> None:

@@ -42,8 +42,8 @@ def classify(argv: list[str]) -> None:
 class ExploreSettings:
     run: str = MISSING  # a finished run folder
     port: int = 7860  # of this machine, which alone can reach the page
-    device: str = "cpu"
-    largest_upload_mb: int = 200
+    device: str = "auto"  # auto: a GPU where there is one | cpu | cuda
+    largest_upload_mb: int = 200  # of a video that is uploaded; those of videos= may be larger
     dataset: ClipsOfRun = field(default_factory=ClipsOfRun)
     token: bool = False  # open only by the address that is printed; for a machine with other users
     videos: str | None = None  # folder of long videos that the Timeline page offers; null: uploads alone

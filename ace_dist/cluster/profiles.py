@@ -83,13 +83,20 @@ def profile_path(name: str) -> Path:
     return config_dir() / "cluster" / f"{name}.yaml"
 
 
+def secrets_belong(profile: ClusterConfig) -> str:
+    """Where a job may get a secret from."""
+    if profile.kind == "local":
+        return "have the tool keep it in a file of its own, as `wandb login` does"
+    return "keep it in a file that only you can read and load it on the node: cluster.setup='[source ~/.keys]'"
+
+
 def check(profile: ClusterConfig, path: Path) -> None:
     """What the types cannot say."""
     refuse_control_characters({f"cluster.{key}": value for key, value in vars(profile).items()})
     if hidden := [name for name in profile.environment if STRONG_NAMES.search(name) or WEAK_NAMES.search(name)]:
         raise ConfigError(
-            f"cluster.environment lists {hidden[0]}, the name of a secret, and SLURM keeps a copy of what a job sees; "
-            f"load it on the node: cluster.setup='[source ~/.keys]'"
+            f"cluster.environment lists {hidden[0]}, the name of a secret, and what a job sees is kept in files; "
+            f"{secrets_belong(profile)}"
         )
     if profile.kind not in ("local", "slurm"):
         raise ConfigError(f"{path}: kind={profile.kind} is not one of local, slurm")

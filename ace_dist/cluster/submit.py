@@ -25,8 +25,9 @@ from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from ace_dist.cluster.jobs import Job, Main, read_journal
-from ace_dist.cluster.profiles import ClusterConfig, refuse_control_characters
+from ace_dist.cluster.profiles import ClusterConfig, refuse_control_characters, secrets_belong
 from ace_dist.config import Config
+from ace_dist.utils.console import say_once
 from ace_dist.utils.cores import host_cores
 from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.secrets import SHAPES, STRONG_NAMES, WEAK_NAMES, redact
@@ -144,8 +145,8 @@ def refuse_secrets(profile: ClusterConfig, settings: Sequence[str]) -> None:
     for text in (*settings, *profile.setup, *(f"{key}={value}" for key, value in profile.sbatch.items())):
         if redact(text) != text:
             raise ConfigError(
-                f"{redact(text)!r} holds a secret, which would be written into the job's files; keep it in a file that "
-                f"only you can read and load it on the node: cluster.setup='[source ~/.keys]'"
+                f"{redact(text)!r} holds a secret, which would be written into the job's files; "
+                f"{secrets_belong(profile)}"
             )
 
 
@@ -283,18 +284,21 @@ def check_job(load: Load, command: str, settings: Sequence[str], profile: Cluste
     """Compose the settings of a job here, and not after a night in the queue.
 
     Raises `ConfigError` for a setting that does not exist, a secret in a setting, or a batch size that the job's ranks
-    cannot share, and `UserError` for trees and label sets that are not there.
+    cannot share, and `UserError` for trees and label sets that are not there. Of weights and shards, which only the
+    node may see, a line says so.
     """
     refuse_secrets(profile, settings)
     refuse_control_characters({setting.partition("=")[0]: setting for setting in settings})
     if command in COMPOSED:
         config = load(settings)
         if command == "train":
-            from ace_dist.data.run_inputs import check_files, check_run_place
+            from ace_dist.data.run_inputs import absent_here, check_files, check_run_place
             from ace_dist.train.engine import micro_batch_size
 
             check_run_place(Path(config.run))
             check_files(config)
+            for name in absent_here(config):
+                say_once(f"{name} is not on this machine: the job needs it where it runs")
             micro_batch_size(config, profile.nodes * profile.tasks_per_node)
 
 

@@ -97,6 +97,15 @@ def starting_weights(config: Config) -> dict[str, str]:
     return named_files(config, {"weights": WEIGHTS, "random_video": WEIGHTS[1:]}.get(config.model.init, ()))
 
 
+def absent_here(config: Config) -> list[str]:
+    """Shards and weights that a training will read and that this machine does not see, as `setting=path`."""
+    needed = {} if has_inputs(Path(config.run)) else starting_weights(config)
+    found = [f"{key}={path}" for key, path in needed.items() if not named_file(key, path).is_file()]
+    if not (resolve_path(config.dataset.shards) / MANIFEST).is_file():
+        found.append(f"dataset.shards={config.dataset.shards}")
+    return found
+
+
 def named_file(key: str, path: str) -> Path:
     """The file that a setting names; of `init_from` the trained weights."""
     return absolute(path) / PARENT if key == "init_from" else absolute(path)

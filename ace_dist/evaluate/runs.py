@@ -136,7 +136,7 @@ def evaluate_before(
         print(
             f"the weights from before training are not tested: {tested} views of test clips are many beside the "
             f"{trained} clips that training read. For their row in the report: ace evaluate run={run} "
-            f"evaluation.interpolate=0 output={run / BEFORE}",
+            f"evaluation.interpolate=0 output={run / BEFORE}, then ace report run={run}",
             flush=True,
         )
 

@@ -79,15 +79,13 @@ def to_json(timeline: Timeline) -> str:
 
 
 def to_csv(timeline: Timeline) -> str:
-    """Rows of `dataset.annotations`, with the score and the next best label beside."""
-    rows: list[list[object]] = [["video", "start_s", "end_s", "verb", "object", "split", "group", "score", "runner_up"]]
+    """Rows of `dataset.annotations`, which fit behind those of another such file."""
+    rows: list[list[object]] = [["video", "start_s", "end_s", "verb", "object", "split", "group"]]
     video = Path(timeline.video).resolve()
     for part in timeline.actions:
         action = split_label(part.label or "")
         times = [f"{part.start_s:.3f}", f"{part.end_s:.3f}"]
-        rows.append(
-            [video, *times, action.verb, action.object, "train", video.stem, f"{part.score:.3f}", part.runner_up]
-        )
+        rows.append([video, *times, action.verb, action.object, "train", video.stem])
     return csv_text(rows)
 
 

@@ -137,17 +137,18 @@ def connected(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Ranks]
 
 
 def check_ranks_here(environ: Mapping[str, str], gpus: int) -> None:
-    """Whether DeepSpeed's launcher started as many ranks on this host as it has devices (`--num_gpus`).
+    """Whether DeepSpeed's launcher started as many ranks on this host as it has devices.
 
     Raises `RunError` when ranks would share a GPU, which NCCL refuses. Without a GPU (`gpus` is 0) ranks that
     share a core give the same numbers more slowly, so the first one says so.
     """
+    how = "ranks=N of `ace`, --num_gpus N of deepspeed"
     ranks = int(environ.get("LOCAL_SIZE", "1"))  # of DeepSpeed's launcher alone; SLURM shows a task its own GPU
     if gpus and ranks > gpus:
-        raise RunError(f"{ranks} ranks on this host, but torch sees {gpus} GPUs; start with --num_gpus {gpus}")
+        raise RunError(f"{ranks} ranks on this host, but torch sees {gpus} GPUs; start {gpus} ({how})")
     here = host_cores()
     if not gpus and ranks > here and environ.get("RANK") == "0":
-        print(f"{ranks} ranks share {here} CPU cores and no GPU is used; --num_gpus {here} would be faster", flush=True)
+        print(f"{ranks} ranks share {here} CPU cores and no GPU is used; {here} would be faster ({how})", flush=True)
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

@@ -226,7 +226,7 @@ def test_a_gpu_that_is_not_there(monkeypatch):
 
 def test_more_ranks_than_devices(capsys):
     """`deepspeed --num_gpus 8`: refused where ranks would share a GPU, said once where they share cores."""
-    with pytest.raises(RunError, match="8 ranks on this host, but torch sees 2 GPUs; start with --num_gpus 2"):
+    with pytest.raises(RunError, match="8 ranks on this host, but torch sees 2 GPUs; start 2 .ranks=N of `ace`"):
         check_ranks_here({"LOCAL_SIZE": "8", "RANK": "3"}, gpus=2)
     here = len(os.sched_getaffinity(0))
     for rank in range(2):

@@ -56,7 +56,7 @@ def test_segment_calibrate_correct_and_test(run, launch, jobs, tmp_path, capsys)
     assert found["segments"][0]["start_s"] == 0 and found["segments"][-1]["end_s"] == pytest.approx(found["duration_s"])
     table = jobs / "videos" / "job-test-000.csv"  # a person puts it right
     head = table.read_text().splitlines()[0]
-    table.write_text(f"{head}\n{names[0]},1.0,3.0,raise,box,train,anna,1,\n")
+    table.write_text(f"{head}\n{names[0]},1.0,3.0,raise,box,train,anna\n")
     (own,) = build_reader(DatasetConfig(name="own", kind="csv", shards="", annotations=str(table))).segments()
     assert (own.verb, own.group) == ("raise", "anna")
     build_shards(

@@ -66,6 +66,7 @@ RULES = (
         r"(launchers/explore.py|ace explore) ",
         left_out="serves until Ctrl-C: tests/end_to_end/test_explorer.py, test_first_contact.py",
     ),
+    Rule(r"^ace weights get ", left_out="downloads: tests/models/test_known_weights.py"),
     Rule(r"^ace own ", left_out="the commands below it, one after the other: tests/end_to_end/test_own.py"),
     # Data and weights that cannot be shipped; test_paper_data.py and tests/models/test_importing.py have
     # small copies of each.
