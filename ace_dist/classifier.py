@@ -157,6 +157,8 @@ class Classifier:
     def __getstate__(self) -> dict[str, Any]:
         device = next(self.model.parameters()).device
         model = self.model if device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        if device.type != "cpu":
+            model.video.forget_device()
         return {**self.__dict__, "model": model, "device": str(device)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -133,6 +133,7 @@ def portable(config: Config) -> Config:
     """The configuration without paths of the machine that trained it, for the weights as an export has them."""
     frames = config.dataset.clip.frames if config.model.video.tower == "timesformer" else config.model.video.frames
     here = {"run": "", "dataset.shards": "", "dataset.synonyms": "synonyms.json", "model.video.frames": frames}
+    here |= {"model.video.trunk_precision": "same"}  # an export is fp32, and goes where no 8-bit products are
     here |= {f"model.{side}.{key}": off for side in ("video", "text") for key, off in NO_LORA.items()}
     return replaced(config, {**dict.fromkeys(PATHS), **here})
 

@@ -26,8 +26,10 @@ from ace_dist.evaluate.run_files import BEFORE, read_metrics
 from ace_dist.evaluate.verdict import verdict
 from ace_dist.models.build import build_model, load_tensors
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.fused_blocks import fp8_refused
 from ace_dist.models.interpolation import keeps_start, load_interpolated
 from ace_dist.models.weights import START, TensorFile
+from ace_dist.utils.console import say_once
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.errors import RunError
@@ -39,13 +41,24 @@ CHEAP_TEST = 0.2  # of the clips that training read: with no backward pass, at m
 
 
 def trained_model(run: Path, config: Config, device: torch.device) -> DualEncoder:
-    """The model of a finished run, LoRA merged, in the precision it trained in; `evaluation.interpolate` of the way."""
+    """The model of a finished run, LoRA merged, in the precision it trained in; `evaluation.interpolate` of the way.
+
+    Frozen blocks that had 8-bit products have the others' where a device has none, which a line says.
+    """
+    bf16, video = uses_bf16(config.training.precision, device), config.model.video
+    sizes = video.width, int(video.width * video.mlp_ratio)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    if video.trunk_precision == "fp8" and (reason := fp8_refused(device, dtype, *sizes)):
+        say_once(
+            f"model.video.trunk_precision=fp8 trained this run; here frozen blocks compute as the others: {reason}"
+        )
+        config = replaced(config, {"model.video.trunk_precision": "same"})
     model = build_model(config.model, config.seed, run / "model")
     if (share := config.evaluation.interpolate) != 1:
         load_interpolated(model, run / "model", share)
     model.merge_lora()
     model = model.to(device)
-    return model.bfloat16() if uses_bf16(config.training.precision, device) else model
+    return model.bfloat16() if bf16 else model
 
 
 def interpolated(config: Config, share: float | None) -> Config:

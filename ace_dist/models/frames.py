@@ -117,6 +117,9 @@ class FrameTower(LibraryTower, FrameByFrameTower):
         tokens = self.trunk._pos_embed(self.trunk.patch_embed(pixels))
         return cast(Tensor, self.trunk.norm_pre(tokens[0] if isinstance(tokens, tuple) else tokens))
 
+    def forget_device(self) -> None:
+        self.angles = None if self.angles is None else self.angles.cpu()
+
     def run_one(self, block: nn.Module, tokens: Tensor) -> Tensor:
         with short_on_cpu(tokens.shape[1], tokens):
             if self.angles is None:

@@ -163,7 +163,7 @@ def trunk_serves(blocks: Sequence[Any], precision: str, device: torch.device, dt
     if device.type == "meta":
         return False
     sizes = (blocks[0].mlp.fc1.in_features, blocks[0].mlp.fc1.out_features)
-    if precision == "fp8" and (reason := fp8_unsupported_reason(device, *sizes)):
+    if precision == "fp8" and (reason := fp8_refused(device, dtype, *sizes)):
         raise ModelError(f"model.video.trunk_precision=fp8 cannot run: {reason}; set it to same")
     if device.type != "cuda":
         return False
@@ -174,6 +174,13 @@ def trunk_serves(blocks: Sequence[Any], precision: str, device: torch.device, dt
     kind = "fp8" if precision == "fp8" else str(dtype).removeprefix("torch.")
     say_once(f"frozen blocks: {f'not fused, {reason}' if reason else f'fused, products in {kind}'}")
     return not reason
+
+
+def fp8_refused(device: torch.device, dtype: torch.dtype, *sizes: int) -> str | None:
+    """Why a tower of `dtype` has no 8-bit products of these widths on `device`, or None."""
+    if dtype == torch.float32:
+        return "its products come out in bf16 and the weights are fp32 (training.precision)"
+    return fp8_unsupported_reason(device, *sizes)
 
 
 @lru_cache

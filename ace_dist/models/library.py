@@ -55,7 +55,7 @@ class LibraryTower(VideoTower):
     def frozen_tokens(self, pixels: Tensor) -> Tensor:
         """Clips or single images through the embedding and the frozen blocks: -> [n,N,D]."""
         with part("patch embedding"), self.grad_from(-1, below=self.first_trained == 0):
-            tokens = self.embed(pixels)
+            tokens = self.embed(pixels.to(self.pos_embed.dtype))  # the feature cache comes here with clips in fp32
         with torch.no_grad() if self.first_trained else nullcontext():
             for block in self.blocks[: self.first_trained]:
                 with part("frozen blocks"):

@@ -231,6 +231,9 @@ class TimeSformer(VideoTower):
         for block in self.blocks:
             block.recomputes = what != "none"
 
+    def forget_device(self) -> None:
+        self.trunk = self.graphs = None
+
     def frozen(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Embedding and frozen blocks: clips, or their `frozen_features`, -> cls [B,1,D], patches [B,P,T,D]."""
         if video.dim() == 3:

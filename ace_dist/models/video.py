@@ -89,6 +89,9 @@ class VideoTower(nn.Module):
                 module.train(mode and any(parameter.requires_grad for parameter in module.parameters()))
         return self
 
+    def forget_device(self) -> None:
+        """Drop or bring back what no weight is and lies on the device: it is made again, or moved, where it is used."""
+
     def part_name(self, index: int) -> str:
         """The part of a step that block `index` belongs to."""
         return "trained blocks" if index >= self.first_trained else "frozen blocks"

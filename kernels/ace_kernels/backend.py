@@ -80,6 +80,11 @@ class Launch:
     def __call__(
         self, grid: tuple[int, int, int], tensors: "Sequence[Tensor | Part]", sizes: tuple[int, ...] = ()
     ) -> None:
+        device = (tensors[0].whole if isinstance(tensors[0], Part) else tensors[0]).get_device()
+        if device >= 0 and device != torch.cuda.current_device():  # Triton starts on the current one
+            with torch.cuda.device(device):
+                self(grid, tensors, sizes)
+            return
         addresses = [x.data_ptr() for x in tensors]
         usual = not reduce(or_, addresses) & 15 and not (sizes and max(sizes) >> 31)
         if usual and self.compiled is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_video_models import TOWERS
 
 from ace_dist.config import LoaderConfig, VideoConfig, load_config
 from ace_dist.data.loader import feature_cache
@@ -17,7 +18,7 @@ from ace_dist.data.loader.base import Loader, build_batch
 from ace_dist.data.loader.feature_cache import FeatureCache, read_features
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.shards import ClipRecord
-from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.dual_encoder import DualEncoder, build_video_tower
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.utils.errors import ConfigError, DataError, ModelError
 
@@ -192,6 +193,14 @@ def test_the_folder_is_bounded_and_says_so(tmp_path, capsys, monkeypatch) -> Non
     cache.computed = cache.recalled = 0
     assert len(first) == 2 and len(list(cache.stream(batches[2:]))) == 4
     assert (cache.computed, cache.recalled) == (6, 6) and sorted(cache.folder.glob("*.safetensors")) == kept
+
+
+@pytest.mark.parametrize("name", sorted(TOWERS.keys() - {"vit", "spacetime"}))  # which the cache does not serve
+def test_a_tower_in_bf16_takes_clips_in_fp32(name):
+    """As a run on a GPU has them: the loader gives fp32, and the cache asks the tower itself."""
+    video = build_video_tower(TOWERS[name]).bfloat16().eval()
+    clip = torch.randn(1, 4, 3, 48, 48)
+    assert torch.equal(video.frozen_features(clip), video.frozen_features(clip.bfloat16()))
 
 
 @pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -41,6 +41,11 @@ def test_an_export_names_no_place_of_the_machine_that_trained_it():
     assert "ana" not in text and "synonyms: synonyms.json" in text
 
 
+def test_an_export_computes_where_no_8_bit_products_are():
+    config = replaced(load_config(["experiment=demo"]), {"model.video.trunk_precision": "fp8"})
+    assert portable(config).model.video.trunk_precision == "same"
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     from huggingface_hub import constants

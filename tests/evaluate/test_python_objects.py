@@ -19,6 +19,7 @@ from ace_dist.data.loader import build_loader
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.shards import ShardFiles, ShardSet
 from ace_dist.data.task import load_task
+from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.train.trainer import train
 from ace_dist.utils import errors
 
@@ -165,6 +166,18 @@ def test_a_classifier_of_a_device_that_is_not_here_comes_back_on_the_cpu(classif
     again = Classifier.__new__(Classifier)
     again.__setstate__(state)
     assert next(again.model.parameters()).device.type == "cpu" and "no device cuda:7 here" in capsys.readouterr().out
+
+
+def test_what_a_device_was_given_beside_the_weights_does_not_travel():
+    """Fused blocks hold tensors of a GPU that are no parameters: a pickle of them opens on no other machine."""
+    tower = build_video_tower(load_config(["experiment=demo"]).model.video)
+    tower.trunk = tower.graphs = object()
+    tower.forget_device()
+    assert tower.trunk is None and tower.graphs is None
+    rotary = build_video_tower(load_config(["experiment=demo", "model=tabletop_rotary"]).model.video)
+    angles = rotary.angles
+    rotary.forget_device()
+    assert torch.equal(rotary.angles, angles) and rotary.angles.device.type == "cpu"
 
 
 def test_threads_share_a_classifier(classifier, video, result):

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,3 +71,27 @@ def test_the_choice_is_printed_once_and_can_be_set(monkeypatch, capsys):
     backend.cached_choice.cache_clear()
     assert backend.choose(cpu) == "torch" and capsys.readouterr().out == ""
     backend.cached_choice.cache_clear()
+
+
+def test_a_kernel_starts_on_the_device_of_its_tensors(monkeypatch):
+    """Triton takes the process's current one: a classifier on the second GPU would compute on the first."""
+    current, seen = [0], []
+
+    @contextmanager
+    def device(index):
+        current.append(index)
+        yield
+        current.pop()
+
+    class Kernel:
+        arg_names = ("x",)
+
+        def __getitem__(self, grid):
+            return lambda **_: seen.append(current[-1])
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    launch = backend.Launch(Kernel(), 4, {})
+    for index in (1, 0, -1):  # the last one of a CPU, where the interpreter runs
+        launch((1, 1, 1), [SimpleNamespace(get_device=lambda index=index: index, data_ptr=lambda: 16)])
+    assert seen == [1, 0, 0] and current == [0]

@@ -152,10 +152,12 @@ def test_where_it_serves(monkeypatch, capsys):
     """Not on a CPU; with a reason not under ZeRO 3 and not where a kernel is wrong; fp8 is refused and not replaced."""
     model = tower(trunk_precision="fp8")
     with pytest.raises(ModelError, match="trunk_precision=fp8 cannot run: 8-bit products need a CUDA device"):
-        model(torch.randn(1, 2, 3, 32, 32))
+        model.bfloat16()(torch.randn(1, 2, 3, 32, 32).bfloat16())
     blocks, cuda = model.blocks[:3], torch.device("cuda")
     assert not trunk_serves(blocks, "fp8", torch.device("meta"), torch.float32)  # where a step is counted
     assert not trunk_serves(blocks, "same", torch.device("cpu"), torch.float32)
+    with pytest.raises(ModelError, match="fp8 cannot run: its products come out in bf16 and the weights are fp32"):
+        trunk_serves(blocks, "fp8", cuda, torch.float32)
     monkeypatch.setattr(fused_blocks, "choose", lambda device: "triton")
     monkeypatch.setattr(fused_blocks, "fp8_unsupported_reason", lambda device, *sizes: None)
     for gap, words in ((1e-3, "fused, products in bfloat16"), (0.5, "not fused, the Triton kernel differs")):
