@@ -57,8 +57,18 @@ def build_dataset(
 
 
 def load_shards(dataset: DatasetConfig) -> ShardSet:
-    """The finished shards of a data set, split by `dataset.test_groups`. Raises `DataError` when there are none."""
-    return split_by_group(ShardSet.load(resolve_path(dataset.shards)), dataset)
+    """The finished shards of a data set, split by `dataset.test_groups`.
+
+    Raises `DataError` when there are none, and when the stored split is that of another fold.
+    """
+    shards = ShardSet.load(resolve_path(dataset.shards))
+    stored, asked = shards.manifest.get("fold", dataset.fold) or 1, dataset.fold or 1  # earlier versions wrote none
+    if dataset.kind == "mstcn" and dataset.test_groups is None and stored != asked:
+        raise DataError(
+            f"dataset.shards={shards.folder} stores the split of fold {stored}, and dataset.fold is {asked}: build "
+            "each fold into a folder of its own"
+        )
+    return split_by_group(shards, dataset)
 
 
 def split_by_group(shards: ShardSet, dataset: DatasetConfig) -> ShardSet:

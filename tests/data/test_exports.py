@@ -1,5 +1,6 @@
 """Exports of annotation tools become the segments drawn in them; MS-TCN's layout is read whatever the data."""
 
+import dataclasses
 import json
 import signal
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations import exports
-from ace_dist.data.datasets import build_reader
+from ace_dist.data.datasets import build_dataset, build_reader, load_shards
 from ace_dist.data.segments import Reader
 from ace_dist.segment.formats import to_label_studio
 from ace_dist.utils.errors import DataError
@@ -133,6 +134,7 @@ def test_what_was_drawn_is_read(name, folder):
         ("c.eaf", ELAN.replace("spin block", "spin"), "annotation a1.*has no object after its verb 'spin'"),
         ("d.eaf", ELAN.replace("job-train-000", "gone"), "gone.mp4 does not exist"),
         ("e.eaf", ELAN[:300], "is no export of ELAN"),
+        ("m.xml", CVAT_TRACKS.replace("</task>", "</task><task><source>b.mp4</source></task>"), "several videos"),
         ("f.xml", '<!DOCTYPE x [<!ENTITY a "aaaa">]><annotations>&a;</annotations>', "declares entities"),
         ("g.xml", "<html></html>", "its root is <html>"),
         ("h.json", "[]", "holds no labelled stretch"),
@@ -168,6 +170,21 @@ def test_frames_of_cvat_are_those_of_the_file(folder):
     tracks = CVAT_TRACKS.replace("<source>", task).replace('frame="17"', 'frame="18"')
     (folder / "tracks-from-four.xml").write_text(tracks, encoding="utf-8")
     assert [found[:2] for found in segments(folder / "tracks-from-four.xml")] == [(1.2, 3.6), (4.0, 5.2)]
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("take #2.mp4", "take #2.mp4"),
+        ("./what?.mp4", "what?.mp4"),
+        ("file:///C:/a/take%20%232.mp4", "take #2.mp4"),
+        (r"C:\videos\a.mp4", "a.mp4"),
+        ("https://host/data/upload/1/a.mp4?t=3#x", "a.mp4"),
+        ("/data/local-files/?d=line%202/a.mp4", "a.mp4"),
+    ],
+)
+def test_names_of_videos_are_taken_whole(address, name):
+    assert exports.file_name(address) == name
 
 
 def test_frames_of_cvat_begin_when_the_first_one_is_shown(folder, monkeypatch):
@@ -221,6 +238,10 @@ def test_any_data_set_of_mstcns_layout_is_read(tmp_path):
             assert [s.start_s for s in own] == pytest.approx([start for start, *_ in video.spans])
     with pytest.raises(DataError, match=r"test\.split3\.bundle does not exist .*there are test\.split1\.bundle"):
         build_reader(DatasetConfig(name="jobs", kind="mstcn", shards="", root=str(tmp_path), fold=3))
+    shards = build_dataset(dataclasses.replace(settings, shards=str(tmp_path / "shards"), workers=1), progress=False)
+    assert len(shards.split("test")) == len([s for s in found if s.split == "test"])
+    with pytest.raises(DataError, match="stores the split of fold 1, and dataset.fold is 2"):
+        load_shards(dataclasses.replace(settings, shards=str(tmp_path / "shards"), fold=2))
     (tmp_path / "mapping.txt").write_text("0 background\nlift box\n")
     with pytest.raises(DataError, match=r"mapping\.txt line 2: 'lift box' is not a number and a label"):
         build_reader(settings)

@@ -66,7 +66,6 @@ RULES = (
         r"(launchers/explore.py|ace explore) ",
         left_out="serves until Ctrl-C: tests/end_to_end/test_explorer.py, test_first_contact.py",
     ),
-    Rule(r"^ace weights get ", left_out="downloads: tests/models/test_known_weights.py"),
     Rule(r"^ace own ", left_out="the commands below it, one after the other: tests/end_to_end/test_own.py"),
     # Data and weights that cannot be shipped; test_paper_data.py and tests/models/test_importing.py have
     # small copies of each.
@@ -267,6 +266,8 @@ def test_what_a_page_names_exists(page):
     keys = r"(?<![\w/.-])(?:training|dataset|model|method|loader|evaluation)\.[a-z_.]+[a-z]"
     named = {key for word in words if "/" not in word.partition("=")[0] for key in re.findall(keys, word)}
     known = {*known_keys(), *known_keys(TabletopConfig, "dataset.world.")}
-    assert not {key for key in named if not key.endswith((".py", ".safetensors"))} - known, f"{page} names no setting"
+    assert not {key for key in named if not key.endswith((".py", ".safetensors", ".json"))} - known, (
+        f"{page} names no setting"
+    )
     scripts = set(re.findall(r"launchers/\w+\.py", text))
     assert not [name for name in scripts if not (ROOT / name).exists()], f"{page} names launchers that do not exist"

@@ -13,6 +13,7 @@ import hashlib
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -138,7 +139,7 @@ def parse_row(path: Path, row: Row, place: str) -> Segment:
         verb=row["verb"],
         object=row["object"],
         split=parse_split(row["split"]),
-        group=row["group"],
+        group=unicodedata.normalize("NFC", row["group"]),  # a person typed here and named by a file there is one
         origin=f"{path} {place}",
     )
 

@@ -156,6 +156,11 @@ def cvat_spans(root: ElementTree.Element) -> list[Span]:
 
     Frames are those of the file, whatever a task's `start_frame`; `step` is the distance between those that it shows.
     """
+    sources = {source.text or "" for source in root.iterfind(".//meta//source")}
+    if len(sources) > 1:
+        raise ValueError(
+            f"it holds several videos ({', '.join(sorted(sources))}); export each task of the project alone"
+        )
     video = root.findtext(".//meta//source") or root.findtext(".//meta//name") or ""
     step = 1
     for part in (root.findtext(".//meta//frame_filter") or "").split():
@@ -243,6 +248,8 @@ def via_spans(content: Mapping[str, Any]) -> list[Span]:
 
 def file_name(address: str) -> str:
     """`clip 1.mp4` of a path or an address; Label Studio's local files stand behind `?d=`."""
-    parts = urlparse(address)
-    path = parts.query.removeprefix("d=") if parts.query.startswith("d=") else parts.path or address
+    path = address.removeprefix("file://")
+    if address.startswith(("http://", "https://", "/data/")):  # of Label Studio's server
+        parts = urlparse(address)
+        path = parts.query.removeprefix("d=") if parts.query.startswith("d=") else parts.path or address
     return PurePosixPath(unquote(path).replace("\\", "/")).name

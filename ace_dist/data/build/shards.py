@@ -73,6 +73,7 @@ class Build:
     refused: list[Failure]
     configuration: dict[str, Any]
     allow_quarantine: bool
+    fold: int = 0  # that the stored split is of
 
     @classmethod
     def plan(cls, reader: Reader, dataset: DatasetConfig) -> Self:
@@ -98,7 +99,7 @@ class Build:
             raise DataError(failure_report(folder, refused, configuration["segments"]))
         jobs = shard_jobs(segments, dataset.clips_per_shard, configuration)
         cutter = Cutter(reader, dataset.clip.seconds, dataset.encoding, dataset.timeout_s, dataset.pad)
-        return cls(folder, cutter, jobs, refused, configuration, dataset.allow_quarantine)
+        return cls(folder, cutter, jobs, refused, configuration, dataset.allow_quarantine, dataset.fold)
 
     def run(self, workers: int = 0, progress: bool = True, task: int = 0, tasks: int = 1) -> ShardSet | None:
         """Make the `task`-th of `tasks` contiguous parts of the shards; whoever finds all there writes the manifest.
@@ -282,6 +283,7 @@ class Build:
             "build": BUILD,
             "clock": "seconds from the start of each container",
             "configuration": self.configuration,
+            "fold": self.fold,
             "container": CONTAINER,
             "encoder": encoder_options(self.cutter.encoding),
             "tools": tool_versions(),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ace_dist.classifier import Classifier
+from ace_dist.classifier import Classifier, choose_device
 from ace_dist.concepts import LabelSet
 from ace_dist.concepts.actions import normalise
 from ace_dist.concepts.labels import known_verb
@@ -96,7 +96,7 @@ class Explorer:
     """A finished run, ready for questions. Raises `UserError` naming the file that is missing."""
 
     def __init__(self, run: Path, device: str = "cpu", shards: str | None = None) -> None:
-        self.run, self.device = run, torch.device(device)
+        self.run, self.device = run, choose_device(device)
         self.classifier = Classifier.from_run(run, device)
         self.config = run_config(run, shards)
         self.task = load_run_task(run, self.config)
