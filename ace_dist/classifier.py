@@ -156,8 +156,9 @@ class Classifier:
 
     def __getstate__(self) -> dict[str, Any]:
         device = next(self.model.parameters()).device
-        model = self.model if device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        model = self.model
         if device.type != "cpu":
+            model = copy.deepcopy(model).cpu()
             model.video.forget_device()
         return {**self.__dict__, "model": model, "device": str(device)}
 

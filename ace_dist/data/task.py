@@ -86,27 +86,26 @@ def load_task(config: Config) -> Task:
     if shards.older_build:
         say_once(shards.older_build)
     trees = load_trees(config)
-    classes = classes_of(dataset, shards)
+    classes = choose_classes(dataset, shards)
     trees.require(action.verb for action in (*classes.base, *classes.novel))
     whole = split_words(config, Task(classes, trees, shards))
     return replace(whole, validation=held_out_groups(*whole.training_clips(), config.evaluation, config.seed))
 
 
-def classes_of(dataset: DatasetConfig, shards: ShardSet) -> ClassLists:
+def choose_classes(dataset: DatasetConfig, shards: ShardSet) -> ClassLists:
     """The base and novel actions of a split."""
     train, test = ([record.action for record in shards.split(name)] for name in ("train", "test"))
     table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None
     return split_classes(train, test, dataset.novel, novel_share=dataset.novel_share, table=table)
 
 
-def training_records(config: Config) -> list[ClipRecord]:
-    """The clips that a training takes, for which no trees are needed. Raises `UserError` when there are none."""
-    shards = load_shards(config.dataset)
+def training_records(config: Config, shards: ShardSet) -> list[ClipRecord]:
+    """The clips of `load_shards` that a training takes; needs no trees. Raises `UserError` when there are none."""
     if not shards.split("train"):
         raise UserError(
             f"dataset.shards={shards.folder} has no training clip (dataset.test_groups chooses what is tested)"
         )
-    records, labels = labelled(shards.split("train"), classes_of(config.dataset, shards).base)
+    records, labels = labelled(shards.split("train"), choose_classes(config.dataset, shards).base)
     held = held_out_groups(records, labels, config.evaluation, config.seed)
     return [record for record in records if record.group not in held]
 

@@ -16,9 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ace_dist.config import Config, resolve_path
 from ace_dist.data.build.encode import is_reference
+from ace_dist.data.datasets import load_shards
 from ace_dist.data.loader.pyav import decode_clip, needed_packets
 from ace_dist.data.sampling import TrainPlan, train_frames
-from ace_dist.data.shards import MANIFEST, ShardFiles, ShardSet
+from ace_dist.data.shards import MANIFEST, ShardFiles
 from ace_dist.data.task import training_records
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.recompute import stored_bytes
@@ -104,7 +105,8 @@ def decode_budget(config: Config) -> DecodeBudget:
     folder = resolve_path(config.dataset.shards)
     if not (folder / MANIFEST).is_file():
         return expected_budget(config, config.dataset.encoding.fps or SOURCE_FPS)
-    shards, records = ShardSet.load(folder), training_records(config)
+    shards = load_shards(config.dataset)
+    records = training_records(config, shards)
     gop = 1 if shards.codec == "mjpeg" else int(shards.manifest["configuration"]["encoding"]["gop"])
     shown = [train_frames(record, config.dataset.clip) for record in records]
     return DecodeBudget(
@@ -208,7 +210,8 @@ def cores_clips_per_s(cores: int, budget: DecodeBudget) -> float:
 
 def measure_cpu_clips_per_s(config: Config, seconds: float = 4.0) -> float:
     """Clips a second that one core of this machine decodes and crops, from the shards."""
-    records, files = training_records(config), ShardFiles(resolve_path(config.dataset.shards))
+    shards = load_shards(config.dataset)
+    records, files = training_records(config, shards), ShardFiles(shards.folder)
     plan = TrainPlan(records, [0] * len(records), config.dataset.clip, config.loader, 1, config.seed)
     decode_clip(files.read(records[0]), plan.request(0))  # compiles
     done, started = 0, time.process_time()

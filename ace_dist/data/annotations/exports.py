@@ -161,7 +161,7 @@ def cvat_spans(root: ElementTree.Element) -> list[Span]:
         raise ValueError(
             f"it holds several videos ({', '.join(sorted(sources))}); export each task of the project alone"
         )
-    video = root.findtext(".//meta//source") or root.findtext(".//meta//name") or ""
+    video = next(iter(sources), "") or root.findtext(".//meta//name") or ""
     step = 1
     for part in (root.findtext(".//meta//frame_filter") or "").split():
         step = int(part.removeprefix("step=")) if part.startswith("step=") else step
