@@ -84,10 +84,6 @@ class Frames:
             self.problem = f"Some frames are not shown: {error}"
             return ()
 
-    def group(self, key: str) -> str:
-        """What a clip shares with others (a person, a recording); itself where that is not known."""
-        return self.records[key].group if key in self.records else key
-
 
 def frame_at(clip: ClipInMemory, record: ClipRecord, time_s: float, side: int) -> npt.NDArray[np.uint8]:
     """The middle square [side, side, 3] of the frame at a time, smaller where the clip is."""

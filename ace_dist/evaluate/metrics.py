@@ -84,9 +84,10 @@ def accuracy_interval(hits: npt.ArrayLike, groups: Sequence[str]) -> tuple[float
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     n, p, count = len(values), float(values.mean()), int(member.max()) + 1
     effect, alone = 1.0, p * (1 - p) / max(1, n - 1)
-    if count > 1 and alone > 0:
-        by_group = np.bincount(member, weights=values - p)
-        effect = max(1.0, count / (count - 1) * float(np.sum(by_group**2)) / n**2 / alone)
+    if count > 1:
+        if alone > 0:
+            by_group = np.bincount(member, weights=values - p)
+            effect = max(1.0, count / (count - 1) * float(np.sum(by_group**2)) / n**2 / alone)
         effect *= (student_t975(count - 1) / student_t975(n - 1)) ** 2
     scale = Z95**2 * effect / n
     centre, half = (p + scale / 2) / (1 + scale), np.sqrt(scale * (p * (1 - p) + scale / 4)) / (1 + scale)

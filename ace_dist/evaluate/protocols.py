@@ -196,6 +196,7 @@ def evaluate(config: Config, task: Task, predict: Predict) -> tuple[dict[str, An
         novel = predictions["gzsl"]["novel"]
         novel["labels"] = [label + len(classes.base) for label in novel["labels"]]
     results = summary(config, predictions, len(classes.base))
+    predictions["groups"] = groups
     results |= {"chance": chance_scores(predictions), "interval": None, "notes": []}
     if config.evaluation.scorer != "chance":  # whose scores are expectations
         results["interval"] = intervals(predictions, groups)

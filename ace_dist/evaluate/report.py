@@ -18,6 +18,7 @@ from ace_dist.evaluate.examples import Frames, same_clips
 from ace_dist.evaluate.palette import METHODS, method_name
 from ace_dist.evaluate.run_files import BEFORE, Run, read_predictions, read_results, read_run
 from ace_dist.evaluate.sections import (
+    FIGURES,
     Figure,
     Predicted,
     Results,
@@ -83,8 +84,12 @@ def write_report(
     (run.output / "figures").mkdir(parents=True, exist_ok=True)
     if compare is not None:
         write_json(run.output / COMPARED, {"runs": [os.path.relpath(other, run.output) for other in compare]})
-    for figure in itertools.chain.from_iterable(section.figures for section in sections):
+    drawn = [figure for section in sections for figure in section.figures]
+    for figure in drawn:
         write_figure(figure, run.output / "figures", css)
+    for name in set(FIGURES) - {figure.name for figure in drawn}:  # of an earlier report, of other results
+        for suffix in (".svg", ".csv"):
+            (run.output / "figures" / f"{name}{suffix}").unlink(missing_ok=True)
     path = run.output / "report.html"
     write_text(path, page_html(run, rows, guesses, sections, frames, css))
     return path
@@ -203,10 +208,11 @@ def verdict_sentences(
     part = tested(run.results)
     if part is None:
         return sentences
+    groups = {key: record.group for key, record in frames.records.items()} | run.groups
     for other in others:
         mine, theirs = (predicted_runs(guesses[name], part) for name in (ours, other))
         if mine and len(mine) == len(theirs):
-            sentences.append(against(mine, other, theirs, frames.group))
+            sentences.append(against(mine, other, theirs, groups))
     return [*sentences, "This is one seed; others give other numbers."]
 
 

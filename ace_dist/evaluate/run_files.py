@@ -118,6 +118,7 @@ class Predictions(TypedDict):
     srt: list[dict[str, Any]]
     srt_base: NotRequired[list[dict[str, Any]]]
     gzsl: NotRequired[dict[str, dict[str, Any]] | None]
+    groups: NotRequired[dict[Text, Text]]
 
 
 class Environment(TypedDict):
@@ -151,6 +152,7 @@ class Run:
     srt: list[dict[str, Any]]
     srt_base: list[dict[str, Any]]
     gzsl: dict[str, Any] | None  # entries of both kinds of clips among all classes
+    groups: dict[str, str]  # of the tested clips by their ids; empty for runs of before
     space: ConceptSpace
     metrics: list[dict[str, Any]]  # by step
 
@@ -167,11 +169,25 @@ def read_run(folder: Path, output: Path | None = None) -> Run:
     metrics, results = read_metrics(folder), read_results(tested)
     predictions = read_predictions(tested)
     base, novel, srt = predictions["base"], predictions["novel"], predictions["srt"]
-    srt_base, gzsl = predictions.get("srt_base", []), predictions.get("gzsl")  # runs of before have neither
+    srt_base, gzsl = predictions.get("srt_base", []), predictions.get("gzsl")  # runs of before have none of these
+    groups = predictions.get("groups", {})
     space = read_space(tested)
     shown = redact(read_text(config, RunError))  # somebody else's run may hold what ours does not
     run = Run(
-        folder, tested, output, results, redacted(environment), shown, base, novel, srt, srt_base, gzsl, space, metrics
+        folder,
+        tested,
+        output,
+        results,
+        redacted(environment),
+        shown,
+        base,
+        novel,
+        srt,
+        srt_base,
+        gzsl,
+        groups,
+        space,
+        metrics,
     )
     scorer = (read_yaml(config, RunError).get("evaluation") or {}).get("scorer")
     if scorer != "chance":  # whose results are expectations, not of the guesses

@@ -44,6 +44,10 @@ CURVES = (  # prefix of the logged names, file, axis, caption, whether the axis 
     ("data_wait_share", "data_wait", "share of the step", "Share of a step spent waiting for data.", False, True),
     ("validation", "validation", "percent", "Validation: base actions of held-out groups.", False, True),
 )
+FIGURES = (  # every figure that a report may have
+    *("srt_accuracy", "srt_f1", "confusion_base", "confusion_novel", "bias_curve", "concepts_before", "concepts_after"),
+    *(f"curve_{name}" for _, name, *_ in CURVES),
+)
 TERMS = {  # names in metrics.jsonl -> what they are
     "loss": "loss",
     "loss_fixed": "under root labels",
@@ -110,7 +114,7 @@ def srt_section(run: Run, rows: Mapping[str, Results]) -> Section:
             *((n, i + 1, v) for n, one in scores.items() for i, v in enumerate(one)),
         ]
         words = f"{title[0].upper()}{title[1:]}: a dot a label set, the ring the root labels, the line the mean."
-        chart = svg.srt_chart(scores, sets, guess[metric], f"{title} of each label set (%)")
+        chart = svg.srt_chart(scores, sets, guess[metric], f"{title} of each label set (%)", [*rows])
         section.figures.append(Figure(f"srt_{metric}", words, table, Markup(chart)))  # nosec B704: escaped in svg.py
     return section
 
@@ -143,7 +147,10 @@ def class_section(run: Run) -> Section:
         counts = confusion_matrix(part["labels"], part["predictions"], len(classes))
         caption = f"{name.capitalize()} actions, the best named first: right answers on the diagonal."
         if (drawn := len(svg.worst_first(counts))) > svg.MOST_CLASSES:
-            caption += f" The {svg.MOST_CLASSES} of {drawn} classes with the most errors; the CSV file has all."
+            caption += (
+                f" The {svg.MOST_CLASSES} of {drawn} classes with the lowest shares of right answers; the CSV file"
+            )
+            caption += " has all."
         cells = [(classes[i], classes[j], int(counts[i, j])) for i, j in np.argwhere(counts > 0)]
         chart = Markup(svg.confusion_chart(counts, classes, name))  # nosec B704: escaped in svg.py
         section.figures.append(Figure(f"confusion_{name}", caption, [("true", "named", "clips"), *cells], chart))
@@ -187,7 +194,7 @@ def gzsl_section(rows: Mapping[str, Results]) -> Section:
         table += [
             (name, *point) for point in zip(*(gzsl["curve"][key] for key in ("bias", "base", "novel")), strict=False)
         ]
-    chart = Markup(svg.bias_chart(curves))  # nosec B704: escaped in svg.py
+    chart = Markup(svg.bias_chart(curves, [*rows]))  # nosec B704: escaped in svg.py
     return Section(title, text, [Figure("bias_curve", "Novel over base accuracy at every bias.", table, chart)])
 
 

@@ -104,10 +104,13 @@ def upwards(scale: Scale, left: float, right: float, label: str) -> list[str]:
     return parts
 
 
-def srt_chart(scores: Mapping[str, Sequence[float]], sets: Sequence[str], chance: float, label: str) -> str:
+def srt_chart(
+    scores: Mapping[str, Sequence[float]], sets: Sequence[str], chance: float, label: str, methods: Sequence[str]
+) -> str:
     """A row a method, a dot a label set, a bar at their mean; guessing is the dashed line.
 
-    `sets`: the words of each label set, shown on hover. The first one has the root labels: a ring.
+    `sets`: the words of each label set, shown on hover. The first one has the root labels: a ring. `methods`: those of
+    `theme_css`, for the colours.
     """
     left = 12 + LETTER * max(len(cut(name, 24)) for name in scores)
     high = max(chance, *(max(values) for values in scores.values()))
@@ -118,7 +121,7 @@ def srt_chart(scores: Mapping[str, Sequence[float]], sets: Sequence[str], chance
     parts.append(tag("line", x1=x, x2=x, y1=20, y2=bottom, stroke="var(--ink)", stroke_dasharray="4 3"))
     parts.append(words(x, 13, f"chance {chance:.1f}", text_anchor="middle"))
     for row, (name, values) in enumerate(scores.items()):
-        y, colour, mean = 50.0 + 54 * row, f"var(--method{row})", float(np.mean(values))
+        y, colour, mean = 50.0 + 54 * row, f"var(--method{methods.index(name)})", float(np.mean(values))
         parts.append(words(0, y + 4, cut(name, 24), ink="ink"))
         for index, value in enumerate(values):
             ring: Attributes = {"fill": "var(--paper)", "stroke": colour, "stroke_width": 2.5}
@@ -135,8 +138,8 @@ def srt_chart(scores: Mapping[str, Sequence[float]], sets: Sequence[str], chance
 def confusion_chart(counts: npt.NDArray[np.int64], classes: Sequence[str], part: str) -> str:
     """Confusion matrix [K, K], row = true class, column = predicted: colour is the share of the row, the number clips.
 
-    The classes stand by their share of right clips, best first; of more than `MOST_CLASSES` those with the most errors
-    are drawn.
+    The classes stand by their share of right clips, best first; of more than `MOST_CLASSES` those with the lowest are
+    drawn.
     """
     order = worst_first(counts)[:MOST_CLASSES][::-1]
     counts, names = counts[np.ix_(order, order)], [classes[index] for index in order]
@@ -248,16 +251,16 @@ def points(x: FloatArray, y: FloatArray) -> str:
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
-def bias_chart(curves: Mapping[str, Mapping[str, Any]]) -> str:
+def bias_chart(curves: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> str:
     """Novel over base accuracy among all classes, a line a method over all biases; a dot where no bias is taken.
 
-    `curves`: method -> `gzsl` of results.json.
+    `curves`: method -> `gzsl` of results.json. `methods`: those of `theme_css`, for the colours.
     """
     left, bottom = 40.0, 300.0
     x, y = Scale(0, 100, left, WIDTH - 12), Scale(0, 100, bottom, 34)
     parts = [*upwards(y, left, WIDTH - 12, "novel accuracy (%)"), *across(x, 34, bottom, "base accuracy (%)")]
-    for row, (name, gzsl) in enumerate(curves.items()):
-        colour, curve = f"var(--method{row})", gzsl["curve"]
+    for name, gzsl in curves.items():
+        colour, curve = f"var(--method{methods.index(name)})", gzsl["curve"]
         line = points(x(np.array(curve["base"])), y(np.array(curve["novel"])))
         hover = f"{name}: area {curve['area']:.1f}, best harmonic mean {curve['best_hm']:.1f}"
         parts.append(tag("polyline", hover=hover, points=line, fill="none", stroke=colour, stroke_width=2.5))

@@ -1,7 +1,7 @@
 """What a result comes to, in a sentence or two: against chance, and against other runs on the same clips."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,21 @@ def tested(results: Mapping[str, Any]) -> str | None:
     return next((part for part, (key, _, _) in PARTS.items() if results[key] is not None), None)
 
 
-def against(ours: Sequence[Entry], other: str, theirs: Sequence[Entry], group: Callable[[str], str]) -> str:
-    """A sentence on the difference of two runs over the same clips and label sets, with its paired interval."""
+def against(ours: Sequence[Entry], other: str, theirs: Sequence[Entry], groups: Mapping[str, str]) -> str:
+    """A sentence on the difference of two runs over the same clips and label sets, with its paired interval.
+
+    `groups`: the group of each clip by its id; without them there is no interval.
+    """
     ids = ours[0]["ids"]
     rows = same_clips(ids, theirs[0])
     gain = hits(ours).mean(axis=0) - hits(theirs).mean(axis=0)[rows]
-    mean, half, count = paired_interval(100 * gain, [group(clip) for clip in ids])
+    if any(clip not in groups for clip in ids):
+        return (
+            f"Its difference to {other} is {100 * gain.mean():+.1f} points, without an interval: neither the "
+            "shards, which are not here, nor predictions.json, which `ace evaluate` writes anew, say which clips are of "
+            "one group."
+        )
+    mean, half, count = paired_interval(100 * gain, [groups[clip] for clip in ids])
     low, high = mean - half, mean + half
     place = f"ahead of {other}" if low > 0 else f"behind {other}" if high < 0 else f"not clearly apart from {other}"
     unit = f"{count} groups of clips" if count < len(ids) else f"{count} clips"
@@ -54,7 +63,9 @@ def paired_interval(gain: Any, groups: Sequence[str]) -> tuple[float, float, int
     """Mean of `gain` [N], half of its 95 % interval, and the number of groups that it rests on.
 
     Clips of one group resemble each other, so the deviation is that of the groups' sums (cluster-robust, with the
-    factor G / (G - 1) and Student's t of G - 1). One group alone tells nothing of others: its clips count one by one.
+    factor G / (G - 1) and Student's t of G - 1). It is no less than that of the clips one by one and one more without
+    a gain: groups that happen to gain the same do not show that others would. One group alone tells nothing of others:
+    its clips count one by one.
     """
     from scipy.stats import t as student_t  # of an extra: classifying needs none
 
@@ -65,5 +76,6 @@ def paired_interval(gain: Any, groups: Sequence[str]) -> tuple[float, float, int
     if count < 2:
         return mean, math.inf, count
     sums = np.bincount(member, weights=gain - mean)
-    error = math.sqrt(float(np.square(sums).sum()) * count / (count - 1)) / n
+    alone = float(np.var(np.append(gain, 0.0), ddof=1)) / n
+    error = math.sqrt(max(alone, float(np.square(sums).sum()) * count / (count - 1) / n**2))
     return mean, float(student_t.ppf((1 + LEVEL) / 2, count - 1)) * error, count

@@ -316,6 +316,8 @@ def estimate(
 
     Raises `UserError` as `find_place` does, and when measuring without shards.
     """
+    if clips is not None and clips < 1:
+        raise UserError(f"clips={clips} must be above 0")
     place = find_place(config, device, ranks, mfu, cores, tflops)
     budget, bf16 = decode_budget(config), config.training.precision != "fp32" and not place.is_cpu
     cost = model_cost(config, bf16)

@@ -6,18 +6,28 @@ from pathlib import Path
 from ace_dist.config import Config, TextConfig, VideoConfig, assets_dir, choices, load_config, shipped_file
 from ace_dist.models.convert.known import KNOWN, KnownWeights, pair_files
 from ace_dist.tools.estimate import model_cost
+from ace_dist.utils.errors import ConfigError
 
 OWN_LICENCE = "Apache-2.0"  # of what ships with ace-dist
 
 
 def models_table(frames: int, only: str | None = None) -> str:
     """A block of lines for each model, or for one; FLOPs are those of the video side for one clip of `frames`."""
-    names = [only] if only else choices("model")
     if only is not None:
         shipped_file("model", only)
-    blocks = [describe(name, frames) for name in names]
+        blocks = [describe(only, frames)]
+    else:
+        blocks = [describe_or_say_why(name, frames) for name in choices("model")]
     unit = f"GFLOPs: matrix products of the video side, forward, one clip of {frames} frames (frames=N for another)"
     return "\n".join([*blocks, unit])
+
+
+def describe_or_say_why(name: str, frames: int) -> str:
+    """A model that cannot take so many frames does not keep the others from the table."""
+    try:
+        return describe(name, frames)
+    except ConfigError as error:
+        return f"{name:18} {error}"
 
 
 def describe(name: str, frames: int) -> str:

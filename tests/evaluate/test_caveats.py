@@ -41,6 +41,9 @@ def test_clips_of_one_group_count_together():
     low, high = accuracy_interval(np.repeat(hits, 5), np.repeat(groups, 5))
     alone = accuracy_interval(hits, groups)
     assert low <= alone[0] + 0.5 and high >= alone[1] - 0.5
+    for right in (0, 1):
+        few, many = (accuracy_interval([right] * 100, [str(k % groups) for k in range(100)]) for groups in (2, 100))
+        assert few[1] - few[0] > 10 * (many[1] - many[0]), "two people of whom all is right say little of others"
     alike = accuracy_interval(np.tile(hits, 5), np.repeat(groups[:5], 10))
     apart = accuracy_interval(np.tile(hits, 5), [str(k) for k in range(50)])
     assert alike[0] < apart[0] and alike[1] > apart[1], "five groups know how alike clips are worse than fifty"

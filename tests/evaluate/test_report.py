@@ -17,6 +17,7 @@ from ace_dist.evaluate import examples, svg
 from ace_dist.evaluate.examples import Frames, confident_mistakes, disagreements, wordings_example
 from ace_dist.evaluate.metrics import accuracy, bias_curve, harmonic_mean, macro_f1, srt_summary
 from ace_dist.evaluate.report import write_report
+from ace_dist.evaluate.sections import FIGURES
 from ace_dist.evaluate.verdict import paired_interval
 from ace_dist.utils.errors import RunError, UserError
 
@@ -53,7 +54,8 @@ def build_run(
     clips = [(part["probabilities"], part["labels"]) for part in parts["gzsl"].values()]
     results["gzsl"] = {**gzsl, "curve": bias_curve(*clips, base)}
     write_json(folder / "results.json", results)
-    write_json(folder / "predictions.json", parts)
+    groups = {name: name for part in ("base", "novel") for name in parts[part]["ids"]}
+    write_json(folder / "predictions.json", {**parts, "groups": groups})
     command = "deepspeed --num_gpus=2 launchers/train.py experiment=demo method=ace 'note=two words'"
     hardware = {"cpu": "2 cores", "gpu": "none", "ranks": 2}
     environment = {"command": command, "hardware": hardware, "git_commit": "f00dfeed", "versions": {"torch": "2.15"}}
@@ -210,7 +212,7 @@ def test_report_is_complete_and_works_offline(tmp_path, rng):
     assert "synonym9 of" in page.text and "cpu 2 cores, gpu none, ranks 2" in page.text
     assert "launchers/train.py experiment=demo method=ace 'note=two words'" in page.text
     drawn = {file.stem for file in (tmp_path / "ace" / "figures").glob("*.svg")}
-    assert drawn == {
+    assert drawn | {"curve_validation"} == set(FIGURES) and drawn == {
         *("srt_accuracy", "srt_f1", "concepts_before", "concepts_after", "confusion_base", "confusion_novel"),
         *("bias_curve", "curve_loss", "curve_learning_rate", "curve_throughput", "curve_data_wait"),
     }
@@ -380,6 +382,38 @@ def test_the_verdict_says_what_the_numbers_say(tmp_path, rng, quick):
     )
 
 
+def test_a_difference_has_an_interval_where_the_groups_are_known(tmp_path, rng, quick):
+    """Clips of four people are no independent ones; where nothing says whose they are, nobody is ahead."""
+    build_run(tmp_path / "ace", rng, skill=(0.9, 0.95), steps=3)
+    build_run(tmp_path / "procvlr", rng, method="procvlr", skill=(0.9, 0.1), steps=3)
+    edit = lambda change: edit_json(tmp_path / "ace/predictions.json", change)  # noqa: E731
+    edit(lambda parts: parts.update(groups={name: str(k % 4) for k, name in enumerate(parts["groups"])}))
+    assert "paired over 4 groups of clips)" in read_report(tmp_path / "ace", [tmp_path / "procvlr"]).text
+    edit(lambda parts: parts.pop("groups"))
+    text = read_report(tmp_path / "ace", [tmp_path / "procvlr"]).text
+    assert "Its difference to ProcVLR is +" in text and "points, without an interval" in text and "ahead" not in text
+
+
+def test_a_curve_has_the_colour_of_its_row_and_no_figure_is_of_an_earlier_report(tmp_path, rng, quick):
+    """A run without a curve between two others; after another test of it its old figures are gone, others' stay."""
+    for name in ("ace", "lavila", "procvlr"):
+        build_run(tmp_path / name, rng, method=name, steps=3)
+    read_report(tmp_path / "ace", [])
+    (tmp_path / "ace/figures/mine.svg").touch()
+    for key in ("gzsl", "srt"):
+        edit_json(tmp_path / "lavila/results.json", lambda results, key=key: results.update({key: None}))
+    read_report(tmp_path / "ace", [tmp_path / "lavila", tmp_path / "procvlr"])
+    for name in ("bias_curve", "srt_f1"):
+        svg = (tmp_path / f"ace/figures/{name}.svg").read_text()
+        used = svg.split("</style>")[1]
+        assert "var(--method0)" in used and "var(--method2)" in used and "var(--method1)" not in used
+    for file in ("results", "predictions"):
+        edit_json(tmp_path / f"ace/{file}.json", lambda content: content.update(gzsl=None))
+    read_report(tmp_path / "ace", [])
+    there = {path.name for path in (tmp_path / "ace/figures").iterdir()}
+    assert not any(name.startswith("bias_curve") for name in there) and {"mine.svg", "srt_f1.svg"} <= there
+
+
 def test_the_same_run_before_fine_tuning_is_a_row(tmp_path, rng, quick):
     """As `ace evaluate evaluation.interpolate=0 output=DIR` leaves it: results and predictions, and no run folder."""
     build_run(tmp_path / "ace", rng, steps=3)
@@ -450,7 +484,7 @@ def test_tested_clips_are_found_whatever_split_is_stored(tmp_path, monkeypatch):
     found = SimpleNamespace(records=[record], folder=tmp_path, split=lambda split: [record] * (split == "train"))
     monkeypatch.setattr(examples, "run_config", lambda *_: SimpleNamespace(dataset=SimpleNamespace(shards="")))
     monkeypatch.setattr(examples.ShardSet, "read", lambda folder: found)
-    assert Frames.of_run(tmp_path, None).group("c1") == "anna"
+    assert Frames.of_run(tmp_path, None).records["c1"].group == "anna"
 
 
 @pytest.mark.parametrize(
@@ -471,12 +505,22 @@ def test_a_data_set_is_called_by_its_own_name(tmp_path, rng, quick, settings, na
 
 
 def test_the_paired_interval_counts_groups_and_not_clips(rng):
-    gain, groups = rng.normal(size=40), [f"person {i // 10}" for i in range(40)]
+    gain = rng.normal(size=40) + np.repeat([0, 4, 2, 6], 10)  # people differ, by more than clips do
+    groups = [f"person {i // 10}" for i in range(40)]
     mean, half, count = paired_interval(np.repeat(gain, 9), np.repeat(groups, 9).tolist())
     assert count == 4 and mean == pytest.approx(gain.mean())
     assert half == pytest.approx(paired_interval(gain, groups)[1])  # the same clips nine times say nothing more
     sums = (gain - gain.mean()).reshape(4, 10).sum(axis=1)
     assert half == pytest.approx(3.18245 * np.sqrt((sums**2).sum() * 4 / 3) / 40, rel=1e-4)  # Student's t, 3 degrees
+
+
+@pytest.mark.parametrize("gain", [[100.0] * 12, [100.0, 0.0] * 6])
+def test_two_people_who_gain_the_same_do_not_speak_for_all(gain):
+    """Their sums do not differ, which is no evidence that others' would not; without a gain there is nothing to say."""
+    mean, half, count = paired_interval(np.array(gain), ["a"] * 6 + ["b"] * 6)
+    assert count == 2 and half > mean > 0
+    assert paired_interval(np.zeros(12), ["a"] * 6 + ["b"] * 6) == (0, 0, 2)
+    assert paired_interval(np.repeat(gain, 40), [str(k) for k in range(480)])[1] < mean
 
 
 def test_the_clip_of_the_first_picture_is_chosen_by_the_rule_that_it_states(rng):
@@ -551,7 +595,7 @@ def test_a_gaussian_is_drawn_with_its_own_covariance(rng):
 
 def test_single_phrases_single_sets_and_many_classes_can_be_drawn():
     svg.concept_map(np.eye(2), ["a", "b"], ["a", "b"], np.array([True, False]))
-    svg.srt_chart({"ACE": [50.0]}, ["root labels"], 20.0, "Accuracy")
+    svg.srt_chart({"ACE": [50.0]}, ["root labels"], 20.0, "Accuracy", ["ACE"])
     counts = np.eye(90, dtype=np.int64) + np.eye(90, k=1, dtype=np.int64)
     chart = ElementTree.fromstring(
         svg.confusion_chart(counts, [f"a very long name of action {i}" for i in range(90)], "base")

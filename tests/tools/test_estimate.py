@@ -232,7 +232,7 @@ def test_the_text_names_what_is_missing_and_what_was_assumed(shards):
     assert "DOES NOT FIT" in estimate(config)
     with pytest.raises(UserError, match="device=t4 is not one of cpu, l4, a10, .* add tflops=N"):
         estimate(config, "t4")
-    for wrong in ({"mfu": 1.5}, {"ranks": 0}, {"cores": 0}, {"tflops": -1.0}):
+    for wrong in ({"mfu": 1.5}, {"ranks": 0}, {"cores": 0}, {"tflops": -1.0}, {"clips": -5}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))}=.* must be above 0"):
             estimate(config, **wrong)
     with pytest.raises(UserError, match=r"dataset\.shards=nowhere holds none"):

@@ -5,6 +5,7 @@ import pytest
 from ace_dist import cli
 from ace_dist.config import choices
 from ace_dist.models.convert.known import KNOWN
+from ace_dist.tools import models
 from ace_dist.tools.models import describe
 from ace_dist.utils.errors import UserError
 
@@ -24,6 +25,15 @@ def test_what_ships_and_what_has_sizes_to_be_said(capsys):
     assert "model.video.arch=NAME" in describe("open_clip", frames=8)
     with pytest.raises(UserError, match=r"model=pe_core_b61 does not exist.*pe_core_b16"):
         cli.execute(["models", "model=pe_core_b61"])
+
+
+def test_a_model_that_takes_no_such_clip_says_so_in_its_line(monkeypatch):
+    """Alone it is an error; it must not end the list of the others."""
+    monkeypatch.setattr(models, "choices", lambda group: ["videomae_b16", "tabletop"])
+    lines = models.models_table(15).splitlines()
+    assert lines[0].startswith("videomae_b16       dataset.clip.frames=15 is odd") and lines[1].startswith("tabletop ")
+    with pytest.raises(UserError, match="frames=15 is odd"):
+        models.models_table(15, "videomae_b16")
 
 
 def test_every_model_can_be_fetched_or_ships():

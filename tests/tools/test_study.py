@@ -20,6 +20,7 @@ from ace_dist.tools.study.rows import (
     Difference,
     PlannedRun,
     StudyRow,
+    commit_and_hardware,
     gather,
     merge_rows,
     paired_difference,
@@ -125,6 +126,13 @@ def test_rows_are_replaced_by_their_key_and_survive_the_disk(tmp_path):
     path.write_text("method,seed\n")
     with pytest.raises(RunError, match="expected the columns experiment,method"):
         read_rows(path)
+
+
+def test_a_run_of_a_wheel_names_its_version(tmp_path):
+    """Outside a checkout there is no commit to name."""
+    facts = ENVIRONMENT | {"git": dict.fromkeys(("commit", "modified")), "versions": {"ace-dist": "0.9"}}
+    (tmp_path / "environment.json").write_text(json.dumps(facts))
+    assert commit_and_hardware(tmp_path) == "ace-dist 0.9, 2 rank(s), a CPU (2 cores)"
 
 
 def test_folds_are_averaged_and_a_missing_one_makes_the_seed_missing(tmp_path):

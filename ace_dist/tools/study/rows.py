@@ -157,9 +157,10 @@ def commit_and_hardware(folder: Path) -> str:
         return f"{folder.name}: no environment.json, so commit and hardware are unknown"
     facts = read_object(path, RunError)
     git, hardware = facts["git"], facts["hardware"]
-    commit = str(git["commit"])[:10] + (" with uncommitted changes" if git["modified"] else "")
+    commit = f"commit {git['commit'][:10]}" if git["commit"] else f"ace-dist {facts['versions']['ace-dist']}"
+    commit += " with uncommitted changes" if git["modified"] else ""
     gpus = f", {', '.join(hardware['gpus'])}" if "gpus" in hardware else ""
-    return f"commit {commit}, {facts['world_size']} rank(s), {hardware['cpu']} ({hardware['cores']} cores{gpus})"
+    return f"{commit}, {facts['world_size']} rank(s), {hardware['cpu']} ({hardware['cores']} cores{gpus})"
 
 
 # --------------------------------------------------------------------------------------------------------- runs.csv
