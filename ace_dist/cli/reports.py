@@ -24,14 +24,15 @@ class ReportSettings:
 def report_run(argv: list[str]) -> None:
     """Write a run's report again, beside other runs: `ace report run=DIR compare='[DIR, DIR]'`."""
     settings = parse_settings(argv, ReportSettings)
-    from ace_dist.data.run_inputs import check_is_run
+    from ace_dist.data.run_inputs import check_is_run, results_place
 
-    check_is_run(Path(settings.run))
+    run_dir = Path(settings.run)
+    check_is_run(run_dir)
+    output = results_place(run_dir, settings.output)
     from ace_dist.evaluate.report import write_report
 
     compare = None if settings.compare is None else [Path(folder) for folder in settings.compare]
-    output = Path(settings.output) if settings.output else None
-    print(f"report: {write_report(Path(settings.run), compare, output, settings.dataset.shards)}")
+    print(f"report: {write_report(run_dir, compare, output, settings.dataset.shards)}")
 
 
 @dataclass

@@ -89,6 +89,7 @@ class EvaluateSettings:
     dataset: ClipsOfRun = field(default_factory=ClipsOfRun)
     output: str | None = None  # another folder for results, page and figures; needed for other clips or weights
     evaluation: WeightsOfRun = field(default_factory=WeightsOfRun)
+    device: str = "auto"  # auto: a GPU where there is one | cpu | cuda
 
 
 def evaluate(argv: list[str]) -> None:
@@ -98,21 +99,26 @@ def evaluate(argv: list[str]) -> None:
     (`evaluation.interpolate=0.8`), the results go to `output=DIR`.
     """
     settings = parse_settings(argv, EvaluateSettings)
-    run_dir, output = Path(settings.run), Path(settings.output) if settings.output else None
-    config = evaluated_config(settings)
+    config, run_dir = evaluated_config(settings), Path(settings.run)
+    from ace_dist.data.run_inputs import results_place
     from ace_dist.utils.distributed import connected
 
+    output = results_place(run_dir, settings.output)
     with connected(config.training.device, config.training.collective_timeout_s) as ranks:
         evaluate_and_report(run_dir, config, ranks, settings.dataset.shards, output, settings.evaluation.interpolate)
 
 
 def evaluated_config(settings: EvaluateSettings) -> Config:
-    """The configuration of the run. Raises an error when it, its clips or a place for the results is not there."""
-    from ace_dist.data.run_inputs import run_config
+    """The configuration of the run, on the device asked for.
+
+    Raises an error when the run, its clips or a place for the results is not there.
+    """
+    from ace_dist.data.run_inputs import replaced, results_place, run_config
     from ace_dist.data.shards import ShardSet
 
-    config = run_config(Path(settings.run), settings.dataset.shards)
-    check_writable(Path(settings.output or settings.run) / "results.json")
+    run_dir = Path(settings.run)
+    config = replaced(run_config(run_dir, settings.dataset.shards), {"training.device": settings.device})
+    check_writable((results_place(run_dir, settings.output) or run_dir) / "results.json")
     ShardSet.load(resolve_path(config.dataset.shards))
     return config
 

@@ -50,11 +50,11 @@ def check_files(config: Config) -> None:
 
     Some are read after the last step only, so a start that does not look for them fails hours later.
     """
-    kept = Path(config.run) / "inputs"
+    begun, kept = has_begun(Path(config.run)), Path(config.run) / "inputs"
     missing = [
         f"{key}={path}" + (f" ({ORIGINS[key]})" if key in ORIGINS else "")
         for key, path in named_files(config).items()
-        if not resolve_path(path).is_file() and not (kept / KEPT[key]).is_file()
+        if not resolve_path(path).is_file() and not (begun and (kept / KEPT[key]).is_file())
     ]
     if missing:
         raise UserError(f"files that the run or its test will read do not exist:{listing(missing)}")
@@ -111,8 +111,14 @@ def named_file(key: str, path: str) -> Path:
     return absolute(path) / PARENT if key == "init_from" else absolute(path)
 
 
+def has_begun(run_dir: Path) -> bool:
+    """Whether a step of the run was logged or saved, or its weights exported. Else its copies are of no run."""
+    logged = any(path.stat().st_size for path in run_dir.glob("metrics*.jsonl"))
+    return logged or any(run_dir.glob("checkpoints/step-*")) or (run_dir / PARENT).is_file()
+
+
 def has_inputs(run_dir: Path) -> bool:
-    return (run_dir / "inputs" / "inputs.json").is_file()
+    return has_begun(run_dir) and (run_dir / "inputs" / "inputs.json").is_file()
 
 
 def read_inputs(run_dir: Path) -> dict[str, Any]:
@@ -158,6 +164,20 @@ def check_run_place(folder: Path) -> None:
                 raise RunError(f"run={folder} is {kind}; give the training another folder with run=DIR{advice}")
 
 
+def results_place(run_dir: Path, output: str | None) -> Path | None:
+    """Where `output` asks for the results of a run; None: in the run itself, which may be spelled in another way.
+
+    Raises `RunError` for another folder of ours, whose results or files they would replace.
+    """
+    if output is None or Path(output).resolve() == run_dir.resolve():
+        return None
+    kinds = {"environment.json": "another run", **{name: kind for name, (kind, _) in NO_RUN.items()}}
+    for name, kind in kinds.items():
+        if (Path(output) / name).is_file():
+            raise RunError(f"output={output} is {kind}; choose another folder for the results of {run_dir}")
+    return Path(output)
+
+
 def check_model_folder(folder: Path) -> None:
     """Raise `UserError` for a folder that is neither a run nor an export; needs no torch."""
     if not (folder / "video").is_dir():
@@ -174,7 +194,7 @@ def check_is_run(folder: Path) -> None:
 
 
 def run_config(run_dir: Path, shards: str | None = None) -> Config:
-    """The configuration of a run as it can be used here: with its own files of words, and with the clips of `shards`.
+    """The configuration of a run as it can be used here: its folder, its own files of words, the clips of `shards`.
 
     Without `shards` they are where the run read them. Raises `UserError` for a run of an earlier version, which keeps
     no files of its own, when one of them is missing.
@@ -190,9 +210,8 @@ def run_config(run_dir: Path, shards: str | None = None) -> Config:
             raise RunError(
                 f"{run_dir} has no copy of {key}={path} and that file does not exist here; copy it to {kept[key]}"
             )
-    return replaced(
-        config, {**own, "dataset.shards": shards or read_inputs(run_dir)["shards"] or config.dataset.shards}
-    )
+    here = {"run": str(run_dir), "dataset.shards": shards or read_inputs(run_dir)["shards"] or config.dataset.shards}
+    return replaced(config, {**own, **here})
 
 
 def check_copies(run_dir: Path, own: Mapping[str, str | Path]) -> None:
@@ -208,10 +227,10 @@ def check_copies(run_dir: Path, own: Mapping[str, str | Path]) -> None:
 
 def with_own_inputs(run_dir: Path, config: Config) -> Config:
     """The configuration of a run that goes on: a file of words that is not there any more is the run's own copy."""
-    own = {
-        key: run_dir / "inputs" / KEPT[key] for key, path in named_files(config).items() if not absolute(path).is_file()
-    }
-    own = {key: path for key, path in own.items() if path.is_file()}
+    gone = [key for key, path in named_files(config).items() if not absolute(path).is_file()]
+    own = (
+        {key: path for key in gone if (path := run_dir / "inputs" / KEPT[key]).is_file()} if has_begun(run_dir) else {}
+    )
     check_copies(run_dir, own)
     for key, path in own.items():
         say_once(f"{key}={attrgetter(key)(config)} does not exist here: the run's own copy is read, {path}")

@@ -124,7 +124,8 @@ def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
     dataset = replace(config.dataset, synonyms=str(files["synonyms.json"]))
     config = replace(config, dataset=dataset, model=replace(config.model, text=text, similarity=similarity))
     check_size(config.model, [path for path in files.values() if path.suffix == ".safetensors"])
-    model = DualEncoder(config.model.video, config.model.text, similarity)
+    video = replace(config.model.video, attention="auto")  # which exports of before name as their run had it
+    model = DualEncoder(video, config.model.text, similarity)
     load_encoders(model, folder)
     return config, model
 
@@ -133,7 +134,8 @@ def portable(config: Config) -> Config:
     """The configuration without paths of the machine that trained it, for the weights as an export has them."""
     frames = config.dataset.clip.frames if config.model.video.tower == "timesformer" else config.model.video.frames
     here = {"run": "", "dataset.shards": "", "dataset.synonyms": "synonyms.json", "model.video.frames": frames}
-    here |= {"model.video.trunk_precision": "same"}  # an export is fp32, and goes where no 8-bit products are
+    # An export is fp32, and goes where no 8-bit products and no kernels of a GPU are.
+    here |= {"model.video.trunk_precision": "same", "model.video.attention": "auto"}
     here |= {f"model.{side}.{key}": off for side in ("video", "text") for key, off in NO_LORA.items()}
     return replaced(config, {**dict.fromkeys(PATHS), **here})
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from ace_dist.concepts import LabelSet
 from ace_dist.config import Config, read_config
 from ace_dist.config.checks import check_config
-from ace_dist.data.loader import build_loader
+from ace_dist.data.loader import build_test_loader
 from ace_dist.data.run_inputs import read_inputs, replaced, run_config
 from ace_dist.data.task import NO_TEST, Task, load_run_task, load_task, test_digest
 from ace_dist.evaluate.caveats import METHOD, few_steps
@@ -24,6 +24,7 @@ from ace_dist.evaluate.palette import method_name
 from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, encode_test, evaluate, score
 from ace_dist.evaluate.run_files import BEFORE, read_metrics
 from ace_dist.evaluate.verdict import verdict
+from ace_dist.models.attention import attention_refused
 from ace_dist.models.build import build_model, load_tensors
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.fused_blocks import fp8_refused
@@ -43,7 +44,8 @@ CHEAP_TEST = 0.2  # of the clips that training read: with no backward pass, at m
 def trained_model(run: Path, config: Config, device: torch.device) -> DualEncoder:
     """The model of a finished run, LoRA merged, in the precision it trained in; `evaluation.interpolate` of the way.
 
-    Frozen blocks that had 8-bit products have the others' where a device has none, which a line says.
+    Frozen blocks that had 8-bit products have the others' where a device has none, and a kernel of attention that does
+    not run there is the one of `auto`; a line says so.
     """
     bf16, video = uses_bf16(config.training.precision, device), config.model.video
     sizes = video.width, int(video.width * video.mlp_ratio)
@@ -53,6 +55,9 @@ def trained_model(run: Path, config: Config, device: torch.device) -> DualEncode
             f"model.video.trunk_precision=fp8 trained this run; here frozen blocks compute as the others: {reason}"
         )
         config = replaced(config, {"model.video.trunk_precision": "same"})
+    if reason := attention_refused(video.attention, device):
+        say_once(f"model.video.attention={video.attention} trained this run; here it is chosen anew: {reason}")
+        config = replaced(config, {"model.video.attention": "auto"})
     model = build_model(config.model, config.seed, run / "model")
     if (share := config.evaluation.interpolate) != 1:
         load_interpolated(model, run / "model", share)
@@ -100,7 +105,7 @@ def evaluate_run(
         if config.evaluation.scorer == "chance":
             results, predictions = evaluate(config, task, build_guesser(config.seed))
         else:
-            loader = build_loader(config, ranks.device, model.frozen_part(config.loader))
+            loader = build_test_loader(config, ranks.device, model.frozen_part(config.loader))
 
             def predict(clips: Clips, label_sets: Sequence[LabelSet]) -> list[dict[str, Any]]:
                 return score(

@@ -83,8 +83,7 @@ def choose_attention(setting: str, device: torch.device) -> AttentionBackend:
     on CUDA; for all others, xformers when it runs there, else PyTorch's. Raises `ModelError` for what cannot run.
     """
     if setting != "auto":
-        check = {"triton": triton_unsupported_reason, "xformers": xformers_unsupported_reason}.get(setting)
-        if check and (reason := check(device)):
+        if reason := attention_refused(setting, device):
             raise ModelError(f"model.video.attention={setting} cannot run: {reason}; set it to auto or sdpa")
         say(f"attention: {describe(setting, device)} on {device.type}, as set (model.video.attention={setting})")
         return cast(AttentionBackend, setting)
@@ -121,6 +120,12 @@ def describe(backend: str, device: torch.device) -> str:
 def general_backend(device: torch.device) -> AttentionBackend:
     """What serves sequences of any length: xformers where it runs, else PyTorch's own."""
     return "sdpa" if xformers_unsupported_reason(device) else "xformers"
+
+
+def attention_refused(setting: str, device: torch.device) -> str | None:
+    """Why `model.video.attention` cannot run on `device`, or None."""
+    check = {"triton": triton_unsupported_reason, "xformers": xformers_unsupported_reason}.get(setting)
+    return check(device) if check else None
 
 
 def triton_unsupported_reason(device: torch.device) -> str | None:

@@ -13,7 +13,7 @@ from ace_dist.classifier import Classifier
 from ace_dist.concepts import Action, LabelSet, root_labels
 from ace_dist.config import DatasetConfig
 from ace_dist.data.datasets import build_reader, regrouped
-from ace_dist.data.loader import build_loader
+from ace_dist.data.loader import build_test_loader
 from ace_dist.data.run_inputs import read_inputs
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.task import load_task
@@ -128,7 +128,7 @@ def calibrate_on_clips(classifier: Classifier, run: Path, error_rate: float) -> 
     records, classes = held if held[0] else task.training_clips()
     device = next(model.video.parameters()).device
     model.expect_clips(config.loader)
-    loader = build_loader(config, device, None)
+    loader = build_test_loader(config, device, None)
     plan = TestPlan(records, classes, config.dataset.clip, config.loader, config.evaluation.batch_size)
     views: dict[str, list[torch.Tensor]] = {}
     for batch in loader.stream(plan.batches()):

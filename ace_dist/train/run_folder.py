@@ -17,13 +17,13 @@ import torch
 
 from ace_dist import __version__
 from ace_dist.config import Config, read_config, sealed, to_values, to_yaml
-from ace_dist.data.run_inputs import PATHS, changed_inputs, check_run_place
+from ace_dist.data.run_inputs import PATHS, changed_inputs, check_run_place, has_begun
 from ace_dist.data.sampling import read_clips
 from ace_dist.models.weights import TRAINED
 from ace_dist.train.run_lock import RunLock
 from ace_dist.train.schedule import total_steps
 from ace_dist.utils.errors import RunError
-from ace_dist.utils.files import write_text
+from ace_dist.utils.files import read_log, write_text
 from ace_dist.utils.secrets import redact, redacted
 
 # Settings that may change between a run and its continuation without changing what is computed.
@@ -33,12 +33,14 @@ FREE_SETTINGS = (
     "training.stall_after_s", "training.gc_every_steps", "training.trackers", "training.meters.mfu",
     "training.profile.steps", "training.profile.after", "training.profile.trace", "training.profile.memory_snapshot",
     "training.accumulation",  # the batch is the same, in other pieces; `what_changed` says where that matters
+    "training.device", "model.video.attention", "loader.backend",  # another machine has others, equal but for rounding
     "deepspeed.zero_optimization.stage", "loader.threads", "loader.prefetch", "dataset.workers",
     "evaluation.batch_size", "dataset.root", "dataset.annotations",  # the clips decide, see `claim_clips`
 )  # fmt: skip
 LENGTH = {"training.epochs", "training.max_steps"}  # which may grow
-RESULTS = (
-    "predictions.json", "concept_space.npz", "report.html", "figures", "model/trained.safetensors", "model/SHA256SUMS",
+RESULTS = (  # of its weights: a calibration goes with them, or it would be used with others
+    "predictions.json", "concept_space.npz", "report.html", "figures", "calibration.json", "timelines.json",
+    "model/trained.safetensors", "model/SHA256SUMS",
 )  # fmt: skip
 PACKAGES = ("torch", "deepspeed", "transformers", "timm", "triton", "xformers", "nvidia-dali-cuda130", "av", "numpy")
 
@@ -87,12 +89,6 @@ def write_start(run_dir: Path, config: Config) -> None:
             write_text(run_dir / name, text)
 
 
-def has_begun(run_dir: Path) -> bool:
-    """Whether a step of the run was logged or saved, or its weights exported."""
-    logged = any(path.stat().st_size for path in run_dir.glob("metrics*.jsonl"))
-    return logged or any(run_dir.glob("checkpoints/step-*")) or (run_dir / "model" / TRAINED).is_file()
-
-
 def keep_earlier_start(run_dir: Path, facts: dict[str, str]) -> None:
     """Move the files of an earlier start of the run to `starts/0001` and so on, when they say something else."""
     before = {name: (run_dir / name).read_text(encoding="utf-8") for name in facts if (run_dir / name).is_file()}
@@ -133,13 +129,18 @@ def step_counts(run_dir: Path, config: Config) -> tuple[int, int]:
 
 
 def set_results_aside(run_dir: Path, step: int) -> None:
-    """Before a finished run takes more steps, move its results and weights to `earlier/step-N`; says where they are."""
-    if not (run_dir / "results.json").is_file():
+    """Before a finished run takes more steps, move its results and weights to `earlier/step-N`; says where they are.
+
+    `step` is that of its newest whole checkpoint, and the last line of its log that of its weights.
+    """
+    if not any((run_dir / name).is_file() for name in ("results.json", f"model/{TRAINED}")):
         return
+    step = max([step, *(row["step"] for row in read_log(run_dir / "metrics.jsonl")[0])])
     folder = run_dir / "earlier" / f"step-{step:08d}"
     (folder / "model").mkdir(parents=True, exist_ok=True)
     for name in (*RESULTS, "results.json"):  # which tells that the run has finished, and so goes last
         if (run_dir / name).exists():
+            shutil.rmtree(folder / name, ignore_errors=True)  # figures of the same steps, which were taken twice
             os.replace(run_dir / name, folder / name)
     print(f"the results of {step} steps are kept in {folder}; the run goes on", flush=True)
 

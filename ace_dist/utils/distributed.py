@@ -89,7 +89,10 @@ def connect(device: str = "auto", timeout_s: float = 600.0) -> Ranks:
     if device == "cuda" and not cuda:
         job_without = "SUBMITIT_EXECUTOR" in os.environ and not os.environ.get("CUDA_VISIBLE_DEVICES")
         remedy = "this job was given none: set cluster.gpus_per_node, or" if job_without else "set"
-        raise RunError(f"training.device=cuda, but torch sees no CUDA device; {remedy} training.device=cpu or auto")
+        raise RunError(
+            f"training.device=cuda, but torch sees no CUDA device; {remedy} training.device=cpu or auto (of "
+            f"`ace evaluate`: device=)"
+        )
     use_cuda = cuda and device != "cpu"
     check_ranks_here(os.environ, torch.cuda.device_count() if use_cuda else 0)
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_cuda else "cpu")

@@ -17,7 +17,15 @@ from data_worlds import NumberedReader, build_shards, frame_number, numbered_fra
 
 from ace_dist.config import ClipConfig, Config, DatasetConfig
 from ace_dist.data.build.encode import encode, is_reference
-from ace_dist.data.loader import base, build_loader, choose_backend, fastest, pixels_numba, pixels_numpy
+from ace_dist.data.loader import (
+    base,
+    build_loader,
+    build_test_loader,
+    choose_backend,
+    fastest,
+    pixels_numba,
+    pixels_numpy,
+)
 from ace_dist.data.loader.dali import DaliLoader
 from ace_dist.data.loader.pixels import LIMITED_RANGE, crop_filters, picture_rgb, show
 from ace_dist.data.loader.pyav import PyavLoader, decode_clip, decode_frames, needed_packets
@@ -418,10 +426,13 @@ def test_h264_on_dali_without_a_gpu_is_refused_when_the_loader_is_made(folders):
     shards = folders["h264"]
     with pytest.raises(DataError, match=r"dataset\.encoding\.codec=h264.*loader\.backend=pyav"):
         build_loader(config_for(shards, backend="dali"), "cpu")
-    loader = build_loader(config_for(shards), "cpu")
-    requests = all_requests(shards)
-    assert [batch.ids for batch in loader.stream(requests)] == [[r.record.key for r in asked] for asked in requests]
-    loader.close()
+    for loader in (
+        build_loader(config_for(shards), "cpu"),
+        build_test_loader(config_for(shards, backend="dali"), "cpu"),  # of a run that trained on a GPU
+    ):
+        requests = all_requests(shards)
+        assert [batch.ids for batch in loader.stream(requests)] == [[r.record.key for r in asked] for asked in requests]
+        loader.close()
 
 
 def test_shards_cut_for_shorter_clips_are_refused(folders):

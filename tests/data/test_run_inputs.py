@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ace_dist.config import load_config, sealed, to_yaml
-from ace_dist.data.run_inputs import NO_RUN, check_files, check_start
+from ace_dist.data.run_inputs import NO_RUN, check_files, check_start, results_place, run_config, with_own_inputs
 from ace_dist.data.shards import FORMAT, MANIFEST
 from ace_dist.train.run_folder import check_owner
 from ace_dist.utils.errors import RunError, UserError
@@ -43,13 +43,32 @@ def test_a_training_does_not_write_into_a_folder_of_ours_that_is_no_run(tmp_path
 
 
 def test_a_run_may_have_its_own_copy_of_a_file_of_words(tmp_path):
-    """`check_files` asks for a file that is neither where the setting says nor in the run folder."""
+    """`check_files` asks for a file that is neither where the setting says nor in the run folder.
+
+    What a start that failed has copied is of no run: the next start may name another file.
+    """
     config = load_config(["experiment=demo", f"run={tmp_path}", f"dataset.synonyms={tmp_path}/gone.json"])
     with pytest.raises(UserError, match=r"dataset\.synonyms=.*gone\.json"):
         check_files(config)
     (tmp_path / "inputs").mkdir()
     (tmp_path / "inputs/synonyms.json").write_text("{}")
+    with pytest.raises(UserError, match=r"dataset\.synonyms=.*gone\.json"):
+        check_files(config)
+    assert with_own_inputs(tmp_path, config).dataset.synonyms.endswith("gone.json")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     check_files(config)
+    assert with_own_inputs(tmp_path, config).dataset.synonyms == f"{tmp_path}/inputs/synonyms.json"
+
+
+def test_a_run_is_where_it_lies(tmp_path):
+    """The folder of a copy is its own, whatever its configuration says; results go there, or to a folder of no run."""
+    (tmp_path / "config.yaml").write_text(sealed(to_yaml(load_config(["experiment=demo", "run=elsewhere"]))))
+    (tmp_path / "environment.json").write_text("{}")
+    assert run_config(tmp_path).run == str(tmp_path)
+    assert results_place(tmp_path, None) is None and results_place(tmp_path, f"{tmp_path}/figures/..") is None
+    assert results_place(tmp_path, f"{tmp_path}/before") == tmp_path / "before"
+    with pytest.raises(RunError, match=r"output=\S+ is another run; choose another folder for the results of run"):
+        results_place(Path("run"), str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -87,6 +106,8 @@ def test_what_is_missing_is_said_without_torch(tmp_path):
         f"shards experiment=demo dataset.shards={export}": "is an export; choose another folder for shards",
         f"shards experiment=demo dataset.shards={run}": "is a run folder; choose another folder for shards",
         f"evaluate run={run} dataset.shards={none}": "holds no finished build",
+        f"evaluate run={run} output={export}": "is an export; choose another folder for the results",
+        f"report run={run} output={shards}": "is a folder of shards; choose another folder for the results",
         f"evaluate run={none}": "is not a run folder",
         f"classify run={none} video=a.mp4 actions=[a,b]": "is not a run folder",
         f"segment run={none} video=[a.mp4] actions=[a,b]": "is not a run folder",

@@ -41,9 +41,10 @@ def test_an_export_names_no_place_of_the_machine_that_trained_it():
     assert "ana" not in text and "synonyms: synonyms.json" in text
 
 
-def test_an_export_computes_where_no_8_bit_products_are():
-    config = replaced(load_config(["experiment=demo"]), {"model.video.trunk_precision": "fp8"})
-    assert portable(config).model.video.trunk_precision == "same"
+def test_an_export_computes_without_the_kernels_of_a_gpu():
+    own = {"model.video.trunk_precision": "fp8", "model.video.attention": "xformers"}
+    video = portable(replaced(load_config(["experiment=demo"]), own)).model.video
+    assert video.trunk_precision == "same" and video.attention == "auto"
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ def test_every_door_takes_interpolated_weights(six_steps, ranks, tmp_path, capsy
         between = 0.8 * ended[name].double() + 0.2 * began[name].double()
         torch.testing.assert_close(models[0.8].state_dict()[name].double(), between, rtol=1e-5, atol=1e-6)
 
+    on_gpu = trained_model(run, replaced(config, {"model.video.attention": "xformers"}), torch.device("cpu"))
+    assert on_gpu.video.config.attention == "auto", "a CPU has no such kernel, and needs none"
     evaluate_run(run, ranks)
     command = f"ace evaluate run={run} evaluation.interpolate=0 output={run / 'before'}"
     assert command in capsys.readouterr().out and not (run / "before").exists()

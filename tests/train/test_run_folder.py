@@ -11,7 +11,7 @@ from ace_dist.data.run_inputs import run_config
 from ace_dist.evaluate.run_files import run_file
 from ace_dist.train import run_folder
 from ace_dist.train.run_folder import claim as claim_locked
-from ace_dist.train.run_folder import command_line, write_start
+from ace_dist.train.run_folder import command_line, set_results_aside, write_start
 from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError
 
@@ -33,9 +33,25 @@ def test_a_folder_refuses_another_configuration_and_names_what_differs(tmp_path)
     claim(tmp_path / "run", config)
     assert read_config(tmp_path / "run") == config
     claim(tmp_path / "run", load_config([f"run={tmp_path}/run", "training.log_every_steps=3"]))
+    elsewhere = ["training.device=cpu", "model.video.attention=sdpa", "loader.backend=pyav"]
+    claim(tmp_path / "run", load_config([f"run={tmp_path}/run", *elsewhere]))
     with pytest.raises(RunError, match=r"seed was 0, is 1; dataset\.clip\.frames was 8, is 4"):
         claim(tmp_path / "run", load_config([f"run={tmp_path}/run", "seed=1", "dataset.clip.frames=4"]))
     assert read_config(tmp_path / "run").seed == 0
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_all_that_is_of_the_weights_goes_aside_with_them(tmp_path, tested):
+    """Whether they were tested or not, and twice; by the last step of the log, where the last checkpoint is damaged."""
+    names = ["model/trained.safetensors", "calibration.json", "timelines.json", "figures/loss.svg"]
+    for time in ("first", "second"):
+        for name in [*names, *["results.json"] * tested]:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(time)
+        (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 6}\n')
+        set_results_aside(tmp_path, 4)
+        assert not any((tmp_path / name).exists() for name in names)
+        assert {(tmp_path / "earlier" / "step-00000006" / name).read_text() for name in names} == {time}
 
 
 def test_environment_holds_versions_and_hardware(tmp_path):

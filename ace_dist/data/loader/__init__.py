@@ -1,5 +1,6 @@
 """Builds the loader of a run: who decodes its clips on this device, and why, and the feature cache before it."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -32,6 +33,20 @@ def build_loader(config: Config, device: torch.device | str, frozen: FrozenPart 
     say_once(f"loader: {backend} ({reason})")
     loader = open_loader(backend)
     return loader if frozen is None else FeatureCache(loader, config.loader, frozen, device)
+
+
+def build_test_loader(config: Config, device: torch.device | str, frozen: FrozenPart | None = None) -> Loader:
+    """`build_loader` of a finished run: where its backend cannot be used that of `auto`, which a line says."""
+    try:
+        return build_loader(config, device, frozen)
+    except DataError as error:
+        if (backend := config.loader.backend) == "auto":
+            raise
+        loader = build_loader(replace(config, loader=replace(config.loader, backend="auto")), device, frozen)
+        say_once(
+            f"loader.backend={backend} trained this run and cannot be used here, so pixels change by rounding: {error}"
+        )
+        return loader
 
 
 def check_stored_clips(config: Config, shards: ShardSet) -> None:

@@ -21,7 +21,7 @@ from ace_dist.concepts.actions import normalise
 from ace_dist.concepts.labels import known_verb
 from ace_dist.data.build.isolation import run_alone
 from ace_dist.data.build.single_video import LONGEST_S, TooLongError
-from ace_dist.data.loader import build_loader
+from ace_dist.data.loader import build_test_loader
 from ace_dist.data.loader.single_video import read_clip
 from ace_dist.data.run_inputs import run_config
 from ace_dist.data.sampling import TestPlan
@@ -170,7 +170,7 @@ class Explorer:
     def encode_test_clip(self, key: str) -> Clip:
         plan = TestPlan([self.records[key]], [0], self.config.dataset.clip, self.config.loader, batch_size=16)
         normalised = replace(self.config, loader=replace(self.config.loader, dtype="float32"))
-        loader = build_loader(normalised, self.device)
+        loader = build_test_loader(normalised, self.device)
         batches = list(loader.stream(plan.batches()))
         loader.close()
         return self.encode(torch.cat([batch.video for batch in batches]), self.files.read(self.records[key]))
