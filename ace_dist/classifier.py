@@ -32,7 +32,7 @@ from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.segment.embed import Progress, embed_video
 from ace_dist.segment.live import Labeller, LiveEvent, watch, watch_frames
 from ace_dist.segment.procedure import Procedure
-from ace_dist.segment.segmenter import Calibration, segment
+from ace_dist.segment.segmenter import Calibration, check_steps, segment
 from ace_dist.segment.timeline import Timeline
 from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.console import say_once
@@ -332,6 +332,8 @@ class Classifier:
         if procedure:
             require("scipy")  # for the deviations, which come after the whole video
         labels = self.labels(self.asked("segment", actions, procedure))
+        if procedure:
+            check_steps(procedure, [label.label for label in labels])  # before hours of video are read
         calibration = self.calibration.with_decoder(decoder or ("viterbi" if procedure else None))
         embedded = embed_video(self.model, self.config, video, stride_s, cache, progress)
         return segment(self.model, self.config, embedded, labels, calibration, procedure)
@@ -360,6 +362,8 @@ class Classifier:
         """
         grid = WindowGrid.build(self.config.dataset.clip, stride_s)
         labels = self.labels(self.asked("stream", actions, procedure))
+        if procedure:
+            check_steps(procedure, [label.label for label in labels])
         labeller = Labeller(self.model, self.config, labels, self.calibration, grid, minimum_s, procedure)
         if isinstance(source, str | Path):
             return watch(labeller, LiveSource.parse(source), realtime, give_up_s, stop or threading.Event())

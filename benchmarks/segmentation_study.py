@@ -62,7 +62,7 @@ def rows(run: StudiedRun) -> list[list[object]]:
 
     def add(part: str, words: str, decoder: str, rejection: str, scores: Mapping[str, Any]) -> None:
         chosen = "yes" if decoder == run.chosen else ""
-        numbers = [f"{scores[name]:.3f}" for name in SCORES]
+        numbers = ["" if scores[name] is None else f"{scores[name]:.3f}" for name in SCORES]  # no label was shown
         found.append([run.method, run.seed, part, words, decoder, rejection, chosen, *numbers])
 
     for part in PARTS:
@@ -215,6 +215,9 @@ def rejection_table(groups: Mapping[str, Sequence[StudiedRun]], videos: int) -> 
         draws = Draws.build(len(runs), videos)
         for part in PARTS:
             rejection = [run.timelines[part]["rejection"] for run in runs]
+            if None in rejection:  # no video shows one of these labels
+                body.append([method, part, *"-----"])
+                continue
             with_it = [run.timelines[part]["decoders"][run.chosen] for run in runs]
             without = [run.timelines[part]["without_rejection"][run.chosen] for run in runs]
             name = "accuracy_without_background"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from omegaconf import MISSING
 
@@ -170,6 +170,7 @@ def watch(argv: list[str]) -> int:
     procedure = Procedure.load(settings.procedure) if settings.procedure else None
     with ExitStack() as stack:
         stop, received = stack.enter_context(stopped_by_signals())
+        file = stack.enter_context(open_log(Path(settings.output))) if settings.output else None
         console = sys.stdout
         stack.enter_context(redirect_stdout(sys.stderr))  # whatever else is said is no line of JSON
         classifier = Classifier.load(settings.run, settings.device)
@@ -186,11 +187,16 @@ def watch(argv: list[str]) -> int:
             stop=stop,
         )
         stack.enter_context(closing(events))
-        file = stack.enter_context(Path(settings.output).open("a", encoding="utf-8")) if settings.output else None
         for event in events:
             for written in filter(None, (console, file)):
                 print(event.as_line(), file=written, flush=True)
     return 128 + received[0] if received else 0
+
+
+def open_log(path: Path) -> TextIO:
+    """Adds to a file, in a folder that may be new; before the model is loaded, as it may be refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a", encoding="utf-8")
 
 
 @contextmanager
@@ -281,7 +287,7 @@ def evaluate_timelines(argv: list[str]) -> None:
 
     run_config(Path(settings.run))  # says what is no run, before torch is imported
     from ace_dist.classifier import Classifier
-    from ace_dist.segment.protocol import TimelineTest, load_procedures, table
+    from ace_dist.segment.protocol import TimelineTest, check_procedures, load_procedures, table
     from ace_dist.segment.segmenter import window_similarities
     from ace_dist.tools.timelines import cache_folder, embed_all, read_videos, root_label_sets
 
@@ -294,13 +300,16 @@ def evaluate_timelines(argv: list[str]) -> None:
     if not classifier.calibration.is_calibrated:
         raise RunError(f"{run} is not calibrated; first: ace calibrate run={run} videos=...")
     truths = read_videos(settings.videos, "test", classifier.config.dataset, settings.fold)
+    sets = root_label_sets(classifier, run)
+    if procedures:
+        check_procedures(procedures, [truth.path.stem for truth in truths], [*sets.values()][-1][0].labels)
     test = TimelineTest(
         embed_all(classifier, truths, settings.stride_s, cache_folder(settings.cache)),
         lambda videos, labels: window_similarities(classifier.model, videos, labels.phrases),
         classifier.calibration,
         classifier.temperature,
     )
-    results = test.evaluate(root_label_sets(classifier, run), procedures)
+    results = test.evaluate(sets, procedures)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"videos": len(truths), "method": classifier.config.method.name, **results})
     print(table(results), f"written: {path}", sep="\n")

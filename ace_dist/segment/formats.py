@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree  # nosec B405: writes alone
 
 from ace_dist.concepts.makers import split_label
@@ -126,7 +127,7 @@ def to_eaf(timeline: Timeline) -> str:
         VERSION="3.0",
     )
     header = ElementTree.SubElement(root, "HEADER", MEDIA_FILE="", TIME_UNITS="milliseconds")
-    media = {"MEDIA_URL": video.as_uri(), "MIME_TYPE": "video/mp4", "RELATIVE_MEDIA_URL": f"./{video.name}"}
+    media = {"MEDIA_URL": video.as_uri(), "MIME_TYPE": "video/mp4", "RELATIVE_MEDIA_URL": f"./{quote(video.name)}"}
     ElementTree.SubElement(header, "MEDIA_DESCRIPTOR", media)
     order = ElementTree.SubElement(root, "TIME_ORDER")
     tier = ElementTree.SubElement(root, "TIER", LINGUISTIC_TYPE_REF="default-lt", TIER_ID="actions")
@@ -162,7 +163,7 @@ def to_label_studio(timeline: Timeline) -> str:
         }
         for part in timeline.actions
     ]
-    data = {"video": Path(timeline.video).name, "frame_rate": LABEL_STUDIO_FPS}
+    data = {"video": quote(Path(timeline.video).name), "frame_rate": LABEL_STUDIO_FPS}
     task = {"data": data, "predictions": [{"model_version": "ace-dist", "result": results}]}
     return json.dumps([task], indent=1, ensure_ascii=False) + "\n"
 

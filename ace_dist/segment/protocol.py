@@ -3,6 +3,7 @@
 Labels of a set that a video shows count; all else of the video is "none of these", also actions of other sets.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ace_dist.concepts import LabelSet
+from ace_dist.config import did_you_mean
 from ace_dist.segment.decoders import NAMES, DecoderConfig
 from ace_dist.segment.embed import EmbeddedVideo
 from ace_dist.segment.labelled import LabelledVideo
@@ -26,6 +28,7 @@ from ace_dist.segment.metrics import (
 from ace_dist.segment.procedure import Procedure
 from ace_dist.segment.rejection import Floats
 from ace_dist.segment.segmenter import Calibration, decode
+from ace_dist.utils.errors import LabelError
 
 METRIC_FPS = 10.0  # frames a second at which timelines are compared
 TABLE = ("accuracy", "edit", "f1@10", "f1@50")
@@ -45,6 +48,7 @@ class TimelineTest:
     def evaluate(self, sets: Mapping[str, Sequence[LabelSet]], procedures: Mapping[str, Procedure]) -> dict[str, Any]:
         """`timelines.json`. The first label set of each part ("base", "novel", "mixed") holds the true labels.
 
+        Without a video that shows one of a part's labels, its `rejection` and `accuracy_without_background` are None.
         The others name the same actions in other words: mean and standard deviation (ddof 0) over them, as in the SRT.
         """
         found: dict[str, Any] = {}
@@ -88,10 +92,14 @@ class TimelineTest:
             predicted.append(timeline.frame_labels(len(shown), METRIC_FPS))
         pairs = [*zip(predicted, truth, strict=True)]
         videos = [[edit_score(*pair), *astuple(segment_counts(*pair, 0.5))] for pair in pairs]
-        return timeline_scores(predicted, truth) | {"videos": videos}
+        scores = timeline_scores(predicted, truth)
+        return {name: None if math.isnan(score) else score for name, score in scores.items()} | {"videos": videos}
 
-    def rejection(self, cosines: Sequence[Floats], labels: LabelSet) -> dict[str, Any]:
-        """How well windows of these labels are told from pauses, and from actions that are none of the labels."""
+    def rejection(self, cosines: Sequence[Floats], labels: LabelSet) -> dict[str, Any] | None:
+        """How well windows of these labels are told from pauses, and from actions that are none of the labels.
+
+        None where no video shows one of these labels.
+        """
         parts: dict[str, list[float]] = {"known": [], "pause": [], "other": []}
         for (video, embedded), table_NK in zip(self.videos, cosines, strict=True):
             values = self.calibration.rejection.scores(embedded.embeddings.astype(float), table_NK).tolist()
@@ -99,6 +107,8 @@ class TimelineTest:
             for label, score in zip(shown, values, strict=True):
                 parts["pause" if label is None else "known" if label in labels.labels else "other"].append(score)
         threshold, known = self.calibration.rejection.threshold, parts["known"]
+        if not known:
+            return None
         found: dict[str, Any] = {"known_rejected": 100.0 * float(np.mean(np.array(known) < threshold))}
         for name, scores in ((name, parts[name]) for name in ("pause", "other") if parts[name]):
             rejected = 100.0 * float(np.mean(np.array(scores) < threshold))
@@ -153,12 +163,50 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def mean_and_spread(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    table = {name: [run[name] for run in runs] for name in METRICS}
-    return {name: {"mean": float(np.mean(row)), "std": float(np.std(row))} for name, row in table.items()}
+def mean_and_spread(runs: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """Of each score over `runs`; None for a score that none of them has."""
+    table = {name: [score for run in runs if (score := run[name]) is not None] for name in METRICS}
+    return {
+        name: {"mean": float(np.mean(row)), "std": float(np.std(row))} if row else {"mean": None, "std": None}
+        for name, row in table.items()
+    }
 
 
 def load_procedures(folder: Path) -> dict[str, Procedure]:
     """The procedure of each video of a folder that has NAME.json or NAME.yaml with its steps."""
-    files = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".yaml", ".yml")]
-    return {path.stem: Procedure.load(path) for path in files}
+    files = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in (".json", ".yaml", ".yml")]
+    if not files:
+        why = "holds no NAME.yaml or NAME.json" if folder.is_dir() else "is no folder"
+        raise LabelError(f"procedures={folder} {why}; name the folder with the steps of each video")
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.stem in found:
+            raise LabelError(f"procedures={folder}: {found[path.stem].name} and {path.name} are of one video; keep one")
+        found[path.stem] = path
+    return {name: Procedure.load(path) for name, path in found.items()}
+
+
+def check_procedures(procedures: Mapping[str, Procedure], videos: Sequence[str], labels: Sequence[str]) -> None:
+    """Say which of the tested videos, names without an ending, have no procedure.
+
+    Raises `LabelError` when none has one, and for a step that is none of the run's `labels`.
+    """
+    without = [name for name in videos if name not in procedures]
+    others = [name for name in procedures if name not in videos]
+    if len(without) == len(videos):
+        raise LabelError(
+            f"procedures= has no file of a tested video; files: {shortened(others)}; videos: {shortened(videos)}"
+        )
+    if without:
+        print(f"without a procedure: {shortened(without)}; files of no tested video: {shortened(others)}", flush=True)
+    for name in set(videos) & set(procedures):
+        for step in procedures[name].labels:
+            if step not in labels:
+                raise LabelError(
+                    f"{procedures[name].source}: step {step!r} is none of the run's actions"
+                    f"{did_you_mean(step, labels)}; a test needs steps that the run knows"
+                )
+
+
+def shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +28,7 @@ from ace_dist.segment.formats import FORMS, write_timeline
 from ace_dist.segment.labelled import LabelledVideo, labelled_videos
 from ace_dist.segment.page import palette
 from ace_dist.segment.procedure import Procedure
-from ace_dist.segment.protocol import TimelineTest
+from ace_dist.segment.protocol import TimelineTest, check_procedures, load_procedures, table
 from ace_dist.segment.rejection import Rejection
 from ace_dist.segment.segmenter import Calibration, decode, window_similarities
 from ace_dist.segment.timeline import NONE
@@ -104,6 +105,13 @@ def test_a_procedure_names_what_was_done_otherwise(rng):
         decode(video, LABELS, cosines, CALIBRATION, 0.05, Procedure.parse(["cut cone"]))
 
 
+def test_a_step_that_is_no_label_is_known_before_a_video_is_read(classifier):
+    job = Procedure.parse(["cut cone"])
+    for ask in (classifier.segment, classifier.stream):
+        with pytest.raises(LabelError, match="step 'cut cone' is not among actions"):
+            ask("gone.mp4", LABELS, job)
+
+
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
@@ -147,6 +155,39 @@ def test_calibration_chooses_on_training_videos_what_helps_on_others(jobs, rng, 
     assert best["f1@50"] > results["decoders"]["argmax"]["f1@50"]
     assert best["other_words"]["f1@50"] == {"mean": pytest.approx(best["f1@50"]), "std": 0.0}
     assert results["rejection"]["pause"]["auroc"] > 80
+
+
+def test_labels_that_no_video_shows_have_no_rejection(rng):
+    """They are null in the JSON, which knows no NaN, and the other labels are tested."""
+    truth = LabelledVideo(Path("job.mp4"), "", ((2.0, 6.0, "lift box"),))
+    video, cosines = embedded([None] * 4 + [0] * 8 + [None] * 4, rng)
+    shown, absent = (LabelSet((label,), ((label,),)) for label in ("lift box", "tap pin"))
+    test = TimelineTest([(truth, video)], lambda videos, labels: [cosines[:, : len(labels.labels)]], CALIBRATION, 0.05)
+    results = test.evaluate({"base": [shown, shown], "novel": [absent, absent]}, {})
+    scores = results["novel"]["decoders"]["argmax"]
+    assert results["novel"]["rejection"] is scores["accuracy_without_background"] is None
+    assert scores["other_words"]["accuracy_without_background"] == {"mean": None, "std": None}
+    assert results["base"]["rejection"]["known_rejected"] == 0 and "novel" in table(results)
+    json.dumps(results, allow_nan=False)
+
+
+def test_procedures_of_a_test_are_found_or_asked_for(tmp_path, capsys):
+    with pytest.raises(LabelError, match="gone is no folder"):
+        load_procedures(tmp_path / "gone")
+    with pytest.raises(LabelError, match=r"holds no NAME\.yaml"):
+        load_procedures(tmp_path)
+    (tmp_path / "a.YAML").write_text("steps: [lift box]")
+    (tmp_path / "b.json").write_text('{"steps": ["tap pen"]}')
+    found = load_procedures(tmp_path)
+    check_procedures(found, ["a", "c"], LABELS)
+    assert "without a procedure: c; files of no tested video: b\n" in capsys.readouterr().out
+    with pytest.raises(LabelError, match="has no file of a tested video; files: a, b; videos: c"):
+        check_procedures(found, ["c"], LABELS)
+    with pytest.raises(LabelError, match=r"b\.json: step 'tap pen' is none of the run's .*did you mean 'tap pin'"):
+        check_procedures(found, ["a", "b"], LABELS)
+    (tmp_path / "b.yaml").write_text("steps: [lift box]")
+    with pytest.raises(LabelError, match=r"b\.json and b\.yaml are of one video"):
+        load_procedures(tmp_path)
 
 
 def test_a_learned_scale_and_bias_are_in_probabilities_alone(rng):
@@ -194,12 +235,16 @@ def timeline(jobs, rng):
 
 def test_a_timeline_corrected_in_another_program_is_training_data(timeline, jobs, tmp_path):
     expected = [(part.start_s, part.end_s, part.label) for part in timeline.actions]
+    video = jobs / "videos" / "take%201 #2.mp4"  # a name that an address must quote
+    shutil.copy(timeline.video, video)
+    timeline = replace(timeline, video=str(video))
     for ending in (".csv", ".eaf", ".labelstudio.json"):
         path = jobs / "videos" / f"shift{ending}"
         write_timeline(timeline, path)
         segments = build_reader(DatasetConfig(name="own", kind="csv", shards="", annotations=str(path))).segments()
         for segment, (start_s, end_s, label) in zip(segments, expected, strict=True):
             assert f"{segment.verb} {segment.object}" == label and segment.split == "train"
+            assert Path(segment.video).samefile(video)
             assert abs(segment.start_s - start_s) <= 0.02 and abs(segment.end_s - end_s) <= 0.02
 
 

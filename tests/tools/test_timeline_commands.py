@@ -80,6 +80,15 @@ def test_a_run_that_cannot_be_written_is_known_before_it_is_loaded(command, name
         command([f"run={tmp_path}", "videos=any.csv"])
 
 
+def test_lines_of_watch_go_into_a_folder_that_is_new(classifier, tmp_path):
+    """As other outputs do; a file that cannot be written is known before the model is loaded."""
+    classifier.stream = lambda *_, **__: (SimpleNamespace(as_line=lambda: "{}") for _ in range(2))
+    watch(["run=any", "source=a.mp4", "actions=[lift lid]", f"output={tmp_path}/new/shift.jsonl"])
+    assert (tmp_path / "new" / "shift.jsonl").read_text() == "{}\n{}\n"
+    with pytest.raises(IsADirectoryError):
+        watch(["run=any", "source=a.mp4", "actions=[lift lid]", f"output={tmp_path}/new"])
+
+
 def test_the_check_leaves_nothing_behind(tmp_path):
     check_writable(tmp_path / "new" / "deeper" / "file.json")
     assert not list(tmp_path.iterdir())
