@@ -13,10 +13,10 @@ from ace_dist.utils.errors import DataError
 
 Row = dict[str, str]
 DELIMITERS = ",;\t"
-LEFT_OVER = ""  # the column of values behind the last one of the header
+LEFT_OVER = "\n"  # the column of values behind the last one of the header, whose names hold no line break
 # What a spreadsheet runs when a cell begins with it (OWASP, "CSV injection"); the last four are full-width forms.
 RUNS = re.compile(r"'*\s*[=+\-@\t\r\n＝＋－＠]")
-DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
+DECIMAL_COMMA = re.compile(r"^([+-]?(?:\d+:){0,2}\d+),(\d+)$")  # of a number, or of H:MM:SS
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.I)
 
 

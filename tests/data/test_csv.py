@@ -125,6 +125,7 @@ def test_ids_stay_when_a_list_and_its_videos_move_apart_behind_a_link(folder):
         ({"split": "valid"}, r"line 3: split='valid' is not one of train, test; write train.*evaluation\.validation_"),
         ({"split": "Training"}, r"line 3: split='Training' is not one of train, test; did you mean train\?"),
         ({"start_s": "0,7"}, r"line 3: start_s='0,7' is not a number of seconds; write decimals with a point"),
+        ({"end_s": "0:00:01,5"}, r"line 3: end_s='0:00:01,5' is not a number of seconds; write decimals with a"),
         ({"end_s": "00:01"}, r"line 3: end_s='00:01' is not a number of seconds; write minutes as seconds, or as H:MM"),
         ({"video": "C:\\videos\\a.mp4"}, r"line 3: video .* does not exist; write it relative to the folder"),
         ({"video": "a" * 300 + ".mp4"}, r"line 3: video .* does not exist"),
@@ -145,9 +146,23 @@ def test_each_fault_is_named_with_its_line_and_the_setting(folder, change, messa
 def test_a_spreadsheet_with_decimal_commas(folder):
     """Excel and LibreOffice write semicolons where a comma stands before decimals."""
     path = folder / "labels.csv"
-    path.write_bytes(b"\xef\xbb\xbf" + b"video;start_s;end_s;verb;object\r\nvideos/a.mp4;0,25;1,5;spin;block M1,5\r\n")
+    path.write_bytes(b"\xef\xbb\xbf" + b"video;start_s;end_s;verb;object\r\nvideos/a.mp4;0,25;0:00:01,5;spin;block M1,5\r\n")
     (segment,) = read_csv(path).segments()
     assert (segment.start_s, segment.end_s, segment.object) == (0.25, 1.5, "block m1,5")
+
+
+@pytest.mark.parametrize("line", ["{},", "0,{}", ",{},,"])
+@pytest.mark.parametrize("columns", [None, dict(zip(COLUMNS, COLUMNS, strict=True))])
+def test_columns_without_a_name_are_left_out(columns, line, folder):
+    """Excel writes them behind the last one, pandas its index before the first."""
+    path = write(folder, GOOD)
+    header, row = path.read_text().splitlines()
+    path.write_text(f"{line.format(header).replace('0,', ',')}\n{line.format(row)}\n")
+    (segment,) = read_csv(path, columns=columns).segments()
+    assert (segment.verb, segment.group) == ("spin", "p1")
+    path.write_text(f"{line.format(header).replace('0,', ',')}\n{line.format(row)},more\n")
+    with pytest.raises(DataError, match="more values than the header has columns \\('more' is left over\\)"):
+        read_csv(path, columns=columns)
 
 
 def test_two_labels_of_one_stretch_are_noted_and_one_label_twice_is_refused(folder):

@@ -209,8 +209,8 @@ def seconds(row: Mapping[str, str], column: str, empty: float) -> float:
     except ValueError:
         value = clock_seconds(row[column])
     if not math.isfinite(value):
-        hint = "; write decimals with a point" if "," in row[column] else ""
-        hint = "; write minutes as seconds, or as H:MM:SS" if ":" in row[column] else hint
+        hint = "; write minutes as seconds, or as H:MM:SS" if ":" in row[column] else ""
+        hint = "; write decimals with a point" if "," in row[column] else hint
         raise DataError(f"{column}={row[column]!r} is not a number of seconds{hint}")
     if value < 0:
         raise DataError(f"{column}={row[column]} is negative")
