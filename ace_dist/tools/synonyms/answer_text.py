@@ -107,7 +107,7 @@ def table_rows(lines: list[str], action: str) -> Iterator[str]:
     for line, below in zip(lines, [*lines[1:], ""], strict=False):
         if TABLE_RULE.fullmatch(line) or TABLE_RULE.fullmatch(below):
             continue
-        if line.count("|") > 1:
+        if "|" in line:
             cells = [cell.strip(" *`\"'") for cell in line.strip().strip("|").split("|")]
             line = " - ".join(cell for cell in cells if not re.fullmatch(r"\W*\d*\W*", cell) and cell.lower() != action)
         yield line

@@ -187,19 +187,26 @@ def read_line(line: str, action: Action, objectless: bool) -> tuple[str, str]:
 def with_object(words: list[str], target: list[str]) -> list[str]:
     """The verb's words of `verb ⊕ object`, also of a phrasal verb around its object ("pick the item up"), or nothing.
 
-    Articles do not count, but for an object that is called "a".
+    Articles do not count, but for an object that is called "a". An object within the verb shows that a line holds two
+    phrases; a verb may begin with its word ("screw in screw").
     """
     articles = ARTICLES.difference(target[-1:])
     words, target = ([word for word in phrase if word not in articles] for phrase in (words, target))
     for start in range(len(words) - len(target), 0, -1):
         before, part, after = words[:start], words[start : start + len(target)], words[start + len(target) :]
-        if part[:-1] != target[:-1] or part[-1] not in (target[-1], target[-1] + "s", target[-1] + "es"):
-            continue  # the last word may be in the plural
+        if not is_object(part, target):
+            continue
         if before[:1] == ["to"]:
             before = before[1:]
-        if before and all(word in PARTICLES for word in after):
+        within = any(is_object(before[place : place + len(target)], target) for place in range(1, len(before)))
+        if before and not within and all(word in PARTICLES for word in after):
             return [*before, *after]
     return []
+
+
+def is_object(words: list[str], target: list[str]) -> bool:
+    """Whether words are those of the object; its last one may be in the plural."""
+    return words[:-1] == target[:-1] and words[-1] in (target[-1], target[-1] + "s", target[-1] + "es")
 
 
 def verb_fault(verb: list[str]) -> str:
