@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, Strict, TypeAdapter, ValidationError
 
-from ace_dist.utils.errors import UserError
+from ace_dist.utils.errors import DataError, UserError
 
 LARGEST_FILE = 1 << 30  # bytes: predictions of a million clips take 100 MB
 DEEPEST = 32  # lists and objects within one another
@@ -42,6 +43,25 @@ def why_no_file(path: Path) -> str:
     if os.path.exists(path):
         return "is no plain file but a pipe, a socket or a device"
     return f"is a link to {os.readlink(path)}, which does not exist" if os.path.islink(path) else "does not exist"
+
+
+def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """All files below a folder, in the order of their paths, also behind links to folders; hidden ones are left out.
+
+    A link to one of the folders `above` is not followed, or the walk would not end. Raises `DataError` for a link to
+    nothing, such as a disk that is not mounted.
+    """
+    above |= {os.path.realpath(folder)}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if os.path.realpath(path) not in above:
+                yield from files_below(path, above)
+        elif path.is_file():
+            yield path
+        elif not path.exists():
+            raise DataError(f"{path} {why_no_file(path)}; mount or fetch that, or delete the link")
 
 
 def read_text(path: Path, error: type[UserError], advice: str = "", largest: int = LARGEST_FILE) -> str:

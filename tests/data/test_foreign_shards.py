@@ -206,11 +206,13 @@ def test_no_video_vanishes(world):
 
 
 def test_folders_and_spellings(world):
-    """Tar files in folders of their splits, labels in any spelling."""
+    """Tar files in folders of their splits, one of them on another disk, labels in any spelling."""
     good = (world / "a.mp4").read_bytes()
     for place in ("Train/0.tar", "test/0.tar"):
         (world / "tars" / place).parent.mkdir()
         write_tar(world / "tars" / place, ("a.mp4", good), ("a.json", about(label="Pick_It-up")))
+    (world / "tars" / "Train").rename(world / "disk")
+    (world / "tars" / "Train").symlink_to(world / "disk")
     shards = build(world)
     assert sorted((r.verb, r.object, r.split) for r in shards.records) == [
         ("pick up", "cup", s) for s in ("test", "train")

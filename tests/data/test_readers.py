@@ -498,6 +498,9 @@ def test_ata_is_converted_from_the_forms_of_label_files(tmp_path, form):
     for view in ("front", "side"):
         (tmp_path / "labels" / f"P08_table_1_{view}.txt").write_text(ATA_FORMS[form])
     (tmp_path / "README.txt").write_text("no labels")
+    (disk := tmp_path.with_name(f"{tmp_path.name} disk")).mkdir()
+    (tmp_path / "side").rename(disk / "side")
+    (tmp_path / "side").symlink_to(disk / "side")
     notes = convert(ConvertConfig(root=str(tmp_path), output=str(tmp_path / "manifest.csv")))
     assert any("12 segments" in note for note in notes) and "4 here, 1152 in the paper" in " ".join(notes)
     assert "not read: README.txt names no person" in notes

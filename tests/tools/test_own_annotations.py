@@ -111,6 +111,8 @@ def test_a_folder_per_label(folder):
             path = folder / "clips" / label / clip
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+    (folder / "clips" / "push lever" / "anna").rename(folder / "disk")
+    (folder / "clips" / "push lever" / "anna").symlink_to(folder / "disk")
     segments = read_csv(folder / "clips").segments()
     assert [(f"{s.verb} {s.object}", s.group, s.split) for s in segments] == [
         ("lift lid", "anna", "train"), ("lift lid", "x", "train"),

@@ -18,7 +18,7 @@ from ace_dist.segment.embed import digest_video
 from ace_dist.tools.synonyms.action_list import read_rows
 from ace_dist.tools.synonyms.sheet import read_sheet
 from ace_dist.utils.errors import UserError
-from ace_dist.utils.reading import read_text
+from ace_dist.utils.reading import files_below, read_text
 
 READERS = {
     "text": lambda path: read_text(path, UserError),
@@ -50,6 +50,23 @@ def test_what_is_no_file_is_called_what_it_is(tmp_path, reader, kind):
             path.symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=rf"{path}\b.* {kind}"):
         READERS[reader](path)
+
+
+def test_files_behind_links_to_folders_are_found(tmp_path):
+    """Videos often lie on another disk; a link to a folder above would be walked for ever."""
+    (tmp_path / "disk" / "anna").mkdir(parents=True)
+    (tmp_path / "disk" / "anna" / "a.mp4").touch()
+    (tmp_path / "own" / ".hidden").mkdir(parents=True)
+    (tmp_path / "own" / ".hidden" / "b.mp4").touch()
+    (tmp_path / "own" / "lift lid").symlink_to("../disk")
+    (tmp_path / "own" / "push lever").symlink_to("../disk")  # two names of one folder are two folders
+    (tmp_path / "own" / "up").symlink_to("..")
+    (tmp_path / "disk" / "back").symlink_to("../own")
+    found = [path.relative_to(tmp_path / "own").as_posix() for path in files_below(tmp_path / "own")]
+    assert found == ["lift lid/anna/a.mp4", "push lever/anna/a.mp4", "up/disk/anna/a.mp4"]
+    (tmp_path / "own" / "z").symlink_to("../unmounted")
+    with pytest.raises(UserError, match=r"own/z is a link to \.\./unmounted, which does not exist; mount or fetch that"):
+        list(files_below(tmp_path / "own"))
 
 
 def test_a_file_that_may_not_be_read_is_not_to_be_built_again(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from ace_dist.config import assets_dir
 from ace_dist.data.annotations.ata import COLUMNS
 from ace_dist.utils.errors import ConfigError, DataError, listing
 from ace_dist.utils.files import write_text
+from ace_dist.utils.reading import files_below
 from ace_dist.utils.tables import csv_text
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -64,7 +65,7 @@ def convert(config: ConvertConfig) -> list[str]:
     root, output = Path(config.root).expanduser(), Path(config.output).expanduser()
     if not config.root or output.suffix != ".csv":
         raise ConfigError("give root=FOLDER (videos and label files of ATA) and output=FILE.csv, the manifest to write")
-    files = sorted(path for path in root.rglob("*") if path.is_file() and path != output)
+    files = [path for path in files_below(root) if path != output] if root.is_dir() else []
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     places = {path: place(config, path.relative_to(root)) for path in files}
     texts = [path for path in files if path.suffix.lower() in LABEL_SUFFIXES]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from ace_dist.concepts.makers import split_label
 from ace_dist.utils.errors import DataError, LabelError
+from ace_dist.utils.reading import files_below
 from ace_dist.utils.tables import Row
 
 
 def folder_rows(folder: Path) -> Iterator[tuple[str, Row]]:
     """Where each clip lies and its row, in the order of the paths. Raises `DataError` naming the folder."""
-    files = (path for path in sorted(folder.glob("*/**/*")) if path.is_file())
-    clips = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    clips = [file for file in files_below(folder) if file.parent != folder]
     if not clips:
         raise DataError(
             f"dataset.annotations={folder} is a folder with neither a CSV file nor videos in a folder per label, such "

@@ -28,7 +28,7 @@ from ace_dist.data.build.container import StoredVideo
 from ace_dist.data.segments import SPLITS, VALIDATION, Failure, Segment, parse_split
 from ace_dist.data.shards import safe_members
 from ace_dist.utils.errors import DataError, UserError, listing
-from ace_dist.utils.reading import parse_json
+from ace_dist.utils.reading import files_below, parse_json
 
 SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -63,9 +63,10 @@ class WebDatasetReader(VideoReader):
         self.places: dict[str, Place] = {}
         self.dotted: list[Path] = []  # tar files whose names hold dots
         rejected: list[Failure] = []
-        if packed := sorted(path for end in PACKED for path in root.rglob(f"*{end}")):
+        files = list(files_below(root))
+        if packed := [path for path in files if path.name.endswith(PACKED)]:
             raise DataError(f"{packed[0]} is compressed, and members are read where they lie: unpack it to a .tar file")
-        tars = sorted(root.rglob("*.tar"))
+        tars = [path for path in files if path.suffix == ".tar"]
         if not tars:
             raise DataError(f"dataset.root={root} holds no *.tar file")
         segments = [segment for tar in tars for segment in self.parse(tar, rejected)]
