@@ -38,8 +38,8 @@ class Action:
         """Split `label` at its verb: the longest of `verbs` that it begins with, else its first word.
 
         `Action.parse("lay down side panel", verbs=["lay", "lay down"])` has the verb "lay down". A particle that
-        follows the first word ("pick up item") belongs to the verb even when `verbs` does not list it, provided that
-        an object is left. Raises `LabelError` when no object is left.
+        follows the first word ("pick up item") belongs to the verb even when `verbs` does not list it. Raises
+        `LabelError` when no object is left.
         """
         words = normalise(label).split(" ")
         if words == [""]:
@@ -47,7 +47,7 @@ class Action:
         listed = [normalise(verb).split(" ") for verb in listed_texts(verbs)]
         length = max((len(verb) for verb in listed if verb != [""] and words[: len(verb)] == verb), default=0)
         if not length:
-            length = 2 if len(words) > 2 and words[1] in PARTICLES else 1
+            length = 2 if len(words) > 1 and words[1] in PARTICLES else 1
         verb, object_ = " ".join(words[:length]), " ".join(words[length:])
         if not object_:
             raise LabelError(

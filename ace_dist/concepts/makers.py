@@ -37,9 +37,8 @@ def phrasal_homes() -> dict[str, str]:
 
 def split_label(label: str) -> Action:
     """`Action.parse` of a label that no data set explains; a phrasal verb of the list stays whole ("screw in pin")."""
-    words = normalise(label).split(" ")
-    verb = " ".join(words[:2])
-    return Action.parse(label, verb if len(words) > 2 and verb in phrasal_homes() else ())
+    verb = " ".join(normalise(label).split(" ")[:2])
+    return Action.parse(label, verb if verb in phrasal_homes() else ())
 
 
 def maker_node(root: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 
 from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations import exports
+from ace_dist.data.annotations.mstcn import mapped_classes
 from ace_dist.data.datasets import build_dataset, build_reader, load_shards
 from ace_dist.data.segments import Reader
 from ace_dist.segment.formats import to_label_studio
@@ -242,6 +243,12 @@ def test_any_data_set_of_mstcns_layout_is_read(tmp_path):
     assert len(shards.split("test")) == len([s for s in found if s.split == "test"])
     with pytest.raises(DataError, match="stores the split of fold 1, and dataset.fold is 2"):
         load_shards(dataclasses.replace(settings, shards=str(tmp_path / "shards"), fold=2))
+    table = (tmp_path / "mapping.txt").read_text()
+    (tmp_path / "mapping.txt").write_text(f"{table}90 cut\n91 put_down\n92 screw_in\n93 pick_up_box\n")
+    mapped = mapped_classes(tmp_path).actions
+    assert [str(mapped[label]) for label in list(mapped)[-4:]] == [
+        "cut item", "put down item", "screw in item", "pick up box",
+    ]  # fmt: skip
     (tmp_path / "mapping.txt").write_text("0 background\nlift box\n")
     with pytest.raises(DataError, match=r"mapping\.txt line 2: 'lift box' is not a number and a label"):
         build_reader(settings)

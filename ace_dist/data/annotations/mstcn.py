@@ -8,8 +8,8 @@
 
 `dataset.fold` k takes the split of test.splitk.bundle; without a fold it is that of split 1. The group of a video is
 its name, so that `dataset.test_groups` can name others. Labels become verb and object as
-`concepts.makers.split_label` splits them, those of one word with the object "item"; labels in `BACKGROUND` are no
-actions. `dataset.classes` says otherwise.
+`concepts.makers.split_label` splits them, a verb alone ("pick_up") with the object "item"; labels in `BACKGROUND`
+are no actions. `dataset.classes` says otherwise.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from ace_dist.config import DatasetConfig
 from ace_dist.data.annotations.base import VideoReader, class_table, data_root
 from ace_dist.data.annotations.frames import Recording, build_frame_reader
 from ace_dist.data.annotations.gtea import find_video, label_runs, listed_names
-from ace_dist.utils.errors import DataError, listing
+from ace_dist.utils.errors import DataError, LabelError, listing
 
 SOURCE = "expected groundTruth/NAME.txt, splits/test.split1.bundle, mapping.txt and videos/NAME.mp4"
 BACKGROUND = frozenset({"background", "sil", "action start", "action end", "null", "none", "idle", "other"})
@@ -71,5 +71,8 @@ def mapped_classes(root: Path) -> ClassTable:
         if words in BACKGROUND:
             others.add(label)
         else:
-            actions[label] = split_label(words if " " in words else f"{words} item")
+            try:
+                actions[label] = split_label(words)
+            except LabelError:  # a verb alone
+                actions[label] = split_label(f"{words} item")
     return ClassTable(actions, frozenset(others), str(path))
