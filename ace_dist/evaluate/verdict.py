@@ -49,8 +49,8 @@ def against(ours: Sequence[Entry], other: str, theirs: Sequence[Entry], groups: 
     if any(clip not in groups for clip in ids):
         return (
             f"Its difference to {other} is {100 * gain.mean():+.1f} points, without an interval: neither the "
-            "shards, which are not here, nor predictions.json, which `ace evaluate` writes anew, say which clips are of "
-            "one group."
+            "shards, which are not here, nor predictions.json, which `ace evaluate` writes anew, say which clips are "
+            "of one group."
         )
     mean, half, count = paired_interval(100 * gain, [groups[clip] for clip in ids])
     low, high = mean - half, mean + half
