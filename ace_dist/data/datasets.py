@@ -6,12 +6,13 @@ from typing import TypeVar
 
 from ace_dist.config import DatasetConfig, resolve_path
 from ace_dist.data.annotations import ata, csv, gtea, ikea, mstcn, webdataset
+from ace_dist.data.annotations.frames import Recording
 from ace_dist.data.build.shards import Build
 from ace_dist.data.segments import Reader, Segment
 from ace_dist.data.shards import ClipRecord, ShardSet
 from ace_dist.utils.errors import DataError
 
-Grouped = TypeVar("Grouped", Segment, ClipRecord)
+Grouped = TypeVar("Grouped", Segment, ClipRecord, Recording)
 Readers = Mapping[str, Callable[[DatasetConfig], Reader]]
 # By `dataset.kind`. Rendered worlds import this room, so that it cannot import them: who builds their shards hands
 # `ace_dist.worlds.READERS` in.

@@ -1,6 +1,6 @@
 """Long videos with their true segments: what timelines are calibrated on and tested against."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ace_dist.data.annotations.frames import Recording
 from ace_dist.data.segments import Segment
 
 
@@ -36,18 +37,38 @@ class LabelledVideo:
         return self.labels_at(start_s + (np.arange(round((end_s - start_s) * fps)) + 0.5) / fps)
 
 
-def labelled_videos(segments: Iterable[Segment], split: str) -> list[LabelledVideo]:
-    """The videos of a split, by path; a video whose segments lie in both splits belongs to neither."""
-    by_path: dict[str, list[Segment]] = {}
-    for segment in segments:
-        if segment.video:
-            by_path.setdefault(segment.video, []).append(segment)
-    return [
+def labelled_videos(
+    segments: Sequence[Segment], split: str, recordings: Sequence[Recording] = ()
+) -> list[LabelledVideo]:
+    """The videos of a split, by path; a video whose segments lie in both splits belongs to neither.
+
+    `recordings`: the annotated videos, where these are known; one that shows no segment is background throughout.
+    """
+    by_path = segments_by_path(segments)
+    found = [
         LabelledVideo(
             Path(path),
             own[0].group,
             tuple(sorted((s.start_s, s.end_s, str(s.action)) for s in own)),
         )
-        for path, own in sorted(by_path.items())
+        for path, own in by_path.items()
         if {segment.split for segment in own} == {split}
     ]
+    found += [
+        LabelledVideo(each.video, each.group, ())
+        for each in recordings
+        if str(each.video) not in by_path and each.split == split
+    ]
+    return sorted(found, key=lambda video: str(video.path))
+
+
+def in_both_splits(segments: Sequence[Segment]) -> list[str]:
+    return [path for path, own in segments_by_path(segments).items() if len({segment.split for segment in own}) > 1]
+
+
+def segments_by_path(segments: Sequence[Segment]) -> dict[str, list[Segment]]:
+    found: dict[str, list[Segment]] = {}
+    for segment in segments:
+        if segment.video:
+            found.setdefault(segment.video, []).append(segment)
+    return found

@@ -103,7 +103,7 @@ def fit_rejection(windows: LabelledWindows, error_rate: float, temperature: floa
             f"calibration needs actions of two people (groups) or more, one half to fit on and one to calibrate on; "
             f"found {groups or 'none'}"
         )
-    fitted = np.isin(windows.groups, groups[::2])
+    fitted = ~np.isin(windows.groups, groups[1::2])  # with the groups that show background alone
     fit = fit_known(windows, fitted)
     held = ~fitted & (windows.labels >= 0)
     unscaled = Rejection(0.0, error_rate, 1.0, *fit)

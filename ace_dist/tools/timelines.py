@@ -11,7 +11,11 @@ import torch
 
 from ace_dist.classifier import Classifier
 from ace_dist.concepts import Action, LabelSet, root_labels
-from ace_dist.config import DatasetConfig
+from ace_dist.config import DatasetConfig, resolve_path
+from ace_dist.data.annotations.base import VideoReader
+from ace_dist.data.annotations.csv import COLUMNS, OPTIONAL, numbered_rows
+from ace_dist.data.annotations.exports import is_export
+from ace_dist.data.annotations.gtea import subject
 from ace_dist.data.datasets import build_reader, regrouped
 from ace_dist.data.loader import build_test_loader
 from ace_dist.data.run_inputs import read_inputs
@@ -20,11 +24,11 @@ from ace_dist.data.task import load_task
 from ace_dist.evaluate.protocols import mean_cosines, srt_label_sets
 from ace_dist.segment.calibrate import ScoredVideo, calibrate_on_videos
 from ace_dist.segment.embed import EmbeddedVideo, default_cache, embed_video
-from ace_dist.segment.labelled import LabelledVideo, labelled_videos
+from ace_dist.segment.labelled import LabelledVideo, in_both_splits, labelled_videos
 from ace_dist.segment.rejection import LabelledWindows, fit_rejection
 from ace_dist.segment.segmenter import Calibration, window_similarities
 from ace_dist.utils.console import Progress
-from ace_dist.utils.errors import DataError, RunError
+from ace_dist.utils.errors import DataError, RunError, listing
 
 FOLDED = ("mstcn", "gtea")  # kinds of data set in whose folder each fold has its own lists of videos
 
@@ -46,26 +50,63 @@ def progress_bar(name: str) -> Iterator[Callable[[float, float], None]]:
 
 
 def read_videos(source: str, split: str, run: DatasetConfig, fold: int | None = None) -> list[LabelledVideo]:
-    """The labelled videos of a split, of an annotation file or a folder in MS-TCN's layout.
+    """The labelled videos of a split, of an annotation file or a folder in MS-TCN's layout. Says what is left out.
 
     The split is that of the run's data set: where its `test_groups` occur, they are tested and no others; what it left
     out is left out. `fold`: of such a folder; None: that of a run on such data, else the first.
     """
     if not Path(source).exists():
         raise DataError(f"videos={source} does not exist; name an annotation file, or a folder in MS-TCN's layout")
-    dataset = DatasetConfig(name="videos", kind="csv", shards="", annotations=source)
-    if Path(source).is_dir():
-        own = run.fold if run.kind in FOLDED else 0
-        dataset = DatasetConfig(name="videos", kind="mstcn", shards="", root=source, fold=fold or own or 1)
-    segments = build_reader(dataset).segments()
-    tested = set(run.test_groups or ()) & {segment.group for segment in segments}
-    segments = regrouped(segments, run if tested else replace(run, test_groups=None))
-    if found := labelled_videos(segments, split):
+    dataset = videos_dataset(Path(source), run, fold)
+    reader = build_reader(dataset)
+    segments, recordings = reader.segments(), reader.recordings if isinstance(reader, VideoReader) else ()
+    groups = {each.group for each in segments} | {each.group for each in recordings}
+    tested = groups.intersection(dataset.test_groups or ())
+    split_by = dataset if tested else replace(dataset, test_groups=None)
+    segments = regrouped(segments, split_by)
+    notes, both = list(reader.notes), in_both_splits(segments)
+    if reader.rejected:
+        faults = [f"{each.origin}: {each.reason}" for each in reader.rejected]
+        notes.append(f"left out, as the run's dataset.allow_quarantine says:{listing(faults)}")
+    if both:
+        notes.append(f"left out, with segments of the training and of the test:{listing(both)}")
+    if notes:
+        print(*notes, sep="\n", flush=True)
+    if found := labelled_videos(segments, split, regrouped(recordings, split_by)):
         return found
     raise DataError(
         f"videos={source} has no video of the {split} split (a video with segments of both is in neither; "
         f"dataset.test_groups of the run: {', '.join(run.test_groups or ()) or 'as annotated'})"
     )
+
+
+def videos_dataset(source: Path, run: DatasetConfig, fold: int | None) -> DatasetConfig:
+    """The run's data set with its videos at `source`, by a reader of what lies there.
+
+    What depends on the form of the annotations (classes, columns) goes over to annotations of the same form alone.
+    """
+    kind = "csv"
+    if source.is_dir():
+        names = [path.stem for path in (source / "groundTruth").glob("*.txt")]
+        kind = "gtea" if run.kind == "gtea" and all(map(subject, names)) else "mstcn"
+    same = replace(run, kind=kind, shards="", views=None, classes=run.classes if run.kind == kind else None)
+    if kind == "csv":
+        return replace(same, annotations=str(source), columns=run.columns if needs_columns(source, run) else {})
+    if fold is not None:  # which is not that of the run's groups
+        same = replace(same, test_groups=[f"S{fold}"] if kind == "gtea" else None)
+    return replace(same, root=str(source), columns={}, fold=fold or (run.fold if run.kind in FOLDED else 0) or 1)
+
+
+def needs_columns(path: Path, run: DatasetConfig) -> bool:
+    """Whether a file has the columns of the run's own, and not ours."""
+    if run.kind != "csv" or is_export(path):
+        return False
+    if run.annotations and (own := resolve_path(run.annotations)).exists() and own.samefile(path):
+        return True
+    with contextlib.suppress(DataError):
+        numbered_rows(path, COLUMNS, OPTIONAL)
+        return False
+    return True
 
 
 def embed_all(

@@ -44,6 +44,21 @@ def test_of_new_windows_a_share_of_at_most_the_error_rate_is_rejected(fresh_seed
         assert abs(np.mean(shares) - expected) < 4 * np.std(shares) / np.sqrt(200) and expected <= rate
 
 
+def test_who_shows_background_alone_is_fitted_on(fresh_seed):
+    """As a video in which nothing happens: the two people who act show no pause of their own here."""
+    acting = draw_windows(np.random.default_rng(fresh_seed), 2, 60, background=False)
+    idle = np.eye(DIMENSIONS)[[6, 7] * 20]
+    windows = LabelledWindows(
+        np.concatenate([acting.embeddings, idle]),
+        np.concatenate([acting.cosines, idle[:, :CLASSES]]),
+        np.concatenate([acting.labels, np.full(len(idle), -1)]),
+        np.concatenate([acting.groups, np.full(len(idle), "idle")]),
+    )
+    rejection, _ = fit_rejection(windows, 0.1, temperature=0.05)
+    assert (rejection.scores(idle, idle[:, :CLASSES]) < rejection.threshold).all()
+    assert len(rejection.prototypes) == 2
+
+
 def test_a_rate_below_one_in_the_number_of_scores_rejects_nothing():
     assert conformal_threshold([0.3, 0.2, 0.5], 0.1) < 0.2
 

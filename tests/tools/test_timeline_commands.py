@@ -1,13 +1,16 @@
 """Commands about long videos know first what they cannot write, and keep to the run's split."""
 
+import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from paper_data import random_gtea, write_gtea
 
 from ace_dist.classifier import Classifier
 from ace_dist.cli.timelines import calibrate, evaluate_timelines, segment, watch
-from ace_dist.config import DatasetConfig
+from ace_dist.config import DatasetConfig, load_config
 from ace_dist.data import run_inputs
 from ace_dist.segment import formats
 from ace_dist.tools.timelines import read_videos
@@ -163,3 +166,56 @@ def test_the_videos_are_split_as_the_run_was(tmp_path):
     of_run = DatasetConfig(name="own", kind="mstcn", shards="", fold=2)
     assert [video.path.stem for video in read_videos(str(folder), "test", of_run)] == [second]
     assert [video.path.stem for video in read_videos(str(folder), "train", of_run)] == [first]
+
+
+def test_a_run_of_gtea_is_tested_on_gtea(tmp_path):
+    """Its labels are those of the run's classes, its groups are people, and a person left out is in neither split."""
+    root = write_gtea(tmp_path / "gtea", random_gtea(length=(3, 6)))
+    run = load_config(["dataset=gtea", "dataset.fold=2", "dataset.left_out_groups=[S3]"]).dataset
+
+    def people(split, fold=None):
+        return {video.path.stem[:2] for video in read_videos(str(root), split, run, fold)}
+
+    assert (people("test"), people("train")) == ({"S2"}, {"S1", "S4"})
+    assert (people("test", 4), people("train", 4)) == ({"S4"}, {"S1", "S2"})
+    labels = {label for video in read_videos(str(root), "test", run) for *_, label in video.spans}
+    assert labels and all(label.endswith(" ingredient") for label in labels)
+
+
+def test_annotations_are_read_as_those_of_the_run(tmp_path):
+    """With its columns where a file has them, not ours; with its classes, and what it tolerates."""
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "own.csv").write_text("file,from,to,what,who\na.mp4,0,1,lift lid,anna\n")
+    (tmp_path / "ours.csv").write_text("video,start_s,end_s,verb,object\na.mp4,0,1,lift,lid\n")
+    columns = {"video": "file", "start_s": "from", "end_s": "to", "label": "what", "group": "who"}
+    run = DatasetConfig(name="own", kind="csv", shards="", annotations=f"{tmp_path}/own.csv", columns=columns)
+    for name in ("own.csv", "ours.csv"):
+        (video,) = read_videos(f"{tmp_path}/{name}", "train", run)
+        assert video.spans == ((0.0, 1.0, "lift lid"),)
+    folder = tmp_path / "layout"
+    write_videos(folder, TabletopConfig(size=16, fps=5.0), train=1, test=1)
+    mapping = (folder / "mapping.txt").read_text().splitlines()[1:]
+    actions = [line.partition(" ")[2] for line in mapping]
+    classes = {"actions": {label: ["do", label.replace(" ", "-")] for label in actions}, "not_actions": ["background"]}
+    (tmp_path / "classes.json").write_text(json.dumps(classes))
+    run = DatasetConfig(name="own", kind="mstcn", shards="", classes=f"{tmp_path}/classes.json", allow_quarantine=True)
+    (folder / "videos" / "job-train-000.mp4").unlink()
+    (video,) = read_videos(str(folder), "test", run)
+    assert {label.split()[0] for *_, label in video.spans} == {"do"}
+
+
+def test_videos_without_a_step_are_tested_too(tmp_path, capsys):
+    """What they are called is none of the labels; and what is left out is named."""
+    folder = tmp_path / "layout"
+    write_videos(folder, TabletopConfig(size=16, fps=5.0), train=1, test=1)
+    truth = folder / "groundTruth" / "job-test-000.txt"
+    truth.write_text("background\n" * len(truth.read_text().splitlines()))
+    run = DatasetConfig(name="own", kind="mstcn", shards="")
+    (video,) = read_videos(str(folder), "test", run)
+    assert (video.path.stem, video.spans) == ("job-test-000", ())
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "b.mp4").touch()
+    rows = ("a.mp4,0,1,lift,lid,train", "a.mp4,1,2,lift,lid,test", "b.mp4,0,1,lift,lid,test")
+    (tmp_path / "videos.csv").write_text("\n".join(["video,start_s,end_s,verb,object,split", *rows]))
+    assert [video.path.stem for video in read_videos(f"{tmp_path}/videos.csv", "test", run)] == ["b"]
+    assert re.search(r"left out, with segments of the training and of the test:\n.*a\.mp4", capsys.readouterr().out)

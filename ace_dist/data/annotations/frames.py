@@ -114,7 +114,9 @@ def build_frame_reader(
                 outside["labels that repeat another one exactly"] += segment.id in segments
                 segments.setdefault(segment.id, segment)
     notes = tuple(f"{count} segments left out: {label}" for label, count in sorted(outside.items()) if count)
-    return VideoReader(list(segments.values()), dataset.encoding.fps, dataset.encoding.short_side, notes, rejected)
+    usable = [recording for recording in recordings if f"{recording.video}" in clocks]
+    encoding = dataset.encoding
+    return VideoReader(list(segments.values()), encoding.fps, encoding.short_side, notes, rejected, usable)
 
 
 def read_clocks(
