@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ace_dist.concepts import Action, split_classes
 from ace_dist.config import DatasetConfig
-from ace_dist.data.annotations.csv import COLUMNS, written_times
+from ace_dist.data.annotations.base import VideoReader
+from ace_dist.data.annotations.csv import COLUMNS, path_from, written_times
 from ace_dist.data.datasets import build_reader, check_groups
-from ace_dist.data.segments import Failure, Segment, shared_groups
+from ace_dist.data.segments import Failure, Reader, Segment, shared_groups
 from ace_dist.utils.errors import DataError
 from ace_dist.utils.files import write_text
 from ace_dist.utils.tables import csv_text
@@ -60,7 +61,7 @@ def read_annotations(dataset: DatasetConfig) -> Annotations:
     """The segments of `dataset` with the split that is asked for, written down, or proposed, in that order."""
     reader = build_reader(dataset)
     segments = reader.segments()
-    if unlisted := [segment.id for segment in segments if not os.path.isfile(segment.video)]:
+    if unlisted := [segment.id for segment in segments if not has_video_file(reader, segment)]:
         raise DataError(f"dataset.kind={dataset.kind} has no video file for {unlisted[0]}: build its shards directly")
     if not any(segment.group for segment in segments):
         names = video_names({segment.video for segment in segments})
@@ -82,6 +83,12 @@ def read_annotations(dataset: DatasetConfig) -> Annotations:
         f"novel actions: {shown(map(str, classes.novel))}{'' if classes.novel else hint}",
     ]
     return Annotations(segments, reader.rejected, notes)
+
+
+def has_video_file(reader: Reader, segment: Segment) -> bool:
+    """Whether the segment's video is a file of its own, and not a part of one such as a tar file."""
+    is_own = isinstance(reader, VideoReader) and reader.video(segment) == segment.video
+    return is_own and os.path.isfile(segment.video)
 
 
 def video_names(videos: Collection[str]) -> dict[str, str]:
@@ -160,5 +167,5 @@ def shown(names: Iterable[str]) -> str:
 
 def row(segment: Segment, folder: Path) -> list[str]:
     """The columns of a segment; its video counts from the folder of the file."""
-    video, times = os.path.relpath(segment.video, folder), written_times(segment.start_s, segment.end_s)
+    video, times = path_from(folder, Path(segment.video)), written_times(segment.start_s, segment.end_s)
     return [video, *times, segment.verb, segment.object, segment.split, segment.group]

@@ -146,7 +146,8 @@ def test_each_fault_is_named_with_its_line_and_the_setting(folder, change, messa
 def test_a_spreadsheet_with_decimal_commas(folder):
     """Excel and LibreOffice write semicolons where a comma stands before decimals."""
     path = folder / "labels.csv"
-    path.write_bytes(b"\xef\xbb\xbf" + b"video;start_s;end_s;verb;object\r\nvideos/a.mp4;0,25;0:00:01,5;spin;block M1,5\r\n")
+    row = b"videos/a.mp4;0,25;0:00:01,5;spin;block M1,5\r\n"
+    path.write_bytes(b"\xef\xbb\xbfvideo;start_s;end_s;verb;object\r\n" + row)
     (segment,) = read_csv(path).segments()
     assert (segment.start_s, segment.end_s, segment.object) == (0.25, 1.5, "block m1,5")
 

@@ -1,7 +1,10 @@
 """Annotations of any kind become one checked CSV file; its split is the written one, the chosen one or a proposal."""
 
+import io
 import json
+import tarfile
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +65,33 @@ def test_a_relative_and_an_absolute_path_of_one_name_are_two_groups(folder):
              for k, (verb, thing) in enumerate(ACTIONS)]  # fmt: skip
     segments, _ = write(folder, HEADER + "".join(lines))
     assert {segment.group for segment in segments} == {"a1.mp4", "b/a1.mp4"}
+
+
+@pytest.mark.parametrize("link", ["of the output", "in a row"])
+def test_a_path_over_a_link_names_the_same_video(link, folder):
+    """The system follows a link before it goes up by `..`, which nobody sees in the text of the path."""
+    (folder / "disk" / "deep").mkdir(parents=True)
+    name = "out" if link == "of the output" else "videos"
+    (folder / name).symlink_to(folder / "disk" / "deep")
+    (folder / "disk" / "a1.mp4").touch()  # beside the target of the link; another a1.mp4 lies beside the link
+    text = rows() if link == "of the output" else rows().replace("a1.mp4", "videos/../a1.mp4")
+    segments, _ = write(folder, text)
+    expected = folder / "a1.mp4" if link == "of the output" else folder / "disk" / "a1.mp4"
+    found = {str(Path(segment.video).resolve()) for segment in segments if segment.group == "a"}
+    assert found == {str(expected), str(folder / "a2.mp4")}
+    assert [s.id for s in segments] == [s.id for s in read_csv(folder / "a.csv").segments()]
+
+
+def test_videos_within_tar_files_cannot_be_listed(folder):
+    with tarfile.open(folder / "train.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.mp4"))
+        info = tarfile.TarInfo("a.json")
+        text = json.dumps({"verb": "lift", "object": "lid"}).encode()
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text))
+    config = load_config(["dataset=webdataset", "dataset.root=."])
+    with pytest.raises(UserError, match="dataset.kind=webdataset has no video file for a-.*: build its shards dir"):
+        write_annotations(config.dataset, folder / "out.csv")
 
 
 def test_a_group_in_both_splits_is_noted(folder):

@@ -150,10 +150,20 @@ def segment_id(folder: Path, video: Path, start_s: float, end_s: float, action: 
     The video counts from the nearest folder that holds both it and the annotations: so the ids stay when a project
     moves, and are the same in `annotations.csv` and in the `own/annotations.csv` that `ace own` writes.
     """
-    within = [part for part in Path(os.path.relpath(video, folder)).parts if part != os.pardir]
+    path = os.path.relpath(folder / path_from(folder, video), folder)
+    within = [part for part in Path(path).parts if part != os.pardir]
     content = "\n".join(["/".join(within), *written_times(start_s, end_s), action.verb, action.object])
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", video.stem).strip("-")[:40] or "video"
     return f"{stem}-{round(1000 * start_s):07d}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def path_from(folder: Path, video: Path) -> str:
+    """The path of a video from a folder; an absolute one where `..` follows a symbolic link, and so leads elsewhere."""
+    path = os.path.relpath(video, folder)
+    if os.pardir not in (*video.parts, *Path(path).parts):
+        return path
+    file = os.path.realpath(video)
+    return path if os.path.realpath(folder / path) == file else file
 
 
 def written_times(start_s: float, end_s: float) -> list[str]:
