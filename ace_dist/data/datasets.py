@@ -63,13 +63,18 @@ def load_shards(dataset: DatasetConfig) -> ShardSet:
     Raises `DataError` when there are none, and when the stored split is that of another fold.
     """
     shards = ShardSet.load(resolve_path(dataset.shards))
+    check_fold(shards, dataset)
+    return split_by_group(shards, dataset)
+
+
+def check_fold(shards: ShardSet, dataset: DatasetConfig) -> None:
+    """Raise `DataError` when the stored split is asked for, and is that of another fold."""
     stored, asked = shards.manifest.get("fold", dataset.fold) or 1, dataset.fold or 1  # earlier versions wrote none
     if dataset.kind == "mstcn" and dataset.test_groups is None and stored != asked:
         raise DataError(
             f"dataset.shards={shards.folder} stores the split of fold {stored}, and dataset.fold is {asked}: build "
             "each fold into a folder of its own"
         )
-    return split_by_group(shards, dataset)
 
 
 def split_by_group(shards: ShardSet, dataset: DatasetConfig) -> ShardSet:

@@ -67,7 +67,9 @@ def stages(own: OwnSettings, settings: Sequence[str], config: Config, ranks: Seq
         print(f"synonym trees: {trees} is there and is kept", flush=True)
     else:
         yield ["synonyms", "build", *tree_words(table, trees)]
-    yield ["shards", "build", *words]
+    # Within a SLURM array a build is one part of several, and the next stage needs them all.
+    parts = [] if any(word.lstrip("+").startswith("dataset.tasks=") for word in settings) else ["dataset.tasks=1"]
+    yield ["shards", "build", *words, *parts]
     words += [*length_words(config, settings), *ranks]
     if (Path(config.run) / "config.yaml").is_file():
         print(f"dry run: {config.run} has begun and needs none", flush=True)

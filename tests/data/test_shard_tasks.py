@@ -18,6 +18,7 @@ import pytest
 from data_worlds import NumberedReader, numbered_frames, plan_build, small_encoding, write_video
 
 from ace_dist.config import ClipConfig
+from ace_dist.data.annotations.csv import read_csv
 from ace_dist.data.build.shards import array_task, sole_writer
 from ace_dist.data.segments import Failure
 from ace_dist.utils.errors import DataError
@@ -199,6 +200,22 @@ def test_a_repeated_id_is_kept_once_and_listed(tmp_path):
     assert "clip_004 occurs twice" in (tmp_path / "quarantine.jsonl").read_text()
 
 
+def test_a_build_with_quarantine_is_one_wherever_its_videos_lie(tmp_path):
+    """Reasons name paths, and a data set that moved is the same one."""
+    found = []
+    for folder in (tmp_path / "here" / "clips", tmp_path / "there" / "clips"):
+        (folder / "lift lid").mkdir(parents=True)
+        for name in ("a.mp4", "b.mp4"):
+            (folder / "lift lid" / name).touch()
+        (folder / "lift lid" / "c.mp4").symlink_to(folder / "lift lid" / "b.mp4")  # the same clip again
+        rows = [f"{video},{k},{k + 1},spin,block" for k, video in enumerate(("lift lid/a.mp4", "lift lid/gone.mp4"))]
+        (folder / "labels.txt").write_text("\n".join(["video,start_s,end_s,verb,object", *rows]) + "\n")
+        readers = [read_csv(path, keep_faults=True) for path in (folder / "labels.txt", folder)]
+        assert [len(reader.rejected) for reader in readers] == [1, 1]
+        found.append([plan(folder / "s", reader, allow_quarantine=True).configuration for reader in readers])
+    assert found[0] == found[1]
+
+
 def test_only_damaged_shards_of_a_finished_build_are_made_again(tmp_path, whole):
     plan(tmp_path).run(workers=1, progress=False)
     (tmp_path / "train-00002.tar").unlink()
@@ -221,7 +238,7 @@ def test_who_says_which_part(tmp_path):
     assert array_task(None, None, slurm(7, first=1, last=7, count=3, step=3))[:2] == (2, 3)
     assert array_task(3, 4, slurm(5))[:2] == (3, 4)
     assert array_task(None, 8, slurm(7, first=3, last=7, count=2))[:2] == (7, 8)  # --array=3,7: two of eight again
-    assert array_task(None, 1, slurm(0))[:2] == (0, 1)
+    assert array_task(None, 1, slurm(3))[:2] == (0, 1)  # what `ace own` gives, in an array of several data sets
     with pytest.raises(DataError, match=r"not evenly spaced.*set dataset\.tasks=N"):
         array_task(None, None, slurm(7, first=1, last=7, count=3))
     with pytest.raises(DataError, match=r"dataset\.task=3 needs dataset\.tasks=N"):

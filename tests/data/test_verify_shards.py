@@ -91,6 +91,21 @@ def test_sound_shards_pass_and_are_summed_up(sound):
     assert text.splitlines()[-1].startswith("passed, warnings:")
 
 
+def test_the_split_is_that_of_the_training(sound):
+    """A build stores one split; a training may choose others by group."""
+    records = ShardSet.load(sound).records
+    count = Counter(record.group for record in records)
+    tested, left_out = sorted(count)[:2]
+    report = verify(sound, sound, f"dataset.test_groups=[{tested}]", f"dataset.left_out_groups=[{left_out}]")
+    train = 24 - count[tested] - count[left_out]
+    assert f"24 clips ({train} train, {count[tested]} test, {count[left_out]} left out)" in report.text
+    assert "24 of 24 clips whole" in report.text and not any("groups in both splits" in w for w in report.warnings)
+    assert not any("counts in manifest" in error for error in report.errors)
+    assert any("groups in both splits" in warning for warning in verify(sound, sound).warnings)
+    one_error(verify(sound, sound, "dataset.test_groups=[nobody]"), "split:", "dataset.test_groups lists 'nobody'")
+    one_error(verify(sound, sound, "dataset=mstcn", "dataset.fold=2"), "split:", "stores the split of fold 1")
+
+
 def test_a_flipped_byte_is_found_and_its_clip_named(shards, sound):
     record = ShardSet.load(shards).records[3]
     path = shards / record.shard

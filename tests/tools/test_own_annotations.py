@@ -205,6 +205,7 @@ def test_settings_of_the_user_win_and_kept_trees_stay(folder, capsys):
         "annotations", "dataset=csv", "dataset.annotations=a.csv", "dataset.novel=[lift lid]",
         "output=own/annotations.csv",
     ]  # fmt: skip
+    assert [("dataset.tasks=1" in words) for words in commands] == [False, True, False, False], "one part in an array"
     assert [word for word in commands[-1] if "epochs" in word] == ["training.epochs=3"], "the length that was asked for"
     assert commands[-1].count("run=elsewhere") == 1 and "run=own/run" not in commands[-1]
     assert "trees.json is there and is kept" in capsys.readouterr().out

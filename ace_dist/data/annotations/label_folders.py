@@ -32,4 +32,4 @@ def folder_rows(folder: Path) -> Iterator[tuple[str, Row]]:
             raise DataError(f"dataset.annotations={folder}, folder {label!r}: {error}") from error
         row = {"video": str(clip.relative_to(folder.parent)), "start_s": "", "end_s": "", "verb": action.verb}
         group = "/".join(groups) or clip.stem
-        yield str(clip), row | {"object": action.object, "split": "train", "group": group}
+        yield str(clip.relative_to(folder)), row | {"object": action.object, "split": "train", "group": group}

@@ -318,7 +318,7 @@ def describe(
     for segment in segments:
         digest.update(json.dumps(segment_identity(segment), sort_keys=True).encode())
     for entry in refused:
-        digest.update(json.dumps([entry.id, entry.reason]).encode())
+        digest.update(json.dumps([entry.id, os.path.basename(entry.video)]).encode())
     return {
         "clip_seconds": dataset.clip.seconds,
         "encoding": dataclasses.asdict(dataset.encoding),
@@ -364,13 +364,14 @@ def array_task(task: int | None, tasks: int | None, environment: Mapping[str, st
     """This process's part of a build, the number of parts, and who said so.
 
     `dataset.task` and `dataset.tasks` come first, then SLURM's array: its indices may start anywhere and step evenly.
-    With `dataset.tasks` alone, the array's index is the part, so that `sbatch --array=3,7` repeats two parts.
+    With `dataset.tasks` alone, the array's index is the part, so that `sbatch --array=3,7` repeats two parts; the one
+    part of `dataset.tasks=1` is made whatever the index is.
     """
     index = environment.get("SLURM_ARRAY_TASK_ID")
     if tasks is None and task is not None:
         raise DataError(f"dataset.task={task} needs dataset.tasks=N, the number of parts")
     if tasks is not None:
-        part = task if task is not None else int(index or 0)
+        part = task if task is not None else int(index or 0) if tasks > 1 else 0
         if tasks > 1 and task is None and index is None:
             raise DataError(f"dataset.tasks={tasks} needs dataset.task=K (0 to {tasks - 1}), or a SLURM array")
         if not 0 <= part < tasks:

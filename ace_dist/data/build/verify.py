@@ -20,7 +20,7 @@ from ace_dist.config import Config, resolve_path
 from ace_dist.data.build.encode import check_decodes
 from ace_dist.data.build.isolation import LostError, Workers, renew_deadline
 from ace_dist.data.build.shards import QUARANTINE, same_makers
-from ace_dist.data.datasets import split_by_group
+from ace_dist.data.datasets import check_fold, split_by_group
 from ace_dist.data.segments import SPLITS, shared_groups
 from ace_dist.data.shards import (
     MANIFEST,
@@ -46,9 +46,13 @@ UNEQUAL = 10  # times that the most frequent class of a split outnumbers the rar
 
 @dataclass
 class Report:
-    """What a check found. `decoded` and `frames` count the clips that came out whole; `damaged` names shards."""
+    """What a check found. `decoded` and `frames` count the clips that came out whole; `damaged` names shards.
+
+    `used` are the clips in the splits of the training, `shards` all of them as they are stored.
+    """
 
     shards: ShardSet
+    used: ShardSet
     decoded: int = 0
     frames: int = 0
     backend: str = ""
@@ -61,7 +65,9 @@ class Report:
         """The summary: what there is, a table of classes, warnings, errors, and the verdict in the last line."""
         manifest, records = self.shards.manifest, self.shards.records
         configuration, encoding = manifest["configuration"], manifest["configuration"]["encoding"]
-        splits = ", ".join(f"{sum(r.split == split for r in records)} {split}" for split in SPLITS)
+        used = self.used.records
+        splits = ", ".join(f"{sum(r.split == split for r in used)} {split}" for split in SPLITS)
+        splits += f", {left_out} left out" if (left_out := len(records) - len(used)) else ""
         rates = sorted({round(record.fps, 3) for record in records})
         sizes = sorted({min(record.width, record.height) for record in records})
         lines = [
@@ -72,7 +78,7 @@ class Report:
             f"decoding   {self.decoded} of {len(records)} clips whole, {self.frames} frames",
             f"backend    {self.backend}",
             "",
-            *class_table(records),
+            *class_table(used),
         ]
         for title, problems in (("warnings", self.warnings), ("errors", self.errors)):
             if problems:
@@ -98,7 +104,12 @@ def verify_shards(
 
     dataset = config.dataset
     shards = ShardSet.read(resolve_path(dataset.shards))
-    report = Report(shards)
+    report = Report(shards, shards)
+    try:
+        check_fold(shards, dataset)
+        report.used = split_by_group(shards, dataset)
+    except DataError as error:
+        report.errors.append(f"split: {error}")
     by_shard: dict[str, list[ClipRecord]] = defaultdict(list)
     for record in shards.records:
         by_shard[record.shard].append(record)
@@ -112,14 +123,14 @@ def verify_shards(
         report.decoded += len(whole)
         report.frames += sum(record.frames for record in whole)
     report.errors += accounting_errors(shards)
-    report.errors += label_errors(config, shards, tokenise)
+    report.errors += label_errors(config, report.used.records, tokenise)
     try:
         backend, reason = choose_backend(config.loader.backend, shards.codec, device)
         report.backend = f"{backend} ({reason})"
     except DataError as error:
         report.errors.append(f"backend: {error}")
         report.backend = f"none for {shards.codec} on {device.type}"
-    report.warnings += quality_warnings(shards)
+    report.warnings += quality_warnings(report.used)
     return report
 
 
@@ -230,11 +241,12 @@ def one_form(counts: Mapping[str, int]) -> Counter[str]:
     return merged
 
 
-def label_errors(config: Config, shards: ShardSet, tokenise: Callable[[Sequence[str]], object]) -> list[str]:
+def label_errors(
+    config: Config, records: Sequence[ClipRecord], tokenise: Callable[[Sequence[str]], object]
+) -> list[str]:
     """What a training would say of the labels: classes without a rule, labels too long, verbs without a tree."""
-    dataset, errors, records = config.dataset, [], shards.records
+    dataset, errors = config.dataset, []
     try:
-        records = split_by_group(shards, dataset).records
         actions = {split: [record.action for record in records if record.split == split] for split in SPLITS}
         table = load_class_table(resolve_path(dataset.classes)) if dataset.classes else None
         split_classes(actions["train"], actions["test"], dataset.novel, novel_share=dataset.novel_share, table=table)
