@@ -60,7 +60,7 @@ def live_windows(pictures: Iterable[LivePicture], grid: WindowGrid) -> Iterator[
 
 
 class Feed:
-    """Windows and notices of a source. `dropped`: the frames that were left out up to the last one that was taken."""
+    """Windows and notices of a source. `dropped`: the frames that were left out up to the last item that was taken."""
 
     def __init__(
         self, source: LiveSource, config: Config, grid: WindowGrid, realtime: bool, give_up_s: float | None
@@ -96,6 +96,7 @@ class Feed:
             if stop.is_set():
                 return None
             if not self.waiting:
+                self.dropped = self.earlier + self.late
                 if self.error is not None:
                     raise self.error
                 return None
@@ -156,6 +157,7 @@ class Feed:
                     self.put(Notice("open", picture.time_s, self.earlier, str(self.source)))
                 is_first = False
                 yield picture._replace(dropped=self.earlier, pixels=crop(picture.pixels))
+            self.earlier = max(self.earlier, earlier + self.reader.dropped)
         finally:
             self.reader.close()
 

@@ -7,11 +7,12 @@ import pytest
 from ace_dist.data.loader.long_video import thumbnails
 
 
-@pytest.mark.parametrize("rate", [3, 8, 25])
-def test_a_thumbnail_of_any_moment(tmp_path, rate):
-    """The frame nearest to it, as a page of a timeline asks for the middle of a segment."""
-    path = tmp_path / "slow.mp4"
-    with av.open(str(path), "w") as container:
+@pytest.mark.parametrize(("rate", "name"), [(3, "slow.mp4"), (8, "slow.mp4"), (25, "slow.mp4"), (25, "pipe.mkv")])
+def test_a_thumbnail_of_any_moment(tmp_path, rate, name):
+    """The frame nearest to it, as a page of a timeline asks for the middle of a segment; of a pipe's file too."""
+    path = tmp_path / name
+    live = {"live": "1"} if name == "pipe.mkv" else {}  # it does not say how long it is
+    with av.open(str(path), "w", options=live) as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
         for number in range(4 * rate):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from data_worlds import frame_number, numbered_frames, read_frames, rotate_on_display, write_sound, write_video
 
 from ace_dist.config import load_config
+from ace_dist.data.build.decode import promised_span
 from ace_dist.data.build.single_video import cut_video
+from ace_dist.data.loader.long_video import thumbnails
 from ace_dist.utils.errors import DataError
 
 SMOOTH = {"crf": "12", "g": "7"}
@@ -88,6 +91,29 @@ def test_a_variable_rate_becomes_constant_by_the_nearest_time(tmp_path):
             assert (distance[np.arange(len(shown)), shown] <= distance.min(1) + 2e-3).all()  # mkv counts milliseconds
             assert abs(raw.start_s - start) <= 0.5 / raw.fps + 2e-3  # a pause at the beginning is part of the window
             assert grid[-1] < end + 1e-6 and raw.fps == (fps or pytest.approx(raw.fps))
+
+
+def write_pause(path, codec, pix_fmt):
+    """Two seconds of pictures, the last of which is shown for four, as a recorder of screens writes them."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, pix_fmt
+        frames = numbered_frames(20, 32, 64)
+        packets = [packet for pixels in frames for packet in stream.encode(av.VideoFrame.from_ndarray(pixels))]
+        packets += stream.encode(None)
+        packets[-1].duration = round(4 / packets[-1].time_base)
+        container.mux(packets)
+    return path
+
+
+@pytest.mark.parametrize(("name", "codec", "pix_fmt"), [("a.mkv", "mjpeg", "yuvj420p"), ("a.mov", "mpeg4", "yuv420p")])
+def test_a_file_whose_last_picture_stands_still_is_whole(tmp_path, name, codec, pix_fmt):
+    path = write_pause(tmp_path / name, codec, pix_fmt)
+    assert promised_span(path)[1] == pytest.approx(5.9) and numbers(read_frames(path, fps=10.0)) == list(range(20))
+    with pytest.raises(DataError, match=r"shows no frame at 3 s: its last one begins at 1\.90 s"):
+        read_frames(path, 3.0, fps=10.0)
+    shown = thumbnails(path, [1.0, 1.9, 4.0, 5.9])
+    assert [frame_number(picture) for picture in shown] == [10, 19, 19, 19]
 
 
 def test_another_rate_repeats_or_leaves_out_frames(tmp_path):

@@ -7,8 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from live_streams import encode, pictures, rtsp_camera, server, sound
+from live_streams import SIZE, encode, pictures, rtsp_camera, server, sound
 
+import ace_dist.data.build.live as live
 import ace_dist.segment.live_feed as live_feed
 from ace_dist.data.build.container import open_video
 from ace_dist.data.build.live import (
@@ -17,6 +18,7 @@ from ace_dist.data.build.live import (
     LiveFrames,
     LiveGrid,
     LivePicture,
+    PlayClock,
     Unhurried,
     grid_pictures,
 )
@@ -202,6 +204,32 @@ def test_behind_the_time_frames_are_left_out_up_to_a_key_frame_in_time(tmp_path)
     shown = [round(8 * frame.time_s) for frame in found]
     missing = sorted(set(range(64)) - set(shown))
     assert missing == list(range(18, 40)) and found[-1].dropped == 22  # the key frame behind 4.1 s is that at 5 s
+
+
+def test_a_file_whose_end_comes_too_late_is_not_cut_off(classifier, tmp_path, monkeypatch):
+    """What was left out behind the last picture is counted."""
+
+    class Late(PlayClock):
+        def lag(self, time_s: float, pause_s: float) -> float:
+            return 5.0 if time_s > 3.5 else 0.0
+
+        def due(self, time_s: float) -> float:
+            return time.monotonic()
+
+    path = tmp_path / "video.mkv"
+    path.write_bytes(encode(64, "matroska"))
+    monkeypatch.setattr(live, "PlayClock", Late)
+    *shown, left_out = live.read_pictures(LiveSource.parse(path), True, GRID, SIZE)
+    assert shown[-1].time_s == 3.375 and left_out == 64 - 29
+
+    class Reader(list):
+        dropped, close = left_out, list.clear
+
+    monkeypatch.setattr(live_feed, "LiveReader", lambda *_: Reader(shown))
+    with feed(classifier, realtime=False) as found:
+        while found.take(threading.Event()) is not None:
+            pass
+        assert found.dropped == left_out
 
 
 # ------------------------------------------------------------------------------------------- streams that break or lie

@@ -306,10 +306,11 @@ def nearest_pictures(
     a file that begins later.
     Raises `DataError` when there is none, or when a file that promises to last until `promised_s` ends earlier.
     """
-    count, first_s, last_s = 0, math.nan, 0.0
+    count, first_s, last_s, shown_until_s = 0, math.nan, 0.0, 0.0
     shown = timed_frames(path, max(start_s - 1 / rate, 0.0), rate, threads)
     for time_s, begin_s, until_s, frame in cells(shown, rate):
         last_s = time_s
+        shown_until_s = time_s + float((frame.duration or 0) * (frame.time_base or 0))
         if until_s <= start_s:
             continue
         if math.isnan(first_s):
@@ -328,10 +329,11 @@ def nearest_pictures(
         if until_s >= end_s:
             break
     ends_s = first_s + count / rate if count else last_s + 1 / rate
-    if ends_s < min(end_s, promised_s - BREAK_S) - 0.5 / rate:
+    if max(ends_s, shown_until_s) < min(end_s, promised_s - BREAK_S) - 0.5 / rate:
         where = f"at {ends_s:.2f} s" if count else f"before {start_s:g} s"
         raise DataError(f"{path} breaks off {where}, although its header promises {promised_s:.2f} s")
-    if not count and ends_s > max(start_s, 0):
+    if not count and not math.isnan(first_s):
         raise DataError(f"{path} shows nothing before {last_s:.2f} s: its pictures begin there")
     if not count:
-        raise DataError(f"{path} shows no frame at {max(start_s, 0):g} s: it ends at {ends_s:.2f} s")
+        ends = f"its last one begins at {last_s:.2f} s" if shown_until_s > start_s else f"it ends at {ends_s:.2f} s"
+        raise DataError(f"{path} shows no frame at {max(start_s, 0):g} s: {ends}")

@@ -59,10 +59,13 @@ class LivePicture(NamedTuple):
 
 
 class LiveReader:
-    """The pictures of one connection. `close`, which any thread may call, ends the process that reads them."""
+    """The pictures of one connection. `close`, which any thread may call, ends the process that reads them.
+
+    `dropped`: frames left out, when all pictures have come.
+    """
 
     def __init__(self, source: LiveSource, realtime: bool, grid: LiveGrid, short_side: int) -> None:
-        self.source = source
+        self.source, self.dropped = source, 0
         with ExitStack() as stack:
             files = []
             if source.kind == "pipe":  # its own standard input is another one, so it gets the pipe under a new number
@@ -76,7 +79,10 @@ class LiveReader:
         """Raises `DataError` when the source cannot be read, or no longer."""
         try:
             while item := self.worker.receive():
-                yield item[0]
+                if isinstance(item[0], int):
+                    self.dropped = item[0]
+                else:
+                    yield item[0]
         except LostError as error:
             raise DataError(f"{self.source} sends no picture: {error}") from error
 
@@ -85,8 +91,11 @@ class LiveReader:
         self.worker.process.wait()
 
 
-def read_pictures(source: LiveSource, realtime: bool, grid: LiveGrid, short_side: int) -> Iterator[LivePicture]:
-    """Runs in the process of a `LiveReader`. Pictures whose shorter side exceeds `short_side` are scaled down to it."""
+def read_pictures(source: LiveSource, realtime: bool, grid: LiveGrid, short_side: int) -> Iterator[LivePicture | int]:
+    """Runs in the process of a `LiveReader`. Pictures whose shorter side exceeds `short_side` are scaled down to it.
+
+    The last item is how many frames were left out, also behind the last picture.
+    """
     promised_s = 0.0 if source.is_live else promised_span(source)[1]
     with open_video(source, strict=source.kind != "camera") as (container, stream):
         if not source.is_live and shown_out_of_order(container, stream):
@@ -95,7 +104,8 @@ def read_pictures(source: LiveSource, realtime: bool, grid: LiveGrid, short_side
         clock = (ArrivalClock if source.is_live else PlayClock)() if realtime else Unhurried()
         frames = LiveFrames(source, container, stream, clock, grid.pause_s)
         yield from grid_pictures(frames, upright.picture, grid)
-        ends_s = frames.time_s + 1 / float(stream.average_rate or 1)
+        yield frames.dropped
+        ends_s = max(frames.ends_s, frames.time_s + 1 / float(stream.average_rate or 1))
     if ends_s < promised_s - BREAK_S:
         raise DataError(f"{source} breaks off at {ends_s:.2f} s, although its header promises {promised_s:.2f} s")
 
@@ -132,12 +142,15 @@ def grid_pictures(
 
 
 class LiveFrames:
-    """Decoded frames in time. After one was left out, all are, until a key frame comes in time."""
+    """Decoded frames in time. After one was left out, all are, until a key frame comes in time.
+
+    `ends_s`: when the last frame that came ends, shown or left out.
+    """
 
     def __init__(self, source: LiveSource, container: Any, stream: Any, clock: "Unhurried", pause_s: float) -> None:
         self.source, self.container, self.stream, self.clock, self.pause_s = source, container, stream, clock, pause_s
         self.zero = None if source.is_live else clock_zero(container)  # else the first packet's time
-        self.time_s, self.dropped = 0.0, 0
+        self.time_s, self.dropped, self.ends_s = 0.0, 0, 0.0
 
     def __iter__(self) -> Iterator[LiveFrame]:
         waiting, key_pts, held = True, None, 0  # held: packets whose frames the decoder has not given out yet
@@ -160,6 +173,7 @@ class LiveFrames:
                     continue
                 self.time_s = self.seconds(frame)
                 yield LiveFrame(self.time_s, self.clock.due(self.time_s), self.dropped, frame)
+        self.dropped += held if waiting else 0
 
     def packets(self) -> Iterator[Any]:
         """Each with the clock told how long it was awaited."""
@@ -170,6 +184,9 @@ class LiveFrames:
             if packet is None:
                 return
             self.clock.waited_s = time.monotonic() - asked_s
+            if packet.pts is not None and self.zero is not None:
+                ends_s = float((packet.pts + (packet.duration or 0)) * packet.time_base - self.zero)
+                self.ends_s = max(self.ends_s, ends_s)
             yield packet
 
     def in_time(self, packet: Any) -> bool:

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from ace_dist.config import EncodingConfig, LoaderConfig
 from ace_dist.data.build.container import open_video
-from ace_dist.data.build.decode import frame_rate, read_window, shown_span
+from ace_dist.data.build.decode import clock_zero, frame_rate, read_window, shown_span
 from ace_dist.data.build.isolation import stream_alone
 from ace_dist.data.loader.pixels import TestCrop
+from ace_dist.utils.errors import DataError
 
 BLOCK = 16  # pictures that come over at once
 THUMBNAIL = 120  # pixels
@@ -57,10 +58,24 @@ def thumbnails(path: Path, times_s: Sequence[float]) -> Iterator[NDArray[np.uint
     with open_video(path) as (container, stream):
         last_s = (shown_span(container, stream)[1] or math.inf) - 1 / frame_rate(path, container, stream)
     for time_s in times_s:
-        raw = read_window(
-            path, max(min(time_s, last_s), 0.0), short_side=THUMBNAIL
-        )  # one is decoded, which may be shown a little later
-        yield next(iter(raw.frames))
+        try:
+            yield thumbnail(path, min(time_s, last_s))
+        except DataError:  # perhaps it does not say when it ends, or its last picture is shown for longer
+            last_s = min(last_s, last_picture_s(path))
+            yield thumbnail(path, min(time_s, last_s))
+
+
+def thumbnail(path: Path, time_s: float) -> NDArray[np.uint8]:
+    """One picture is decoded, which may be shown a little later."""
+    return next(iter(read_window(path, max(time_s, 0.0), short_side=THUMBNAIL).frames))
+
+
+def last_picture_s(path: Path) -> float:
+    """When it is shown, by the file's packets."""
+    with open_video(path) as (container, stream):
+        zero = clock_zero(container)
+        stamps = (packet.pts for packet in container.demux(stream))
+        return max((float(stamp * stream.time_base - zero) for stamp in stamps if stamp is not None), default=0.0)
 
 
 def stream_frames(path: Path, fps: float, short_side: int) -> Iterator[NDArray[np.uint8]]:
