@@ -51,5 +51,5 @@ def submit(argv: list[str], find_command: FindCommand, execute: RunWords) -> int
     print(f"job      {job_id}; its first rank prints to {log}, cancel it with: scancel {job_id}", flush=True)
     if not settings.wait:
         return 0
-    jobs.stay(log, lambda: not jobs.queue("slurm", [job_id]))
+    jobs.stay(log, lambda: jobs.has_left(job_id))
     return jobs.exit_status(job)

@@ -117,7 +117,7 @@ def submit_runs(
     from ace_dist.cluster.sweep import launch, select
 
     for run in runs:
-        jobs.check_job(load_run, "train", run.overrides, profile)
+        jobs.check_job(load_run, "train", sweep.words(run), profile)
     return launch(sweep, select(runs, sweep.states(), verb), profile, execute, dry_run)
 
 
@@ -148,6 +148,7 @@ def sweep_collect(argv: list[str]) -> None:
 
 @dataclass
 class RetrySettings(KnownSweep):
+    unknown: bool = False  # those too of which nobody here can say whether they still run: SLURM, or a machine, is gone
     dry_run: bool = False  # print what would be submitted, and stop
 
 
@@ -163,7 +164,8 @@ def sweep_retry(argv: list[str], execute: RunWords) -> int:
         raise ConfigError(f"retry takes no settings of runs, found {rest[0]!r}; give sweep=NAME alone")
     sweep = read_sweep(settings)
     profile, _ = split_profile(others, sweep.last_profile())
-    return launch_runs(sweep, list(sweep.runs.values()), "retry", profile, execute, settings.dry_run)
+    verb = "retry unknown" if settings.unknown else "retry"
+    return launch_runs(sweep, list(sweep.runs.values()), verb, profile, execute, settings.dry_run)
 
 
 def print_table(sweep: Sweep) -> None:

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 import submitit
+from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
 from ace_dist.config import config_dir
@@ -118,7 +119,11 @@ class Job:
         for number in (signal.SIGTERM, signal.SIGUSR1, environment._usr_sig()):  # SLURM's own TERM follows from it
             signal.signal(number, signal.SIG_IGN)
         self.note(environment, "requeued")
-        handler(environment._usr_sig(), None)  # calls checkpoint(), dumps it, requeues, exits
+        try:
+            handler(environment._usr_sig(), None)  # calls checkpoint(), dumps it, requeues, exits
+        except UncompletedJobError as error:  # it had cluster.max_timeouts of them
+            self.note(environment, "stopped", f"saved; {error} (cluster.max_timeouts)")
+            raise
         raise AssertionError("submitit's handler returned")
 
     def note(self, environment: submitit.JobEnvironment, event: str, detail: str = "") -> None:

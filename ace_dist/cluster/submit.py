@@ -243,10 +243,8 @@ class LocalQueue:
             time.sleep(POLL_S)
 
 
-def queue(kind: str, job_ids: Sequence[str]) -> dict[str, str]:
-    """State of those jobs that have not ended: SLURM's word (PENDING, RUNNING, COMPLETING, ...) or RUNNING locally."""
-    if kind == "local":
-        return {job_id: "RUNNING" for job_id in job_ids if Path("/proc", job_id).exists()}
+def queue(job_ids: Sequence[str]) -> dict[str, str]:
+    """SLURM's word (PENDING, RUNNING, COMPLETING, ...) for those jobs that have not ended."""
     words = ("squeue", "--noheader", "--array", "--format=%i|%T", "--me")
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
@@ -254,6 +252,15 @@ def queue(kind: str, job_ids: Sequence[str]) -> dict[str, str]:
         raise RunError(f"{' '.join(words)} failed, so the state of the jobs is unknown: {error}") from error
     states = dict(line.strip().split("|") for line in done.stdout.splitlines())
     return {job_id: states[job_id] for job_id in job_ids if job_id in states}
+
+
+def has_left(job_id: str) -> bool:
+    """Whether a job has left SLURM's queue; of a controller that does not answer, a line says so."""
+    try:
+        return not queue([job_id])
+    except RunError as error:
+        say_once(str(error))
+        return False
 
 
 def log_path(folder: Path, job_id: str) -> Path:

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NotRequired
@@ -26,26 +26,55 @@ from typing_extensions import TypedDict
 from ace_dist.cluster.jobs import Job, Main, read_journal
 from ace_dist.cluster.profiles import ClusterConfig
 from ace_dist.cluster.submit import LocalQueue, check_gpus, describe, log_path, queue, sbatch_text, submit
-from ace_dist.config import quoted
-from ace_dist.utils.errors import ConfigError
+from ace_dist.config import load_config, quoted
+from ace_dist.utils.console import say_once
+from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.files import read_log, write_json, write_text
 from ace_dist.utils.locks import lock
+from ace_dist.utils.processes import identity, still_runs
 from ace_dist.utils.reading import Text, check_shape, read_object
 from ace_dist.utils.secrets import redact
 
 RANGE = re.compile(r"-?\d+(\.\.-?\d+)?(,-?\d+(\.\.-?\d+)?)*")
-STATES = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "new")
+STATES = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "unknown", "new")
+UNSEEN = "UNSEEN"  # in the place of SLURM's word: from here nobody can say whether the job has ended
+REPLICATES = ("seed", "dataset.fold")  # settings whose values are repetitions of one experiment
 
 
 @dataclass
 class SweepRun:
-    """One point of the grid: `settings` are the swept keys (`row`: of a table), `overrides` all; `jobs` the ids."""
+    """One point of the grid: `settings` are the swept keys (`row`: of a table), `overrides` all but `run`.
+
+    `jobs` are ids; `processes` says which process of which machine a local one is, as a number is used again.
+    """
 
     id: str
     settings: dict[str, str]
     overrides: list[str]
     jobs: list[str] = field(default_factory=list)
     kind: str = ""  # local | slurm: where the last job went
+    processes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def line(self) -> dict[str, str]:
+        """The swept settings without repetitions: runs that share them are averaged."""
+        return {key: value for key, value in self.settings.items() if key not in REPLICATES}
+
+    def local_jobs(self) -> dict[str, str]:
+        """The jobs on this machine that run, and those of which it cannot be said, as `queue` has SLURM's."""
+        alive = {job: still_runs(process) for job, process in self.processes.items()}
+        return {job: UNSEEN if here is None else "RUNNING" for job, here in alive.items() if here is not False}
+
+    def fixed(self) -> set[str]:
+        """The settings in which runs of one line must be equal."""
+        return {setting for setting in self.overrides if setting.partition("=")[0] not in REPLICATES}
+
+    def replicate(self, composed: bool = False) -> tuple[str | None, ...]:
+        """Which repetition it is, `None` where a setting does not say it; `composed`: as the configuration has it."""
+        given = dict(setting.split("=", 1) for setting in self.overrides if "=" in setting)
+        if not composed:
+            return tuple(given.get(key) for key in REPLICATES)
+        config = load_config(self.overrides)
+        return tuple(str(value) for value in (config.seed, config.dataset.fold))
 
 
 @dataclass(frozen=True)
@@ -142,6 +171,8 @@ class Sweep:
         sweep.table = content.get("table", "")
         sweep.submissions = content["submissions"]
         sweep.runs = {run.id: run for run in content["runs"]}
+        for run in sweep.runs.values():  # of before: a copied or renamed sweep would train into the old folder
+            run.overrides = [setting for setting in run.overrides if not setting.startswith("run=")]
         return sweep
 
     def write(self) -> None:
@@ -161,7 +192,7 @@ class Sweep:
                 there.refuse_other_table(self.table)
                 for run in self.runs.values():
                     written = there.include(run)
-                    run.jobs, run.kind = written.jobs, written.kind
+                    run.jobs, run.kind, run.processes = written.jobs, written.kind, written.processes
                 self.submissions, self.runs = there.submissions, there.runs | self.runs
             yield
             self.write()
@@ -174,7 +205,12 @@ class Sweep:
             )
 
     def include(self, new: SweepRun) -> SweepRun:
-        """The run of that id, `new` itself where there is none. Raises `ConfigError` when it has other settings."""
+        """The run of that id, `new` itself where there is none.
+
+        Raises `ConfigError` when it has other settings, or does not belong to the runs that it would be averaged with.
+        """
+        if new.id not in self.runs:
+            self.check_line(new)
         run = self.runs.setdefault(new.id, new)
         if run.overrides != new.overrides:
             changed = sorted(set(run.overrides) ^ set(new.overrides)) or ["the same ones in another order"]
@@ -183,6 +219,27 @@ class Sweep:
                 f"another name with sweep=NAME"
             )
         return run
+
+    def check_line(self, new: SweepRun) -> None:
+        """Refuse a new run that differs from those of its line in more than the repetition, or repeats one of them."""
+        for run in (run for run in self.runs.values() if run.line() == new.line()):
+            if changed := sorted(run.fixed() ^ new.fixed()):
+                raise ConfigError(
+                    f"{self.folder}: run {new.id} would be averaged with run {run.id}, which has other settings "
+                    f"({', '.join(changed[:4])}); choose another name with sweep=NAME"
+                )
+            ours, theirs = new.replicate(), run.replicate()
+            if any((one is None) != (other is None) for one, other in zip(ours, theirs, strict=True)):
+                ours, theirs = new.replicate(composed=True), run.replicate(composed=True)
+            if ours == theirs:
+                raise ConfigError(
+                    f"{self.folder}: run {new.id} has the seed and fold of run {run.id}, so that it would count twice; "
+                    f"leave it out, or choose another name with sweep=NAME"
+                )
+
+    def words(self, run: SweepRun) -> list[str]:
+        """All settings of a run, its folder among them: where the sweep lies now."""
+        return [*run.overrides, f"run={self.folder.absolute() / run.id}"]
 
     def add(self, points: Sequence[SweepRun], table: str = "") -> list[SweepRun]:
         """The runs of a grid (`expand`, `expand_table`) in this sweep, new ones added.
@@ -196,7 +253,7 @@ class Sweep:
             for setting in point.overrides:
                 if setting.startswith("run="):
                     raise ConfigError(f"{setting}: a sweep gives each of its runs a folder below {self.folder}")
-            runs.append(self.include(replace(point, overrides=[*point.overrides, f"run={self.folder / point.id}"])))
+            runs.append(self.include(point))
         return runs
 
     def note_submission(self, profile: ClusterConfig, runs: Sequence[SweepRun]) -> None:
@@ -219,23 +276,42 @@ class Sweep:
             for name, job_id in job_ids.items():
                 self.runs[name].jobs.append(job_id)
                 self.runs[name].kind = kind
+                if kind == "local":
+                    self.runs[name].processes[job_id] = identity(int(job_id))
 
     def states(self) -> dict[str, State]:
-        """The state of every run, by id."""
+        """The state of every run, by id; `unknown` where neither SLURM nor the machine of the job can be asked."""
         submitted = [r for r in self.runs.values() if r.jobs and not (self.folder / r.id / "results.json").is_file()]
-        waiting = {k: queue(k, [r.jobs[-1] for r in submitted if r.kind == k]) for k in {r.kind for r in submitted}}
-        return {run.id: run_state(run, self.folder, waiting.get(run.kind, {})) for run in self.runs.values()}
+        waiting: dict[str, str] = {}
+        if at_slurm := [job for r in submitted if r.kind == "slurm" for job in r.jobs if job not in r.processes]:
+            try:
+                waiting |= queue(at_slurm)
+            except RunError as error:
+                say_once(str(error))
+                waiting |= dict.fromkeys(at_slurm, UNSEEN)
+        return {run.id: run_state(run, self.folder, waiting | run.local_jobs()) for run in self.runs.values()}
 
 
 def run_state(run: SweepRun, folder: Path, waiting: dict[str, str]) -> State:
-    """A run's state from its results, the queue (`waiting`: job id to SLURM's word) and its journal."""
+    """A run's state from its results, the queue (`waiting`: job id to SLURM's word) and its journal.
+
+    Of several jobs the last one counts that is in the queue: two commands may have submitted the run at the same time.
+    """
     if (folder / run.id / "results.json").is_file():
         return State("finished")
     if not run.jobs:
         return State("new", "not submitted yet")
-    job_id = run.jobs[-1]
+    job_id = next((job for job in reversed(run.jobs) if waiting.get(job, UNSEEN) != UNSEEN), run.jobs[-1])
     events = [event for event in read_journal(folder / "jobs" / f"{run.id}.jsonl") if event.job_id == job_id]
     log = log_path(folder / "jobs", job_id)
+    if waiting.get(job_id) == UNSEEN:
+        host = run.processes.get(job_id, {}).get("host")
+        return State(
+            "unknown",
+            f"job {job_id}"
+            + (f" of {host}" if host else "")
+            + " cannot be asked about from here; retry it with unknown=true",
+        )
     if job_id in waiting:
         if waiting[job_id] != "PENDING":
             return State("running", progress(folder / run.id))
@@ -249,6 +325,8 @@ def run_state(run: SweepRun, folder: Path, waiting: dict[str, str]) -> State:
         return State("failed", f"rank {failure.rank} on {failure.host}: {failure.detail}")
     if stop := first.get("stopped"):
         return State("stopped", stop.detail)
+    if "finished" in first:  # as training.stop_after_steps asks for
+        return State("stopped", f"ended without results after {progress(folder / run.id)}")
     return State("failed", f"killed without a word in start {start}{tail(log)}")
 
 
@@ -268,15 +346,18 @@ def tail(log: Path) -> str:
 
 
 def select(runs: Sequence[SweepRun], states: dict[str, State], verb: str) -> list[SweepRun]:
-    """The runs to submit: failed ones for `retry`, else all that are neither finished nor in the queue."""
-    open_states = ("failed",) if verb == "retry" else ("new", "failed", "stopped")
+    """The runs to submit: failed ones for `retry`, else all that are neither finished nor in the queue.
+
+    `retry unknown` takes those, too, of which nobody here can say whether they still run.
+    """
+    open_states = {"retry": ("failed",), "retry unknown": ("failed", "unknown")}.get(verb, ("new", "failed", "stopped"))
     return [run for run in runs if states[run.id].state in open_states]
 
 
 def launch(sweep: Sweep, runs: Sequence[SweepRun], profile: ClusterConfig, execute: Main, dry_run: bool) -> int:
     """Submit runs, on SLURM as one job array; locally stay until they end. Returns 1 when a local run failed."""
     folder = sweep.jobs_folder.absolute()
-    jobs = [Job(execute, ("train", *run.overrides), str(folder / f"{run.id}.jsonl")) for run in runs]
+    jobs = [Job(execute, ("train", *sweep.words(run)), str(folder / f"{run.id}.jsonl")) for run in runs]
     print(f"sweep    {sweep.folder}: {len(sweep.runs)} runs, of which {len(runs)} to submit", flush=True)
     if not runs:
         print(status_table(sweep.states()))

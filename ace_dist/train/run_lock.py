@@ -13,7 +13,6 @@ of another machine:
 import fcntl
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ace_dist.utils.errors import RunError
-from ace_dist.utils.processes import start_time
+from ace_dist.utils.processes import identity, start_time
 from ace_dist.utils.reading import parse_json
 
 BEAT_S, WATCH_S = 5.0, 20.0
@@ -186,15 +185,3 @@ def read_owner(file: IO[str]) -> dict[str, Any] | None:
         return owner if owner is None else {**UNKNOWN, **owner}
     except (RunError, TypeError):
         return UNKNOWN
-
-
-def identity() -> dict[str, Any]:
-    """This process, so that another one can tell whether it could see it: the machine's boot, and its namespace."""
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": start_time(os.getpid()),
-        "boot": boot.read_text(encoding="ascii").strip() if boot.is_file() else None,
-        "namespace": os.readlink(namespace) if namespace.exists() else None,
-    }

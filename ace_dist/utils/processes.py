@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 POLL_S = 1.0
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "ace", "ace_dist"}
@@ -25,6 +27,29 @@ def start_time(pid: int) -> str | None:
     """When a process was started, in ticks since the boot; None when it has ended. Its number may be another's now."""
     fields = stat_fields(pid)
     return fields[19] if fields and fields[0] not in "ZX" else None  # ended, and not yet collected by its parent
+
+
+def identity(pid: int | None = None) -> dict[str, Any]:
+    """A process, by default this one, so that another can tell whether it could see it: the boot, and its namespace."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    number = os.getpid() if pid is None else pid
+    return {
+        "host": socket.gethostname(),
+        "pid": number,
+        "started": start_time(number),
+        "boot": boot.read_text(encoding="ascii").strip() if boot.is_file() else None,
+        "namespace": os.readlink(namespace) if namespace.exists() else None,
+    }
+
+
+def still_runs(process: Mapping[str, Any]) -> bool | None:
+    """Whether a process of an earlier `identity` runs; None for one of another machine or container."""
+    here = identity()
+    if process["host"] == here["host"] and process["boot"] != here["boot"]:
+        return False  # the machine was started anew
+    if any(process[name] != here[name] for name in ("boot", "namespace")):
+        return None
+    return process["started"] is not None and start_time(process["pid"]) == process["started"]
 
 
 def launchers_above() -> list[int]:

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import submitit
@@ -27,6 +28,7 @@ from ace_dist.cluster.submit import (
     build_job,
     check_gpus,
     check_job,
+    has_left,
     job_environment,
     refuse_secrets,
     sbatch_text,
@@ -265,6 +267,20 @@ def test_only_rank_0_of_a_running_job_requeues(rank, state, requeued, status, tm
     assert caught.value.code == status and bool(handler) == requeued and stale.exists() != requeued
 
 
+def test_a_job_that_had_its_timeouts_says_so(tmp_path, monkeypatch):
+    """submitit refuses to requeue it: the run is stopped, not killed without a word."""
+    monkeypatch.setattr("ace_dist.cluster.jobs.queue_state", lambda job_id: "RUNNING")
+
+    def refuse(number, frame):
+        raise submitit.core.utils.UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+    signal.signal(signal.SIGUSR2, refuse)
+    with pytest.raises(submitit.core.utils.UncompletedJobError):
+        Job(execute, (), str(tmp_path / "jobs/r.jsonl")).requeue(FakeSlurm(tmp_path, 0))
+    found = run_state(SweepRun("r", {}, [], ["17"], "slurm"), tmp_path, {})
+    assert found.state == "stopped" and "timed-out too many times. (cluster.max_timeouts)" in found.detail
+
+
 def test_a_controller_that_is_busy_is_asked_again(tmp_path, monkeypatch):
     """It does not answer, then refuses, then knows the job: a busy moment must not cost the requeue."""
     count = tmp_path / "count"
@@ -332,6 +348,45 @@ def test_a_sweep_survives_the_disk_and_grows(tmp_path):
         sweep.add(expand(["run=x", "seed=0..1"]))
     with pytest.raises(ConfigError, match="there are the sweeps s"):
         Sweep.read(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        (["method=ace", "seed=0..1", "training.epochs=1"], ["method=ace", "seed=2..3", "training.epochs=2"],
+         r"seed-2 would be averaged with run seed-0, which has other settings \(training.epochs=1, training."),
+        (["method=ace,procvlr"], ["method=ace,procvlr", "seed=0..1"],
+         "method-ace_seed-0 has the seed and fold of run method-ace, so that it would count twice"),
+        (["method=ace,procvlr", "seed=3"], ["method=ace,procvlr", "seed=2..3"],
+         "method-ace_seed-3 has the seed and fold of run method-ace, "),
+    ],
+)  # fmt: skip
+def test_what_a_sweep_averages_belongs_together(first, then, words, tmp_path):
+    """Its table has a mean a line: the runs of one differ in seed and fold alone, and each counts once."""
+    sweep = Sweep(tmp_path / "s")
+    sweep.add(expand(first))
+    with pytest.raises(ConfigError, match=words):
+        sweep.add(expand(then))
+    sweep.add(expand(["method=ace,procvlr", "seed=7..8", "training.lr_text=0.1,0.2"]))  # lines of their own
+
+
+def test_a_sweep_trains_where_it_lies(tmp_path, monkeypatch):
+    """Copied, renamed, or asked from another folder: not into the folder where it began, which is what was stored."""
+    monkeypatch.chdir(tmp_path)
+    sweep = Sweep(Path("old"))
+    sweep.note_submission(ClusterConfig(kind="local"), sweep.add(expand(["seed=0..1"])))
+    content = json.loads(Path("old/sweep.json").read_text())
+    content["runs"][0]["overrides"].append("run=old/seed-0")  # a file of before
+    Path("old/sweep.json").write_text(json.dumps(content))
+    Path("old").rename("new")
+    sweep = Sweep.read(Path("new"))
+    sweep.add(expand(["seed=0..1"]))
+    (tmp_path / "elsewhere").mkdir()
+    submitted = []
+    monkeypatch.setattr("ace_dist.cluster.sweep.run_locally", lambda sweep, runs, jobs, profile: submitted.extend(jobs))
+    launch(sweep, list(sweep.runs.values()), ClusterConfig(kind="local"), execute, dry_run=False)
+    assert [job.words[-1] for job in submitted] == [f"run={tmp_path}/new/seed-{seed}" for seed in (0, 1)]
+    assert "run=" not in Path("new/sweep.json").read_text()
 
 
 def test_two_commands_on_one_sweep_keep_each_others_runs(tmp_path):
@@ -411,6 +466,8 @@ def journal(folder, name, *events):
         ),
         (None, [("failed", 0, "old"), ("started", 1, ""), ("failed", 1, "new")], "failed", "new"),
         (None, [("started", 0, ""), ("stopped", 0, "saved")], "stopped", "saved"),
+        (None, [("started", 0, ""), ("finished", 0, "")], "stopped", "without results after step 4"),
+        ("UNSEEN", [("started", 0, "")], "unknown", "job 17_0 cannot be asked about from here"),
     ],
 )
 def test_the_state_of_a_run(waiting, events, state, word, tmp_path):
@@ -430,9 +487,56 @@ def test_the_state_of_a_run(waiting, events, state, word, tmp_path):
     assert run_state(run, tmp_path, {}).state == "finished"
 
 
+def test_of_two_jobs_the_one_that_is_there_counts(tmp_path):
+    """Two commands submitted the run at the same time; the second job has ended, as the first had the folder."""
+    run = SweepRun("r", {}, [], ["17_0", "18_0"], "slurm")
+    assert run_state(run, tmp_path, {"17_0": "RUNNING"}).state == "running"
+    assert run_state(run, tmp_path, {"17_0": "RUNNING", "18_0": "UNSEEN"}).state == "running"
+
+
+def test_a_local_job_is_known_by_more_than_its_number(tmp_path, monkeypatch):
+    """A number is another process's after a while, after a restart of the machine, and on another machine."""
+    sweep = Sweep(tmp_path / "s")
+    sweep.note_submission(ClusterConfig(kind="local"), sweep.add(expand(["seed=0..3"])))
+    pid = str(os.getpid())
+    sweep.note_jobs(dict.fromkeys(sweep.runs, pid), "local")
+    for name, other in (
+        ("seed-1", {"started": "1"}),
+        ("seed-2", {"boot": "b"}),
+        ("seed-3", {"boot": "b", "host": "h"}),
+    ):
+        sweep.runs[name].processes[pid] |= other
+    sweep.write()
+    states = Sweep.read(tmp_path / "s").states()
+    assert [state.state for state in states.values()] == ["running", "failed", "failed", "unknown"]
+    assert states["seed-3"].detail.startswith(f"job {pid} of h cannot be asked about from here")
+    assert [run.id for run in select(list(sweep.runs.values()), states, "retry")] == ["seed-1", "seed-2"]
+    assert [run.id for run in select(list(sweep.runs.values()), states, "retry unknown")][-1] == "seed-3"
+
+
+@pytest.mark.parametrize("squeue", [None, "#!/bin/sh\nexit 1\n"])
+def test_a_sweep_is_collected_where_slurm_is_not(squeue, tmp_path, monkeypatch, capsys):
+    """On a laptop, or while the controller does not answer: what is not finished is unknown, and counts as missing."""
+    sweep = Sweep(tmp_path / "s")
+    sweep.note_submission(ClusterConfig(kind="slurm"), sweep.add(expand(["method=ace", "seed=0..2"])))
+    sweep.note_jobs({"seed-0": "17_0", "seed-1": "17_1"}, "slurm")
+    (tmp_path / "s/seed-0").mkdir()
+    (tmp_path / "s/seed-0/results.json").write_text(json.dumps(results(random.Random())))
+    (tmp_path / "bin").mkdir()
+    if squeue:
+        (tmp_path / "bin/squeue").write_text(squeue)
+        (tmp_path / "bin/squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert [state.state for state in sweep.states().values()] == ["finished", "unknown", "new"]
+    execute(["sweep", "collect", "sweep=s", f"folder={tmp_path}"])
+    printed = capsys.readouterr().out
+    assert "1 of 3" in printed and "missing: seed-1: unknown" in printed
+    assert not has_left("17_1")
+
+
 def test_what_is_submitted_again():
     """`retry` takes failed runs alone; the sweep's own command takes whatever is not finished and not in the queue."""
-    names = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "new")
+    names = ("finished", "running", "pending", "pre-empted", "stopped", "failed", "unknown", "new")
     runs, states = [SweepRun(name, {}, []) for name in names], {name: State(name) for name in names}
     assert [run.id for run in select(runs, states, "retry")] == ["failed"]
     assert [run.id for run in select(runs, states, "run")] == ["stopped", "failed", "new"]

@@ -12,7 +12,7 @@ from typing import Any
 from ace_dist.cluster.sweep import State, Sweep
 from ace_dist.config import Config, load_config, resolve_path
 from ace_dist.evaluate.run_files import read_results
-from ace_dist.tools.study.rows import Mean, mean_hm, mean_score, swept_settings
+from ace_dist.tools.study.rows import Mean, mean_hm, mean_score
 from ace_dist.tools.study.tables import HEADINGS, Printed, Table, printed_number
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.files import write_text
@@ -95,7 +95,7 @@ def collect(sweep: Sweep, states: dict[str, State], table: Table | None = None) 
     """
     groups: dict[str, list[str]] = {}
     for run in sweep.runs.values():
-        settings = swept_settings(run).items()
+        settings = run.line().items()
         words = [value if key == "row" and table else f"{key}={value}" for key, value in settings]
         groups.setdefault(" ".join(words) or "all runs", []).append(run.id)
     lines = []

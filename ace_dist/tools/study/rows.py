@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from scipy.stats import t as student_t
 
-from ace_dist.cluster.sweep import Sweep, SweepRun
+from ace_dist.cluster.sweep import Sweep
 from ace_dist.config import load_config
 from ace_dist.evaluate.metrics import harmonic_mean
 from ace_dist.evaluate.run_files import read_results
@@ -23,7 +23,6 @@ from ace_dist.utils.files import read_log, write_text
 from ace_dist.utils.reading import read_object
 from ace_dist.utils.tables import csv_text, unguarded
 
-REPLICATES = ("seed", "dataset.fold")  # settings whose values are repetitions of one experiment
 SPREAD = ("accuracy_mean", "accuracy_std", "f1_mean", "f1_std")
 PARTS = (
     *((part, metric) for part in ("base", "novel") for metric in ("accuracy", "f1")),
@@ -102,11 +101,6 @@ class Difference:
 
 
 # ---------------------------------------------------------------------------------------------------- sweep to rows
-def swept_settings(run: SweepRun) -> dict[str, str]:
-    """The settings in which a run differs from the others of its sweep, repetitions left out."""
-    return {key: value for key, value in run.settings.items() if key not in REPLICATES}
-
-
 def planned_runs(sweep: Sweep, table: Table | None = None) -> list[PlannedRun]:
     """Every run of a sweep, called as its table's row or its swept settings."""
     keys = {row.name: row.key for row in table.rows} if table else {}
@@ -114,7 +108,7 @@ def planned_runs(sweep: Sweep, table: Table | None = None) -> list[PlannedRun]:
     for run in sweep.runs.values():
         words = [
             keys[value] if key == "row" and table else value if key == "method" else f"{key}={value}"
-            for key, value in swept_settings(run).items()
+            for key, value in run.line().items()
         ]
         seed = int(run.settings["seed"]) if "seed" in run.settings else load_config(run.overrides).seed
         planned.append(PlannedRun(" ".join(words) or "all runs", seed, sweep.folder / run.id))
