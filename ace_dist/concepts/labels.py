@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -160,22 +160,35 @@ def draw_srt(actions: Sequence[Action], trees: SynonymTrees, runs: int = 10, see
 
     A class takes its synonyms in a shuffled order, and shuffles again when it has taken all: ten runs show as many
     words as its tree has. When two classes would get the same label in a run, the later one takes its next synonym;
-    where its whole tree is taken it keeps its root label.
+    in a run where a whole tree is taken by others, no class takes the root label of another one.
     """
     trees.require(action.verb for action in actions)
     generators = [random.Random(f"srt/{seed}/{action}") for action in actions]
     words = [list(trees.children(action.verb)) for action in actions]
     drawn = [{str(action): str(action) for action in actions}]
     for number in range(runs - 1):
-        run: dict[str, str] = {}
+        orders: dict[str, list[str]] = {}  # of each class, its labels as it prefers them
         for action, rng, order in zip(actions, generators, words, strict=True):
             turn = number % len(order)
             if turn == 0:
                 rng.shuffle(order)
-            labels = [str(action.with_verb(verb)) for verb in order[turn:] + order[:turn]]
-            run[str(action)] = next((label for label in labels if label not in run.values()), str(action))
-        drawn.append(run)
+            orders[str(action)] = [str(action.with_verb(verb)) for verb in order[turn:] + order[:turn]]
+        drawn.append(different_labels(orders) or different_labels(orders, kept=orders.keys()))
     return drawn
+
+
+def different_labels(orders: Mapping[str, Sequence[str]], kept: Collection[str] = ()) -> dict[str, str]:
+    """Root label -> the first of its labels that no class before it has; {} where a class finds none.
+
+    Labels of `kept` are for their own class alone: with all root labels every class finds one.
+    """
+    run: dict[str, str] = {}
+    for root, labels in orders.items():
+        free = [label for label in labels if label not in run.values() and (label == root or label not in kept)]
+        if not free:
+            return {}
+        run[root] = free[0]
+    return run
 
 
 def free_labels(

@@ -58,3 +58,13 @@ def test_drawn_srt_sets(trees):
     pair = SynonymTrees({v: {v: [v, f"{v} x"], f"{v} x": [f"{v} x", v]} for v in ("lift", "pull", "push", "wipe")})
     sets = {tuple(run.values()) for run in draw_srt([Action(verb, "pin") for verb in pair.roots], pair)}
     assert len(sets) > 4, "trees of two words are shuffled again: four classes have 16 sets, not two that alternate"
+
+
+def test_no_two_classes_draw_one_label():
+    """Where others would take the whole tree of a class, its root label is left to it."""
+    pairs = {"grab": "take", "take": "seize", "seize": "take"}
+    trees = SynonymTrees({root: {root: [root, other], other: [other, root]} for root, other in pairs.items()})
+    actions = [Action(verb, "pin") for verb in pairs]
+    for seed in range(20):
+        runs = draw_srt(actions, trees, seed=seed)
+        assert all(len(set(run.values())) == len(actions) for run in runs)
