@@ -1,6 +1,7 @@
 """Synonym trees of action verbs (ACE section 3.2, Fig. 2): reads, checks, cuts and writes them."""
 
 import difflib
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from ace_dist.utils.files import write_text
 from ace_dist.utils.reading import read_object, why_no_file
 
 MAKING = "`ace synonyms actions=annotations.csv output=trees.json source=wordnet children=6` makes one"  # in messages
+DIGEST = "trees_sha256"  # in the `_meta` of a file that a build or a sheet wrote: of its trees, as they were then
 Node = Mapping[str, Any] | tuple[str, ...]  # children with their own nodes, or, at the last order, children alone
 
 
@@ -74,8 +76,23 @@ class SynonymTrees:
 
     def save(self, path: str | Path) -> None:
         """Write the trees as JSON with one line a node, so that a person can read it and a diff shows what changed."""
+        write_text(Path(path), self._text({"_meta": self.meta}))
+
+    def _text(self, head: Mapping[str, Any]) -> str:
         words = {"_words": self.words} if self.words else {}
-        write_text(Path(path), node_text({"_meta": self.meta, **self._nodes, **words}) + "\n")
+        return node_text({**head, **self._nodes, **words}) + "\n"
+
+    def sign(self) -> None:
+        """Note in `meta` what the trees and `words` are, so that `is_edited` can tell."""
+        self.meta[DIGEST] = self._sha256()
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether trees or `words` of a whole file differ from those that were signed; False where nothing was."""
+        return DIGEST in self.meta and bool(self.meta[DIGEST] != self._sha256())
+
+    def _sha256(self) -> str:
+        return hashlib.sha256(self._text({}).encode()).hexdigest()
 
     @property
     def roots(self) -> tuple[str, ...]:

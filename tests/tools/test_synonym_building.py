@@ -14,6 +14,7 @@ import pytest
 from chat_server import VERBS, ChatServer, completion, obey, synonyms
 
 from ace_dist.concepts import Action, ConceptSampler, SynonymTrees
+from ace_dist.concepts.trees import DIGEST
 from ace_dist.config import assets_dir, load_config
 from ace_dist.data.task import load_trees
 from ace_dist.tools.study.collect import describe_words
@@ -643,6 +644,93 @@ def test_the_sheet_round_trip(config, tmp_path):
     assert edit["editor"] == "ann" and edit["differences"] == changes and after.meta["model"] == "test-model"
     with pytest.raises(LabelError, match="exists already"):
         export_sheet(path, sheet)
+
+
+def wordnet_build(output, *actions, children=3):
+    config = BuildConfig(actions=list(actions), output=str(output), source="wordnet", children=children)
+    return build(config, say=lambda line: None)
+
+
+def edit_text(path, change):
+    """What a person does in a text editor, layout included."""
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw, indent=4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw["spin"]["spin"].reverse(),  # M cuts by the order
+        lambda raw: raw.update(_words={"spin": {"swivel": ["swivel", "pivot"]}}),
+        lambda raw: raw.pop("lift"),
+    ],
+)
+def test_a_tree_file_that_a_person_edited_is_not_overwritten(tmp_path, change):
+    """In a text editor, which writes no `hand_edits`; a file as it was built is replaced."""
+    path = tmp_path / "trees.json"
+    wordnet_build(path, "spin block", "lift lid", children=2)
+    first = wordnet_build(path, "spin block", "lift lid").path.read_bytes()
+    edit_text(path, lambda raw: None)  # another layout is no edit
+    assert wordnet_build(path, "spin block", "lift lid").path.read_bytes() == first
+    edit_text(path, change)
+    edited = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"trees\.json was edited by hand; choose another name"):
+        wordnet_build(path, "spin block", "lift lid")
+    export_sheet(path, tmp_path / "sheet.csv")
+    import_sheet(tmp_path / "sheet.csv", path, tmp_path / "same.json", None)
+    for other in (path, tmp_path / "same.json"):
+        with pytest.raises(ConfigError, match="was edited by hand"):
+            wordnet_build(other, "spin block", "lift lid")
+    assert path.read_bytes() == edited
+
+
+def test_a_file_of_before_is_replaced_by_the_same_trees_only(tmp_path):
+    """Earlier versions did not sign their files."""
+    path = wordnet_build(tmp_path / "trees.json", "spin block").path
+    edit_text(path, lambda raw: raw["_meta"].pop(DIGEST))
+    wordnet_build(path, "spin block", "lift lid")
+    edit_text(path, lambda raw: (raw["_meta"].pop(DIGEST), raw["lift"]["lift"].reverse()))
+    with pytest.raises(ConfigError, match=r"holds another tree of 'lift', which a person may have edited"):
+        wordnet_build(path, "spin block", "lift lid")
+
+
+def test_an_import_overwrites_no_other_edits(tmp_path, trees):
+    """The same sheet, edited further, may be imported again."""
+    trees.save(tmp_path / "trees.json")
+    for name in ("a", "b"):
+        export_sheet(tmp_path / "trees.json", tmp_path / f"{name}.csv")
+        text = (tmp_path / f"{name}.csv").read_text(encoding="utf-8-sig")
+        (tmp_path / f"{name}.csv").write_text(text.rstrip() + f"{name}\n")
+    out = tmp_path / "out.json"
+    import_sheet(tmp_path / "a.csv", tmp_path / "trees.json", out, "ann")
+    import_sheet(tmp_path / "a.csv", tmp_path / "trees.json", out, "ann")
+    before = out.read_bytes()
+    with pytest.raises(LabelError, match=r"out\.json was edited by hand, and not by .*b\.csv; choose another name"):
+        import_sheet(tmp_path / "b.csv", tmp_path / "trees.json", out, "ben")
+    assert out.read_bytes() == before
+    edit_text(out, lambda raw: raw["spin"]["spin"].reverse())
+    with pytest.raises(LabelError, match="was edited by hand"):
+        import_sheet(tmp_path / "a.csv", tmp_path / "trees.json", out, "ann")
+
+
+def test_words_beside_the_trees_survive_a_sheet(tmp_path):
+    """A sheet has no rows for them; a verb that it gives a node in the tree, or whose tree it drops, leaves them."""
+    node = {"spin": ["spin", "turn"], "turn": ["turn", "spin"]}
+    words = {"Spin": {"Reel_in": ["reel in", "whirl"], "swivel": ["swivel", "pivot"]}, "lift": {"hoist": ["hoist"]}}
+    lift = {"lift": {"lift": ["lift", "raise"], "raise": ["raise", "lift"]}}
+    (tmp_path / "trees.json").write_text(json.dumps({"spin": node, **lift, "_words": words}))
+    export_sheet(tmp_path / "trees.json", tmp_path / "sheet.csv")
+    out = tmp_path / "out.json"
+    assert import_sheet(tmp_path / "sheet.csv", tmp_path / "trees.json", out, None) == []
+    assert SynonymTrees.load(out).words == SynonymTrees.load(tmp_path / "trees.json").words
+    rows = [row for row in (tmp_path / "sheet.csv").read_text(encoding="utf-8-sig").splitlines() if "lift" not in row]
+    (tmp_path / "sheet.csv").write_text("\n".join([*rows, "spin,swivel,gyrate"]))
+    changes = import_sheet(tmp_path / "sheet.csv", tmp_path / "trees.json", out, None)
+    assert changes[-2:] == [
+        "_words > spin > swivel: removed, it has a node in the tree", "_words > lift > hoist: removed, as its tree is",
+    ]  # fmt: skip
+    assert SynonymTrees.load(out).words == {"spin": {"reel in": ("reel in", "whirl")}}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ace_dist import __version__
 from ace_dist.concepts.actions import Action
-from ace_dist.concepts.trees import SynonymTrees
+from ace_dist.concepts.trees import DIGEST, SynonymTrees
 from ace_dist.tools.synonyms.action_list import read_actions
 from ace_dist.tools.synonyms.answers import Answer, parse_answer, question, read_template, template_sha256
 from ace_dist.tools.synonyms.budget import Budget, BuildStopped, ClientConfig, NoAnswer, estimated_tokens
@@ -202,8 +202,7 @@ def grow_trees(
     concurrency: int,
 ) -> BuildResult:
     """Grow `concurrency` trees at a time and show how far it is; save them whenever one is done."""
-    if output.is_file() and SynonymTrees.load(output).meta.get("hand_edits"):  # never overwrite a person's work
-        raise ConfigError(f"output={output} was edited by hand; choose another name, or move it away")
+    check_unedited(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     missing: dict[str, str] = {}
     with Progress(question_count(actions, sizes), "synonyms", "node") as progress:
@@ -243,7 +242,10 @@ def save(trees: Mapping[str, Tree], meta: dict[str, Any], output: Path) -> dict[
         unfinished = {root: tree.nested for root, tree in done.items() if tree.missing}
         write_json(partial_path(output), {"_meta": meta | {"missing": missing, "unfinished": unfinished}, **whole})
     else:
-        SynonymTrees(whole, meta, str(output)).save(output)
+        built = SynonymTrees(whole, meta, str(output))
+        check_unedited(output, built)
+        built.sign()
+        built.save(output)
         partial_path(output).unlink(missing_ok=True)
     reports = [
         {"node": " > ".join(node), "answers": answer.answers, "repairs": answer.repairs, "rejected": answer.rejected}
@@ -254,6 +256,27 @@ def save(trees: Mapping[str, Tree], meta: dict[str, Any], output: Path) -> dict[
         lines = [json.dumps(report, ensure_ascii=False) + "\n" for report in reports]
         write_text(output.with_name(output.name + ".report.jsonl"), "".join(lines))
     return missing
+
+
+def check_unedited(output: Path, built: SynonymTrees | None = None) -> None:
+    """Raise `ConfigError` where `output` holds a person's work, which is never overwritten.
+
+    Files that are not signed may hold some when a tree of theirs differs from the one that was `built`.
+    """
+    if not output.is_file():
+        return
+    found = SynonymTrees.load(output)
+    remedy = "choose another name, or move it away"
+    if found.meta.get("hand_edits") or found.is_edited:
+        raise ConfigError(f"output={output} was edited by hand; {remedy}")
+    if built is None or DIGEST in found.meta:
+        return
+    for root in found.roots:
+        if root in built and dict(found.nodes(root)) != dict(built.nodes(root)):
+            raise ConfigError(
+                f"output={output} holds another tree of {root!r}, which a person may have edited: it does not say what "
+                f"was built ({DIGEST} in its _meta); {remedy}"
+            )
 
 
 def partial_path(output: Path) -> Path:

@@ -26,7 +26,7 @@ def export_sheet(trees: Path, sheet: Path) -> int:
     """Write the trees of a file, those of an unfinished build included, as a sheet; returns the number of rows."""
     if sheet.exists():
         raise LabelError(f"sheet={sheet} exists already; an export would overwrite what was edited in it")
-    nodes, _ = read_nodes(trees)
+    nodes, _, _ = read_nodes(trees)
     orders = max(map(len, nodes))
     rows = [(path, [verb for verb in children if verb != path[-1]])
             for path, children in nodes.items() if len(path) == orders]  # fmt: skip
@@ -40,12 +40,20 @@ def export_sheet(trees: Path, sheet: Path) -> int:
 def import_sheet(sheet: Path, trees: Path, out: Path, editor: str | None) -> list[str]:
     """Read an edited sheet into the tree file `out`; returns the differences from `trees`, one line a node.
 
-    `_meta` is that of `trees` with one more entry in `hand_edits`: date, editor, sheet, counts, differences.
+    `_meta` is that of `trees` with one more entry in `hand_edits`: date, editor, sheet, counts, differences. `_words`,
+    of which a sheet has no rows, stay but for those that the sheet gives a node in the tree.
     Raises `LabelError` for whatever is wrong; nothing is written then.
     """
-    before, meta = read_nodes(trees)
+    before, meta, words = read_nodes(trees)
+    check_output(out, trees, sheet, meta)
     after = read_sheet(sheet)
     changes = differences(before, inner_nodes(after))
+    gone = [(root, verb) for root, below in words.items() for verb in below if verb in after.get(root, below)]
+    changes += [
+        f"_words > {root} > {verb}: removed, {'it has a node in the tree' if root in after else 'as its tree is'}"
+        for root, verb in gone
+    ]
+    kept = {root: {verb: below[verb] for verb in below if (root, verb) not in gone} for root, below in words.items()}
     edit = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "editor": editor or "not named",
@@ -56,24 +64,41 @@ def import_sheet(sheet: Path, trees: Path, out: Path, editor: str | None) -> lis
     }
     meta["hand_edits"] = meta.get("hand_edits", []) + ([edit] if changes else [])
     meta = {key: value for key, value in meta.items() if key not in ("missing", "unfinished")}
-    words = raw_object(trees).get("_words", {})  # a sheet has no rows for these
-    SynonymTrees(after, meta, str(sheet), words={root: words[root] for root in words if root in after}).save(out)
+    edited = SynonymTrees(after, meta, str(sheet), words={root: below for root, below in kept.items() if below})
+    if meta["hand_edits"]:  # else the digest of the build stays, by which an edited file is told
+        edited.sign()
+    edited.save(out)
     return changes
 
 
-def read_nodes(path: Path) -> tuple[Nodes, dict[str, Any]]:
-    """The nodes of a tree file, those of its unfinished trees included, and its `_meta`."""
+def check_output(out: Path, trees: Path, sheet: Path, meta: Mapping[str, Any]) -> None:
+    """Raise `LabelError` where `out` holds a person's work that is neither in `trees` nor of an earlier import."""
+    if not out.is_file() or out.samefile(trees):
+        return
+    found, known = SynonymTrees.load(out), meta.get("hand_edits", [])
+    ours = {"from": trees.name, "sheet": sheet.name}
+    others = [edit for edit in found.meta.get("hand_edits", []) if edit not in known and edit != {**edit, **ours}]
+    if found.is_edited or others:
+        raise LabelError(
+            f"output={out} was edited by hand, and not by trees={trees} and sheet={sheet}; choose another name, or "
+            "move it away"
+        )
+
+
+def read_nodes(path: Path) -> tuple[Nodes, dict[str, Any], Mapping[str, Mapping[str, Any]]]:
+    """The nodes of a tree file, those of its unfinished trees included, its `_meta` and its `_words`."""
     nodes: Nodes = {}
+    words: Mapping[str, Mapping[str, Any]] = {}
     try:
         trees = SynonymTrees.load(path)
-        meta = trees.meta
+        meta, words = trees.meta, trees.words
         nodes = {node: children for root in trees.roots for node, children in trees.nodes(root)}
     except LabelError:
         meta = raw_object(path).get("_meta", {})
         if not meta.get("unfinished"):
             raise
         # An unfinished build without a single whole tree is no valid tree file.
-    return nodes | inner_nodes(meta.get("unfinished", {})), meta
+    return nodes | inner_nodes(meta.get("unfinished", {})), meta, words
 
 
 def raw_object(path: Path) -> dict[str, Any]:
