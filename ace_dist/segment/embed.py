@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -33,6 +33,7 @@ from ace_dist.utils.files import write_bytes, write_json
 from ace_dist.utils.reading import read_object, why_no_file
 
 PART = 256  # windows
+BEGIN = "begin.json"  # of a video's folder: what a run that goes on needs beside the parts
 END_BYTES = 1 << 20  # at each end of a video, which tell it from another one of the same size and date
 Progress = Callable[[float, float], None]  # seconds of video done, and in all
 OnPicture = Callable[[npt.NDArray[np.uint8]], None]  # a picture [3, S, S]
@@ -76,36 +77,48 @@ def embed_video(
     shape = row_shape(model, config)
     if folder is not None and (kept := read_whole(folder, path, grid, shape)):
         return kept
-    parts = [] if folder is None else read_parts(make_cache(folder), shape)
-    first = sum(map(len, parts))
+    begin = None if folder is None else read_begin(make_cache(folder))
+    parts = [] if folder is None or begin is None else read_parts(folder, shape)
+    begin, first = begin if parts else None, sum(map(len, parts))
     span_s = run_alone(STALL_S, promised_span, path)
-    origin_s = max(span_s[0], 0.0)
-    first_picture_s = origin_s + grid.first_s + grid.first_picture(first) * grid.interval_s
+    asked_s = begin.picture_s if begin else max(span_s[0], 0.0) + grid.first_s
     start = PictureClock(on_picture)
     pictures = start.watch(
         stream_crops(
             path,
-            first_picture_s,
+            asked_s + grid.first_picture(first) * grid.interval_s,
             grid.interval_s,
             config.dataset.encoding,
             config.loader,
+            begin is not None,  # the times of the run before, also between two frames
         )
     )
     windows = grid.windows(pictures, first)
     while batch := list(islice(windows, PART)):
+        if begin is None:
+            late_s = start.first_s - asked_s  # of the nearest frame, which may come before its time or after
+            start_s = asked_s - grid.first_s + (late_s if late_s > 0.5 * grid.interval_s else 0.0)
+            begin = Begin(start_s, start.first_s)
+            if folder is not None:
+                write_json(folder / BEGIN, begin._asdict())
         parts.append(WindowEncoder(model, config).encode(batch))  # anew: a part is the same wherever a run went on
         if folder is not None:
             write_array(folder / f"part-{len(parts) - 1:05d}.f32", parts[-1])
         progress(sum(map(len, parts)) * grid.stride_s, span_s[1] - span_s[0])
-    if not parts:
+    if begin is None:
         raise DataError(f"{path} shows no picture")
     embeddings = np.concatenate(parts)
-    late_s = start.first_s - first_picture_s  # of the nearest frame, which may come before its time or after
-    begin_s = origin_s + (late_s if late_s > 0.5 * grid.interval_s else 0.0)
-    end_s = begin_s + (grid.first_picture(first) + start.count) * grid.interval_s
+    end_s = begin.start_s + (grid.first_picture(first) + start.count) * grid.interval_s
     if folder is not None:
-        write_json(folder / "whole.json", {"windows": len(embeddings), "start_s": begin_s, "end_s": end_s})
-    return EmbeddedVideo(str(path), embeddings, begin_s, end_s, grid.stride_s)
+        write_json(folder / "whole.json", {"windows": len(embeddings), "start_s": begin.start_s, "end_s": end_s})
+    return EmbeddedVideo(str(path), embeddings, begin.start_s, end_s, grid.stride_s)
+
+
+class Begin(NamedTuple):
+    """When window 0 begins, and when the first picture is shown, from which all others are whole intervals away."""
+
+    start_s: float
+    picture_s: float
 
 
 class PictureClock:
@@ -174,6 +187,7 @@ def store_key(model: DualEncoder, config: Config, path: Path, grid: WindowGrid) 
         "precision": str(next(model.video.parameters()).dtype),
         "video": digest_video(path),
         "grid": asdict(grid),
+        "layout": 2,  # the one before did not keep when its first picture is shown
         "pixels": [loader.test_short_side, loader.crop, list(loader.mean), list(loader.std), encoding.short_side],
     }
     if model.video.config.pooling == "frames":  # the same weights with the mean give other shapes
@@ -230,6 +244,14 @@ def row_shape(model: DualEncoder, config: Config) -> tuple[int, ...]:
     """The shape of a window's embedding: [D], or [T, D]."""
     video = model.video.config
     return (config.dataset.clip.frames, video.embed_dim) if video.pooling == "frames" else (video.embed_dim,)
+
+
+def read_begin(folder: Path) -> Begin | None:
+    try:
+        about = read_object(folder / BEGIN, DataError)
+        return Begin(float(about["start_s"]), float(about["picture_s"]))
+    except (DataError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_parts(folder: Path, shape: tuple[int, ...]) -> list[npt.NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -104,6 +105,28 @@ def test_a_killed_run_goes_on_and_damage_is_made_again(classifier, video, tmp_pa
     parts[1].write_bytes(content)
     again = embed_video(classifier.model, classifier.config, video, cache=tmp_path)
     assert np.allclose(again.embeddings, whole.embeddings) and again.end_s == pytest.approx(whole.end_s)
+
+
+@pytest.mark.parametrize("first_packet", [0, 1])
+def test_a_run_that_goes_on_is_as_one_that_was_not_killed(classifier, tmp_path, small_parts, first_packet):
+    """Also between the frames of an odd rate, and where the first pictures lack their key frame."""
+    path, cache = tmp_path / "a.mkv", tmp_path / "kept"
+    shades = np.random.default_rng().integers(0, 256, (84, 6, 6, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=7, options={"g": "12", "bf": "0", "sc_threshold": "0"})
+        stream.width, stream.height, stream.pix_fmt = 48, 48, "yuv420p"
+        packets = [packet for shade in shades for packet in stream.encode(av.VideoFrame.from_ndarray(shade))]
+        container.mux((packets + stream.encode(None))[first_packet:])
+    whole = embed_video(classifier.model, classifier.config, path, cache=cache)
+    (folder,) = cache.iterdir()
+    (folder / "whole.json").unlink()
+    (folder / "part-00001.f32").unlink()
+    again = embed_video(classifier.model, classifier.config, path, cache=cache)
+    assert (again.start_s, again.end_s) == (whole.start_s, pytest.approx(whole.end_s))
+    assert np.allclose(again.embeddings, whole.embeddings, atol=1e-5)
+    (folder / "whole.json").unlink()
+    (folder / "begin.json").unlink()  # then nothing says what the parts are of
+    assert embed_video(classifier.model, classifier.config, path, cache=cache).start_s == whole.start_s
 
 
 def test_what_is_there_of_a_video_is_not_taken_for_all_of_it(classifier, video, tmp_path):

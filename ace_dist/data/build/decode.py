@@ -95,12 +95,14 @@ def read_window(
     fps: float | None = None,
     short_side: int = 0,
     threads: int = 1,
+    exact: bool = False,
 ) -> RawClip:
     """Frames of `path` from `start_s` to `end_s` seconds of the file's clock, clamped to what exists, as a stream.
 
     The rate is `fps`, or the file's average rate; every output frame is the one shown nearest to its time, so variable
     rates become constant. Rotation, mirroring and pixel aspect are applied; frames whose shorter side exceeds
-    `short_side` (when not 0) are scaled down to it.
+    `short_side` (when not 0) are scaled down to it. The first output frame's time is that of the nearest frame, or with
+    `exact` that of `start_s` itself.
     Raises `DataError`, now or while the frames are taken, when the file is missing, is not a video, is damaged or
     breaks off inside the window, is HDR, changes its size, or ends before `start_s`.
     """
@@ -108,7 +110,7 @@ def read_window(
         own_rate = frame_rate(path, container, stream)
         rate = fps or own_rate
         promised_s, upright = shown_span(container, stream)[1], Upright(path, stream, short_side)
-    pictures = nearest_pictures(path, start_s, end_s, rate, promised_s, upright, threads)
+    pictures = nearest_pictures(path, start_s, end_s, rate, promised_s, upright, threads, exact)
     first_s, picture = next(pictures)
     return RawClip(itertools.chain([picture], (picture for _, picture in pictures)), rate, first_s)
 
@@ -297,13 +299,20 @@ def cells(shown: Iterator[tuple[float, Any]], rate: float) -> Iterator[tuple[flo
 
 
 def nearest_pictures(
-    path: Source, start_s: float, end_s: float, rate: float, promised_s: float, upright: Upright, threads: int
+    path: Source,
+    start_s: float,
+    end_s: float,
+    rate: float,
+    promised_s: float,
+    upright: Upright,
+    threads: int,
+    exact: bool = False,
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """The pictures nearest to the times first + k / rate below `end_s`, each with `first`; at least one.
 
     `first` is the time of the frame nearest to `start_s` where one is within half a frame, so that a file of constant
-    rate is copied frame by frame; `start_s` itself in a longer pause of a variable rate; and the first frame's time in
-    a file that begins later.
+    rate is copied frame by frame; `start_s` itself in a longer pause of a variable rate, or when `exact`; and the first
+    frame's time in a file that begins later.
     Raises `DataError` when there is none, or when a file that promises to last until `promised_s` ends earlier.
     """
     count, first_s, last_s, shown_until_s = 0, math.nan, 0.0, 0.0
@@ -314,7 +323,7 @@ def nearest_pictures(
         if until_s <= start_s:
             continue
         if math.isnan(first_s):
-            in_a_pause = begin_s <= start_s and abs(time_s - start_s) > 0.5 / rate
+            in_a_pause = begin_s <= start_s and (exact or abs(time_s - start_s) > 0.5 / rate)
             first_s = start_s if in_a_pause else time_s
         times = range(count, math.ceil((min(until_s, end_s) - first_s) * rate - 1e-6))
         if len(times) > MOST_REPEATS:

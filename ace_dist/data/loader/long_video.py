@@ -20,20 +20,21 @@ STALL_S = 120.0  # for a block; a file that takes longer hangs FFmpeg
 
 
 def stream_crops(
-    path: Path, start_s: float, interval_s: float, encoding: EncodingConfig, loader: LoaderConfig
+    path: Path, start_s: float, interval_s: float, encoding: EncodingConfig, loader: LoaderConfig, exact: bool = False
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """Blocks of crops, uint8 RGB [k, 3, S, S], of the pictures `interval_s` apart from `start_s` on.
 
-    Each comes with the time of the first picture of all. The process that decodes may crash or hang: then, and when the
+    Each comes with the time of the first picture of all: that of the frame nearest to `start_s`, where it is not to be
+    `exact`. The process that decodes may crash or hang: then, and when the
     file cannot be read, raises `DataError`.
     """
-    return stream_alone(STALL_S, crops, path, start_s, interval_s, encoding, loader)
+    return stream_alone(STALL_S, crops, path, start_s, interval_s, encoding, loader, exact)
 
 
 def crops(
-    path: Path, start_s: float, interval_s: float, encoding: EncodingConfig, loader: LoaderConfig
+    path: Path, start_s: float, interval_s: float, encoding: EncodingConfig, loader: LoaderConfig, exact: bool = False
 ) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    raw = read_window(path, start_s, fps=1 / interval_s, short_side=encoding.short_side)
+    raw = read_window(path, start_s, fps=1 / interval_s, short_side=encoding.short_side, exact=exact)
     crop: TestCrop | None = None
     block: list[NDArray[np.uint8]] = []
     for picture in raw.frames:
