@@ -58,6 +58,7 @@ class StudySettings:
     output: str = MISSING  # the folder of runs.csv, pages and figures
     reference: str = ""  # the method that the others are compared with, as runs.csv calls it; table=encoders needs none
     experiment: str = ""  # name in runs.csv; empty: the sweep's table
+    dataset: str = ""  # of a sweep over several: the one whose runs are reported
 
 
 def report_sweep(argv: list[str]) -> None:
@@ -79,6 +80,11 @@ def report_sweep(argv: list[str]) -> None:
     curves, pairs = (table.curves, table.pairs) if table else ({}, {})
     commands = [submission["command"] for submission in sweep.submissions]
     planned = planned_runs(sweep, table)
+    if settings.dataset:
+        there = sorted({run.dataset for run in planned})
+        if settings.dataset not in there:
+            raise ConfigError(f"dataset={settings.dataset}: the sweep has runs of {', '.join(there)}")
+        planned = [run for run in planned if run.dataset == settings.dataset]
     for path in write_study(planned, Path(settings.output), experiment, settings.reference, curves, commands, pairs):
         print(path)
 

@@ -5,16 +5,18 @@ import json
 import math
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from ace_dist.cluster.sweep import Sweep
+from ace_dist.cli import execute
+from ace_dist.cluster.sweep import Sweep, expand
 from ace_dist.evaluate.metrics import srt_summary
 from ace_dist.evaluate.palette import BLUE, LIGHT, VERMILLION
 from ace_dist.tools.study.drawing import chances, gain_counts, gains_figure, scores_figure
 from ace_dist.tools.study.grid import gains
-from ace_dist.tools.study.report import study_page
+from ace_dist.tools.study.report import same_test, study_page
 from ace_dist.tools.study.rows import (
     FIELDS,
     Difference,
@@ -28,7 +30,7 @@ from ace_dist.tools.study.rows import (
     write_rows,
 )
 from ace_dist.tools.study.tables import expand_table, load_table
-from ace_dist.utils.errors import RunError
+from ace_dist.utils.errors import ConfigError, RunError
 
 ENVIRONMENT = {
     "git": {"commit": "f00dfeed" * 5, "modified": True}, "hardware": {"cpu": "a CPU", "cores": 2}, "world_size": 2,
@@ -107,7 +109,7 @@ def test_rows_are_replaced_by_their_key_and_survive_the_disk(tmp_path):
     assert path.read_text().splitlines()[0] == (
         "experiment,method,seed,base_accuracy,base_f1,novel_accuracy,novel_f1,srt_accuracy_mean,srt_accuracy_std,"
         "srt_f1_mean,srt_f1_std,srt_base_accuracy_mean,srt_base_accuracy_std,srt_base_f1_mean,srt_base_f1_std,"
-        "gzsl_base_accuracy,gzsl_base_f1,gzsl_novel_accuracy,gzsl_novel_f1,gzsl_area"
+        "gzsl_base_accuracy,gzsl_base_f1,gzsl_novel_accuracy,gzsl_novel_f1,gzsl_area,dataset,sweep"
     )
     merged = merge_rows(read_rows(path), [row("a", 0, 9.0), row("c", 0, 5.0)])
     assert merged == [row("a", 0, 9.0), *old[1:], row("c", 0, 5.0)]
@@ -146,6 +148,51 @@ def test_folds_are_averaged_and_a_missing_one_makes_the_seed_missing(tmp_path):
     assert study.rows[0].scores["srt_f1_std"] == pytest.approx(mean)
     with pytest.raises(RunError, match="no run is finished: ace, seed 1"):
         gather(planned[2:], "table2")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sweep", "method", "words"),
+    [
+        ("ikea", "s", "bike", "table1 has rows of the data set ata, and these runs are of ikea; .*experiment=NAME"),
+        ("ata", "t", "ace", "table1, ace has rows of the sweep s, and these are of the sweep t; .*experiment=NAME"),
+        ("ata", "t", "bike", None),
+        ("ata", "s", "ace", None),
+    ],
+)
+def test_a_mean_is_of_one_data_set_and_one_sweep(dataset, sweep, method, words, tmp_path):
+    """One output folder for two tests, or for two settings of a method; rows of before say neither and stay."""
+    old = [replace(row("ace", 0, 1.0), dataset="ata", sweep="s"), row("procvlr", 0, 2.0)]
+    write_rows(old, tmp_path / "runs.csv")
+    assert read_rows(tmp_path / "runs.csv") == old
+    new = replace(row(method, 1, 3.0), dataset=dataset, sweep=sweep)
+    if words:
+        with pytest.raises(RunError, match=words):
+            merge_rows(old, [new])
+    else:
+        assert merge_rows(old, [new]) == [*old, new]
+
+
+def test_a_sweep_over_data_sets_is_reported_one_at_a_time(tmp_path, capsys):
+    """`reference=` would be compared with runs of another test; and a run that is not finished any more has no row."""
+    sweep = Sweep(tmp_path / "s")
+    sweep.add(expand(["experiment=demo,ata_ace", "method=ace,procvlr", "seed=0..1", "dataset.synonyms=x"]))
+    sweep.write()
+    for name in sweep.runs:
+        finish(sweep.folder / name, random.Random())
+    asked = ["report", f"sweep={sweep.folder}", f"output={tmp_path}/out", "experiment=e"]
+    reference = "reference=procvlr experiment=demo"
+    with pytest.raises(RunError, match="the sweep has runs of ata, tabletop, which are not compared; .* dataset=NAME"):
+        execute([*asked, reference])
+    with pytest.raises(ConfigError, match="dataset=ikea: the sweep has runs of ata, tabletop"):
+        execute([*asked, reference, "dataset=ikea"])
+    execute([*asked, "reference=experiment=demo procvlr", "dataset=tabletop"])
+    path = tmp_path / "out/runs.csv"
+    assert [(r.method, r.seed, r.dataset, r.sweep) for r in read_rows(path)] == [
+        (f"experiment=demo {method}", seed, "tabletop", "s") for method in ("ace", "procvlr") for seed in (0, 1)
+    ]
+    (sweep.folder / "experiment-demo_method-ace_seed-1/results.json").unlink()
+    execute([*asked, "reference=experiment=demo procvlr", "dataset=tabletop"])
+    assert [r.seed for r in read_rows(path)] == [0, 0, 1]
 
 
 @pytest.fixture
@@ -231,6 +278,8 @@ def test_a_figure_says_its_finding_and_what_chance_is():
     ]
     assert chances(rows)["base_accuracy"] == 16.7
     assert "base_accuracy" not in chances([*rows, row("random", 0, 12.5, "u")])  # two worlds: which one is not said
+    other = replace(row("random", 0, 12.5, "u"), dataset="ata")
+    assert chances(same_test([*rows, other], rows)) == chances(rows)
     methods = {name: [one for one in rows if one.method == name] for name in ("random", "vifi_ft", "ace")}
     figure = scores_figure(methods, chances(rows))
     assert "Best under other words: ViFi-CLIP" in figure.get_suptitle()

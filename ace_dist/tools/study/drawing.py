@@ -39,7 +39,7 @@ def row_name(key: str) -> str:
 
 
 def chances(rows: Sequence[StudyRow]) -> dict[str, float]:
-    """What guessing scores, where the rows of `random` say one value: the studies of a folder share their test."""
+    """What guessing scores, where the rows of `random`, of one data set, say one value."""
     found: dict[str, set[float]] = {}
     for row in rows:
         for score, value in row.scores.items():

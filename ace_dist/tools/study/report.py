@@ -66,10 +66,17 @@ def write_study(
     The page and its figures are of all rows of the experiment in `runs.csv`. `reference`: the method
     that the others are compared with; of a table with `pairs` each pair is compared instead. `commands`: what started
     the runs. Nothing is written when something is wrong.
+    A seed of the sweep that is not finished has no row, whatever was reported before. Raises `RunError` as `gather` and
+    `merge_rows` do, and for runs of several data sets.
     An experiment with `=` in its name is one cell of a grid (`tools.study.grid`) and gets rows alone.
     """
+    planned = list(planned)
+    if len(datasets := sorted({run.dataset for run in planned})) > 1:
+        raise RunError(f"the sweep has runs of {', '.join(datasets)}, which are not compared; choose with dataset=NAME")
     study = gather(planned, experiment)
-    rows = merge_rows(read_rows(output / "runs.csv"), study.rows)
+    gone = {(run.method, run.seed) for run in planned} - {(row.method, row.seed) for row in study.rows}
+    merged = merge_rows(read_rows(output / "runs.csv"), study.rows)
+    rows = [row for row in merged if row.experiment != experiment or (row.method, row.seed) not in gone]
     if "=" in experiment:
         if study.missing:
             raise RunError(f"{experiment}: a cell of a grid must be whole, but {'; '.join(study.missing[:4])}")
@@ -80,7 +87,7 @@ def write_study(
     page = study_page(mine, reference, study.missing, history, concept_table(study.finished), pairs)
     # All is known to be sound, the reference too: only now are files written.
     stem = study_stem(output, experiment)
-    pictures = draw_study(mine, curves, stem, chances(rows))
+    pictures = draw_study(mine, curves, stem, chances(same_test(rows, mine)))
     if pictures:
         page = "\n".join([page, *(f"![{path.stem}]({path.name})\n" for path in pictures)])
     path = stem.with_name(f"{stem.name}.md")
@@ -221,8 +228,13 @@ def redraw(output: Path) -> list[Path]:
     for experiment in dict.fromkeys(row.experiment for row in rows if "=" not in row.experiment):
         curves = load_table(experiment).curves if experiment in table_names() else {}
         mine = [row for row in rows if row.experiment == experiment]
-        paths += draw_study(mine, curves, study_stem(output, experiment), chances(rows))
+        paths += draw_study(mine, curves, study_stem(output, experiment), chances(same_test(rows, mine)))
     return paths
+
+
+def same_test(rows: Sequence[StudyRow], mine: Sequence[StudyRow]) -> list[StudyRow]:
+    """The rows of the data set of `mine`, whose guesses are theirs."""
+    return [row for row in rows if row.dataset in {one.dataset for one in mine}]
 
 
 def study_stem(output: Path, experiment: str) -> Path:

@@ -39,6 +39,7 @@ SCORES = {  # columns of runs.csv -> place in results.json
 }
 FIELDS = ("experiment", "method", "seed", *SCORES)
 EARLIER_FIELDS = FIELDS[: -len(LATER_PARTS)]
+ORIGIN = ("dataset", "sweep")  # last columns of runs.csv; files of before do not have them
 LEVEL = 0.95
 Line = TypeVar("Line")  # of a CSV file
 Finished = dict[str, list[tuple[Path, dict[str, Any]]]]  # method -> folders of its runs and their results
@@ -51,16 +52,22 @@ class PlannedRun:
     method: str
     seed: int
     folder: Path
+    dataset: str = ""
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A line of `runs.csv`; a score is `None` when the test split has no such actions."""
+    """A line of `runs.csv`; a score is `None` when the test split has no such actions.
+
+    `dataset`, `sweep`: what its runs are of; empty in rows of before.
+    """
 
     experiment: str
     method: str
     seed: int
     scores: Mapping[str, float | None]
+    dataset: str = ""
+    sweep: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,14 +111,17 @@ class Difference:
 def planned_runs(sweep: Sweep, table: Table | None = None) -> list[PlannedRun]:
     """Every run of a sweep, called as its table's row or its swept settings."""
     keys = {row.name: row.key for row in table.rows} if table else {}
-    planned = []
+    planned, names = [], dict[tuple[str, ...], str]()  # of the data set, by the settings that choose it
     for run in sweep.runs.values():
         words = [
             keys[value] if key == "row" and table else value if key == "method" else f"{key}={value}"
             for key, value in run.line().items()
         ]
         seed = int(run.settings["seed"]) if "seed" in run.settings else load_config(run.overrides).seed
-        planned.append(PlannedRun(" ".join(words) or "all runs", seed, sweep.folder / run.id))
+        choice = tuple(word for word in run.overrides if word.startswith(("experiment=", "dataset=", "dataset.name=")))
+        if choice not in names:
+            names[choice] = load_config(run.overrides).dataset.name
+        planned.append(PlannedRun(" ".join(words) or "all runs", seed, sweep.folder / run.id, names[choice]))
     return planned
 
 
@@ -132,7 +142,8 @@ def gather(planned: Iterable[PlannedRun], experiment: str) -> Study:
         results = [read_results(folder) for folder in folders]
         means = {name: mean_score(results, part, metric) for name, (part, metric) in SCORES.items()}
         scores = {name: None if mean is None else mean.mean for name, mean in means.items()}
-        study.rows.append(StudyRow(experiment, method, seed, scores))
+        dataset, sweep = str(results[0]["dataset"]), folders[0].parent.name
+        study.rows.append(StudyRow(experiment, method, seed, scores, dataset, sweep))
         study.finished.setdefault(method, []).extend(zip(folders, results, strict=True))
     if not study.rows:
         raise RunError(f"no run is finished: {'; '.join(study.missing[:4]) or 'the sweep has no runs'}")
@@ -163,9 +174,10 @@ def read_rows(path: Path) -> list[StudyRow]:
 
     def parse(line: Mapping[str, str]) -> StudyRow:
         experiment, method = unguarded(line["experiment"]), unguarded(line["method"])
-        return StudyRow(experiment, method, int(line["seed"]), parse_scores(line, SCORES))
+        origin = (unguarded(line.get(name, "")) for name in ORIGIN)
+        return StudyRow(experiment, method, int(line["seed"]), parse_scores(line, SCORES), *origin)
 
-    return read_lines(path, (FIELDS, EARLIER_FIELDS), parse)
+    return read_lines(path, ((*FIELDS, *ORIGIN), FIELDS, EARLIER_FIELDS), parse)
 
 
 def read_lines(
@@ -216,14 +228,33 @@ def scored(scores: Iterable[str], methods: Mapping[str, Sequence[StudyRow]]) -> 
 
 
 def merge_rows(old: Sequence[StudyRow], new: Sequence[StudyRow]) -> list[StudyRow]:
-    """Both, a new row in the place of an old one of the same experiment, method and seed."""
+    """Both, a new row in the place of an old one of the same experiment, method and seed.
+
+    Raises `RunError` where an experiment would be of two data sets, or one of its methods of two sweeps: means and
+    paired differences would be over what does not belong together.
+    """
+    for one in new:
+        for row in (row for row in old if row.experiment == one.experiment):
+            if row.dataset and row.dataset != one.dataset:
+                raise RunError(
+                    f"runs.csv: {one.experiment} has rows of the data set {row.dataset}, and these runs are of "
+                    f"{one.dataset}; name them otherwise with experiment=NAME, or give another output="
+                )
+            if row.method == one.method and row.sweep and row.sweep != one.sweep:
+                raise RunError(
+                    f"runs.csv: {one.experiment}, {one.method} has rows of the sweep {row.sweep}, and these are of the "
+                    f"sweep {one.sweep}; name them otherwise with experiment=NAME, or give another output="
+                )
     return list({(row.experiment, row.method, row.seed): row for row in [*old, *new]}.values())
 
 
 def write_rows(rows: Sequence[StudyRow], path: Path) -> None:
     """Write `runs.csv`, scores with four decimals."""
-    lines = ([row.experiment, row.method, row.seed, *score_cells(row.scores[name] for name in SCORES)] for row in rows)
-    write_lines(path, FIELDS, lines)
+    lines = (
+        [row.experiment, row.method, row.seed, *score_cells(map(row.scores.get, SCORES)), row.dataset, row.sweep]
+        for row in rows
+    )
+    write_lines(path, (*FIELDS, *ORIGIN), lines)
 
 
 # ---------------------------------------------------------------------------------------------------------- numbers
