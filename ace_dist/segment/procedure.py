@@ -17,10 +17,9 @@ In a graph each step names those that must come before it:
       wipe plate: {after: [lift box], optional: true}
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
-from itertools import combinations_with_replacement, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from ace_dist.config import did_you_mean
 from ace_dist.utils.errors import LabelError
 from ace_dist.utils.reading import read_yaml
 
-TRIED_ASSIGNMENTS = 500  # of the segments of one label to the steps that share it
 Span = tuple[float, float, str]  # start_s, end_s, label
 
 
@@ -148,22 +146,21 @@ class Procedure:
 
     def assign(self, spans: Sequence[Span]) -> list[int | None]:
         """The step that each span is. Where several steps share a label, in the order that fits the others best."""
+        above, seen = self.predecessors(), dict[int, list[int]]()
+        steps: list[int | None] = [None] * len(spans)
         places = {label: [i for i, step in enumerate(self.steps) if step.label == label] for label in self.labels}
-        steps: list[int | None] = [places[label][0] if label in places else None for *_, label in spans]
-        for label, choices in places.items():
+
+        def conflicts(step: int, place: int) -> int:
+            early = sum(step in above[other] and own[-1] < place for other, own in seen.items())
+            return early + sum(other in seen and seen[other][0] > place for other in above[step])
+
+        for label in sorted(places, key=lambda label: len(places[label])) * 2:  # again, when all others have a place
             own = [i for i, span in enumerate(spans) if span[2] == label]
-            if len(choices) == 1 or not own:
-                continue
-
-            def fit(chosen: tuple[int, ...], own: list[int] = own) -> tuple[int, int]:
-                trial = list(steps)
-                for i, step in zip(own, chosen, strict=True):
-                    trial[i] = step
-                return len(set(chosen)), len(self.occurrences(trial)[1])
-
-            best = max(islice(combinations_with_replacement(choices, len(own)), TRIED_ASSIGNMENTS), key=fit)
-            for i, step in zip(own, best, strict=True):
+            for step in places[label]:
+                seen.pop(step, None)
+            for i, step in follow(own, places[label], conflicts):
                 steps[i] = step
+                seen.setdefault(step, []).append(i)
         return steps
 
     def occurrences(self, steps: Sequence[int | None]) -> tuple[dict[int, int], set[int]]:
@@ -180,9 +177,26 @@ class Procedure:
         ordered = largest_ordered(done, above)
         for step, places in seen.items():
             for place in places[1:] if step not in ordered else []:
-                if len(trial := largest_ordered(done | {step: place}, above)) > len(ordered):
-                    done[step], ordered = place, trial
+                if ordered_size(trial := done | {step: place}, above, trial) > len(ordered):
+                    done, ordered = trial, largest_ordered(trial, above)
         return done, ordered
+
+
+def follow(spans: Sequence[int], steps: Sequence[int], cost: Callable[[int, int], int]) -> list[tuple[int, int]]:
+    """Each span with one of the steps, in the order of both: as many steps as there can be, at the least sum of costs.
+
+    `cost` is that of a step at a span. The other spans are the step before them once more, or the first one.
+    """
+    best: list[tuple[int, int, tuple[tuple[int, int], ...]]] = [(0, 0, ())] * (len(steps) + 1)  # with the first steps
+    for span in spans:
+        row = best[:1]
+        for place, step in enumerate(steps):
+            taken, paid, pairs = best[place]
+            row.append(min(best[place + 1], row[-1], (taken - 1, paid + cost(step, span), (*pairs, (span, step)))))
+        best = row
+    chosen = dict(best[-1][2])
+    step = next(iter(chosen.values()), 0)
+    return [(span, step := chosen.get(span, step)) for span in spans]
 
 
 def largest_ordered(done: Mapping[int, int], above: Sequence[frozenset[int]]) -> set[int]:
@@ -191,22 +205,25 @@ def largest_ordered(done: Mapping[int, int], above: Sequence[frozenset[int]]) ->
     "Step a was done before b and must follow it" is a partial order, so the largest set without such a pair is its
     largest antichain, and by Dilworth's theorem as large as the number of steps less a maximum matching of the pairs.
     """
+    kept = sorted(done, key=lambda step: done[step])
+    largest = ordered_size(done, above, kept)
+    for step in list(kept):
+        rest = [other for other in kept if other != step]
+        if len(kept) > largest and ordered_size(done, above, rest) == largest:
+            kept = rest
+    return set(kept)
+
+
+def ordered_size(done: Mapping[int, int], above: Sequence[frozenset[int]], steps: Collection[int]) -> int:
+    """Of the largest such set among some `steps`."""
     from scipy.sparse import csr_array  # of an extra: classifying needs none
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    kept = sorted(done, key=lambda step: done[step])
-
-    def size(steps: Sequence[int]) -> int:
-        wrong = np.array([[done[a] < done[b] and b in above[a] for b in steps] for a in steps], dtype=np.int8)
-        matched = maximum_bipartite_matching(csr_array(wrong), perm_type="column") if len(steps) else np.zeros(0)
-        return len(steps) - int((matched >= 0).sum())
-
-    largest = size(kept)
-    for step in list(kept):
-        rest = [other for other in kept if other != step]
-        if len(kept) > largest and size(rest) == largest:
-            kept = rest
-    return set(kept)
+    if not steps:
+        return 0
+    wrong = np.array([[done[a] < done[b] and b in above[a] for b in steps] for a in steps], dtype=np.int8)
+    matched = maximum_bipartite_matching(csr_array(wrong), perm_type="column")
+    return len(steps) - int((matched >= 0).sum())
 
 
 def listed_steps(items: Any, source: str) -> list[Step]:

@@ -67,6 +67,13 @@ def test_steps_that_share_a_label_are_told_apart_by_their_neighbours():
     assert said(steps, "pick up screw", "turn screw", "wipe table") == [("missing", "pick up screw")]
 
 
+def test_steps_that_share_a_label_are_found_at_the_beginning_of_many_segments_too():
+    """Each assignment was tried by itself, the first 500 of them: those that begin with many first steps."""
+    steps = ["pick up screw", "turn screw", "pick up screw", "lift lid", "pick up screw", "wipe table"]
+    done = [*steps[:5], *["pick up screw"] * 40, "wipe table"]
+    assert said({"steps": steps}, *done) == [("repeated", "pick up screw")] * 40
+
+
 def test_the_largest_set_in_order_equals_exhaustive_search(fresh_seed):
     rng = np.random.default_rng(fresh_seed)
     for _ in range(20):
