@@ -288,7 +288,7 @@ class EvaluationConfig:
     labels_without_node: str = "all_alone_when_any_is"  # a label whose verb the trees do not know; or alone | wordnet
     srt_seed: int = 0  # of label sets that are drawn from the trees
     srt_leaves: bool = True  # with leaf augmentation: SRT labels too are averaged over their children
-    test: bool = True  # false: no test at the end, results.json holds the last validation alone (a search for rates)
+    test: bool = True  # false: no test at the end, results.json holds the validation alone (a search for rates)
     every_steps: int = 0  # validate this often on clips of the training split that are held out for it; 0: never
     validation_groups: list[str] = field(default_factory=list)  # the groups (people, cameras) held out; or instead
     validation_share: float = 0.0  # this share of the groups, drawn by `seed`

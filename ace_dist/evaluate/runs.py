@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from ace_dist.concepts import LabelSet
 from ace_dist.config import Config, read_config
@@ -25,16 +25,17 @@ from ace_dist.evaluate.protocols import Clips, build_guesser, encode_phrases, en
 from ace_dist.evaluate.run_files import BEFORE, read_metrics
 from ace_dist.evaluate.verdict import verdict
 from ace_dist.models.attention import attention_refused
-from ace_dist.models.build import build_model, load_tensors
+from ace_dist.models.build import build_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.fused_blocks import fp8_refused
 from ace_dist.models.interpolation import keeps_start, load_interpolated
-from ace_dist.models.weights import START, TensorFile
+from ace_dist.models.weights import START, TRAINED, TensorFile, load_tensors
 from ace_dist.utils.console import say_once
 from ace_dist.utils.determinism import deterministic
 from ace_dist.utils.distributed import Ranks, uses_bf16
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import write_bytes, write_json, write_text
+from ace_dist.utils.reading import read_object
 
 SPARKS, SPARKS_WIDE = "▁▂▃▄▅▆▇█", 40
 GZSL_NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
@@ -119,10 +120,11 @@ def evaluate_run(
             loader.close()
     if config.evaluation.scorer != "chance":
         results["notes"] += filter(None, (licence_note(run), too_few_steps(run, config)))
-    with safe_open(run / "model" / "trained.safetensors", "pt") as file:  # which weights it holds, in words
-        results |= {name: text for name, text in (file.metadata() or {}).items() if name == "weights"}
-    if interpolate is not None:
-        results["weights"] = f"{results.get('weights', 'trained')}; tested with evaluation.interpolate={interpolate:g}"
+    results["weights"] = weights_in_words(run)
+    if interpolate is not None or config.evaluation.interpolate != 1:
+        results["weights"] += f"; tested with evaluation.interpolate={config.evaluation.interpolate:g}"
+    if output is None and (known := run / "results.json").is_file():  # a search for rates goes by its validation
+        results |= {name: scores for name, scores in read_object(known, RunError).items() if name == "validation"}
     if ranks.is_first:
         before = untrained_text(run, config).to(ranks.device)
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,6 +161,11 @@ def evaluate_before(
         )
 
 
+def weights_in_words(run: Path) -> str:
+    """Which weights `trained.safetensors` holds; earlier versions also wrote the share there that is tested."""
+    return TensorFile(run / "model" / TRAINED).metadata.get("weights", "trained").partition(", at ")[0]
+
+
 def too_few_steps(run: Path, config: Config) -> str | None:
     """`few_steps` of a run that has trained, by the last line of its log."""
     lines = [line for line in read_metrics(run) if "epoch" in line]
@@ -177,7 +184,7 @@ def untrained_text(run: Path, config: Config) -> DualEncoder:
 
 
 def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:
-    """Instead of a test: `results.json` with the last validation alone, its scores in percent and its clips.
+    """Instead of a test: `results.json` with the validation of its weights alone, its scores in percent and its clips.
 
     Of the clips only their number counts in its interval: which of them were right is not kept.
     """
@@ -187,7 +194,8 @@ def keep_validation(run: Path, ranks: Ranks) -> dict[str, Any]:
         raise RunError(
             f"{run / 'metrics.jsonl'} holds no validation, so there is no result; evaluation.test=true tests"
         )
-    last = lines[-1]
+    step = re.match(r"step (\d+)", weights_in_words(run))  # of the best with training.keep_best, else the last
+    last = next((line for line in lines if step and line["step"] == int(step[1])), lines[-1])
     task = load_task(config)
     records, labels = task.validation_clips()
     names = [key.removeprefix("validation_") for key in last if key.startswith("validation_")]

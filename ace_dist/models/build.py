@@ -1,6 +1,6 @@
 """Builds the encoders that a configuration names, with their weights."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ace_dist.config import ModelConfig, read_config, resolve_path
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.interpolation import load_interpolated
 from ace_dist.models.lora import plain_state
 from ace_dist.models.similarity import Spotting
 from ace_dist.models.weights import TensorFile, load_text_weights, load_video_weights, read_logits
@@ -106,11 +107,17 @@ def load_run_weights(model: DualEncoder, folder: Path, left_out: Set[str] = froz
 
 @torch.no_grad()
 def load_parent_weights(model: DualEncoder, settings: ModelConfig, seed: int, folder: Path) -> None:
-    """Load the weights of another run, LoRA's updates merged, but for its attributes. Raises `UserError`."""
-    theirs = read_config(folder.parent).model
-    if not any(side.lora_rank for side in (settings.video, settings.text, theirs.video, theirs.text)):
+    """Load the weights that another run is tested with, LoRA's updates merged, but for its attributes.
+
+    Raises `UserError` when they are not of this model.
+    """
+    config = read_config(folder.parent)
+    theirs, share = config.model, config.evaluation.interpolate
+    if share == 1 and not any(side.lora_rank for side in (settings.video, settings.text, theirs.video, theirs.text)):
         return load_run_weights(model, folder, {ATTRIBUTES})
     parent = build_model(theirs, seed, folder)
+    if share != 1:
+        load_interpolated(parent, folder, share)
     parent.merge_lora()
     own, stored = plain_state(model), parent.state_dict()
     if wrong := [name for name in own.keys() | stored.keys() if not is_alike(own.get(name), stored.get(name))]:
@@ -124,11 +131,3 @@ def load_parent_weights(model: DualEncoder, settings: ModelConfig, seed: int, fo
 
 def is_alike(one: Tensor | None, other: Tensor | None) -> bool:
     return one is not None and other is not None and one.shape == other.shape
-
-
-@torch.no_grad()
-def load_tensors(model: DualEncoder, tensors: Mapping[str, Tensor]) -> None:
-    """Load these tensors by name; the others stay as they are."""
-    own = model.state_dict()
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ace_dist.models.build import load_tensors
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.lora import LORA_IN
-from ace_dist.models.weights import START, TRAINED, TensorFile
+from ace_dist.models.weights import START, TRAINED, TensorFile, load_tensors
 from ace_dist.utils.errors import RunError
 
 

@@ -178,3 +178,11 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, se
             own[key].copy_(state[key])
     report.loaded = len(shapes)
     return report
+
+
+@torch.no_grad()
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load these tensors by name; the others stay as they are."""
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

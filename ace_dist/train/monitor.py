@@ -80,9 +80,9 @@ class Monitor(Callback):
         return done % self.every == 0 or done == self.steps
 
     def on_step_end(self, end: StepEnd) -> None:
-        """When it is time, read the sums and write a line; show how far the run is."""
+        """When it is time, or the run ends here, read the sums and write a line; show how far the run is."""
         self.end = end
-        text = self.log(end) if self.due(end.step) else None
+        text = self.log(end) if self.due(end.step) or end.stop else None
         if self.ranks.is_first:
             self.progress.update(text=text)
 

@@ -1,6 +1,7 @@
 """A run's folder: its one configuration, `config.yaml`, `environment.json`, `code.diff`, `starts`."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -21,7 +22,7 @@ from ace_dist.data.run_inputs import PATHS, changed_inputs, check_run_place, has
 from ace_dist.data.sampling import read_clips
 from ace_dist.models.weights import TRAINED
 from ace_dist.train.run_lock import RunLock
-from ace_dist.train.schedule import total_steps
+from ace_dist.train.schedule import average_start, exact, total_steps
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import read_log, write_text
 from ace_dist.utils.secrets import redact, redacted
@@ -112,6 +113,7 @@ def check_owner(run_dir: Path, config: Config) -> bool:
     if is_now >= was:
         differences = [change for change in differences if change[0] not in LENGTH]
     said = [f"{key} was {old!r}, is {new!r}" for key, old, new in differences] + changed_inputs(run_dir, config)
+    check_average(run_dir, config, was, is_now)
     if said:
         shown = "; ".join(said[:4]) + f"; a run may grow, not shrink from {was} to {is_now} steps" * (is_now < was)
         raise RunError(
@@ -119,6 +121,20 @@ def check_owner(run_dir: Path, config: Config) -> bool:
             f"run=DIR, or delete the folder"
         )
     return True
+
+
+def check_average(run_dir: Path, config: Config, was: int, is_now: int) -> None:
+    """Raise `RunError` for a run that grows past the steps that its average (`training.swa_start`) would be of."""
+    if (share := config.training.swa_start) is None:
+        return
+    start, taken = average_start(share, is_now), [path.name[5:] for path in run_dir.glob("checkpoints/step-*")]
+    done = max((int(step) for step in taken if step.isdigit()), default=0)
+    if start < done and start != average_start(share, was):
+        raise RunError(
+            f"of {is_now} steps training.swa_start={share:g} averages the weights from step {start} on, and run "
+            f"{run_dir} has taken {done} steps, of which it has the last weights alone; let it grow to "
+            f"{math.ceil(done / exact(share))} steps or more, or train in another folder with run=DIR"
+        )
 
 
 def step_counts(run_dir: Path, config: Config) -> tuple[int, int]:

@@ -1,14 +1,25 @@
 """Learning-rate factors as pure functions of the step, so that a resumed run needs no scheduler state."""
 
 import math
+from fractions import Fraction
 
 from ace_dist.config import TrainingConfig
 
 
 def total_steps(settings: TrainingConfig, clips: int) -> int:
     """Optimizer steps of a run: enough to see `epochs * clips` clips, unless `max_steps` says otherwise."""
-    steps = math.ceil(settings.epochs * clips / settings.batch_size)
+    steps = math.ceil(exact(settings.epochs) * clips / settings.batch_size)
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
+def exact(share: float) -> Fraction:
+    """The decimal number that was written: 0.29 * 100 is less than 29 in floating point."""
+    return Fraction(str(share))
+
+
+def average_start(swa_start: float, steps: int) -> int:
+    """After how many of `steps` steps the average over the last ones begins anew."""
+    return math.floor(exact(swa_start) * steps)
 
 
 def average_share(settings: TrainingConfig, done: int, steps: int) -> float | None:
@@ -18,7 +29,7 @@ def average_share(settings: TrainingConfig, done: int, steps: int) -> float | No
     Izmailov et al., UAI 2018) is the weights themselves until it starts, then the mean of those after every step since.
     """
     if settings.swa_start is not None:
-        return 1 / max(1, done - math.floor(settings.swa_start * steps))
+        return 1 / max(1, done - average_start(settings.swa_start, steps))
     return 1 - settings.ema_decay if settings.ema_decay else None
 
 

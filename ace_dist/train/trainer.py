@@ -24,9 +24,9 @@ from ace_dist.data.sampling import ClipRequest, TrainPlan, claim_clips
 from ace_dist.data.task import NO_TEST, Task, describe_task, load_task, load_test
 from ace_dist.evaluate.caveats import few_steps, shortened
 from ace_dist.evaluate.protocols import rehearse
-from ace_dist.models.build import build_model, load_tensors
+from ace_dist.models.build import build_model
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.weights import FROZEN, START, TRAINED, TensorFile, read_licence, save_safetensors
+from ace_dist.models.weights import FROZEN, START, TRAINED, TensorFile, load_tensors, read_licence, save_safetensors
 from ace_dist.objectives import ConceptObjective, build_objective, total_loss
 from ace_dist.train.augment import augment
 from ace_dist.train.callbacks import Callbacks, GarbageCollection, StepEnd
@@ -38,7 +38,7 @@ from ace_dist.train.monitor import Monitor
 from ace_dist.train.profile import Profiler
 from ace_dist.train.run_folder import claim, set_results_aside, write_start
 from ace_dist.train.run_lock import RunLock
-from ace_dist.train.schedule import lr_factor, total_steps
+from ace_dist.train.schedule import average_share, lr_factor, total_steps
 from ace_dist.train.trackers import require_trackers
 from ace_dist.train.validation import Validation, copy_to_test
 from ace_dist.utils.console import say_once
@@ -95,7 +95,7 @@ def train(config: Config, ranks: Ranks) -> Outcome:
         if start < last:
             on_first(ranks, set_results_aside, training.run_dir, start)
         step, stopped = take_steps(training, start, last)
-        if stopped is None and (step == steps or validation.exhausted):
+        if stopped is None and (step >= steps or validation.exhausted):
             export(training, step)
             stopped, _ = training.health.check(step)  # a signal that came meanwhile would be lost
             if stopped is None:
@@ -266,17 +266,20 @@ def take_steps(training: Training, start: int, last: int) -> tuple[int, str | No
 
 
 def build_callbacks(training: Training, start: int, meters: Meters) -> Callbacks:
-    """Everything that listens to the loop. Garbage is collected last; on closing, the log outlives the watchdog."""
+    """Everything that listens to the loop. Garbage is collected last; on closing, the log outlives the watchdog.
+
+    Validation comes before the log, which has a line of the step after which it ends the run, and after the profile.
+    """
     config, engine, run_dir = training.config.training, training.engine, training.run_dir
     line = training.checkpoints.callbacks.get("log")
     sampler = engine.module.sampler if training.config.method.random_labels else None
     return Callbacks(
         [
             meters,
-            Monitor(run_dir, engine.ranks, start, engine.steps, config, meters, line, sampler),
-            Watchdog(run_dir, engine.ranks, config),
             Profiler(training.config, run_dir, engine.ranks, meters),
             training.validation,
+            Monitor(run_dir, engine.ranks, start, engine.steps, config, meters, line, sampler),
+            Watchdog(run_dir, engine.ranks, config),
             GarbageCollection(config.gc_every_steps),
         ]
     )
@@ -285,16 +288,14 @@ def build_callbacks(training: Training, start: int, meters: Meters) -> Callbacks
 def export(training: Training, step: int) -> None:
     """Write the weights that the run is tested with, in fp32, for others too: the last, or the best. Collective.
 
-    Which they are stands in the file's metadata, for `results.json`.
+    Which they are stands in the file's metadata, for `results.json`, which adds `evaluation.interpolate`.
     """
     engine, validation, settings = training.engine, training.validation, training.config.training
     ranks, best_step = engine.ranks, validation.best_step
     about = f"step {step}" if best_step is None else str(validation)
-    if engine.averages:
+    if engine.averages and average_share(settings, best_step or step, engine.steps) != 1:
         kind = f"EMA {settings.ema_decay:g}" if settings.swa_start is None else f"SWA from {settings.swa_start:g} on"
         about += f", running average ({kind})"
-    if (share := training.config.evaluation.interpolate) != 1:
-        about += f", at {share:g} of the way from before training (evaluation.interpolate)"
     folder, frozen = training.run_dir / "model", training.checkpoints.frozen
     if best_step in (None, step):
         on_first(ranks, write_trained, folder, engine.weights(), about, frozen)
@@ -304,6 +305,8 @@ def export(training: Training, step: int) -> None:
     if ranks.is_first:
         if step < engine.steps:
             print(f"ended early: the last {validation.since_best} validations were no better than the best", flush=True)
+        if (share := training.config.evaluation.interpolate) != 1:
+            about += f", at {share:g} of the way from before training (evaluation.interpolate)"
         print(f"weights that are tested and exported: {about}", flush=True)
 
 

@@ -16,7 +16,7 @@ from ace_dist.data.loader.base import Loader
 from ace_dist.data.sampling import TestPlan
 from ace_dist.data.task import load_task
 from ace_dist.evaluate.protocols import accuracy_and_f1, encode_test, score
-from ace_dist.evaluate.runs import evaluate_run, results_table, trained_model
+from ace_dist.evaluate.runs import evaluate_run, keep_validation, results_table, trained_model
 from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.models.timesformer import TimeSformer
 from ace_dist.objectives.concept import ConceptObjective
@@ -194,16 +194,22 @@ def test_a_run_that_validates_continues_bit_for_bit(run):
     assert files[0] == files[1]
 
 
-def test_the_best_weights_are_exported_and_the_run_ends_when_nothing_improves(run, scored, capsys):
+def test_the_best_weights_are_exported_and_the_run_ends_when_nothing_improves(run, scored, capsys, ranks):
     """Best at step 4, then worse, then equal: with a patience of 2 the run is finished at step 8 with step 4's weights,
-    stopped or not; the best checkpoint outlives newer ones."""
+    stopped or not; the best checkpoint outlives newer ones. Its log has the last steps, and an average that had not
+    begun is not named. The validation that its results hold is that of the weights, and a test leaves it there."""
     settings = [*VALIDATION, "training.max_steps=20", "training.keep_best=true", "training.early_stopping_patience=2",
-                "training.keep_checkpoints=1"]  # fmt: skip
+                "training.keep_checkpoints=1", "training.log_every_steps=100", "training.swa_start=0.9"]  # fmt: skip
     scored([50.0, 60.0, 40.0, 60.0])
     outcome = run("patient", *settings)
     assert (outcome.step, outcome.stopped) == (8, None)
     said = capsys.readouterr().out
     assert "weights that are tested and exported: step 4, best of validation (accuracy 60.0 %" in said
+    assert "running average" not in said
+    assert [line["step"] for line in lines(run, "patient") if "loss" in line] == [8]
+    validation = keep_validation(run.folder / "patient", ranks)["validation"]
+    assert validation["accuracy"] == 60.0
+    assert evaluate_run(run.folder / "patient", ranks)["validation"] == validation
     folders = sorted(path.name for path in (run.folder / "patient" / "checkpoints").iterdir())
     assert folders == ["step-00000004", "step-00000008"]
     best = load_file(run.folder / "patient" / "checkpoints" / folders[0] / "weights.safetensors")

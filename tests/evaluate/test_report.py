@@ -336,6 +336,8 @@ def test_broken_text_is_named_with_its_line(tmp_path, rng, capsys):
     path.write_bytes(path.read_bytes() + b'\xff\n[7]\n{"step": "3"}\n{"step": 3, "lo')
     write_report(tmp_path / "run")
     assert f"{path}: left out, as damaged: line 4, 5, 6, 7" in capsys.readouterr().out
+    path.write_text('{"step": 3, "validation_accuracy": 50.0}\n')  # it ended before its first line of losses
+    assert "1 logged steps, up to step 3" in write_report(tmp_path / "run").read_text()
     path.write_text("")
     assert "No step was taken" in write_report(tmp_path / "run").read_text()
     (tmp_path / "run/concept_space.npz").write_bytes(b"no archive")

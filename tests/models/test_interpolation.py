@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ace_dist.classifier import Classifier
-from ace_dist.config import read_config
+from ace_dist.config import read_config, sealed, to_yaml
 from ace_dist.data.run_inputs import replaced
 from ace_dist.evaluate.export import export_run, read_exported
 from ace_dist.evaluate.runs import evaluate_run, trained_model
@@ -76,6 +76,12 @@ def test_every_door_takes_interpolated_weights(six_steps, ranks, tmp_path, capsy
         Classifier.load(tmp_path / "export", interpolate=0.5)
     with pytest.raises(ConfigError, match=r"evaluation.interpolate=1.5 must lie in \[0, 1\]"):
         Classifier.load(run, "cpu", interpolate=1.5)
+
+    (run / "config.yaml").write_text(sealed(to_yaml(at(config, 0.8))))
+    child = build_model(config.model, config.seed, parent=run / "model")
+    assert all(torch.equal(child.state_dict()[name], models[0.8].state_dict()[name]) for name in ended)
+    tested = evaluate_run(run, ranks, output=tmp_path / "own")["weights"]
+    assert tested == "step 6; tested with evaluation.interpolate=0.8"
 
     assert keeps_start(run / "model")
     older(run)

@@ -12,7 +12,7 @@ from ace_dist.cluster.sweep import Sweep, SweepRun
 from ace_dist.config import load_config
 from ace_dist.tools.study import rates
 from ace_dist.tools.study.rates import Score, build_searches, chosen_rate, wanted_rates
-from ace_dist.utils.errors import ConfigError
+from ace_dist.utils.errors import ConfigError, RunError
 
 
 def found(*pairs):
@@ -57,6 +57,16 @@ def test_video_first_then_text_at_the_rate_taken(tmp_path):
     assert [row[1:3] for row in search.rows()] == [
         ["0.02", "0.2"], ["0.08", "0.05"], ["0.08", "0.2"], ["0.08", "0.8"], ["0.32", "0.2"],
     ]  # fmt: skip
+
+
+def test_a_run_without_its_validation_is_named(tmp_path):
+    """An earlier `ace evaluate` put the test in its place."""
+    (search,) = build_searches(["method=ace", "dataset=tabletop"], tmp_path)
+    finish(search, tmp_path, search.wanted()[0], 90.0)
+    (path,) = tmp_path.glob("*/results.json")
+    path.write_text("{}")
+    with pytest.raises(RunError, match=r"results\.json has no validation, .* delete it"):
+        search.wanted()
 
 
 def test_what_starts_anew_keeps_its_ratio(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import subprocess
+from contextlib import nullcontext
 
 import pytest
 
@@ -10,8 +11,8 @@ from ace_dist.config import load_config, read_config
 from ace_dist.data.run_inputs import run_config
 from ace_dist.evaluate.run_files import run_file
 from ace_dist.train import run_folder
+from ace_dist.train.run_folder import check_average, command_line, set_results_aside, write_start
 from ace_dist.train.run_folder import claim as claim_locked
-from ace_dist.train.run_folder import command_line, set_results_aside, write_start
 from ace_dist.train.run_lock import RunLock
 from ace_dist.utils.errors import RunError
 
@@ -38,6 +39,16 @@ def test_a_folder_refuses_another_configuration_and_names_what_differs(tmp_path)
     with pytest.raises(RunError, match=r"seed was 0, is 1; dataset\.clip\.frames was 8, is 4"):
         claim(tmp_path / "run", load_config([f"run={tmp_path}/run", "seed=1", "dataset.clip.frames=4"]))
     assert read_config(tmp_path / "run").seed == 0
+
+
+@pytest.mark.parametrize(("steps", "is_refused"), [(14, True), (20, False), (12, False)])
+def test_a_run_does_not_grow_past_the_steps_of_its_average(tmp_path, steps, is_refused):
+    """SWA over the second half of 10 steps has no weights after step 8, from which it would average 14; of 12 the run
+    that has done 6 has all."""
+    (tmp_path / "checkpoints" / f"step-{6 if steps == 12 else 10:08d}").mkdir(parents=True)
+    config = load_config(["training.swa_start=0.5"])
+    with pytest.raises(RunError, match="from step 7 on.* 20 steps or more") if is_refused else nullcontext():
+        check_average(tmp_path, config, 10, steps)
 
 
 @pytest.mark.parametrize("tested", [True, False])

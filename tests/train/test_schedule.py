@@ -23,10 +23,10 @@ def test_cosine_warmup_and_constant():
 
 @pytest.mark.parametrize(
     ("epochs", "clips", "batch", "limit", "steps"),
-    [(15, 600, 16, None, 563), (1, 17, 16, None, 2), (15, 600, 16, 20, 20)],
+    [(15, 600, 16, None, 563), (1, 17, 16, None, 2), (15, 600, 16, 20, 20), (1.1, 100, 10, None, 11)],
 )
 def test_steps_cover_all_epochs(epochs, clips, batch, limit, steps):
-    """Enough whole steps for every clip of every epoch: 15 · 600 / 16 = 562.5."""
+    """Enough whole steps for every clip of every epoch: 15 · 600 / 16 = 562.5. As written: 1.1 · 100 = 110."""
     assert total_steps(TrainingConfig(epochs=epochs, batch_size=batch, max_steps=limit), clips) == steps
 
 
@@ -37,5 +37,6 @@ def test_an_average_over_the_last_steps_is_their_mean():
         mean += average_share(TrainingConfig(swa_start=0.75), done, 10) * (weight - mean)
         assert done > 7 or mean == pytest.approx(weight), "before it starts it is the weights themselves"
     assert mean == pytest.approx((6.0 + 5.0 + 3.5) / 3)
+    assert average_share(TrainingConfig(swa_start=0.29), 31, 100) == 1 / 2, "0.29 * 100 < 29 in floats"
     assert average_share(TrainingConfig(ema_decay=0.9), 4, 10) == pytest.approx(0.1)
     assert average_share(TrainingConfig(), 4, 10) is None

@@ -84,7 +84,11 @@ class RateSearch:
         path = self.folder / self.run(video, text).id / "results.json"
         if not path.is_file():
             return None
-        found = read_object(path, RunError)["validation"]
+        if (found := read_object(path, RunError).get("validation")) is None:
+            raise RunError(
+                f"{path} has no validation, by which rates are chosen: an earlier version tested the run; delete it, "
+                f"and the same command writes it again"
+            )
         return Score(found["accuracy"], found["f1"], found["clips"])
 
     def scores(self, side: str) -> dict[float, Score]:
