@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from typing import Any
 
-from ace_dist.config.schema import Config
+from ace_dist.config.schema import Config, VideoConfig
 from ace_dist.config.settings import DEFAULTS, did_you_mean
 from ace_dist.utils.errors import ConfigError
 
@@ -61,6 +61,12 @@ LARGEST = {  # beyond any model or clip; a larger number would take the memory b
     "model.text.vocabulary": 2**20, "model.text.context": 65536, "dataset.clip.frames": 65536,
     "dataset.clip.views": 1024, "loader.crop": 8192,
 }  # fmt: skip
+OF_TOWERS = {  # settings of model.video that other towers have no use for
+    "clip_style": ("vit", "spacetime"),
+    "temporal_layers": ("vit", "open_clip"),
+    "prompt_tokens": ("vit",),
+    "train_time_embed": ("timesformer", "spacetime"),
+}
 UP_TO_ONE = {
     "evaluation.interpolate": "; 1 takes the trained weights as they are",
     "loader.flip": "; it is a probability",
@@ -118,6 +124,19 @@ def check_config(config: Config) -> None:
     ):
         if wrong:
             raise ConfigError(message)
+
+
+def check_tower(video: VideoConfig) -> None:
+    """Raise `ConfigError` for a setting of the video side that its tower would ignore.
+
+    Asked of what a user writes alone: runs that were trained with such a setting can still be read.
+    """
+    for name, towers in OF_TOWERS.items():
+        if (value := getattr(video, name)) and video.tower not in towers:
+            raise ConfigError(
+                f"model.video.{name}={value} is for model.video.tower={' or '.join(towers)}, and {video.tower} would "
+                f"ignore it; leave it out"
+            )
 
 
 def numbers(part: Any, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ace_dist.config.checks import check_config
+from ace_dist.config.checks import check_config, check_tower
 from ace_dist.config.schema import Config
 from ace_dist.config.settings import (
     QUOTES,
@@ -136,7 +136,9 @@ def load_config(argv: Sequence[str]) -> Config:
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             composed = compose("config", overrides=[spelled_out(text, keys) for text in overrides])
-        return validated(composed)
+        config = validated(composed)
+        check_tower(config.model.video)
+        return config
     except yaml.YAMLError as error:
         raise ConfigError(f"a file of configs/ is not YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:

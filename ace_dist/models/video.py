@@ -59,6 +59,10 @@ class VideoTower(nn.Module):
         trunc_normal_(self.cls_token, std=0.02)
         trunc_normal_(self.pos_embed, std=0.02)
 
+    def new_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of `fresh`, which `training.lr_new` is for."""
+        return (parameter for name, parameter in self.named_parameters() if name.split(".")[0] in self.fresh)
+
     def add_lora(self) -> None:
         """Give the blocks that train the updates of `model.video.lora_rank`, if there are any."""
         add_lora(self.blocks[self.first_trained :], self.config)

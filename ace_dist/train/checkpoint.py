@@ -383,10 +383,10 @@ def check_frozen(path: Path, about: Mapping[str, Any], digest: str) -> None:
         )
 
 
-def store_frozen(run_dir: Path, state: Mapping[str, Tensor], name: str = FROZEN) -> str:
-    """Make sure that the run has these weights as `model/<name>`; returns the SHA-256 of the file.
+def weights_digest(run_dir: Path, state: Mapping[str, Tensor], name: str = FROZEN) -> str:
+    """SHA-256 of these weights as the file `model/<name>` of the run.
 
-    Raises `RunError`, and leaves what is there, when the run's checkpoints were trained on other frozen weights.
+    Raises `RunError` when the run's checkpoints were trained on other frozen weights.
     """
     whole = hashlib.sha256()
     for piece in file_pieces(state):
@@ -398,6 +398,15 @@ def store_frozen(run_dir: Path, state: Mapping[str, Tensor], name: str = FROZEN)
         except RunError:
             continue  # damaged, and named when it is read
         check_frozen(path, about, digest)
+    return digest
+
+
+def store_frozen(run_dir: Path, state: Mapping[str, Tensor], name: str = FROZEN) -> str:
+    """Make sure that the run has these weights as `model/<name>`; returns the SHA-256 of the file.
+
+    Raises `RunError` as `weights_digest` does, and leaves what is there.
+    """
+    digest = weights_digest(run_dir, state, name)
     shared = run_dir.parent / ".frozen" / f"{digest}.safetensors"
     own = run_dir / "model" / name
     shared.parent.mkdir(parents=True, exist_ok=True)

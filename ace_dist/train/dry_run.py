@@ -13,14 +13,17 @@ from ace_dist.config import Config
 from ace_dist.data.loader import build_loader
 from ace_dist.data.loader.base import Batch, Loader
 from ace_dist.data.run_inputs import with_own_inputs
-from ace_dist.data.sampling import ClipRequest
+from ace_dist.data.sampling import ClipRequest, claim_clips
+from ace_dist.data.task import Task
+from ace_dist.models.dual_encoder import DualEncoder
 from ace_dist.objectives import total_loss
+from ace_dist.train.checkpoint import weights_digest
 from ace_dist.train.engine import Engine, micro_batch_size
 from ace_dist.train.metrics import peak_gib
 from ace_dist.train.run_folder import check_owner
 from ace_dist.train.schedule import total_steps
 from ace_dist.train.trainer import Outcome, build_task, describe
-from ace_dist.utils.distributed import Ranks
+from ace_dist.utils.distributed import Ranks, on_first
 from ace_dist.utils.errors import UserError
 from ace_dist.utils.text import in_words
 
@@ -35,10 +38,12 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
     config = with_own_inputs(run_dir, config)
     task, plan, objective = build_task(config, ranks)
     steps = total_steps(config.training, len(plan.records))
+    if continues:
+        on_first(ranks, check_begun, run_dir, config, task, objective.model)
     about = describe(task, plan, config, objective, ranks, steps)
     engine = Engine(config, objective, ranks, steps)
     requests = plan.requests(0)[: micro_batch_size(config, ranks.world)]
-    objective.model.expect_clips(config.loader)
+    objective.model.frozen_part(config.loader)  # refuses a feature cache that has nothing to keep
     objective.model.train()
     parts = config.training.accumulation
     objective.model.set_step(config.seed, 0, ranks.rank * parts, ranks.world * parts)
@@ -72,6 +77,13 @@ def dry_run(config: Config, ranks: Ranks) -> Outcome:
             flush=True,
         )
     return Outcome(run_dir, 0)
+
+
+def check_begun(run_dir: Path, config: Config, task: Task, model: DualEncoder) -> None:
+    """Raise `UserError` when a run that would continue began with other training clips or frozen weights."""
+    if (run_dir / "clips.json").is_file():
+        claim_clips(run_dir, config.dataset.shards, *task.training_clips())
+    weights_digest(run_dir, model.frozen_state_dict())
 
 
 def timed_pass(

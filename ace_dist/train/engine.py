@@ -94,8 +94,7 @@ class Engine:
         rates = {"video": settings.lr_video, "text": settings.lr_text, "new": settings.lr_new or 0.0}
         trainable = model.trainable_parameters()
         if settings.lr_new is not None:
-            named = model.video.named_parameters()
-            new = {id(parameter) for name, parameter in named if name.split(".")[0] in model.video.fresh}
+            new = set(map(id, model.video.new_parameters()))
             trainable["new"] = [parameter for parameter in trainable["video"] if id(parameter) in new]
             trainable["video"] = [parameter for parameter in trainable["video"] if id(parameter) not in new]
         return [

@@ -167,8 +167,14 @@ def build_task(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptOb
     )  # fmt: skip
     model = starting_model(config, Path(config.run)).to(ranks.device)
     if not any(model.trainable_parameters().values()):
+        prompts = " or prompt_tokens" if config.model.video.tower == "vit" else ""
         raise ConfigError(
-            "nothing trains: raise model.video.trained_blocks or prompt_tokens, or set model.text.train_projection=true"
+            f"nothing trains: raise model.video.trained_blocks{prompts}, or set model.text.train_projection=true"
+        )
+    if (rate := config.training.lr_new) is not None and not any(model.video.new_parameters()):
+        raise ConfigError(
+            f"training.lr_new={rate:g} is of layers over frames and prompts of the video side, and model.video.tower="
+            f"{config.model.video.tower} has none as it is set; set it to null"
         )
     return task, plan, build_objective(config, model, task.classes.base, task.trees, task.classes.novel)
 

@@ -89,6 +89,11 @@ def test_the_papers_recipe(name, frames, seconds, m, epochs, novel):
         (["loader.feature_cache_gib=0"], "loader.feature_cache_gib=0.* greater than zero"),
         (["loader.threads=-1"], "loader.threads=-1 must be at least 0"),
         (["evaluation.children=0"], "evaluation.children=0 must be at least 1; null is all"),
+        (
+            ["model.video.prompt_tokens=4"],
+            "prompt_tokens=4 is for model.video.tower=vit, and timesformer would ignore it",
+        ),
+        (["model.video.temporal_layers=2"], "temporal_layers=2 is for model.video.tower=vit or open_clip"),
         (["model.video.attention=flash"], "model.video.attention=flash is not one of auto, triton, xformers, sdpa"),
         (["model.video.compile=fast"], "model.video.compile=fast is not one of auto, none, cudagraphs"),
         (["model.video.compile=default", "profile=true"], "profile=true does not go with model.video.compile=default"),

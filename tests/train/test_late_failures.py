@@ -1,9 +1,11 @@
 """What the end of a run needs is looked for at its start, in a dry run, and before a job is submitted."""
 
 import json
+import shutil
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ace_dist.cluster.profiles import split_profile
 from ace_dist.cluster.submit import check_job
@@ -52,7 +54,8 @@ def test_what_the_test_lacks_is_said_before_the_first_step(small_world, ranks, t
         (["loader.backend=torchcodec"], "torchcodec"),
         (["dataset.clip.seconds=60"], "dataset.clip.seconds"),
         (["+deepspeed.gradient_clipping=1"], "deepspeed.gradient_clipping is derived"),
-        (["model.video.trained_blocks=0", "model.text.train_projection=false"], "nothing trains"),
+        (["model.video.trained_blocks=0", "model.text.train_projection=false"], "model.video.trained_blocks, or set"),
+        (["training.lr_new=0.1"], "training.lr_new=0.1 is of layers over frames and prompts"),
     ],
 )
 def test_the_fix_of_a_start_that_was_refused_may_use_its_folder(
@@ -76,6 +79,30 @@ def test_the_fix_of_a_start_that_was_refused_may_use_its_folder(
     assert (run / "inputs" / "synonyms.json").read_text() == trees.read_text()
     with pytest.raises(UserError, match="belongs to another configuration"):
         train(load_config([*more, *settings, "seed=4"]), ranks)
+
+
+def test_a_dry_run_refuses_what_a_training_refuses(small_world, ranks, tmp_path):
+    """Other clips and other frozen weights than the run began with; a feature cache with nothing frozen to keep."""
+    run, weights, world = tmp_path / "run", tmp_path / "video.safetensors", small_world()
+    shutil.copy(assets_dir() / "weights" / "tabletop" / "video.safetensors", weights)
+    settings = [
+        f"run={run}", f"model.video.weights={weights}", "training.device=cpu", "training.batch_size=4",
+        "training.max_steps=2",
+    ]  # fmt: skip
+    train(load_config([*world, *settings, "training.stop_after_steps=1"]), ranks)
+    cache = ["loader.augment=false", f"loader.feature_cache={tmp_path}/cache", "model.video.trained_blocks=6"]
+    other = small_world("dataset.world.train_clips=40")
+    changed = {name: tensor + 1 for name, tensor in load_file(weights).items()}
+    for words, message in (
+        ([*world[:-1], other[-1], *settings], "holds other training clips than run"),
+        ([*world, *settings, *cache, f"run={tmp_path}/new"], "has nothing to keep"),
+        ([*world, *settings], "was trained on other frozen weights"),
+    ):
+        if "frozen" in message:
+            save_file(changed, weights)
+        for start in (dry_run, train):
+            with pytest.raises(UserError, match=message):
+                start(load_config(words), ranks)
 
 
 def test_all_missing_files_are_named_at_once():
