@@ -24,7 +24,7 @@ ALLOWED = {
     ("evaluate/figures.py", "save"): "into memory",
     ("utils/hub.py", "download"): "under the name .partial, where a stopped download goes on",
     ("tools/explorer/pictures.py", "playable"): "into memory",
-    ("cli/timelines.py", "watch"): "events grow a line at a time",
+    ("cli/timelines.py", "open_log"): "events grow a line at a time",
     ("segment/captions.py", "write_captioned"): "under a temporary name",
     ("worlds/tabletop/procedures.py", "encode_frames"): "under a temporary name",
     ("evaluate/runs.py", "write_concept_space"): "into memory",

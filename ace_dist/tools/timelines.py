@@ -12,9 +12,9 @@ import torch
 from ace_dist.classifier import Classifier
 from ace_dist.concepts import Action, LabelSet, root_labels
 from ace_dist.config import DatasetConfig, resolve_path
-from ace_dist.data.annotations.base import VideoReader
 from ace_dist.data.annotations.csv import COLUMNS, OPTIONAL, numbered_rows
 from ace_dist.data.annotations.exports import is_export
+from ace_dist.data.annotations.frames import FrameReader
 from ace_dist.data.annotations.gtea import subject
 from ace_dist.data.datasets import build_reader, regrouped
 from ace_dist.data.loader import build_test_loader
@@ -59,7 +59,7 @@ def read_videos(source: str, split: str, run: DatasetConfig, fold: int | None = 
         raise DataError(f"videos={source} does not exist; name an annotation file, or a folder in MS-TCN's layout")
     dataset = videos_dataset(Path(source), run, fold)
     reader = build_reader(dataset)
-    segments, recordings = reader.segments(), reader.recordings if isinstance(reader, VideoReader) else ()
+    segments, recordings = reader.segments(), reader.recordings if isinstance(reader, FrameReader) else ()
     groups = {each.group for each in segments} | {each.group for each in recordings}
     tested = groups.intersection(dataset.test_groups or ())
     split_by = dataset if tested else replace(dataset, test_groups=None)

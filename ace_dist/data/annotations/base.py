@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ace_dist.concepts import ClassTable, load_class_table
 from ace_dist.config import DatasetConfig, resolve_path
@@ -11,15 +10,11 @@ from ace_dist.data.build.decode import promised_span, read_window
 from ace_dist.data.segments import Failure, RawClip, Reader, Segment
 from ace_dist.utils.errors import DataError
 
-if TYPE_CHECKING:
-    from ace_dist.data.annotations.frames import Recording
-
 
 class VideoReader(Reader):
     """Segments that lie in video files, which are opened by `read` only, in parallel by the shard builder.
 
     `fps` and `short_side` (0: as the file) are applied while decoding, which keeps long full-HD segments small.
-    `recordings`: the videos that were annotated and can be read, also those without a segment, where these are known.
     """
 
     opens_files = True
@@ -31,10 +26,9 @@ class VideoReader(Reader):
         short_side: int = 0,
         notes: Sequence[str] = (),
         rejected: Sequence[Failure] = (),
-        recordings: "Sequence[Recording]" = (),
     ) -> None:
         self.listed, self.fps, self.short_side = list(segments), fps, short_side
-        self.notes, self.rejected, self.recordings = notes, rejected, recordings
+        self.notes, self.rejected = notes, rejected
 
     def segments(self) -> list[Segment]:
         return list(self.listed)

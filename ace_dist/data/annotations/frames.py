@@ -44,6 +44,12 @@ class Recording:
     frames: int | None = None
 
 
+class FrameReader(VideoReader):
+    """`recordings`: the videos that can be used, also those without a segment."""
+
+    recordings: Sequence[Recording] = ()
+
+
 def video_clock(path: Path) -> tuple[float, int, float]:
     """Frames per second, number of frames, and when the first one is shown, as the container states them.
 
@@ -114,9 +120,9 @@ def build_frame_reader(
                 outside["labels that repeat another one exactly"] += segment.id in segments
                 segments.setdefault(segment.id, segment)
     notes = tuple(f"{count} segments left out: {label}" for label, count in sorted(outside.items()) if count)
-    usable = [recording for recording in recordings if f"{recording.video}" in clocks]
-    encoding = dataset.encoding
-    return VideoReader(list(segments.values()), encoding.fps, encoding.short_side, notes, rejected, usable)
+    reader = FrameReader(list(segments.values()), dataset.encoding.fps, dataset.encoding.short_side, notes, rejected)
+    reader.recordings = [recording for recording in recordings if f"{recording.video}" in clocks]
+    return reader
 
 
 def read_clocks(
