@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from ace_dist.cli.settings import ClipsOfRun
-from ace_dist.config import parse_settings
+from ace_dist.config import parse_settings, resolve_path
 from ace_dist.utils.errors import ConfigError
 
 
@@ -72,7 +72,7 @@ def report_sweep(argv: list[str]) -> None:
     from ace_dist.tools.study.rows import planned_runs
     from ace_dist.tools.study.tables import load_table
 
-    sweep = Sweep.read(Path(settings.sweep))
+    sweep = Sweep.read(resolve_path(settings.sweep))
     experiment = settings.experiment or sweep.table
     if not experiment:
         raise ConfigError("experiment is not set: the sweep has no table, so name its runs with experiment=...")

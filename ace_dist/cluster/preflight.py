@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ace_dist.config import Config
+from ace_dist.config import Config, resolve_path
 from ace_dist.data.loader import build_loader
 from ace_dist.data.sampling import TrainPlan
 from ace_dist.data.shards import MANIFEST, ShardFiles, ShardSet
@@ -132,7 +132,7 @@ def disk(config: Config, ranks: Ranks) -> Finding:
 
 def shards(config: Config, ranks: Ranks) -> Finding:
     """All ranks see one manifest and whole shards; each reads the last clip of its share of them."""
-    whole = ShardSet.load(config.dataset.shards)
+    whole = ShardSet.load(resolve_path(config.dataset.shards))
     manifest = hashlib.sha256((whole.folder / MANIFEST).read_bytes()).hexdigest()[:12]
     last = {record.shard: record for record in whole.records}
     mine = list(last.values())[ranks.rank :: ranks.world]
@@ -148,7 +148,7 @@ def shards(config: Config, ranks: Ranks) -> Finding:
 
 def decoder(config: Config, ranks: Ranks) -> Finding:
     """The run's own loader decodes training clips to the right shape and to numbers."""
-    records, clip = ShardSet.load(config.dataset.shards).split("train"), config.dataset.clip
+    records, clip = ShardSet.load(resolve_path(config.dataset.shards)).split("train"), config.dataset.clip
     labels = [0] * len(records)
     plan = TrainPlan(records, labels, clip, config.loader, ranks.world, config.seed, ranks.rank, ranks.world)
     loader = build_loader(config, ranks.device)

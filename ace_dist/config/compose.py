@@ -138,6 +138,7 @@ def load_config(argv: Sequence[str]) -> Config:
             composed = compose("config", overrides=[spelled_out(text, keys) for text in overrides])
         config = validated(composed)
         check_tower(config.model.video)
+        config.run = str(resolve_path(config.run))  # the other paths are kept as they were given, and so move along
         return config
     except yaml.YAMLError as error:
         raise ConfigError(f"a file of configs/ is not YAML: {' '.join(str(error).split())}") from error

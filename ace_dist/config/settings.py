@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -26,6 +27,9 @@ TEXT_LISTS: tuple[Any, ...] = (list[str], list[str] | None)
 TEXT_MAPPING: Any = dict[str, str]
 QUOTES = ("'", '"')
 HELP = {"-h", "--help"}
+PLACES = {  # settings of commands that name files and folders
+    "run", "runs", "output", "folder", "figures", "compare", "videos", "procedure", "procedures", "cache",
+}  # fmt: skip
 RENAMED = {  # settings of the version before, for one release
     "run_dir": "run",
     "out": "output",
@@ -94,7 +98,16 @@ def split_settings(
         raise ConfigError(f"{prefix}{name} is not set: give {comments(schema).get(name, name)} as {prefix}{name}=...")
     settings = OmegaConf.to_object(merged)
     assert isinstance(settings, schema)
+    for name in () if prefix else sorted(PLACES & kinds.keys()):
+        setattr(settings, name, expanded(getattr(settings, name)))
     return settings, rest
+
+
+def expanded(place: Any) -> Any:
+    """A path of a setting, or a list of them, with `~` and environment variables expanded."""
+    if isinstance(place, list):
+        return [expanded(one) for one in place]
+    return os.path.expanduser(os.path.expandvars(place)) if isinstance(place, str) else place
 
 
 def parse_value(key: str, text: str, kind: Any) -> Any:

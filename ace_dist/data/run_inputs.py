@@ -210,8 +210,8 @@ def run_config(run_dir: Path, shards: str | None = None) -> Config:
             raise RunError(
                 f"{run_dir} has no copy of {key}={path} and that file does not exist here; copy it to {kept[key]}"
             )
-    here = {"run": str(run_dir), "dataset.shards": shards or read_inputs(run_dir)["shards"] or config.dataset.shards}
-    return replaced(config, {**own, **here})
+    clips = resolve_path(shards or read_inputs(run_dir)["shards"] or config.dataset.shards)
+    return replaced(config, {**own, "run": str(run_dir), "dataset.shards": str(clips)})
 
 
 def check_copies(run_dir: Path, own: Mapping[str, str | Path]) -> None:

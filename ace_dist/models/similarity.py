@@ -5,14 +5,13 @@ Shapes: B clips, T frames, S phrases, C classes, A attributes, D width of the sh
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from ace_kernels import ConceptLayout, concept_similarity_sets
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ace_dist.config import SimilarityConfig
+from ace_dist.config import SimilarityConfig, resolve_path
 from ace_dist.models.text import TextTower
 from ace_dist.utils.errors import ModelError
 from ace_dist.utils.reading import why_no_file
@@ -112,7 +111,7 @@ def read_attributes(path: str | None) -> list[str]:
     """Attributes of a text file, one a line, `#` starts a comment. Raises `ModelError` naming the file."""
     if path is None:
         return []
-    file = Path(path).expanduser()
+    file = resolve_path(path)
     if not file.is_file():
         raise ModelError(f"{file} {why_no_file(file)} (model.similarity.attributes); give a text file, or null")
     lines = [line.split("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]

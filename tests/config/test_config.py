@@ -6,6 +6,7 @@ import shutil
 import pytest
 from omegaconf import MISSING
 
+from ace_dist.cluster import preflight
 from ace_dist.cluster.profiles import split_profile
 from ace_dist.config import (
     compose,
@@ -18,7 +19,7 @@ from ace_dist.config import (
     to_yaml,
 )
 from ace_dist.config.settings import RENAMED
-from ace_dist.utils.errors import ConfigError
+from ace_dist.utils.errors import ConfigError, DataError
 from ace_dist.worlds.tabletop.pretraining import PretrainConfig
 
 EXPERIMENTS = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
@@ -204,6 +205,25 @@ def test_any_path_needs_no_second_quotes(value):
     assert load_config([f"dataset.shards={value}"]).dataset.shards == value
     quoted = value.replace("'", "\\'")
     assert load_config([f"dataset.shards='{quoted}'"]).dataset.shards == value  # as the grammar asks for
+
+
+@pytest.mark.parametrize("place", ["$ROOM/x", "~/x"])
+def test_a_place_is_found_in_any_setting(place, tmp_path, monkeypatch):
+    """As `dataset.shards` is: a shell leaves `~` behind `=` as it is, and a job reads `$NAME` on its node."""
+    for name in ("ROOM", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    settings = [
+        f"run={place}",
+        f"loader.feature_cache={place}",
+        f"dataset.shards={place}",
+        "loader.augment=false",
+    ]
+    config = load_config(settings)
+    assert config.run == f"{tmp_path}/x" and config.loader.feature_cache == place  # kept as given, found where used
+    own = parse_settings([f"run={place}", f"compare=[{place}, y]"], OwnSettings)
+    assert own == OwnSettings(f"{tmp_path}/x", [f"{tmp_path}/x", "y"])
+    with pytest.raises(DataError, match=f"{tmp_path}/x"):
+        preflight.shards(config, None)
 
 
 @dataclasses.dataclass

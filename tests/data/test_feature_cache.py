@@ -141,6 +141,14 @@ def test_batches_come_in_order_and_each_clip_is_decoded_in_the_first_epoch_alone
     assert inner.closed
 
 
+def test_a_cache_may_be_named_by_a_variable(tmp_path, monkeypatch) -> None:
+    """As other folders of a node's own disk are."""
+    monkeypatch.setenv("ROOM", str(tmp_path))
+    cache = cache_in("$ROOM/cache", FakeLoader(), tower())
+    cache.close()
+    assert cache.root == tmp_path / "cache"
+
+
 def test_a_stream_that_is_left_can_be_followed_by_another(tmp_path) -> None:
     """As a run that stops early leaves one."""
     cache = cache_in(tmp_path, FakeLoader(), tower())

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ace_dist.config import LoaderConfig
+from ace_dist.config import LoaderConfig, resolve_path
 from ace_dist.data.loader.base import Batch, Loader, build_batch, decoding_threads
 from ace_dist.data.sampling import ClipRequest
 from ace_dist.utils.console import say_once
@@ -75,7 +75,7 @@ class FeatureCache(Loader):
         assert settings.feature_cache is not None
         self.inner, self.frozen, self.device = loader, frozen, device
         self.backend, self.decoder = loader.backend, loader.decoder
-        self.root, self.limit = Path(settings.feature_cache), settings.feature_cache_gib * 2**30
+        self.root, self.limit = resolve_path(settings.feature_cache), settings.feature_cache_gib * 2**30
         # Weights with their names and types, and the settings that their arithmetic depends on.
         arithmetic, attention = frozen.frozen_features_settings(device)
         digest = hashlib.sha256(json.dumps(arithmetic).encode())
