@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ace_dist.concepts import FreeLabel, LabelSet, Policy, SynonymTrees, free_labels
-from ace_dist.concepts.actions import base_forms, normalise
+from ace_dist.concepts.actions import base_forms, listed_texts, normalise
 from ace_dist.concepts.labels import known_verb
 from ace_dist.config import Config
 from ace_dist.data.build.live_source import LiveSource
@@ -36,7 +36,7 @@ from ace_dist.segment.segmenter import Calibration, check_steps, segment
 from ace_dist.segment.timeline import Timeline
 from ace_dist.segment.windows import WindowGrid
 from ace_dist.utils.console import say_once
-from ace_dist.utils.errors import DataError, LabelError, ModelError
+from ace_dist.utils.errors import ConfigError, DataError, LabelError, ModelError
 from ace_dist.utils.extras import require
 from ace_dist.utils.pictures import data_uri, png
 
@@ -177,9 +177,9 @@ class Classifier:
         With `interpolate` its weights at another share of the way from before training to after than its own, without
         its calibration, which is of its own weights. Raises `UserError` naming the file that is missing.
         """
-        own = run_config(Path(run))
+        place, own = choose_device(device), run_config(Path(run))
         config = interpolated(own, interpolate)
-        model = trained_model(Path(run), config, choose_device(device))
+        model = trained_model(Path(run), config, place)
         calibrated = config.evaluation.interpolate == own.evaluation.interpolate
         learned = config.model.similarity.learn_temperature
         return cls(config, model, load_test_trees(config), Calibration.load(Path(run), learned) if calibrated else None)
@@ -193,10 +193,10 @@ class Classifier:
         From the hub come the files of its `SHA256SUMS`, which are compared with it, and no pickle; `revision` is a
         branch, tag or commit there. Raises `UserError` naming the file that is missing or damaged.
         """
-        folder = exported_folder(folder, revision)
+        place, folder = choose_device(device), exported_folder(folder, revision)
         config, model = read_exported(folder)
         calibration = Calibration.load(folder, config.model.similarity.learn_temperature)
-        return cls(config, model.to(choose_device(device)), load_test_trees(config), calibration)
+        return cls(config, model.to(place), load_test_trees(config), calibration)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "auto", interpolate: float | None = None) -> Self:
@@ -214,7 +214,7 @@ class Classifier:
     def classify(
         self,
         video: str | Path | BinaryIO | NDArray[np.uint8] | Tensor,
-        actions: str | Sequence[str],
+        actions: str | Iterable[str],
         *,
         start_s: float | None = ...,
         end_s: float | None = ...,
@@ -222,13 +222,13 @@ class Classifier:
     ) -> Classification: ...
 
     @overload
-    def classify(self, video: Sequence[Any], actions: str | Sequence[str], *, fps: float | None = ...) -> Any: ...
+    def classify(self, video: Sequence[Any], actions: str | Iterable[str], *, fps: float | None = ...) -> Any: ...
 
     @torch.no_grad()
     def classify(
         self,
         video: Video,
-        actions: str | Sequence[str],
+        actions: str | Iterable[str],
         *,
         start_s: float | None = None,
         end_s: float | None = None,
@@ -278,7 +278,7 @@ class Classifier:
         embeddings = views_ND.view(len(clips), -1, views_ND.shape[1]).mean(1)
         return embeddings if is_batch(video) else embeddings[0]
 
-    def encode_text(self, actions: str | Sequence[str]) -> Tensor:
+    def encode_text(self, actions: str | Iterable[str]) -> Tensor:
         """The embeddings [K, D] of two labels or more: of each the mean of its phrases' unit vectors (`labels`)."""
         self.check_one_vector()
         groups = [label.phrases for label in self.labels(actions)]
@@ -313,12 +313,12 @@ class Classifier:
     def segment(
         self,
         video: str | Path,
-        actions: str | Sequence[str] | None = None,
+        actions: str | Iterable[str] | None = None,
         procedure: Procedure | None = None,
         *,
         decoder: str | None = None,
         stride_s: float | None = None,
-        cache: Path | None = None,
+        cache: str | Path | None = None,
         progress: Progress = lambda done_s, all_s: None,
     ) -> Timeline:
         """What a video of any length shows, when, among `actions` (two or more, any words) or none of them.
@@ -340,8 +340,8 @@ class Classifier:
 
     def stream(
         self,
-        source: str | Path | Iterable[tuple[float, Any]],
-        actions: str | Sequence[str] | None = None,
+        source: str | Path | int | Iterable[tuple[float, Any]],
+        actions: str | Iterable[str] | None = None,
         procedure: Procedure | None = None,
         *,
         minimum_s: float | None = None,
@@ -365,22 +365,26 @@ class Classifier:
         if procedure:
             check_steps(procedure, [label.label for label in labels])
         labeller = Labeller(self.model, self.config, labels, self.calibration, grid, minimum_s, procedure)
-        if isinstance(source, str | Path):
-            return watch(labeller, LiveSource.parse(source), realtime, give_up_s, stop or threading.Event())
-        return watch_frames(labeller, source)
+        stop = stop or threading.Event()
+        if isinstance(source, str | Path | int):
+            return watch(labeller, LiveSource.parse(source), realtime, give_up_s, stop)
+        return watch_frames(labeller, source, stop)
 
     @staticmethod
-    def asked(method: str, actions: str | Sequence[str] | None, procedure: Procedure | None) -> str | Sequence[str]:
+    def asked(method: str, actions: str | Iterable[str] | None, procedure: Procedure | None) -> str | Iterable[str]:
         """The actions, or the steps of the procedure. Raises `LabelError` when there is neither."""
-        if actions is None and procedure is None:
+        if actions is not None:
+            return actions
+        if procedure is None:
             raise LabelError(f"{method} needs actions=[...] or a procedure")
-        return procedure.labels if actions is None and procedure else actions or ()
+        return procedure.labels
 
-    def labels(self, actions: str | Sequence[str], policy: Policy | None = None) -> list[FreeLabel]:
+    def labels(self, actions: str | Iterable[str], policy: Policy | None = None) -> list[FreeLabel]:
         """What stands for each action: the words of its tree where the run was trained with them, or itself alone.
 
         `policy`: what becomes of a verb without a tree, instead of `evaluation.labels_without_node`.
         """
+        actions = listed_texts(actions)
         if not self.config.method.leaf_augmentation:
             return free_labels(actions, None)
         policy = policy or cast(Policy, self.config.evaluation.labels_without_node)
@@ -416,6 +420,13 @@ class Classifier:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
+    """auto: a GPU where there is one. Raises `ConfigError` for a device that is not here, or is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={device} cannot compute here ({reason}); give auto, cpu or cuda") from error
+    return chosen

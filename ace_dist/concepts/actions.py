@@ -76,8 +76,12 @@ def normalise(text: str) -> str:
 
 
 def listed_texts(texts: str | Iterable[str]) -> list[str]:
-    """Texts as a list; a plain text is a list of one, and not of its letters."""
-    return [texts] if isinstance(texts, str) else list(texts)
+    """Texts as a list; a plain text is a list of one, and not of its letters. Raises `LabelError` for other things."""
+    listed = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    for text in listed:
+        if not isinstance(text, str):
+            raise LabelError(f"{text!r} is no text; labels and verbs are texts, such as 'lift block'")
+    return listed
 
 
 def base_forms(verb: str) -> list[str]:

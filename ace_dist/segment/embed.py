@@ -39,7 +39,7 @@ Progress = Callable[[float, float], None]  # seconds of video done, and in all
 OnPicture = Callable[[npt.NDArray[np.uint8]], None]  # a picture [3, S, S]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
 class EmbeddedVideo:
     """`embeddings` [N, D] float32 of windows `stride_s` apart, the first one's stretch beginning at `start_s`.
 
@@ -63,7 +63,7 @@ def embed_video(
     config: Config,
     path: str | Path,
     stride_s: float | None = None,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: Progress = lambda done_s, all_s: None,
     on_picture: OnPicture = lambda picture: None,
 ) -> EmbeddedVideo:
@@ -73,7 +73,7 @@ def embed_video(
     Raises `DataError` when the video cannot be read to its end: what is there of it is never taken for all of it.
     """
     path, grid = Path(path), WindowGrid.build(config.dataset.clip, stride_s)
-    folder = None if cache is None else cache / store_key(model, config, path, grid)
+    folder = None if cache is None else Path(cache) / store_key(model, config, path, grid)
     shape = row_shape(model, config)
     if folder is not None and (kept := read_whole(folder, path, grid, shape)):
         return kept

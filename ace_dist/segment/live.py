@@ -170,22 +170,31 @@ def watch(
         raise error
 
 
-def watch_frames(labeller: Labeller, frames: Iterable[tuple[float, Any]]) -> Generator[LiveEvent, None, None]:
-    """Events of pictures in memory, uint8 RGB [H, W, 3], each with its time in seconds; the caller sets the pace."""
+def watch_frames(
+    labeller: Labeller, frames: Iterable[tuple[float, Any]], stop: threading.Event
+) -> Generator[LiveEvent, None, None]:
+    """Events of pictures in memory, uint8 RGB [H, W, 3], each with its time in seconds; the caller sets the pace.
+
+    They end with the frames, or at the first one after `stop` is set.
+    """
     crop, short_side = PictureCrop(labeller.config.loader), labeller.config.dataset.encoding.short_side
     pictures = grid_pictures(
-        frames_in_memory(frames), lambda picture, _: crop(scaled_picture(picture, short_side)), labeller.grid.times
+        frames_in_memory(frames, stop),
+        lambda picture, _: crop(scaled_picture(picture, short_side)),
+        labeller.grid.times,
     )
     dropped = 0
     for item in live_windows(pictures, labeller.grid):
         dropped = item.dropped
         yield from labeller.events(item, dropped)
-    yield from labeller.end(dropped, "the frames have ended")
+    yield from labeller.end(dropped, "stopped" if stop.is_set() else "the frames have ended")
 
 
-def frames_in_memory(frames: Iterable[tuple[float, Any]]) -> Iterator[LiveFrame]:
+def frames_in_memory(frames: Iterable[tuple[float, Any]], stop: threading.Event) -> Iterator[LiveFrame]:
     """Pictures of somebody's own camera, each with its time in seconds. Raises `DataError` for what is neither."""
     for time_s, picture in frames:
+        if stop.is_set():
+            return
         if not math.isfinite(time_s):
             raise DataError(f"a frame's time is {time_s}; give seconds, such as time.monotonic()")
         (pixels,) = np.asarray(as_source([picture]))

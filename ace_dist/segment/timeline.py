@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from typing import overload
@@ -49,7 +49,7 @@ class Timeline(Sequence[TimedSegment]):
     labels: tuple[str, ...]
     segments: tuple[TimedSegment, ...]
     stride_s: float
-    probabilities: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32] = field(compare=False)
     deviations: tuple[Deviation, ...] | None = None  # from the procedure, where there is one
 
     @overload

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import multiprocessing.spawn
 import os
 import signal
 import subprocess
@@ -37,7 +38,7 @@ from ace_dist.data.build import encode as encoding_module
 from ace_dist.data.build.cut import Cutter
 from ace_dist.data.build.decode import read_window
 from ace_dist.data.build.encode import check_decodes, encode, resampled
-from ace_dist.data.build.isolation import LostError, run_alone
+from ace_dist.data.build.isolation import LostError, Workers, run_alone
 from ace_dist.data.build.shards import sole_writer
 from ace_dist.data.build.single_video import OneVideo
 from ace_dist.data.loader.pyav import decode_frames
@@ -315,6 +316,29 @@ def test_work_apart_returns_raises_and_may_die(tmp_path):
         run_alone(2, wait_for_ever, str(tmp_path / "pipe.mp4"))
     with pytest.raises(LostError, match=r"signal 11"):
         run_alone(30, signal.raise_signal, signal.SIGSEGV)
+
+
+def test_work_apart_in_a_folder_that_was_deleted(tmp_path, monkeypatch):
+    """As a service has whose folder a new release replaced: paths from the root go on working, others lead nowhere."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "gone").rmdir()
+    assert run_alone(30, os.path.exists, str(tmp_path / "a.txt")) and not run_alone(30, os.path.exists, "a.txt")
+
+
+def test_a_program_that_is_no_python_starts_no_process(monkeypatch):
+    """Python inside another program has that one's name as `sys.executable`; `multiprocessing` can be told another."""
+    python = multiprocessing.spawn.get_executable()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Workers(1, abs) as workers:
+        assert workers.run(30, -1) == 1
+    multiprocessing.set_executable("/bin/false")
+    try:
+        with Workers(1, abs) as workers, pytest.raises(LostError, match=r"/bin/false ended with status 1; .*set_exec"):
+            workers.run(30, -1)
+    finally:
+        multiprocessing.set_executable(os.fsdecode(python))
 
 
 def test_an_unfinished_build_of_other_settings_is_not_continued(tmp_path):

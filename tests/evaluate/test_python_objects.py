@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,23 @@ def pixels(video):
     return np.stack(list(raw.frames)), raw.fps
 
 
+class InTheNet:
+    """Reads as some libraries of object stores do: a bytearray, and no seeking."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def read(self):
+        return bytearray(self.data)
+
+
 def test_a_video_is_a_file_or_pictures(classifier, video, result, pixels):
     """An open file is the path itself, and so are its pictures in each form."""
     assert classifier.classify(video.open("rb"), LABELS) == result
-    assert classifier.classify(io.BytesIO(video.read_bytes()), LABELS) == result
+    file = io.BytesIO(video.read_bytes())
+    assert classifier.classify(file, LABELS) == result
+    assert classifier.classify(file, LABELS) == result, "asked twice"
+    assert classifier.classify(InTheNet(video.read_bytes()), LABELS) == result
     frames, fps = pixels
     array = classifier.classify(frames, LABELS, fps=fps)
     assert array == result
@@ -133,6 +147,7 @@ def test_a_result_shows_itself(result):
         (lambda frames: [frames[0], frames[0][1:]], "one shape"),
         (lambda frames: [], "not none"),
         (lambda frames: io.StringIO("text"), "open it in binary mode"),
+        (lambda frames: io.BytesIO(), "is empty, or was read to its end"),
         (lambda frames: "https://example.org/clip.mp4", "does not exist"),
     ],
 )  # fmt: skip
@@ -146,6 +161,36 @@ def test_settings_of_one_video_are_not_of_a_list_or_a_file(classifier, video):
         classifier.classify([video], LABELS, start_s=0.5)
     with pytest.raises(errors.UserError, match="fps=25 is of pictures in memory"):
         classifier.classify(video, LABELS, fps=25)
+
+
+def test_a_rate_is_any_number_above_0(classifier, pixels):
+    frames, _ = pixels
+    known = classifier.classify(frames, LABELS, fps=10)
+    assert all(classifier.classify(frames, LABELS, fps=kind(10)) == known for kind in (np.float32, Fraction, int))
+    for wrong in (0, -1, float("nan"), float("inf"), "fast"):
+        with pytest.raises(errors.DataError, match=rf"fps={wrong} must be a number .* above 0"):
+            classifier.classify(frames, LABELS, fps=wrong)
+
+
+def test_labels_are_texts_in_any_collection(classifier, video, result, tmp_path):
+    kinds = (iter, np.array, tuple, dict.fromkeys)
+    assert all(classifier.classify(video, kind(LABELS)) == result for kind in kinds)
+    assert all(len(classifier.encode_text(kind(LABELS))) == 3 for kind in kinds)
+    timeline = classifier.segment(video, LABELS, cache=str(tmp_path))
+    assert all(classifier.segment(video, kind(LABELS), cache=tmp_path) == timeline for kind in kinds)
+    assert classifier.segment(video, LABELS[::-1]) != timeline
+    for wrong in ([1, 2], None, 3, [b"lift", b"push"]):
+        with pytest.raises(errors.LabelError, match="is no text; labels and verbs are texts"):
+            classifier.classify(video, wrong)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_named_before_the_model_is_read(device, tmp_path):
+    for load in (Classifier.from_run, Classifier.from_pretrained):
+        with pytest.raises(
+            errors.ConfigError, match=rf"device={device} cannot compute here .*; give auto, cpu or cuda"
+        ):
+            load(tmp_path / "no_run", device)
 
 
 def test_a_classifier_is_pickled_with_its_weights(classifier, video, result, config, tmp_path):

@@ -153,6 +153,19 @@ def test_a_frame_without_a_time_or_a_picture_that_is_none_is_refused(stream):
         list(stream([(0.0, np.zeros((64, 64)))]))
 
 
+def test_pictures_in_memory_end_when_they_are_told_to(stream):
+    stop, events = threading.Event(), []
+    for event in stream(zip(itertools.count(0, 0.125), itertools.cycle(pictures(8))), stop=stop):
+        events.append(event)
+        if event.time_s > 3:
+            stop.set()
+    assert events[-1].event == "end" and events[-1].note == "stopped"
+
+
+def test_a_camera_is_a_number():
+    assert LiveSource.parse(2) == LiveSource.parse("2") == LiveSource("camera", "/dev/video2")
+
+
 # ---------------------------------------------------------------------------------------------------- being in time
 def feed(classifier, realtime):
     return Feed(LiveSource("file", "x"), classifier.config, WindowGrid(8, 0.25, 2), realtime, None)

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import functools
 import multiprocessing
+import multiprocessing.spawn
 import operator
 import os
 import pickle
@@ -129,6 +130,19 @@ class Workers:
         return None
 
 
+def interpreter() -> str:
+    """A Python: `sys.executable`, unless the program in which Python runs has named another one."""
+    return os.fsdecode(multiprocessing.spawn.get_executable())
+
+
+def present_folder() -> str:
+    """Where paths begin; in a folder that was deleted no relative one leads anywhere, and others go on working."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
 class Worker:
     """One process, and the connection to it. `files`: numbers of open ones that it may use, under the same numbers."""
 
@@ -137,23 +151,25 @@ class Worker:
         # Each of OpenBLAS's threads takes some of the address space.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
         # -P: a file of the present folder that is called as a module is not it.
-        command = [sys.executable, "-P", "-c", START, str(theirs.fileno())]
+        command = [interpreter(), "-P", "-c", START, str(theirs.fileno())]
         passed = [theirs.fileno(), *files]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=passed, env=environment)
         theirs.close()
-        self.is_idle, self.timeout_s = True, 0.0
+        self.is_idle, self.has_started, self.timeout_s = True, False, 0.0
         with contextlib.suppress(OSError):  # it died; `receive` says how
             self.connection.send((sys.path, function))
 
     def send(self, timeout_s: float, *arguments: Any) -> None:
         self.is_idle, self.timeout_s = False, timeout_s
-        request = sys.path, os.getcwd(), timeout_s, cloudpickle.dumps(arguments)
+        request = sys.path, present_folder(), timeout_s, cloudpickle.dumps(arguments)
         with contextlib.suppress(OSError):
             self.connection.send(request)
 
     def receive(self) -> tuple[Any, ...]:
         """The next item, alone in a tuple; an empty one at the end. Raises what the function raises, or `LostError`."""
         try:
+            if not self.has_started:
+                self.has_started = self.connection.recv()
             kind, value = self.connection.recv()
         except (EOFError, OSError):
             raise LostError(self.loss()) from None
@@ -169,6 +185,11 @@ class Worker:
         if code == -signal.SIGALRM:
             return f"it was not read within {self.timeout_s:g} s: FFmpeg hangs on it, or it is very long"
         how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"status {code}"
+        if not self.has_started:
+            return (
+                f"no process to read it in started: {interpreter()} ended with {how}; where that is no Python, as in a "
+                f"program with Python inside, name one by multiprocessing.set_executable(PATH)"
+            )
         return f"it crashes FFmpeg, or memory runs out: its process ended with {how}"
 
     def close(self) -> None:
@@ -202,6 +223,8 @@ def serve(connection: Connection, function: bytes) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(connection, requests), daemon=True).start()
+    with contextlib.suppress(OSError):  # the parent has ended
+        connection.send(True)  # it has started: what ends it from here on is its work
     while True:
         answer(connection, function, *requests.get())
 

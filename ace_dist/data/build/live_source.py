@@ -32,7 +32,7 @@ class LiveSource:
     place: str
 
     @classmethod
-    def parse(cls, source: str | Path) -> Self:
+    def parse(cls, source: str | Path | int) -> Self:
         """Of camera, a camera's number or device, an address, a file, or - for the standard input."""
         text = str(source)
         if text == "-":

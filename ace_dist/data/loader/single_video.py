@@ -1,5 +1,6 @@
 """Brings one loose video to the encoder by the very cutting, encoding and cropping that shards go through."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ def read_clip(
     Raises `DataError` when the video cannot be read, is shorter than a clip, or longer than a minute without a part
     being named.
     """
+    fps = None if fps is None else check_fps(fps)
     dataset = config.dataset
     how = dataset.clip, dataset.encoding, dataset.pad, start_s, end_s
     source = as_source(video)
@@ -72,14 +74,32 @@ def read_clip(
     return LooseClip(normalise(views, config.loader), part.start_s, part.end_s, distinct_views, data)
 
 
+def check_fps(fps: float) -> float:
+    """A rate as a plain number, whatever kind of number it is. Raises `DataError`."""
+    try:
+        rate = float(fps)
+    except (TypeError, ValueError, OverflowError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise DataError(f"fps={fps} must be a number of pictures a second above 0; leave it out where it is not known")
+    return rate
+
+
 def as_source(video: Video) -> Source | NDArray[np.uint8]:
     """A file as what is opened, pictures as uint8 RGB [T, H, W, 3]. Raises `DataError` for what is neither."""
     if isinstance(video, (str, Path)):
         return Path(video)
     if hasattr(video, "read"):
-        if not isinstance(data := video.read(), bytes):
+        file: Any = video
+        data = file.read()
+        if not data and hasattr(file, "seekable") and file.seekable():  # it was asked about before
+            file.seek(0)
+            data = file.read()
+        if not data:
+            raise DataError(f"{video} is empty, or was read to its end before")
+        if not isinstance(data, (bytes, bytearray, memoryview)):
             raise DataError(f"{video} is open as text: open it in binary mode, 'rb'")
-        return ClipInMemory(data)
+        return ClipInMemory(bytes(data))
     if isinstance(video, (list, tuple)):
         pictures = [np.asarray(picture) for picture in video]
         if len(shapes := {picture.shape for picture in pictures}) != 1:
