@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from ace_dist.config import assets_dir
 from ace_dist.models.lora import is_factor, plain_state
 from ace_dist.models.video import VideoTower
 from ace_dist.utils.errors import ModelError
@@ -23,6 +24,9 @@ FROZEN, TRAINED = "frozen.safetensors", "trained.safetensors"  # of a run's mode
 START = "start.safetensors"  # beside them: what trains, as it was before
 IMAGE_SIDE_OF_CLIP = ("vision_model.", "visual_projection.", "logit_scale")  # in the files of a whole CLIP model
 LOGITS = "similarity.logit_"  # scale and bias of an image-text model, beside its image side
+OWN_LICENCE = "Apache-2.0"  # of what ships with ace-dist, and of what `ace weights pretrain` makes anew
+LICENCE = "licence_of_released_files"  # in a file's metadata
+NOT_RECORDED = "not recorded in the file"
 POSITION_IDS = "text_model.embeddings.position_ids"  # a constant buffer in files of older transformers
 
 
@@ -96,9 +100,14 @@ def read_logits(path: Path | str | None) -> dict[str, Tensor]:
 
 
 def read_licence(path: Path) -> str:
-    """The licence of the released weights that a file was made from, as `ace weights` wrote it there."""
+    """The licence of the released weights that a file was made from, as `ace weights` wrote it there.
+
+    What ships with ace-dist is ours, whatever the layout that two of its files were made through says of them.
+    """
+    if path.resolve().is_relative_to(assets_dir()):
+        return OWN_LICENCE
     with safe_open(path, "pt") as file:
-        return str((file.metadata() or {}).get("licence_of_released_files", "not recorded in the file"))
+        return str((file.metadata() or {}).get(LICENCE, NOT_RECORDED))
 
 
 def load_text_weights(tower: nn.Module, path: Path | str | None) -> LoadReport:

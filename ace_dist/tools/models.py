@@ -5,10 +5,9 @@ from pathlib import Path
 
 from ace_dist.config import Config, TextConfig, VideoConfig, assets_dir, choices, load_config, shipped_file
 from ace_dist.models.convert.known import KNOWN, KnownWeights, pair_files
+from ace_dist.models.weights import OWN_LICENCE
 from ace_dist.tools.estimate import model_cost
 from ace_dist.utils.errors import ConfigError
-
-OWN_LICENCE = "Apache-2.0"  # of what ships with ace-dist
 
 
 def models_table(frames: int, only: str | None = None) -> str:

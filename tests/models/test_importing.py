@@ -15,12 +15,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
-from ace_dist.config import TextConfig, VideoConfig
+from ace_dist.config import TextConfig, VideoConfig, assets_dir
 from ace_dist.models.convert.importing import ImportConfig, import_weights, read_source, save_imported
 from ace_dist.models.dual_encoder import build_video_tower
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.tokenizer import EOS, bpe_ids
-from ace_dist.models.weights import load_text_weights, load_video_weights
+from ace_dist.models.weights import OWN_LICENCE, load_text_weights, load_video_weights, read_licence, save_safetensors
 from ace_dist.utils.errors import ModelError
 
 PHRASES = ["spin block", "lay down the side panel", "hammer pin"]
@@ -461,3 +461,18 @@ def test_the_output_says_where_it_comes_from(tmp_path):
         and "non-commercial" in facts["licence_of_released_files"]
         and len(facts["source_sha256"]) == 64
     )
+
+
+def test_the_licence_is_that_of_the_file_and_not_of_its_layout(tmp_path):
+    """Our own weights in a TimeSformer's layout are ours in each tower; a licence that a file records goes along."""
+    folder = assets_dir() / "weights" / "tabletop"
+    assert {read_licence(path) for path in folder.glob("*.safetensors")} == {OWN_LICENCE}
+    tensors, report = import_weights(ImportConfig(source=str(folder / "video.safetensors"), tower="vit", embed_dim=64))
+    save_imported(tensors, report, tmp_path / "vit.safetensors")
+    assert read_licence(tmp_path / "vit.safetensors") == OWN_LICENCE
+
+    def save(state, path):
+        save_safetensors(state, path, metadata={"licence_of_released_files": "CC0"})
+
+    imported(tmp_path, official_names(hf_timesformer().state_dict()), loads=save, name="a.safetensors", embed_dim=E)
+    assert read_licence(tmp_path / "imported.safetensors") == "CC0"

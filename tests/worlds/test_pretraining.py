@@ -13,6 +13,7 @@ from ace_dist.cli import execute
 from ace_dist.config import assets_dir, load_config, shipped_file
 from ace_dist.models.build import build_model
 from ace_dist.models.convert.importing import ImportConfig, import_weights
+from ace_dist.models.weights import OWN_LICENCE, read_licence
 from ace_dist.utils.errors import ConfigError, UserError
 from ace_dist.utils.reading import read_object
 from ace_dist.worlds.tabletop.pretraining import (
@@ -130,6 +131,7 @@ def test_small_encoders_are_made_by_one_command(model: str, loss: str, tmp_path,
     fresh = build_towers(config.model)
     stored = load_file(tmp_path / "weights" / model / "video.safetensors")
     assert ("similarity.logit_bias" in stored) == (loss == "sigmoid")
+    assert read_licence(tmp_path / "weights" / model / "text.safetensors") == OWN_LICENCE
     assert not torch.equal(built.video.temporal.positions, fresh.video.temporal.positions)
     if loss == "sigmoid":  # 1 / pretrain.temperature at the start, and two steps of 1e-3 at most
         scale = built.similarity.log_scale.exp() / config.method.temperature

@@ -17,7 +17,7 @@ from ace_dist.models.convert.layouts import KINDS, convert
 from ace_dist.models.dual_encoder import build_text_tower, build_video_tower
 from ace_dist.models.text_clip import ClipTextTower
 from ace_dist.models.video import resize_positions, resize_times
-from ace_dist.models.weights import LoadReport, load_safetensors, save_safetensors
+from ace_dist.models.weights import NOT_RECORDED, LoadReport, load_safetensors, read_licence, save_safetensors
 from ace_dist.utils.errors import ConfigError, ModelError
 from ace_dist.utils.files import file_sha256
 from ace_dist.utils.reading import read_object
@@ -95,7 +95,7 @@ def import_command(config: ImportConfig) -> None:
     section, tower = ("text", {}) if report.tower == "text" else ("video", {"tower": report.tower})
     settings = {**tower, **report.settings, "weights": config.output}
     texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in settings.items()}
-    print(f"licence of the released files of this kind: {KINDS[report.kind].licence}; keep to that of yours")
+    print(f"licence of the released files: {released_licence(report)}; keep to that of yours")
     print(f"heads are in no tensor: model.{section}.heads is width / 64 in CLIP, ViT-B and TimeSformer")
     print("use it with:", *(f"model.{section}.{key}={value}" for key, value in texts.items()))
 
@@ -441,11 +441,18 @@ def not_a_checkpoint(path: Path) -> ModelError:
     return ModelError(f"source={path} {what}")
 
 
+def released_licence(report: ImportReport) -> str:
+    """What the source records, as files of `ace weights` do; else what the authors of its kind chose for theirs."""
+    file = weight_file(report.path)
+    recorded = read_licence(file) if file.suffix == ".safetensors" else NOT_RECORDED
+    return KINDS[report.kind].licence if recorded == NOT_RECORDED else recorded
+
+
 def save_imported(state: Mapping[str, Tensor], report: ImportReport, output: Path) -> None:
     """Write the tensors with where they come from, and under which licence, in the file's metadata."""
     digest = file_sha256(weight_file(report.path))
     facts = {
         "format": "pt", "source": report.path.name, "source_sha256": digest, "kind": report.kind,
-        "tower": report.tower, "licence_of_released_files": KINDS[report.kind].licence,
+        "tower": report.tower, "licence_of_released_files": released_licence(report),
     }  # fmt: skip
     save_safetensors(state, output, metadata=facts)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import Config, LoaderConfig, ModelConfig, SimilarityConfig, load_config, split_settings
 from ace_dist.models.dual_encoder import DualEncoder
-from ace_dist.models.weights import save_safetensors
+from ace_dist.models.weights import OWN_LICENCE, save_safetensors
 from ace_dist.utils.errors import ConfigError
 from ace_dist.utils.files import write_json, write_text
 from ace_dist.worlds.tabletop.corpus import NarratedClip, narrated_clips, render_narrated
@@ -79,7 +79,8 @@ def pretrain_command(argv: Sequence[str]) -> None:
     wall_s = round(time.perf_counter() - start_s)
     video = {**model.video.state_dict(), **model.similarity.logits(settings.temperature)}
     for name, state in (("video", video), ("text", model.text.state_dict())):
-        save_safetensors(state, folder / f"{name}.safetensors", torch.float16)
+        licence = {"licence_of_released_files": OWN_LICENCE}
+        save_safetensors(state, folder / f"{name}.safetensors", torch.float16, licence)
     provenance = {
         "command": shlex.join(["python", "launchers/pretrain_tabletop.py", *argv]),
         "pretrain": asdict(settings),
