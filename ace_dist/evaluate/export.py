@@ -2,13 +2,13 @@
 
 video/, text/    the encoders, in transformers' layout where it has one
 open_clip/       both of them, where they are open_clip's; viclip/ and internvideo2/ where they are those
-config.yaml      without the paths of the machine that trained it
+config.yaml      without the paths of the machine that trained it and the groups (people) of its clips
 synonyms.json    the trees
 labels.json      base and novel actions, the label sets of the SRT
 results.json     of the run
 provenance.json  versions, commit, starting weights and their licences
 README.md        the model card
-SHA256SUMS       of every file but the model card; reading compares them
+SHA256SUMS       of every file but the model card; reading compares them, and reads no other file
 attributes.txt   of BIKE
 tokenizer.json   of a text tower with tokens of its own
 """
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from ace_dist.concepts import SynonymTrees
 from ace_dist.config import Config, assets_dir, read_config, resolve_path, to_yaml
-from ace_dist.data.run_inputs import KEPT, PATHS, read_inputs, replaced, run_config
+from ace_dist.data.run_inputs import KEPT, PATHS, absolute, read_inputs, replaced, run_config, starting_weights
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.licences import binding_licence, start_licences
 from ace_dist.evaluate.run_files import read_results, read_run_object
@@ -32,12 +32,14 @@ from ace_dist.evaluate.runs import interpolated, results_table, trained_model
 from ace_dist.models.build import check_size
 from ace_dist.models.convert.exporting import INTERNVIDEO2_FILE, PAIR, VICLIP_FILE, load_encoders, save_encoders
 from ace_dist.models.dual_encoder import DualEncoder
+from ace_dist.models.weights import LICENCE, NOT_RECORDED, read_licence
 from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import RunError
 from ace_dist.utils.files import (
     CHECKSUMS,
     check_checksums,
     file_sha256,
+    is_listed,
     private_folder,
     write_checksums,
     write_json,
@@ -48,6 +50,14 @@ from ace_dist.utils.secrets import redact, redacted
 from ace_dist.utils.text import markdown
 
 NO_LORA = {"lora_rank": 0, "lora_alpha": None}  # which an export has merged
+OF_MAKERS = ("base_url", "hand_edits")  # of trees: a server's address; who edited which sheet
+OF_PEOPLE: dict[str, Any] = {
+    "dataset.test_groups": None, "dataset.left_out_groups": [], "evaluation.validation_groups": [],
+}  # fmt: skip
+OF_VALIDATION: dict[str, Any] = {  # what is refused without groups that validate
+    "evaluation.every_steps": 0, "evaluation.validation_words": 0.0, "evaluation.test": True,
+    "training.keep_best": False, "training.early_stopping_patience": 0,
+}  # fmt: skip
 NEEDED = ("config.yaml", "synonyms.json", "video/model.safetensors", "text/model.safetensors")
 OPTIONAL = (PAIR, VICLIP_FILE, INTERNVIDEO2_FILE, "attributes.txt", "tokenizer.json")  # read where an export has them
 
@@ -73,7 +83,8 @@ def export_run(run: Path, output: Path, interpolate: float | None = None) -> Non
     if config.evaluation.scorer == "chance":
         raise RunError(f"{run} was scored by chance (evaluation.scorer=chance): it has no model to export")
     load_test_trees(config)  # refuses what `from_pretrained` could not read
-    model = trained_model(run, config, torch.device("cpu")).float()
+    unrounded = replaced(config, {"training.precision": "fp32"})  # the weights as the run stores them
+    model = trained_model(run, unrounded, torch.device("cpu"))
     output.parent.mkdir(parents=True, exist_ok=True)
     with private_folder(f".{output.name}.", output.parent) as temporary:
         folder = temporary / output.name  # under its name only when whole
@@ -82,7 +93,7 @@ def export_run(run: Path, output: Path, interpolate: float | None = None) -> Non
         trees = SynonymTrees.load(
             own_file(run, config, f"{'evaluation' if config.evaluation.synonyms else 'dataset'}.synonyms")
         )
-        trees.meta = redacted(trees.meta)
+        trees.meta = redacted({key: fact for key, fact in trees.meta.items() if key not in OF_MAKERS})
         trees.save(folder / "synonyms.json")
         if config.model.similarity.attributes is not None:
             words = read_text(own_file(run, config, "model.similarity.attributes"), RunError)
@@ -103,7 +114,8 @@ def export_run(run: Path, output: Path, interpolate: float | None = None) -> Non
             write_json(folder / f"{name}.json", facts)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_checksums(folder, {str(path.relative_to(folder)): file_sha256(path) for path in files})
-        write_text(folder / "README.md", redact(model_card(config, results, provenance, loads)))  # for others to add to
+        card = model_card(config, results, provenance, loads, comparison(config, model))
+        write_text(folder / "README.md", redact(card))  # for others to add to
         folder.rename(output)
 
 
@@ -112,7 +124,9 @@ def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
     for name in NEEDED:
         if not (folder / name).is_file():
             raise RunError(f"{folder / name} does not exist: {folder} is no export (`ace export` makes one)")
-    files = {name: folder / name for name in (*NEEDED, *OPTIONAL) if (folder / name).is_file()}
+    files = {name: folder / name for name in NEEDED} | {
+        name: folder / name for name in OPTIONAL if is_listed(folder, name)
+    }
     if not check_checksums(folder, files, "copy the folder anew, or export its run again"):
         say_once(f"{folder} has no {CHECKSUMS}: it is used unchecked, as by the version that exported it")
     config = read_config(folder)
@@ -131,12 +145,13 @@ def read_exported(folder: Path) -> tuple[Config, DualEncoder]:
 
 
 def portable(config: Config) -> Config:
-    """The configuration without paths of the machine that trained it, for the weights as an export has them."""
+    """The configuration without paths of the machine that trained it and names of people, for an export's weights."""
     frames = config.dataset.clip.frames if config.model.video.tower == "timesformer" else config.model.video.frames
     here = {"run": "", "dataset.shards": "", "dataset.synonyms": "synonyms.json", "model.video.frames": frames}
     # An export is fp32, and goes where no 8-bit products and no kernels of a GPU are.
     here |= {"model.video.trunk_precision": "same", "model.video.attention": "auto"}
     here |= {f"model.{side}.{key}": off for side in ("video", "text") for key, off in NO_LORA.items()}
+    here |= OF_PEOPLE | (OF_VALIDATION if config.evaluation.validation_groups else {})
     return replaced(config, {**dict.fromkeys(PATHS), **here})
 
 
@@ -158,15 +173,17 @@ def own_file(run: Path, config: Config, key: str) -> Path:
 def run_provenance(run: Path, config: Config) -> dict[str, Any]:
     environment = read_run_object(run, "environment.json")
     facts = {key: environment.get(key) for key in ("python", "versions", "git", "hardware", "world_size")}
-    loaded = {"weights": ("video", "text"), "random_video": ("text",)}.get(config.model.init, ())
-    starts = {"video": config.model.video.weights, "text": config.model.text.weights}
-    began = read_inputs(run)["files"]
-    started_from = {
-        name: weight_facts(path, began.get(f"model.{name}.weights", {}).get("sha256"))
-        for name in loaded
-        if (path := starts[name])
-    }
-    return {**facts, "started_from": started_from, "licences": start_licences(run)}
+    began, licences, started_from = read_inputs(run)["files"], start_licences(run), {}
+    for key, path in starting_weights(config).items():
+        digest = began.get(key, {}).get("sha256")
+        if key == "init_from":
+            known = ", ".join(f"{licence} ({side})" for side, licence in licences.items()) or NOT_RECORDED
+            named = {"file": absolute(path).name, LICENCE: known}
+            started_from["run"] = named | ({"sha256": digest} if digest else {})
+        else:
+            side = key.split(".")[1]
+            started_from[side] = {LICENCE: licences.get(side, NOT_RECORDED)} | weight_facts(path, digest)
+    return {**facts, "started_from": started_from, "licences": licences}
 
 
 def weight_facts(path: str, began: str | None) -> dict[str, str]:
@@ -182,7 +199,7 @@ def weight_facts(path: str, began: str | None) -> dict[str, str]:
         return {"file": file.name, "note": "the file that is there now is not known to be the one it started from"}
     try:
         with safe_open(file, "pt") as tensors:
-            return {"file": file.name, "sha256": digest, **(tensors.metadata() or {})}
+            return {"file": file.name, "sha256": digest, **(tensors.metadata() or {}), LICENCE: read_licence(file)}
     except SafetensorError as error:
         raise RunError(f"{file} is not a readable safetensors file: {error}") from error
 
@@ -197,12 +214,24 @@ def weights_note(config: Config) -> str:
     )
 
 
-def model_card(config: Config, results: dict[str, Any], provenance: dict[str, Any], loads: dict[str, str]) -> str:
+def comparison(config: Config, model: DualEncoder) -> str:
+    """A sentence of the model card: how the encoders' outputs become a score."""
+    if config.model.similarity.spotting:
+        return "A video's frames are weighed anew for each label, which `Classifier` alone does."
+    bias, prompts = model.similarity.bias, config.model.text.prompts
+    plus = "" if bias is None else f", plus the bias {float(bias.detach()):.4g}"
+    means = "" if prompts == ["{}"] else " A label is encoded as the mean over the sentences of `model.text.prompts`."
+    temperature = model.similarity.learned_temperature(config.method.temperature)
+    return f"Compare unit vectors, divided by the temperature {temperature:.4g}{plus}.{means}"
+
+
+def model_card(
+    config: Config, results: dict[str, Any], provenance: dict[str, Any], loads: dict[str, str], compare: str
+) -> str:
     """README.md: what it is, how to use it, its results, what it came from, and what it cannot do."""
     commit = markdown(str((provenance.get("git") or {}).get("commit") or "unknown"))
-    unknown = "licence not recorded in the file"
     starts = "\n".join(
-        f"- {name}: {markdown(facts['file'])}, {markdown(facts.get('licence_of_released_files', unknown))}"
+        f"- {name}: {markdown(facts['file'])}, licence: {markdown(facts[LICENCE])}"
         for name, facts in provenance["started_from"].items()
     )
     binding = binding_licence(provenance.get("licences") or {})
@@ -222,8 +251,7 @@ A video-language dual encoder fine-tuned by ace-dist (method {method}, seed {con
     from ace_dist import Classifier
     Classifier.from_pretrained("THIS FOLDER").classify("clip.mp4", ["spin block", "hammer pin"])
 
-{note}The encoders alone: video `{loads["video"]}`; text `{loads["text"]}`. Compare unit vectors, divided by the
-temperature {config.method.temperature:g}.
+{note}The encoders alone: video `{loads["video"]}`; text `{loads["text"]}`. {compare}
 
 ## Results of its run
 {textwrap.indent(results_table(results), "    ", lambda line: True)}

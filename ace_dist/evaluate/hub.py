@@ -32,6 +32,7 @@ def push_export(folder: Path, repository: str, private: bool) -> str:
         page = hub.create_repo(repository, private=private, exist_ok=True)
         hub.upload_folder(
             repo_id=repository, folder_path=folder, allow_patterns=[*names, CHECKSUMS, CARD],
+            delete_patterns=[f"*{kind}" for kind in READABLE],  # of an export that was there before
             commit_message="Export of ace-dist",
         )  # fmt: skip
     return str(page)

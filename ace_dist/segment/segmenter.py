@@ -19,7 +19,7 @@ from ace_dist.segment.rejection import Floats, Rejection
 from ace_dist.segment.timeline import Timeline, build_timeline
 from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import ConfigError, LabelError
-from ace_dist.utils.files import write_json
+from ace_dist.utils.files import is_listed, write_json
 from ace_dist.utils.reading import check_shape, read_object
 
 CALIBRATION = "calibration.json"  # in a run or an export: what `ace calibrate` chose
@@ -46,7 +46,7 @@ class Calibration:
         A file of an earlier version says nothing about a model with a learned scale, and is not used.
         """
         path = folder / CALIBRATION
-        if not path.is_file():
+        if not is_listed(folder, CALIBRATION):
             return cls()
         advice = "; write it again: ace calibrate"
         content = read_object(path, ConfigError, advice)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ace_dist.utils.console import say_once
 from ace_dist.utils.errors import ConfigError, RunError
 from ace_dist.utils.reading import parse_json
 
@@ -131,6 +132,16 @@ def check_checksums(folder: Path, needed: Iterable[str], remedy: str) -> bool:
         if file_sha256(folder / name) != digest:
             raise RunError(f"{folder / name} is damaged: its SHA-256 is not the one in {path}; {remedy}")
     return True
+
+
+def is_listed(folder: Path, name: str) -> bool:
+    """Whether a folder has a file that may be missing, and its `SHA256SUMS`, where there is one, lists it."""
+    if not (folder / name).is_file():
+        return False
+    if not (folder / CHECKSUMS).is_file() or name in read_checksums(folder):
+        return True
+    say_once(f"{folder / name} is not read: {CHECKSUMS} beside it does not list it")
+    return False
 
 
 def sync_folder(folder: Path) -> None:

@@ -105,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.hub.files[repository][value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 self.hub.files[repository][value["path"]] = self.hub.blobs[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del self.hub.files[repository][value["path"]]
         url = f"{self.base()}/{repository}/commit/{COMMIT}"
         return self.answer(200, {"success": True, "commitUrl": url, "commitOid": COMMIT})
 

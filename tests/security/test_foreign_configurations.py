@@ -78,7 +78,7 @@ def test_the_readme_of_an_export_shows_foreign_names_as_text(text):
     results = {"method": text, "dataset": text, "base": score, "novel": score, "hm": score, "srt": None}
     results |= {"srt_base": None, "gzsl": None}
     facts = {"git": {"commit": text}, "started_from": {"video": {"file": text, "licence_of_released_files": text}}}
-    page = model_card(config, results, facts, {"video": "x", "text": "y"})
+    page = model_card(config, results, facts, {"video": "x", "text": "y"}, "Compare.")
     dialect = MarkdownIt("gfm-like", {"linkify": False})
     front, _, body = page.removeprefix("---\n").partition("---\n")
     assert text not in front

@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ace_dist import Classifier
 from ace_dist.config import assets_dir, load_config, read_config
 from ace_dist.data.run_inputs import run_config
-from ace_dist.evaluate.export import export_run
+from ace_dist.evaluate.export import export_run, read_exported
 from ace_dist.evaluate.report import write_report
 from ace_dist.evaluate.runs import evaluate_run
 from ace_dist.tools.explorer.session import Explorer
@@ -83,6 +86,23 @@ def test_a_moved_run_is_used_without_the_files_that_it_was_trained_with(place, r
     assert "No frames are shown" not in page and page.count("data:image/jpeg") >= 8  # of a clip, and one a class
     export_run(elsewhere / "moved", elsewhere / "export")
     assert Classifier.from_pretrained("export").labels(["lift block", "push pin"])[0].tree is not None
+
+
+def test_an_export_says_what_it_began_with_and_not_who_made_its_trees(place, ranks):
+    """Of `init_from` the run's name and what that one began with; the weight files that settings name were not read.
+    Its weights are those of the run to the bit, whatever precision it computed in."""
+    trees = json.loads(Path("words/trees.json").read_text())
+    made = {"base_url": "http://llm.plant:8000/v1", "hand_edits": [{"editor": "ana", "sheet": "ana.csv"}]}
+    Path("words/trees.json").write_text(json.dumps(trees | {"_meta": trees["_meta"] | made}))
+    train(settings("child", "own", "init_from=run", "training.precision=bf16", "evaluation.test=true"), ranks)
+    evaluate_run(place / "child", ranks)
+    export_run(place / "child", place / "out")
+    started = json.loads(Path("out/provenance.json").read_text())["started_from"]
+    assert list(started) == ["run"] and len(started["run"]["sha256"]) == 64
+    assert "- run: run, licence: Apache-2.0 (video), Apache-2.0 (text)" in Path("out/README.md").read_text()
+    assert json.loads(Path("out/synonyms.json").read_text())["_meta"] == trees["_meta"]
+    ended, exported = load_file("child/model/trained.safetensors"), read_exported(place / "out")[1].state_dict()
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in ended.items())
 
 
 def test_a_run_goes_on_whatever_its_paths_are_called(place, ranks, monkeypatch):

@@ -26,9 +26,10 @@ from ace_dist.models.tokenizer import CONTEXT_LENGTH, load_bpe
 from ace_dist.models.tubelets import TubeletTower
 from ace_dist.models.video import resize_times
 from ace_dist.models.weights import load_safetensors, save_safetensors
-from ace_dist.utils.files import write_json, write_text
+from ace_dist.utils.files import is_listed, write_json, write_text
 
 WEIGHTS = "model.safetensors"
+REST = "rest.safetensors"  # of the similarity: a learned scale and bias, attributes
 PAIR = "open_clip/open_clip_model.safetensors"  # of both towers
 VICLIP_FILE = "viclip/model.safetensors"  # of both of ViCLIP's
 INTERNVIDEO2_FILE = "internvideo2/model.safetensors"  # of both of InternVideo2's
@@ -63,15 +64,15 @@ def save_encoders(model: DualEncoder, folder: Path, frames: int, temperature: fl
     else:
         save_safetensors(model.text.state_dict(), folder / "text" / WEIGHTS)
     if rest := model.similarity.state_dict():
-        save_safetensors(rest, folder / "rest.safetensors")
+        save_safetensors(rest, folder / REST)
     return loads
 
 
 def load_encoders(model: DualEncoder, folder: Path) -> None:
     """Fill a model of the same configuration, strictly, from what `save_encoders` wrote."""
     video, text = load_safetensors(folder / "video" / WEIGHTS), load_safetensors(folder / "text" / WEIGHTS)
-    if (pair := folder / whole_file(model)).is_file():
-        stored = load_safetensors(pair)
+    if is_listed(folder, pair := whole_file(model)):
+        stored = load_safetensors(folder / pair)
         if isinstance(model.video, InternVideo2Tower):
             sides = split_sides(stored)
             video, text = sides["video"], sides["text"]
@@ -84,8 +85,7 @@ def load_encoders(model: DualEncoder, folder: Path) -> None:
         video = our_names(model.video, video)
     model.video.load_state_dict(video)
     model.text.load_state_dict(text)
-    rest = folder / "rest.safetensors"
-    model.similarity.load_state_dict(load_safetensors(rest) if rest.is_file() else {})
+    model.similarity.load_state_dict(load_safetensors(folder / REST) if is_listed(folder, REST) else {})
 
 
 def save_pair(model: DualEncoder, folder: Path, temperature: float) -> dict[str, str]:
@@ -111,7 +111,7 @@ def save_pair(model: DualEncoder, folder: Path, temperature: float) -> dict[str,
     save_safetensors(own, folder / "video" / WEIGHTS, metadata=FORMAT)
     save_safetensors({}, folder / "text" / WEIGHTS, metadata=FORMAT)
     if rest := similarity.state_dict():
-        save_safetensors(rest, folder / "rest.safetensors")
+        save_safetensors(rest, folder / REST)
     if not library_reads(config, whole):
         return {"video": "ace_dist.Classifier only", "text": "ace_dist.Classifier only"}
     call = 'open_clip.create_model("local-dir:open_clip")'
@@ -125,7 +125,7 @@ def save_whole(model: DualEncoder, whole: Mapping[str, Tensor], folder: Path, fi
     for part in ("video", "text"):
         save_safetensors({}, folder / part / WEIGHTS, metadata=FORMAT)
     if rest := model.similarity.state_dict():
-        save_safetensors(rest, folder / "rest.safetensors")
+        save_safetensors(rest, folder / REST)
     call = f'safetensors.torch.load_file("{file}") into OpenGVLab\'s {name}'
     return {"video": f"{call}, get_vid_features", "text": f"{call}, {TEXT_CALLS[name]}"}
 
