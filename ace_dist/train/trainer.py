@@ -171,7 +171,7 @@ def build_task(config: Config, ranks: Ranks) -> tuple[Task, TrainPlan, ConceptOb
         raise ConfigError(
             f"nothing trains: raise model.video.trained_blocks{prompts}, or set model.text.train_projection=true"
         )
-    if (rate := config.training.lr_new) is not None and not any(model.video.new_parameters()):
+    if (rate := config.training.lr_new) is not None and next(model.video.new_parameters(), None) is None:
         raise ConfigError(
             f"training.lr_new={rate:g} is of layers over frames and prompts of the video side, and model.video.tower="
             f"{config.model.video.tower} has none as it is set; set it to null"

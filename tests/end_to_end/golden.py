@@ -4,6 +4,7 @@
 only for a change that is meant to alter results, and say in the commit why it does.
 """
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,8 +16,15 @@ GOLDEN = Path(__file__).with_name("golden.txt")
 
 
 def machine():
-    """What decides the bits of a sum beside the code: PyTorch's release and the vector units it found."""
-    return f"torch {torch.__version__.split('+')[0]}, {torch.backends.cpu.get_cpu_capability()}"
+    """What decides the bits of a sum beside the code: PyTorch's release, the processor and the vector units it has.
+
+    Libraries choose their kernels by both; a virtual machine may hide a unit (AMX) of the same processor.
+    """
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in lines}
+    units = " ".join(sorted(flag for flag in facts.get("flags", "").split() if flag.startswith(("avx", "amx", "fma"))))
+    processor = ".".join(facts.get(name, "?") for name in ("vendor_id", "cpu family", "model"))
+    return f"torch {torch.__version__.split('+')[0]}, {processor}, {hashlib.sha256(units.encode()).hexdigest()[:8]}"
 
 
 def lines_of(folder):
