@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: small trees, small encoders, and a way to run launchers as a user does."""
 
 import os
+import random
 import re
 import secrets
 import shutil
@@ -39,12 +40,15 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.fixture(autouse=True)
 def fresh_seed():
-    """A new seed of torch for every test, printed with a failure; `TEST_SEED=N pytest ...` draws the same again."""
+    """A new seed of torch and of `random` for every test, printed with a failure; `TEST_SEED=N pytest ...` draws the
+    same again, also from `rng`.
+    """
     import torch
 
     seed = int(os.environ.get("TEST_SEED") or secrets.randbits(32))
     print(f"TEST_SEED={seed}")
     torch.manual_seed(seed)
+    random.seed(seed)
     return seed
 
 

@@ -10,7 +10,7 @@ import pytest
 from data_worlds import numbered_frames, write_video
 
 from ace_dist.config import DatasetConfig, load_config
-from ace_dist.data.annotations.csv import COLUMNS, build_reader, read_csv
+from ace_dist.data.annotations.csv import COLUMNS, build_reader, clock_seconds, read_csv
 from ace_dist.tools.annotations import write_annotations
 from ace_dist.utils.errors import ConfigError, DataError, UserError
 
@@ -64,6 +64,10 @@ def test_an_id_depends_on_its_own_row_only(folder):
     kept = [rows[i] for i in np.random.default_rng().permutation(10)[:4]]
     for segment in read_csv(write(folder, *kept)).segments():
         assert segment.id == ids[segment.start_s]
+
+
+def test_a_clock_counts_hours_and_minutes():
+    assert [clock_seconds(text) for text in ("1:02:03.5", "0:00:07", "10:59:59.25")] == [3723.5, 7.0, 39599.25]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from ace_dist.evaluate.caveats import chance_scores, few_steps, intervals, resul
 from ace_dist.evaluate.metrics import accuracy_interval, srt_summary, student_t975
 from ace_dist.evaluate.protocols import accuracy_and_f1
 from ace_dist.evaluate.runs import loss_sparkline, results_table
+from ace_dist.evaluate.verdict import against
 
 
 def entry(labels, predictions, classes=("lift lid", "spin pin", "push arm")):
@@ -93,6 +94,26 @@ def test_a_result_at_chance_says_so(rng):
     assert f"note: {note}" in table
     last = table.splitlines()[-1]
     assert last.startswith("ACE names ") and last.endswith("not different from guessing, which gives 33.3 %.")
+
+
+@pytest.mark.parametrize(("shift", "place"), [(0, "above"), (1, "below")])
+def test_a_result_apart_from_chance_says_on_which_side(shift, place):
+    labels = [0, 1, 2] * 40
+    results = results_of(entry(labels, labels), entry(labels, [(label + shift) % 3 for label in labels]))
+    assert results_table(results).splitlines()[-1].endswith(f"{place} guessing, which gives 33.3 %.")
+
+
+def test_the_difference_of_two_runs_is_of_equal_clips():
+    """Though the other run lists its clips in another order, and each run has another guess right."""
+    labels = [0, 1, 2] * 20
+    ours = entry(labels, labels)
+    same = entry(labels, [label or 1 for label in labels])  # wrong on every clip of class 0
+    order = np.random.default_rng().permutation(len(labels))
+    other = {name: [same[name][i] for i in order] for name in ("ids", "labels", "predictions")}
+    groups = {clip: str(index // 3) for index, clip in enumerate(ours["ids"])}  # one clip of each class
+    text = against([ours], "it", [same | other], groups)
+    assert "ahead of it: +33.3 points" in text and "paired over 20 groups" in text
+    assert text == against([ours], "it", [same], groups)
 
 
 def test_always_the_commonest_label_is_not_above_chance():

@@ -1,7 +1,6 @@
 """The tokenizer and the text towers against transformers, open_clip and sentence-transformers' own results."""
 
 import random
-import secrets
 import string
 import sys
 
@@ -19,14 +18,6 @@ from ace_dist.models.tokenizer import bpe_ids, token_lengths
 from ace_dist.utils.errors import ModelError
 
 PHRASES = ["spin block", "lay down the side panel", "hammer pin", "  Pick UP  the\tleg ", "it's a screw &amp; a nut"]
-
-
-@pytest.fixture(autouse=True)
-def fresh_seed():
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    torch.manual_seed(seed)
-    random.seed(seed)
 
 
 def clip(**changes):

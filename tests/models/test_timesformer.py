@@ -20,13 +20,6 @@ NEAREST = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh_seed():
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    torch.manual_seed(seed)
-
-
 def tiny(**changes):
     return VideoConfig(
         **{

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from ace_dist.classifier import Classification
 from ace_dist.segment.metrics import auroc
 from ace_dist.segment.rejection import (
     RIDGE,
@@ -17,6 +18,7 @@ from ace_dist.segment.rejection import (
     logistic_regression,
     unit,
 )
+from ace_dist.segment.segmenter import Calibration
 from ace_dist.utils.errors import UserError
 
 DIMENSIONS, CLASSES = 12, 4
@@ -42,6 +44,31 @@ def test_of_new_windows_a_share_of_at_most_the_error_rate_is_rejected(fresh_seed
             shares.append(np.mean(rng.normal(size=500) < conformal_threshold(known, rate)))
         expected = np.floor(rate * 61) / 61  # of exchangeable scores, of which none are equal
         assert abs(np.mean(shares) - expected) < 4 * np.std(shares) / np.sqrt(200) and expected <= rate
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.3])
+def test_the_rate_asked_for_is_of_people_who_were_not_fitted_on(rate, fresh_seed):
+    windows = draw_windows(np.random.default_rng(fresh_seed), 6, 60)
+    rejection, known = fit_rejection(windows, rate, temperature=0.05)
+    own, others = (set(known["groups"][part]) for part in ("calibrated", "fitted"))
+    assert own and others and not own & others and own | others == set(windows.groups)
+    held = np.isin(windows.groups, sorted(own)) & (windows.labels >= 0)
+    scores = np.sort(rejection.scores(windows.embeddings[held], windows.cosines[held]))
+    assert rejection.threshold == scores[int(rate * (len(scores) + 1) + 1e-9) - 1] and rejection.error_rate == rate
+
+
+def test_a_clip_fits_from_the_threshold_on(fresh_seed):
+    """What `ace classify` calls none of these; without a calibration nothing is said."""
+    windows = draw_windows(np.random.default_rng(fresh_seed), 4, 30)
+    rejection, _ = fit_rejection(windows, 0.2, temperature=0.05)
+    scores = rejection.scores(windows.embeddings, windows.cosines)
+    calibration = Calibration(rejection=replace(rejection, threshold=float(np.median(scores))))
+    rows = [(windows.embeddings[i : i + 1], windows.cosines[i : i + 1]) for i in range(len(scores))]
+    assert [calibration.fits(*row) for row in rows] == [bool(score >= np.median(scores)) for score in scores]
+    assert Calibration().fits(*rows[0]) is None
+    results = [Classification({"spin pin": 0.6, "lift lid": 0.4}, (), 1, fits=fits) for fits in (True, False, None)]
+    assert [result.label for result in results] == ["spin pin", None, "spin pin"]
+    assert ["none fits" in repr(result) for result in results] == [False, True, False]
 
 
 def test_who_shows_background_alone_is_fitted_on(fresh_seed):

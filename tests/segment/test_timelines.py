@@ -24,7 +24,7 @@ from ace_dist.models.build import build_model
 from ace_dist.segment.calibrate import ScoredVideo, calibrate_on_videos
 from ace_dist.segment.decoders import NAMES, DecoderConfig
 from ace_dist.segment.embed import EmbeddedVideo
-from ace_dist.segment.formats import FORMS, write_timeline
+from ace_dist.segment.formats import FORMS, stamp, write_timeline
 from ace_dist.segment.labelled import LabelledVideo, labelled_videos
 from ace_dist.segment.page import palette
 from ace_dist.segment.procedure import Procedure
@@ -305,3 +305,9 @@ def test_labels_that_are_seen_have_colours_of_their_own(seen):
     labels = tuple(f"spin block {place}" for place in range(20))
     fills = palette(labels, tuple(place in seen for place in range(20)))
     assert len({fills[labels[place]] for place in seen}) == len(seen) and set(fills) == set(labels)
+
+
+def test_a_stamp_counts_minutes_and_hours():
+    times = (0.0, 59.9996, 61.5, 3723.45, 36000.0)
+    shown = ["00:00:00.000", "00:01:00.000", "00:01:01.500", "01:02:03.450", "10:00:00.000"]
+    assert [stamp(time_s, ".") for time_s in times] == shown
