@@ -1,8 +1,10 @@
 """Protects the report: complete and offline, true to its files, safe with any string, clear about bad files."""
 
+import csv
 import json
 import re
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -188,6 +190,24 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
+def check_tables(run, results):
+    """The numbers of the figures' CSV files are those of predictions.json and results.json, counted here."""
+    predictions = json.loads((run / "predictions.json").read_text())
+    for name in ("base", "novel"):
+        part = predictions[name]
+        named = (
+            tuple(part["classes"][i] for i in pair) for pair in zip(part["labels"], part["predictions"], strict=True)
+        )
+        with (run / "figures" / f"confusion_{name}.csv").open() as file:
+            found = {(row["true"], row["named"]): int(row["clips"]) for row in csv.DictReader(file)}
+        assert found == Counter(named)
+    for metric in ("accuracy", "f1"):
+        with (run / "figures" / f"srt_{metric}.csv").open() as file:
+            found = {(row["method"], int(row["label_set"])): float(row[metric]) for row in csv.DictReader(file)}
+        runs = {(name, i): one[metric] for name, row in results.items() for i, one in enumerate(row["srt"]["runs"], 1)}
+        assert found == pytest.approx(runs)
+
+
 # ------------------------------------------------------------------------------------------------------- the page
 def test_report_is_complete_and_works_offline(tmp_path, rng):
     ours = build_run(tmp_path / "ace", rng)
@@ -217,6 +237,7 @@ def test_report_is_complete_and_works_offline(tmp_path, rng):
         *("bias_curve", "curve_loss", "curve_learning_rate", "curve_throughput", "curve_data_wait"),
     }
     assert drawn == {file.stem for file in (tmp_path / "ace" / "figures").glob("*.csv")}
+    check_tables(tmp_path / "ace", {"ACE": ours, "ProcVLR": theirs})
     assert page.tags.count("svg") == len(drawn)
     for name in drawn:
         assert ElementTree.parse(tmp_path / f"ace/figures/{name}.svg").getroot().tag.endswith("svg")  # opens alone

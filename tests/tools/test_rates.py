@@ -36,7 +36,7 @@ def test_the_search_goes_up_while_the_largest_is_best():
 
 def finish(search, folder, run, accuracy):
     """A finished run of the search."""
-    validation = {"accuracy": accuracy, "f1": accuracy, "clips": 100}
+    validation = {"accuracy": accuracy, "f1": 100 - accuracy, "clips": 100}  # which the rule does not ask
     (folder / run.id).mkdir(parents=True)
     (folder / run.id / "results.json").write_text(json.dumps({"validation": validation}))
 

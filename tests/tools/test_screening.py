@@ -23,7 +23,7 @@ NAMES = [name for options in CANDIDATES.values() for name in options]
 
 
 def cell_row(cell, name, seed, accuracy, mean, spread):
-    scores = dict(zip(SIGNALS, (accuracy, accuracy, mean, spread), strict=True))
+    scores = dict(zip(SIGNALS, (accuracy, -accuracy, mean, spread), strict=True))
     return CellRow(cell, "screening", name, seed, scores)
 
 

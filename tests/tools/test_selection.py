@@ -20,7 +20,7 @@ from ace_dist.utils.errors import RunError
 
 
 def row(cell, method, seed, target, accuracy, mean, spread):
-    scores = {"srt_accuracy_mean": target, "validation_accuracy": accuracy, "validation_f1": accuracy}
+    scores = {"srt_accuracy_mean": target, "validation_accuracy": accuracy, "validation_f1": -accuracy}
     scores |= {"validation_srt_accuracy_mean": mean, "validation_srt_accuracy_std": spread}
     return CellRow(cell, "full", method, seed, scores)
 
