@@ -208,8 +208,7 @@ def main() -> None:
                 with sharing(place), patch.object(method_study, "run_command", run_command):
                     failed += method_study.run(replace(settings, cell=cell, seed=seed))
                 shutil.rmtree(place)
-    if failed:
-        sys.exit("\n".join([f"{len(failed)} failed; the same command goes on with them:", *failed]))
+    method_study.end(failed)
 
 
 if __name__ == "__main__":

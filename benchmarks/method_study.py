@@ -328,7 +328,13 @@ def main() -> None:
         for row in planned(settings):
             if row.key not in there:
                 print(shlex.join(command("train", *row.settings(Path(settings.folder).absolute()))))
-    elif failed := run(settings):
+    else:
+        end(run(settings))
+
+
+def end(failed: Sequence[str]) -> None:
+    """Exit with what failed, where something did."""
+    if failed:
         sys.exit("\n".join([f"{len(failed)} failed; the same command goes on with them:", *failed]))
 
 
