@@ -19,7 +19,7 @@ from ace_dist.evaluate import examples, svg
 from ace_dist.evaluate.examples import Frames, confident_mistakes, disagreements, wordings_example
 from ace_dist.evaluate.metrics import accuracy, bias_curve, harmonic_mean, macro_f1, srt_summary
 from ace_dist.evaluate.report import write_report
-from ace_dist.evaluate.sections import FIGURES
+from ace_dist.evaluate.sections import CURVES, FIGURES, TERMS, class_rows
 from ace_dist.evaluate.verdict import paired_interval
 from ace_dist.utils.errors import RunError, UserError
 
@@ -191,21 +191,40 @@ class Page(HTMLParser):
 
 
 def check_tables(run, results):
-    """The numbers of the figures' CSV files are those of predictions.json and results.json, counted here."""
+    """The numbers of the figures' CSV files are those of the run's own files, counted here."""
+
+    def read(name):
+        with (run / "figures" / f"{name}.csv").open() as file:
+            return list(csv.DictReader(file))
+
     predictions = json.loads((run / "predictions.json").read_text())
     for name in ("base", "novel"):
         part = predictions[name]
         named = (
             tuple(part["classes"][i] for i in pair) for pair in zip(part["labels"], part["predictions"], strict=True)
         )
-        with (run / "figures" / f"confusion_{name}.csv").open() as file:
-            found = {(row["true"], row["named"]): int(row["clips"]) for row in csv.DictReader(file)}
+        found = {(row["true"], row["named"]): int(row["clips"]) for row in read(f"confusion_{name}")}
         assert found == Counter(named)
     for metric in ("accuracy", "f1"):
-        with (run / "figures" / f"srt_{metric}.csv").open() as file:
-            found = {(row["method"], int(row["label_set"])): float(row[metric]) for row in csv.DictReader(file)}
+        found = {(row["method"], int(row["label_set"])): float(row[metric]) for row in read(f"srt_{metric}")}
         runs = {(name, i): one[metric] for name, row in results.items() for i, one in enumerate(row["srt"]["runs"], 1)}
         assert found == pytest.approx(runs)
+    columns = ("bias", "base", "novel")
+    points = [
+        (name, *point)
+        for name, row in results.items()
+        for point in zip(*(row["gzsl"]["curve"][key] for key in columns), strict=True)
+    ]
+    assert [(row["method"], *(float(row[key]) for key in columns)) for row in read("bias_curve")] == points
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for prefix, name, *_ in CURVES[:-1]:  # there was no validation
+        found = {(int(row["step"]), row["curve"]): float(row[name]) for row in read(f"curve_{name}")}
+        keys = [key for key in logged[0] if key.startswith(prefix)]
+        assert found == pytest.approx({(row["step"], TERMS[key]): row[key] for row in logged for key in keys})
+    space = np.load(run / "concept_space.npz")
+    for name in ("before", "after"):
+        found = sorted((row["action"], row["phrase"]) for row in read(f"concepts_{name}"))
+        assert found == sorted(zip(space["actions"].tolist(), space["phrases"].tolist(), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------- the page
@@ -291,6 +310,23 @@ def test_a_data_set_without_base_or_novel_test_clips_is_reported_as_such(tmp_pat
     edit_json(tmp_path / "run/predictions.json", lambda parts: parts.update(base=None, novel=None))
     with pytest.raises(RunError, match="only one of results.json and predictions.json has"):
         write_report(tmp_path / "run")
+
+
+def test_the_row_of_a_class_by_hand():
+    """lift lid: one of three clips right, named once, so F1 is 2 / (3 + 1); spin pin: both right, named four times."""
+    part = {
+        "classes": ["lift lid", "spin pin", "push arm"],
+        "ids": ["c", "b", "a", "e", "d"],
+        "labels": [0, 0, 0, 1, 1],
+        "predictions": [0, 1, 1, 1, 1],
+    }
+    frames = SimpleNamespace(of_clip=lambda key, *_: (f"picture of {key}",))
+    rows = class_rows(SimpleNamespace(base=None, novel=part), frames)
+    assert [tuple(row[key] for key in ("part", "name", "clips", "taken", "picture")) for row in rows] == [
+        ("novel", "spin pin", 2, "", "picture of d"),
+        ("novel", "lift lid", 3, "spin pin (2)", "picture of a"),
+    ]
+    assert [row["f1"] for row in rows] == pytest.approx([100 * 4 / 6, 50.0])
 
 
 def test_too_few_phrases_for_a_layout_are_said_so(tmp_path, rng):
