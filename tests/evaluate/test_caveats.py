@@ -50,6 +50,26 @@ def test_clips_of_one_group_count_together():
     assert alike[0] < apart[0] and alike[1] > apart[1], "five groups know how alike clips are worse than fifty"
 
 
+def test_the_design_effect_by_hand():
+    """Four groups of five clips, two all right and two all wrong, so p = 1/2.
+
+    The groups' sums less p are +-5/2: the variance of the mean is 4/3 * 25 / 400 = 1/12, that of 20 independent clips
+    1/4 / 19, so d = 19/3, times (t(3) / t(19))^2 = (3.1824 / 2.0930)^2 = 2.312: 20 clips count as 1.366.
+    """
+    found = accuracy_interval([1] * 10 + [0] * 10, np.repeat(list("abcd"), 5))
+    assert found == (pytest.approx(7.06, abs=0.02), pytest.approx(92.94, abs=0.02))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_interval_of_the_srt_is_of_the_mean_over_its_label_sets(first):
+    """All of ten clips right under one set and six under the other: 80 % of ten, whatever set is the first."""
+    labels = [0] * 10
+    runs = [entry(labels, labels), entry(labels, [0] * 6 + [1] * 4)]
+    predictions = {"base": None, "novel": None, "srt": [runs[first], runs[1 - first]], "srt_base": [], "gzsl": None}
+    found = intervals(predictions, {clip: clip for clip in runs[0]["ids"]})["srt"]
+    assert found["accuracy"] == pytest.approx([49.0, 94.3], abs=0.1) and (found["clips"], found["groups"]) == (10, 10)
+
+
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 29, 500])
 def test_students_quantile_is_scipys(degrees):
     assert student_t975(degrees) == pytest.approx(student_t.ppf(0.975, degrees), abs=3e-4)
@@ -104,10 +124,13 @@ def test_a_result_apart_from_chance_says_on_which_side(shift, place):
 
 
 def test_the_difference_of_two_runs_is_of_equal_clips():
-    """Though the other run lists its clips in another order, and each run has another guess right."""
+    """Though the other run lists its clips in another order. Both are wrong on class 2, one on class 0 too.
+
+    Compared in the order of the files, errors of both would be differences, and the interval wider.
+    """
     labels = [0, 1, 2] * 20
-    ours = entry(labels, labels)
-    same = entry(labels, [label or 1 for label in labels])  # wrong on every clip of class 0
+    ours = entry(labels, [(0, 1, 0)[label] for label in labels])
+    same = entry(labels, [1] * len(labels))
     order = np.random.default_rng().permutation(len(labels))
     other = {name: [same[name][i] for i in order] for name in ("ids", "labels", "predictions")}
     groups = {clip: str(index // 3) for index, clip in enumerate(ours["ids"])}  # one clip of each class

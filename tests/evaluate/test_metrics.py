@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
+from ace_dist.config import load_config
 from ace_dist.evaluate.metrics import (
     accuracy,
     bias_curve,
@@ -19,6 +20,7 @@ from ace_dist.evaluate.metrics import (
     random_baseline,
     srt_summary,
 )
+from ace_dist.evaluate.protocols import summary
 from ace_dist.utils.errors import UserError
 
 
@@ -230,3 +232,35 @@ def test_the_bias_curve_of_clear_cases():
     assert (wrong["area"], wrong["best_hm"], wrong["base"], wrong["novel"]) == (0.0, 0.0, [0.0], [0.0])
     many = bias_curve((np.c_[np.arange(500.0), np.zeros(500)], np.zeros(500)), ([[0.0, 1.0]], [1]), 1)
     assert len(many["bias"]) == 101 and many["area"] == pytest.approx(100 * 500 / 500)
+
+
+def test_all_classes_together_by_hand():
+    """Two base classes and a novel one; the bias is taken from logarithms of probabilities.
+
+    The base clip is right up to a bias of log(0.8 / 0.1), one novel clip from -log 8 on, the other beyond
+    log(0.5 / 0.2). Without a bias half of the novel clips are right: HM 2 * 100 * 50 / 150, of F1 100 and 200 / 3.
+    """
+
+    def entry(probabilities, labels, classes=3):
+        rows = np.array(probabilities)
+        guesses = rows.argmax(1).tolist()
+        return {"classes": ["a", "b", "c"][:classes], "labels": labels, "predictions": guesses, "probabilities": rows}
+
+    predictions = {
+        "base": entry([[0.9, 0.1]], [0], 2),
+        "novel": entry([[0.7, 0.3], [0.6, 0.4]], [0, 1], 2),
+        "srt": [],
+        "srt_base": [],
+        "gzsl": {
+            "base": entry([[0.8, 0.1, 0.1]], [0]),
+            "novel": entry([[0.1, 0.1, 0.8], [0.5, 0.3, 0.2]], [2, 2]),
+        },
+    }
+    found = summary(load_config(["experiment=demo"]), predictions, base_classes=2)
+    assert (found["base"]["accuracy"], found["novel"]["accuracy"]) == (100.0, 50.0)
+    assert found["hm"] == pytest.approx({"accuracy": 200 / 3, "f1": 50.0})  # F1 of novel: (200 / 3 + 0) / 2
+    assert found["gzsl"]["hm"] == pytest.approx({"accuracy": 200 / 3, "f1": 80.0})
+    curve = found["gzsl"]["curve"]
+    assert curve["bias"][:3] == pytest.approx([-np.log(8), np.log(2.5), np.log(8)])
+    assert (curve["base"], curve["novel"]) == ([100.0, 100.0, 100.0, 0.0], [0.0, 50.0, 100.0, 100.0])
+    assert (curve["best_hm"], curve["best_bias"]) == (100.0, pytest.approx(np.log(8)))
