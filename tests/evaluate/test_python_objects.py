@@ -21,6 +21,8 @@ from ace_dist.data.sampling import TestPlan
 from ace_dist.data.shards import ShardFiles, ShardSet
 from ace_dist.data.task import load_task
 from ace_dist.models.dual_encoder import build_video_tower
+from ace_dist.segment.rejection import Rejection, unit
+from ace_dist.segment.segmenter import Calibration
 from ace_dist.train.trainer import train
 from ace_dist.utils import errors
 
@@ -161,6 +163,27 @@ def test_settings_of_one_video_are_not_of_a_list_or_a_file(classifier, video):
         classifier.classify([video], LABELS, start_s=0.5)
     with pytest.raises(errors.UserError, match="fps=25 is of pictures in memory"):
         classifier.classify(video, LABELS, fps=25)
+
+
+def test_none_of_these_is_said_of_each_video_below_the_threshold(classifier, pixels):
+    """By the best cosine alone, and by how near a video is to a prototype: here the first video itself."""
+    frames, fps = pixels
+    videos = [frames, 255 - frames]
+    known = classifier.classify(videos, LABELS, fps=fps)
+    assert [(each.fits, "none of these" in each.table()) for each in known] == [(None, False)] * 2
+    units = unit(classifier.encode_video(videos, fps=fps).double().numpy())
+    best = [max(each.cosines.values()) for each in known]
+    for scores, weights, prototypes in (
+        (best, [1.0, 0.0], []),
+        (units @ units[0], [0.0, 0.0, 0.0, 1.0, 0.0], [(-units[0]).tolist(), units[0].tolist()]),
+    ):
+        threshold = float(np.mean(scores))
+        rejection = Rejection(threshold, error_rate=0.1, weights=weights, prototypes=prototypes)
+        calibrated = Classifier(classifier.config, classifier.model, classifier.trees, Calibration(rejection=rejection))
+        for each, plain, score in zip(calibrated.classify(videos, LABELS, fps=fps), known, scores, strict=True):
+            assert each.fits == (score > threshold) and each.probabilities == plain.probabilities
+            assert each.label == (plain.label if each.fits else None)
+            assert ("none of these" in each.table()) != each.fits
 
 
 def test_a_rate_is_any_number_above_0(classifier, pixels):

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -18,10 +19,12 @@ from ace_dist.cli import timelines
 from ace_dist.concepts import LabelSet
 from ace_dist.config import DatasetConfig, load_config
 from ace_dist.data.datasets import build_reader
+from ace_dist.data.loader.long_video import stream_frames
 from ace_dist.data.task import load_test_trees
 from ace_dist.evaluate.protocols import similarity
 from ace_dist.models.build import build_model
 from ace_dist.segment.calibrate import ScoredVideo, calibrate_on_videos
+from ace_dist.segment.captions import FPS, SHORT_SIDE
 from ace_dist.segment.decoders import NAMES, DecoderConfig
 from ace_dist.segment.embed import EmbeddedVideo
 from ace_dist.segment.formats import FORMS, stamp, write_timeline
@@ -264,6 +267,14 @@ def test_every_form_is_written_whole_and_is_what_its_readers_expect(timeline, tm
     page = (tmp_path / "out.html").read_text()
     assert page.count("data:image/jpeg;base64,") == len(timeline) and "swapped" in page
     assert not re.search(r"(src|href)=.(https?:|//)|<script", page) and len(page) < 3_000_000
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        shown = [frame.to_ndarray(format="rgb24").astype(float) for frame in container.decode(video=0)]
+    pictures = list(stream_frames(Path(timeline.video), FPS, SHORT_SIDE))
+    assert len(shown) == len(pictures)
+    lower = WORLD.size // 2  # the letters' least height makes the band half of so small a picture
+    changes = [np.abs(a - b)[lower:].mean() for a, b in zip(shown, pictures, strict=True)]
+    labelled = [timeline.label_at(number / FPS) is not None for number in range(len(shown))]
+    assert 0 < sum(labelled) < len(labelled) and [change > 30 for change in changes] == labelled
     with pytest.raises(ConfigError, match=r"out\.doc: a timeline is written as one of"):
         write_timeline(timeline, tmp_path / "out.doc")
 
